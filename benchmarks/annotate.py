@@ -1,14 +1,16 @@
 """The shipped tagger against gold annotations, and its speed beside bare spaCy, in one run.
 
-**Parts of speech**: the share of gold words with the right tag. With *gold tokens* the pipeline is given the
-words; *from raw text* it has to cut the text itself, and a gold word has the tag of the token that holds its first
-character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a token counts if both its borders and its tag are
-right (EWT writes "!!!!" and "____" as one word, spaCy as many).
+**Parts of speech**: the share of gold words with the right tag. With *gold tokens* the pipeline is
+given the words; *from raw text* it has to cut the text itself, and a gold word has the tag of the
+token that holds its first character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a token
+counts if both its borders and its tag are right (EWT writes "!!!!" and "____" as one word, spaCy as
+many).
 
-**Salient spans** by overlap: a gold name is found if a predicted span holds one of its characters (recall), a
-predicted span is right if it holds a character of a gold name (precision); ``exact_f1`` asks for the same borders.
-The gold sets have no dates and numbers. So under ``names``, the headline, predicted dates and numbers count as
-neither right nor wrong, and a gold name that only they touch is missed; under ``all`` they are spans as others are.
+**Salient spans** by overlap: a gold name is found if a predicted span holds one of its characters
+(recall), a predicted span is right if it holds a character of a gold name (precision); ``exact_f1``
+asks for the same borders. The gold sets have no dates and numbers. So under ``names``, the
+headline, predicted dates and numbers count as neither right nor wrong, and a gold name that only
+they touch is missed; under ``all`` they are spans as others are.
 
 Texts of gold sets that are tokens only are joined by `join_tokens`, one sentence each.
 
@@ -59,20 +61,22 @@ NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column 
 Name = tuple[int, int]
 
 
-def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2) -> dict[str, Any]:
+def bench_annotate(
+    *, data: Path = GOLD, batches: int = 10, batch_texts: int = 128, copies: int = 2
+) -> dict[str, Any]:
     """Accuracy of the shipped pipeline on the gold sets that ``data`` holds, and words per second.
 
     Args:
-        data: folder with the files of `TAGGED` and `NAMED`; those that it lacks are named in "missing". Tagging is
-            measured on the bundled sample of EWT's test part in any case.
+        data: folder with the files of `TAGGED` and `NAMED`; those that it lacks are named in
+            "missing". Tagging is measured on the bundled sample of EWT's test part in any case.
         batches: of the bundled Wikipedia texts, timed.
         batch_texts: texts per batch.
-        copies: of the bundled Wikipedia texts (1.1 million words each), for the wall time of one process and of two;
-            0 leaves that out. The figures are of use on an idle machine only.
+        copies: of the bundled Wikipedia texts (1.1 million words each), for the wall time of one
+            process and of two; 0 leaves that out. The figures are of use on an idle machine only.
 
     Returns:
-        "pos", "salient", "speed" and "processes": lists of dicts; "missing"; "tagger": its bytes and version;
-        "hardware".
+        "pos", "salient", "speed" and "processes": lists of dicts; "missing"; "tagger": its bytes
+        and version; "hardware".
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,13 +85,21 @@ def bench_annotate(*, data: Path = GOLD, batches: int = 10, batch_texts: int = 1
         tagged = {n: list(read_conllu(data / f)) for n, f in TAGGED.items() if (data / f).is_file()}
         tagged["bundled sample of UD-EWT test"] = _bundled()
         tagged |= {f"{name}, in lower case": _lower(gold) for name, gold in tagged.items()}
-        named = {n: _names(data / f, *columns) for n, (f, *columns) in NAMED.items() if (data / f).is_file()}
+        named = {
+            n: _names(data / f, *columns)
+            for n, (f, *columns) in NAMED.items()
+            if (data / f).is_file()
+        }
         return {
             "pos": [{"data": name} | tag_accuracy(both, gold) for name, gold in tagged.items()],
             "salient": [
-                {"data": name, "spans": how} | overlap_scores([text for text, _ in gold], [n for _, n in gold], find)
+                {"data": name, "spans": how}
+                | overlap_scores([text for text, _ in gold], [n for _, n in gold], find)
                 for name, gold in named.items()
-                for how, find in (("salient", both.annotate), ("entities alone", partial(_entities, both)))
+                for how, find in (
+                    ("salient", both.annotate),
+                    ("entities alone", partial(_entities, both)),
+                )
             ],
             "speed": _speed(batches, batch_texts),
             "processes": _processes(copies) if copies else [],
@@ -109,12 +121,24 @@ def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> dict[
     for document, spans in zip(gold, found):
         start, end, code = document.layers["pos"]
         at = np.searchsorted(spans.end, start, "right").clip(max=max(len(spans.end) - 1, 0))
-        same = (np.asarray(spans.value)[at] == code) & (spans.start[at] <= start) if len(spans.end) else start < 0
-        words, tokens, right = words + len(start), tokens + len(spans.start), right + int(same.sum())
+        same = (
+            (np.asarray(spans.value)[at] == code) & (spans.start[at] <= start)
+            if len(spans.end)
+            else start < 0
+        )
+        words, tokens, right = (
+            words + len(start),
+            tokens + len(spans.start),
+            right + int(same.sum()),
+        )
         if len(spans.end):
             exact += int((same & (spans.start[at] == start) & (spans.end[at] == end)).sum())
     given = sum(map(int, (_right_with_gold_tokens(pipeline, document) for document in gold)))
-    scores = {"gold_tokens": given / words, "raw": right / words, "raw_f1": 2 * exact / (words + tokens)}
+    scores = {
+        "gold_tokens": given / words,
+        "raw": right / words,
+        "raw_f1": 2 * exact / (words + tokens),
+    }
     return {"words": words} | {name: round(score, 4) for name, score in scores.items()}
 
 
@@ -124,7 +148,9 @@ def _right_with_gold_tokens(pipeline: SpacyPipeline, document: GoldDocument) -> 
     nlp, spans, text = pipeline.nlp, document.layers["pos"], document.text
     words = [text[a:b] for a, b in zip(spans.start, spans.end)]
     doc = Doc(nlp.vocab, words=words, spaces=[text[b : b + 1] == " " for b in spans.end])
-    return sum(token.pos_ == POS.labels[code - 1] for token, code in zip(nlp(doc), np.asarray(spans.value)))
+    return sum(
+        token.pos_ == POS.labels[code - 1] for token, code in zip(nlp(doc), np.asarray(spans.value))
+    )
 
 
 def overlap_scores(
@@ -147,7 +173,9 @@ def overlap_scores(
         spans = sum(map(len, kept))
         recall = sum(_touching(names, some) for some, names in pairs) / max(1, scores["gold"])
         precision = sum(_touching(some, names) for some, names in pairs) / max(1, spans)
-        exact = sum(len(set(some) & set(names)) for some, names in pairs) / max(1, spans + scores["gold"])
+        exact = sum(len(set(some) & set(names)) for some, names in pairs) / max(
+            1, spans + scores["gold"]
+        )
         values = {"recall": recall, "precision": precision, "exact_f1": 2 * exact}
         scores[view] = {"spans": spans} | {name: round(value, 4) for name, value in values.items()}
     return scores
@@ -163,12 +191,16 @@ def _touching(these: Sequence[Name], those: Sequence[Name]) -> int:
         return 0
     start, end = np.array(these).T
     other_start, other_end = np.array(those).T
-    return int((np.searchsorted(other_end, start, "right") < np.searchsorted(other_start, end)).sum())
+    return int(
+        (np.searchsorted(other_end, start, "right") < np.searchsorted(other_start, end)).sum()
+    )
 
 
 def _entities(pipeline: SpacyPipeline, texts: list[str]) -> list[dict[str, CharSpans]]:
     """What the entity recogniser finds by itself."""
-    rows = ([(e.start_char, e.end_char, NAME) for e in doc.ents] for doc in pipeline.nlp.pipe(texts))
+    rows = (
+        [(e.start_char, e.end_char, NAME) for e in doc.ents] for doc in pipeline.nlp.pipe(texts)
+    )
     return [{"salient": CharSpans.of(row, pipeline.layers["salient"])} for row in rows]
 
 
@@ -196,8 +228,12 @@ def _lower(gold: Iterable[GoldDocument]) -> list[GoldDocument]:
 
 
 def _speed(batches: int, batch_texts: int) -> list[dict[str, Any]]:
-    """Words per second of processor time; "times_bare": how many times those of bare spaCy with the same layers."""
-    texts = [document.text for document in read_documents(bundled_path("wikipedia"))][: batches * batch_texts]
+    """Words per second of processor time; "times_bare": how many times those of bare spaCy with the
+    same layers.
+    """
+    texts = [document.text for document in read_documents(bundled_path("wikipedia"))][
+        : batches * batch_texts
+    ]
     parts = _parts(texts, batch_texts)
     calls: dict[str, Callable[[int], int]] = {}
     peers: dict[str, str] = {}
@@ -251,21 +287,39 @@ def _through_files(annotators: list[str], folder: str, parts: list[list[str]], n
 
 
 def _processes(copies: int) -> list[dict[str, Any]]:
-    """Wall seconds of the whole command for parts of speech, from its start to its end, with one process and two."""
+    """Wall seconds of the whole command for parts of speech, from its start to its end, with one
+    process and two.
+    """
     texts = [document.text for document in read_documents(bundled_path("wikipedia"))]
-    many = [f"Copy {number}. {text}" for number in range(copies) for text in texts]  # a repeated text is left out
+    # a repeated text is left out
+    many = [f"Copy {number}. {text}" for number in range(copies) for text in texts]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
-        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in many), encoding="utf-8")
+        corpus.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in many), encoding="utf-8"
+        )
         for jobs in (1, 2):
             out = str(Path(folder) / str(jobs))
-            command = ["annotate", str(corpus), "--with", "pos", "--out", out, "--jobs", str(jobs), "--json"]
+            command = [
+                "annotate",
+                str(corpus),
+                "--with",
+                "pos",
+                "--out",
+                out,
+                "--jobs",
+                str(jobs),
+                "--json",
+            ]
             began = time.perf_counter()
             ran = subprocess.run(
                 [sys.executable, "-c", "from maskwise.cli import main; main()", *command],
-                env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             seconds, words = time.perf_counter() - began, int(json.loads(ran.stdout)["words"])
             rows.append({"processes": jobs, "words": words, "seconds": round(seconds, 2)})
     return [row | {"times_one": round(rows[0]["seconds"] / row["seconds"], 3)} for row in rows]
@@ -280,7 +334,10 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
     hardware = result["hardware"]
     pos = Table(title="Universal parts of speech, % of gold words", title_justify="left")
     salient = Table(title="Salient spans by overlap, %", title_justify="left")
-    title = f"Processor time of one thread: {hardware['processor']}, spaCy {hardware['versions']['spacy']}"
+    title = (
+        f"Processor time of one thread: {hardware['processor']}, spaCy "
+        f"{hardware['versions']['spacy']}"
+    )
     speed = Table(title=title, title_justify="left")
     for table, left, columns in (
         (pos, "data", ("words", "gold tokens", "raw text", "raw F1")),
@@ -295,11 +352,17 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
         for column in columns:
             table.add_column(column, justify="right")
     for r in result["pos"]:
-        pos.add_row(r["data"], f"{r['words']:,}", *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1")))
+        pos.add_row(
+            r["data"],
+            f"{r['words']:,}",
+            *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1")),
+        )
     for r in result["salient"]:
         shown = [r["names"][k] for k in ("recall", "precision", "exact_f1")]
         shown += [r["all"][k] for k in ("recall", "precision")]
-        salient.add_row(r["data"], r["spans"], f"{r['gold']:,}", *(f"{100 * value:.1f}" for value in shown))
+        salient.add_row(
+            r["data"], r["spans"], f"{r['gold']:,}", *(f"{100 * value:.1f}" for value in shown)
+        )
     for r in result["speed"]:
         speed.add_row(r["name"], f"{r['words_per_second']:,}", f"{r['times_bare']:.2f}")
     processes = Table(title="The whole command, start-up included: wall time", title_justify="left")
@@ -308,15 +371,21 @@ def render_annotate(result: dict[str, Any]) -> RenderableType:
     for r in result["processes"]:
         row = f"{r['processes']}", f"{r['words']:,}", f"{r['seconds']:.1f}", f"{r['times_one']:.2f}"
         processes.add_row(*row)
-    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(result["missing"])
+    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(
+        result["missing"]
+    )
     return Group(pos, salient, speed, *[processes] * bool(result["processes"]), *missing)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=GOLD, help="folder of the gold sets")
     parser.add_argument("--batches", type=int, default=10, help="batches of texts that are timed")
-    parser.add_argument("--copies", type=int, default=2, help="of the text for one and two processes; 0: none")
+    parser.add_argument(
+        "--copies", type=int, default=2, help="of the text for one and two processes; 0: none"
+    )
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     result = {

@@ -1,4 +1,6 @@
-"""Files of columns, such as CoNLL-2003's: sentences, running text and the names in them. For benches and scripts."""
+"""Files of columns, such as CoNLL-2003's: sentences, running text and the names in them. For
+benches and scripts.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,18 @@ from pathlib import Path
 
 from maskwise.text.labelled import sentences
 
-_NO_SPACE_BEFORE = frozenset([*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"])
+_NO_SPACE_BEFORE = frozenset(
+    [*".,;:!?)]}%'", "''", "n't", "'s", "’s", "'m", "'re", "'ve", "'ll", "'d"]
+)
 _NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
 
 
-def read_columns(path: Path, *, token: int = 0, tag: int = -1) -> Iterator[tuple[list[str], list[str]]]:
-    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz`` allowed)."""
+def read_columns(
+    path: Path, *, token: int = 0, tag: int = -1
+) -> Iterator[tuple[list[str], list[str]]]:
+    """The (tokens, tags) of every sentence of a file of columns, such as CoNLL-2003's (``.gz``
+    allowed).
+    """
     for _, rows in sentences(path, columns=2):
         yield [row[token] for row in rows], [row[tag] for row in rows]
 
@@ -36,7 +44,8 @@ def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Running text from tokens, by the usual rules of English punctuation, and every token's characters.
+    """Running text from tokens, by the usual rules of English punctuation, and every token's
+    characters.
 
     >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
     "It isn't (yet)."
@@ -53,5 +62,6 @@ def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
         parts.append(token)
         offsets.append((size, size + len(token)))
         size += len(token)
-        before = "(" if token == '"' and quoted else token  # an opening quotation mark holds on to its word
+        # an opening quotation mark holds on to its word
+        before = "(" if token == '"' and quoted else token
     return "".join(parts), offsets

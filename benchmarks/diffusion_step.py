@@ -1,10 +1,12 @@
-"""What masked diffusion costs beside masked language modelling: a step with as many targets, and its masks.
+"""What masked diffusion costs beside masked language modelling: a step with as many targets, and
+its masks.
 
     python benchmarks/diffusion_step.py [--rounds N]
 
-All take turns in one process with one thread, and figures are processor time, so that neighbours on the machine hit
-all alike. A step is one of the quick start (12 × 64 tokens), with the making of its batch: rates from U(0, 1) mask half
-of the tokens on average, and masked language modelling masks half of each row. Masks are those of 32 × 512 tokens.
+All take turns in one process with one thread, and figures are processor time, so that neighbours on
+the machine hit all alike. A step is one of the quick start (12 × 64 tokens), with the making of its
+batch: rates from U(0, 1) mask half of the tokens on average, and masked language modelling masks
+    half of each row. Masks are those of 32 × 512 tokens.
 """
 
 from __future__ import annotations
@@ -36,11 +38,16 @@ def steps() -> dict[str, Callable[[], int]]:
     recipe = read_recipe("quick-start")
     documents = list(read_documents(recipe.corpus.source, limit=400))
     tokenizer = train_tokenizer((d.text for d in documents), vocab_size=recipe.tokenizer.vocab_size)
-    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length)
-    config = new_config(recipe.model.architecture, tokenizer, recipe.corpus.length, **recipe.model.settings)
+    pieces = read_pieces(
+        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
+    )
+    config = new_config(
+        recipe.model.architecture, tokenizer, recipe.corpus.length, **recipe.model.settings
+    )
     maskers: dict[str, Any] = {
-        "mlm": Masker(tokenizer, ratio=0.5, corruption="mask-only"), "diffusion": Noising(tokenizer),
-    }  # fmt: skip
+        "mlm": Masker(tokenizer, ratio=0.5, corruption="mask-only"),
+        "diffusion": Noising(tokenizer),
+    }
 
     def step(name: str) -> Callable[[], int]:
         source = MaskedSource(Rows.of(pieces, "packed"), maskers[name], recipe.training)
@@ -76,7 +83,9 @@ def masks() -> dict[str, Callable[[], int]]:
     return {name: mask(masker) for name, masker in maskers.items()}
 
 
-def contest(sides: dict[str, Callable[[], int]], rounds: int, against: str) -> dict[str, dict[str, float]]:
+def contest(
+    sides: dict[str, Callable[[], int]], rounds: int, against: str
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each side, and the median over rounds of its ratio to ``against``."""
     spent: dict[str, list[float]] = {name: [] for name in sides}
     targets = dict.fromkeys(sides, 0)
@@ -90,23 +99,28 @@ def contest(sides: dict[str, Callable[[], int]], rounds: int, against: str) -> d
     return {
         name: {
             "milliseconds": round(1e3 * median(seconds), 3),
-            "times_as_long": round(median(a / b for a, b in zip(seconds, spent[against], strict=True)), 3),
+            "times_as_long": round(
+                median(a / b for a, b in zip(seconds, spent[against], strict=True)), 3
+            ),
             "targets": round(targets[name] / rounds, 1),
         }
         for name, seconds in spent.items()
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
     """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     result = {
-        "steps": contest(steps(), rounds, "mlm"), "masks": contest(masks(), rounds, "token"),
+        "steps": contest(steps(), rounds, "mlm"),
+        "masks": contest(masks(), rounds, "token"),
         "hardware": surroundings(("torch", "numpy", "maskwise")),
-    }  # fmt: skip
+    }
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

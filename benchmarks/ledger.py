@@ -1,10 +1,11 @@
-"""The ledger: one line for each primary contrast of every recorded study, judged by the rules of today.
+"""The ledger: one line for each primary contrast of every recorded study, judged by the rules of
+today.
 
     python benchmarks/ledger.py            # adds what is missing, and prints how often each verdict stands there
     python benchmarks/ledger.py --rejudge  # judges all lines anew, after the rules have changed
 
-A verdict counts for little by itself: of twenty studies without a difference, one is decided. So nothing that was
-run is left out. `tests/test_ledger.py` fails where a record lacks its line.
+A verdict counts for little by itself: of twenty studies without a difference, one is decided. So
+nothing that was run is left out. `tests/test_ledger.py` fails where a record lacks its line.
 """
 
 from __future__ import annotations
@@ -42,17 +43,24 @@ def recipe_hash(study: Study) -> str:
 
 
 def commit_of_plan(study: Study) -> str | None:
-    """The last commit of the recipe's file before the study began; None where its recipe was never committed."""
+    """The last commit of the recipe's file before the study began; None where its recipe was never
+    committed.
+    """
     files = f"src/maskwise/recipes/{study['name']}.yaml", f"benchmarks/recipes/{study['name']}.yaml"
     command = ["git", "log", "-1", "--format=%h", f"--before={study['started']}", "--", *files]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    found = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
     return found or None
 
 
 def lines_of(folder: Path) -> list[Line]:
     """The lines of one recorded study, without the commit of its plan."""
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     lines = []
     for row in summarise(records, study)["contrasts"]:
         if not row["primary"]:

@@ -1,8 +1,9 @@
-"""What a meta-gradient costs: time and memory of both back-ends, beside an ordinary training step on the same rows.
+"""What a meta-gradient costs: time and memory of both back-ends, beside an ordinary training step
+on the same rows.
 
-One thread, single precision, invented contexts of 64 tokens, one question a context. Each figure is taken in a process
-of its own: processor time is the median over the rounds, memory the peak above what the process held before (model,
-parameters and inputs not counted).
+One thread, single precision, invented contexts of 64 tokens, one question a context. Each figure is
+taken in a process of its own: processor time is the median over the rounds, memory the peak above
+what the process held before (model, parameters and inputs not counted).
 
     python benchmarks/meta_gradients.py [--json]
 """
@@ -35,10 +36,19 @@ VOCABULARY, LENGTH, QUESTION, MASK = 2048, 64, 16, 4
 
 def model_of(width: int, layers: int) -> Losses:
     config = ModernBertConfig(
-        vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
-        intermediate_size=int(2.625 * width), layer_types=["full_attention"] * layers, max_position_embeddings=LENGTH,
-        pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=int(2.625 * width),
+        layer_types=["full_attention"] * layers,
+        max_position_embeddings=LENGTH,
+        pad_token_id=0,
+        cls_token_id=2,
+        sep_token_id=3,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     model = new_model(config, seed=0).eval()
     return Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
 
@@ -55,13 +65,18 @@ def rows_of(rows: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
 
 
 def work(what: str, losses: Losses, rows: int, inner: int) -> None:
-    """A meta-gradient by a back-end, or the gradients of as many ordinary steps: masked text and task in turn."""
+    """A meta-gradient by a back-end, or the gradients of as many ordinary steps: masked text and
+    task in turn.
+    """
     text, mask, asked = rows_of(rows)
     budget, theta = mask.sum(), losses.parameters_now()
     steps = [
         step
         for _ in range(inner)
-        for step in (InnerStep(losses.of(text, budget), 0.5, mask), InnerStep(losses.of(asked), 0.1))
+        for step in (
+            InnerStep(losses.of(text, budget), 0.5, mask),
+            InnerStep(losses.of(asked), 0.1),
+        )
     ]
     if what in BACKENDS:
         meta_gradient(theta, steps, losses.of(asked), backend=what)
@@ -80,8 +95,14 @@ def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> dict[st
         work(what, losses, rows, inner)
         seconds.append(time.process_time() - begin)
     peak = _megabytes("VmHWM") - before
-    return {"what": what, "model": size, "rows": rows, "inner_steps": inner,
-            "seconds": round(median(seconds), 3), "peak_megabytes": round(peak)}  # fmt: skip
+    return {
+        "what": what,
+        "model": size,
+        "rows": rows,
+        "inner_steps": inner,
+        "seconds": round(median(seconds), 3),
+        "peak_megabytes": round(peak),
+    }
 
 
 def _megabytes(name: str) -> float:
@@ -91,7 +112,9 @@ def _megabytes(name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -102,9 +125,14 @@ def main() -> None:
         for inner in (1, 3):
             for what in ("training steps", *BACKENDS):
                 with multiprocessing.get_context("fork").Pool(1) as pool:
-                    results.append(pool.apply(measure, (what, size, arguments.rows, inner, arguments.rounds)))
+                    results.append(
+                        pool.apply(measure, (what, size, arguments.rows, inner, arguments.rounds))
+                    )
                 if not arguments.json:
-                    line = "{what:18} {model:8} inner steps {inner_steps}: {seconds:7.3f} s {peak_megabytes:6} MB"
+                    line = (
+                        "{what:18} {model:8} inner steps {inner_steps}: {seconds:7.3f} s "
+                        "{peak_megabytes:6} MB"
+                    )
                     Console(highlight=False).print(line.format(**results[-1]))
     if arguments.json:
         facts = surroundings(["torch", "transformers"])

@@ -1,9 +1,11 @@
-"""How fast a learned policy scores a corpus, beside a training step over the same tokens: one thread, one process.
+"""How fast a learned policy scores a corpus, beside a training step over the same tokens: one
+thread, one process.
 
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
-The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring begins with text: it has
-the tokenizer, the encoder and the words to pay. Processor time, the best of several rounds in turn.
+The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring
+begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the best
+of several rounds in turn.
 """
 
 from __future__ import annotations
@@ -31,11 +33,15 @@ WANTED = {"light": 5.0, "the model's shape": 3.0}
 def main() -> None:
     """Measure, and print one JSON object."""
     torch.set_num_threads(1)
-    recipe = read_recipe("quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"])
+    recipe = read_recipe(
+        "quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"]
+    )
     documents = list(read_documents("bundled:wikipedia", limit=TEXTS))
     tokenizer = recipe.tokenizer.tokenizer(documents)
     texts = [document.text for document in documents]
-    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length)
+    pieces = read_pieces(
+        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
+    )
     data = Prepared(tokenizer, *split(pieces, held_out=0.05))
     tokens = int(pieces.offsets[-1])
     counts = torch.from_numpy(data.training.unigram_counts(len(tokenizer)))
@@ -54,7 +60,9 @@ def main() -> None:
         made = learning(network, data, recipe)
         began = time.process_time()
         done = train(made.objective, made.source, recipe.training, quiet=True)
-        best["training"] = max(best.get("training", 0.0), done["tokens"] / (time.process_time() - began))
+        best["training"] = max(
+            best.get("training", 0.0), done["tokens"] / (time.process_time() - began)
+        )
         for name, policy in policies.items():
             began = time.process_time()
             score_words(policy, texts)
@@ -67,7 +75,10 @@ def main() -> None:
         }
         for name, asked in WANTED.items()
     }
-    about = {"date": str(date.today()), "command": "OMP_NUM_THREADS=1 python benchmarks/policies.py"}
+    about = {
+        "date": str(date.today()),
+        "command": "OMP_NUM_THREADS=1 python benchmarks/policies.py",
+    }
     machine = {
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -75,7 +86,10 @@ def main() -> None:
     }
     training = {"tokens_per_second": round(best["training"])}
     sys.stdout.write(
-        json.dumps({**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines}, indent=1)
+        json.dumps(
+            {**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines},
+            indent=1,
+        )
         + "\n"
     )
 

@@ -1,10 +1,12 @@
-"""Does preparing a corpus need memory that grows with it? Peak anonymous memory of preparing texts of two sizes.
+"""Does preparing a corpus need memory that grows with it? Peak anonymous memory of preparing texts
+of two sizes.
 
     python benchmarks/prepare_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 200 is the claim
 
-Each size is prepared in a process of its own, as a study does it: documents of distinct words are read from JSON lines,
-a tokenizer is trained, tokens are cut into pieces and written, and both sides are planned. A thread reads the anonymous
-memory of the process and its children (RssAnon of /proc) every 20 ms; memory-mapped pages are not counted.
+Each size is prepared in a process of its own, as a study does it: documents of distinct words are
+read from JSON lines, a tokenizer is trained, tokens are cut into pieces and written, and both sides
+are planned. A thread reads the anonymous memory of the process and its children (RssAnon of /proc)
+every 20 ms; memory-mapped pages are not counted.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ MEGABYTE = 1 << 20
 
 
 def write_text(path: Path, megabytes: float, *, seed: int = 0) -> None:
-    """Distinct articles of about 2,000 letters; words follow Zipf's law over half a million made-up ones."""
-    letters = np.random.default_rng(0).integers(97, 123, size=(1 << 19, 7), dtype=np.uint8).view("S7")[:, 0]
+    """Distinct articles of about 2,000 letters; words follow Zipf's law over half a million made-up
+    ones.
+    """
+    letters = (
+        np.random.default_rng(0)
+        .integers(97, 123, size=(1 << 19, 7), dtype=np.uint8)
+        .view("S7")[:, 0]
+    )
     rank = np.arange(1, len(letters) + 1)
     share = np.cumsum(1 / rank) / (1 / rank).sum()
     draw, size = np.random.default_rng([0, seed]), 0
@@ -64,7 +72,8 @@ def prepare(corpus: Path, folder: Path) -> dict[str, float]:
 def _anonymous() -> int:
     """Bytes of anonymous memory of this process and its children.
 
-    A child that still bears our command line is between fork and exec: its pages are ours, and would count twice.
+    A child that still bears our command line is between fork and exec: its pages are ours, and
+    would count twice.
     """
     ours = Path("/proc/self/cmdline").read_bytes()
     children = Path("/proc/self/task").glob("*/children")
@@ -88,7 +97,9 @@ def main(*sizes: str) -> None:
             corpus = Path(scratch) / f"{size}.jsonl"
             write_text(corpus, int(size))
             command = [sys.executable, __file__, "--one", str(corpus), str(Path(scratch) / size)]
-            facts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            facts = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
             line = ", ".join(f"{name} {value:,.1f}" for name, value in facts.items())
             print(f"{size} MB: {line}", flush=True)  # noqa: T201
             corpus.unlink()

@@ -1,9 +1,11 @@
-"""How much of a sampler's reward is chance: disjoint probes of one training, by their size and the way gains are taken.
+"""How much of a sampler's reward is chance: disjoint probes of one training, by their size and the
+way gains are taken.
 
-The recipe ``mometas`` in short: a small encoder learns masked words, and then goes on with its five objectives, drawn
-evenly. Every ten steps all arms are measured on disjoint sets of held-out rows: twenty of 6 rows (3 pairs for cse), as
-probes were until November 2026, and four of 64 (48 pairs). The reliability of the reward is the mean correlation of two
-sets over the rollouts behind the first quarter; ``split-half`` is what a run logs that probes two sets.
+The recipe ``mometas`` in short: a small encoder learns masked words, and then goes on with its five
+objectives, drawn evenly. Every ten steps all arms are measured on disjoint sets of held-out rows:
+twenty of 6 rows (3 pairs for cse), as probes were until November 2026, and four of 64 (48 pairs).
+The reliability of the reward is the mean correlation of two sets over the rollouts behind the first
+quarter; ``split-half`` is what a run logs that probes two sets.
 
     python benchmarks/probe_reliability.py [--seeds 2] [--json]
 """
@@ -67,30 +69,51 @@ class Watch:
 
 
 def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Tensor]:
-    """By the rows of a set: (T, sets, K) losses, of a run of ``steps`` behind ``first`` of masked words alone."""
-    over = ["tasks=[]", "corpus.held_out=0.1", f"training.steps={first}", "training.save_every=0",
-            "evaluation.rows=64", f"training.seed={seed}"]  # fmt: skip
-    start = run_pretrain(read_recipe("mometas", [*over, "intermediate=none"]), folder / "start", quiet=True)
+    """By the rows of a set: (T, sets, K) losses, of a run of ``steps`` behind ``first`` of masked
+    words alone.
+    """
+    over = [
+        "tasks=[]",
+        "corpus.held_out=0.1",
+        f"training.steps={first}",
+        "training.save_every=0",
+        "evaluation.rows=64",
+        f"training.seed={seed}",
+    ]
+    start = run_pretrain(
+        read_recipe("mometas", [*over, "intermediate=none"]), folder / "start", quiet=True
+    )
     recipe = read_recipe("mometas", [*over, f"intermediate.training.steps={steps}"]).links()[1]
     text = prepare_stage(recipe)
     run_stage(text, folder)
     data = open_text(folder / text.name)
     recipe = starting_from(Path(start["checkpoint"]), recipe)
-    network = recipe.model.model(data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None)
+    network = recipe.model.model(
+        data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None
+    )
     made = learning(network, data, recipe)
     joined, source = made.objective, made.source
     assert isinstance(joined, Arms) and isinstance(source, ArmsSource)
     kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
     held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
-    watch = Watch({rows: list(_probes(joined, source, held_out, taken, rows, steps)) for rows in SETS})
+    watch = Watch(
+        {rows: list(_probes(joined, source, held_out, taken, rows, steps)) for rows in SETS}
+    )
     others = {name: one for name, one in made.learners.items() if name != "sampler"}
-    train(joined, source, recipe.training, folder=None, learners={**others, "sets": watch}, quiet=True)
+    train(
+        joined, source, recipe.training, folder=None, learners={**others, "sets": watch}, quiet=True
+    )
     return {rows: torch.stack(losses) for rows, losses in watch.losses.items()}
 
 
 def _probes(
-    joined: Arms, source: ArmsSource, held_out: Any, taken: dict[str, list[int]], rows: int, steps: int
+    joined: Arms,
+    source: ArmsSource,
+    held_out: Any,
+    taken: dict[str, list[int]],
+    rows: int,
+    steps: int,
 ) -> Iterator[Probe]:
     """Probes of two sets each, on rows that no other one has."""
     skip = {name: set(numbers) for name, numbers in taken.items()}
@@ -111,13 +134,17 @@ def _probes(
 
 
 def rewards(losses: Tensor, *, every: int, least: float) -> Tensor:
-    """(T, sets) rewards of rollouts of ``every`` steps, from losses (T, sets, K) every ``EVERY`` steps."""
+    """(T, sets) rewards of rollouts of ``every`` steps, from losses (T, sets, K) every ``EVERY``
+    steps.
+    """
     some = losses[:: every // EVERY]
     return torch.stack([gains(a, b, least=least).sum(-1) for a, b in pairwise(some)])
 
 
 def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
-    """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one set's reward."""
+    """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one
+    set's reward.
+    """
     reward_TS = rewards(losses, every=every, least=least)
     late = reward_TS[len(reward_TS) // 4 :].numpy()
     table = np.corrcoef(late.T)
@@ -133,7 +160,9 @@ def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first", type=int, default=300, help="steps of masked words alone")
     parser.add_argument("--steps", type=int, default=300, help="steps of five objectives")
@@ -148,9 +177,16 @@ def main() -> None:
             for every in (10, 20):
                 for name, least in (("published", 0.0), ("mometas-plus", LEAST)):
                     figures = summarise(measured, every=every, least=least)
-                    rows.append({"seed": seed, "rows": size, "every": every, "gains": name, **figures})
-    result = {"bench": "probe_reliability", "first": given.first, "steps": given.steps, "rows": rows,
-              "hardware": surroundings(["torch", "transformers"])}  # fmt: skip
+                    rows.append(
+                        {"seed": seed, "rows": size, "every": every, "gains": name, **figures}
+                    )
+    result = {
+        "bench": "probe_reliability",
+        "first": given.first,
+        "steps": given.steps,
+        "rows": rows,
+        "hardware": surroundings(["torch", "transformers"]),
+    }
     if given.json:
         Console().print_json(data=result)
         return

@@ -1,11 +1,12 @@
-"""What a step of the quick start costs, beside an earlier commit: pre-training (12 × 64 tokens) and fine-tuning.
+"""What a step of the quick start costs, beside an earlier commit: pre-training (12 × 64 tokens) and
+fine-tuning.
 
     python benchmarks/quick_step.py [COMMIT] [--rounds N]     # without one: before the work on speed
 
-Both source trees take turns, a few steps each, in two processes with one thread that live as long as the bench: so
-neighbours on the machine and its clock hit both alike. A turn's figure is the processor time of its fastest step, which
-a busy machine moves least; the ratio is the median over the turns. Losses after the same steps show that both learn
-alike.
+Both source trees take turns, a few steps each, in two processes with one thread that live as long
+as the bench: so neighbours on the machine and its clock hit both alike. A turn's figure is the
+processor time of its fastest step, which a busy machine moves least; the ratio is the median over
+the turns. Losses after the same steps show that both learn alike.
 """
 
 from __future__ import annotations
@@ -84,32 +85,51 @@ for line in sys.stdin:
 
 def main() -> None:
     """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commit", nargs="?", default=BEFORE)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True)
+        archive = subprocess.run(
+            ["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True
+        )
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         sides = {
             "before": _start(Path(folder) / "src", given.steps),
             "now": _start(ROOT / "src", given.steps),
         }
-        results = {kind: _contest(sides, kind, given.rounds) for kind in ("pretraining", "finetuning")}
+        results = {
+            kind: _contest(sides, kind, given.rounds) for kind in ("pretraining", "finetuning")
+        }
         for side in sides.values():
             side.stdin.close()  # type: ignore[union-attr]
             side.wait()
-    facts = {"commit": given.commit, "threads": 1, "processor": cpu_name(), "amx": torch.cpu._is_amx_tile_supported()}
+    facts = {
+        "commit": given.commit,
+        "threads": 1,
+        "processor": cpu_name(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
     sys.stdout.write(json.dumps({**facts, **results}, indent=1) + "\n")
 
 
 def _start(source: Path, steps: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", CHILD, str(steps)],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> dict[str, object]:

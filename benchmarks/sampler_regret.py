@@ -1,10 +1,11 @@
 """What samplers lose against always drawing the best arm, at the noise that rewards really have.
 
-Five arms of known worth, in units of a rollout's reward. A rollout's reward is the mean worth of what was drawn, plus
-normal noise: .4 to .8 was measured with probes of 6 rows, and probes of 64 have less (probe_reliability.py). Regret is
-the mean over rollouts of what was lost, and ``largest`` the mean of the largest probability: where no arm is better it
-should stay near .2. ``exp-weights`` is a bandit of exponential weights (EXP3) that is told the reward of each rollout,
-with its learning rate at the theory's best; ``loss-proportional`` is told losses in proportion to 1 − worth.
+Five arms of known worth, in units of a rollout's reward. A rollout's reward is the mean worth of
+what was drawn, plus normal noise: .4 to .8 was measured with probes of 6 rows, and probes of 64
+have less (probe_reliability.py). Regret is the mean over rollouts of what was lost, and ``largest``
+the mean of the largest probability: where no arm is better it should stay near .2. ``exp-weights``
+is a bandit of exponential weights (EXP3) that is told the reward of each rollout, with its learning
+rate at the theory's best; ``loss-proportional`` is told losses in proportion to 1 − worth.
 
     python benchmarks/sampler_regret.py [--games 100] [--json]
 """
@@ -28,7 +29,9 @@ EVERY = 10
 WORLDS: dict[str, Callable[[float], list[float]]] = {
     "no effect": lambda t: [0.1] * 5,
     "one arm is best": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05],
-    "the best arm changes": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05] if t < 0.5 else [0.05, 0.05, 0.3, 0.05, 0.05],
+    "the best arm changes": lambda t: (
+        [0.3, 0.05, 0.05, 0.05, 0.05] if t < 0.5 else [0.05, 0.05, 0.3, 0.05, 0.05]
+    ),
     "one arm harms": lambda t: [0.05, 0.05, 0.05, 0.05, -0.4],
 }
 """The reward of a rollout of each arm alone, by the share of the run that is over."""
@@ -37,7 +40,9 @@ PLAYERS = ("uniform", "loss-proportional", "exp-weights", "mometas", "mometas-pl
 
 
 def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tuple[float, float]:
-    """One game: the mean regret of a rollout, and the mean of the largest probability behind every update."""
+    """One game: the mean regret of a rollout, and the mean of the largest probability behind every
+    update.
+    """
     draws, regret, largest = np.random.default_rng(seed), 0.0, 0.0
     rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
     weights, player = np.zeros(len(ARMS)), None
@@ -79,15 +84,26 @@ def games(*, count: int) -> list[dict[str, Any]]:
         for rollouts in LENGTHS:
             for noise in NOISES:
                 found = {
-                    name: [play(name, world, noise=noise, rollouts=rollouts, seed=seed) for seed in range(count)]
+                    name: [
+                        play(name, world, noise=noise, rollouts=rollouts, seed=seed)
+                        for seed in range(count)
+                    ]
                     for name in PLAYERS
                 }
-                rows.append({
-                    "world": world, "rollouts": rollouts, "noise": noise,
-                    "regret": {n: round(float(np.mean([r for r, _ in f])), 4) for n, f in found.items()},
-                    "error": {n: round(_error([r for r, _ in f]), 4) for n, f in found.items()},
-                    "largest": {n: round(float(np.mean([p for _, p in f])), 3) for n, f in found.items()},
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "world": world,
+                        "rollouts": rollouts,
+                        "noise": noise,
+                        "regret": {
+                            n: round(float(np.mean([r for r, _ in f])), 4) for n, f in found.items()
+                        },
+                        "error": {n: round(_error([r for r, _ in f]), 4) for n, f in found.items()},
+                        "largest": {
+                            n: round(float(np.mean([p for _, p in f])), 3) for n, f in found.items()
+                        },
+                    }
+                )
     return rows
 
 
@@ -97,16 +113,22 @@ def _error(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--games", type=int, default=100, help="games of each player in each world")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     rows = games(count=given.games)
     if given.json:
         about = {"bench": "sampler_regret", "games": given.games, "every": EVERY}
-        Console().print_json(data={**about, "rows": rows, "hardware": surroundings(["torch", "numpy"])})
+        Console().print_json(
+            data={**about, "rows": rows, "hardware": surroundings(["torch", "numpy"])}
+        )
         return
-    table = Table("world", "rollouts", "noise", *PLAYERS, title="regret of a rollout | largest probability")
+    table = Table(
+        "world", "rollouts", "noise", *PLAYERS, title="regret of a rollout | largest probability"
+    )
     for row in rows:
         cells = [f"{row['regret'][name]:.3f} | {row['largest'][name]:.2f}" for name in PLAYERS]
         table.add_row(row["world"], str(row["rollouts"]), str(row["noise"]), *cells)

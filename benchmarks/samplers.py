@@ -1,12 +1,16 @@
-"""What a sampler that learns costs, what it gains on bandits, and how fast the arms' batches are made.
+"""What a sampler that learns costs, what it gains on bandits, and how fast the arms' batches are
+made.
 
-**Overhead**: a probe of all arms, over the hundred training steps between two probes, for a model of MiniLM's size
-and a tiny one; with probes of half a batch, as ours are, and of a whole one. Rows are the bundled Wikipedia's.
+**Overhead**: a probe of all arms, over the hundred training steps between two probes, for a model
+of MiniLM's size and a tiny one; with probes of half a batch, as ours are, and of a whole one. Rows
+are the bundled Wikipedia's.
 
-**Bandits**: three made-up worlds in which an arm's worth is known; regret is what was lost against always drawing the
-best arm, in units of rollouts. A rollout's reward is its mean worth plus noise of .01.
+**Bandits**: three made-up worlds in which an arm's worth is known; regret is what was lost against
+always drawing the best arm, in units of rollouts. A rollout's reward is its mean worth plus noise
+of .01.
 
-**Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at once.
+**Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at
+once.
 
     python benchmarks/samplers.py [--json]
 """
@@ -35,11 +39,19 @@ from maskwise.training.arms import Arms, ArmsSource, Probe
 
 ARMS = {"mlm": {}, "mlm-40": {"ratio": 0.4}, "atd": {}, "dtd": {}, "cse": {}}
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny (2 x 128)": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 336},
-    "MiniLM's (6 x 384)": {
-        "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536,
+    "tiny (2 x 128)": {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 336,
     },
-}  # fmt: skip
+    "MiniLM's (6 x 384)": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+}
 EVERY, ROLLOUTS, NOISE = 100, 200, 0.01
 PREPARED_ROWS = 64
 BANDITS: dict[str, Callable[[float], list[float]]] = {
@@ -52,7 +64,9 @@ BANDITS: dict[str, Callable[[float], list[float]]] = {
 PLAYERS = ("uniform", "loss-proportional", "mometas", "mometas-plus")
 
 
-def bench_samplers(*, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5) -> dict[str, Any]:
+def bench_samplers(
+    *, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5
+) -> dict[str, Any]:
     """
     Args:
         batch_size, length: of the training batches.
@@ -76,7 +90,9 @@ def bench_samplers(*, batch_size: int = 16, length: int = 128, steps: int = 12, 
         torch.set_num_threads(threads)
 
 
-def play(player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS) -> Any:
+def play(
+    player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS
+) -> Any:
     """One game: regret in rollouts, and the mean probabilities (K,) of its second half."""
     generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
     for turn in range(rollouts):
@@ -94,16 +110,19 @@ def play(player: Sampler, world: Callable[[float], list[float]], *, seed: int, r
 def _regret(world: str, seeds: int) -> dict[str, Any]:
     arms = ["a", "b", "c", "d"]
     games = {
-        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)] for name in PLAYERS
+        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)]
+        for name in PLAYERS
     }
     fixed = torch.softmax(torch.tensor(BANDITS[world](1.0), dtype=torch.float64) / 2, 0)
     published = torch.stack([p for _, p in games["mometas"]]).mean(0)
     return {
-        "world": world, "rollouts": ROLLOUTS, "games": seeds,
+        "world": world,
+        "rollouts": ROLLOUTS,
+        "games": seeds,
         "regret": {name: round(mean(r for r, _ in found), 3) for name, found in games.items()},
         "mometas_probabilities": [round(p, 4) for p in published.tolist()],
         "fixed_point": [round(p, 4) for p in fixed.tolist()],
-    }  # fmt: skip
+    }
 
 
 def _rows(length: int) -> tuple[Any, Any, Any]:
@@ -118,12 +137,16 @@ def _maker(arm: str, tokenizer: Any, length: int) -> Any:
     return kind.maker(tokenizer, seed=0, length=length, **kind.settings({}, ARMS.get(arm, {})))
 
 
-def _overhead(size: str, data: tuple[Any, Any, Any], batch_size: int, length: int, steps: int) -> dict[str, Any]:
+def _overhead(
+    size: str, data: tuple[Any, Any, Any], batch_size: int, length: int, steps: int
+) -> dict[str, Any]:
     tokenizer, training, held_out = data
     settings = TrainingSettings(steps=steps * len(ARMS), batch_size=batch_size)
     model = new_model(new_config("bert", tokenizer, length, **SIZES[size]), seed=0)
     arms = Arms({name: objective(name.partition("-")[0], model) for name in ARMS})
-    sources = {name: MaskedSource(training, _maker(name, tokenizer, length), settings) for name in ARMS}
+    sources = {
+        name: MaskedSource(training, _maker(name, tokenizer, length), settings) for name in ARMS
+    }
     chooser = sampler("sequential", list(ARMS))
     source = ArmsSource(sources, chooser, settings)
     optimizer = torch.optim.AdamW(arms.parameters(), lr=1e-4)
@@ -136,21 +159,34 @@ def _overhead(size: str, data: tuple[Any, Any, Any], batch_size: int, length: in
         optimizer.zero_grad()
 
     def probe(rows: int) -> Callable[[], Tensor]:
-        made = Probe(arms, sources, dict.fromkeys(ARMS, held_out), size=rows, skip={}, total_steps=settings.steps)
+        made = Probe(
+            arms,
+            sources,
+            dict.fromkeys(ARMS, held_out),
+            size=rows,
+            skip={},
+            total_steps=settings.steps,
+        )
         return lambda: made(0)
 
     half, whole = probe(batch_size // 2), probe(batch_size)
     arms.train()
     for step in range(len(ARMS)):  # every arm once, untimed
         train(step)
-    step_seconds = mean(processor_seconds(partial(train, step)) for step in range(steps * len(ARMS)))
+    step_seconds = mean(
+        processor_seconds(partial(train, step)) for step in range(steps * len(ARMS))
+    )
     halves, wholes = (mean(processor_seconds(one) for _ in range(steps)) for one in (half, whole))
     return {
-        "model": size, "batch": f"{batch_size} x {length}", "arms": len(ARMS), "every": EVERY,
-        "step_ms": round(1000 * step_seconds, 2), "probe_ms": round(1000 * halves, 2),
+        "model": size,
+        "batch": f"{batch_size} x {length}",
+        "arms": len(ARMS),
+        "every": EVERY,
+        "step_ms": round(1000 * step_seconds, 2),
+        "probe_ms": round(1000 * halves, 2),
         "overhead": round(halves / (EVERY * step_seconds), 5),
         "overhead_equal_batch": round(wholes / (EVERY * step_seconds), 5),
-    }  # fmt: skip
+    }
 
 
 def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[dict[str, Any]]:
@@ -168,7 +204,9 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
     def call(maker: Any, number: int) -> Any:
         return maker(columns[number % 20], epoch=number)
 
-    calls: dict[str, Callable[[int], Any]] = {name: partial(call, maker) for name, maker in makers.items()}
+    calls: dict[str, Callable[[int], Any]] = {
+        name: partial(call, maker) for name, maker in makers.items()
+    }
     found = in_turn(calls, batches=60, check=checked)
     return [
         {"arm": name, "ms": round(1000 * seconds, 3), "tokens_per_second": round(tokens / seconds)}
@@ -178,7 +216,14 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
 
 def render_samplers(result: dict[str, Any]) -> RenderableType:
     """Three tables."""
-    cost = Table("model", "step, ms", "probe, ms", "overhead", "at equal batch", title="a probe every 100 steps")
+    cost = Table(
+        "model",
+        "step, ms",
+        "probe, ms",
+        "overhead",
+        "at equal batch",
+        title="a probe every 100 steps",
+    )
     for row in result["overhead"]:
         shares = [f"{100 * row[key]:.2f} %" for key in ("overhead", "overhead_equal_batch")]
         cost.add_row(row["model"], f"{row['step_ms']:.1f}", f"{row['probe_ms']:.1f}", *shares)
@@ -192,8 +237,12 @@ def render_samplers(result: dict[str, Any]) -> RenderableType:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="training steps of each arm that are timed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, default=12, help="training steps of each arm that are timed"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="games of each player in each world")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()

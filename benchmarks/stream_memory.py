@@ -1,12 +1,14 @@
-"""Does a stream need memory that grows with it? Peak anonymous memory of training on streams of two sizes.
+"""Does a stream need memory that grows with it? Peak anonymous memory of training on streams of two
+sizes.
 
     python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 2000 is the claim
 
-Each size is read in a process of its own, from four shards of JSON lines with distinct documents. The process
-prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a model that computes nothing,
-and then trains a real model (BERT, 2 × 128) for 200 steps at the beginning, in the middle and at the end. Each of the
-three goes on from a saved state in a new reader; the seconds until its first batch are measured. A thread reads the
-anonymous memory of the process and its workers (RssAnon of /proc) every 20 ms; pages of files are not counted.
+Each size is read in a process of its own, from four shards of JSON lines with distinct documents.
+The process prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a
+model that computes nothing, and then trains a real model (BERT, 2 × 128) for 200 steps at the
+beginning, in the middle and at the end. Each of the three goes on from a saved state in a new
+reader; the seconds until its first batch are measured. A thread reads the anonymous memory of the
+process and its workers (RssAnon of /proc) every 20 ms; pages of files are not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SHARDS, LENGTH, BATCH, STEPS = 4, 128, 32, 200
 
 
 class Watch:
-    """The peak of the anonymous memory of this process and its children, part by part, in megabytes."""
+    """The peak of the anonymous memory of this process and its children, part by part, in
+    megabytes.
+    """
 
     def __init__(self) -> None:
         self.peaks: dict[str, float] = {}
@@ -95,7 +99,9 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
     }
     facts["state_bytes"] = len(states[len(states) // 2][1]["place"])
     del source, batch
-    few = how.model_copy(update={"steps": min(STEPS, max(1, step // 4)), "precision": "no", "log_every": 50})
+    few = how.model_copy(
+        update={"steps": min(STEPS, max(1, step // 4)), "precision": "no", "log_every": 50}
+    )
     for part, (at, state) in {
         "start": states[0],
         "middle": states[len(states) // 2],
@@ -105,15 +111,21 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
             # The training here counts its steps from 0.
             text = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
             began = time.perf_counter()
-            rows.load_state_dict({"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)})
+            rows.load_state_dict(
+                {"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)}
+            )
             source = MaskedSource(rows, Masker(data.tokenizer), few)
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)
             torch.manual_seed(0)
             config = BertConfig(
-                vocab_size=len(data.tokenizer), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-                intermediate_size=512, max_position_embeddings=LENGTH,
-            )  # fmt: skip
+                vocab_size=len(data.tokenizer),
+                hidden_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=512,
+                max_position_embeddings=LENGTH,
+            )
             done = train(objective("mlm", BertForMaskedLM(config)), source, few, quiet=True)
             facts[f"{part}_step"], facts[f"{part}_loss"] = at, round(done["loss"] or 0.0, 3)
     watch.done.set()
@@ -145,8 +157,12 @@ def main(*sizes: str) -> None:
             sys.stdout.flush()
             for path in folder.iterdir():
                 path.unlink()
-    more = {part: round(peaks[-1][part] - peaks[0][part], 1) for part in peaks[0] if part in peaks[-1]}
-    sys.stdout.write(f"the last size takes so many megabytes more than the first: {json.dumps(more)}\n")
+    more = {
+        part: round(peaks[-1][part] - peaks[0][part], 1) for part in peaks[0] if part in peaks[-1]
+    }
+    sys.stdout.write(
+        f"the last size takes so many megabytes more than the first: {json.dumps(more)}\n"
+    )
 
 
 if __name__ == "__main__":

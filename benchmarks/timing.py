@@ -1,4 +1,6 @@
-"""Clocks for the benches in this folder: seconds of a step without start-up, of whole runs and inside a training."""
+"""Clocks for the benches in this folder: seconds of a step without start-up, of whole runs and
+inside a training.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ Result = TypeVar("Result")
 
 
 def seconds_per_step(
-    contestants: Mapping[str, Callable[[int], Result]], *, steps: int, rounds: int,
+    contestants: Mapping[str, Callable[[int], Result]],
+    *,
+    steps: int,
+    rounds: int,
     clock: Callable[[], float] = time.process_time,
-) -> tuple[dict[str, float], dict[str, Result]]:  # fmt: skip
+) -> tuple[dict[str, float], dict[str, Result]]:
     """Median seconds of a step of each contestant, and what its last run gave.
 
-    A step is the difference between a run of twice as many steps and one of ``steps``, so that start-up does not count.
+    A step is the difference between a run of twice as many steps and one of ``steps``, so that
+    start-up does not count.
 
     Args:
         contestants: what to call with a number of steps, by name; they take turns.
@@ -45,7 +51,8 @@ def seconds_per_step(
 
 
 class Clock(Learner):
-    """The time of a step inside a training: a learner of our loop, and with ``PeerClock`` a callback of ``Trainer``.
+    """The time of a step inside a training: a learner of our loop, and with ``PeerClock`` a
+    callback of ``Trainer``.
 
     Args:
         warm, last: numbers of updates done, between which the time is taken.

@@ -1,15 +1,18 @@
-"""What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the same models and text.
+"""What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the
+same models and text.
 
     python benchmarks/train.py [--device cuda] [--json]
 
-Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn. The peer runs in
-single precision, and in bfloat16 where the hardware trains faster in it; ours at its default. Two kinds of text:
-*full* rows, and *varied* ones, where the peer pads documents of any length and ours packs them and reads each alone.
-On an accelerator rows are full, and both are also compiled. Wall-clock time of a step is taken inside a run, after its
-first steps; medians over the rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
+Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn.
+The peer runs in single precision, and in bfloat16 where the hardware trains faster in it; ours at
+its default. Two kinds of text: *full* rows, and *varied* ones, where the peer pads documents of any
+length and ours packs them and reads each alone. On an accelerator rows are full, and both are also
+compiled. Wall-clock time of a step is taken inside a run, after its first steps; medians over the
+rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
 
-Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of ``training.speed``: the FLOPs
-of a step (matrix products forward and backward, attention within documents, the head on the targets alone) over the
+Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of
+``training.speed``: the FLOPs of a step (matrix products forward and backward, attention within
+    documents, the head on the targets alone) over the
 rate of a square matrix product that is measured in the same run.
 """
 
@@ -30,7 +33,12 @@ from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
 from timing import Clock, PeerClock
-from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from maskwise.bench import surroundings
 from maskwise.errors import MaskwiseError
@@ -49,7 +57,9 @@ if TYPE_CHECKING:
 
 PEER, OURS = "transformers.Trainer", "maskwise"
 RATIO, WARM = 0.15, 2
-"""The share of masked tokens; the steps before the clock starts (kernels are chosen, memory is asked for)."""
+"""The share of masked tokens; the steps before the clock starts (kernels are chosen, memory is
+asked for).
+"""
 
 
 class Shape(NamedTuple):
@@ -70,43 +80,67 @@ class Shape(NamedTuple):
 
 def _bert(name: str, layers: int, width: int, steps: int) -> Shape:
     fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
-    return Shape(f"{name} ({layers} × {width})", "bert", {**fields, "intermediate_size": 4 * width}, 32, 128, steps)
+    return Shape(
+        f"{name} ({layers} × {width})",
+        "bert",
+        {**fields, "intermediate_size": 4 * width},
+        32,
+        128,
+        steps,
+    )
 
 
 def _base(architecture: str, length: int) -> Shape:
     fields: dict[str, Any] = {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
         "vocab_size": 30528,
-    }  # fmt: skip
+    }
     if architecture == "modernbert":
         fields |= {"num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50368}
-    return Shape(f"{architecture}-base, {length}", architecture, fields, 32768 // length, length, 20)
+    return Shape(
+        f"{architecture}-base, {length}", architecture, fields, 32768 // length, length, 20
+    )
 
 
 ON_CPU = (_bert("tiny", 2, 128, 10), _bert("mini", 4, 256, 5), _bert("small", 4, 512, 3))
-ON_ACCELERATOR = tuple(_base(a, length) for length in (512, 128, 1024) for a in ("bert", "modernbert"))
+ON_ACCELERATOR = tuple(
+    _base(a, length) for length in (512, 128, 1024) for a in ("bert", "modernbert")
+)
 SECONDS = 540.0
-"""On an accelerator no contestant starts later than this: the whole bench takes ten minutes at the most."""
+"""On an accelerator no contestant starts later than this: the whole bench takes ten minutes at the
+most.
+"""
 
 
 def bench_train(
-    *, device: str | None = None, shapes: Sequence[Shape] | None = None, rounds: int | None = None,
-    vocabulary: int = 8192, documents: int = 2000, seconds: float = SECONDS,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    device: str | None = None,
+    shapes: Sequence[Shape] | None = None,
+    rounds: int | None = None,
+    vocabulary: int = 8192,
+    documents: int = 2000,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
     """
     Args:
-        device: "cpu" or "cuda"; None: the accelerator, if there is one. Ours runs on the best that there is.
+        device: "cpu" or "cuda"; None: the accelerator, if there is one. Ours runs on the best that
+            there is.
         shapes: what is trained; those of the device if not said.
         rounds: how often each contestant is timed; on a CPU twice, on an accelerator once.
         documents: of the bundled Wikipedia.
         seconds: after which no contestant starts, on an accelerator.
 
     Returns:
-        "contestants": for each shape, text and contestant its ``ms_per_step``, ``tokens_per_second``, ``memory_gib``,
-        the last ``loss``, its time per token over that of our fastest (``ours_over_it``), and for ours its ``mfu``, and
-        what masking (``masking_share``) and drawing an arm (``sampler_share``) take of a step's time, beside which
-        they are done; "left_out": contestants for which no time was left; "matmul_flops": a second;
-        "waits_in_a_step": how often the host waited for an accelerator in a step (None on a CPU).
+        "contestants": for each shape, text and contestant its ``ms_per_step``,
+        ``tokens_per_second``, ``memory_gib``, the last ``loss``, its time per token over that of
+        our fastest (``ours_over_it``), and for ours its ``mfu``, and what masking
+        (``masking_share``) and drawing an arm (``sampler_share``) take of a step's time, beside
+        which they are done; "left_out": contestants for which no time was left; "matmul_flops": a
+        second; "waits_in_a_step": how often the host waited for an accelerator in a step (None on a
+        CPU).
 
     Raises:
         MaskwiseError: a device that is not there.
@@ -114,7 +148,9 @@ def bench_train(
     best, began = best_device(), time.perf_counter()
     if device not in (None, best.type):
         do = "leave --device out, or start it where there is one"
-        raise MaskwiseError("this bench runs on the best device that there is", got=device, allowed=best.type, do=do)
+        raise MaskwiseError(
+            "this bench runs on the best device that there is", got=device, allowed=best.type, do=do
+        )
     accelerated = best.type != "cpu"
     shapes = shapes or (ON_ACCELERATOR if accelerated else ON_CPU)
     found = list(read_documents("bundled:wikipedia", limit=documents))
@@ -125,19 +161,29 @@ def bench_train(
         for shape in shapes
         for text in (("full",) if accelerated else ("full", "varied"))
     ]
-    turns = [(contest, name) for compiled in (False, True)[: 1 + accelerated] for contest in contests
-             for name in contestants(compiled=compiled)]  # fmt: skip
+    turns = [
+        (contest, name)
+        for compiled in (False, True)[: 1 + accelerated]
+        for contest in contests
+        for name in contestants(compiled=compiled)
+    ]
     left_out = []
-    for contest, name in track(turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)):
+    for contest, name in track(
+        turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)
+    ):
         if accelerated and time.perf_counter() - began > seconds:
             left_out.append(f"{contest.shape.name}: {name}")
         else:
             contest.time(name)
     return {
-        "vocabulary": len(tokenizer), "contestants": [line for contest in contests for line in contest.lines()],
-        "left_out": left_out, "matmul_flops": rate, "waits_in_a_step": contests[0].waits() if accelerated else None,
-        "hardware": surroundings(["torch", "transformers", "accelerate"]) | {"device": _name_of(best)},
-    }  # fmt: skip
+        "vocabulary": len(tokenizer),
+        "contestants": [line for contest in contests for line in contest.lines()],
+        "left_out": left_out,
+        "matmul_flops": rate,
+        "waits_in_a_step": contests[0].waits() if accelerated else None,
+        "hardware": surroundings(["torch", "transformers", "accelerate"])
+        | {"device": _name_of(best)},
+    }
 
 
 def contestants(*, compiled: bool) -> Iterator[str]:
@@ -145,7 +191,8 @@ def contestants(*, compiled: bool) -> Iterator[str]:
     end = " compiled" if compiled else ""
     yield OURS + end
     for precision in ("fp32", "bf16") if fast_bf16() else ("fp32",):
-        if precision == "bf16" or best_device().type == "cpu":  # nobody trains in single precision on a GPU
+        # nobody trains in single precision on a GPU
+        if precision == "bf16" or best_device().type == "cpu":
             yield f"{PEER} {precision}{end}"
 
 
@@ -166,7 +213,9 @@ class Contest:
         rate: float,
     ):
         self.shape, self.text, self.tokenizer, self.rate = shape, text, tokenizer, rate
-        pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=shape.length)
+        pieces = read_pieces(
+            tokenise(documents, tokenizer), tokenizer=tokenizer, length=shape.length
+        )
         ours, theirs = ("joined", "joined") if text == "full" else ("packed", "document")
         self.rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
         self.seconds: dict[str, list[float]] = {}
@@ -174,12 +223,18 @@ class Contest:
 
     def model(self) -> Any:
         """A model with the weights that all begin with."""
-        config = new_config(self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields)
+        config = new_config(
+            self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields
+        )
         return new_model(config, seed=0)
 
     def source(self, steps: int) -> tuple[MaskedSource, TrainingSettings]:
-        settings = TrainingSettings(steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5)
-        return MaskedSource(self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings), settings
+        settings = TrainingSettings(
+            steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5
+        )
+        return MaskedSource(
+            self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings
+        ), settings
 
     def time(self, name: str) -> None:
         """Let a contestant train, and keep its time of a step."""
@@ -188,7 +243,10 @@ class Contest:
             torch.cuda.reset_peak_memory_stats()
         loss = self._ours(clock, name) if name.startswith(OURS) else self._theirs(clock, name)
         self.seconds.setdefault(name, []).append(clock.seconds_per_step)
-        self.facts[name] = {"loss": round(loss, 3), "memory_gib": round(peak_memory(clock.device) / 2**30, 3)}
+        self.facts[name] = {
+            "loss": round(loss, 3),
+            "memory_gib": round(peak_memory(clock.device) / 2**30, 3),
+        }
 
     def _ours(self, clock: Clock, name: str) -> float:
         source, settings = self.source(clock.last)
@@ -199,18 +257,32 @@ class Contest:
         return loss
 
     def _theirs(self, clock: Clock, name: str) -> float:
-        """``Trainer`` with what its users set for speed: fused AdamW, loading processes and pinned memory on a GPU."""
+        """``Trainer`` with what its users set for speed: fused AdamW, loading processes and pinned
+        memory on a GPU.
+        """
         rows, size = self.rows[PEER], self.shape.batch_size
         laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
-        texts = [{"input_ids": ids[show].tolist()} for ids, show in zip(laid["input_ids"], laid["attention_mask"])]
+        texts = [
+            {"input_ids": ids[show].tolist()}
+            for ids, show in zip(laid["input_ids"], laid["attention_mask"])
+        ]
         on_cpu = clock.device.type == "cpu"
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, max_steps=clock.last, per_device_train_batch_size=size, report_to="none", save_strategy="no",
-                logging_steps=clock.last, disable_tqdm=True, use_cpu=on_cpu, bf16="bf16" in name,
-                dataloader_pin_memory=not on_cpu, dataloader_num_workers=0 if on_cpu else 4,
-                optim="adamw_torch_fused", torch_compile=name.endswith("compiled"),
-            )  # fmt: skip
+                folder,
+                max_steps=clock.last,
+                per_device_train_batch_size=size,
+                report_to="none",
+                save_strategy="no",
+                logging_steps=clock.last,
+                disable_tqdm=True,
+                use_cpu=on_cpu,
+                bf16="bf16" in name,
+                dataloader_pin_memory=not on_cpu,
+                dataloader_num_workers=0 if on_cpu else 4,
+                optim="adamw_torch_fused",
+                torch_compile=name.endswith("compiled"),
+            )
             collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
             trainer = Trainer(self.model(), arguments, data_collator=collator, train_dataset=texts)
             trainer.pop_callback(PrinterCallback)
@@ -219,23 +291,42 @@ class Contest:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was measured, contestant by contestant."""
-        tokens = {side: self.shape.batch_size * rows.tokens / len(rows) for side, rows in self.rows.items()}
+        tokens = {
+            side: self.shape.batch_size * rows.tokens / len(rows)
+            for side, rows in self.rows.items()
+        }
         per_step = {name: median(seconds) for name, seconds in self.seconds.items()}
         per_token = {name: seconds / tokens[name.split()[0]] for name, seconds in per_step.items()}
-        ours = min((spent for name, spent in per_token.items() if name.startswith(OURS)), default=float("nan"))
+        ours = min(
+            (spent for name, spent in per_token.items() if name.startswith(OURS)),
+            default=float("nan"),
+        )
         for name, seconds in per_step.items():
             line = {
-                "size": self.shape.name, "batch": f"{self.shape.batch_size} × {self.shape.length}", "text": self.text,
-                "name": name, "ms_per_step": round(1000 * seconds, 2),
-                "tokens_per_second": round(1 / per_token[name]), **self.facts[name],
+                "size": self.shape.name,
+                "batch": f"{self.shape.batch_size} × {self.shape.length}",
+                "text": self.text,
+                "name": name,
+                "ms_per_step": round(1000 * seconds, 2),
+                "tokens_per_second": round(1 / per_token[name]),
+                **self.facts[name],
                 "ours_over_it": round(per_token[name] / ours, 2),
-            }  # fmt: skip
+            }
             yield line | (self._shares(seconds) if name.startswith(OURS) else {})
 
     def _shares(self, seconds: float, steps: int = 4) -> dict[str, float]:
-        """Shares of a step of ours: the hardware's multiplications, and what the host does beside it."""
+        """Shares of a step of ours: the hardware's multiplications, and what the host does beside
+        it.
+        """
         source, _ = self.source(1000)
-        meter = Meter(MaskedLanguageModelling(self.model()), best_device(), "no", ranks=1, frozen=False, known=False)
+        meter = Meter(
+            MaskedLanguageModelling(self.model()),
+            best_device(),
+            "no",
+            ranks=1,
+            frozen=False,
+            known=False,
+        )
         meter.rate, began = self.rate, time.perf_counter()
         for number in range(steps):
             source.batches(number, rank=0, ranks=1)
@@ -248,8 +339,9 @@ class Contest:
         drawing = (time.perf_counter() - began) / 100
         return {
             "mfu": round(meter.flops / steps / seconds / self.rate, 4),
-            "masking_share": round(masking / seconds, 4), "sampler_share": round(drawing / seconds, 5),
-        }  # fmt: skip
+            "masking_share": round(masking / seconds, 4),
+            "sampler_share": round(drawing / seconds, 5),
+        }
 
     def waits(self, steps: int = 3) -> float:
         """How often the host waits for the accelerator in a step of ours, as torch warns of it."""
@@ -257,7 +349,13 @@ class Contest:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             watch = _Watch(steps)
-            train(MaskedLanguageModelling(self.model()), source, settings, learners={"watch": watch}, quiet=True)
+            train(
+                MaskedLanguageModelling(self.model()),
+                source,
+                settings,
+                learners={"watch": watch},
+                quiet=True,
+            )
         torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught) / (steps - 1)
 

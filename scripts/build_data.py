@@ -1,9 +1,11 @@
-"""Cuts the data that maskwise ships out of larger public data sets: `python scripts/build_data.py SOURCE`.
+"""Cuts the data that maskwise ships out of larger public data sets: `python scripts/build_data.py
+SOURCE`.
 
-SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (their origin and licences:
-src/maskwise/data/README.md). Nothing is drawn at random: rows are taken at even distances, and gzip gets no
-time stamp, so a second run writes the same bytes (another zlib may compress the same rows differently). Only
-licences that allow it (CC BY, CC BY-SA) are shipped, and a few megabytes in all.
+SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (their
+origin and licences: src/maskwise/data/README.md). Nothing is drawn at random: rows are taken at
+even distances, and gzip gets no time stamp, so a second run writes the same bytes (another zlib may
+compress the same rows differently). Only licences that allow it (CC BY, CC BY-SA) are shipped, and
+a few megabytes in all.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from conll import read_columns
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
 WIKIPEDIA_STRIDE = 8
 
-# Frequent intents whose names say what they are: the near-twins among the 77 measure annotators more than
-# models.
+# Frequent intents whose names say what they are: the near-twins among the 77 measure annotators
+# more than models.
 BANKING77 = [
     "activate_my_card",
     "age_limit",
@@ -110,7 +112,9 @@ def wikipedia(folder: Path) -> list[Row]:
 
 
 def banking77(folder: Path) -> Iterator[Row]:
-    """Train and dev out of the official training rows, test the official one: {"split", "text", "label"}."""
+    """Train and dev out of the official training rows, test the official one: {"split", "text",
+    "label"}.
+    """
     with gzip.open(folder / "train.csv.gz", "rt", encoding="utf-8", newline="") as file:
         train = [(row["text"], row["category"]) for row in csv.DictReader(file)]
     with open(folder / "test.csv", encoding="utf-8", newline="") as file:
@@ -125,7 +129,10 @@ def banking77(folder: Path) -> Iterator[Row]:
 def clinc150(folder: Path) -> Iterator[Row]:
     """Train, validation and test as published, in the same format."""
     with gzip.open(folder / "data_full.json.gz", "rt", encoding="utf-8") as file:
-        data = {split: [(text, label) for text, label in pairs] for split, pairs in json.load(file).items()}
+        data = {
+            split: [(text, label) for text, label in pairs]
+            for split, pairs in json.load(file).items()
+        }
     dev = without(data["val"], data["test"])
     train = without(without(data["train"], data["test"]), dev)
     yield from rows("train", spread_intents(train, CLINC150, PER_INTENT["train"]))
@@ -187,7 +194,9 @@ def spread(items: list[Any], count: int) -> list[Any]:
     return [items[place * len(items) // count] for place in range(count)]
 
 
-def spread_intents(pairs: list[tuple[str, str]], intents: list[str], count: int) -> list[tuple[str, str]]:
+def spread_intents(
+    pairs: list[tuple[str, str]], intents: list[str], count: int
+) -> list[tuple[str, str]]:
     """`count` rows of each intent, in turn, so that any beginning of the list is balanced."""
     columns = [spread([pair for pair in pairs if pair[1] == intent], count) for intent in intents]
     return list(chain.from_iterable(zip(*columns)))
@@ -204,7 +213,9 @@ def plain(text: str) -> str:
 
 
 def rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
-    return ({"split": split, "text": " ".join(text.split()), "label": label} for text, label in pairs)
+    return (
+        {"split": split, "text": " ".join(text.split()), "label": label} for text, label in pairs
+    )
 
 
 def write(name: str, content: Iterable[Row]) -> None:

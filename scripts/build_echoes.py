@@ -1,7 +1,8 @@
-"""Make the bundled data set ``echoes``: texts that say everything twice, so that it is known what can be learned.
+"""Make the bundled data set ``echoes``: texts that say everything twice, so that it is known what
+can be learned.
 
-A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has learned to look
-at the other copy knows every word that is whole there; nothing else can be known.
+A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has
+learned to look at the other copy knows every word that is whole there; nothing else can be known.
 
     python scripts/build_echoes.py        # writes src/maskwise/data/echoes.jsonl.gz, always the same bytes
 """

@@ -1,11 +1,13 @@
-"""Writes src/maskwise/data/pairs.jsonl.gz: minimal pairs of English, made here from a few templates.
+"""Writes src/maskwise/data/pairs.jsonl.gz: minimal pairs of English, made here from a few
+templates.
 
     python scripts/build_evaluation.py
 
-Phenomena as in BLiMP (Warstadt et al. 2020), sentences of our own: common words, so that small vocabularies
-know them, and no drawing: every template meets its words in turn, so a second run writes the same bytes. In
-each pair the sentences have the same words but for one, or the same words in another order; where one word
-differs, both forms stand in other pairs on the right side too, so no word is right by itself.
+Phenomena as in BLiMP (Warstadt et al. 2020), sentences of our own: common words, so that small
+vocabularies know them, and no drawing: every template meets its words in turn, so a second run
+writes the same bytes. In each pair the sentences have the same words but for one, or the same words
+in another order; where one word differs, both forms stand in other pairs on the right side too, so
+no word is right by itself.
 """
 
 from __future__ import annotations
@@ -18,14 +20,27 @@ from pathlib import Path
 TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data" / "pairs.jsonl.gz"
 
 NOUNS = [
-    ("river", "rivers"), ("church", "churches"), ("school", "schools"), ("village", "villages"),
-    ("team", "teams"), ("book", "books"), ("song", "songs"), ("bridge", "bridges"),
-]  # fmt: skip
+    ("river", "rivers"),
+    ("church", "churches"),
+    ("school", "schools"),
+    ("village", "villages"),
+    ("team", "teams"),
+    ("book", "books"),
+    ("song", "songs"),
+    ("bridge", "bridges"),
+]
 PEOPLE = [
-    ("king", "kings", "him"), ("queen", "queens", "her"), ("father", "fathers", "him"),
-    ("mother", "mothers", "her"), ("brother", "brothers", "him"), ("sister", "sisters", "her"),
-    ("man", "men", "him"), ("woman", "women", "her"), ("boy", "boys", "him"), ("girl", "girls", "her"),
-]  # fmt: skip
+    ("king", "kings", "him"),
+    ("queen", "queens", "her"),
+    ("father", "fathers", "him"),
+    ("mother", "mothers", "her"),
+    ("brother", "brothers", "him"),
+    ("sister", "sisters", "her"),
+    ("man", "men", "him"),
+    ("woman", "women", "her"),
+    ("boy", "boys", "him"),
+    ("girl", "girls", "her"),
+]
 PLACES = ["in the city", "near the town", "of the old state"]
 PLURAL_PLACES = ["in the cities", "near the towns", "of the old states"]
 Pair = tuple[str, str, str]
@@ -47,11 +62,15 @@ def distant_agreement() -> Iterator[Pair]:
         place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
         for singular, plural in (("was", "were"), ("is", "are")):
             yield (
-                "agreement-across-noun", f"The {one} {places} {singular} new.", f"The {one} {places} {plural} new."
-            )  # fmt: skip
+                "agreement-across-noun",
+                f"The {one} {places} {singular} new.",
+                f"The {one} {places} {plural} new.",
+            )
             yield (
-                "agreement-across-noun", f"The {many} {place} {plural} new.", f"The {many} {place} {singular} new."
-            )  # fmt: skip
+                "agreement-across-noun",
+                f"The {many} {place} {plural} new.",
+                f"The {many} {place} {singular} new.",
+            )
 
 
 def determiner_noun() -> Iterator[Pair]:
@@ -66,12 +85,20 @@ def determiner_noun() -> Iterator[Pair]:
         for singular, plural in (("this", "these"), ("that", "those")):
             good, bad = frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
             yield "determiner-noun", good, bad
-            yield "determiner-noun", frame.format(f"{plural} {many}"), frame.format(f"{singular} {many}")
+            yield (
+                "determiner-noun",
+                frame.format(f"{plural} {many}"),
+                frame.format(f"{singular} {many}"),
+            )
 
 
 def anaphor() -> Iterator[Pair]:
     """ "the king … himself": gender, and number."""
-    frames = ["The {} gave {} a new name.", "The {} found {} a new home.", "The {} saw {} in the water."]
+    frames = [
+        "The {} gave {} a new name.",
+        "The {} found {} a new home.",
+        "The {} saw {} in the water.",
+    ]
     for number, (one, many, own) in enumerate(PEOPLE):
         other = {"him": "her", "her": "him"}[own]
         for frame in (frames[number % 3], frames[(number + 1) % 3]):
@@ -86,7 +113,11 @@ def word_order() -> Iterator[Pair]:
     for number, (one, many) in enumerate(NOUNS):
         place = PLACES[number % 3]
         yield "word-order", f"The {one} {place} was old.", f"The {place} {one} was old."
-        yield "word-order", f"It was the first {one} in the world.", f"It was first the {one} in the world."
+        yield (
+            "word-order",
+            f"It was the first {one} in the world.",
+            f"It was first the {one} in the world.",
+        )
         yield "word-order", f"There are many {many} {place}.", f"There are {many} many {place}."
         yield "word-order", f"He was born near the {one}.", f"He was born the near {one}."
 

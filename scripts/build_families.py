@@ -1,9 +1,10 @@
 """Make the bundled data set ``families``: invented protein families, whose structure is known.
 
-Each family has a consensus. A column is conserved (the consensus letter in 9 of 10 sequences), free (drawn by the
-frequencies of amino acids in nature), or one half of a pair: its letter follows from that of a column far away, by a
-rule of the family. Sequences lose or gain a few letters, so that columns shift. What can be learned beyond letter
-frequencies is thus the family, and within it the pairs.
+Each family has a consensus. A column is conserved (the consensus letter in 9 of 10 sequences), free
+(drawn by the frequencies of amino acids in nature), or one half of a pair: its letter follows from
+that of a column far away, by a rule of the family. Sequences lose or gain a few letters, so that
+columns shift. What can be learned beyond letter frequencies is thus the family, and within it the
+pairs.
 
     python scripts/build_families.py        # writes src/maskwise/data/families.jsonl.gz, always the same bytes
 """

@@ -1,7 +1,9 @@
-"""Questions about contexts as a corpus and a task: `python scripts/contexts.py FILE.json[.gz] --out FOLDER`.
+"""Questions about contexts as a corpus and a task: `python scripts/contexts.py FILE.json[.gz] --out
+FOLDER`.
 
-FILE is in SQuAD's format (SQuADShifts, XQuAD). FOLDER/contexts.jsonl has each context as a document once, whatever asks
-about it, and no question; FOLDER/questions.json has the same articles with their questions, in SQuAD's format.
+FILE is in SQuAD's format (SQuADShifts, XQuAD). FOLDER/contexts.jsonl has each context as a document
+once, whatever asks about it, and no question; FOLDER/questions.json has the same articles with
+their questions, in SQuAD's format.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ from maskwise.text.labelled import read_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--articles", type=int, help="only so many of the articles, from the first")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     articles = json.loads(read_text(given.file))["data"][: given.articles]
-    contexts = dict.fromkeys(part["context"] for article in articles for part in article["paragraphs"])
-    documents = ({"id": f"{given.file.name} {number}", "text": text} for number, text in enumerate(contexts))
+    contexts = dict.fromkeys(
+        part["context"] for article in articles for part in article["paragraphs"]
+    )
+    documents = (
+        {"id": f"{given.file.name} {number}", "text": text} for number, text in enumerate(contexts)
+    )
     write_lines(given.out / "contexts.jsonl", documents)
     write_json(given.out / "questions.json", {"data": articles})
 

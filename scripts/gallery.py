@@ -1,6 +1,8 @@
-"""A hook of mkdocs: draws the pages of docs/gallery.md from benchmarks/results, with the rules of today.
+"""A hook of mkdocs: draws the pages of docs/gallery.md from benchmarks/results, with the rules of
+today.
 
-The folders hold study.json and records.jsonl; verdicts are made anew, so that all pages speak one language.
+The folders hold study.json and records.jsonl; verdicts are made anew, so that all pages speak one
+language.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds every page that the gallery links to."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(LINK.findall(text)):
-        files.append(File.generated(config, f"gallery/{name}.html", content=page_of(RESULTS / name)))
+        files.append(
+            File.generated(config, f"gallery/{name}.html", content=page_of(RESULTS / name))
+        )
     return files
 
 
@@ -39,7 +43,8 @@ def page_of(folder: Path) -> str:
         for file in ("study.json", "records.jsonl"):
             shutil.copy(folder / file, copy / file)
         recorded = json.loads((copy / "study.json").read_text(encoding="utf-8"))
-        study = {"helps": StudySettings().helps} | recorded  # a rule that some studies are older than
+        # a rule that some studies are older than
+        study = {"helps": StudySettings().helps} | recorded
         summary = summarise(list(read_lines(copy / "records.jsonl")), study)
         (copy / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return write_report(copy).read_text(encoding="utf-8")

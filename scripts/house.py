@@ -3,8 +3,9 @@
 
     house.py [FOLDER] [--rooms]        FOLDER: src/maskwise if not said; exit status 1 where a goal is missed
 
-Nodes are those of the syntax tree without docstrings: what there is to understand. Nodes a code line: how much
-stands on one line. Counts are absolute, so that spreading code over more lines improves none but the density.
+Nodes are those of the syntax tree without docstrings: what there is to understand. Nodes a code
+line: how much stands on one line. Counts are absolute, so that spreading code over more lines
+    improves none but the density.
 """
 
 import ast
@@ -45,12 +46,18 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def is_docstring(node):
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def is_nested(comprehension):
     inner = (node for node in ast.walk(comprehension) if node is not comprehension)
-    return len(comprehension.generators) > 1 or any(isinstance(node, COMPREHENSIONS) for node in inner)
+    return len(comprehension.generators) > 1 or any(
+        isinstance(node, COMPREHENSIONS) for node in inner
+    )
 
 
 def counts_of(path):
@@ -72,7 +79,9 @@ def counts_of(path):
             counts["comprehensions"] += 1
             counts["nested_comprehensions"] += is_nested(node)
         elif isinstance(node, ast.Assign):
-            counts["tuple_assignments"] += isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+            counts["tuple_assignments"] += isinstance(node.targets[0], ast.Tuple) and isinstance(
+                node.value, ast.Tuple
+            )
         elif isinstance(node, ast.Name):
             counts["any"] += node.id == "Any"
         elif isinstance(node, ast.Call):
@@ -85,7 +94,9 @@ def counts_of(path):
     counts["comment_lines"] = len(comment_lines)
     counts["fmt_skip"] = len(re.findall(r"# fmt: ?(?:skip|off)", text))
     other = docstring_lines | comment_lines
-    counts["code"] = sum(1 for number, line in enumerate(lines, 1) if line.strip() and number not in other)
+    counts["code"] = sum(
+        1 for number, line in enumerate(lines, 1) if line.strip() and number not in other
+    )
     return counts, max(map(len, lines), default=0)
 
 
@@ -101,11 +112,19 @@ def measure(root):
         widest = max(widest, width)
     figures = {name: total[name] for name in ("files", "lines", "code", "nodes")}
     figures["nodes_a_code_line"] = round(total["nodes"] / max(1, total["code"]), 1)
-    for name in ("ternaries", "comprehensions", "nested_comprehensions", "walruses", "tuple_assignments"):
+    for name in (
+        "ternaries",
+        "comprehensions",
+        "nested_comprehensions",
+        "walruses",
+        "tuple_assignments",
+    ):
         figures[name] = total[name]
     figures |= {"any": total["any"], "getattr3": total["getattr3"], "fmt_skip": total["fmt_skip"]}
     figures |= {"widest": widest, "longest_file": longest}
-    figures["comment_lines_percent"] = round(100 * total["comment_lines"] / max(1, total["lines"]), 1)
+    figures["comment_lines_percent"] = round(
+        100 * total["comment_lines"] / max(1, total["lines"]), 1
+    )
     return figures, rooms
 
 
@@ -119,13 +138,18 @@ def main():
         if name in AT_MOST or name in AT_LEAST:
             goal = AT_MOST.get(name, AT_LEAST.get(name))
             short = value > goal if name in AT_MOST else value < goal
-            line += f"   goal {'at most' if name in AT_MOST else 'at least'} {goal:g}{'   missed' if short else ''}"
+            line += (
+                f"   goal {'at most' if name in AT_MOST else 'at least'} "
+                f"{goal:g}{'   missed' if short else ''}"
+            )
             missed += [f"{name} {value:g} ({goal:g} wanted)"] * short
         print(line)
     if "--rooms" in sys.argv:
         for name, counts in sorted(rooms.items(), key=lambda item: -item[1]["nodes"]):
             density = counts["nodes"] / max(1, counts["code"])
-            sizes = f"{counts['files']:>4d} files{counts['lines']:>7d} lines{counts['nodes']:>8d} nodes"
+            sizes = (
+                f"{counts['files']:>4d} files{counts['lines']:>7d} lines{counts['nodes']:>8d} nodes"
+            )
             print(f"  {name:14s}{sizes}{density:>6.1f} a code line")
     print(ANCHORS)
     print("; ".join(missed) or "in shape")

@@ -1,10 +1,12 @@
-"""Changes of the source that tests must notice: ``python scripts/mutants.py [PART OF A FILE'S NAME …]``.
+"""Changes of the source that tests must notice: ``python scripts/mutants.py [PART OF A FILE'S NAME
+…]``.
 
-``tests/mutants.json`` lists them: in ``file`` (of ``src/maskwise``) the text ``old``, which stands there once, becomes
-``new``, and ``test`` must fail. Each is tried in a copy of the package. Prints a line for each: ``killed``,
-``SURVIVED``, or ``stale`` where ``old`` is not in the file any more: mend the entry, so that it changes the same thing.
-Exits with 1 if any survived or is stale. Cost: two or three seconds of one core for each, as the libraries are imported
-once and every mutant has a process that is forked from there. Not for Windows.
+``tests/mutants.json`` lists them: in ``file`` (of ``src/maskwise``) the text ``old``, which stands
+there once, becomes ``new``, and ``test`` must fail. Each is tried in a copy of the package. Prints
+a line for each: ``killed``, ``SURVIVED``, or ``stale`` where ``old`` is not in the file any more:
+mend the entry, so that it changes the same thing. Exits with 1 if any survived or is stale. Cost:
+two or three seconds of one core for each, as the libraries are imported once and every mutant has a
+process that is forked from there. Not for Windows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ LIBRARIES = ("hypothesis", "pyarrow.parquet", "pytest", "scipy.stats", "torch", 
 
 def main(wanted: list[str]) -> int:
     mutants = json.loads((ROOT / "tests" / "mutants.json").read_text(encoding="utf-8"))
-    chosen = [mutant for mutant in mutants if not wanted or any(name in mutant["file"] for name in wanted)]
+    chosen = [
+        mutant for mutant in mutants if not wanted or any(name in mutant["file"] for name in wanted)
+    ]
     for name in LIBRARIES:
         import_module(name)
     bad = 0
@@ -57,7 +61,9 @@ def tried(mutant: dict[str, str], source: Path) -> str:
 
 
 def outcome_of(test: str, source: Path) -> int:
-    """The exit code of pytest for one test, run on the package in ``source`` by a process of its own."""
+    """The exit code of pytest for one test, run on the package in ``source`` by a process of its
+    own.
+    """
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

@@ -1,9 +1,11 @@
-"""Trains a model to be shipped: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, about an hour of one core.
+"""Trains a model to be shipped: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, about an
+hour of one core.
 
-SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences: src/maskwise/data/encoder-en/README.md). The
-recipes are `general-encoder` and `general-seq2seq`, as anybody would run them; what is shipped is the checkpoint in
-half precision, which is loaded as single precision again. A second run on the same machine, with the same thread count,
-writes the same bytes.
+SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences:
+src/maskwise/data/encoder-en/README.md). The recipes are `general-encoder` and `general-seq2seq`, as
+anybody would run them; what is shipped is the checkpoint in half precision, which is loaded as
+single precision again. A second run on the same machine, with the same thread count, writes the
+same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ def main(name: str, source: Path) -> None:
         texts.mkdir()
         for file in (file for name in TEXTS for file in sorted((source / name).glob("*.jsonl.gz"))):
             (texts / file.name).symlink_to(file.resolve())
-        command = ["maskwise", "pretrain", f"general-{name}", f"corpus.source={texts}", "--out", str(run)]
+        command = [
+            "maskwise",
+            "pretrain",
+            f"general-{name}",
+            f"corpus.source={texts}",
+            "--out",
+            str(run),
+        ]
         subprocess.run(command, check=True)
         ship(run / "checkpoint", DATA / TARGETS[name])
 

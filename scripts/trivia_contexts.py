@@ -1,10 +1,11 @@
-"""Questions whose answers stand in a corpus: `python scripts/trivia_contexts.py QUESTIONS.jsonl CORPUS --out FOLDER`.
+"""Questions whose answers stand in a corpus: `python scripts/trivia_contexts.py QUESTIONS.jsonl
+CORPUS --out FOLDER`.
 
-QUESTIONS (also .gz) has `question` and `answer`, as OpenTriviaQA; CORPUS is a file or folder of texts. Of each question
-the paragraphs are kept in which its answer stands and which share its rarest words: two rare ones at least, for a short
-answer stands anywhere. FOLDER/contexts.jsonl has each such paragraph as a document once, and none of the questions;
-FOLDER/questions.jsonl has the questions, so cut into train, dev and test that questions about one article are in one
-split.
+QUESTIONS (also .gz) has `question` and `answer`, as OpenTriviaQA; CORPUS is a file or folder of
+texts. Of each question the paragraphs are kept in which its answer stands and which share its
+rarest words: two rare ones at least, for a short answer stands anywhere. FOLDER/contexts.jsonl has
+each such paragraph as a document once, and none of the questions; FOLDER/questions.jsonl has the
+questions, so cut into train, dev and test that questions about one article are in one split.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from maskwise.text import read_documents
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
-NO_ANSWERS = FUNCTION_WORDS | {"true", "false", "yes", "none", "all", "all of these", "none of these"}
+NO_ANSWERS = FUNCTION_WORDS | {
+    "true",
+    "false",
+    "yes",
+    "none",
+    "all",
+    "all of these",
+    "none of these",
+}
 RARE = 0.002
 """A word is rare that stands in no more of the paragraphs."""
 SHORTEST, LONGEST = 20, 120
@@ -32,11 +41,17 @@ SHORTEST, LONGEST = 20, 120
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("questions", type=Path)
     parser.add_argument("corpus")
-    parser.add_argument("--rare", type=int, default=2, help="words that a question and its context share")
-    parser.add_argument("--limit", type=int, help="only so many texts of the corpus, from the first")
+    parser.add_argument(
+        "--rare", type=int, default=2, help="words that a question and its context share"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="only so many texts of the corpus, from the first"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     opened = gzip.open if given.questions.suffix == ".gz" else open
@@ -55,7 +70,9 @@ def main() -> None:
         and len(rare & words(questions[n]) & words(texts[own[0]])) >= given.rare
     ]
     used = sorted({place for n in kept for place in places[n]})
-    write_lines(given.out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used))
+    write_lines(
+        given.out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used)
+    )
     asked = ({**rows[n], "split": split_of(articles[places[n][0]])} for n in kept)
     write_lines(given.out / "questions.jsonl", asked)
     print(f"{len(kept)} of {len(rows)} questions, {len(used)} of {len(texts)} paragraphs")

@@ -1,9 +1,10 @@
 """An accelerator without hardware, and who waits for it.
 
-``There`` is a tensor that computes on the processor and says that it is elsewhere: on "meta", the one device that every
-build of torch knows and that has no kernels, so that code that asks ``device.type`` takes the path of accelerators.
-``Device`` is the dispatch mode that makes such tensors. It refuses float64, which Apple's GPUs do not have, and counts
-where the host waits for the device. Where there is a GPU, the mode counts on its tensors instead.
+``There`` is a tensor that computes on the processor and says that it is elsewhere: on "meta", the
+one device that every build of torch knows and that has no kernels, so that code that asks
+``device.type`` takes the path of accelerators. ``Device`` is the dispatch mode that makes such
+tensors. It refuses float64, which Apple's GPUs do not have, and counts where the host waits for the
+device. Where there is a GPU, the mode counts on its tensors instead.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ GPU = torch.cuda.is_available()
 evaluate = sys.modules["maskwise.evaluation.evaluate"]  # its function has the module's name
 DEVICE = torch.device("cuda" if GPU else "meta")
 
-ASKS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
+ASKS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "repeat_interleave",
+}
 """Operations whose result the host reads, or whose shape depends on values."""
 
 
@@ -46,7 +55,11 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> There:
-        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        layout = {
+            "strides": inner.stride(),
+            "storage_offset": inner.storage_offset(),
+            "dtype": inner.dtype,
+        }
         made = Tensor._make_wrapper_subclass(cls, inner.size(), **layout, device=DEVICE)  # type: ignore[attr-defined]
         made.inner = inner
         return made
@@ -101,7 +114,9 @@ class Device(TorchDispatchMode):
             self.pageable[place()] += 1
         if there and name in ASKS:
             self.waits[f"{name}, {place()}"] += 1
-        picked = given[1:-1] if name.startswith("index_put") else given[1:] if name == "index" else []
+        picked = (
+            given[1:-1] if name.startswith("index_put") else given[1:] if name == "index" else []
+        )
         if any(is_there(each) and each.dtype == torch.bool for each in picked):
             self.waits[f"{name} by a mask, {place()}"] += 1
 
@@ -118,14 +133,19 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     given = [each for each in tensors if isinstance(each, There)]
     asked = kwargs.get("device")
-    if given and func.overloadpacket.__name__ != "copy_" and any(each.ndim for each in set(tensors) - set(given)):
+    if (
+        given
+        and func.overloadpacket.__name__ != "copy_"
+        and any(each.ndim for each in set(tensors) - set(given))
+    ):
         raise RuntimeError(f"{func}: tensors on two devices")
     stays = bool(given) if asked is None else torch.device(asked).type == DEVICE.type
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     on_host = partial(tree_map, lambda leaf: leaf.inner if isinstance(leaf, There) else leaf)
     result = func(*on_host(args), **on_host(kwargs))
-    before = {id(each.inner): each for each in given}  # what was changed in place stays the tensor that it was
+    # what was changed in place stays the tensor that it was
+    before = {id(each.inner): each for each in given}
 
     def there(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -140,14 +160,18 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def place() -> str:
     """The line of maskwise that an operation comes from."""
     frames = [f for f in traceback.extract_stack() if "/src/maskwise/" in f.filename]
-    return f"{frames[-1].filename.rpartition('/src/')[2]}:{frames[-1].lineno}" if frames else "a test"
+    return (
+        f"{frames[-1].filename.rpartition('/src/')[2]}:{frames[-1].lineno}" if frames else "a test"
+    )
 
 
 PLAIN_TO = nn.Module.to
 
 
 def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """``Module.to``: on its way to the device a module keeps tied weights tied, as it does on real ones."""
+    """``Module.to``: on its way to the device a module keeps tied weights tied, as it does on real
+    ones.
+    """
     if not args or torch.device(args[0]) != DEVICE:
         return PLAIN_TO(module, *args, **kwargs)
     moved: dict[int, Tensor] = {}
@@ -186,10 +210,15 @@ def accelerator() -> Iterator[Device]:
         if not GPU:
             patch.setattr(Accelerator, "device", property(lambda self: DEVICE))
             patch.setattr(nn.Module, "to", to)
-            patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())  # whose views have no versions
+            # whose views have no versions
+            patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())
             for user in (evaluate, generate, judge):
                 patch.setattr(user, "best_device", lambda: DEVICE)
             patch.setattr(batch, "PINNING", (DEVICE.type,))
-            patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+            patch.setattr(
+                sys.modules["torch.optim.adam"],
+                "_device_dtype_check_for_fused",
+                lambda *_, **__: None,
+            )
         with mode:
             yield mode

@@ -23,7 +23,9 @@ def lengths(texts):
 def vowels(texts):
     """Words by whether they begin with a vowel; the label None is none."""
     find = re.compile(r"[a-z]+").finditer
-    return [[(*m.span(), "vowel" if m[0][0] in "aeiou" else None) for m in find(text)] for text in texts]
+    return [
+        [(*m.span(), "vowel" if m[0][0] in "aeiou" else None) for m in find(text)] for text in texts
+    ]
 
 
 def slow(texts):
@@ -84,12 +86,16 @@ class Rare:
         for text in texts:
             for word in text.split():
                 count[word] = count.get(word, 0) + 1
-        (folder / "words").write_text(" ".join(word for word, times in count.items() if times <= self.floor))
+        (folder / "words").write_text(
+            " ".join(word for word, times in count.items() if times <= self.floor)
+        )
         return f"rare(floor={self.floor}, words={str(folder)!r})"
 
     def annotate(self, texts):
         assert self.words is not None
-        found = [[m.span() for m in re.finditer(r"\S+", text) if m[0] in self.words] for text in texts]
+        found = [
+            [m.span() for m in re.finditer(r"\S+", text) if m[0] in self.words] for text in texts
+        ]
         return [{"rare": CharSpans.of(spans, self.layers["rare"])} for spans in found]
 
 

@@ -1,5 +1,6 @@
-"""How often the rules of evidence are right, by simulation. ``python tests/calibration.py`` prints the tables of
-docs/evidence.md (about two minutes on one core); tests/test_calibration.py asserts what they promise.
+"""How often the rules of evidence are right, by simulation. ``python tests/calibration.py`` prints
+the tables of docs/evidence.md (about two minutes on one core); tests/test_calibration.py asserts
+what they promise.
 
 Everything goes through the functions that judge real studies: no second implementation.
 """
@@ -38,14 +39,20 @@ def coverage(runs: int, draw: Draw, *, draws: int = 10_000, seed: int = 0) -> fl
 
 
 def called_equal(runs: int, contrasts: int, *, draws: int = 4000, seed: int = 0) -> float:
-    """The share of studies that call a contrast equal whose true difference is the margin, of two spreads."""
+    """The share of studies that call a contrast equal whose true difference is the margin, of two
+    spreads.
+    """
     rows = np.random.default_rng([seed, runs]).normal(2.0, 1, (draws, runs))
     ends = [sign_flip_interval(row, confidence=1 - 0.05 / contrasts) for row in rows]
-    return float(np.mean([each is not None and each[0] >= -2.0 and each[1] <= 2.0 for each in ends]))
+    return float(
+        np.mean([each is not None and each[0] >= -2.0 and each[1] <= 2.0 for each in ends])
+    )
 
 
 def simulated_runs(effect: float, alpha: float, *, draws: int = 4000, seed: int = 0) -> int:
-    """The fewest runs with which a normal difference of `effect` SDs is decided in at least 80 % of studies."""
+    """The fewest runs with which a normal difference of `effect` SDs is decided in at least 80 % of
+    studies.
+    """
     for runs in itertools.count(fewest_runs(alpha)):
         rows = np.random.default_rng([seed, runs]).normal(effect, 1, (draws, runs))
         if np.mean([sign_flip_test(row) < alpha for row in rows]) >= 0.8:
@@ -57,7 +64,9 @@ def main() -> None:
     say = sys.stdout.write
     say("| runs | p < .05, normal | p < .05, skewed |\n|---|---|---|\n")
     for runs in range(6, 13):
-        shares = [rejections(runs, DIFFERENCES[name]) for name in ("normal", "skewed (exponential)")]
+        shares = [
+            rejections(runs, DIFFERENCES[name]) for name in ("normal", "skewed (exponential)")
+        ]
         say(f"| {runs} | {' | '.join(f'{share:.3f}' for share in shares)} |\n")
     say(f"\n| runs | {' | '.join(DIFFERENCES)} |\n|---|{'---|' * len(DIFFERENCES)}\n")
     for runs in (6, 7, 8, 10, 12, 15):

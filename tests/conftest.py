@@ -18,7 +18,8 @@ from maskwise import jobs
 from processes import SamePool
 
 torch.set_num_threads(1)
-# A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests interrupt would not notice.
+# A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests
+# interrupt would not notice.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -38,6 +39,8 @@ def tasks_are_done_here() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def but_tests_of_processes_have_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def but_tests_of_processes_have_workers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "process" in request.keywords:
         monkeypatch.setitem(jobs.ENGINES, "local", jobs.LocalPool)

@@ -1,4 +1,6 @@
-"""A stand-in for the hub's API on this machine: repositories of models, commits and downloads, without a network."""
+"""A stand-in for the hub's API on this machine: repositories of models, commits and downloads,
+without a network.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Hub(BaseHTTPRequestHandler):
             for line in body.splitlines():
                 item = json.loads(line)
                 if item["key"] == "file":
-                    self.files[repository][item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+                    self.files[repository][item["value"]["path"]] = base64.b64decode(
+                        item["value"]["content"]
+                    )
             self._answer(
                 {
                     "commitOid": COMMIT,
@@ -61,20 +65,34 @@ class Hub(BaseHTTPRequestHandler):
             name = "/".join(parts[2:4])
             if "tree" in parts:
                 facts = {"type": "file", "oid": COMMIT}
-                self._answer([{"path": p, "size": len(c), **facts} for p, c in self.files[name].items()])
+                self._answer(
+                    [{"path": p, "size": len(c), **facts} for p, c in self.files[name].items()]
+                )
                 return
-            siblings = [{"rfilename": path, "size": len(content)} for path, content in self.files[name].items()]
-            self._answer({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+            siblings = [
+                {"rfilename": path, "size": len(content)}
+                for path, content in self.files[name].items()
+            ]
+            self._answer(
+                {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+            )
         elif (
             len(parts) > 4
             and parts[2] == "resolve"
             and (content := self.files.get("/".join(parts[:2]), {}).get("/".join(parts[4:])))
         ):
-            self._answer(content, body=body, ETag=f'"{hashlib.sha1(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+            self._answer(
+                content,
+                body=body,
+                ETag=f'"{hashlib.sha1(content).hexdigest()}"',
+                **{"X-Repo-Commit": COMMIT},
+            )
         elif parts == [""]:
             self._answer(b"a hub", body=body)
         else:
-            self._answer({"error": "not found"}, status=404, body=body, **{"X-Error-Code": "RepoNotFound"})
+            self._answer(
+                {"error": "not found"}, status=404, body=body, **{"X-Error-Code": "RepoNotFound"}
+            )
 
     def _answer(self, what: Any, *, status: int = 200, body: bool = True, **headers: str) -> None:
         content = what if isinstance(what, bytes) else json.dumps(what).encode()
@@ -103,7 +121,9 @@ def running_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
 
 
 @contextmanager
-def talking_to_a_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[dict[str, dict[str, bytes]]]:
+def talking_to_a_hub(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> Iterator[dict[str, dict[str, bytes]]]:
     """This process talks to a stand-in, whose files are given; what it brings lies in ``cache``."""
     with running_hub() as (address, files):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,7 +1,9 @@
-"""What the masking tests share: a small tokenizer with every special token, and rows with every layer.
+"""What the masking tests share: a small tokenizer with every special token, and rows with every
+layer.
 
-A new policy or corruption is tested by the contract suite as soon as it is in its table. One that needs
-arguments gets them from ``POLICY_SPECS``/``CORRUPTION_SPECS``, one that needs a layer from ``row``.
+A new policy or corruption is tested by the contract suite as soon as it is in its table. One that
+needs arguments gets them from ``POLICY_SPECS``/``CORRUPTION_SPECS``, one that needs a layer from
+``row``.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ POLICY_SPECS = {name: name for name in POLICIES} | {
     "learned-one": "learned('F', take='top-2')",
     "learned-explore": "learned('F', explore=0.4)",
 }
-# Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated exception.
+# Cut rows are as long as the batch is wide, so they are not the same in any batch: the one stated
+# exception.
 CORRUPTION_SPECS = {name: name for name in CORRUPTIONS}
 POLICY_BUDGETS = [
     (name, budget)
@@ -51,7 +54,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Sixty ordinary tokens behind five special ones; sentinels and mode tokens behind those."""
     names = SPECIAL + [f"w{i}" for i in range(WORDS)]
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")),
+        tokenizer_object=Tokenizer(
+            models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+        ),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
@@ -114,15 +119,22 @@ def row(
         "difference": np.where(inside, (word * 3 % 5) ** 2 / 2, 0.0).tolist(),
         "learned F": np.where(inside, (word * 11 % 6) / 2.5, 0.0).tolist(),
         "learned F_span": np.where(inside & (word % 4 > 1), word // 4, -1).tolist(),
-        "learned F_score": np.where(inside & (word % 4 > 1), 1 / (1 + word // 4 * 5 % 3), 0.0).tolist(),
+        "learned F_score": np.where(
+            inside & (word % 4 > 1), 1 / (1 + word // 4 * 5 % 3), 0.0
+        ).tolist(),
         "frequency": np.where(inside, 1.0 + word * 13 % 50, 0.0).tolist(),
     }
 
 
-def random_rows(count: int, *, seed: int = 0, words: int = 12, most: int = 4) -> list[dict[str, Any]]:
+def random_rows(
+    count: int, *, seed: int = 0, words: int = 12, most: int = 4
+) -> list[dict[str, Any]]:
     """Rows of ``words`` words of one to ``most`` pieces."""
     rng = np.random.default_rng(seed)
-    return [row(rng.integers(1, most + 1, words).tolist(), example_id=1000 * seed + i) for i in range(count)]
+    return [
+        row(rng.integers(1, most + 1, words).tolist(), example_id=1000 * seed + i)
+        for i in range(count)
+    ]
 
 
 AWKWARD = {
@@ -143,17 +155,21 @@ AWKWARD = {
 """Rows that break careless code, by what is odd about them."""
 
 
-def padded(rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False) -> dict[str, Tensor]:
+def padded(
+    rows: Sequence[dict[str, Any]], *, width: int | None = None, left: bool = False
+) -> dict[str, Tensor]:
     """Rows as one dict of (B, L) tensors with an attention mask; padding right or left."""
     width = max(len(r["input_ids"]) for r in rows) if width is None else width
     out: dict[str, Tensor] = {"example_id": torch.tensor([r["example_id"] for r in rows])}
     for name in rows[0].keys() - {"example_id"}:
         fill = PAD if name == "input_ids" else -1
-        out[name] = torch.tensor([_pad(r[name], width, fill, left) for r in rows]).view(len(rows), width)
+        out[name] = torch.tensor([_pad(r[name], width, fill, left) for r in rows]).view(
+            len(rows), width
+        )
     out["input_ids"] = out["input_ids"].long()
-    out["attention_mask"] = torch.tensor([_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]).view(
-        len(rows), width
-    )
+    out["attention_mask"] = torch.tensor(
+        [_pad([1] * len(r["input_ids"]), width, 0, left) for r in rows]
+    ).view(len(rows), width)
     return out
 
 
@@ -163,7 +179,9 @@ def _pad(values: list[Any], width: int, fill: int, left: bool) -> list[Any]:
 
 
 def packed(rows: Sequence[dict[str, Any]], *, width: int) -> dict[str, Tensor]:
-    """Rows one behind the other in blocks of ``width`` tokens (none is cut), with an example id per token."""
+    """Rows one behind the other in blocks of ``width`` tokens (none is cut), with an example id per
+    token.
+    """
     blocks: list[dict[str, list[Any]]] = []
     for one in rows:
         n = len(one["input_ids"])
@@ -173,10 +191,14 @@ def packed(rows: Sequence[dict[str, Any]], *, width: int) -> dict[str, Tensor]:
             blocks[-1][name] += [value] * n if name == "example_id" else value
     fill = {"input_ids": PAD, "example_id": 0}
     out = {
-        name: torch.tensor([_pad(block[name], width, fill.get(name, -1), False) for block in blocks])
+        name: torch.tensor(
+            [_pad(block[name], width, fill.get(name, -1), False) for block in blocks]
+        )
         for name in rows[0]
     }
-    out["attention_mask"] = torch.tensor([_pad([1] * len(b["input_ids"]), width, 0, False) for b in blocks])
+    out["attention_mask"] = torch.tensor(
+        [_pad([1] * len(b["input_ids"]), width, 0, False) for b in blocks]
+    )
     return out
 
 
@@ -194,8 +216,9 @@ def per_row(batch: Any, rows: Sequence[dict[str, Any]]) -> list[tuple[list[int],
 def log_probability(choice: Selection) -> Array:
     """(P,) float64: the log-probability of the order in which the units of each piece were tried.
 
-    Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the last unit that
-    was chosen: units that were skipped because they did not fit are tries too. Units of weight 0 do not count.
+    Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the
+    last unit that was chosen: units that were skipped because they did not fit are tries too. Units
+    of weight 0 do not count.
 
     Raises:
         ValueError: budget ``bernoulli``, which tries units in no order.
@@ -203,7 +226,11 @@ def log_probability(choice: Selection) -> Array:
     if choice.order is None:
         raise ValueError("budget bernoulli tries units in no order")
     piece, count = choice.units.piece.take(choice.order), len(choice.units.batch.begin)
-    weight = np.ones(len(piece)) if choice.units.weight is None else choice.units.weight.take(choice.order)
+    weight = (
+        np.ones(len(piece))
+        if choice.units.weight is None
+        else choice.units.weight.take(choice.order)
+    )
     counts_P = np.bincount(piece, minlength=count)
     total_P = np.bincount(piece, weights=weight, minlength=count)
     remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight

@@ -1,7 +1,7 @@
 """For tests that start, interrupt or kill processes: they wait for events, never for a time.
 
-``MASKWISE_TEST_PATIENCE`` is how many seconds an event may take before the test fails. It only says when to give up, so
-it is generous: a busy machine makes these tests slower and not red.
+``MASKWISE_TEST_PATIENCE`` is how many seconds an event may take before the test fails. It only says
+when to give up, so it is generous: a busy machine makes these tests slower and not red.
 """
 
 from __future__ import annotations
@@ -52,14 +52,20 @@ def in_group(group: int) -> list[int]:
     """Processes of a group that still run; zombies do not."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        state, _, of_group = _read(f"{folder}/stat").rpartition(b")")[2].split()[:3] or (b"Z", b"", b"0")
+        state, _, of_group = _read(f"{folder}/stat").rpartition(b")")[2].split()[:3] or (
+            b"Z",
+            b"",
+            b"0",
+        )
         if int(of_group) == group and state != b"Z":
             found.append(int(folder.name))
     return found
 
 
 class SamePool(Pool[Any, Any]):
-    """An engine that does tasks in this process: what they give is the same, and no worker imports torch first."""
+    """An engine that does tasks in this process: what they give is the same, and no worker imports
+    torch first.
+    """
 
     def __init__(self, function: Any, **ignored: Any):
         self.function, self.tasks = pickle.dumps(function), []
@@ -80,10 +86,11 @@ class SamePool(Pool[Any, Any]):
 
 
 def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> Callable[[], Any]:
-    """Call a function in a copy of this process, with more environment variables; the answer waits for its result.
+    """Call a function in a copy of this process, with more environment variables; the answer waits
+    for its result.
 
-    A copy has imported everything already, which a new process does for seconds. What the function raises fails the
-    test, with its traceback; what it prints is lost.
+    A copy has imported everything already, which a new process does for seconds. What the function
+    raises fails the test, with its traceback; what it prints is lost.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -120,9 +127,21 @@ def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in two processes with the variables that torchrun gives its ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": "2",
+        }
     ranks = [
-        forked(_as_rank, function, *arguments, **shared, LOCAL_WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+        forked(
+            _as_rank,
+            function,
+            *arguments,
+            **shared,
+            LOCAL_WORLD_SIZE="2",
+            RANK=rank,
+            LOCAL_RANK=rank,
+        )
         for rank in "01"
     ]
     for end in ranks:

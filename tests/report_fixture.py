@@ -1,4 +1,6 @@
-"""A synthetic study folder, written as docs/files.md says, for the tests of verdicts and of the page."""
+"""A synthetic study folder, written as docs/files.md says, for the tests of verdicts and of the
+page.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,22 @@ from typing import Any
 import numpy as np
 
 SENTENCE = [
-    *("In", "1916", "Shaw", "moved", "to", "Dublin", ",", "where", "he", "worked", "as", "a", "clerk", "and"),
+    *(
+        "In",
+        "1916",
+        "Shaw",
+        "moved",
+        "to",
+        "Dublin",
+        ",",
+        "where",
+        "he",
+        "worked",
+        "as",
+        "a",
+        "clerk",
+        "and",
+    ),
     *("wrote", "five", "unsuccessful", "novels", "."),
 ]
 
@@ -18,7 +35,9 @@ SENTENCE = [
 COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
 
 
-def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any) -> dict:
+def make_study(
+    *, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any
+) -> dict:
     """study.json: token-15 as the baseline; the values of `arms` are only read by make_records."""
     names = list(arms or {"token-15": 0, "token-30": 0})
     return {
@@ -26,8 +45,18 @@ def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: in
         "description": "Does masking more of the text make a better small model?",
         "maskwise": "0.1.0",
         "started": "2026-11-20T08:20:00Z",
-        "versions": {"python": "3.11.9", "torch": "2.13.0+cpu", "transformers": "5.23.0", "altair": "6.3.0"},
-        "hardware": {"cpu": "Some CPU @ 2.9 GHz", "cores": 2, "memory_gib": 23.4, "accelerator": None},
+        "versions": {
+            "python": "3.11.9",
+            "torch": "2.13.0+cpu",
+            "transformers": "5.23.0",
+            "altair": "6.3.0",
+        },
+        "hardware": {
+            "cpu": "Some CPU @ 2.9 GHz",
+            "cores": 2,
+            "memory_gib": 23.4,
+            "accelerator": None,
+        },
         "recipe": {"steps": 400},
         "recipe_yaml": "model:\n  layers: 2\n  hidden: 128\nsteps: 400\nbatch: 32\n",
         "baseline": names[0],
@@ -45,7 +74,11 @@ def make_study(*, runs: int = 3, arms: dict[str, float] | None = None, tasks: in
         },
         "contrasts": [[name, names[0]] for name in names[1:]],
         "match": {"by": "steps", "arms": {name: dict(COST) for name in names}},
-        "search": {"grid": {"training.learning_rate": [0.002, 0.004, 0.006]}, "own": None, "by": "dev"},
+        "search": {
+            "grid": {"training.learning_rate": [0.002, 0.004, 0.006]},
+            "own": None,
+            "by": "dev",
+        },
         "seconds": 331.2,
         **changes,
     }
@@ -60,7 +93,10 @@ def _arm(name: str, runs: int) -> dict[str, Any]:
         "judged_on": [policy if policy in ("token", "whole-word") else "token"],
         "ratio": ratio,
         "overrides": {"masking": {"ratio": ratio}},
-        "runs": {str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}" for seed in range(runs)},
+        "runs": {
+            str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}"
+            for seed in range(runs)
+        },
     }
 
 
@@ -73,7 +109,9 @@ def make_records(
     loss: float = 4.6,
     seed: int = 0,
 ) -> list[dict]:
-    """Scores and held-out losses: a seed effect shared by all arms, plus `effect`, plus a little noise."""
+    """Scores and held-out losses: a seed effect shared by all arms, plus `effect`, plus a little
+    noise.
+    """
     rng = np.random.default_rng(seed)
     shared = {s: rng.normal(0, noise) for s in study["seeds"]}
     records = []
@@ -109,8 +147,18 @@ RATES = (0.002, 0.004, 0.006)
 def selection_record(arm: str, seed: int, **more: Any) -> dict:
     """The middle of three rates was chosen."""
     points = [{"training.learning_rate": rate} for rate in RATES]
-    candidates = [{"setting": point, "score": score} for point, score in zip(points, (0.5, 0.6, 0.55), strict=True)]
-    line = {"kind": "selection", "arm": arm, "seed": seed, "search_seed": seed, "by": "dev", "tied": False}
+    candidates = [
+        {"setting": point, "score": score}
+        for point, score in zip(points, (0.5, 0.6, 0.55), strict=True)
+    ]
+    line = {
+        "kind": "selection",
+        "arm": arm,
+        "seed": seed,
+        "search_seed": seed,
+        "by": "dev",
+        "tied": False,
+    }
     return line | {"candidates": candidates, "chosen": points[1], **more}
 
 
@@ -118,7 +166,8 @@ def old_selection(arm: str, rate: float = 0.004) -> dict:
     """One search for all seeds, as in older studies."""
     points = [{"training.learning_rate": each} for each in RATES]
     candidates = [
-        {"setting": point, "scores": {"task-0": [0.5, 0.6]}, "mean": 0.5 + i / 10} for i, point in enumerate(points)
+        {"setting": point, "scores": {"task-0": [0.5, 0.6]}, "mean": 0.5 + i / 10}
+        for i, point in enumerate(points)
     ]
     line = {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False}
     return line | {"candidates": candidates, "chosen": {"training.learning_rate": rate}}
@@ -153,13 +202,29 @@ def heldout_record(arm: str, seed: int, masks: str, loss: float, *, unigram: flo
     }
 
 
-def evaluation_record(arm: str, seed: int, name: str, metric: str, value: float, **more: Any) -> dict:
-    line = {"kind": "evaluation", "arm": arm, "seed": seed, "name": name, "metric": metric, "value": value}
+def evaluation_record(
+    arm: str, seed: int, name: str, metric: str, value: float, **more: Any
+) -> dict:
+    line = {
+        "kind": "evaluation",
+        "arm": arm,
+        "seed": seed,
+        "name": name,
+        "metric": metric,
+        "value": value,
+    }
     return {**line, "items": 500, "chance": None, "higher_is_better": True, **more}
 
 
 def failure_record(arm: str, seed: int, **more: Any) -> dict:
-    return {"kind": "failure", "arm": arm, "seed": seed, "stage": "pretrain-x", "error": "disk full", **more}
+    return {
+        "kind": "failure",
+        "arm": arm,
+        "seed": seed,
+        "stage": "pretrain-x",
+        "error": "disk full",
+        **more,
+    }
 
 
 def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int = 0) -> list[dict]:
@@ -178,7 +243,13 @@ def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int =
                 "ratio": share + rng.normal(0, 0.002),
                 "scheduled_ratio": share,
             }
-            | {"targets": 2210, "tokens": step * 2048, "lr": 0.006, "grad_norm": 0.8, "seconds": step / 15}
+            | {
+                "targets": 2210,
+                "tokens": step * 2048,
+                "lr": 0.006,
+                "grad_norm": 0.8,
+                "seconds": step / 15,
+            }
         )
         if step % 100 == 0:
             lines.append(
@@ -195,7 +266,9 @@ def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int =
     return lines
 
 
-def make_samples(study: dict, *, seed: int = 0, words: list[str] | None = None) -> dict[str, list[dict]]:
+def make_samples(
+    study: dict, *, seed: int = 0, words: list[str] | None = None
+) -> dict[str, list[dict]]:
     rng = np.random.default_rng(seed)
     samples: dict[str, list[dict]] = {}
     for arm in study["arms"]:
@@ -203,14 +276,18 @@ def make_samples(study: dict, *, seed: int = 0, words: list[str] | None = None) 
         for document in ("56564559", "1204"):
             pieces = []
             for i, word in enumerate(words or SENTENCE):
-                state = str(rng.choice(["shown", "masked", "random", "kept"], p=[0.72, 0.2, 0.04, 0.04]))
+                state = str(
+                    rng.choice(["shown", "masked", "random", "kept"], p=[0.72, 0.2, 0.04, 0.04])
+                )
                 piece = {"text": word if i == 0 else f" {word}", "state": state}
                 pieces.append(piece | ({"shown": " station"} if state == "random" else {}))
             samples[arm].append({"document": document, "pieces": pieces})
     return samples
 
 
-def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None) -> Path:
+def write_study(
+    folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None
+) -> Path:
     """The folder as a finished study leaves it (without checkpoints)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", study)
@@ -220,7 +297,10 @@ def write_study(folder: Path, study: dict, records: list[dict], *, summary: dict
             write_json(folder / name, content)
     for i, arm in enumerate(study["arms"].values()):
         for seed, stage in arm["runs"].items():
-            write_run(folder / stage, make_metrics(arm["ratio"], seed=100 * i + int(seed), loss=4.6 + 0.3 * i))
+            write_run(
+                folder / stage,
+                make_metrics(arm["ratio"], seed=100 * i + int(seed), loss=4.6 + 0.3 * i),
+            )
     return folder
 
 
@@ -237,4 +317,6 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+    )

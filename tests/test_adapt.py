@@ -1,4 +1,6 @@
-"""adapt: a recipe with sensible arms, an answer in a sentence, folders for transformers and sentence-transformers."""
+"""adapt: a recipe with sensible arms, an answer in a sentence, folders for transformers and
+sentence-transformers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.errors import MaskwiseError
 from maskwise.starts import resolve_start
-from maskwise.study.adapt import adapt_recipe, answer_of, best_arm, kept_of, save_adapted, write_pairs
+from maskwise.study.adapt import (
+    adapt_recipe,
+    answer_of,
+    best_arm,
+    kept_of,
+    save_adapted,
+    write_pairs,
+)
 from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_lines
@@ -32,31 +41,47 @@ def texts(tmp_path: Path) -> Path:
 def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     assert [*recipe.study.arms] == ["token-15", "words-30", "tsdae"] and recipe.study.seeds == 6
-    with pytest.raises(MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"):
+    with pytest.raises(
+        MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"
+    ):
         adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
     assert prospects_of(recipe)[0]["decidable"]  # without a search
     assert recipe.training.learning_rate == 1e-3 and recipe.arm("tsdae", seed=0).judged_on() == ()
     task = load_task(recipe.tasks[0])
     assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1
-    learned = adapt_recipe("bundled:encoder", str(texts), ["banking77"], overrides=["training.batch_size=4"])
+    learned = adapt_recipe(
+        "bundled:encoder", str(texts), ["banking77"], overrides=["training.batch_size=4"]
+    )
     assert learned.tasks == ("banking77",) and learned.training.batch_size == 4
     (tmp_path / "short.txt").write_text("\n".join(f"word {n}" for n in range(30)))
     with pytest.raises(MaskwiseError, match="nothing to judge by"):
         adapt_recipe("bundled:encoder", str(tmp_path / "short.txt"), pairs=tmp_path / "p.jsonl")
 
 
-def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    small = ["training.batch_size=4", "evaluation.rows=4", "corpus.length=32", "corpus.held_out=0.2"]
+def test_adapt_answers_and_saves_both_folders(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = [
+        "training.batch_size=4",
+        "evaluation.rows=4",
+        "corpus.length=32",
+        "corpus.held_out=0.2",
+    ]
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out]
     assert maskwise(*command, "--dry-run") == 0
-    assert capfd.readouterr().out.lstrip().startswith("stages")  # a table; JSON where it is asked for
+    # a table; JSON where it is asked for
+    assert capfd.readouterr().out.lstrip().startswith("stages")
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "points" in said["answer"] and "steps a run" in said["answer"]
-    scores = {line["arm"] for line in map(json.loads, (out / "records.jsonl").open()) if line["kind"] == "score"}
+    scores = {
+        line["arm"]
+        for line in map(json.loads, (out / "records.jsonl").open())
+        if line["kind"] == "score"
+    }
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
     if said["best"]:
         whole, sentences = map(Path, said["folders"])
@@ -65,10 +90,19 @@ def test_adapt_answers_and_saves_both_folders(texts: Path, tmp_path: Path, capfd
         assert "SentenceTransformer(FOLDER)" in (sentences / "README.md").read_text()
         AutoTokenizer.from_pretrained(sentences)
         width = AutoModel.from_pretrained(sentences).config.hidden_size
-        assert json.loads((sentences / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == width
-        assert [m["type"].rpartition(".")[2] for m in json.loads((sentences / "modules.json").read_text())] == [
-            "Transformer", "Pooling",
-        ]  # fmt: skip
+        assert (
+            json.loads((sentences / "1_Pooling" / "config.json").read_text())[
+                "word_embedding_dimension"
+            ]
+            == width
+        )
+        assert [
+            m["type"].rpartition(".")[2]
+            for m in json.loads((sentences / "modules.json").read_text())
+        ] == [
+            "Transformer",
+            "Pooling",
+        ]
 
 
 SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
@@ -76,7 +110,14 @@ SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
 
 def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "accuracy") -> Path:
     lines = [
-        {"kind": "score", "arm": arm, "seed": seed, "task": "task", "metric": metric, "score": score}
+        {
+            "kind": "score",
+            "arm": arm,
+            "seed": seed,
+            "task": "task",
+            "metric": metric,
+            "score": score,
+        }
         for arm, scores in by_arm.items()
         for seed, score in scores.items()
     ]
@@ -88,9 +129,15 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
 def test_an_arm_with_failed_runs_does_not_win_by_its_survivors(tmp_path: Path) -> None:
     scores = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
     assert best_arm(write_scores(tmp_path, {**scores, "tsdae": {5: 0.71}})) == "words-30"
-    assert best_arm(write_scores(tmp_path, {**scores, "tsdae": dict.fromkeys(range(6), 0.71)})) == "tsdae"
+    assert (
+        best_arm(write_scores(tmp_path, {**scores, "tsdae": dict.fromkeys(range(6), 0.71)}))
+        == "tsdae"
+    )
     assert best_arm(write_scores(tmp_path, {"no-pretraining": {0: 0.1}})) is None
-    assert best_arm(write_scores(tmp_path, {**scores, "no-pretraining": dict.fromkeys(range(6), 0.7)})) is None
+    assert (
+        best_arm(write_scores(tmp_path, {**scores, "no-pretraining": dict.fromkeys(range(6), 0.7)}))
+        is None
+    )
 
 
 def test_arms_are_compared_on_the_runs_that_all_finished(tmp_path: Path) -> None:
@@ -129,33 +176,62 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(
     lines = [json.loads(line) for line in texts.read_text().splitlines()]
     pairs = write_pairs(str(texts), tmp_path / "out-pairs.jsonl")
     before = pairs.read_bytes()
-    write_lines(tmp_path / "other.jsonl", [{**line, "text": f"Other {line['text']}"} for line in lines])
+    write_lines(
+        tmp_path / "other.jsonl", [{**line, "text": f"Other {line['text']}"} for line in lines]
+    )
     for source, same in ((texts, True), (tmp_path / "other.jsonl", False)):
         recipe = adapt_recipe("bundled:encoder", str(source), pairs=pairs, aside=tmp_path / "aside")
         assert recipe.tasks[0].startswith(str(pairs)) == same
         assert pairs.read_bytes() == before
-    assert maskwise("adapt", "bundled:encoder", tmp_path / "other.jsonl", "--dry-run", "--out", tmp_path / "out") == 0
+    assert (
+        maskwise(
+            "adapt",
+            "bundled:encoder",
+            tmp_path / "other.jsonl",
+            "--dry-run",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
     assert pairs.read_bytes() == before
 
 
-def test_the_steps_reach_the_phase_of_a_new_head(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_reach_the_phase_of_a_new_head(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
     for steps, head in ((50, 50), (2000, 600)):
-        recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", steps=steps)
-        assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == [head, steps]
+        recipe = adapt_recipe(
+            "bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", steps=steps
+        )
+        assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == [
+            head,
+            steps,
+        ]
 
 
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
-    row = {"primary": True, "outcome": "tasks", "mean": 1.0, "low": 0.2, "high": 1.9, "n": 6, "unit": "SDs",
-           "metric": None, "sentence": "The sides are not comparable.",
-           "natural": {"mean": 0.021, "low": 0.004, "high": 0.039}}  # fmt: skip
+    row = {
+        "primary": True,
+        "outcome": "tasks",
+        "mean": 1.0,
+        "low": 0.2,
+        "high": 1.9,
+        "n": 6,
+        "unit": "SDs",
+        "metric": None,
+        "sentence": "The sides are not comparable.",
+        "natural": {"mean": 0.021, "low": 0.004, "high": 0.039},
+    }
     for verdict, better, begins in (
         ("decided", "arm", "Yes, further training helps: +2.1 points"),
         ("decided", "baseline", "No, further training harms"),
-        ("no difference that matters", None, "No, it makes"), ("open", None, "Open"),
+        ("no difference that matters", None, "No, it makes"),
+        ("open", None, "Open"),
         ("not comparable", None, "The sides are not comparable."),
-    ):  # fmt: skip
+    ):
         result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
         assert answer_of(result, recipe).startswith(begins)
     lower = {**row, "metric": "nats"}
@@ -167,5 +243,7 @@ def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:
     folders = [Path("out/model"), Path("out/sentence-model")]
     assert "may be chance" in kept_of("tsdae", folders, helps=None)
     assert "nothing" in kept_of(None, (), helps=None)
-    assert kept_of("tsdae", folders, helps="tsdae").endswith("saved in out/model and out/sentence-model.")
+    assert kept_of("tsdae", folders, helps="tsdae").endswith(
+        "saved in out/model and out/sentence-model."
+    )
     assert "It is words-30 that is shown to help" in kept_of("tsdae", folders, helps="words-30")

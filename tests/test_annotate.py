@@ -56,7 +56,9 @@ def corpus(count: int = 60) -> list[dict[str, str]]:
         "東京",
         "👩🏽‍🔬",
     ]
-    texts = [" ".join(draw.choice(words, size=12)) + f". Number {number}!" for number in range(count)]
+    texts = [
+        " ".join(draw.choice(words, size=12)) + f". Number {number}!" for number in range(count)
+    ]
     return [{"id": f"d{number}", "text": text} for number, text in enumerate(texts)]
 
 
@@ -75,7 +77,10 @@ def rare(monkeypatch):
 
 def files(out: Path) -> dict[str, tuple[int, bytes]]:
     """Shards with when they were written and what is in them."""
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "shards").iterdir()}
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (out / "shards").iterdir()
+    }
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -88,15 +93,23 @@ def contents(out: Path) -> dict[str, bytes]:
 spans_of_text = st.lists(st.integers(0, 40), min_size=0, max_size=12, unique=True).map(sorted)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(borders=st.lists(spans_of_text, min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_what_is_stored_comes_back(borders, seed, tmp_path):
     rng = np.random.default_rng(seed)
-    layers = {"tag": Layer("categorical", ("a", "b")), "span": Layer("spans"), "weight": Layer("weight")}
+    layers = {
+        "tag": Layer("categorical", ("a", "b")),
+        "span": Layer("spans"),
+        "weight": Layer("weight"),
+    }
     documents = [Document(f"n{i}", f"{i} " + "x" * 60) for i in range(len(borders))]
     found = []
     for ends in borders:
-        start, end = (np.array(ends[side : len(ends) // 2 * 2 : 2], dtype=np.int32) for side in (0, 1))
+        start, end = (
+            np.array(ends[side : len(ends) // 2 * 2 : 2], dtype=np.int32) for side in (0, 1)
+        )
         code = rng.integers(0, 3, len(start)).astype(np.int16)
         weight = rng.random(len(start)).astype(np.float32)
         found.append(
@@ -108,7 +121,9 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
         )
     key, out = store.shard_key(documents), tmp_path / f"s{seed}"
     made = store.Part("x", "x", "v", layers)
-    write_whole(out / "shards" / store.file_name("x", "v", key), to_parquet(documents, found, layers, {}))
+    write_whole(
+        out / "shards" / store.file_name("x", "v", key), to_parquet(documents, found, layers, {})
+    )
     manifest = Manifest("here", "c", len(documents), 0, (made,), (key,))
     write_whole(out / "manifest.json", manifest.to_json())
     assert Manifest.load(out) == manifest
@@ -118,7 +133,9 @@ def test_what_is_stored_comes_back(borders, seed, tmp_path):
         for name, layer in layers.items():
             check_spans(spans[name], layer, 80)
             for mine, given_ in zip(spans[name], found[at][name]):
-                assert mine is given_ is None or (mine.tolist() == given_.tolist() and mine.dtype == given_.dtype)
+                assert mine is given_ is None or (
+                    mine.tolist() == given_.tolist() and mine.dtype == given_.dtype
+                )
 
 
 def test_shards_are_cut_by_content():
@@ -145,7 +162,12 @@ def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):
     assert 2 <= again["made"] <= 6
     kept = {name: facts for name, facts in files(tmp_path).items() if name in before}
     assert kept == {name: before[name] for name in kept} and len(kept) >= len(before) - 4
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "manifest.json", "shards", "summary.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        "manifest.json",
+        "shards",
+        "summary.json",
+    }
 
 
 def test_layers_come_in_any_order_and_stay_with_their_corpus(tmp_path):
@@ -157,20 +179,29 @@ def test_layers_come_in_any_order_and_stay_with_their_corpus(tmp_path):
 
 
 def test_no_layer_is_lost_unasked(tmp_path):
-    """Neither of another corpus, nor of this one where it has changed and only some layers are asked for."""
+    """Neither of another corpus, nor of this one where it has changed and only some layers are
+    asked for.
+    """
     annotate_corpus(corpus(20), ["words", "sentences"], tmp_path, jobs=1)
     before = files(tmp_path)
     others = [{"id": one["id"], "text": one["text"].upper()} for one in corpus(20)]
-    with pytest.raises(MaskwiseError, match=r"another corpus; got 20 documents of the list of documents; give a new"):
+    with pytest.raises(
+        MaskwiseError,
+        match=r"another corpus; got 20 documents of the list of documents; give a new",
+    ):
         annotate_corpus(others, ["words", "sentences"], tmp_path, jobs=1)
-    with pytest.raises(MaskwiseError, match=r"has changed since .* got the layers words; ask for them too \(words\)"):
+    with pytest.raises(
+        MaskwiseError,
+        match=r"has changed since .* got the layers words; ask for them too \(words\)",
+    ):
         annotate_corpus(corpus(21), ["sentences"], tmp_path, jobs=1)
     assert files(tmp_path) == before
     annotate_corpus(corpus(21), ["sentences", "words"], tmp_path, jobs=1)
     assert [*Store(tmp_path).layers] == ["sentence", "words"]
     named = jsonl(tmp_path / "..", 20)
     annotate_corpus(named, ["words"], tmp_path / "named", jobs=1)
-    named.write_text(json.dumps(others[0]))  # a file of that name is the same corpus, whatever is in it now
+    # a file of that name is the same corpus, whatever is in it now
+    named.write_text(json.dumps(others[0]))
     assert annotate_corpus(named, ["words"], tmp_path / "named", jobs=1)["documents"] == 1
 
 
@@ -182,7 +213,9 @@ def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
     shard._annotator.cache_clear()
     again = annotate_corpus(texts, ["words", "sentences"], tmp_path, jobs=1)
     assert again["made"] == again["shards"]
-    assert {n for n in before if n.startswith("words")} == {n for n in files(tmp_path) if n.startswith("words")}
+    assert {n for n in before if n.startswith("words")} == {
+        n for n in files(tmp_path) if n.startswith("words")
+    }
     assert Store(tmp_path).version != version
 
 
@@ -230,13 +263,23 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
         ("1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_a_module_that_raises_when_it_is_imported_is_one_line(source, said, tmp_path, monkeypatch, capsys):
+def test_a_module_that_raises_when_it_is_imported_is_one_line(
+    source, said, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "mine_that_raises.py").write_text(source)
     (tmp_path / "texts.txt").write_text("Owls fly.")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit) as end:
-        main(["annotate", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "o"),
-              "--function", "mine_that_raises:find"])  # fmt: skip
+        main(
+            [
+                "annotate",
+                str(tmp_path / "texts.txt"),
+                "--out",
+                str(tmp_path / "o"),
+                "--function",
+                "mine_that_raises:find",
+            ]
+        )
     error = capsys.readouterr().err
     assert end.value.code == 2 and said in error and error.count("\n") == 1
     with pytest.raises(MaskwiseError, match="module:function"):
@@ -250,7 +293,8 @@ def test_a_killed_run_goes_on(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from maskwise.annotate import run, store;"
         "store.SHARD_DOCUMENTS = 8;"
-        "run.annotate_corpus(sys.argv[2], [], sys.argv[3], functions=['annotate_tools:slow'], jobs=1)"
+        "run.annotate_corpus(sys.argv[2], [], sys.argv[3], "
+        "functions=['annotate_tools:slow'], jobs=1)"
     )
     environment = os.environ | {"SLOW": "0.3"}
     arguments = [sys.executable, "-c", code, str(HERE), str(tmp_path / "corpus.jsonl"), str(out)]
@@ -261,10 +305,17 @@ def test_a_killed_run_goes_on(tmp_path):
     before = {name: facts for name, facts in files(out).items() if not name.startswith(".")}
     with pytest.raises(MaskwiseError, match="no finished annotations"):
         Store(out)
-    found = annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"], jobs=1)
+    found = annotate_corpus(
+        tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"], jobs=1
+    )
     assert 3 <= len(before) < found["shards"]
     assert found["made"] == found["shards"]  # as it would be without the interruption
-    assert annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"])["made"] == 0
+    assert (
+        annotate_corpus(tmp_path / "corpus.jsonl", [], out, functions=["annotate_tools:slow"])[
+            "made"
+        ]
+        == 0
+    )
     after = files(out)
     assert {name: after[name] for name in before} == before and len(after) == found["shards"]
     assert len(Store(out).annotate([one["text"] for one in texts])) == 80
@@ -278,9 +329,11 @@ def test_annotators_that_count_first(tmp_path, rare):
     assert [texts[3]["text"][a:b] for a, b in zip(*spans[:2])] == ["3!"]
     annotate_corpus(texts, ["rare(floor=2)"], tmp_path, jobs=1)
     assert annotate_tools.Rare.fits == 1
-    annotate_corpus(texts[:-1], ["rare(floor=2)"], tmp_path, jobs=1)  # another corpus has other counts
+    # another corpus has other counts
+    annotate_corpus(texts[:-1], ["rare(floor=2)"], tmp_path, jobs=1)
     assert annotate_tools.Rare.fits == 2 and Store(tmp_path).version != stored.version
-    moved = tmp_path.rename(tmp_path.with_name("a\\moved 'folder'"))  # paths are not part of any key
+    # paths are not part of any key
+    moved = tmp_path.rename(tmp_path.with_name("a\\moved 'folder'"))
     assert annotate_corpus(texts[:-1], ["rare(floor=2)"], moved, jobs=1)["made"] == 0
     assert annotate_tools.Rare.fits == 2
 
@@ -387,7 +440,16 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
 def test_a_small_text_has_no_phrases_and_is_told_so(wanted, tmp_path, capsys):
     text, out = tmp_path / "small.txt", tmp_path / "out"
     text.write_text("Anna saw <b>New York</b> in May.\n\nNew York is large.\n")
-    command = ["annotate", str(text), "--with", wanted, "--out", str(out), "--html", str(tmp_path / "p.html")]
+    command = [
+        "annotate",
+        str(text),
+        "--with",
+        wanted,
+        "--out",
+        str(out),
+        "--html",
+        str(tmp_path / "p.html"),
+    ]
     for _ in range(2):  # the second run counts nothing, and still says it
         with pytest.raises(SystemExit) as caught:
             main(command)
@@ -454,10 +516,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
-        texts = [{"id": str(number), "text": one["text"] * 80} for number, one in enumerate(corpus(150))]
+        texts = [
+            {"id": str(number), "text": one["text"] * 80} for number, one in enumerate(corpus(150))
+        ]
         out = disk / "out"
         with pytest.raises(
             MaskwiseError, match=r"No space left on device; make room.*; what was finished is kept"
@@ -465,7 +531,9 @@ def test_a_full_disk_loses_nothing(tmp_path):
             annotate_corpus(texts, ["words"], out, jobs=1)
         assert "\n" not in str(caught.value)
         before = files(out)
-        assert len(before) > 1 and all(pq.read_table(out / "shards" / name).num_rows for name in before)
+        assert len(before) > 1 and all(
+            pq.read_table(out / "shards" / name).num_rows for name in before
+        )
         assert not list(out.rglob("*.partial"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         found = annotate_corpus(texts, ["words"], out, jobs=1)
@@ -479,10 +547,18 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 
 def test_gold_and_given_spans(tmp_path):
-    rows = ["1\tOwls\t_\tNOUN", "2\tdo\t_\tAUX", "3\tn't\t_\tPART", "4\tfly\t_\tVERB", "5\t.\t_\tPUNCT"]
+    rows = [
+        "1\tOwls\t_\tNOUN",
+        "2\tdo\t_\tAUX",
+        "3\tn't\t_\tPART",
+        "4\tfly\t_\tVERB",
+        "5\t.\t_\tPUNCT",
+    ]
     glue = {"2": "SpaceAfter=No", "4": "SpaceAfter=No"}
     lines = ["\t".join([row, *["_"] * 5, glue.get(row[0], "_")]) for row in rows]
-    (tmp_path / "x.conllu").write_text("# newdoc id = one\n# sent_id = 1\n" + "\n".join(lines) + "\n\n")
+    (tmp_path / "x.conllu").write_text(
+        "# newdoc id = one\n# sent_id = 1\n" + "\n".join(lines) + "\n\n"
+    )
     path = str(tmp_path / "x.conllu")
     found = annotate_corpus(path, [f"gold({path!r})"], tmp_path / "gold", jobs=1)
     labels = found["annotators"][f"gold({path!r})"]["layers"]["pos"]["labels"]
@@ -492,11 +568,15 @@ def test_gold_and_given_spans(tmp_path):
     assert [text[a:b] for a, b in zip(*spans[:2])] == ["Owls", "do", "n't", "fly", "."]
 
     given_ = {"text": text, "spans": [[0, 4, "bird"]]}
-    (tmp_path / "x.jsonl").write_text(json.dumps(given_) + "\n" + json.dumps({"text": "nothing"}) + "\n")
+    (tmp_path / "x.jsonl").write_text(
+        json.dumps(given_) + "\n" + json.dumps({"text": "nothing"}) + "\n"
+    )
     path = str(tmp_path / "x.jsonl")
     annotate_corpus(path, [f"spans({path!r}, labels=('bird',))"], tmp_path / "spans", jobs=1)
     first, second = Store(tmp_path / "spans").annotate([text, "nothing"])
-    assert [side.tolist() for side in first["spans"]] == [[0], [4], [1]] and not len(second["spans"].start)
+    assert [side.tolist() for side in first["spans"]] == [[0], [4], [1]] and not len(
+        second["spans"].start
+    )
     for bad in ([[0, 99, "bird"]], [[0, 4, "cat"]], [[0]], 3):
         (tmp_path / "bad.jsonl").write_text(json.dumps(given_ | {"spans": bad}) + "\n")
         with pytest.raises(MaskwiseError, match=r"bad\.jsonl"):
@@ -548,16 +628,24 @@ def test_the_summary_counts(tmp_path):
     every = [len(word) for one in texts for word in re.findall(r"\w+", one["text"])]
     weight = lengths["lengths"]["weight"]
     assert weight == {"mean": pytest.approx(np.mean(every)), "least": 1.0, "greatest": max(every)}
-    assert found["documents"] == 50 and found["characters"] == sum(len(one["text"]) for one in texts)
+    assert found["documents"] == 50 and found["characters"] == sum(
+        len(one["text"]) for one in texts
+    )
     assert found == json.loads((tmp_path / "summary.json").read_text())
 
 
 def test_facts_of_a_shard_are_those_of_counting_one_after_the_other():
-    """Spans of five codes over texts of which some are empty; few of the commonest are kept, ties by their text."""
+    """Spans of five codes over texts of which some are empty; few of the commonest are kept, ties
+    by their text.
+    """
     draw, layer = np.random.default_rng(3), Layer("categorical", ("a", "b", "c", "d"))
     texts = [*(one["text"] for one in corpus(40)), "", " ", "x" * 90]
-    found = [CharSpans.of([(m.start(), m.end(), draw.integers(0, 5)) for m in re.finditer(r"\S+", t)], layer)
-             for t in texts]  # fmt: skip
+    found = [
+        CharSpans.of(
+            [(m.start(), m.end(), draw.integers(0, 5)) for m in re.finditer(r"\S+", t)], layer
+        )
+        for t in texts
+    ]
     facts = shard_facts(texts, [{"l": spans} for spans in found], {"l": layer})
     count = Counter((int(c), t[a:b]) for t, spans in zip(texts, found) for a, b, c in zip(*spans))
     for code in range(5):
@@ -569,14 +657,24 @@ def test_facts_of_a_shard_are_those_of_counting_one_after_the_other():
 
 
 def test_pages_show_texts_and_escape_them(tmp_path, capsys):
-    texts = [{"id": "<i>", "text": "Ulm <script>alert(1)</script> \x1b[31mRed " + "a" * 700}, *corpus(3)]
-    found = annotate_corpus(texts, ["words"], tmp_path / "out", functions=["annotate_tools:capitals"], jobs=1)
+    texts = [
+        {"id": "<i>", "text": "Ulm <script>alert(1)</script> \x1b[31mRed " + "a" * 700},
+        *corpus(3),
+    ]
+    found = annotate_corpus(
+        texts, ["words"], tmp_path / "out", functions=["annotate_tools:capitals"], jobs=1
+    )
     shown = examples(Store(tmp_path / "out"), [Document(one["id"], one["text"]) for one in texts])
     assert {example.layer for example in shown} == {"capitals"} and len(shown) == 3
     assert [stretch.text for stretch in shown[0].stretches if stretch.style][:1] == ["Ulm"]
     write_layers(found, shown, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "<script>" not in page and "<i>" not in page and "&lt;script&gt;" in page and ">Ulm</mark>" in page
+    assert (
+        "<script>" not in page
+        and "<i>" not in page
+        and "&lt;script&gt;" in page
+        and ">Ulm</mark>" in page
+    )
     from rich.console import Console
 
     Console(width=100).print(render_layers(found, shown))
@@ -584,12 +682,24 @@ def test_pages_show_texts_and_escape_them(tmp_path, capsys):
 
 
 def test_command(tmp_path, capsys):
-    arguments = ["annotate", "bundled:wikipedia", "--limit", "40", "--with", "words,sentences", "--jobs", "1"]
+    arguments = [
+        "annotate",
+        "bundled:wikipedia",
+        "--limit",
+        "40",
+        "--with",
+        "words,sentences",
+        "--jobs",
+        "1",
+    ]
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--out", str(tmp_path), "--html", str(tmp_path / "page.html"), "--json"])
     assert not caught.value.code
     found = json.loads(capsys.readouterr().out)
-    assert found["documents"] == 40 and found["annotators"]["words"]["layers"]["words"]["spans"] == found["words"]
+    assert (
+        found["documents"] == 40
+        and found["annotators"]["words"]["layers"]["words"]["spans"] == found["words"]
+    )
     assert (tmp_path / "page.html").is_file()
     with pytest.raises(SystemExit):
         main([*arguments, "--out", str(tmp_path)])
@@ -601,9 +711,15 @@ def test_command(tmp_path, capsys):
 
 def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     recipe = Recipe(
-        corpus={"source": str(jsonl(tmp_path, 60)), "length": 24, "held_out": 0.2, "layers": ["words", "sentences"]},
-        tokenizer={"vocab_size": 100}, masking={"policy": "sentence"},
-    )  # fmt: skip
+        corpus={
+            "source": str(jsonl(tmp_path, 60)),
+            "length": 24,
+            "held_out": 0.2,
+            "layers": ["words", "sentences"],
+        },
+        tokenizer={"vocab_size": 100},
+        masking={"policy": "sentence"},
+    )
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path / "stages")
     data = Prepared.open(stage.folder(tmp_path / "stages") / "data")
@@ -611,12 +727,15 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
         batch = side.tensors(range(len(side)))
         inside = batch["word_ids"] >= 0
         assert (batch["words"][inside] >= 0).all() and (batch["sentence"][~inside] == -1).all()
-    # The words of the annotator are those of the word layer, numbered by the document, not by the row.
+    # The words of the annotator are those of the word layer, numbered by the document, not by the
+    # row.
     batch = data.training.tensors([0])
     word, layer = batch["word_ids"][0], batch["words"][0]
     assert ((word[1:] != word[:-1]) == (layer[1:] != layer[:-1])).all()
     stored = f"stored({str(stage.folder(tmp_path / 'stages') / 'layers')!r}, only=('sentence',))"
-    again = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"layers": (stored,)})})
+    again = recipe.model_copy(
+        update={"corpus": recipe.corpus.model_copy(update={"layers": (stored,)})}
+    )
     assert prepare_stage(again).name != stage.name
     run_stage(prepare_stage(again), tmp_path / "stages")
     other = Prepared.open(prepare_stage(again).folder(tmp_path / "stages") / "data").training.pieces
@@ -630,7 +749,9 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
 def test_a_study_refuses_phrases_of_a_text_that_has_none(tmp_path):
     """Its arm of phrases would be whole words under another name."""
     corpus = {"source": str(jsonl(tmp_path, 8)), "length": 24, "layers": ["phrases"]}
-    stage = prepare_stage(Recipe(corpus=corpus, tokenizer={"vocab_size": 100}, masking={"policy": "phrase"}))
+    stage = prepare_stage(
+        Recipe(corpus=corpus, tokenizer={"vocab_size": 100}, masking={"policy": "phrase"})
+    )
     with pytest.raises(MaskwiseError, match="phrases: no phrase among these"):
         run_stage(stage, tmp_path / "stages")
 
@@ -655,14 +776,17 @@ def test_a_layer_made_anew_leaves_what_came_in_the_same_pass(tmp_path):
     assert Store(tmp_path).layers.keys() == {"pos", "salient", "words"}
     after = Store(tmp_path, ["pos"]).annotate([texts[0]["text"]])[0]["pos"]
     assert all(np.array_equal(a, b) for a, b in zip(before, after)) and len(after.start)
-    assert annotate_corpus(texts, ["pos", "salient"], tmp_path)["made"] == 0  # nothing was thrown away
+    # nothing was thrown away
+    assert annotate_corpus(texts, ["pos", "salient"], tmp_path)["made"] == 0
 
 
 def test_a_file_of_spans_that_was_changed_is_read_again(tmp_path):
     given, texts = tmp_path / "spans.jsonl", [{"id": "a", "text": "one two three"}]
     found = []
     for end in (3, 7):
-        given.write_text(json.dumps({"id": "a", "text": "one two three", "spans": [[0, end]]}) + "\n")
+        given.write_text(
+            json.dumps({"id": "a", "text": "one two three", "spans": [[0, end]]}) + "\n"
+        )
         annotate_corpus(texts, [f'spans("{given}")'], tmp_path / "out")
         found += Store(tmp_path / "out").annotate(["one two three"])[0]["spans"].end.tolist()
     assert found == [3, 7]
@@ -670,7 +794,10 @@ def test_a_file_of_spans_that_was_changed_is_read_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "told"),
-    [("always", "failed on all .* of a shard; got .*no such dictionary"), ("offline", "server is away")],
+    [
+        ("always", "failed on all .* of a shard; got .*no such dictionary"),
+        ("offline", "server is away"),
+    ],
 )
 def test_an_annotator_that_fails_everywhere_ends_the_run(function, told, tmp_path):
     with pytest.raises(MaskwiseError, match=told):
@@ -712,7 +839,8 @@ def test_a_worker_that_dies_is_one_line(tmp_path):
 def test_workers_leave_with_their_parent(tmp_path):
     code = (
         "import sys; from maskwise.annotate import run, store; store.SHARD_DOCUMENTS = 8\n"
-        "run.annotate_corpus(sys.argv[1], [], sys.argv[2], functions=['annotate_tools:slow'], jobs=2)"
+        "run.annotate_corpus(sys.argv[1], [], sys.argv[2], "
+        "functions=['annotate_tools:slow'], jobs=2)"
     )
     (tmp_path / "go.py").write_text(code)
     out = tmp_path / "out"
@@ -730,12 +858,24 @@ def test_workers_leave_with_their_parent(tmp_path):
 def test_ctrl_c_pressed_twice_ends_all_in_one_line(event, tmp_path):
     """Early, while the workers import, or after the first shards."""
     out, marker = tmp_path / "out", str(tmp_path)
-    arguments = ["annotate", str(jsonl(tmp_path, 4000)), "--with", "words", "--out", str(out), "--jobs", "2"]
+    arguments = [
+        "annotate",
+        str(jsonl(tmp_path, 4000)),
+        "--with",
+        "words",
+        "--out",
+        str(out),
+        "--jobs",
+        "2",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "maskwise.cli", *arguments, "--function", "annotate_tools:slow"],
-        env=with_tools(SLOW="0.5", MARKER=marker), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        env=with_tools(SLOW="0.5", MARKER=marker),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     if event == "shard":
         wait_for(lambda: process.poll() is not None or list(out.glob("shards/*.parquet")))
     else:
@@ -751,7 +891,14 @@ def test_ctrl_c_pressed_twice_ends_all_in_one_line(event, tmp_path):
 def test_a_long_name_of_the_temporary_folder_does_no_harm(tmp_path):
     long = tmp_path / ("x" * 120)
     long.mkdir()
-    arguments = ["annotate", str(jsonl(tmp_path, 400)), "--with", "words", "--out", str(tmp_path / "out")]
+    arguments = [
+        "annotate",
+        str(jsonl(tmp_path, 400)),
+        "--with",
+        "words",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     command = [sys.executable, "-m", "maskwise.cli", *arguments, "--jobs", "2"]
     assert not subprocess.run(command, env=os.environ | {"TMPDIR": str(long)}).returncode
 
@@ -780,7 +927,9 @@ def test_ray_gives_the_same_bytes(tmp_path):
     try:
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False)
-        found = annotate_corpus(texts, ["words", "sentences"], tmp_path / "ray", engine="ray", **how)
+        found = annotate_corpus(
+            texts, ["words", "sentences"], tmp_path / "ray", engine="ray", **how
+        )
         assert found["made"] == 3 * found["shards"] > 60
         assert contents(tmp_path / "ray") == contents(tmp_path / "local")
         bad = ["annotate_tools:outside"]
@@ -794,11 +943,15 @@ def test_ray_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_ten_megabytes_in_one_document(tmp_path):
-    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "A long text, with no end. " * 400_000}) + "\n")
+    (tmp_path / "corpus.jsonl").write_text(
+        json.dumps({"text": "A long text, with no end. " * 400_000}) + "\n"
+    )
     code = (
         "import resource, sys; from maskwise.annotate.run import annotate_corpus;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"
-        "annotate_corpus(sys.argv[1], ['words', 'sentences'], sys.argv[2], jobs=1); print(peak() - before)"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = "
+        "peak();"
+        "annotate_corpus(sys.argv[1], ['words', 'sentences'], sys.argv[2], jobs=1); "
+        "print(peak() - before)"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True)

@@ -27,7 +27,9 @@ from test_words import AWKWARD, FAMILIES, SENTENCES
 
 WIKIPEDIA = Path("../shared/data/wikipedia_en")
 URL = "See https://example.org/a-b_c?q=x%20y#z or e-mail me.too@example.co.uk."
-TEXTS = [text for text in [*SENTENCES, *AWKWARD, URL, "gimme 10km of don't-care wi-fi"] if text.strip()]
+TEXTS = [
+    text for text in [*SENTENCES, *AWKWARD, URL, "gimme 10km of don't-care wi-fi"] if text.strip()
+]
 TAGS = Layer("categorical", tuple("abcdefghijklmnopq"))
 SPANS = Layer("spans", ("name", "date"))
 WEIGHT = Layer("weight")
@@ -35,7 +37,9 @@ LAYERS = {"tag": TAGS, "span": SPANS, "weight": WEIGHT}
 
 
 def made_up(text: str, seed: int) -> dict[str, CharSpans]:
-    """A tag and a weight for nearly every word, and spans of up to four words with the space between them."""
+    """A tag and a weight for nearly every word, and spans of up to four words with the space
+    between them.
+    """
     rng = np.random.default_rng([seed, len(text)])
     words = annotator("words").annotate([text])[0]["words"]
     count = len(words.start)
@@ -47,13 +51,17 @@ def made_up(text: str, seed: int) -> dict[str, CharSpans]:
     while at < count:
         size = int(rng.integers(1, 5))
         if rng.random() < 0.4:
-            spans.append((words.start[at], words.end[min(at + size, count) - 1], int(rng.integers(0, 3))))
+            spans.append(
+                (words.start[at], words.end[min(at + size, count) - 1], int(rng.integers(0, 3)))
+            )
         at += size
     return {"tag": tag, "span": CharSpans.of(spans, SPANS), "weight": weight}
 
 
 def check_alignment(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int]:
-    """Every token against a look-up character by character, written without the library's own routines."""
+    """Every token against a look-up character by character, written without the library's own
+    routines.
+    """
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     offsets, lengths = flat_offsets(encodings)
     placed = place_tokens(texts, offsets, lengths, special=np.zeros(len(offsets), dtype=bool))
@@ -101,7 +109,8 @@ def _check_text(text, spans, offsets, laid, seen) -> None:
             shown_by_span.setdefault(number, set()).update(visible)
     shows = [{span_at[at] for at in range(start, end) if not white[at]} for start, end in offsets]
     crossed = {number for numbers in shows if len(numbers) > 1 for number in numbers}
-    covered = {at for start, end in offsets for at in range(start, end)}  # a normaliser may drop characters
+    # a normaliser may drop characters
+    covered = {at for start, end in offsets for at in range(start, end)}
     for number, (start, end) in enumerate(zip(*spans["span"][:2])):
         if number not in crossed:  # its tokens show its characters, all of them, and no others
             own = {at for at in range(start, end) if not white[at] and at in covered}
@@ -124,9 +133,14 @@ def laid_out(text, tokens, spans, layer, *, special=None):
         at += len(token)
     lengths = np.array([len(offsets)])
     flags = np.zeros(len(offsets), dtype=bool) if special is None else np.array(special, dtype=bool)
-    placed = place_tokens([text], np.array(offsets, dtype=np.int64).reshape(-1, 2), lengths, special=flags)
+    placed = place_tokens(
+        [text], np.array(offsets, dtype=np.int64).reshape(-1, 2), lengths, special=flags
+    )
     found = [{"x": CharSpans.of(spans, layer)}]
-    return {name: values.tolist() for name, values in align(found, {"x": layer}, placed, number_words(placed)).items()}
+    return {
+        name: values.tolist()
+        for name, values in align(found, {"x": layer}, placed, number_words(placed)).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -135,9 +149,21 @@ def laid_out(text, tokens, spans, layer, *, special=None):
         # A word that the annotator cut in two has the tag of its beginning.
         ("gimme it", ["gi", "mme", "it"], [(0, 3, 16), (3, 5, 11), (6, 8, 11)], TAGS, [15, 15, 10]),
         # Byte-level and "▁" tokens carry their space; a lone blank goes with the word behind it.
-        ("a New York b", ["a", " New", " ", "York", " b"], [(2, 10)], Layer("spans"), [-1, 0, 0, 0, -1]),
+        (
+            "a New York b",
+            ["a", " New", " ", "York", " b"],
+            [(2, 10)],
+            Layer("spans"),
+            [-1, 0, 0, 0, -1],
+        ),
         # White space inside a span leaves no hole; behind it, it is outside.
-        ("New  York  x", ["New", "  ", "York", "  ", "x"], [(0, 9)], Layer("spans"), [0, 0, 0, -1, -1]),
+        (
+            "New  York  x",
+            ["New", "  ", "York", "  ", "x"],
+            [(0, 9)],
+            Layer("spans"),
+            [0, 0, 0, -1, -1],
+        ),
         # A span that begins inside a token loses it; one that ends inside keeps it.
         ("Newcastle United", ["Newcastle", " United"], [(3, 9)], Layer("spans"), [-1, -1]),
         ("Newcastle United", ["Newcastle", " United"], [(0, 3)], Layer("spans"), [0, -1]),
@@ -146,7 +172,7 @@ def laid_out(text, tokens, spans, layer, *, special=None):
         ("an owl", ["an", "ow", "l"], [(3, 6, 0.5)], WEIGHT, [0.0, 0.5, 0.5]),
         ("", [], [], WEIGHT, []),
     ],
-)  # fmt: skip
+)
 def test_rule(text, tokens, spans, layer, expected):
     assert laid_out(text, tokens, spans, layer)["x"] == expected
 
@@ -167,7 +193,12 @@ class Capitals:
             words = annotator("words").annotate([text])[0]["words"]
             big = np.array([text[at].isupper() for at in words.start], dtype=bool)
             size = (words.end - words.start).astype(np.float32)
-            found.append({"capital": CharSpans(words.start[big], words.end[big]), "size": CharSpans(*words[:2], size)})
+            found.append(
+                {
+                    "capital": CharSpans(words.start[big], words.end[big]),
+                    "size": CharSpans(*words[:2], size),
+                }
+            )
         return found
 
 
@@ -181,13 +212,17 @@ def test_layers_ride_through_tokenise_and_pieces():
     one_by_one = list(tokenise(documents, tokenizer, batch_size=1, layers=Capitals()))
     together = list(tokenise(documents, tokenizer, layers=Capitals()))
     for one, other in zip(one_by_one, together):  # a batch is not seen
-        assert {k: v.tolist() for k, v in one.layers.items()} == {k: v.tolist() for k, v in other.layers.items()}
+        assert {k: v.tolist() for k, v in one.layers.items()} == {
+            k: v.tolist() for k, v in other.layers.items()
+        }
     assert together[1].layers["capital"].max() == -1
     pieces = read_pieces(together, tokenizer=tokenizer, length=64)
     assert set(pieces.columns) == {"input_ids", "word_ids", "capital", "size"}
     row = Rows.of(pieces).tensors([0])
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
-    shown = "".join(token.removeprefix("##") for token, n in zip(tokens, row["capital"][0]) if n >= 0)
+    shown = "".join(
+        token.removeprefix("##") for token, n in zip(tokens, row["capital"][0]) if n >= 0
+    )
     assert shown == "TheCatUlmZürich"
     inside = row["word_ids"][0] >= 0
     assert (row["size"][0][inside] > 0).all() and (row["size"][0][~inside] == 0).all()
@@ -202,10 +237,14 @@ def test_a_thousand_documents(family):
     texts = texts[:1000]
     tokenizer = {
         "wordpiece": lambda: train_tokenizer(texts, vocab_size=8000).backend_tokenizer,
-        "wordpiece-cased": lambda: train_tokenizer(texts, vocab_size=8000, lowercase=False).backend_tokenizer,
-        "bytes": lambda: train_tokenizer(texts, kind="bpe", vocab_size=8000, lowercase=False).backend_tokenizer,
+        "wordpiece-cased": lambda: (
+            train_tokenizer(texts, vocab_size=8000, lowercase=False).backend_tokenizer
+        ),
+        "bytes": lambda: (
+            train_tokenizer(texts, kind="bpe", vocab_size=8000, lowercase=False).backend_tokenizer
+        ),
         "unigram": lambda: _unigram(texts),
-    }[family]()  # fmt: skip
+    }[family]()
     seen = check_alignment(tokenizer, texts)
     assert len(texts) == 1000 and seen["tagged"] > 250_000 and seen["spans"] > 35_000, seen
 
@@ -215,7 +254,9 @@ def _unigram(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=8000, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=8000, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -223,13 +264,18 @@ def _unigram(texts: list[str]) -> Tokenizer:
 def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     documents = [Document("a", "The Cat sat in Ulm."), Document("b", "no capitals here")]
     texts = [text for _, text in documents]
-    mine, other = (train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False))
+    mine, other = (
+        train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False)
+    )
     pieces = read_pieces(tokenise(documents, mine, layers=Capitals()), tokenizer=mine, length=32)
     path = pieces.save(tmp_path / "pieces.arrow")
     mine.save_pretrained(tmp_path / "tokenizer")
     again = Pieces.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
     assert again.tokenizer == pieces.tokenizer != ""
-    what = rf"another tokenizer's; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the corpus again"
+    what = (
+        rf"another tokenizer's; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the "
+        rf"corpus again"
+    )
     with pytest.raises(MaskwiseError, match=what) as caught:
         Pieces.load(path, tokenizer=other)
     assert "\n" not in str(caught.value)

@@ -42,9 +42,15 @@ DATA, HELD_OUT = Documents(40), Documents(24, seed=1, first=1000)
 
 
 def run(
-    folder: Path | None = None, *, spec: str = "mometas(every=4)", arms: dict[str, Any] | None = None,
-    stop: int | None = None, dropout: float = 0.1, held_out: Any = HELD_OUT, **more: Any,
-) -> tuple[Arms, Sampler]:  # fmt: skip
+    folder: Path | None = None,
+    *,
+    spec: str = "mometas(every=4)",
+    arms: dict[str, Any] | None = None,
+    stop: int | None = None,
+    dropout: float = 0.1,
+    held_out: Any = HELD_OUT,
+    **more: Any,
+) -> tuple[Arms, Sampler]:
     """Twelve steps of a tiny model on several arms."""
     plain = {
         "steps": 12,
@@ -73,11 +79,21 @@ def run(
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
     def probe() -> Probe:
-        sizes = {name: probe_rows(8, ranks=ranks, twins=kind == "cse") for name, kind in kinds.items()}
+        sizes = {
+            name: probe_rows(8, ranks=ranks, twins=kind == "cse") for name, kind in kinds.items()
+        }
         return Probe(
-            joined, sources, dict.fromkeys(arms, held_out), sizes=sizes, skip={}, total_steps=settings.steps,
-            fresh=getattr(chooser, "faithful", False), rank=rank, ranks=ranks, maskers=source.untaught,
-        )  # fmt: skip
+            joined,
+            sources,
+            dict.fromkeys(arms, held_out),
+            sizes=sizes,
+            skip={},
+            total_steps=settings.steps,
+            fresh=getattr(chooser, "faithful", False),
+            rank=rank,
+            ranks=ranks,
+            maskers=source.untaught,
+        )
 
     def evaluate(step: int) -> list[dict[str, Any]]:
         if step == stop:
@@ -102,7 +118,9 @@ def same(a: Arms, b: Arms) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"])
+@pytest.mark.parametrize(
+    "spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"]
+)
 def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_path: Path) -> None:
     whole, chooser = run(tmp_path / "whole", spec=spec, save_every=2)
     for stop in (3, 8, 11):
@@ -118,9 +136,16 @@ def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_pa
     assert not torch.equal(chooser.probabilities(), sampler(spec, list(ARMS)).probabilities())
 
 
-def test_a_stopped_run_probes_with_the_same_masks_though_a_policy_has_learnt(tmp_path: Path) -> None:
-    """The probe is made anew after a stop, from the policy as it began; the name of the arm has a dot."""
-    arms: dict[str, Any] = {"mlm-0.3": {"ratio": 0.3, "policy": "group-weighted(layer='group')"}, "atd": {}}
+def test_a_stopped_run_probes_with_the_same_masks_though_a_policy_has_learnt(
+    tmp_path: Path,
+) -> None:
+    """The probe is made anew after a stop, from the policy as it began; the name of the arm has a
+    dot.
+    """
+    arms: dict[str, Any] = {
+        "mlm-0.3": {"ratio": 0.3, "policy": "group-weighted(layer='group')"},
+        "atd": {},
+    }
     whole, chooser = run(tmp_path / "whole", arms=arms, save_every=2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "again", arms=arms, save_every=2, stop=7)
@@ -131,32 +156,61 @@ def test_a_stopped_run_probes_with_the_same_masks_though_a_policy_has_learnt(tmp
 
 
 def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
-    """Probing twice gives the same losses, fresh probes others; neither dropout's generator nor the mode moves."""
+    """Probing twice gives the same losses, fresh probes others; neither dropout's generator nor the
+    mode moves.
+    """
     joined, _ = run(spec="uniform", steps=1)
-    sources = {n: MaskedSource(DATA, objective_class(n).maker(tokenizer(), seed=3), TrainingSettings(batch_size=8))
-               for n in ("mlm", "cse")}  # fmt: skip
+    sources = {
+        n: MaskedSource(
+            DATA, objective_class(n).maker(tokenizer(), seed=3), TrainingSettings(batch_size=8)
+        )
+        for n in ("mlm", "cse")
+    }
     two = Arms({"mlm": joined.arm("mlm"), "cse": joined.arm("cse")}).train()
-    more: dict[str, Any] = {"sizes": {"mlm": 8, "cse": 16}, "skip": {"mlm": range(5)}, "total_steps": 10}
-    probe, fresh = (Probe(two, sources, dict.fromkeys(sources, HELD_OUT), fresh=f, **more) for f in (False, True))
+    more: dict[str, Any] = {
+        "sizes": {"mlm": 8, "cse": 16},
+        "skip": {"mlm": range(5)},
+        "total_steps": 10,
+    }
+    probe, fresh = (
+        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), fresh=f, **more)
+        for f in (False, True)
+    )
     before = torch.get_rng_state()
     assert torch.equal(probe(0), probe(1)) and not torch.equal(fresh(0), fresh(1))
     assert torch.equal(before, torch.get_rng_state()) and two.training
-    assert sorted(probe.rows["mlm"].tolist()) == list(range(5, 24)) and len(set(probe.rows["cse"].tolist())) == 24
+    assert (
+        sorted(probe.rows["mlm"].tolist()) == list(range(5, 24))
+        and len(set(probe.rows["cse"].tolist())) == 24
+    )
     first, second = ({*half.source.example_id.tolist()} for half in probe.batches["mlm"])
     assert first and second and not first & second  # else their agreement would say nothing
     other = Probe(two, sources, dict.fromkeys(sources, HELD_OUT), seed=1, **more)
     assert other.rows["mlm"].tolist() != probe.rows["mlm"].tolist()  # every run has rows of its own
-    halves = [Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0) for r in (0, 1)]
+    halves = [
+        Probe(two, sources, dict.fromkeys(sources, HELD_OUT), rank=r, ranks=2, **more)(0)
+        for r in (0, 1)
+    ]
     torch.testing.assert_close((halves[0] + halves[1])[..., 0], probe(0)[..., 0], rtol=1e-6, atol=0)
 
 
 def test_a_probe_stands_where_the_model_is() -> None:
     joined = Arms({"mlm": objective("mlm", model("bert"))}).to("meta")
     source = {
-        "mlm": MaskedSource(DATA, objective_class("mlm").maker(tokenizer(), seed=3), TrainingSettings(batch_size=8))
+        "mlm": MaskedSource(
+            DATA, objective_class("mlm").maker(tokenizer(), seed=3), TrainingSettings(batch_size=8)
+        )
     }
     for fresh in (False, True):
-        probe = Probe(joined, source, {"mlm": HELD_OUT}, sizes={"mlm": 8}, skip={}, total_steps=10, fresh=fresh)
+        probe = Probe(
+            joined,
+            source,
+            {"mlm": HELD_OUT},
+            sizes={"mlm": 8},
+            skip={},
+            total_steps=10,
+            fresh=fresh,
+        )
         halves = probe._batches("mlm", 0)
         assert {half["input_ids"].device.type for half in halves} == {"meta"}
 
@@ -179,7 +233,8 @@ def test_shares_that_come_to_nothing_at_the_end_are_never_asked_for_there(tmp_pa
 def test_the_reliability_of_the_reward_is_logged(tmp_path: Path) -> None:
     run(tmp_path, spec="mometas-plus(every=1)")
     logged = [line.get("reliability") for line in lines(tmp_path)]
-    assert logged[0] is None and logged[-1] is not None and logged[-1] <= 1  # six rewards say something, fewer nothing
+    # six rewards say something, fewer nothing
+    assert logged[0] is None and logged[-1] is not None and logged[-1] <= 1
 
 
 def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
@@ -188,16 +243,31 @@ def test_each_arm_trains_its_own_head_and_the_shared_encoder() -> None:
     torch.manual_seed(5)
     net = model("bert", hidden_dropout_prob=0.1)
     fresh = Arms({name: objective(name, net) for name in start})
-    moved = {n for (n, a), b in zip(trained.named_parameters(), fresh.parameters(), strict=True)
-             if not torch.equal(a, b)}  # fmt: skip
-    assert any("encoder.layer.0" in n for n in moved) and any(n.startswith("members.1.head") for n in moved)
-    assert not any(n.startswith("members.2.head") or "cls.predictions.transform" in n for n in moved)
-    assert set(trained.heads()) == {"atd.head.weight", "atd.head.bias", "dtd.head.weight", "dtd.head.bias"}
+    moved = {
+        n
+        for (n, a), b in zip(trained.named_parameters(), fresh.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert any("encoder.layer.0" in n for n in moved) and any(
+        n.startswith("members.1.head") for n in moved
+    )
+    assert not any(
+        n.startswith("members.2.head") or "cls.predictions.transform" in n for n in moved
+    )
+    assert set(trained.heads()) == {
+        "atd.head.weight",
+        "atd.head.bias",
+        "dtd.head.weight",
+        "dtd.head.bias",
+    }
 
 
 def test_heads_go_on_from_phase_to_phase(tmp_path: Path) -> None:
     trained, _ = run(spec="single(atd)", arms={"mlm": {}, "atd": {}}, steps=2)
-    save_file({name: value.contiguous() for name, value in trained.heads().items()}, tmp_path / "heads.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in trained.heads().items()},
+        tmp_path / "heads.safetensors",
+    )
     further, _ = run(spec="single(mlm)", arms={"mlm": {}, "atd": {}, "dtd": {}}, steps=1)
     new = further.heads()["dtd.head.weight"].clone()
     further.go_on(tmp_path / "heads.safetensors")
@@ -226,22 +296,30 @@ def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
 
 
 def test_a_probe_needs_rows_of_its_own() -> None:
-    with pytest.raises(MaskwiseError, match="the probe of arm 'mlm' has too few held-out rows; got 2"):
+    with pytest.raises(
+        MaskwiseError, match="the probe of arm 'mlm' has too few held-out rows; got 2"
+    ):
         run(held_out=Documents(2, first=500))
-    with pytest.raises(MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"):
+    with pytest.raises(
+        MaskwiseError, match="the probe of arm 'mlm' and its training data share documents; got 24"
+    ):
         run(held_out=Documents(24, seed=1))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("rows", [4, 64, 96, 128])
 def test_both_halves_of_a_probe_have_as_many_rows_on_every_rank(rows: int, ranks: int) -> None:
-    """Of twins an even number, four at least: embeddings of all ranks are gathered. 96 rows are 48 pairs."""
+    """Of twins an even number, four at least: embeddings of all ranks are gathered. 96 rows are 48
+    pairs.
+    """
     sizes = {"mlm": probe_rows(rows, ranks=ranks), "cse": probe_rows(rows, ranks=ranks, twins=True)}
     assert rows <= min(sizes.values()) and max(sizes.values()) < max(rows, 8 * ranks) + 4 * ranks
     joined, sources = contrasted()
     held_out = dict.fromkeys(sources, Documents(140, seed=1, first=1000))
     parts = [
-        Probe(joined, sources, held_out, sizes=sizes, skip={}, total_steps=10, rank=rank, ranks=ranks)
+        Probe(
+            joined, sources, held_out, sizes=sizes, skip={}, total_steps=10, rank=rank, ranks=ranks
+        )
         for rank in range(ranks)
     ]
     for arm, size in sizes.items():
@@ -252,7 +330,9 @@ def test_both_halves_of_a_probe_have_as_many_rows_on_every_rank(rows: int, ranks
 
 
 def test_twins_drop_out_in_a_probe_but_not_in_a_faithful_one() -> None:
-    """The released code probes in evaluation mode, where twins are equal; ours needs them to differ."""
+    """The released code probes in evaluation mode, where twins are equal; ours needs them to
+    differ.
+    """
     joined, sources = contrasted()
     more: dict[str, Any] = {"sizes": {"mlm": 8, "cse": 16}, "skip": {}, "total_steps": 10}
     for fresh in (False, True):
@@ -262,7 +342,9 @@ def test_twins_drop_out_in_a_probe_but_not_in_a_faithful_one() -> None:
             joined.arm("cse")
             .model.get_input_embeddings()
             .register_forward_hook(
-                lambda *_, seen=seen: seen.append(joined.arm("cse").model.bert.embeddings.dropout.training)
+                lambda *_, seen=seen: seen.append(
+                    joined.arm("cse").model.bert.embeddings.dropout.training
+                )
             )
         )
         probe(0)

@@ -1,4 +1,6 @@
-"""What a training on several objectives counts and says: work of each, steps and probes, and the guards of samplers."""
+"""What a training on several objectives counts and says: work of each, steps and probes, and the
+guards of samplers.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ ENCODERS = [name for name in OBJECTIVES if objective_class(name).kind == "encode
     ("name", "masking"),
     [*((name, {}) for name in ENCODERS), ("tsdae", {"ratio": 0.3}), ("tsdae", {"ratio": 0.9})],
 )
-def test_the_work_of_every_objective_is_what_torch_counts(name: str, masking: dict[str, Any]) -> None:
-    """Beyond it are attention scores, special tokens and padding: up to a seventh of these rows of 16; a little more
-    where tokens are deleted, because some rows keep more than others."""
+def test_the_work_of_every_objective_is_what_torch_counts(
+    name: str, masking: dict[str, Any]
+) -> None:
+    """Beyond it are attention scores, special tokens and padding: up to a seventh of these rows of
+    16; a little more where tokens are deleted, because some rows keep more than others."""
     torch.manual_seed(0)
     one = objective(name, model("bert", hidden_dropout_prob=0.1))
     make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8, **masking)
@@ -53,7 +57,9 @@ def test_a_training_on_one_objective_costs_what_that_objective_does() -> None:
 
 def test_chance_knows_the_settings() -> None:
     net = model("bert")
-    assert objective("rtd(weight=10)", net).chance(100, 8) == pytest.approx(math.log(100) + 10 * math.log(2))
+    assert objective("rtd(weight=10)", net).chance(100, 8) == pytest.approx(
+        math.log(100) + 10 * math.log(2)
+    )
     assert objective("atd", net).chance(100, 8) == math.log(2)
     assert objective("sbo", net).chance(100, 8) == 2 * math.log(100)
 
@@ -75,21 +81,31 @@ class Batch:
 
 def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach() -> None:
     joined, _ = run(spec="uniform", steps=1, arms={"mlm": {}, "atd": {}})
-    for spec, every, probes in (("mometas(every=2)", 0, 3), ("uniform", 2, 0)):  # a rule is only watched
+    # a rule is only watched
+    for spec, every, probes in (("mometas(every=2)", 0, 3), ("uniform", 2, 0)):
         learner = SamplerLearner(
-            sampler(spec, ["mlm", "atd"]), lambda: lambda turn: torch.full((2, 4, 2), 2.5), watched_every=every  # type: ignore[arg-type,return-value]
-        )  # fmt: skip
+            sampler(spec, ["mlm", "atd"]),
+            lambda: lambda turn: torch.full((2, 4, 2), 2.5),
+            watched_every=every,  # type: ignore[arg-type,return-value]
+        )
         learner.after(Point(0, 4, lambda x: x))
         for step in range(4):
             learner.observe(Batch("atd"), Outcome(torch.tensor(8.0), torch.tensor(4)))  # type: ignore[arg-type]
             learner.after(Point(step + 1, 4, lambda x: x))
         spent = learner.spent()
-        assert spent["mlm"]["steps"] == 0 and (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)
+        assert spent["mlm"]["steps"] == 0 and (spent["atd"]["steps"], spent["atd"]["tokens"]) == (
+            4,
+            16,
+        )
         assert spent["atd"]["probes"] == probes and "probe_losses" in learner.facts()
         again = SamplerLearner(sampler(spec, ["mlm", "atd"]), None)
-        again.load_state_dict({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+        again.load_state_dict(
+            {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+        )
         assert again.spent() == spent  # a stop forgets nothing
-        assert torch.equal(again.before, learner.before) and torch.equal(again.rewards, learner.rewards)
+        assert torch.equal(again.before, learner.before) and torch.equal(
+            again.rewards, learner.rewards
+        )
         steps, probing = flops_of_arms(joined, spent)
         assert steps == 6 * joined.arm("atd").work(16, 16).all
         forward = sum(joined.arm(name).work(5, 5).all for name in ("mlm", "atd"))
@@ -104,9 +120,9 @@ def test_guards_are_logged_each_once_though_a_line_covers_several_probes(
 
     def probed(self: Probe, turn: int) -> torch.Tensor:
         loss = torch.tensor([2.0 - 0.1 * turn, math.nan, 0.0, 1.0 + turn])
-        return torch.stack([loss, torch.ones(4), torch.ones(4), torch.ones(4)]).double()[None] / torch.tensor(
-            [[[2.0]], [[2.0]]]
-        )
+        return torch.stack([loss, torch.ones(4), torch.ones(4), torch.ones(4)]).double()[
+            None
+        ] / torch.tensor([[[2.0]], [[2.0]]])
 
     monkeypatch.setattr(Probe, "__call__", probed)
     monkeypatch.setattr("maskwise.samplers.base.Sampler.draw", lambda self, step, total=None: "mlm")

@@ -1,4 +1,6 @@
-"""Packed rows mean what padded rows mean: documents of a row are read, and written, as if each stood alone."""
+"""Packed rows mean what padded rows mean: documents of a row are read, and written, as if each
+stood alone.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,46 @@ from maskwise.text.documents import Document
 
 SENTENCE = "the cat sat on a mat while two dogs ran after one red ball in our green garden"
 WORDS = SENTENCE.split()
-TEXTS = [" ".join(WORDS[(i * 5 + j * (i + 1)) % len(WORDS)] for j in range(3 + 4 * i % 17)) for i in range(12)]
+TEXTS = [
+    " ".join(WORDS[(i * 5 + j * (i + 1)) % len(WORDS)] for j in range(3 + 4 * i % 17))
+    for i in range(12)
+]
 SIZES: dict[str, dict[str, Any]] = {
     "modernbert": {
-        "layer_types": ["full_attention", "sliding_attention"], "local_attention": 8, "intermediate_size": 48,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "local_attention": 8,
+        "intermediate_size": 48,
     },
-    "electra": {"embedding_size": 32}, "albert": {"embedding_size": 16, "intermediate_size": 48},
+    "electra": {"embedding_size": 32},
+    "albert": {"embedding_size": 16, "intermediate_size": 48},
     "eurobert": {"num_key_value_heads": 1},
-}  # fmt: skip
-PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+}
+PLAIN = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 SEQ2SEQ: dict[str, dict[str, Any]] = {
     "bart": {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.0,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "dropout": 0.0,
     },
-    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0},
-}  # fmt: skip
+    "t5": {
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    },
+}
 SEPARATING = [name for name, family in ENCODERS.items() if family.separates]
 
 
@@ -53,14 +79,20 @@ def rows(tokenizer: Any) -> Rows:
 
 def build(family: str, tokenizer: Any) -> Any:
     if family in SEQ2SEQ:
-        return new_model(new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3).eval()
-    return new_model(new_config(family, tokenizer, 48, **PLAIN | SIZES.get(family, {})), seed=3).eval()
+        return new_model(
+            new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3
+        ).eval()
+    return new_model(
+        new_config(family, tokenizer, 48, **PLAIN | SIZES.get(family, {})), seed=3
+    ).eval()
 
 
 def places(batch: Any) -> dict[tuple[int, int], tuple[int, int]]:
     """Where each token stands: from (name of its piece, place in the piece) to (row, column)."""
     source = batch.source
-    inside = torch.from_numpy(source.place(torch.arange(len(source.input_ids)).numpy(), source.lengths))
+    inside = torch.from_numpy(
+        source.place(torch.arange(len(source.input_ids)).numpy(), source.lengths)
+    )
     names = source.example_id[source.piece]
     return {
         (int(names[at]), int(inside[at])): divmod(at, source.shape[1])
@@ -80,7 +112,9 @@ def test_a_packed_row_is_framed_texts(rows: Rows, tokenizer: Any) -> None:
     laid = batch.laid_out()
     ids, present = laid["input_ids"], laid["attention_mask"]
     assert len(rows) < len(TEXTS)
-    assert (ids == tokenizer.cls_token_id).sum() == (ids == tokenizer.sep_token_id).sum() == len(TEXTS)
+    assert (
+        (ids == tokenizer.cls_token_id).sum() == (ids == tokenizer.sep_token_id).sum() == len(TEXTS)
+    )
     assert int(present.sum()) == rows.tokens
     joined = rows.laid("joined").batch([0]).laid_out()["input_ids"]
     assert (joined == tokenizer.cls_token_id).sum() == 1
@@ -90,7 +124,9 @@ def test_a_packed_row_is_framed_texts(rows: Rows, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("family", SEPARATING)
-def test_documents_of_a_packed_row_are_read_as_if_alone(family: str, rows: Rows, tokenizer: Any) -> None:
+def test_documents_of_a_packed_row_are_read_as_if_alone(
+    family: str, rows: Rows, tokenizer: Any
+) -> None:
     model, mask = build(family, tokenizer), Masker(tokenizer, ratio=0.3, seed=1)
     packed = mask(rows.batch(range(len(rows))), epoch=0)
     alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
@@ -128,9 +164,13 @@ def test_without_the_argument_nothing_changes(family: str, rows: Rows, tokenizer
 
 @pytest.mark.parametrize("target", ["full", "spans"])
 @pytest.mark.parametrize("family", SEQ2SEQ)
-def test_documents_are_written_as_if_alone(family: str, target: str, rows: Rows, tokenizer: Any) -> None:
+def test_documents_are_written_as_if_alone(
+    family: str, target: str, rows: Rows, tokenizer: Any
+) -> None:
     model = build(family, tokenizer)
-    mask = Masker(tokenizer, ratio=0.3, seed=1, corruption=f"infill(target='{target}')", policy="span")
+    mask = Masker(
+        tokenizer, ratio=0.3, seed=1, corruption=f"infill(target='{target}')", policy="span"
+    )
     packed = mask(rows.batch(range(len(rows))), epoch=0)
     alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
     assert packed.cut == 0 and packed.written is not None
@@ -151,22 +191,35 @@ def test_families_that_cannot_read_one_document_a_row(rows: Rows, tokenizer: Any
     assert MaskedLanguageModelling.reads("packed", config) == "document"
     assert MaskedLanguageModelling.reads("joined", config) == "joined"
     assert MaskedLanguageModelling.reads("packed", new_config("bert", tokenizer, 48)) == "packed"
-    assert Denoising.reads("joined", new_config("t5", tokenizer, 48, kind="encoder-decoder")) == "document"
+    assert (
+        Denoising.reads("joined", new_config("t5", tokenizer, 48, kind="encoder-decoder"))
+        == "document"
+    )
 
 
 def test_masks_and_positions() -> None:
     documents = Documents(torch.tensor([[0, 0, 0, 1, 1, -1]]))
     assert documents.boundaries().tolist() == [0, 3, 5, 6]
     assert documents.mask()[0, 0].int().tolist() == [
-        [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1],
-    ]  # fmt: skip
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1],
+    ]
     assert documents.mask(causal=True)[0, 0, :5].int().tolist() == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0],
-    ]  # fmt: skip
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+    ]
     assert documents.mask(window=2)[0, 0, 0].int().tolist() == [1, 1, 0, 0, 0, 0]
     two_rows = Documents(torch.tensor([[0, 0], [0, 0]]))
-    assert two_rows.boundaries().tolist() == [0, 2, 4], "a document does not reach into the next row"
+    assert two_rows.boundaries().tolist() == [0, 2, 4], (
+        "a document does not reach into the next row"
+    )
 
 
 @pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
@@ -176,7 +229,9 @@ def test_attention_with_dropout_has_the_scale_that_is_asked_for(scaling: float |
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=draw)
     documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))
     options = {"dropout": 1e-6} if scaling is None else {"dropout": 1e-6, "scaling": scaling}
-    found, _ = attention.attend(torch.nn.Module(), query, key, value, None, documents=documents, **options)
+    found, _ = attention.attend(
+        torch.nn.Module(), query, key, value, None, documents=documents, **options
+    )
     scores = query @ key.mT * (0.25 if scaling is None else scaling)
     shares = scores.masked_fill(~documents.mask(), -torch.inf).softmax(-1)
     torch.testing.assert_close(found, (shares @ value).transpose(1, 2))
@@ -191,7 +246,8 @@ def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
     read = [Documents(torch.zeros(1, 12, dtype=torch.int64), causal=True) for _ in range(2)]
     with torch.no_grad():
         before, after = (
-            model(input_ids=x, position_ids=d.positions, documents=d).logits for x, d in zip((ids, changed), read)
+            model(input_ids=x, position_ids=d.positions, documents=d).logits
+            for x, d in zip((ids, changed), read)
         )
     assert torch.equal(before[0, :9], after[0, :9]) and not torch.equal(before[0, 9], after[0, 9])
 
@@ -199,14 +255,20 @@ def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
 def test_attention_of_variable_length_is_the_masked_one(
     monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
 ) -> None:
-    """What is handed to torch's kernel for accelerators, by a stand-in that attends document by document."""
+    """What is handed to torch's kernel for accelerators, by a stand-in that attends document by
+    document.
+    """
     calls = []
 
-    def by_document(q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any) -> Any:
+    def by_document(
+        q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any
+    ) -> Any:
         calls.append(window_size)
         out = torch.empty_like(q)
         for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist()):
-            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * (scale or q.shape[-1] ** -0.5)
+            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * (
+                scale or q.shape[-1] ** -0.5
+            )
             distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
             for far, side in zip((distance, -distance), window_size):
                 score = score.masked_fill((far > side) & (side >= 0), -torch.inf)
@@ -228,7 +290,9 @@ def test_attention_of_variable_length_is_the_masked_one(
 
 
 @pytest.mark.parametrize("family", ["modernbert", "bert"])
-def test_held_out_rows_are_read_as_training_reads_them(family: str, tokenizer: Any, rows: Rows) -> None:
+def test_held_out_rows_are_read_as_training_reads_them(
+    family: str, tokenizer: Any, rows: Rows
+) -> None:
     """Documents apart, and not each with its neighbours in a packed row."""
     objective = predicting(build(family, tokenizer)).eval()
     held_out = HeldOut(rows, {"token": Masker(tokenizer, ratio=0.3, seed=0)}, None)
@@ -238,4 +302,6 @@ def test_held_out_rows_are_read_as_training_reads_them(family: str, tokenizer: A
         [line] = held_out(objective)
     apart = sum(float(outcome.loss) for outcome in outcomes) / line["targets"]
     assert line["loss"] == pytest.approx(apart, rel=1e-6)
-    assert sum(float(outcome.loss) for outcome in together) / line["targets"] != pytest.approx(apart, rel=1e-6)
+    assert sum(float(outcome.loss) for outcome in together) / line["targets"] != pytest.approx(
+        apart, rel=1e-6
+    )

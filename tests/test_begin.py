@@ -37,7 +37,9 @@ def test_a_bare_command_shows_where_to_begin(capsys: pytest.CaptureFixture[str])
     assert "--install-completion" in capsys.readouterr().out
 
 
-def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shell_completes_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = {"_MASKWISE_COMPLETE": "complete_bash", "COMP_WORDS": "maskwise st", "COMP_CWORD": "1"}
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
@@ -45,7 +47,8 @@ def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out.split() == ["study"]
 
 
-# Check -----------------------------------------------------------------------------------------------------
+# Check
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +61,13 @@ def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixtur
     assert 0.1 < token["share"] < 0.2 < word["share"] < 0.4
     assert facts["tasks"]["task"]["rows"] == {"train": 20, "dev": 10, "test": 10}
     assert facts["tasks"]["task"]["labels"] == {"a": 10, "b": 10}
-    assert set(facts["time"]["stages"]) == {"prepare", "pretrain", "evaluate", "finetune", "overlap"}
+    assert set(facts["time"]["stages"]) == {
+        "prepare",
+        "pretrain",
+        "evaluate",
+        "finetune",
+        "overlap",
+    }
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
     assert "2 runs of each arm cannot decide" in doubts and "judged on 10 items" in doubts
@@ -77,16 +86,22 @@ def read_recipe_text(text: str) -> object:
     return read_recipe(path)
 
 
-def test_check_says_what_is_wrong_before_anything_is_trained(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_says_what_is_wrong_before_anything_is_trained(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert maskwise("check", recipe, "corpus.source=nowhere.txt") == 2
     assert "does not exist" in capfd.readouterr().err
     assert maskwise("check", "nowhere.yaml") == 2
     assert "no such recipe file" in capfd.readouterr().err
     proteins = Path("proteins.txt")
     draw = random.Random(0)
-    proteins.write_text("\n\n".join("".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80)))
+    proteins.write_text(
+        "\n\n".join("".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80))
+    )
     asked = ["tokenizer.kind=wordpiece", "tasks=[]", "finetune.max_length=32"]
-    assert maskwise("check", recipe, f"corpus.source={proteins}", *asked, "--no-timing", "--json") == 0
+    assert (
+        maskwise("check", recipe, f"corpus.source={proteins}", *asked, "--no-timing", "--json") == 0
+    )
     facts = json.loads(capfd.readouterr().out)
     assert maskwise("check", recipe, "finetune.max_length=3", "--no-timing", "--json") == 0
     doubts = [doubt["what"] for doubt in json.loads(capfd.readouterr().out)["doubts"]]
@@ -95,14 +110,17 @@ def test_check_says_what_is_wrong_before_anything_is_trained(recipe: Path, capfd
     assert any("unknown to the tokenizer" in doubt["what"] for doubt in facts["doubts"])
 
 
-# A recipe for one's own files ------------------------------------------------------------------------------
+# A recipe for one's own files
+# ------------------------------------------------------------------------------
 
 
 def write_texts(path: Path, *, english: bool) -> Path:
     draw = random.Random(1)
     words = ["the", "of", "and", "is", "that"] if english else []
     sentence = lambda: " ".join(draw.choice(WORDS + words * 20) for _ in range(12)) + "."  # noqa: E731
-    path.write_text("\n\n".join(" ".join(sentence() for _ in range(4)) for _ in range(120)), encoding="utf-8")
+    path.write_text(
+        "\n\n".join(" ".join(sentence() for _ in range(4)) for _ in range(120)), encoding="utf-8"
+    )
     return path
 
 
@@ -111,13 +129,16 @@ def write_labels(path: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows(
-            [" ".join(WORDS[30 * (n % 2) :][n % 20 : n % 20 + 6]) + f" {n}", "ab"[n % 2]] for n in range(300)
+            [" ".join(WORDS[30 * (n % 2) :][n % 20 : n % 20 + 6]) + f" {n}", "ab"[n % 2]]
+            for n in range(300)
         )
     return path
 
 
 def test_a_file_may_be_called_like_a_control(tmp_path: Path) -> None:
-    """The name of its study ended like that of a control, and a recipe for it was refused for want of a gate."""
+    """The name of its study ended like that of a control, and a recipe for it was refused for want
+    of a gate.
+    """
     write_texts(tmp_path / "case-control.txt", english=True)
     path = tmp_path / "case-control.yaml"
     path.write_text(starter(str(tmp_path / "case-control.txt")), encoding="utf-8")
@@ -126,7 +147,10 @@ def test_a_file_may_be_called_like_a_control(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("english", [True, False])
 def test_a_recipe_is_written_for_a_file_or_two(
-    english: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    english: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path / "mine.txt", english=english)
@@ -138,7 +162,9 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert len(lines) <= 20 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
     assert (
-        written.tasks == ("labels.csv(train_rows=200)",) and written.study.seeds == 6 and len(written.study.pairs) == 1
+        written.tasks == ("labels.csv(train_rows=200)",)
+        and written.study.seeds == 6
+        and len(written.study.pairs) == 1
     )
     assert (written.model.pretrained == "bundled:encoder") == english
     assert recipe_for(str(texts)).corpus.source == str(texts)
@@ -147,14 +173,25 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert maskwise("study", "--new", "nowhere.txt") == 2
 
 
-def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequence(tmp_path: Path) -> None:
+def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequence(
+    tmp_path: Path,
+) -> None:
     draw = random.Random(0)
     chains = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=110)) for _ in range(40)]
-    (tmp_path / "some.fasta").write_text("".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains)))
+    (tmp_path / "some.fasta").write_text(
+        "".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains))
+    )
     written = starter(str(tmp_path / "some.fasta"))
-    assert "kind: letter, lowercase: false" in written and "length: 160" in written and "masks: [token]" in written
+    assert (
+        "kind: letter, lowercase: false" in written
+        and "length: 160" in written
+        and "masks: [token]" in written
+    )
     facts = outlook_of(str(tmp_path / "some.fasta"), timing=False)
-    assert facts["corpus"]["words"] is None and facts["model"]["vocabulary"] == facts["corpus"]["vocabulary"] < 64
+    assert (
+        facts["corpus"]["words"] is None
+        and facts["model"]["vocabulary"] == facts["corpus"]["vocabulary"] < 64
+    )
     assert facts["training"]["plateau_steps"] is None  # the rule was fitted on words
 
 
@@ -162,7 +199,9 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) ->
     labels = write_labels(tmp_path / "labels.csv")
     written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
-    assert "labels.csv(label='label', train_rows=200)" in starter(str(labels), [f"{labels}(label='label')"])
+    assert "labels.csv(label='label', train_rows=200)" in starter(
+        str(labels), [f"{labels}(label='label')"]
+    )
 
 
 def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
@@ -181,7 +220,9 @@ def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
     assert "my #1 (2)" in written.description and written.corpus.source == "my #1 (2).txt"
     loaded = [load_task(spec) for spec in written.tasks]
     assert [len(task.splits["train"]) for task in loaded] == [200, 200, 200]
-    assert [task.name for task in loaded] == ["labels (1)", "data (1)", "again"] and loaded[2].metric == "macro-f1"
+    assert [task.name for task in loaded] == ["labels (1)", "data (1)", "again"] and loaded[
+        2
+    ].metric == "macro-f1"
 
 
 def test_new_refuses_the_options_of_a_run(
@@ -189,22 +230,34 @@ def test_new_refuses_the_options_of_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "mine.txt", english=True)
-    for options in (["--out", "x"], ["--jobs", "2"], ["--engine", "local"], ["--dry-run"], ["--json"]):
+    for options in (
+        ["--out", "x"],
+        ["--jobs", "2"],
+        ["--engine", "local"],
+        ["--dry-run"],
+        ["--json"],
+    ):
         assert maskwise("study", "--new", "mine.txt", *options) == 2
         assert options[0] in capfd.readouterr().err
         assert not Path("mine.yaml").exists()
 
 
-# The files of strangers ------------------------------------------------------------------------------------
+# The files of strangers
+# ------------------------------------------------------------------------------------
 
 
 def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    texts = write_texts(tmp_path / "mine.txt", english=True).read_text(encoding="utf-8").split("\n\n")
+    texts = (
+        write_texts(tmp_path / "mine.txt", english=True).read_text(encoding="utf-8").split("\n\n")
+    )
     rows = [f'{number};a head;"{text}"' for number, text in enumerate(texts)]
     Path("catalogue.csv").write_text("\n".join(["nr;headline;body of it", *rows]), encoding="utf-8")
     written = starter("catalogue.csv")
-    assert 'text_field: "body of it", length' in written and "your text, its column with the longest texts" in written
+    assert (
+        'text_field: "body of it", length' in written
+        and "your text, its column with the longest texts" in written
+    )
     assert recipe_for("catalogue.csv").corpus.text_field == "body of it"
     records = [{"uid": "a" * 9, "data": {"text": text}, "meta": {"topic": "b"}} for text in texts]
     Path("news.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
@@ -218,7 +271,9 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(
     monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 20_000)
     texts = write_texts(Path("mine.txt"), english=True)
     documents = texts.read_text(encoding="utf-8").split("\n\n")
-    texts.write_text("\n\n".join([*documents[:90], *documents[:50], *documents[90:]]), encoding="utf-8")
+    texts.write_text(
+        "\n\n".join([*documents[:90], *documents[:50], *documents[90:]]), encoding="utf-8"
+    )
     asked = ["check", recipe, f"corpus.source={texts}", "tasks=[]", "--no-timing", "--json"]
     for most, said in (
         (10_000, "50 × repeated text"),

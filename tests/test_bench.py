@@ -19,10 +19,17 @@ from maskwise.masking import CORRUPTIONS, POLICIES
 def test_bench_mask_times_every_member_beside_the_peer() -> None:
     result = json.loads(json.dumps(bench_mask(batches=2, vocab_size=1000)))
     names = {r["name"] for r in result["results"]}
-    assert {f"maskwise, {name}" for name in POLICIES} | {"transformers", "transformers, whole words"} <= names
+    assert {f"maskwise, {name}" for name in POLICIES} | {
+        "transformers",
+        "transformers, whole words",
+    } <= names
     assert {f"maskwise, shown as {name}" for name in CORRUPTIONS} <= names
-    simple = {(r["layout"], r["length"]) for r in result["results"] if r["name"] == "maskwise, whole-word"}
-    layouts = {(layout, length) for layout in ("documents", "packed", "sentences") for length in (128, 512)}
+    simple = {
+        (r["layout"], r["length"]) for r in result["results"] if r["name"] == "maskwise, whole-word"
+    }
+    layouts = {
+        (layout, length) for layout in ("documents", "packed", "sentences") for length in (128, 512)
+    }
     assert simple == layouts | {("documents", 4096)}
     assert all(r["milliseconds"] > 0 and r["times_random"] > 0 for r in result["results"])
     console = Console(width=80, record=True)
@@ -33,7 +40,9 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
 
 
 def test_bench_train_times_both_on_both_texts() -> None:
-    """In miniature: every line is there, all start from the same weights, and the shown table has them all."""
+    """In miniature: every line is there, all start from the same weights, and the shown table has
+    them all.
+    """
     small = train_bench._bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
     result = train_bench.bench_train(shapes=[small], rounds=1, vocabulary=512, documents=120)
     names = {row["name"] for row in result["contestants"]}
@@ -46,7 +55,10 @@ def test_bench_train_times_both_on_both_texts() -> None:
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
         if row["name"] == "maskwise":
             assert row["mfu"] > 0 and row["masking_share"] > 0 and row["sampler_share"] > 0
-    assert train_bench.render_train(result).row_count == len(result["contestants"]) and not result["left_out"]
+    assert (
+        train_bench.render_train(result).row_count == len(result["contestants"])
+        and not result["left_out"]
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
@@ -54,12 +66,25 @@ def test_what_is_timed_on_a_gpu_is_built_and_trained_here_in_miniature(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = train_bench._base(architecture, 128)
-    assert shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6 and shape.batch_size * 128 == 32768
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    assert (
+        shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6
+        and shape.batch_size * 128 == 32768
+    )
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     small |= {"vocab_size": 512}
     shape = shape._replace(fields={**shape.fields, **small}, batch_size=2, steps=1)
-    result = train_bench.bench_train(shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu")
-    assert {row["name"] for row in result["contestants"]} >= {"maskwise", "transformers.Trainer fp32"}
+    result = train_bench.bench_train(
+        shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu"
+    )
+    assert {row["name"] for row in result["contestants"]} >= {
+        "maskwise",
+        "transformers.Trainer fp32",
+    }
     monkeypatch.setattr(train_bench, "fast_bf16", lambda: True)
     monkeypatch.setattr(train_bench, "best_device", lambda: torch.device("cuda"))
     names = [*train_bench.contestants(compiled=True)]

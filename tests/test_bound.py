@@ -1,4 +1,6 @@
-"""The bound of masked diffusion on texts whose entropy is known, in a training, and in ``maskwise evaluate``."""
+"""The bound of masked diffusion on texts whose entropy is known, in a training, and in ``maskwise
+evaluate``.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def nats_of(texts: list[str]) -> float:
 
 
 class Source(nn.Module):
-    """Knows the source: the exact probability of a masked token, from the nearest visible ones on both sides."""
+    """Knows the source: the exact probability of a masked token, from the nearest visible ones on
+    both sides.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +87,9 @@ class Source(nn.Module):
 
 
 def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
-    """A model that is never wrong about probabilities has the bound −log p: the chain rule holds in every order."""
+    """A model that is never wrong about probabilities has the bound −log p: the chain rule holds in
+    every order.
+    """
     texts = sample(60, 20, seed=1)
     rows = rows_of(texts)
     text = Bound(rows, tokenizer(), torch.arange(len(rows)), draws=6)(Source())  # type: ignore[arg-type]
@@ -103,15 +109,33 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("markov")
     source = folder / "texts.jsonl"
     texts = sample(600, 24, seed=2)
-    source.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts)))
+    source.write_text(
+        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
+    )
     tokenizer().save_pretrained(folder / "tokenizer")
-    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    recipe = validate({
-        "corpus": {"source": str(source), "length": 28, "layout": "document", "held_out": 0.1},
-        "tokenizer": {"name": str(folder / "tokenizer")}, "model": {"architecture": "bert", "settings": settings},
-        "objective": "diffusion", "evaluation": {"rows": 60, "ratios": [0.15]},
-        "training": {"steps": 250, "batch_size": 16, "learning_rate": 5e-3, "eval_every": 50, "precision": "no"},
-    }, origin="test")  # fmt: skip
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    recipe = validate(
+        {
+            "corpus": {"source": str(source), "length": 28, "layout": "document", "held_out": 0.1},
+            "tokenizer": {"name": str(folder / "tokenizer")},
+            "model": {"architecture": "bert", "settings": settings},
+            "objective": "diffusion",
+            "evaluation": {"rows": 60, "ratios": [0.15]},
+            "training": {
+                "steps": 250,
+                "batch_size": 16,
+                "learning_rate": 5e-3,
+                "eval_every": 50,
+                "precision": "no",
+            },
+        },
+        origin="test",
+    )
     result = run_pretrain(recipe, folder / "run", quiet=True)
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "held_out.txt").write_text("\n\n".join(sample(80, 20, seed=3)))
@@ -119,10 +143,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_trained_model_learns_and_stays_above_the_entropy(trained: Path) -> None:
-    lines = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     curve = [line for line in lines if line["kind"] == "eval" and line["masks"] == "diffusion"]
     losses = [line["loss"] for line in curve]
-    assert len(curve) == 5 and losses[-1] < losses[0] - 0.02 and losses[-1] < curve[0]["unigram"] - 0.1
+    assert (
+        len(curve) == 5 and losses[-1] < losses[0] - 0.02 and losses[-1] < curve[0]["unigram"] - 0.1
+    )
     # Texts of 24 tokens: the first costs more than the others.
     entropy = (nats_first() + 23 * ENTROPY) / 24
     assert all(loss > entropy - 3 * line["error"] for loss, line in zip(losses, curve))
@@ -136,8 +164,12 @@ def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as end:
         main(["evaluate", checkpoint, "--with", "bound:12", "--text", text, "--json"])
     assert not end.value.code
-    records = {r["metric"]: r for r in json.loads(capsys.readouterr().out) if r["kind"] == "evaluation"}
-    nats, bits, of_bytes = (records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte"))
+    records = {
+        r["metric"]: r for r in json.loads(capsys.readouterr().out) if r["kind"] == "evaluation"
+    }
+    nats, bits, of_bytes = (
+        records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte")
+    )
     exact = nats_of((trained / "held_out.txt").read_text().split("\n\n")) / nats["items"]
     assert exact - 3 * nats["error"] < nats["value"] < nats_first()
     assert bits["value"] == pytest.approx(nats["value"] / math.log(2))
@@ -150,7 +182,9 @@ def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[s
 
 def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     rows = rows_of(["w1 w2 nobody w3", "w0 w0 w1"])
-    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(MaskedLanguageModelling(model("bert").eval()))
+    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(
+        MaskedLanguageModelling(model("bert").eval())
+    )
     assert text.unknown == 1 and text.tokens == 6
     records = bound_records(text, 30)
     assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
@@ -159,7 +193,9 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
         Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
 
 
-def test_evaluate_refuses_what_has_no_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_what_has_no_bound(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint, text = str(trained / "run" / "checkpoint"), str(trained / "held_out.txt")
     for arguments in (["--with", "bound:none", "--text", text], ["--with", "bound"]):
         with pytest.raises(SystemExit) as end:
@@ -173,10 +209,15 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
 
     path = write_inputs(tmp_path)
     overrides = [
-        "tasks=[]", "training.steps=10", "training.eval_every=0", "objective=diffusion", "evaluation.ratios=[0.15]",
-        "study.arms={uniform: {}, bell: {masking.ratio: bell}, words: {masking.policy: whole-word}}",
+        "tasks=[]",
+        "training.steps=10",
+        "training.eval_every=0",
+        "objective=diffusion",
+        "evaluation.ratios=[0.15]",
+        "study.arms={uniform: {}, bell: {masking.ratio: bell}, words: {masking.policy: "
+        "whole-word}}",
         "masking.budget=bernoulli",
-    ]  # fmt: skip
+    ]
     recipe = read_recipe(str(path), overrides)
     assert recipe.evaluation.masks == ("token", "whole-word", "diffusion")
     assert recipe.arm("bell", seed=0).masking.ratio == "bell"
@@ -184,4 +225,6 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
     primary = [row for row in result["contrasts"] if row["primary"]]
     assert {row["outcome"] for row in primary} == {"heldout:diffusion"} and not result["failures"]
     reasons = {flag["code"] for row in primary for flag in row["flags"]}
-    assert "different-units" not in reasons, "the bound is over random orders, whatever an arm masks"
+    assert "different-units" not in reasons, (
+        "the bound is over random orders, whatever an arm masks"
+    )

@@ -1,6 +1,8 @@
-"""The page in a real browser, without a network: slider, sorting, copying, saving, dark mode, a phone, hostile text.
+"""The page in a real browser, without a network: slider, sorting, copying, saving, dark mode, a
+phone, hostile text.
 
-Needs Playwright (in the dev extra) and a Chromium on the path (``apt-get install chromium``); skips without them.
+Needs Playwright (in the dev extra) and a Chromium on the path (``apt-get install chromium``); skips
+without them.
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ from maskwise.study.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_json, write_study
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"
+)
 
 ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.01}
 EVIL = "</p><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
@@ -35,7 +41,9 @@ def browser() -> Iterator[Any]:
 
 
 def moments(samples: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Samples at three moments of a training: nothing is masked at the first, everything at the last."""
+    """Samples at three moments of a training: nothing is masked at the first, everything at the
+    last.
+    """
     for arm in samples.values():
         for sample in arm:
             states = ("shown", None, "masked")
@@ -43,7 +51,9 @@ def moments(samples: dict[str, list[dict]]) -> dict[str, list[dict]]:
                 {
                     "step": 100 * n,
                     "ratio": 0.5 * n,
-                    "pieces": [piece | ({"state": state} if state else {}) for piece in sample["pieces"]],
+                    "pieces": [
+                        piece | ({"state": state} if state else {}) for piece in sample["pieces"]
+                    ],
                 }
                 for n, state in enumerate(states)
             ]
@@ -54,7 +64,9 @@ def make_page(folder: Path, *, words: list[str] | None = None, **changes: Any) -
     study = make_study(runs=6, arms=ARMS, **changes)
     records = make_records(study, ARMS)
     samples = moments(make_samples(study, words=words))
-    return write_report(write_study(folder, study, records, summary=summarise(records, study), samples=samples))
+    return write_report(
+        write_study(folder, study, records, summary=summarise(records, study), samples=samples)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +83,15 @@ class Tab:
         self.page.set_default_timeout(30_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda said: self.complaints.append(said.text) if said.type == "error" else None,
+        )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.locator(".chart").first.scroll_into_view_if_needed()  # it is drawn when it comes near
+        # it is drawn when it comes near
+        self.page.locator(".chart").first.scroll_into_view_if_needed()
         self.page.wait_for_selector(".chart svg", state="attached")
 
     def __enter__(self) -> Any:
@@ -84,14 +100,18 @@ class Tab:
     def __exit__(self, *_: object) -> None:
         self.context.close()
         assert not self.complaints
-        assert all(url.startswith(("file:", "blob:", "data:")) for url in self.requests), self.requests
+        assert all(url.startswith(("file:", "blob:", "data:")) for url in self.requests), (
+            self.requests
+        )
 
 
 def chips(page: Any) -> int:
     return page.locator(".version .chip:visible").count()
 
 
-def test_the_slider_moves_through_the_training_and_boxes_choose_arms(browser: Any, page_file: Path) -> None:
+def test_the_slider_moves_through_the_training_and_boxes_choose_arms(
+    browser: Any, page_file: Path
+) -> None:
     with Tab(browser, page_file) as page:
         slider = page.locator("#moment")
         middle = chips(page)
@@ -105,7 +125,9 @@ def test_the_slider_moves_through_the_training_and_boxes_choose_arms(browser: An
         page.locator(".explorer [type=checkbox]").first.uncheck()
         assert page.locator(".version:visible").count() < seen
         page.emulate_media(media="print")
-        assert not page.locator(".explorer").is_visible() and not page.locator(".theme").is_visible()
+        assert (
+            not page.locator(".explorer").is_visible() and not page.locator(".theme").is_visible()
+        )
 
 
 def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path) -> None:
@@ -119,7 +141,10 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
         head.press("Enter")
         assert numbers() == sorted(numbers())
         assert table.locator("thead th:nth-child(2)").get_attribute("aria-sort") == "ascending"
-        page.evaluate("navigator.clipboard.writeText = (text) => { window.taken = text; return Promise.resolve(); }")
+        page.evaluate(
+            "navigator.clipboard.writeText = (text) => { window.taken = text; return "
+            "Promise.resolve(); }"
+        )
         for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "\\begin{tabular}")):
             page.locator("table.scores").first.locator(
                 "xpath=ancestor::*[contains(@class, 'scroll')]/following-sibling::p[1]"
@@ -147,26 +172,38 @@ def test_a_phone_never_scrolls_the_page_sideways(browser: Any, page_file: Path) 
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= PHONE["width"]
         tables = page.locator(".scroll:visible")
-        assert tables.count() and tables.first.get_attribute("tabindex") == "0"  # a wide table scrolls by itself
+        # a wide table scrolls by itself
+        assert tables.count() and tables.first.get_attribute("tabindex") == "0"
 
 
 def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
-    file = make_page(tmp_path, words=["plain", EVIL, "'\"&"], name=EVIL, description=EVIL, recipe_yaml=EVIL)
+    file = make_page(
+        tmp_path, words=["plain", EVIL, "'\"&"], name=EVIL, description=EVIL, recipe_yaml=EVIL
+    )
     with Tab(browser, file) as page:
         page.locator("#moment").press("End")
         for head in page.locator("thead th button:visible").all():
             head.click()
-        assert page.evaluate("window.evil") is None and page.locator("main script, main img").count() == 0
+        assert (
+            page.evaluate("window.evil") is None
+            and page.locator("main script, main img").count() == 0
+        )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-core is not installed"
+    )
     with Tab(browser, page_file, color_scheme=scheme) as page:
-        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.evaluate(
+            "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
+        )
         found = axe.Axe().run(page).response["violations"]
         serious = [f for f in found if f["impact"] in ("serious", "critical")]
-        assert not serious, [(f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in serious]
+        assert not serious, [
+            (f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in serious
+        ]
 
 
 @pytest.mark.slow
@@ -174,10 +211,19 @@ def test_ten_thousand_records_open_in_two_seconds(browser: Any, tmp_path: Path) 
     study = make_study(runs=100, arms=ARMS)
     study["tasks"] = {f"task-{n}": study["tasks"]["task-0"] for n in range(26)}
     records = [
-        {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": "accuracy", "score": 0.5 + n / 100,
-         "fine_tuning": [0.5]}
-        for arm in (*ARMS, "no-pretraining") for n, task in enumerate(study["tasks"]) for seed in study["seeds"]
-    ]  # fmt: skip
+        {
+            "kind": "score",
+            "arm": arm,
+            "seed": seed,
+            "task": task,
+            "metric": "accuracy",
+            "score": 0.5 + n / 100,
+            "fine_tuning": [0.5],
+        }
+        for arm in (*ARMS, "no-pretraining")
+        for n, task in enumerate(study["tasks"])
+        for seed in study["seeds"]
+    ]
     assert len(records) > 10_000
     file = write_report(write_study(tmp_path, study, records, summary=None, samples=None))
     assert file.stat().st_size < 5e6
@@ -193,14 +239,22 @@ def test_ten_thousand_records_open_in_two_seconds(browser: Any, tmp_path: Path) 
 
 def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
     study = make_study(runs=6, arms=ARMS)
-    records = [r for r in make_records(study, ARMS) if not (r["kind"] == "score" and r["seed"] == 5)]
+    records = [
+        r for r in make_records(study, ARMS) if not (r["kind"] == "score" and r["seed"] == 5)
+    ]
     folder = write_study(tmp_path, study, records, summary=None, samples=None)
     write_json(folder / "study.json", study | {"maskwise": "0.0.9"})
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"kind": "score", "arm": "tok')
     with Tab(browser, write_report(folder)) as page:
         said = page.locator(".missing").inner_text()
-        for part in ("no verdicts yet", "3 of 18 runs have not a score on task-0", "token-15 with seed 5",
-                     "samples.json", "1 line of records.jsonl", "maskwise 0.0.9"):  # fmt: skip
+        for part in (
+            "no verdicts yet",
+            "3 of 18 runs have not a score on task-0",
+            "token-15 with seed 5",
+            "samples.json",
+            "1 line of records.jsonl",
+            "maskwise 0.0.9",
+        ):
             assert part in said
         assert page.locator(".chart").count() > 2  # and the rest is shown

@@ -1,4 +1,6 @@
-"""Are the rules of evidence right as often as they say? Simulations through the functions that judge studies."""
+"""Are the rules of evidence right as often as they say? Simulations through the functions that
+judge studies.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ NORMAL = DIFFERENCES["normal"]
 
 @pytest.mark.parametrize("runs", [3, 5, 6, 8])
 def test_the_test_keeps_its_level(runs):
-    """Without any difference: never above .055 (exactly 1/32 at 6 runs, 12/256 at 8), none at all below 6."""
+    """Without any difference: never above .055 (exactly 1/32 at 6 runs, 12/256 at 8), none at all
+    below 6.
+    """
     share = rejections(runs, NORMAL, draws=2000)
     assert share <= 0.055
     assert share >= 0.02 if runs >= 6 else share == 0
@@ -29,7 +33,8 @@ def test_the_test_keeps_its_level(runs):
 def test_rejection_under_the_null(runs):
     share = rejections(runs, NORMAL, draws=20_000, seed=1)
     assert share <= 0.055
-    assert share >= (0.03 if runs > 6 else 0.0285 if runs == 6 else 0)  # at 6 exactly .03125, ± 2 SD of 20,000
+    # at 6 exactly .03125, ± 2 SD of 20,000
+    assert share >= (0.03 if runs > 6 else 0.0285 if runs == 6 else 0)
 
 
 def test_at_six_runs_the_level_is_one_in_thirty_two():
@@ -52,7 +57,9 @@ def test_a_difference_of_the_whole_margin_is_seldom_called_equal(runs, contrasts
 
 @pytest.mark.parametrize("failing", [0.0, 0.1, 0.3])
 def test_the_interval_of_a_share_covers_where_learnings_fail(failing):
-    """That of the mixture does not, with one failure in ten: it is why failed runs are counted apart."""
+    """That of the mixture does not, with one failure in ten: it is why failed runs are counted
+    apart.
+    """
     found = share_coverage(0.85, failing, 10, studies=600)
     assert found["share"] >= 0.93 - 2 * found["error"]
     assert found["mixture"] < 0.85 if failing == 0.1 else found["mixture"] > 0.8
@@ -67,7 +74,9 @@ def test_the_advice_on_runs_is_within_a_fifth(effect, alpha):
 
 
 def test_seeds_times_tasks_are_never_pooled(studies=80, runs=6, tasks=6):
-    """No arm is better, but what a run is good at shows on all tasks alike. Pooling would be fooled."""
+    """No arm is better, but what a run is good at shows on all tasks alike. Pooling would be
+    fooled.
+    """
     rng = np.random.default_rng(0)
     study = make_study(runs=runs, tasks=tasks)
     facts = run_facts(study)

@@ -21,11 +21,15 @@ def write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
 @pytest.mark.parametrize("kind", ["cloze-qa", "generation"])
 def test_guessing_one_of_forty_jobs_is_a_fortieth(kind: str) -> None:
     # Jobs are dealt out evenly, so that the commonest of train are the rarest of test.
-    assert load_task(f"factworld(people=400,kind='{kind}')").majority == pytest.approx(1 / 40, abs=0.002)
+    assert load_task(f"factworld(people=400,kind='{kind}')").majority == pytest.approx(
+        1 / 40, abs=0.002
+    )
 
 
 def test_several_attributes_are_guessed_each_among_its_own_answers() -> None:
-    one = [load_task(f"factworld(people=400,asked='{asked}')").majority for asked in ("job", "city")]
+    one = [
+        load_task(f"factworld(people=400,asked='{asked}')").majority for asked in ("job", "city")
+    ]
     both = load_task("factworld(people=400,asked=('job','city'))").majority
     assert both == pytest.approx(sum(value or 0 for value in one) / 2, abs=0.002)
 
@@ -49,7 +53,9 @@ def facts(relation: str | None) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("column", ["relation", "predicate_id"])
 @pytest.mark.parametrize("kind", ["cloze-qa", "generation"])
-def test_the_commonest_answer_is_that_to_the_relation(tmp_path: Path, kind: str, column: str) -> None:
+def test_the_commonest_answer_is_that_to_the_relation(
+    tmp_path: Path, kind: str, column: str
+) -> None:
     plain = load_task(write(tmp_path / "plain.jsonl", facts(None)), kind=kind)
     named = load_task(write(tmp_path / "named.jsonl", facts(column)), kind=kind)
     answers = {name: Counter[str]() for name in ("job", "seat")}
@@ -67,15 +73,25 @@ def test_an_answer_that_no_relation_of_train_has_cannot_be_guessed(tmp_path: Pat
     assert load_task(write(tmp_path / "t.jsonl", rows), kind="cloze-qa").majority == 0
 
 
-@pytest.mark.parametrize(("metric", "classes"), [("accuracy", 2), ("macro-f1", 2), ("accuracy", 10), ("macro-f1", 10)])
-def test_balanced_classes_are_guessed_one_in_so_many(tmp_path: Path, metric: str, classes: int) -> None:
-    rows = [{"text": f"a text, number {n}", "label": f"class {n % classes}"} for n in range(40 * classes)]
+@pytest.mark.parametrize(
+    ("metric", "classes"), [("accuracy", 2), ("macro-f1", 2), ("accuracy", 10), ("macro-f1", 10)]
+)
+def test_balanced_classes_are_guessed_one_in_so_many(
+    tmp_path: Path, metric: str, classes: int
+) -> None:
+    rows = [
+        {"text": f"a text, number {n}", "label": f"class {n % classes}"}
+        for n in range(40 * classes)
+    ]
     task = load_task(write(tmp_path / "t.jsonl", rows), metric=metric)
     assert task.majority == pytest.approx(1 / classes, rel=0.05)
 
 
 def test_a_common_class_is_the_better_guess(tmp_path: Path) -> None:
-    rows = [{"text": f"a text, number {n}", "label": "rare" if n % 5 == 0 else "common"} for n in range(400)]
+    rows = [
+        {"text": f"a text, number {n}", "label": "rare" if n % 5 == 0 else "common"}
+        for n in range(400)
+    ]
     task = load_task(write(tmp_path / "t.jsonl", rows))
     common = sum(row.label == "common" for row in task.splits["test"])
     assert task.majority == common / task.test_items

@@ -1,4 +1,6 @@
-"""The front door: bad input is one line and exit code 2, nothing half-written; the single-run commands."""
+"""The front door: bad input is one line and exit code 2, nothing half-written; the single-run
+commands.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ from maskwise.folders import damage
 from maskwise.recipe import read_recipe
 from tiny import maskwise, read_lines, start, write_inputs, write_lines
 
-SHORT = ["training.steps=10", "training.log_every=5", "training.save_every=5", "training.eval_every=0"]
+SHORT = [
+    "training.steps=10",
+    "training.log_every=5",
+    "training.save_every=5",
+    "training.eval_every=0",
+]
 
 
 @pytest.fixture
@@ -34,7 +41,8 @@ def inputs(tmp_path) -> Path:
     return tmp_path / "in"
 
 
-# Bad input -------------------------------------------------------------------------------------------------
+# Bad input
+# -------------------------------------------------------------------------------------------------
 
 
 def _missing(folder: Path) -> list[str]:
@@ -57,7 +65,9 @@ def _utf16(folder: Path) -> list[str]:
 
 
 def _latin1(folder: Path) -> list[str]:
-    (folder / "latin.txt").write_bytes("\n\n".join(f"Größe Nummer {n}" for n in range(50)).encode("latin-1"))
+    (folder / "latin.txt").write_bytes(
+        "\n\n".join(f"Größe Nummer {n}" for n in range(50)).encode("latin-1")
+    )
     return [f"corpus.source={folder}/latin.txt"]
 
 
@@ -73,9 +83,9 @@ def _no_field(folder: Path) -> list[str]:
 
 def _no_mask_token(folder: Path) -> list[str]:
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[PAD]": 2}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
-        folder / "t"
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder / "t")
     return [f"tokenizer.name={folder}/t"]
 
 
@@ -104,24 +114,38 @@ def _one_document(folder: Path) -> list[str]:
 
 
 BAD = {
-    _missing: "does not exist", _empty: "no document", _binary: "binary", _utf16: "UTF", _latin1: "UTF-8",
-    _broken_archive: "cut.jsonl.gz", _no_field: "'body'", _no_mask_token: "no mask token",
+    _missing: "does not exist",
+    _empty: "no document",
+    _binary: "binary",
+    _utf16: "UTF",
+    _latin1: "UTF-8",
+    _broken_archive: "cut.jsonl.gz",
+    _no_field: "'body'",
+    _no_mask_token: "no mask token",
     _slow: "a slow tokenizer has no character offsets",
-    _no_tokenizer: "there is no model or tokenizer", _no_labels: "no label column", _empty_labels: "no label",
+    _no_tokenizer: "there is no model or tokenizer",
+    _no_labels: "no label column",
+    _empty_labels: "no label",
     _one_document: "corpus.held_out=0.2 leaves the ",
-}  # fmt: skip
+}
 
 
-# Pre-training looks at no task; that one document cannot be parted is seen by a study's worker only (below).
+# Pre-training looks at no task; that one document cannot be parted is seen by a study's worker only
+# (below).
 CASES = [("study", bad) for bad in BAD if bad is not _one_document]
 CASES += [("pretrain", bad) for bad in BAD if bad not in (_no_labels, _empty_labels)]
 
 
-@pytest.mark.parametrize("command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_"))
+@pytest.mark.parametrize(
+    "command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_")
+)
 def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_path, capfd):
     overrides = bad(inputs)
     capfd.readouterr()
-    assert maskwise(command, inputs / "recipe.yaml", *overrides, "--out", tmp_path / "deep" / "out") == 2
+    assert (
+        maskwise(command, inputs / "recipe.yaml", *overrides, "--out", tmp_path / "deep" / "out")
+        == 2
+    )
     out, err = capfd.readouterr()
     assert BAD[bad] in err and err.count("\n") == 1 and err.startswith("maskwise: ") and not out
     assert not (tmp_path / "deep" / "out").exists()
@@ -129,8 +153,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_
 
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
     arguments = _one_document(inputs)
-    assert maskwise("study", inputs / "recipe.yaml", *arguments, "--out", tmp_path / "out", "--jobs", 1) == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("maskwise: corpus.held_out=0.2 leaves the ")
+    assert (
+        maskwise(
+            "study", inputs / "recipe.yaml", *arguments, "--out", tmp_path / "out", "--jobs", 1
+        )
+        == 2
+    )
+    assert (
+        capfd.readouterr()
+        .err.splitlines()[-1]
+        .startswith("maskwise: corpus.held_out=0.2 leaves the ")
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -146,9 +179,15 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "nowhere.yaml"], "no such recipe file"),
         (["study", "RECIPE", "study.arms={}"], "compares nothing"),
         (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
-        (["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"], "two tasks are called 'ud-pos'"),
+        (
+            ["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"],
+            "two tasks are called 'ud-pos'",
+        ),
         (["study", "RECIPE", "tasks=[ud-pos(rows=100)]"], "'rows'"),
-        (["finetune", "nowhere", "--task", "banking77"], "there is no model or tokenizer in 'nowhere'"),
+        (
+            ["finetune", "nowhere", "--task", "banking77"],
+            "there is no model or tokenizer in 'nowhere'",
+        ),
         (["finetune", "nowhere", "--task", "nothing.csv"], "does not exist"),
         (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
         (["finetune", "nowhere"], "--task"),
@@ -172,12 +211,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(command, inputs, tmp_p
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
-    what = ["nowhere", "--task", inputs / "task.jsonl"] if command == "finetune" else [inputs / "recipe.yaml"]
+    what = (
+        ["nowhere", "--task", inputs / "task.jsonl"]
+        if command == "finetune"
+        else [inputs / "recipe.yaml"]
+    )
     for place, said in ((out, "holds something else"), (out / "thesis.tex", "is a file")):
         assert maskwise(command, *what, "--out", place) == 2
         err = capfd.readouterr().err
         assert said in err and err.count("\n") == 1
-    assert [path.name for path in out.iterdir()] == ["thesis.tex"] and (out / "thesis.tex").read_text() == "precious"
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"] and (
+        out / "thesis.tex"
+    ).read_text() == "precious"
 
 
 def test_the_process_ends_with_2_and_one_line(tmp_path):
@@ -186,13 +231,16 @@ def test_the_process_ends_with_2_and_one_line(tmp_path):
     assert process.returncode == 2 and not out and err.count("\n") == 1 and "1.5" in err
 
 
-@pytest.mark.parametrize("what, said", [("nowhere", "no such folder"), (".", "neither a study nor")])
+@pytest.mark.parametrize(
+    "what, said", [("nowhere", "no such folder"), (".", "neither a study nor")]
+)
 def test_report_of_nothing(what, said, tmp_path, capfd):
     assert maskwise("report", tmp_path / what) == 2
     assert said in capfd.readouterr().err
 
 
-# Single runs -----------------------------------------------------------------------------------------------
+# Single runs
+# -----------------------------------------------------------------------------------------------
 
 
 def test_pretrain_and_finetune(inputs, tmp_path, capfd):
@@ -226,12 +274,25 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
     capfd.readouterr()
 
-    arguments = [out / "checkpoint", "epochs=1", "max_length=32", "--seeds", 2, "--out", tuned, "--json"]
+    arguments = [
+        out / "checkpoint",
+        "epochs=1",
+        "max_length=32",
+        "--seeds",
+        2,
+        "--out",
+        tuned,
+        "--json",
+    ]
     assert maskwise("finetune", *arguments, "--task", inputs / "task.jsonl") == 0
     [record] = json.loads(capfd.readouterr().out)
     assert record == read_lines(tuned / "records.jsonl")[0]
-    assert record["task"] == "task" and len(record["fine_tuning"]) == 2 and record["test_items"] == 10
-    classifier = AutoModelForSequenceClassification.from_pretrained(tuned / "task" / "seed-1" / "checkpoint")
+    assert (
+        record["task"] == "task" and len(record["fine_tuning"]) == 2 and record["test_items"] == 10
+    )
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        tuned / "task" / "seed-1" / "checkpoint"
+    )
     assert classifier.config.id2label == {0: "a", 1: "b"}
 
 
@@ -248,7 +309,10 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
     assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
     assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
     names = ("model.safetensors", "config.json", "tokenizer.json")
-    assert all((parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes() for n in names)
+    assert all(
+        (parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes()
+        for n in names
+    )
 
 
 def _fail(*arguments: object, **more: object) -> None:
@@ -260,13 +324,16 @@ def _diverge(*arguments: object, folder: Path, **more: object) -> None:
     _fail()
 
 
-def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(inputs, tmp_path, monkeypatch, capfd):
+def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(
+    inputs, tmp_path, monkeypatch, capfd
+):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr("maskwise.study.single.pretrain", _diverge)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert (out / "recipe.yaml").is_file()
-    # Another text too; what was prepared of the first one goes, so that a change of this one is seen later.
+    # Another text too; what was prepared of the first one goes, so that a change of this one is
+    # seen later.
     text = inputs / "corpus.jsonl"
     (inputs / "other.jsonl").write_text("".join(text.read_text().splitlines(True)[:50]))
     mended = *SHORT, "masking.ratio=0.3", f"corpus.source={inputs / 'other.jsonl'}"
@@ -309,7 +376,9 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 def test_pretrain_under_torchrun(inputs, tmp_path):
-    """Two processes on the CPU give the model of one: the same data and masks, each target weighed alike."""
+    """Two processes on the CPU give the model of one: the same data and masks, each target weighed
+    alike.
+    """
     recipe, alone, both = inputs / "recipe.yaml", tmp_path / "alone", tmp_path / "both"
     rates = (
         "hidden_dropout_prob",
@@ -317,21 +386,33 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
     )  # dropout differs between ranks, as it should
     short = SHORT + [f"model.settings.{rate}=0.0" for rate in rates]
     assert maskwise("pretrain", recipe, *short, "--out", alone) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command += ["-m", "maskwise.cli", "pretrain", str(recipe), *short, "--out", str(both), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["steps"] == 10  # one process speaks
     assert damage(both / "checkpoint") is None
-    losses = [[line["loss"] for line in json.loads((f / "done.json").read_text())["heldout"]] for f in (alone, both)]
+    losses = [
+        [line["loss"] for line in json.loads((f / "done.json").read_text())["heldout"]]
+        for f in (alone, both)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     AutoModelForMaskedLM.from_pretrained(both / "checkpoint")
 
 
 def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     plain = yaml.safe_load((inputs / "recipe.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**plain, "masking": {"policy": "nonsense"}}))
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({**plain, "masking": {"policy": "nonsense"}})
+    )
     assert maskwise("pretrain", tmp_path / "mine.yaml", "--out", tmp_path / "out") == 2
     assert "nonsense" in capfd.readouterr().err
 
@@ -345,7 +426,9 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     ],
 )
 @pytest.mark.parametrize("command", ["pretrain", "study"])
-def test_a_model_that_cannot_be_is_refused_before_anything_is_written(command, override, said, inputs, tmp_path, capfd):
+def test_a_model_that_cannot_be_is_refused_before_anything_is_written(
+    command, override, said, inputs, tmp_path, capfd
+):
     out = tmp_path / "out"
     assert maskwise(command, inputs / "recipe.yaml", override, "--out", out) == 2
     err = capfd.readouterr().err

@@ -1,4 +1,6 @@
-"""Causal language modelling over encoders: what follows a token is never seen, and is what must be said."""
+"""Causal language modelling over encoders: what follows a token is never seen, and is what must be
+said.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,16 @@ def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, lay
     batch = next_tokens(tokenizer, rows, layout)
     assert batch.targets == int((batch.labels >= 0).sum()) > 20 and batch.ratio.max() == 0
     source, ids = batch.source, batch.input_ids
-    assert torch.equal(ids, torch.from_numpy(source.input_ids.reshape(source.shape)))  # nothing is masked
+    # nothing is masked
+    assert torch.equal(ids, torch.from_numpy(source.input_ids.reshape(source.shape)))
     eligible, segments = source.tensor("eligible"), batch.segment_ids
     for row in range(len(ids)):
         for place in range(ids.shape[1]):
             last = place + 1 == ids.shape[1]
             wanted = not last and eligible[row, place + 1]
-            wanted = wanted and (layout == "joined" or segments[row, place + 1] == segments[row, place])
+            wanted = wanted and (
+                layout == "joined" or segments[row, place + 1] == segments[row, place]
+            )
             assert batch.labels[row, place] == (ids[row, place + 1] if wanted else -100)
     if layout != "joined":  # every token of a text but its frame is a target once
         assert batch.targets == int(eligible.sum())
@@ -65,7 +70,8 @@ def test_what_follows_a_place_does_not_change_its_logits(family, layout, tokeniz
     after, seen = logits(), column <= cut
     assert seen.sum() > 3 and torch.allclose(after[seen], before[seen], atol=1e-5)
     assert not torch.allclose(after[~seen], before[~seen], atol=1e-3)
-    batch.input_ids[content & ~later] = tokenizer.mask_token_id  # what stands before does change them
+    # what stands before does change them
+    batch.input_ids[content & ~later] = tokenizer.mask_token_id
     changed = (logits()[seen] - before[seen]).abs().amax(1)
     assert (changed > 1e-4).float().mean() > 0.5
 
@@ -75,7 +81,9 @@ def test_other_objectives_of_the_same_model_see_both_sides(tokenizer, rows):  # 
     plain = MaskedLanguageModelling(model)(batch).loss
     causal = CausalLanguageModelling(model)(batch)
     assert int(causal.targets) == batch.targets and causal.where is not None
-    assert torch.equal(MaskedLanguageModelling(model)(batch).loss, plain) and not torch.equal(plain, causal.loss)
+    assert torch.equal(MaskedLanguageModelling(model)(batch).loss, plain) and not torch.equal(
+        plain, causal.loss
+    )
 
 
 def test_a_dict_of_model_inputs_is_one_text_a_row(tokenizer, rows):  # noqa: F811
@@ -88,10 +96,22 @@ def test_it_learns_what_comes_next(tokenizer):  # noqa: F811
     """A language in which every word says which one follows it."""
     words = TEXTS[0].split()
     chain = " ".join(words[i % len(words)] for i in range(30))
-    pieces = read_pieces(tokenise([Document("a", chain)], tokenizer), tokenizer=tokenizer, length=48)
+    pieces = read_pieces(
+        tokenise([Document("a", chain)], tokenizer), tokenizer=tokenizer, length=48
+    )
     batch = NextTokens(tokenizer, **CausalLanguageModelling.masking)(Rows.of(pieces).batch([0]))
-    model = new_model(new_config("modernbert", tokenizer, 48, hidden_size=32, num_hidden_layers=1,
-                                 num_attention_heads=2, intermediate_size=48), seed=0)  # fmt: skip
+    model = new_model(
+        new_config(
+            "modernbert",
+            tokenizer,
+            48,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=48,
+        ),
+        seed=0,
+    )
     clm = objective("clm", model)
     adam = torch.optim.Adam(clm.parameters(), lr=1e-2)
     first = float(clm(batch).loss.detach()) / batch.targets
@@ -104,7 +124,10 @@ def test_it_learns_what_comes_next(tokenizer):  # noqa: F811
 
 def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_path):  # noqa: F811
     assert "deberta-v2" not in SEPARATING and "deberta-v2" in ENCODERS
-    with pytest.raises(MaskwiseError, match="objective clm needs an attention that can be made causal; got deberta-v2"):
+    with pytest.raises(
+        MaskwiseError,
+        match="objective clm needs an attention that can be made causal; got deberta-v2",
+    ):
         CausalLanguageModelling(build("deberta-v2", tokenizer))
     recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2"])
     with pytest.raises(MaskwiseError, match="can be made causal"):
@@ -120,23 +143,40 @@ def test_clm_takes_no_masking(tmp_path, capfd):
 
 
 def test_a_detour_over_next_tokens(tmp_path):
-    """Arms that differ in the objective of the first phase; the ratio of a phase without masks is no matter."""
-    phases = [{"objective": "clm", "training.steps": 4}, {"masking.ratio": 0.15, "training.steps": 3}]
+    """Arms that differ in the objective of the first phase; the ratio of a phase without masks is
+    no matter.
+    """
+    phases = [
+        {"objective": "clm", "training.steps": 4},
+        {"masking.ratio": 0.15, "training.steps": 3},
+    ]
     arms = {
         "detour": {},
         "masked": {"phases.0.objective": "mlm"},
         "both": {"phases.0.objectives": {"clm": {}, "mlm": {}}},
     }
-    more = ["tasks=[]", "study.seeds=1", "training.log_every=1", "training.save_every=0", "training.eval_every=0",
-            f"phases={json.dumps(phases)}", f"study.arms={json.dumps(arms)}"]  # fmt: skip
+    more = [
+        "tasks=[]",
+        "study.seeds=1",
+        "training.log_every=1",
+        "training.save_every=0",
+        "training.eval_every=0",
+        f"phases={json.dumps(phases)}",
+        f"study.arms={json.dumps(arms)}",
+    ]
     recipe = read_recipe(write_inputs(tmp_path), more)
     planned = {(p["phase"], *p["arms"]): p for p in dry_run(recipe, tmp_path / "out")["phases"]}
-    assert planned[0, "detour"]["flops"] > planned[0, "masked"]["flops"] and planned[0, "both"]["flops"] is None
+    assert (
+        planned[0, "detour"]["flops"] > planned[0, "masked"]["flops"]
+        and planned[0, "both"]["flops"] is None
+    )
     plan = make_plan(recipe)
     for stage in plan.stages():
         run_stage(stage, tmp_path)
     runs = {run.arm: run for run in plan.runs}
-    first, last = (read_lines(stage.folder(tmp_path) / "metrics.jsonl") for stage in runs["detour"].trainings)
+    first, last = (
+        read_lines(stage.folder(tmp_path) / "metrics.jsonl") for stage in runs["detour"].trainings
+    )
     targets = [line["targets"] / line["tokens"] for line in (first[0], last[0])]
     assert targets[0] > 0.8 and targets[1] < 0.2 and first[0]["ratio"] == 0
     assert {line["masks"] for line in first if line["kind"] == "eval"} == {"token", "whole-word"}
@@ -148,5 +188,8 @@ def test_a_detour_over_next_tokens(tmp_path):
 def test_the_last_token_of_a_text_without_a_frame_has_no_next_one(tokenizer):  # noqa: F811
     masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
     ordinary = len(tokenizer) - 3
-    texts = [{"input_ids": [ordinary, ordinary + 1, ordinary + 2], "example_id": number} for number in range(2)]
+    texts = [
+        {"input_ids": [ordinary, ordinary + 1, ordinary + 2], "example_id": number}
+        for number in range(2)
+    ]
     assert masker(texts, epoch=0).labels.tolist() == [[ordinary + 1, ordinary + 2, -100]] * 2

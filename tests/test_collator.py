@@ -12,16 +12,33 @@ from torch.utils.data import DataLoader
 from masking_tools import FIRST, masker, random_rows, row
 from maskwise.errors import MaskwiseError
 from maskwise.keys import permutation
-from maskwise.masking import IGNORE, Masker, MaskingCollator, StepBatchSampler, SteppedDataset, schedules
+from maskwise.masking import (
+    IGNORE,
+    Masker,
+    MaskingCollator,
+    StepBatchSampler,
+    SteppedDataset,
+    schedules,
+)
 
-ROWS = [{k: v for k, v in r.items() if k in ("input_ids", "word_ids")} for r in random_rows(24, words=10)]
-EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]  # rows of one length
+ROWS = [
+    {k: v for k, v in r.items() if k in ("input_ids", "word_ids")}
+    for r in random_rows(24, words=10)
+]
+# rows of one length
+EVEN = [{"input_ids": row([1] * 40, example_id=i)["input_ids"]} for i in range(24)]
 
 
-def load(data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any) -> list[dict]:
+def load(
+    data: list, made: Masker, *, workers: int = 0, total_steps: int | None = None, **order: Any
+) -> list[dict]:
     sampler = StepBatchSampler(len(data), **order)
     collate = MaskingCollator(made, total_steps=total_steps)
-    return list(DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers))
+    return list(
+        DataLoader(
+            SteppedDataset(data), batch_sampler=sampler, collate_fn=collate, num_workers=workers
+        )
+    )
 
 
 def by_text(batches: list[dict]) -> dict[tuple, tuple]:
@@ -29,7 +46,11 @@ def by_text(batches: list[dict]) -> dict[tuple, tuple]:
     out = {}
     for batch in batches:
         for i in range(len(batch["input_ids"])):
-            n = int(batch["attention_mask"][i].sum()) if "attention_mask" in batch else batch["input_ids"].shape[1]
+            n = (
+                int(batch["attention_mask"][i].sum())
+                if "attention_mask" in batch
+                else batch["input_ids"].shape[1]
+            )
             shown, label = batch["input_ids"][i, :n], batch["labels"][i, :n]
             out[tuple(torch.where(label != IGNORE, label, shown).tolist())] = (
                 tuple(shown.tolist()),
@@ -92,7 +113,9 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
     named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader = DataLoader(named, batch_size=12, collate_fn=MaskingCollator(masker()), num_workers=2)
+        loader = DataLoader(
+            named, batch_size=12, collate_fn=MaskingCollator(masker()), num_workers=2
+        )
         first, second = (torch.cat([b["labels"] for b in loader]) for _ in range(2))
     assert not torch.equal(first, second)
     assert ((first != IGNORE) & (second != IGNORE)).double().sum() < 0.4 * (first != IGNORE).sum()
@@ -101,15 +124,21 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     for epoch in (0, 1):
         order = permutation(100, seed=3, epoch=epoch)
-        assert sorted(order.tolist()) == list(range(100)) and torch.equal(order, permutation(100, seed=3, epoch=epoch))
+        assert sorted(order.tolist()) == list(range(100)) and torch.equal(
+            order, permutation(100, seed=3, epoch=epoch)
+        )
     orders = [list(StepBatchSampler(24, batch_size=8, seed=s, epochs=2)) for s in (0, 1)]
-    assert orders[0] != orders[1] and [step for b in orders[0] for _, step, _ in b[:1]] == list(range(6))
+    assert orders[0] != orders[1] and [step for b in orders[0] for _, step, _ in b[:1]] == list(
+        range(6)
+    )
     assert [epoch for b in orders[0] for _, _, epoch in b[:1]] == [0, 0, 0, 1, 1, 1]
     assert len(StepBatchSampler(25, batch_size=8, epochs=2, first_step=4)) == 2
     assert list(StepBatchSampler(24, batch_size=8, epochs=2, first_step=4)) == orders[0][4:]
 
 
-def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     drawn = []
 
     def draw(size: int, *, seed: int, epoch: int) -> torch.Tensor:
@@ -124,7 +153,8 @@ def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(monkeypatch: py
 
 def test_refusals() -> None:
     with pytest.raises(
-        MaskwiseError, match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2"
+        MaskwiseError,
+        match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2",
     ):
         StepBatchSampler(10, batch_size=4, ranks=2, accumulate=2)
     mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]
@@ -137,7 +167,15 @@ def test_prebatched_tensors_are_masked_like_rows() -> None:
 
     masker = Masker(tokenizer(), ratio=0.5)
     ids = torch.randint(10, 20, (4, 12))
-    rows = [{"input_ids": one, "example_id": i, "step": 3, "epoch": 1} for i, one in enumerate(ids.tolist())]
-    batch = {"input_ids": ids, "example_id": torch.arange(4), "step": torch.full((4,), 3), "epoch": 1}
+    rows = [
+        {"input_ids": one, "example_id": i, "step": 3, "epoch": 1}
+        for i, one in enumerate(ids.tolist())
+    ]
+    batch = {
+        "input_ids": ids,
+        "example_id": torch.arange(4),
+        "step": torch.full((4,), 3),
+        "epoch": 1,
+    }
     collator = MaskingCollator(masker)
     assert torch.equal(collator(rows)["input_ids"], collator(batch)["input_ids"])

@@ -1,7 +1,7 @@
 """The contract of every registered policy, corruption, budget mode and schedule, on awkward rows.
 
-Nothing here knows a member by name, but for ``masking_tools`` (arguments) and the sets below (what a member
-is free to do). A new line in a registry is tested by this file as it is.
+Nothing here knows a member by name, but for ``masking_tools`` (arguments) and the sets below (what
+a member is free to do). A new line in a registry is tested by this file as it is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from masking_tools import (
     random_rows,
     row,
     vocabulary,
-)  # fmt: skip
+)
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, SCHEDULES, Masker, gather, schedules
@@ -53,10 +53,17 @@ each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
 each_budget = pytest.mark.parametrize(("policy", "budget"), POLICY_BUDGETS)
 
 words = st.lists(st.sampled_from([0, 1, 1, 1, 2, 3, 5]), max_size=14)
-rows = st.lists(st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4).map(
-    lambda made: [row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w)) for i, (w, u, f) in enumerate(made)]
+rows = st.lists(
+    st.tuples(words, st.sets(st.integers(0, 12), max_size=2), st.booleans()), min_size=1, max_size=4
+).map(
+    lambda made: [
+        row(w, unknown=sorted(u), framed=f, example_id=7 * i + len(w))
+        for i, (w, u, f) in enumerate(made)
+    ]
 )
-few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 ROWS = list(AWKWARD.values()) + random_rows(4, seed=3)
 
@@ -71,7 +78,9 @@ def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
     made, batch = masker(policy, corruption, budget=budget, ratio=0.3, seed=5), padded(ROWS)
     before = {name: value.clone() for name, value in batch.items()}
     out = made(batch, epoch=2)
-    assert all(torch.equal(before[name], value) for name, value in batch.items()), "the input was changed"
+    assert all(torch.equal(before[name], value) for name, value in batch.items()), (
+        "the input was changed"
+    )
     check_shown(out, batch, corruption)
     again = made(batch, epoch=2)
     assert torch.equal(out.input_ids, again.input_ids) and torch.equal(out.labels, again.labels)
@@ -98,19 +107,25 @@ def check_shown(out, batch, corruption: str) -> None:
         left = shown[b][attention[b] == 1]
         chosen = selected[b][batch["attention_mask"][b] == 1]
         for special in (CLS, SEP, UNK):
-            assert (left == special).sum() == (real == special).sum(), "special tokens were added, lost or drawn"
+            assert (left == special).sum() == (real == special).sum(), (
+                "special tokens were added, lost or drawn"
+            )
         assert PAD not in left.tolist()
         if not chosen.any():
             assert left.tolist() == real.tolist() and (out.labels[b] == IGNORE).all()
             continue
         if corruption not in MOVING:
-            assert is_subsequence(real[~chosen].tolist(), left.tolist()), "tokens that were not chosen were touched"
+            assert is_subsequence(real[~chosen].tolist(), left.tolist()), (
+                "tokens that were not chosen were touched"
+            )
     if corruption in KEEPING and corruption not in MOVING:
         kept = ~selected
         assert torch.equal(shown[kept], ids[kept])
         changed = shown[shown != ids]
         ordinary = (changed >= FIRST) & (changed < FIRST + WORDS)
-        assert (ordinary | (changed == vocabulary().mask)).all(), "random replacements are ordinary tokens"
+        assert (ordinary | (changed == vocabulary().mask)).all(), (
+            "random replacements are ordinary tokens"
+        )
         assert torch.equal(out.labels != IGNORE, selected)
         assert torch.equal(torch.where(selected, out.labels, shown), ids), "labels restore the text"
 
@@ -122,8 +137,14 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
 
 @each_budget
 @few
-@given(made=rows, ratio=st.sampled_from([0.0, 0.02, 0.15, 0.5, 0.97, 1.0]), seed=st.integers(0, 1 << 70))
-def test_whole_units_within_the_budget(policy: str, budget: str, made: list, ratio: float, seed: int) -> None:
+@given(
+    made=rows,
+    ratio=st.sampled_from([0.0, 0.02, 0.15, 0.5, 0.97, 1.0]),
+    seed=st.integers(0, 1 << 70),
+)
+def test_whole_units_within_the_budget(
+    policy: str, budget: str, made: list, ratio: float, seed: int
+) -> None:
     maker, batch = (
         masker(policy, budget=budget, ratio=ratio, seed=seed),
         gather(padded(made), vocabulary()),
@@ -137,9 +158,13 @@ def test_whole_units_within_the_budget(policy: str, budget: str, made: list, rat
     taken = np.bincount(unit, chosen[units.tokens], len(length))
     assert ((taken == 0) | (taken == length)).all(), "half a unit"
     assert (batch.piece[units.tokens] == units.piece[unit]).all() and (length > 0).all()
-    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), "one number twice"
+    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), (
+        "one number twice"
+    )
     pieces = len(made)
-    usable = np.bincount(units.piece, length if units.weight is None else length * (units.weight > 0), pieces)
+    usable = np.bincount(
+        units.piece, length if units.weight is None else length * (units.weight > 0), pieces
+    )
     longest = np.zeros(pieces, np.int64)
     np.maximum.at(longest, units.piece, length)
     count = batch.count(chosen)
@@ -150,7 +175,9 @@ def test_whole_units_within_the_budget(policy: str, budget: str, made: list, rat
         if budget == "exact":
             assert (count <= selection.budget).all()
         else:
-            assert ((count - longest < selection.budget) | (count == 0)).all(), "more than one unit over"
+            assert ((count - longest < selection.budget) | (count == 0)).all(), (
+                "more than one unit over"
+            )
             assert ((count + longest > np.minimum(selection.budget, usable)) | (count == 0)).all()
     if policy not in OWN_RATIO and ratio == 0:
         assert not chosen.any()
@@ -169,15 +196,20 @@ def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
         here = (blocks["example_id"] == one["example_id"]) & (blocks["attention_mask"] == 1)
         n = len(one["input_ids"])
         assert together.input_ids[here].tolist() == alone.input_ids[b, :n].tolist()
-        text = torch.tensor(one["word_ids"]) >= 0  # only the text is whose: frames belong to no document in a block
+        # only the text is whose: frames belong to no document in a block
+        text = torch.tensor(one["word_ids"]) >= 0
         assert together.labels[here][text].tolist() == alone.labels[b, :n][text].tolist()
         assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
 
 
 @each_budget
 @pytest.mark.parametrize("corruption", sorted(set(CORRUPTION_SPECS) - set(KEEPING)))
-def test_packed_rows_are_their_pieces_one_after_the_other(policy: str, budget: str, corruption: str) -> None:
-    """Where lengths change, a packed row and its targets are those of its documents alone, in their order."""
+def test_packed_rows_are_their_pieces_one_after_the_other(
+    policy: str, budget: str, corruption: str
+) -> None:
+    """Where lengths change, a packed row and its targets are those of its documents alone, in their
+    order.
+    """
     made = masker(policy, corruption, budget=budget, ratio=0.3, seed=9)
     some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
     alone = per_row(made(padded(some), epoch=1), some)
@@ -190,20 +222,33 @@ def test_packed_rows_are_their_pieces_one_after_the_other(policy: str, budget: s
     assert torch.equal(segments >= 0, together.attention_mask.bool())
     for b in range(len(blocks["input_ids"])):
         pieces = [here[int(i)] for i in batch.example_id[batch.row == b]]
-        assert together.input_ids[b][segments[b] >= 0].tolist() == [i for inputs, _ in pieces for i in inputs]
-        assert together.labels[b][together.labels[b] != IGNORE].tolist() == [i for _, t in pieces for i in t]
+        assert together.input_ids[b][segments[b] >= 0].tolist() == [
+            i for inputs, _ in pieces for i in inputs
+        ]
+        assert together.labels[b][together.labels[b] != IGNORE].tolist() == [
+            i for _, t in pieces for i in t
+        ]
         for number, (inputs, _) in enumerate(pieces):
             assert together.input_ids[b][segments[b] == number].tolist() == inputs
 
 
 @each_corruption
 @few
-@given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]), policy=st.sampled_from(["token", "whole-word", "span"]))
+@given(
+    made=rows,
+    ratio=st.sampled_from([0.0, 0.2, 1.0]),
+    policy=st.sampled_from(["token", "whole-word", "span"]),
+)
 def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> None:
     batch = padded(made)
     out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
     check_shown(out, batch, corruption)
-    if ratio == 1 and corruption not in SHOWING_ALL and corruption not in MOVING and corruption in KEEPING:
+    if (
+        ratio == 1
+        and corruption not in SHOWING_ALL
+        and corruption not in MOVING
+        and corruption in KEEPING
+    ):
         full = gather(padded(made), vocabulary()).tensor("eligible")
         if policy == "token":
             assert torch.equal(out.selected, full)
@@ -211,14 +256,19 @@ def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> Non
 
 @each_policy
 @each_corruption
-def test_masks_differ_between_examples_and_epochs_and_survive_pickling(policy: str, corruption: str) -> None:
+def test_masks_differ_between_examples_and_epochs_and_survive_pickling(
+    policy: str, corruption: str
+) -> None:
     made = masker(policy, corruption, ratio=schedules.uniform(0.2, 0.6), fill="random", seed=1)
     one = random_rows(1, words=20)[0]
     same_text = padded([one | {"example_id": i} for i in range(8)])
     first, other, copied = (
-        m(same_text, epoch=e) for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0))
+        m(same_text, epoch=e)
+        for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0))
     )
-    assert torch.equal(first.input_ids, copied.input_ids) and torch.equal(first.labels, copied.labels)
+    assert torch.equal(first.input_ids, copied.input_ids) and torch.equal(
+        first.labels, copied.labels
+    )
     assert len({tuple(x.tolist()) for x in first.selected}) > 3
     assert not torch.equal(first.selected, other.selected)
     assert isinstance(made.describe()["policy"], str)
@@ -232,14 +282,23 @@ def test_fill(policy: str, fill: str) -> None:
     check_shown(out, padded(ROWS), "bert")
     assert out.choice is not None
     if fill != "random" and out.choice.units.weight is not None:
-        assert (out.choice.units.weight[out.choice.chosen] > 0).all(), "what weighs nothing only fills"
+        assert (out.choice.units.weight[out.choice.chosen] > 0).all(), (
+            "what weighs nothing only fills"
+        )
 
 
 ARGUMENTS = {
-    "linear": (0.3, 0.15), "cosine": (0.3, 0.15), "step": (0.3, 0.1), "piecewise": (0, 0.3, 1, 0.1),
-    "warm-up": (0.2,), "then": (0.3, 0.4, "uniform(0.1, 0.2)"), "scaled": ("cosine-decay(0.15)", 0.5),
-    "clipped": ("linear-ascend(0.15)", 0.05, 0.2), "beta": (2, 8), "mixture": (0.1, 0.5, 0.3, 0.5),
-}  # fmt: skip
+    "linear": (0.3, 0.15),
+    "cosine": (0.3, 0.15),
+    "step": (0.3, 0.1),
+    "piecewise": (0, 0.3, 1, 0.1),
+    "warm-up": (0.2,),
+    "then": (0.3, 0.4, "uniform(0.1, 0.2)"),
+    "scaled": ("cosine-decay(0.15)", 0.5),
+    "clipped": ("linear-ascend(0.15)", 0.05, 0.2),
+    "beta": (2, 8),
+    "mixture": (0.1, 0.5, 0.3, 0.5),
+}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -259,18 +318,28 @@ def test_schedules(name: str) -> None:
             made(3)
     else:
         assert made(3) == made(0, 10)
-    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(padded(random_rows(4)), step=300, total_steps=1000)
+    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(
+        padded(random_rows(4)), step=300, total_steps=1000
+    )
     assert ((out.ratio >= 0) & (out.ratio <= 1)).all()
 
 
 def test_the_policy_of_the_contributors_page_keeps_the_contract(tmp_path, monkeypatch) -> None:
-    """The page followed to the letter: its class in a module, a line in the table, and the checks of this file."""
+    """The page followed to the letter: its class in a module, a line in the table, and the checks
+    of this file.
+    """
     page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "(Policy)" in block]
+    (code,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "(Policy)" in block
+    ]
     (name, written) = re.findall(r'`"([a-z-]+)": (\w+)`', page)[0]
     (tmp_path / "a_policy_of_ones_own.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(POLICIES, name, getattr(importlib.import_module("a_policy_of_ones_own"), written))
+    monkeypatch.setitem(
+        POLICIES, name, getattr(importlib.import_module("a_policy_of_ones_own"), written)
+    )
     assert masker(name, ratio=1.0)(padded(ROWS), epoch=0).targets > 0
     for budget in BUDGETS:
         for corruption in ("bert", "delete", "t5"):
@@ -279,5 +348,9 @@ def test_the_policy_of_the_contributors_page_keeps_the_contract(tmp_path, monkey
         test_whole_units_within_the_budget(name, budget)
     test_masks_differ_between_examples_and_epochs_and_survive_pickling(name, "bert")
     for ratio in (0.15, 0.5):  # the same units as the policy that ships
-        own, shipped = (masker(each, ratio=ratio)(padded(ROWS), epoch=3) for each in (name, "sentence"))
-        assert torch.equal(own.input_ids, shipped.input_ids) and torch.equal(own.labels, shipped.labels)
+        own, shipped = (
+            masker(each, ratio=ratio)(padded(ROWS), epoch=3) for each in (name, "sentence")
+        )
+        assert torch.equal(own.input_ids, shipped.input_ids) and torch.equal(
+            own.labels, shipped.labels
+        )

@@ -79,17 +79,27 @@ def test_json_lines_skip_and_count_bad_lines(tmp_path):
     documents = read_documents(tmp_path / "x.jsonl")
     for _ in range(2):  # again, and counted anew
         found = list(documents)
-        assert found[:3] == [("7", "The cat sat."), ("x.jsonl#11", "a bare string"), ("x.jsonl#13", "line 0")]
+        assert found[:3] == [
+            ("7", "The cat sat."),
+            ("x.jsonl#11", "a bare string"),
+            ("x.jsonl#13", "line 0"),
+        ]
         assert documents.read == len(found) == 12
         assert documents.skipped == {
-            "not valid UTF-8": 2, "not JSON": 1, "no text field": 3, "empty": 1,
-            "binary (NUL characters)": 1, "repeated text": 1,
-        }  # fmt: skip
+            "not valid UTF-8": 2,
+            "not JSON": 1,
+            "no text field": 3,
+            "empty": 1,
+            "binary (NUL characters)": 1,
+            "repeated text": 1,
+        }
     assert len(list(read_documents(tmp_path / "x.jsonl", keep_repeated=True))) == 13
 
 
 def test_text_files_are_blocks(tmp_path):
-    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\nstill two")
+    (tmp_path / "x.txt").write_bytes(
+        b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\nstill two"
+    )
     documents = read_documents(tmp_path / "x.txt")
     assert list(documents) == [("x.txt#1", "one\nstill one"), ("x.txt#2", "two\nstill two")]
     assert documents.skipped == {"not valid UTF-8": 1}
@@ -98,13 +108,20 @@ def test_text_files_are_blocks(tmp_path):
 def test_folders_are_read_in_order_of_names(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_text("third")
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"text": "first"}\n{"text": "second", "id": "2"}'))
+    (tmp_path / "a.json.gz").write_bytes(
+        gzip.compress(b'{"text": "first"}\n{"text": "second", "id": "2"}')
+    )
     pq.write_table(pa.table({"text": ["fourth", None], "other": [1, 2]}), tmp_path / "c.parquet")
     (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / "README.md").write_text("not a corpus file")
     documents = read_documents(str(tmp_path))
     assert texts(documents) == ["first", "second", "third", "fourth"]
-    assert [document.id for document in documents] == ["a.json.gz#1", "2", "b/x.txt#1", "c.parquet#1"]
+    assert [document.id for document in documents] == [
+        "a.json.gz#1",
+        "2",
+        "b/x.txt#1",
+        "c.parquet#1",
+    ]
     assert documents.skipped == {"no text field": 1}
 
 
@@ -154,7 +171,8 @@ def faulty(folder):
         "empty": "no corpus file in folder",
         "saved": "cannot load the data set",
         "nothing.txt": "no document in .* got nothing at all",
-        "fields.jsonl": "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
+        "fields.jsonl": "in its field 'text'; got 2 × no text field; allowed: body, meta, "
+        "meta.title; set",
         "missing.jsonl": "does not exist",
     }
 
@@ -162,7 +180,9 @@ def faulty(folder):
 def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for read in (read_documents, load_task):
-        with pytest.raises(MaskwiseError, match=f"does not exist; got no such path in {tmp_path}; give"):
+        with pytest.raises(
+            MaskwiseError, match=f"does not exist; got no such path in {tmp_path}; give"
+        ):
             list(read("missing.jsonl"))
         with pytest.raises(MaskwiseError, match="does not exist; give"):
             list(read(str(tmp_path / "missing.jsonl")))
@@ -213,7 +233,16 @@ def test_bundled_data():
             rows = [json.loads(line) for line in file]
         assert Counter(row["split"] for row in rows) == dict(zip(("train", "dev", "test"), sizes))
         assert len({row["label"] for row in rows}) == 20
-        assert len(set(Counter((row["split"], row["label"]) for row in rows if row["split"] == "train").values())) == 1
+        assert (
+            len(
+                set(
+                    Counter(
+                        (row["split"], row["label"]) for row in rows if row["split"] == "train"
+                    ).values()
+                )
+            )
+            == 1
+        )
         assert len({row["text"].casefold() for row in rows}) == len(rows), "a text in two splits"
     with gzip.open(bundled_path("ud_ewt_pos"), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -237,7 +266,11 @@ def test_trained_tokenizer_is_complete(sample, kind, tmp_path):
     made = train_tokenizer(texts(sample), kind=kind, vocab_size=600)
     assert made.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     ids = made("The national team, in 1990.")["input_ids"]
-    assert ids[0] == made.cls_token_id and ids[-1] == made.sep_token_id and made.unk_token_id not in ids
+    assert (
+        ids[0] == made.cls_token_id
+        and ids[-1] == made.sep_token_id
+        and made.unk_token_id not in ids
+    )
     assert made.decode(ids, skip_special_tokens=True).replace(" ", "") == "thenationalteam,in1990."
     made.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path))("The cat, in 1990!") == made("The cat, in 1990!")
@@ -256,8 +289,12 @@ def test_tokenise(sample, tokenizer):
     assert [one.document_id for one in found] == [document.id for document in sample]
     for one, document in zip(found, sample):
         assert one.input_ids.dtype == one.word_ids.dtype == np.int32
-        assert one.input_ids.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
-        # With BERT's pre-tokenizer our words are its own; only at symbols such as "£" they are finer.
+        assert (
+            one.input_ids.tolist()
+            == tokenizer(document.text, add_special_tokens=False)["input_ids"]
+        )
+        # With BERT's pre-tokenizer our words are its own; only at symbols such as "£" they are
+        # finer.
         encoding = tokenizer(document.text, add_special_tokens=False).encodings[0]
         ours, theirs = np.diff(one.word_ids) != 0, np.diff(encoding.word_ids) != 0
         for place in np.flatnonzero(ours != theirs):
@@ -275,7 +312,9 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tokenizer):
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.enable_truncation(8)
     backend.enable_padding(length=16)
-    old = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", cls_token="[CLS]", sep_token="[SEP]")
+    old = PreTrainedTokenizerFast(
+        tokenizer_object=backend, mask_token="[MASK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
     documents = [Document("x", " ".join(["the cat sat"] * 20)), Document("y", "the cat")]
     for one, two in zip(tokenise(documents, old), tokenise(documents, tokenizer)):
         assert one.input_ids.tolist() == two.input_ids.tolist()
@@ -292,7 +331,9 @@ def test_tokenizer_errors(tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     calls = {
-        "no model or tokenizer in .*nope.* save_pretrained": lambda: load_tokenizer(str(tmp_path / "nope")),
+        "no model or tokenizer in .*nope.* save_pretrained": lambda: load_tokenizer(
+            str(tmp_path / "nope")
+        ),
         "cannot load tokenizer .*broken": lambda: load_tokenizer(str(tmp_path / "broken")),
         "has no mask token; add one": lambda: load_tokenizer(str(tmp_path / "bare")),
         "did you mean 'wordpiece'": lambda: train_tokenizer(TEXTS, kind="wordpeice"),
@@ -321,15 +362,21 @@ def test_a_slow_tokenizer_gives_tokens_without_words():
     (one,) = tokenise([Document("x", "MKV")], Slow())
     assert one.input_ids.tolist() == [77, 75, 86] and one.word_ids is None
     assert list(one.columns()) == ["input_ids"]
-    with pytest.raises(MaskwiseError, match=r"layers need a fast tokenizer, .*; got Slow; convert it"):
+    with pytest.raises(
+        MaskwiseError, match=r"layers need a fast tokenizer, .*; got Slow; convert it"
+    ):
         list(tokenise([Document("x", "MKV")], Slow(), layers=object()))
 
 
 def test_a_slow_tokenizer_is_loaded_where_no_words_are_needed(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "M", "K", "V", "<mask>"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "M", "K", "V", "<mask>"])
+    )
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
     slow = load_tokenizer(str(tmp_path), needs_words=False)
-    assert not slow.is_fast and next(tokenise([Document("x", "MKVM")], slow)).input_ids.tolist() == [
+    assert not slow.is_fast and next(
+        tokenise([Document("x", "MKVM")], slow)
+    ).input_ids.tolist() == [
         4,
         5,
         6,
@@ -346,14 +393,19 @@ def test_a_slow_tokenizer_is_loaded_where_no_words_are_needed(tmp_path):
 def test_an_absurd_word_is_no_reason_to_wait(kind):
     """Training was quadratic in the length of a word: 200,000 letters took 58 seconds."""
     began = time.process_time()
-    tokenizer = train_tokenizer(["the cat sat on the mat " * 20, "acgt" * 50_000], kind=kind, vocab_size=300)
+    tokenizer = train_tokenizer(
+        ["the cat sat on the mat " * 20, "acgt" * 50_000], kind=kind, vocab_size=300
+    )
     assert time.process_time() - began < 10
-    assert tokenizer.decode(tokenizer("the cat", add_special_tokens=False)["input_ids"]) == "the cat"
+    assert (
+        tokenizer.decode(tokenizer("the cat", add_special_tokens=False)["input_ids"]) == "the cat"
+    )
 
 
 def test_parts_of_a_long_word_are_parts_from_inside():
     tokenizer = train_tokenizer(["ab" * 400] * 3, vocab_size=64)
-    assert {token[0] for token in tokenizer.get_vocab() if set(token) <= set("ab")} == {"a"}  # never at a cut
+    # never at a cut
+    assert {token[0] for token in tokenizer.get_vocab() if set(token) <= set("ab")} == {"a"}
 
 
 def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
@@ -365,7 +417,8 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
         taken[size] = _sample(texts)
     small = taken[total // 10]
     assert taken[total] == texts
-    assert total // 10 - 40 < sum(map(len, small)) <= total // 10  # what is held does not grow with the corpus
+    # what is held does not grow with the corpus
+    assert total // 10 - 40 < sum(map(len, small)) <= total // 10
     assert small == sorted(small, key=texts.index) and {text in texts[1500:] for text in small} == {
         True,
         False,
@@ -376,10 +429,20 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
 def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
     (tmp_path / "a.jsonl").write_text(
-        "\n".join(['"short one"', json.dumps("x" * 50), json.dumps("y" * 200), '"short two"', json.dumps("z" * 99)])
+        "\n".join(
+            [
+                '"short one"',
+                json.dumps("x" * 50),
+                json.dumps("y" * 200),
+                '"short two"',
+                json.dumps("z" * 99),
+            ]
+        )
     )
     documents = read_documents(tmp_path / "a.jsonl")
-    assert texts(documents) == ["short one", "short two"] and documents.skipped == {"line of more than 16 MB": 3}
+    assert texts(documents) == ["short one", "short two"] and documents.skipped == {
+        "line of more than 16 MB": 3
+    }
     (tmp_path / "b.txt").write_text("one\n" + "x" * 120 + "\ntwo\n")
     documents = read_documents(tmp_path / "b.txt")
     assert texts(documents) == ["one\ntwo"] and documents.skipped == {"line of more than 16 MB": 1}
@@ -388,16 +451,25 @@ def test_lines_without_end_are_skipped_and_counted(tmp_path, monkeypatch):
 def test_long_texts_come_in_parts(tmp_path, monkeypatch):
     for module in ("readers", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 20)
-    found = list(read_documents([{"id": "a", "text": "the cat sat on the mat and ran away"}, "x" * 45, "short"]))
+    found = list(
+        read_documents(
+            [{"id": "a", "text": "the cat sat on the mat and ran away"}, "x" * 45, "short"]
+        )
+    )
     assert found == [
-        ("a~1", "the cat sat on the"), ("a~2", " mat and ran away"),
-        ("1~1", "x" * 20), ("1~3", "x" * 5), ("2", "short"),
-    ]  # fmt: skip
+        ("a~1", "the cat sat on the"),
+        ("a~2", " mat and ran away"),
+        ("1~1", "x" * 20),
+        ("1~3", "x" * 5),
+        ("2", "short"),
+    ]
     (tmp_path / "a.txt").write_text("one line of text\nanother line\nthe third line\n\nlast\n")
     assert [(d.id, d.text) for d in read_documents(tmp_path / "a.txt")] == [
-        ("a.txt#1~1", "one line of text"), ("a.txt#1~2", "\nanother line"),
-        ("a.txt#2", "the third line"), ("a.txt#3", "last"),
-    ]  # fmt: skip
+        ("a.txt#1~1", "one line of text"),
+        ("a.txt#1~2", "\nanother line"),
+        ("a.txt#2", "the third line"),
+        ("a.txt#3", "last"),
+    ]
 
 
 def test_repeated_texts_are_known_among_many():
@@ -410,15 +482,24 @@ def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(tmp_pa
     for module in ("readers", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 40)
     words = "the cat sat on the mat and ran"
-    novels = [{"id": f"novel-{n}", "text": " ".join(f"{word}{n}" for word in (words * 6).split())} for n in range(40)]
-    (tmp_path / "blocks.txt").write_text("\n\n".join("\n".join(novel["text"].split()) for novel in novels))
+    novels = [
+        {"id": f"novel-{n}", "text": " ".join(f"{word}{n}" for word in (words * 6).split())}
+        for n in range(40)
+    ]
+    (tmp_path / "blocks.txt").write_text(
+        "\n\n".join("\n".join(novel["text"].split()) for novel in novels)
+    )
     letters = np.random.default_rng(0).choice(list("ACGT"), (40, 9, 20))
     lines = [f">chr{n}\n" + "\n".join(map("".join, letters[n])) for n in range(40)]
     (tmp_path / "genome.fasta").write_text("\n".join(lines))
-    tokenizer = train_tokenizer([novel["text"] for novel in novels] + lines, kind="letter", vocab_size=64)
+    tokenizer = train_tokenizer(
+        [novel["text"] for novel in novels] + lines, kind="letter", vocab_size=64
+    )
     for source in (novels, tmp_path / "blocks.txt", tmp_path / "genome.fasta"):
         documents = list(read_documents(source))
-        assert len(documents) > 80 and len({document.id for document in documents}) == len(documents)
+        assert len(documents) > 80 and len({document.id for document in documents}) == len(
+            documents
+        )
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=64)
         assert len(np.unique(pieces.documents)) == 40
         training, held = split(pieces, held_out=0.3)
@@ -428,14 +509,19 @@ def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(tmp_pa
 def test_the_side_of_an_ordinary_document_is_that_of_its_own_name():
     names = ["a", "a~1", "a~2", "b.txt#1", "b.txt#1.2"]  # the names that users give are no parts
     tokenizer = train_tokenizer(["the cat sat"] * 9, vocab_size=64)
-    documents = read_documents([{"id": name, "text": f"the cat sat {number}"} for number, name in enumerate(names)])
+    documents = read_documents(
+        [{"id": name, "text": f"the cat sat {number}"} for number, name in enumerate(names)]
+    )
     pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32)
     assert pieces.documents.tolist() == [text_id(name) for name in names]
 
 
 def test_parts_of_a_long_document_of_a_stream_go_to_one_side(tmp_path, monkeypatch):
     monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 40)
-    texts = [" ".join(f"{word}{n}" for word in ("the cat sat on the mat " * 9).split()) for n in range(40)]
+    texts = [
+        " ".join(f"{word}{n}" for word in ("the cat sat on the mat " * 9).split())
+        for n in range(40)
+    ]
     (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     maker = BlockMaker(train_tokenizer(texts, vocab_size=64), length=16, held_out=0.3)
     sides: dict[str, set[bool]] = {}

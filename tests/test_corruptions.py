@@ -29,8 +29,12 @@ LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
 @lru_cache(maxsize=4)
-def tokenizer(frame: str = "<s> </s>", mask: bool = True, sentinels: int = 60) -> PreTrainedTokenizerFast:
-    """One token a word; ids 0 to 5 are special or [UNK], then words, then sentinels and mode tokens."""
+def tokenizer(
+    frame: str = "<s> </s>", mask: bool = True, sentinels: int = 60
+) -> PreTrainedTokenizerFast:
+    """One token a word; ids 0 to 5 are special or [UNK], then words, then sentinels and mode
+    tokens.
+    """
     bos, eos = frame.split()
     names = [
         "<pad>",
@@ -41,11 +45,18 @@ def tokenizer(frame: str = "<s> </s>", mask: bool = True, sentinels: int = 60) -
         *dict.fromkeys([*TEXT.split(), *LETTERS]),
     ]
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="<unk>")),
-        pad_token="<pad>", unk_token="<unk>", bos_token=bos, eos_token=eos,
+        tokenizer_object=Tokenizer(
+            models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="<unk>")
+        ),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token=bos,
+        eos_token=eos,
         **({"mask_token": "<mask>"} if mask else {}),
-    )  # fmt: skip
-    extra = [f"<extra_id_{i}>" for i in range(sentinels)] + (["[R]", "[S]", "[X]"] if sentinels else [])
+    )
+    extra = [f"<extra_id_{i}>" for i in range(sentinels)] + (
+        ["[R]", "[S]", "[X]"] if sentinels else []
+    )
     made.add_special_tokens({"additional_special_tokens": extra})
     return made
 
@@ -67,12 +78,16 @@ def batch_of(*lines: str) -> tuple[AnnotatedBatch, torch.Tensor]:
         rows.append({"input_ids": ids, "example_id": number, "sentence": sentence})
         chosen.append(marks)
     batch = gather(rows, vocabulary)
-    return batch, torch.tensor([marks + [False] * (batch.shape[1] - len(marks)) for marks in chosen])
+    return batch, torch.tensor(
+        [marks + [False] * (batch.shape[1] - len(marks)) for marks in chosen]
+    )
 
 
 def words(row: torch.Tensor) -> str:
     """Ids to words; padding and −100 are left out."""
-    return " ".join(tokenizer().convert_ids_to_tokens([i for i in row.tolist() if i not in (0, IGNORE)]))
+    return " ".join(
+        tokenizer().convert_ids_to_tokens([i for i in row.tolist() if i not in (0, IGNORE)])
+    )
 
 
 def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
@@ -83,7 +98,11 @@ def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
 
 def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: int = 0) -> Any:
     keys = Keys(batch.example_id, seed=seed, epoch=0)
-    units, vocabulary, none = Units.single(batch), Vocabulary.of(tokenizer()), np.zeros(len(batch.begin))
+    units, vocabulary, none = (
+        Units.single(batch),
+        Vocabulary.of(tokenizer()),
+        np.zeros(len(batch.begin)),
+    )
     shown = corruption(spec).corrupt(batch, chosen.numpy().reshape(-1), units, keys, vocabulary)
     choice = Selection(units, np.zeros(len(units.piece), bool))
     return lay_out(batch, shown, choice, none, None, vocabulary.pad)
@@ -111,12 +130,18 @@ def test_t5_is_the_published_example() -> None:
     table(
         "t5",
         ("a {b c} d </s>", "a <extra_id_0> d </s>", "<extra_id_0> b c <extra_id_1> </s>"),
-        ("{a} b {c} </s>", "<extra_id_0> b <extra_id_1> </s>",
-         "<extra_id_0> a <extra_id_1> c <extra_id_2> </s>"),
-        ("<s> {a b} </s> {c} d </s>", "<s> <extra_id_0> </s> <extra_id_1> d </s>",
-         "<extra_id_0> a b <extra_id_1> c <extra_id_2> </s>"),
+        (
+            "{a} b {c} </s>",
+            "<extra_id_0> b <extra_id_1> </s>",
+            "<extra_id_0> a <extra_id_1> c <extra_id_2> </s>",
+        ),
+        (
+            "<s> {a b} </s> {c} d </s>",
+            "<s> <extra_id_0> </s> <extra_id_1> d </s>",
+            "<extra_id_0> a b <extra_id_1> c <extra_id_2> </s>",
+        ),
         ("a b c </s>", "a b c </s>", ""),
-    )  # fmt: skip
+    )
     table(
         "t5(target='full')",
         ("a {b c} d", "a <extra_id_0> d", "a b c d </s>"),
@@ -147,10 +172,15 @@ def test_deletion_insertion_and_their_detection() -> None:
         ("<s> a {b c} d {e} </s>", "<s> a d </s>", "b c e </s>"),
         ("<s> a </s>", "<s> a </s>", ""),
     )
-    shown = corrupted("delete(target='detect')", *batch_of("<s> a {b c} d f {e} </s>", "<s> a b </s>"))
+    shown = corrupted(
+        "delete(target='detect')", *batch_of("<s> a {b c} d f {e} </s>", "<s> a b </s>")
+    )
     assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1], [IGNORE, 0, 0, 0, IGNORE]]
     shown = corrupted("insert(target='detect')", *batch_of("<s> a {b} {c} d </s>", "<s> a b </s>"))
-    assert shown.labels.tolist() == [[IGNORE, 0, 1, 0, 1, 0, 0, IGNORE], [IGNORE, 0, 0] + [IGNORE] * 5]
+    assert shown.labels.tolist() == [
+        [IGNORE, 0, 1, 0, 1, 0, 0, IGNORE],
+        [IGNORE, 0, 0] + [IGNORE] * 5,
+    ]
     assert words(shown.input_ids[0]).split()[0::1][1] == "a"
     kept = shown.input_ids[0][shown.labels[0] != 1]
     assert words(kept) == "<s> a b c d </s>"
@@ -161,7 +191,13 @@ def test_insertion_cuts_the_text_and_never_a_special_token() -> None:
     shown = corrupted("insert(cut=7)", batch, chosen)
     assert shown.input_ids.shape == batch.shape
     first = words(shown.input_ids[0]).split()
-    assert first[0] == "<s>" and first[-1] == "</s>" and first[1] == "a" and first[3] == "b" and first[5] == "c"
+    assert (
+        first[0] == "<s>"
+        and first[-1] == "</s>"
+        and first[1] == "a"
+        and first[3] == "b"
+        and first[5] == "c"
+    )
     assert words(shown.labels[0]) == "<s> a b c d e </s>"
     assert shown.attention_mask.sum(1).tolist() == [7, 5]
 
@@ -197,11 +233,16 @@ def test_sentences_with_a_chosen_token_change_places() -> None:
     assert {targets for _, targets in seen} == {"<s> a . b c . d e . f . </s>"}
     # The third sentence stays the third; the others in all six orders.
     assert {inputs for inputs, _ in seen} == {
-        "<s> a . b c . d e . f . </s>", "<s> a . f . d e . b c . </s>", "<s> b c . a . d e . f . </s>",
-        "<s> b c . f . d e . a . </s>", "<s> f . a . d e . b c . </s>", "<s> f . b c . d e . a . </s>",
-    }  # fmt: skip
+        "<s> a . b c . d e . f . </s>",
+        "<s> a . f . d e . b c . </s>",
+        "<s> b c . a . d e . f . </s>",
+        "<s> b c . f . d e . a . </s>",
+        "<s> f . a . d e . b c . </s>",
+        "<s> f . b c . d e . a . </s>",
+    }
     inner = {
-        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0] for s in range(20)
+        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0]
+        for s in range(20)
     }
     assert inner == {
         ("<s> <mask> . c <mask> . </s>", "<s> a b . c d . </s>"),
@@ -221,7 +262,11 @@ def test_modes_are_read_from_the_mask() -> None:
     batch, chosen = batch_of(*lines)
     assert mode_of(batch, chosen.numpy().reshape(-1)).tolist()[:4] == [0, 1, 2, 2]
     shown = [inputs.split()[:3] for inputs, _ in show("ul2", *lines)]
-    assert [row[1] for row in shown[:4]] == ["[R]", "[S]", "[X]", "[X]"] and shown[4] == ["<s>", "a", "b"]
+    assert [row[1] for row in shown[:4]] == ["[R]", "[S]", "[X]", "[X]"] and shown[4] == [
+        "<s>",
+        "a",
+        "b",
+    ]
     assert show("ul2", "a {b} c d e f g </s>") == [
         ("[R] a <extra_id_0> c d e f g </s>", "<extra_id_0> b <extra_id_1> </s>")
     ]
@@ -245,7 +290,9 @@ def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
 
 
 def test_an_empty_span_costs_no_budget_and_rows_grow_up_to_the_cut() -> None:
-    batch, chosen = batch_of("<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>")
+    batch, chosen = batch_of(
+        "<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>"
+    )
     for seed in range(30):
         shown = corrupted(Infill(mean=0.5, cut=46), batch, chosen, seed=seed)
         assert shown.input_ids.shape[1] <= batch.shape[1]
@@ -256,14 +303,18 @@ def test_an_empty_span_costs_no_budget_and_rows_grow_up_to_the_cut() -> None:
 
 @st.composite
 def masked_rows(draw: Any) -> tuple[AnnotatedBatch, torch.Tensor]:
-    """Rows of many lengths (none and all chosen included), with [UNK] and special tokens in the middle."""
+    """Rows of many lengths (none and all chosen included), with [UNK] and special tokens in the
+    middle.
+    """
     vocabulary = Vocabulary.of(tokenizer())
     lengths = draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     ratio = draw(st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0]))
     rows = []
     for number, length in enumerate(lengths):
-        ids = torch.from_numpy(vocabulary.ordinary)[torch.randint(len(vocabulary.ordinary), (length,), generator=rng)]
+        ids = torch.from_numpy(vocabulary.ordinary)[
+            torch.randint(len(vocabulary.ordinary), (length,), generator=rng)
+        ]
         ids[torch.rand(length, generator=rng) < 0.08] = 1
         ids[torch.rand(length, generator=rng) < 0.06] = 3
         frame = [2, *ids.tolist(), 3] if draw(st.booleans()) else [*ids.tolist(), 3]
@@ -283,7 +334,9 @@ def ids_of(batch: AnnotatedBatch) -> torch.Tensor:
 
 
 def unpadded(shown: Any) -> list[tuple[list[int], list[int]]]:
-    attention = torch.ones_like(shown.input_ids) if shown.attention_mask is None else shown.attention_mask
+    attention = (
+        torch.ones_like(shown.input_ids) if shown.attention_mask is None else shown.attention_mask
+    )
     for row, keep in zip(shown.input_ids, attention):
         assert (row[keep == 0] == 0).all()
         assert keep.tolist() == sorted(keep.tolist(), reverse=True)
@@ -294,7 +347,9 @@ def unpadded(shown: Any) -> list[tuple[list[int], list[int]]]:
 
 
 def fill_in(inputs: list[int], target: list[int], leads: set[int]) -> list[int]:
-    """Put behind each lead in the target what it stands for, in the place of the lead in the inputs."""
+    """Put behind each lead in the target what it stands for, in the place of the lead in the
+    inputs.
+    """
     groups: list[list[int]] = []
     for token in target:
         if token in leads:
@@ -343,11 +398,15 @@ def test_infill_round_trip(case: tuple[AnnotatedBatch, torch.Tensor], seed: int)
 
 @settings(max_examples=40, deadline=None)
 @given(masked_rows())
-def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatch, torch.Tensor]) -> None:
+def test_deletion_insertion_and_replacement_round_trip(
+    case: tuple[AnnotatedBatch, torch.Tensor],
+) -> None:
     batch, chosen = case
     texts = source(batch)
     marks = [row[: len(text)].tolist() for row, text in zip(chosen, texts)]
-    for (inputs, target), text, mark in zip(unpadded(corrupted("delete(target='spans')", batch, chosen)), texts, marks):
+    for (inputs, target), text, mark in zip(
+        unpadded(corrupted("delete(target='spans')", batch, chosen)), texts, marks
+    ):
         left, gone = iter(inputs), iter(target)
         assert [next(gone) if m else next(left) for m in mark] == text
         assert list(left) == [] and list(gone) == ([3] if any(mark) else [])
@@ -355,7 +414,9 @@ def test_deletion_insertion_and_replacement_round_trip(case: tuple[AnnotatedBatc
     for row, labels, keep, text in zip(shown.input_ids, shown.labels, shown.attention_mask, texts):
         assert row[(labels != 1) & (keep == 1)].tolist() == text
     shown = corrupted("replace", batch, chosen)
-    assert torch.equal(torch.where(shown.labels != IGNORE, shown.labels, shown.input_ids), ids_of(batch))
+    assert torch.equal(
+        torch.where(shown.labels != IGNORE, shown.labels, shown.input_ids), ids_of(batch)
+    )
     for spec in ("delete", "insert", "replace(target='full')"):
         for (_, target), text, mark in zip(unpadded(corrupted(spec, batch, chosen)), texts, marks):
             assert target == (text if any(mark) else [])
@@ -389,7 +450,8 @@ def _covers(tokens: list[int], pieces: list[tuple[int, ...]]) -> bool:
     if not pieces:
         return not tokens
     return any(
-        tuple(tokens[: len(piece)]) == piece and _covers(tokens[len(piece) :], pieces[:i] + pieces[i + 1 :])
+        tuple(tokens[: len(piece)]) == piece
+        and _covers(tokens[len(piece) :], pieces[:i] + pieces[i + 1 :])
         for i, piece in enumerate(pieces)
     )
 
@@ -410,8 +472,18 @@ def test_left_padding_changes_nothing(case: tuple[AnnotatedBatch, torch.Tensor])
     lines = {name: shifted(batch.tensor(name)).numpy().reshape(-1) for name in names}
     layers = {name: shifted(batch.tensor(name)).numpy().reshape(-1) for name in batch.layers}
     left = replace(batch, **lines, layers=layers)
-    for spec in ("t5", "t5(target='full')", "ul2", "infill", "infill(target='spans')", "delete", "insert"):
-        assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(corrupted(spec, batch, chosen))
+    for spec in (
+        "t5",
+        "t5(target='full')",
+        "ul2",
+        "infill",
+        "infill(target='spans')",
+        "delete",
+        "insert",
+    ):
+        assert unpadded(corrupted(spec, left, shifted(chosen))) == unpadded(
+            corrupted(spec, batch, chosen)
+        )
 
 
 # Model inputs, errors
@@ -421,10 +493,15 @@ def test_extras_move_with_their_tokens() -> None:
     batch, chosen = batch_of("<s> a {b c} d </s> e {f} </s>")
     batch.extras["token_type_ids"] = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
     batch.extras["position_ids"] = np.arange(9)
-    assert corrupted("delete", batch, chosen).extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert corrupted("delete", batch, chosen).extras["token_type_ids"].tolist() == [
+        [0, 0, 0, 0, 1, 1]
+    ]
     shown = corrupted("infill(mean=None)", batch, chosen)
     assert shown.extras["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
-    assert shown.input_ids.shape == shown.extras["token_type_ids"].shape and "position_ids" not in shown.extras
+    assert (
+        shown.input_ids.shape == shown.extras["token_type_ids"].shape
+        and "position_ids" not in shown.extras
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,10 +511,16 @@ def test_extras_move_with_their_tokens() -> None:
         ("infill", {"mask": False}, "no mask token"),
         ("t5", {"sentinels": 0}, "no sentinel tokens.*<extra_id_0>.*add_special_tokens"),
         ("ul2", {"sentinels": 0}, "no sentinel tokens"),
-        ("ul2(modes=('[NLU]', '[S2S]', '[NLG]'))", {}, r"three mode tokens.*\[NLU\].*add_special_tokens"),
+        (
+            "ul2(modes=('[NLU]', '[S2S]', '[NLG]'))",
+            {},
+            r"three mode tokens.*\[NLU\].*add_special_tokens",
+        ),
     ],
 )
-def test_tokenizers_that_lack_a_token_are_refused(spec: str, options: dict[str, Any], text: str) -> None:
+def test_tokenizers_that_lack_a_token_are_refused(
+    spec: str, options: dict[str, Any], text: str
+) -> None:
     with pytest.raises(MaskwiseError, match=text):
         Masker(tokenizer(**options), corruption=spec)
 
@@ -449,9 +532,11 @@ def test_those_that_show_nothing_special_take_any_tokenizer(spec: str) -> None:
 
 def test_wrong_arguments_say_what_is_allowed() -> None:
     for spec, text in (
-        ("t5(target='ful')", "did you mean 'full'"), ("insert(target='spans')", "full"),
-        ("infill(mean=0)", "above 0"), ("delete(share=1)", "allowed: delete"),
-    ):  # fmt: skip
+        ("t5(target='ful')", "did you mean 'full'"),
+        ("insert(target='spans')", "full"),
+        ("infill(mean=0)", "above 0"),
+        ("delete(share=1)", "allowed: delete"),
+    ):
         with pytest.raises(MaskwiseError, match=text):
             corruption(spec)
 
@@ -462,15 +547,22 @@ def test_more_spans_than_sentinels() -> None:
     assert show("t5", " ".join(["{a}", "b"] * 59))[0][0].endswith("<extra_id_58> b")
 
 
-@pytest.mark.parametrize("spec", ["insert", "insert(target='detect')", "infill(mean=0.01)", "delete", "t5"])
+@pytest.mark.parametrize(
+    "spec", ["insert", "insert(target='detect')", "infill(mean=0.01)", "delete", "t5"]
+)
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(spec: str, closed: bool) -> None:
+def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(
+    spec: str, closed: bool
+) -> None:
     """The masks of its pieces stay, its last special token too, and what is cut is counted."""
     vocabulary = Vocabulary.of(tokenizer())
     word = vocabulary.ordinary
     line = [2, *word[:5], 3, *word[5:9], 3] if closed else [*word[:5], *word[5:9]]
     name = [1] * 7 + [2] * 5 if closed else [1] * 5 + [2] * 4
-    rows = {"input_ids": np.array([line, line]), "example_id": np.array([name, [n + 7 for n in name]])}
+    rows = {
+        "input_ids": np.array([line, line]),
+        "example_id": np.array([name, [n + 7 for n in name]]),
+    }
     made = Masker(vocabulary, ratio=0.5, corruption=spec)
     free = gather(rows, vocabulary)
     free.plan = None
@@ -496,7 +588,8 @@ def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(spec: str, 
     ("spec", "added", "behind_added"),
     [
         ("insert(target='detect')", 0.15 / 1.15, 0.0),
-        ("insert(target='detect', again=0.15)", 0.149, 0.151),  # as the published code of atd: measured
+        # as the published code of atd: measured
+        ("insert(target='detect', again=0.15)", 0.149, 0.151),
     ],
 )
 def test_shares_of_added_tokens(spec: str, added: float, behind_added: float) -> None:
@@ -515,15 +608,23 @@ def test_shares_of_added_tokens(spec: str, added: float, behind_added: float) ->
 def test_added_runs_are_cut_at_the_end_and_random_in_each_place() -> None:
     rows = {"input_ids": torch.full((400, 30), 9), "example_id": torch.arange(400)}
     more: dict[str, Any] = {"ratio": 0.5, "budget": "bernoulli"}
-    whole = Masker(tokenizer(), corruption="insert(target='detect', again=0.8)", **more)(rows, epoch=0)
-    cut = Masker(tokenizer(), corruption="insert(target='detect', cut=40, again=0.8)", **more)(rows, epoch=0)
+    whole = Masker(tokenizer(), corruption="insert(target='detect', again=0.8)", **more)(
+        rows, epoch=0
+    )
+    cut = Masker(tokenizer(), corruption="insert(target='detect', cut=40, again=0.8)", **more)(
+        rows, epoch=0
+    )
     assert cut.input_ids.shape[1] == 40 < whole.input_ids.shape[1]
-    assert torch.equal(cut.input_ids, whole.input_ids[:, :40]) and torch.equal(cut.labels, whole.labels[:, :40])
+    assert torch.equal(cut.input_ids, whole.input_ids[:, :40]) and torch.equal(
+        cut.labels, whole.labels[:, :40]
+    )
     added = whole.labels == 1
     both = added[:, 1:] & added[:, :-1]
     repeats = whole.input_ids[:, 1:][both] == whole.input_ids[:, :-1][both]
     alike = 1 / len(Vocabulary.of(tokenizer()).ordinary)
-    assert float(repeats.double().mean()) == pytest.approx(alike, abs=3 * (alike / len(repeats)) ** 0.5)
+    assert float(repeats.double().mean()) == pytest.approx(
+        alike, abs=3 * (alike / len(repeats)) ** 0.5
+    )
     for again in (-0.1, 0.95, float("nan")):
         with pytest.raises(MaskwiseError) as caught:
             Insert(again=again)

@@ -1,4 +1,6 @@
-"""Whether right answers stand in a corpus, how often a policy masks them, and what the page says of it."""
+"""Whether right answers stand in a corpus, how often a policy masks them, and what the page says of
+it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TOKENIZER = train_tokenizer(TEXTS * 5, kind="bpe", vocab_size=400)
 
 def rows_of(texts):
     documents = (Document(str(number), text) for number, text in enumerate(texts))
-    return split(read_pieces(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32), held_out=0.1)[0]
+    return split(
+        read_pieces(tokenise(documents, TOKENIZER), tokenizer=TOKENIZER, length=32), held_out=0.1
+    )[0]
 
 
 def test_answers_stand_in_a_corpus_word_by_word():
@@ -56,15 +60,33 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
     study = make_study(runs=6, tasks=1)
     arms = list(study["arms"])
     records = make_records(study, dict.fromkeys(arms, 0.0))
-    records += [{"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20},
-                {"kind": "coverage", "task": "task-0", "corpus": "novels", "items": 50, "standing": 0}]  # fmt: skip
     records += [
-        {"kind": "coverage", "arm": arm, "task": "task-0", "corpus": "wiki", "occurrences": 80,
-         "whole": 8 * n, "part": 60}
+        {"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20},
+        {"kind": "coverage", "task": "task-0", "corpus": "novels", "items": 50, "standing": 0},
+    ]
+    records += [
+        {
+            "kind": "coverage",
+            "arm": arm,
+            "task": "task-0",
+            "corpus": "wiki",
+            "occurrences": 80,
+            "whole": 8 * n,
+            "part": 60,
+        }
         for n, arm in enumerate(arms[1:])
-    ]  # fmt: skip
-    records += [{"kind": "coverage", "arm": arms[0], "task": "task-0", "corpus": "novels", "occurrences": 0,
-                 "whole": 0, "part": 0}]  # fmt: skip
+    ]
+    records += [
+        {
+            "kind": "coverage",
+            "arm": arms[0],
+            "task": "task-0",
+            "corpus": "novels",
+            "occurrences": 0,
+            "whole": 0,
+            "part": 0,
+        }
+    ]
     write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Do the answers stand in the corpus" in html and "masked whole" in html
@@ -72,52 +94,110 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
     assert re.search(r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>', html)
     without = [record for record in records if record["kind"] != "coverage"]
     write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
-    assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(encoding="utf-8")
+    assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_study_of_questions_records_it(tmp_path):
     recipe = write_inputs(tmp_path)
-    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()
+    ]
     words = [text.split()[1].strip(".").lower() for text in texts[:40]]
-    rows = [{"question": f"which word is number {n} ?", "context": f"it is {word} .", "answers": [word],
-             "split": ("train", "train", "dev", "test")[n % 4]} for n, word in enumerate(words)]  # fmt: skip
+    rows = [
+        {
+            "question": f"which word is number {n} ?",
+            "context": f"it is {word} .",
+            "answers": [word],
+            "split": ("train", "train", "dev", "test")[n % 4],
+        }
+        for n, word in enumerate(words)
+    ]
     write_lines(tmp_path / "asked.jsonl", rows)
     task = str(tmp_path / "asked.jsonl")
-    assert maskwise("study", recipe, "--out", tmp_path / "out", f"tasks=[{task}]", "training.steps=4", "study.seeds=1",
-                    "finetune.epochs=1", "training.eval_every=0") == 0  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    assert (
+        maskwise(
+            "study",
+            recipe,
+            "--out",
+            tmp_path / "out",
+            f"tasks=[{task}]",
+            "training.steps=4",
+            "study.seeds=1",
+            "finetune.epochs=1",
+            "training.eval_every=0",
+        )
+        == 0
+    )
+    records = [
+        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
+    ]
     lines = [record for record in records if record["kind"] == "coverage"]
     (text,) = [line for line in lines if "standing" in line]
     assert (text["items"], text["standing"]) == (10, 10)
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
-    assert set(by_arm) == {"token-15", "words-30"} and all(line["occurrences"] > 10 for line in by_arm.values())
+    assert set(by_arm) == {"token-15", "words-30"} and all(
+        line["occurrences"] > 10 for line in by_arm.values()
+    )
     assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
 
 
 def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     recipe = write_inputs(tmp_path)
-    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
-    rows = [{"input": text[:40], "output": text.split()[0], "split": ("train", "train", "dev", "test")[n % 4]}
-            for n, text in enumerate(texts)]  # fmt: skip
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()
+    ]
+    rows = [
+        {
+            "input": text[:40],
+            "output": text.split()[0],
+            "split": ("train", "train", "dev", "test")[n % 4],
+        }
+        for n, text in enumerate(texts)
+    ]
     write_lines(tmp_path / "write.jsonl", rows)
     small = [
-        "objective=denoise", "tokenizer.sentinels=20", "training.steps=6", "training.eval_every=0",
-        "masking={policy: span, ratio: 0.3, corruption: t5}", "finetune.epochs=1", "finetune.seeds=1",
+        "objective=denoise",
+        "tokenizer.sentinels=20",
+        "training.steps=6",
+        "training.eval_every=0",
+        "masking={policy: span, ratio: 0.3, corruption: t5}",
+        "finetune.epochs=1",
+        "finetune.seeds=1",
         f"tasks=['{tmp_path / 'write.jsonl'}(metric=nats, max_target=8, beams=1)']",
-        "study.arms={span: {}, token: {masking.policy: token}}", "study.seeds=2",
-        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}",
-    ]  # fmt: skip
+        "study.arms={span: {}, token: {masking.policy: token}}",
+        "study.seeds=2",
+        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: "
+        "1, d_ff: 32}}",
+    ]
     assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
-    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
+    ]
     scores = [record for record in records if record["kind"] == "score"]
-    assert len(scores) == 6 and all(r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores)
-    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert len(scores) == 6 and all(
+        r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    ]
     tested = [row for row in rows if row["split"] == "test"]
-    assert [(line["input"], line["gold"]) for line in lines] == [(row["input"], [row["output"]]) for row in tested]
+    assert [(line["input"], line["gold"]) for line in lines] == [
+        (row["input"], [row["output"]]) for row in tested
+    ]
     for line in lines:
-        assert line["task"] == "write" and set(line["answers"]) == {"span", "token", "no-pretraining"}
+        assert line["task"] == "write" and set(line["answers"]) == {
+            "span",
+            "token",
+            "no-pretraining",
+        }
         assert all(set(by_seed) == {"0", "1"} for by_seed in line["answers"].values())
-    whole = next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl")).read_text().splitlines()
+    whole = (
+        next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl"))
+        .read_text()
+        .splitlines()
+    )
     assert len(whole) == len(tested) and set(json.loads(whole[0])) == {
         "input",
         "gold",
@@ -127,7 +207,14 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     }
     assert not [*(tmp_path / "out/stages").glob("finetune-*/seed-*/checkpoint")]
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert [row["higher_is_better"] for row in summary["contrasts"] if row["outcome"] == "write"] == [False]
+    assert [
+        row["higher_is_better"] for row in summary["contrasts"] if row["outcome"] == "write"
+    ] == [False]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "nats (left is better)" in page and "Do the answers stand in the corpus" in page
-    assert maskwise("study", recipe, "--out", tmp_path / "other", f"tasks=[{tmp_path / 'write.jsonl'}]") == 2
+    assert (
+        maskwise(
+            "study", recipe, "--out", tmp_path / "other", f"tasks=[{tmp_path / 'write.jsonl'}]"
+        )
+        == 2
+    )

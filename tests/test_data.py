@@ -47,7 +47,9 @@ def test_batches_are_made_ahead_in_a_thread(ahead: int) -> None:
     assert (first.number, first.targets, first.facts) == (5, 4, {"rows": 2.0})
     assert first.batches[0]["labels"].tolist() == [[5, -100, 1]]
     assert [step.number for step in steps] == [6, 7, 8]
-    assert source.made == [(step, not ahead) for step in range(5, 9)], "each once, in order, none past the end"
+    assert source.made == [(step, not ahead) for step in range(5, 9)], (
+        "each once, in order, none past the end"
+    )
 
 
 def test_what_fails_ahead_is_raised_at_its_step() -> None:

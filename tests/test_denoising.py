@@ -1,4 +1,6 @@
-"""Denoising with encoder–decoders: the loss of transformers, on targets alone; models from nothing; what is refused."""
+"""Denoising with encoder–decoders: the loss of transformers, on targets alone; models from nothing;
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,26 @@ from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_t
 from maskwise.training import MaskedSource, TrainingSettings, train
 from tiny import maskwise, write_inputs
 
-TEXTS = ["The cat sat on the mat and looked at the dog.", "A dog ran away.", "Nobody saw the mat again."]
+TEXTS = [
+    "The cat sat on the mat and looked at the dog.",
+    "A dog ran away.",
+    "Nobody saw the mat again.",
+]
 BART = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 64,
+}
 SIZES: dict[str, dict[str, Any]] = {
-    "bart": BART, "pegasus": BART,  # a family without an adapter of its own
+    "bart": BART,
+    "pegasus": BART,  # a family without an adapter of its own
     # As many layers as the decoder has: transformers 5.23 cannot generate otherwise.
     "t5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
-}  # fmt: skip
+}
 SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
 
 
@@ -45,7 +57,9 @@ def tokenizer() -> Any:
 
 
 def model(architecture: str, tokenizer: Any, **more: Any) -> PreTrainedModel:
-    config = new_config(architecture, tokenizer, 32, kind="encoder-decoder", **SIZES[architecture], **more)
+    config = new_config(
+        architecture, tokenizer, 32, kind="encoder-decoder", **SIZES[architecture], **more
+    )
     return new_model(config, seed=0, log_unigram=torch.randn(len(tokenizer))).eval()
 
 
@@ -53,9 +67,13 @@ def model(architecture: str, tokenizer: Any, **more: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("architecture", SIZES)
 def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: Any) -> None:
     network = model(architecture, tokenizer)
-    batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(encode(tokenizer, TEXTS), epoch=0)
+    batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(
+        encode(tokenizer, TEXTS), epoch=0
+    )
     outcome = Denoising(network)(batch)
-    own = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+    own = network(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+    )
     assert outcome.targets == batch.targets == (batch.labels >= 0).sum() > 0
     torch.testing.assert_close(outcome.loss / outcome.targets, own.loss)
     (outcome.loss / outcome.targets).backward()
@@ -68,7 +86,9 @@ def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: 
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_a_row_without_targets_and_padding_change_no_loss(architecture: str, tokenizer: Any) -> None:
+def test_a_row_without_targets_and_padding_change_no_loss(
+    architecture: str, tokenizer: Any
+) -> None:
     network = model(architecture, tokenizer)
     plain = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[8, 9, 3]])}
     padded = {
@@ -81,10 +101,14 @@ def test_a_row_without_targets_and_padding_change_no_loss(architecture: str, tok
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_a_new_model_trains_writes_and_is_an_ordinary_folder(architecture: str, tokenizer: Any, tmp_path: Any) -> None:
+def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
+    architecture: str, tokenizer: Any, tmp_path: Any
+) -> None:
     network = model(architecture, tokenizer).train()
     objective, optimizer = Denoising(network), torch.optim.AdamW(network.parameters(), lr=3e-3)
-    masker = Masker(tokenizer, policy="span", ratio=0.3, corruption="infill(target='spans')", seed=0)
+    masker = Masker(
+        tokenizer, policy="span", ratio=0.3, corruption="infill(target='spans')", seed=0
+    )
     losses = []
     for step in range(40):
         outcome = objective(masker(encode(tokenizer, TEXTS), epoch=step % 2, step=step))
@@ -99,7 +123,8 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(architecture: str, 
     start = tokenizer.sep_token_id if architecture == "bart" else tokenizer.pad_token_id
     assert written[0, 0] == start
     torch.testing.assert_close(
-        dict(load_model(tmp_path, kind="encoder-decoder").named_parameters()), dict(again.named_parameters())
+        dict(load_model(tmp_path, kind="encoder-decoder").named_parameters()),
+        dict(again.named_parameters()),
     )
     with pytest.raises(MaskwiseError, match="needs an encoder; got"):
         load_model(tmp_path)
@@ -107,7 +132,9 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(architecture: str, 
 
 def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_path: Any) -> None:
     """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not scaled."""
-    model("t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False).save_pretrained(tmp_path)
+    model(
+        "t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+    ).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
     del config["scale_decoder_outputs"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -117,10 +144,16 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
     network = load_model(tmp_path, kind="encoder-decoder")
     for number in range(2):  # as published, and as we saved it
         assert torch.equal(network.lm_head.weight, weights["lm_head.weight"])
-        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(encode(tokenizer, TEXTS), epoch=0)
+        batch = Masker(tokenizer, policy="span", ratio=0.3, corruption="t5", seed=0)(
+            encode(tokenizer, TEXTS), epoch=0
+        )
         outcome = Denoising(network.eval())(batch)
-        states = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
-                         output_hidden_states=True).decoder_hidden_states[-1]  # fmt: skip
+        states = network(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            output_hidden_states=True,
+        ).decoder_hidden_states[-1]
         logits = states @ weights["lm_head.weight"].T
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
         torch.testing.assert_close(outcome.loss / outcome.targets, expected)
@@ -128,23 +161,48 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
         network = load_model(tmp_path / str(number), kind="encoder-decoder")
 
 
-BASE = {f"{side}_{what}": number for side in ("encoder", "decoder")
-        for what, number in (("layers", 6), ("attention_heads", 12), ("ffn_dim", 3072))}  # fmt: skip
+BASE = {
+    f"{side}_{what}": number
+    for side in ("encoder", "decoder")
+    for what, number in (("layers", 6), ("attention_heads", 12), ("ffn_dim", 3072))
+}
 PUBLISHED: dict[str, tuple[str, str, float, dict[str, Any]]] = {
     "facebook/bart-base": (
-        "bart", "infill", 139.4,
+        "bart",
+        "infill",
+        139.4,
         {"vocab_size": 50265, "d_model": 768, "max_position_embeddings": 1024, **BASE},
     ),
     "t5-small": (
-        "t5", "t5", 60.5,
-        {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+        "t5",
+        "t5",
+        60.5,
+        {
+            "vocab_size": 32128,
+            "d_model": 512,
+            "d_kv": 64,
+            "d_ff": 2048,
+            "num_layers": 6,
+            "num_heads": 8,
+        },
     ),
     "google/t5-v1_1-small": (
-        "t5", "t5", 60.5,  # 77.0 as published, but transformers ties the head of a new model to its embeddings
-        {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
-         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        # 77.0 as published, but transformers ties the head of a new model to its embeddings
+        "t5",
+        "t5",
+        60.5,
+        {
+            "vocab_size": 32128,
+            "d_model": 512,
+            "d_kv": 64,
+            "d_ff": 1024,
+            "num_layers": 8,
+            "num_heads": 6,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
     ),
-}  # fmt: skip
+}
 """Architecture, corruption, millions of weights, and what the published config.json says."""
 
 
@@ -156,9 +214,15 @@ def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenize
     network = new_model(config, seed=0, log_unigram=torch.zeros(len(tokenizer)))
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     documents = [Document(str(number), text) for number, text in enumerate(TEXTS * 3)]
-    rows = Rows.of(read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document")
-    settings = TrainingSettings(steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no")
-    source = MaskedSource(rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings)
+    rows = Rows.of(
+        read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document"
+    )
+    settings = TrainingSettings(
+        steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no"
+    )
+    source = MaskedSource(
+        rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings
+    )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     done = train(Denoising(network), source, settings, folder=None, quiet=True)
     assert done["steps"] == 2 and done["targets"] > 0
@@ -171,14 +235,21 @@ def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenize
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
 def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: Any) -> None:
-    """For one token read and one written, all weights work but tables that are looked up and norms' neighbours."""
+    """For one token read and one written, all weights work but tables that are looked up and norms'
+    neighbours.
+    """
     network = model(architecture, tokenizer)
     writes, crossed = decoder_weights(network)
     wide, heads = 32, SIZES[architecture]
     inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
     bias = 2 * wide if architecture == "bart" else 0
     assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
-    looked_up = {id(p): p.numel() for m in network.modules() if isinstance(m, torch.nn.Embedding) for p in [m.weight]}
+    looked_up = {
+        id(p): p.numel()
+        for m in network.modules()
+        if isinstance(m, torch.nn.Embedding)
+        for p in [m.weight]
+    }
     own, tied = head_weights(network)
     total = sum(p.numel() for p in network.parameters()) - sum(looked_up.values())
     assert encoder_weights(network) + writes + crossed + own == total
@@ -189,7 +260,9 @@ def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: 
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_tokens_of_a_batch_are_what_the_encoder_reads(shown: str, tokenizer: Any) -> None:
-    batch = Masker(tokenizer, ratio=0.3, corruption=shown, seed=0)(encode(tokenizer, TEXTS), epoch=0)
+    batch = Masker(tokenizer, ratio=0.3, corruption=shown, seed=0)(
+        encode(tokenizer, TEXTS), epoch=0
+    )
     assert batch.tokens == int(batch.attention_mask.sum())
 
 
@@ -201,21 +274,33 @@ def test_a_start_token_that_is_missing_is_one_line(tokenizer: Any) -> None:
         Denoising(network)(batch)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(tmp_path: Any, capsys: Any) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(
+    tmp_path: Any, capsys: Any
+) -> None:
     recipe = write_inputs(tmp_path)
-    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()
+    ]
     tools, folder = train_tokenizer(texts, vocab_size=300), tmp_path / "model"
     model("bart", tools).save_pretrained(folder)
     tools.save_pretrained(folder)
-    settings = ["objective=denoise", "tasks=[]", "masking.policy=span", "masking.corruption=infill",
-                f"model={{pretrained: {folder}}}", f"tokenizer={{name: {folder}}}"]  # fmt: skip
+    settings = [
+        "objective=denoise",
+        "tasks=[]",
+        "masking.policy=span",
+        "masking.corruption=infill",
+        f"model={{pretrained: {folder}}}",
+        f"tokenizer={{name: {folder}}}",
+    ]
 
     def refused(*changes: str) -> str:
         assert maskwise("pretrain", recipe, *settings, *changes, "--out", tmp_path / "out") == 2
         assert not (tmp_path / "out").exists()
         return " ".join(capsys.readouterr().err.split())
 
-    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused("corpus.length=96")
+    assert "corpus.length is more than the model's positions; got 96; allowed: ≤ 64" in refused(
+        "corpus.length=96"
+    )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"decoder_start_token_id": None}))
     assert "this bart model has no start token for its decoder" in refused()
@@ -223,13 +308,19 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_any_work(tmp_path: Any
 
 def test_targets_that_are_too_long_are_one_line(tokenizer: Any) -> None:
     network = model("bart", tokenizer, max_position_embeddings=8)
-    with pytest.raises(MaskwiseError, match="longer than the decoder's positions; got 9; allowed: ≤ 8"):
-        Denoising(network)({"input_ids": torch.tensor([[5]]), "labels": torch.zeros(1, 9, dtype=torch.long)})
+    with pytest.raises(
+        MaskwiseError, match="longer than the decoder's positions; got 9; allowed: ≤ 8"
+    ):
+        Denoising(network)(
+            {"input_ids": torch.tensor([[5]]), "labels": torch.zeros(1, 9, dtype=torch.long)}
+        )
 
 
 @pytest.mark.parametrize("shown", ["bert", "mask-only", "replace", "delete(target='detect')"])
 def test_a_corruption_that_gives_the_decoder_no_text_is_refused(shown: str) -> None:
-    with pytest.raises(Exception, match="objective denoise needs a corruption whose targets are a text"):
+    with pytest.raises(
+        Exception, match="objective denoise needs a corruption whose targets are a text"
+    ):
         Recipe(objective="denoise", masking={"corruption": shown})
 
 
@@ -243,22 +334,34 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
         Recipe(objective="atd")
 
 
-def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(tmp_path: Any, capsys: Any) -> None:
+def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(
+    tmp_path: Any, capsys: Any
+) -> None:
     path = write_inputs(tmp_path)
     small = [
-        "objective=denoise", "tokenizer.sentinels=20", "training.steps=6", "training.eval_every=0",
-        "training.batch_size=4",        "training.group_by_length=true",
-        "masking={policy: span, ratio: 0.3, corruption: t5}", "tasks=[]",
-        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}",
-    ]  # fmt: skip
+        "objective=denoise",
+        "tokenizer.sentinels=20",
+        "training.steps=6",
+        "training.eval_every=0",
+        "training.batch_size=4",
+        "training.group_by_length=true",
+        "masking={policy: span, ratio: 0.3, corruption: t5}",
+        "tasks=[]",
+        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: "
+        "1, d_ff: 32}}",
+    ]
     assert maskwise("pretrain", path, *small, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     kinds = {line["masks"]: line for line in result["heldout"]}
-    assert set(kinds) == {f"{p} {w}" for p in ("token", "whole-word") for w in ("sentinels", "spans", "full")}
+    assert set(kinds) == {
+        f"{p} {w}" for p in ("token", "whole-word") for w in ("sentinels", "spans", "full")
+    }
     for line in kinds.values():
         assert line["targets"] > 0 and abs(line["loss"] - line["unigram"]) < 2
     full, spans = kinds["token full"], kinds["token spans"]
-    assert full["targets"] > 3 * spans["targets"], "the full text is written, and not only what is masked"
+    assert full["targets"] > 3 * spans["targets"], (
+        "the full text is written, and not only what is masked"
+    )
     assert result["flops"] > 0 and result["targets"] > 0
     checkpoint = tmp_path / "out" / "checkpoint"
     assert AutoModelForSeq2SeqLM.from_pretrained(checkpoint).config.decoder_start_token_id == 0
@@ -266,17 +369,35 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     text.write_text("Bake lomi nupra.\n" * 30)
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
     records = json.loads(capsys.readouterr().out)
-    assert all(record["per_byte"] > 0 for record in (records if isinstance(records, list) else records["records"]))
+    assert all(
+        record["per_byte"] > 0
+        for record in (records if isinstance(records, list) else records["records"])
+    )
     assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("over, said", [
-    (["model.architecture=bart", "model.settings={}"], "masked language modelling needs an encoder; got bart"),
-    (["objective=denoise", "masking.corruption=infill"], "denoising needs an encoder-decoder; got bert"),
-    (["objective=denoise", "masking.corruption=t5", "model={architecture: t5, settings: {d_model: 16}}"],
-     "the tokenizer has no sentinel tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "over, said",
+    [
+        (
+            ["model.architecture=bart", "model.settings={}"],
+            "masked language modelling needs an encoder; got bart",
+        ),
+        (
+            ["objective=denoise", "masking.corruption=infill"],
+            "denoising needs an encoder-decoder; got bert",
+        ),
+        (
+            [
+                "objective=denoise",
+                "masking.corruption=t5",
+                "model={architecture: t5, settings: {d_model: 16}}",
+            ],
+            "the tokenizer has no sentinel tokens",
+        ),
+    ],
+)
 def test_a_model_of_the_wrong_kind_is_refused_before_any_work(
     over: list[str], said: str, tmp_path: Any, capsys: Any
 ) -> None:
@@ -285,7 +406,9 @@ def test_a_model_of_the_wrong_kind_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
-def test_work_is_what_torch_counts_but_for_attention_scores(architecture: str, tokenizer: Any) -> None:
+def test_work_is_what_torch_counts_but_for_attention_scores(
+    architecture: str, tokenizer: Any
+) -> None:
     network = model(architecture, tokenizer)
     network.set_attn_implementation("eager")  # torch's counter sees its products one by one
     rows, read, written, wide = 3, 7, 5, 32
@@ -303,7 +426,9 @@ def test_work_is_what_torch_counts_but_for_attention_scores(architecture: str, t
 
 
 def biases(network: PreTrainedModel, read: int, written: int) -> float:
-    """What ``work`` counts of vectors, which torch's counter leaves out: they are looked after by additions."""
+    """What ``work`` counts of vectors, which torch's counter leaves out: they are looked after by
+    additions.
+    """
     vectors = copy.deepcopy(network)
     for module in vectors.modules():
         if isinstance(module, torch.nn.Linear):

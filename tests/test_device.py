@@ -1,6 +1,8 @@
-"""Training on an accelerator: nothing that it cannot do, and nothing in a step that the host waits for.
+"""Training on an accelerator: nothing that it cannot do, and nothing in a step that the host waits
+for.
 
-Without a GPU these tests run on ``accelerator.Device``, which computes on the processor; where there is one, on it.
+Without a GPU these tests run on ``accelerator.Device``, which computes on the processor; where
+there is one, on it.
 """
 
 from __future__ import annotations
@@ -32,22 +34,37 @@ from tiny import maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
 LAYOUTS = ("document", "packed")
-MASKING: dict[str, dict[str, Any]] = {"denoise": {"corruption": "infill"}, "emlm": {"policy": "guided(layer=word_ids)"}}
+MASKING: dict[str, dict[str, Any]] = {
+    "denoise": {"corruption": "infill"},
+    "emlm": {"policy": "guided(layer=word_ids)"},
+}
 CASES = [
     (name, layout)
     for name in OBJECTIVES
     for layout in LAYOUTS
     if layout == "document" or objective_class(name).layout == "any"
 ]
-WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+WIDTH = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 BART = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
 T5 = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "d_ff": 48}
 SIZES = {"bert": WIDTH, "modernbert": WIDTH, "bart": BART, "t5": T5}
-FAMILIES = {"encoder": {"document": "bert", "packed": "modernbert"},
-            "encoder-decoder": {"document": "bart", "packed": "t5"}}  # fmt: skip
+FAMILIES = {
+    "encoder": {"document": "bert", "packed": "modernbert"},
+    "encoder-decoder": {"document": "bart", "packed": "t5"},
+}
 
 
 @cache
@@ -58,7 +75,9 @@ def tokenizer() -> Any:
 @cache
 def rows(layout: str, name: str = "a", count: int = 64) -> Rows:
     documents = [Document(f"{name}{number}", TEXT * (1 + number % 3)) for number in range(count)]
-    return Rows.of(read_pieces(tokenise(documents, tokenizer()), tokenizer=tokenizer(), length=32), layout)
+    return Rows.of(
+        read_pieces(tokenise(documents, tokenizer()), tokenizer=tokenizer(), length=32), layout
+    )
 
 
 def model(name: str = "mlm", layout: str = "document") -> Any:
@@ -68,15 +87,21 @@ def model(name: str = "mlm", layout: str = "document") -> Any:
 
 
 def settings(**more: Any) -> TrainingSettings:
-    return TrainingSettings(**{"steps": 3, "batch_size": 4, "log_every": 3, "precision": "no", **more})
+    return TrainingSettings(
+        **{"steps": 3, "batch_size": 4, "log_every": 3, "precision": "no", **more}
+    )
 
 
 def source(name: str, layout: str, chosen: TrainingSettings, **masking: Any) -> MaskedSource:
-    made = objective_class(name).maker(tokenizer(), seed=0, length=48, **{**MASKING.get(name, {}), **masking})
+    made = objective_class(name).maker(
+        tokenizer(), seed=0, length=48, **{**MASKING.get(name, {}), **masking}
+    )
     return MaskedSource(rows(layout), made, chosen)
 
 
-def joined(names: tuple[str, ...], spec: str, chosen: TrainingSettings, **masking: Any) -> tuple[Arms, Any, Any]:
+def joined(
+    names: tuple[str, ...], spec: str, chosen: TrainingSettings, **masking: Any
+) -> tuple[Arms, Any, Any]:
     """Several objectives over one model, a source that a sampler draws from, and what learns."""
     net = model()
     arms = Arms({name: objective(name, net) for name in names})
@@ -87,7 +112,15 @@ def joined(names: tuple[str, ...], spec: str, chosen: TrainingSettings, **maskin
     def probe() -> Probe:
         held_out = dict.fromkeys(names, rows("document", "b"))
         sizes = dict.fromkeys(names, 8)
-        return Probe(arms, sources, held_out, sizes=sizes, skip={}, total_steps=chosen.steps, maskers=batches.untaught)
+        return Probe(
+            arms,
+            sources,
+            held_out,
+            sizes=sizes,
+            skip={},
+            total_steps=chosen.steps,
+            maskers=batches.untaught,
+        )
 
     return arms, batches, {**batches.learners(), "sampler": SamplerLearner(chooser, probe)}
 
@@ -100,10 +133,19 @@ MORE = {"on_nan": "skip", "accumulate": 2, "optimizer": "muon", "batch_size": 8}
 
 @pytest.mark.parametrize(
     ("name", "layout", "more"),
-    [*((*case, {}) for case in CASES), ("mlm", "packed", MORE), ("denoise", "packed", MORE), ("cse", "document", MORE)],
+    [
+        *((*case, {}) for case in CASES),
+        ("mlm", "packed", MORE),
+        ("denoise", "packed", MORE),
+        ("cse", "document", MORE),
+    ],
 )
-def test_three_steps_are_those_of_the_processor_and_nobody_waits(name: str, layout: str, more: Any) -> None:
-    """Masks, their places, and what else a batch needs go there before the step, from pinned memory."""
+def test_three_steps_are_those_of_the_processor_and_nobody_waits(
+    name: str, layout: str, more: Any
+) -> None:
+    """Masks, their places, and what else a batch needs go there before the step, from pinned
+    memory.
+    """
     chosen = settings(**more)
     torch.manual_seed(0)
     trained = objective(name, model(name, layout))
@@ -112,7 +154,9 @@ def test_three_steps_are_those_of_the_processor_and_nobody_waits(name: str, layo
     assert not device.waits and not device.pageable
     assert GPU or all(isinstance(p, There) for p in trained.parameters())
     torch.manual_seed(0)
-    here = train(objective(name, model(name, layout)), source(name, layout, chosen), chosen, quiet=True)
+    here = train(
+        objective(name, model(name, layout)), source(name, layout, chosen), chosen, quiet=True
+    )
     # Dropout and replacements are drawn in another way there.
     assert found["loss"] == pytest.approx(here["loss"], rel=0.1)
     assert found["targets"] == here["targets"]
@@ -199,7 +243,9 @@ class Here(Pool[Any, Any]):
 
 
 def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it on the device: text, pre-training with probes, held-out losses, fine-tuning, the report."""
+    """All of it on the device: text, pre-training with probes, held-out losses, fine-tuning, the
+    report.
+    """
     recipe = write_inputs(tmp_path)
     plan = yaml.safe_load(recipe.read_text())
     plan |= {"objectives": dict.fromkeys(ARMS), "sampler": "mometas-plus(every=3, rows=8)"}
@@ -209,15 +255,18 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     del plan["finetune"]["epochs"]
     recipe.write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(scheduler, "open_pool", Here)
-    monkeypatch.setattr(speed, "measured_rate", lambda *_: 1e9)  # it waits for the device, once in a process
+    # it waits for the device, once in a process
+    monkeypatch.setattr(speed, "measured_rate", lambda *_: 1e9)
     with accelerator() as device:
         assert maskwise("study", recipe, "--out", tmp_path / "out") == 0
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
     assert {"score", "heldout", "cost"} <= kinds and "failure" not in kinds
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
-        "maskwise/training/engine.py", "maskwise/evaluation/scoring.py", "maskwise/tasks/tensors.py"
-    }  # fmt: skip
+        "maskwise/training/engine.py",
+        "maskwise/evaluation/scoring.py",
+        "maskwise/tasks/tensors.py",
+    }
     assert not device.pageable
 
 
@@ -225,10 +274,14 @@ WAITING = {
     "group-weighted(layer=word_ids, groups=40)": {"copy to the host, maskwise/training/engine.py"},
     "entropy-weighted(every=2)": {"copy to the host, maskwise/objectives/mlm.py"},
 }
-"""Policies whose next masks follow from the last losses: what they wait for. All others wait for nothing."""
+"""Policies whose next masks follow from the last losses: what they wait for. All others wait for
+nothing.
+"""
 
 
-@pytest.mark.parametrize("policy", [*WAITING, "type-weighted(every=5)", "type-weighted(every=5, by=loss)"])
+@pytest.mark.parametrize(
+    "policy", [*WAITING, "type-weighted(every=5)", "type-weighted(every=5, by=loss)"]
+)
 def test_which_policies_that_learn_wait(policy: str) -> None:
     chosen = settings()
     trained = objective("mlm", model())
@@ -240,7 +293,9 @@ def test_which_policies_that_learn_wait(policy: str) -> None:
     assert not device.pageable
 
 
-def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_saved(tmp_path: Path) -> None:
+def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_saved(
+    tmp_path: Path,
+) -> None:
     asked: list[int] = []
     chosen = settings(steps=6, save_every=2, log_every=6)
     batches = source("mlm", "packed", chosen, policy="type-weighted(every=3)")
@@ -267,15 +322,24 @@ def tensors_of(batch: Any) -> dict[str, Tensor]:
     """The tensors of a batch by name, but for those that stay on the host."""
     stay = {"source", "choice", "ratio", "vocabulary"}
     own = {name: value for name, value in vars(batch).items() if name not in stay}
-    leaves = {name: [x for x in tree_leaves(value) if isinstance(x, Tensor)] for name, value in own.items()}
-    return {f"{name} {number}": x for name, found in leaves.items() for number, x in enumerate(found)}
+    leaves = {
+        name: [x for x in tree_leaves(value) if isinstance(x, Tensor)]
+        for name, value in own.items()
+    }
+    return {
+        f"{name} {number}": x for name, found in leaves.items() for number, x in enumerate(found)
+    }
 
 
 @pytest.mark.parametrize(("name", "layout"), [*CASES, ("several", "document")])
 def test_every_batch_goes_to_a_device_whole(name: str, layout: str) -> None:
     chosen = settings()
-    batches = joined(ARMS, "sequential", chosen)[1] if name == "several" else source(name, layout, chosen)
-    for here, step in zip(look_ahead(batches, range(3)), look_ahead(batches, range(3), device="meta"), strict=True):
+    batches = (
+        joined(ARMS, "sequential", chosen)[1] if name == "several" else source(name, layout, chosen)
+    )
+    for here, step in zip(
+        look_ahead(batches, range(3)), look_ahead(batches, range(3), device="meta"), strict=True
+    ):
         [moved], [kept] = step.batches, here.batches
         there = tensors_of(moved)
         assert {"input_ids 0", "labels 0", "where 0"} <= set(there)
@@ -307,14 +371,18 @@ def test_a_mapping_goes_to_a_device_too() -> None:
 
 
 def test_probes_and_entropies_are_computed_as_the_training_is() -> None:
-    """What judges the model is judged at its precision; afterwards the objective computes as it did before."""
+    """What judges the model is judged at its precision; afterwards the objective computes as it did
+    before.
+    """
     chosen = settings(steps=4, precision="bf16")
     policy = {"mlm": {"policy": "entropy-weighted(every=1)"}}
     arms, batches, learners = joined(("mlm", "atd"), "uniform", chosen, **policy)
     learners["sampler"].every = 2  # a rule is probed, too
     seen: set[tuple[str, torch.dtype]] = set()
     head = arms.model.cls.predictions.decoder
-    head.register_forward_hook(lambda module, _, out: seen.add(("train" if module.training else "judge", out.dtype)))
+    head.register_forward_hook(
+        lambda module, _, out: seen.add(("train" if module.training else "judge", out.dtype))
+    )
     train(arms, batches, chosen, learners=learners, quiet=True)
     assert seen == {("train", torch.bfloat16), ("judge", torch.bfloat16)}
     for part in (arms, *arms.members):

@@ -1,4 +1,6 @@
-"""Masked diffusion: weights against enumeration, published formulas by hand, invariances, visits, refusals."""
+"""Masked diffusion: weights against enumeration, published formulas by hand, invariances, visits,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,32 @@ from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling
 from training_tools import ARCHITECTURES, Language, model, tokenizer
 
 L = 7
-COVERING = ["uniform(0, 1)", "cosine-rates", "bell", "bell(0.3, 0.1)", "beta(3, 2)", "beta(0.7, 0.7)"]
+COVERING = [
+    "uniform(0, 1)",
+    "cosine-rates",
+    "bell",
+    "bell(0.3, 0.1)",
+    "beta(3, 2)",
+    "beta(0.7, 0.7)",
+]
 RANGES = ["uniform(0.3, 0.8)", "clipped(uniform(0, 1), 0.2, 0.7)", "then(uniform(0, 1), 0.5, bell)"]
 DISTRIBUTIONS = COVERING + RANGES
 
 
 @pytest.fixture(scope="module")
 def losses() -> np.ndarray:
-    """(2^L, L) float64: −log p(token i | what a set of masked tokens leaves), for a model without any structure."""
+    """(2^L, L) float64: −log p(token i | what a set of masked tokens leaves), for a model without
+    any structure.
+    """
     return np.random.default_rng(0).gamma(2.0, size=(1 << L, L))
 
 
 def over_orders(losses: np.ndarray, weight: list[float] | None = None) -> float:
-    """The mean autoregressive loss over all orders; with weights, over the orders of weighted sampling.
+    """The mean autoregressive loss over all orders; with weights, over the orders of weighted
+    sampling.
 
-    An order says which token is masked first: with k masked, the last of them is predicted from what is still visible.
+    An order says which token is masked first: with k masked, the last of them is predicted from
+    what is still visible.
     """
     tokens = range(L if weight is None else len(weight))
     total = 0.0
@@ -46,7 +59,9 @@ def over_orders(losses: np.ndarray, weight: list[float] | None = None) -> float:
         probability, masked, loss = 1.0, 0, 0.0
         for place, token in enumerate(order):
             rest = order[place:]
-            probability *= 1 / len(rest) if weight is None else weight[token] / sum(weight[i] for i in rest)
+            probability *= (
+                1 / len(rest) if weight is None else weight[token] / sum(weight[i] for i in rest)
+            )
             masked |= 1 << token
             loss += losses[masked, token]
         total += probability * loss
@@ -67,8 +82,11 @@ def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarra
             for i in range(L)
             if s >> i & 1
         )
-        assert share.sum() == pytest.approx(1, abs=1e-12) and mean == pytest.approx(wanted, abs=1e-9), name
-    # Each token by itself at rates t: Gauss' rule is exact for polynomials, and t^n (1 − t)^(L − n) / t is one.
+        assert share.sum() == pytest.approx(1, abs=1e-12) and mean == pytest.approx(
+            wanted, abs=1e-9
+        ), name
+    # Each token by itself at rates t: Gauss' rule is exact for polynomials, and t^n (1 − t)^(L − n)
+    # / t is one.
     node, part = np.polynomial.legendre.leggauss(12)
     t, part = (node + 1) / 2, part / 2
     rates = Rates(schedule("uniform(0, 1)"))
@@ -83,13 +101,16 @@ def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarra
     assert mean == pytest.approx(wanted, abs=1e-9)
 
 
-def drawn(name: str, losses: np.ndarray, *, budget: str, count: int = 20_000, **more: Any) -> np.ndarray:
+def drawn(
+    name: str, losses: np.ndarray, *, budget: str, count: int = 20_000, **more: Any
+) -> np.ndarray:
     """(count,) the loss of as many rows of L tokens, in nats a row."""
     noising = Noising(vocabulary(), ratio=name, budget=budget, seed=3, **more)
     rows = {
-        "input_ids": torch.full((count, L), FIRST), "example_id": torch.arange(count),
+        "input_ids": torch.full((count, L), FIRST),
+        "example_id": torch.arange(count),
         "weight": torch.arange(L).expand(count, L) % 3 + 0.5,
-    }  # fmt: skip
+    }
     batch = noising(rows, epoch=0, step=10, total_steps=100)
     masked = (batch.labels != IGNORE).numpy()
     assert batch.counted == count * L and batch.loss_weight is not None
@@ -100,14 +121,18 @@ def drawn(name: str, losses: np.ndarray, *, budget: str, count: int = 20_000, **
 
 @pytest.mark.parametrize("budget", ["exact", "bernoulli"])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_every_distribution_estimates_the_same_bound(name: str, budget: str, losses: np.ndarray) -> None:
+def test_every_distribution_estimates_the_same_bound(
+    name: str, budget: str, losses: np.ndarray
+) -> None:
     values = drawn(name, losses, budget=budget)
     z = (values.mean() - over_orders(losses)) / (values.std(ddof=1) / math.sqrt(len(values)))
     assert abs(z) < 3, f"{name}, {budget}: {values.mean():.4f}, z {z:.2f}"
 
 
 def test_weights_are_those_of_weighted_orders(losses: np.ndarray) -> None:
-    """Which tokens go first is the policy's; the rate, and the weight of every token, follow exactly."""
+    """Which tokens go first is the policy's; the rate, and the weight of every token, follow
+    exactly.
+    """
     wanted = over_orders(losses, weight=[i % 3 + 0.5 for i in range(L)])
     assert abs(wanted - over_orders(losses)) > 0.1
     for name in ("uniform(0, 1)", "bell"):
@@ -132,12 +157,19 @@ def test_rates_come_as_often_as_their_density_says() -> None:
 
 
 def test_the_published_formulas_by_hand() -> None:
-    """MDLM, equation 10 with its log-linear schedule, and LLaDA, equation 3: −1/(t·L) Σ masked log p."""
-    noising, rows = Noising(tokenizer(), budget="bernoulli", seed=5), Language(6).batch(torch.arange(6))
+    """MDLM, equation 10 with its log-linear schedule, and LLaDA, equation 3: −1/(t·L) Σ masked log
+    p.
+    """
+    noising, rows = (
+        Noising(tokenizer(), budget="bernoulli", seed=5),
+        Language(6).batch(torch.arange(6)),
+    )
     batch = noising(rows, epoch=0)
     net = model("bert").eval()
     with torch.no_grad():
-        log_p = net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.log_softmax(-1)
+        log_p = net(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).logits.log_softmax(-1)
         outcome = MaskedDiffusion(net)(batch)
     mdlm = llada = 0.0
     for b in range(6):
@@ -153,7 +185,9 @@ def test_the_published_formulas_by_hand() -> None:
 
 @pytest.mark.parametrize(("rows_of_batch", "least"), [(8, 5), (32, 12)])
 def test_low_discrepancy_lowers_the_variance_of_a_batch(rows_of_batch: int, least: float) -> None:
-    """A loss that grows with the rate, 64 tokens a row: the variance over 400 batches is 6.7 and 14.8 times lower."""
+    """A loss that grows with the rate, 64 tokens a row: the variance over 400 batches is 6.7 and
+    14.8 times lower.
+    """
     batches, tokens = 400, 64
     count = batches * rows_of_batch
     noising = Noising(vocabulary(), seed=1)
@@ -189,9 +223,10 @@ def test_masks_do_not_depend_on_batch_order_or_layout() -> None:
                 assert some.input_ids[b, :n].tolist() == whole.input_ids[i, :n].tolist()
                 assert torch.equal(some.loss_weight[b, :n], whole.loss_weight[i, :n])
         dense = noising(packed(rows, width=90), epoch=1)
-        assert dense.input_ids[0, : len(rows[0]["input_ids"])].tolist() == whole.input_ids[
-            0, : len(rows[0]["input_ids"])
-        ].tolist()  # fmt: skip
+        assert (
+            dense.input_ids[0, : len(rows[0]["input_ids"])].tolist()
+            == whole.input_ids[0, : len(rows[0]["input_ids"])].tolist()
+        )
         assert dense.targets == whole.targets
 
 
@@ -213,7 +248,10 @@ def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndar
 @pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
 def test_complement_and_coverage_by_enumeration(name: str) -> None:
     rows = padded(random_rows(7, words=11))
-    pair = [masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e) for e in (4, 5)]
+    pair = [
+        masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e)
+        for e in (4, 5)
+    ]
     reached_T = pair[0].choice.units.spread(np.ones(len(pair[0].choice.units.piece), bool))
     both = pair[0].selected.int() + pair[1].selected.int()
     assert (both.numpy().reshape(-1) == reached_T).all()
@@ -240,9 +278,14 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
         more: dict[str, Any] = {setting: value}
         with pytest.raises(MaskwiseError) as caught:
             masker("whole-word", ratio=0.25, visits=visits, **more)
-        assert caught.value.got == value and visits in caught.value.what and setting in caught.value.what
+        assert (
+            caught.value.got == value
+            and visits in caught.value.what
+            and setting in caught.value.what
+        )
         assert masker("whole-word", ratio=0.25, **more).visits == "random"
-    rows = padded([row([9], example_id=n) for n in range(64)])  # the only word of a row is longer than any budget
+    # the only word of a row is longer than any budget
+    rows = padded([row([9], example_id=n) for n in range(64)])
     for epoch in range(4):
         batch = masker("whole-word", ratio=0.25, visits=visits)(rows, epoch=epoch)
         assert set(batch.source.count(batch.choice.tokens).tolist()) <= {0, 9}
@@ -250,8 +293,14 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
 
 def test_rates_of_units_with_weights_keep_the_share_of_the_row() -> None:
     batch = AnnotatedBatch(
-        (2, 50), np.full(100, FIRST), None, np.ones(100, bool), np.ones(100, bool), np.array([0, 50]), np.array([1, 2])
-    )  # fmt: skip
+        (2, 50),
+        np.full(100, FIRST),
+        None,
+        np.ones(100, bool),
+        np.ones(100, bool),
+        np.array([0, 50]),
+        np.array([1, 2]),
+    )
     weight = np.random.default_rng(1).gamma(0.5, size=100)
     weight[[3, 60, 61]] = 0
     for may_fill in (False, True):
@@ -300,12 +349,19 @@ def test_corrupt_is_for_trainers_of_others() -> None:
     counts[:, :5] = 0
     noisy, mask, rate = mw.corrupt(ids, counts, 3, seed=1, epoch=0)
     assert noisy.shape == mask.shape == rate.shape == ids.shape and mask.dtype == torch.bool
-    assert not mask[:, :5].any() and (noisy[mask] == 3).all() and torch.equal(noisy[~mask], ids[~mask])
-    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(1, abs=0.1)  # E[mask / rate] = 1 a token
+    assert (
+        not mask[:, :5].any() and (noisy[mask] == 3).all() and torch.equal(noisy[~mask], ids[~mask])
+    )
+    # E[mask / rate] = 1 a token
+    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(1, abs=0.1)
     again = mw.corrupt(ids[7:9], counts[7:9], 3, seed=1, epoch=0)
     assert torch.equal(again[0], noisy[7:9]), "a mask is a function of the row"
-    exact, chosen, share = mw.corrupt(ids, counts.bool(), 3, seed=1, budget="exact", place=torch.arange(400))
-    assert torch.equal(chosen.sum(1), (share[:, 0] * 25).round().long()) and exact.shape == ids.shape
+    exact, chosen, share = mw.corrupt(
+        ids, counts.bool(), 3, seed=1, budget="exact", place=torch.arange(400)
+    )
+    assert (
+        torch.equal(chosen.sum(1), (share[:, 0] * 25).round().long()) and exact.shape == ids.shape
+    )
     assert chosen.sum(1).min() >= 1 and abs(float(share[:, 0].mean()) - 0.52) < 0.01
     with pytest.raises(MaskwiseError, match="one shape"):
         mw.corrupt(ids, counts[:, :-1], 3)
@@ -329,7 +385,9 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         ({"visits": "coverage"}, "visits"),
     ],
 )
-def test_settings_that_would_make_the_weights_wrong_are_refused(settings: dict[str, Any], said: str) -> None:
+def test_settings_that_would_make_the_weights_wrong_are_refused(
+    settings: dict[str, Any], said: str
+) -> None:
     whole = {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
     with pytest.raises(MaskwiseError, match=said):
         MaskedDiffusion.check(whole)
@@ -337,7 +395,9 @@ def test_settings_that_would_make_the_weights_wrong_are_refused(settings: dict[s
 
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
-        return MaskedDiffusion.check({"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})})
+        return MaskedDiffusion.check(
+            {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
+        )
 
     assert remark() is None and remark(ratio="bell") is None
     assert remark(policy="span(over='token')", budget="bernoulli") is None
@@ -354,11 +414,15 @@ def test_what_is_no_likelihood_is_said() -> None:
         with pytest.raises(MaskwiseError, match=r"visits: complement .* depend on the ratio"):
             Masker(vocabulary(), policy=name, visits="complement")
     with pytest.raises(MaskwiseError, match="one ratio"):
-        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")([row([1, 2])], epoch=0, total_steps=9)
+        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")(
+            [row([1, 2])], epoch=0, total_steps=9
+        )
 
 
 def test_a_fixed_rate_is_masked_language_modelling() -> None:
-    """Number drawn and weight L/n: over the eligible tokens, the mean of the masked ones of each row."""
+    """Number drawn and weight L/n: over the eligible tokens, the mean of the masked ones of each
+    row.
+    """
     batch = Noising(vocabulary(), ratio=0.3)(padded(random_rows(6)), epoch=0)
     eligible, masked = batch.source.eligible_P, batch.source.count(batch.choice.tokens)
     assert (masked == np.ceil(0.3 * eligible - 1e-9)).all()

@@ -1,4 +1,6 @@
-"""What README and the pages of docs/ show works: blocks of Python run, recipes are read, commands and files exist."""
+"""What README and the pages of docs/ show works: blocks of Python run, recipes are read, commands
+and files exist.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 
-# Long runs of the examples, as short ones. Every replacement must be used, or an example has changed unseen.
+# Long runs of the examples, as short ones. Every replacement must be used, or an example has
+# changed unseen.
 SHORTER = {
     "max_steps=1000": "max_steps=2, report_to='none', disable_tqdm=True",
     '"runs/mine/checkpoint"': "checkpoint",
@@ -41,8 +44,12 @@ class Block(NamedTuple):
 
 def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
-    pattern = re.compile(r"(?:<!-- not run: ([^>]*) -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return [Block(page, language, text, reason) for reason, language, text in _groups(pattern, page)]
+    pattern = re.compile(
+        r"(?:<!-- not run: ([^>]*) -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE
+    )
+    return [
+        Block(page, language, text, reason) for reason, language, text in _groups(pattern, page)
+    ]
 
 
 def _groups(pattern: re.Pattern[str], page: Path) -> list[tuple[str | None, str, str]]:
@@ -78,20 +85,27 @@ def texts() -> list[str]:
 
 
 def given(texts: list[str]) -> dict[str, Any]:
-    """What the pages say an example needs, and files of the names that they use, in the folder of today."""
+    """What the pages say an example needs, and files of the names that they use, in the folder of
+    today.
+    """
     Path("corpus.jsonl").write_text('{"id": "a", "text": "Ada wrote. It ran."}\n')
     labels = ["review,stars"] + [f"w{i % 40} w{i % 2},{i % 2}" for i in range(60)]
     Path("my_labels.csv").write_text("\n".join(labels) + "\n")
     model("bert").save_pretrained("checkpoint")
     tokenizer().save_pretrained("checkpoint")
     return {
-        "mw": mw, "tokenizer": tokenizer(), "texts": texts, "checkpoint": "checkpoint",
+        "mw": mw,
+        "tokenizer": tokenizer(),
+        "texts": texts,
+        "checkpoint": "checkpoint",
         "rows": mw.encode(tokenizer(), texts),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in of("python")}), ids=name)
-def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+def test_python_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
     """The blocks of a page run one after the other, in a few steps, with a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
@@ -108,7 +122,10 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if "loss" in names:
         assert float(names["loss"].detach()) > 0
     if page.name == "drop-ins.md":
-        assert isinstance(names["trainer"], mw.MaskingTrainer) and names["trainer"].state.global_step == 2
+        assert (
+            isinstance(names["trainer"], mw.MaskingTrainer)
+            and names["trainer"].state.global_step == 2
+        )
 
 
 def test_every_shortening_is_used() -> None:
@@ -131,7 +148,13 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_recipes_of_the_readme_say_what_they_seem_to_say(tmp_path: Path) -> None:
     recipe, several = [block.text for block in of("yaml") if block.page.name == "README.md"]
     (tmp_path / "several.yaml").write_text(several)
-    assert set(read_recipe(tmp_path / "several.yaml").objectives) == {"mlm", "mlm-low", "atd", "dtd", "cse"}
+    assert set(read_recipe(tmp_path / "several.yaml").objectives) == {
+        "mlm",
+        "mlm-low",
+        "atd",
+        "dtd",
+        "cse",
+    }
     read = validate(yaml.safe_load(recipe), origin="README")
     assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
     policies = [read.arm(arm, seed=0).masking.policy for arm in ("words", "spans")]
@@ -140,7 +163,12 @@ def test_the_recipes_of_the_readme_say_what_they_seem_to_say(tmp_path: Path) -> 
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every ``maskwise …`` in the page's blocks of bash, without the program's name."""
-    lines = [line for block in blocks_of(page) if block.language == "bash" for line in block.text.splitlines()]
+    lines = [
+        line
+        for block in blocks_of(page)
+        if block.language == "bash"
+        for line in block.text.splitlines()
+    ]
     words = [shlex.split(line, comments=True) for line in lines if re.search(r"\bmaskwise\b", line)]
     places = [(line, line.index("maskwise")) for line in words if "maskwise" in line]
     return [line[place + 1 :] for line, place in places]
@@ -149,7 +177,9 @@ def commands(page: Path) -> list[list[str]]:
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 
 
-@pytest.mark.parametrize("command", [c for _, c in COMMANDS if c[0] in ("inspect", "list")], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for _, c in COMMANDS if c[0] in ("inspect", "list")], ids=" ".join
+)
 def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(command)
@@ -159,9 +189,20 @@ def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixtu
 def test_the_readme_shows_every_command() -> None:
     shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
     assert shown == {
-        "inspect", "check", "adapt", "study", "pretrain", "finetune", "learn", "annotate", "evaluate",
-        "generate", "report", "bench", "list",
-    }  # fmt: skip
+        "inspect",
+        "check",
+        "adapt",
+        "study",
+        "pretrain",
+        "finetune",
+        "learn",
+        "annotate",
+        "evaluate",
+        "generate",
+        "report",
+        "bench",
+        "list",
+    }
 
 
 @pytest.mark.parametrize("name", sorted({command[0] for _, command in COMMANDS}))
@@ -193,7 +234,9 @@ MADE = {"stages/", "fitted/", "shards/", "lama/", "ner/", "glue/", "out/", "runs
 
 def missing(text: str) -> list[str]:
     """Paths in backticks that are neither in the repository nor below src/maskwise."""
-    paths = [path for path in PATH.findall(text) if not any(path.startswith(folder) for folder in MADE)]
+    paths = [
+        path for path in PATH.findall(text) if not any(path.startswith(folder) for folder in MADE)
+    ]
     homes = (ROOT, ROOT / "src" / "maskwise")
     return [path for path in paths if not any((home / path).exists() for home in homes)]
 
@@ -205,7 +248,9 @@ def test_files_that_pages_name_exist(page: Path) -> None:
 
 def test_files_that_docstrings_name_exist() -> None:
     sources = sorted((ROOT / "src" / "maskwise").rglob("*.py"))
-    wrong = {str(path): missing(path.read_text(encoding="utf-8").replace("``", "`")) for path in sources}
+    wrong = {
+        str(path): missing(path.read_text(encoding="utf-8").replace("``", "`")) for path in sources
+    }
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
@@ -216,8 +261,14 @@ def test_the_list_of_decisions_is_whole() -> None:
 
 
 def test_the_tour_names_every_room() -> None:
-    """The tree in CONTRIBUTING.md, against src/maskwise: every folder is named, and nothing that is not there."""
-    (tour,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.text.startswith("src/maskwise/")]
+    """The tree in CONTRIBUTING.md, against src/maskwise: every folder is named, and nothing that is
+    not there.
+    """
+    (tour,) = [
+        block.text
+        for block in blocks_of(ROOT / "CONTRIBUTING.md")
+        if block.text.startswith("src/maskwise/")
+    ]
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "maskwise").glob("[a-z]*")}
     named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
     assert [room for room in rooms - named if room.endswith("/")] == []

@@ -18,10 +18,16 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def name_of(path: Path) -> str:
     """``…/maskwise/masking/__init__.py`` → ``maskwise.masking``."""
-    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
 
 
-WITH_EXAMPLES = [name_of(path) for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+WITH_EXAMPLES = [
+    name_of(path)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 WITHOUT = {"__version__"}
 """Public names that need no example."""
 
@@ -36,7 +42,9 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def has_example(name: str) -> bool:
-    """Whether the docstring of a public name shows an example, or that of a method or function in it."""
+    """Whether the docstring of a public name shows an example, or that of a method or function in
+    it.
+    """
     public = getattr(maskwise, name)
     parts = vars(public).values() if inspect.isclass(public) or inspect.ismodule(public) else []
     own = [part for part in parts if str(getattr(part, "__module__", "")).startswith("maskwise")]

@@ -1,4 +1,6 @@
-"""Workers and the stages they do: a failure takes down only what needs it; a lost worker or node changes no number."""
+"""Workers and the stages they do: a failure takes down only what needs it; a lost worker or node
+changes no number.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def finish(folder: Path, seconds: float = 1.0) -> None:
 
 
 def make(kind: str, word: str, *needs: Stage, steps: int = 100) -> Stage:
-    what = {"word": word} | ({"training": {"steps": steps, "batch_size": 8}} if kind == "pretrain" else {})
+    what = {"word": word} | (
+        {"training": {"steps": steps, "batch_size": 8}} if kind == "pretrain" else {}
+    )
     return Stage(kind, what, tuple(need.name for need in needs))
 
 
@@ -99,7 +103,8 @@ def do(plan: Plan, stages: Path, **more: Any) -> dict[str, str]:
     return {words[name]: error for name, error in errors.items()}
 
 
-# The loop --------------------------------------------------------------------------------------------------
+# The loop
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_is_needed_comes_first(plan, tmp_path, scripted):
@@ -113,7 +118,11 @@ def test_what_is_needed_comes_first(plan, tmp_path, scripted):
 def test_a_failure_takes_down_what_needs_it_and_no_more(plan, tmp_path, scripted):
     scripted.script = {"a": [WRONG]}
     assert do(plan, tmp_path) == dict.fromkeys(("a", "task of a"), WRONG.error)
-    assert scripted.log.count("a") == 1 and "task of b" in scripted.log and "task of a" not in scripted.log
+    assert (
+        scripted.log.count("a") == 1
+        and "task of b" in scripted.log
+        and "task of a" not in scripted.log
+    )
 
 
 @pytest.mark.parametrize("lost, tried, fails", [(1, 2, False), (2, 3, False), (3, 3, True)])
@@ -183,7 +192,8 @@ def test_an_unknown_engine_names_those_there_are(plan, tmp_path):
         execute([], tmp_path, plan, quiet=True, engine="rai")
 
 
-# The pools -------------------------------------------------------------------------------------------------
+# The pools
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -211,8 +221,12 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
     with open_pool(worker_length, jobs=2) as pool:
         pool.warm(5)
         assert len(pool.workers) == 2
-        assert sorted(pool.results(str(10**n) for n in range(9))) == [(str(10**n), n + 1) for n in range(9)]
-        with pytest.raises(MaskwiseError, match=r"^TypeError: object of type 'int' has no len\(\) \(.*\)$"):
+        assert sorted(pool.results(str(10**n) for n in range(9))) == [
+            (str(10**n), n + 1) for n in range(9)
+        ]
+        with pytest.raises(
+            MaskwiseError, match=r"^TypeError: object of type 'int' has no len\(\) \(.*\)$"
+        ):
             list(pool.results([3]))
     with (
         open_pool(worker_task, jobs=1) as pool,
@@ -283,11 +297,19 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
         pool.ray.shutdown()
     results, failures = zip(*found.values(), strict=True)
     assert results == ((1, "1"), None, None, None, None, 2)
-    assert [failure and failure.passing for failure in failures] == [None, False, True, True, True, None]
+    assert [failure and failure.passing for failure in failures] == [
+        None,
+        False,
+        True,
+        True,
+        True,
+        None,
+    ]
     assert all("\n" not in failure.error for failure in failures if failure)
 
 
-# The table -------------------------------------------------------------------------------------------------
+# The table
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
@@ -302,7 +324,9 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     table.since = {b.name: time.perf_counter()}
     found = {b.name: table._metrics(b.name)}
     assert table._left(found, {}) == (30.0, False)  # 75 steps; nothing is known of tasks
-    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(table._summary(found, {}))
+    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(
+        table._summary(found, {})
+    )
     finish(task_a.folder(tmp_path), 8.0)
     table.done(task_a.name)
     assert table._left(found, {}) == (38.0, True)
@@ -312,7 +336,8 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     assert str(table._cell(table.cells["b", 0], found, {task_b.name: "x"})) == "failed"
 
 
-# Whole studies ---------------------------------------------------------------------------------------------
+# Whole studies
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +358,9 @@ STEPS = "training.steps=400"
 
 def unfinished(out: Path) -> set[Path]:
     """Stages that have a state to resume from, and no end."""
-    folders = {path.parents[2] for path in out.glob("stages/pretrain-*/resume/step-*/manifest.json")}
+    folders = {
+        path.parents[2] for path in out.glob("stages/pretrain-*/resume/step-*/manifest.json")
+    }
     return {folder for folder in folders if not (folder / "done.json").exists()}
 
 
@@ -365,7 +392,9 @@ def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path
     study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
     _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 1 and err.count("trying again (1 of 1)") == 1
-    failures = [record for record in read_lines(out / "records.jsonl") if record["kind"] == "failure"]
+    failures = [
+        record for record in read_lines(out / "records.jsonl") if record["kind"] == "failure"
+    ]
     assert {(record["arm"], record["seed"]) for record in failures} == {("token-15", 1)}
     assert "FileExistsError" in failures[0]["error"]
 
@@ -394,7 +423,9 @@ def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args=node | {"include_dashboard": False}
+    )
     try:
         second = cluster.add_node(**node)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)

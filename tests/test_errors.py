@@ -16,7 +16,9 @@ LONG = "x y\n" * 2000
 @pytest.mark.parametrize(
     "error",
     [
-        MaskwiseError(f"the label {LONG!r} of a task", got=LONG, allowed=[LONG], do=f"leave {LONG} out"),
+        MaskwiseError(
+            f"the label {LONG!r} of a task", got=LONG, allowed=[LONG], do=f"leave {LONG} out"
+        ),
         unknown_name(f"argument of {LONG}", LONG, ["a", LONG], do=LONG),
         MaskwiseError("a number", got=10**5000),
     ],
@@ -27,7 +29,12 @@ def test_a_message_is_one_short_line_whatever_it_quotes(error: MaskwiseError) ->
 
 def test_the_parts_of_an_error_are_whole() -> None:
     error = MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do=LONG)
-    assert (error.what, error.got, error.allowed, error.do) == ("a ratio is a share", 1.5, "0 to 1", LONG)
+    assert (error.what, error.got, error.allowed, error.do) == (
+        "a ratio is a share",
+        1.5,
+        "0 to 1",
+        LONG,
+    )
 
 
 def test_the_beginning_and_the_end_of_a_long_part_are_kept() -> None:

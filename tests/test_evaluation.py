@@ -1,4 +1,6 @@
-"""Evaluation without fine-tuning: numbers by hand from models whose logits are known, and odd files."""
+"""Evaluation without fine-tuning: numbers by hand from models whose logits are known, and odd
+files.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,12 @@ def wordpiece() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordPiece(ID, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     frame = [(name, ID[name]) for name in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), VOCABULARY))
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=frame
+    )
+    names = dict(
+        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), VOCABULARY)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
@@ -98,7 +104,11 @@ def log_p(model: nn.Module, ids: list[int], place: int) -> Tensor:
     """The direct computation: one row, one place."""
     row = torch.tensor([ids])
     with torch.no_grad():
-        return model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, place].log_softmax(-1)
+        return (
+            model(input_ids=row, attention_mask=torch.ones_like(row))
+            .logits[0, place]
+            .log_softmax(-1)
+        )
 
 
 TEXTS = ("the cats sat in london .", "paris", "a dog xyz ran .", "the birds ran in rome")
@@ -117,9 +127,14 @@ def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
                 assert found[number, place] == 0  # special, or [UNK]
                 continue
             same = words[number, : len(ids)] == words[number, place]
-            hide = [at == place or (within_word and at > place and bool(same[at])) for at in range(len(ids))]
+            hide = [
+                at == place or (within_word and at > place and bool(same[at]))
+                for at in range(len(ids))
+            ]
             shown = [MASK if hidden else token for token, hidden in zip(ids, hide)]
-            assert found[number, place].item() == pytest.approx(log_p(model, shown, place)[truth].item(), abs=1e-5)
+            assert found[number, place].item() == pytest.approx(
+                log_p(model, shown, place)[truth].item(), abs=1e-5
+            )
         assert not found[number, len(ids) :].any()
     assert TOKENIZER.convert_ids_to_tokens(TOKENIZER("london cats")["input_ids"])[1:5] == [
         "lon",
@@ -149,7 +164,9 @@ def test_rows_of_like_width_come_together() -> None:
 def test_pseudo_perplexity_by_hand() -> None:
     rows_ = encode(TOKENIZER, ["the cats", "dog"])
     chosen = {"the": 2.0, "cat": 1.0, "__s": 0.5}
-    total = math.log(sum(math.exp(chosen.get(name.replace("##", "__"), 0.0)) for name in VOCABULARY))
+    total = math.log(
+        sum(math.exp(chosen.get(name.replace("##", "__"), 0.0)) for name in VOCABULARY)
+    )
     value = math.exp(-(2 + 1 + 0.5 + 0 - 4 * total) / 4)
     unigram = torch.full((len(VOCABULARY),), -math.log(len(VOCABULARY)))
     plain, within = pseudo_perplexity(Frequencies(**chosen), TOKENIZER, rows_, unigram)
@@ -193,9 +210,11 @@ def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Cloze:
 
 
 SENTENCES = facts_of(
-    ("cat", "london", "the cat is in [MASK] ."), ("dog", "paris", "a dog sat in [MASK]"),
-    ("bird", "rome", "[MASK] is the bird ."), ("dogs", "rome", "the dogs ran in [MASK] ."),
-)  # fmt: skip
+    ("cat", "london", "the cat is in [MASK] ."),
+    ("dog", "paris", "a dog sat in [MASK]"),
+    ("bird", "rome", "[MASK] is the bird ."),
+    ("dogs", "rome", "the dogs ran in [MASK] ."),
+)
 
 
 @pytest.mark.parametrize("tokens", [1, 16384])
@@ -205,7 +224,10 @@ def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
     (questions,) = questions_of(list(SENTENCES.facts), 20, TOKENIZER, 64, Counter())
     found = candidate_scores(model, questions, mask=MASK, tokens=tokens)
     candidates = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
-    order = [next(n for n, p in candidates.items() if ID[p[0]] == int(row[0])) for row in questions.pieces]
+    order = [
+        next(n for n, p in candidates.items() if ID[p[0]] == int(row[0]))
+        for row in questions.pieces
+    ]
     assert order[0] == "rome"  # the commonest
     for number, fact in enumerate(SENTENCES.facts):
         assert order[int(questions.gold[number])] == fact.answer
@@ -230,12 +252,18 @@ def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -
     tokenizer = train_tokenizer(texts * 3, kind=kind, vocab_size=300)
     facts = [
         Fact("r", "s", answer, text.replace(answer, "[MASK]", 1))
-        for text, answer in zip(texts, ["London", "Rome", "New York City", "1950"]) if answer in text
-    ]  # fmt: skip
+        for text, answer in zip(texts, ["London", "Rome", "New York City", "1950"])
+        if answer in text
+    ]
     (questions,) = questions_of(facts, 20, tokenizer, 512, Counter())
     for number, fact in enumerate(facts):
-        row, at = questions.ids[number, : questions.size[number]].tolist(), int(questions.place[number])
-        pieces = [piece for piece in questions.pieces[questions.gold[number]].tolist() if piece >= 0]
+        row, at = (
+            questions.ids[number, : questions.size[number]].tolist(),
+            int(questions.place[number]),
+        )
+        pieces = [
+            piece for piece in questions.pieces[questions.gold[number]].tolist() if piece >= 0
+        ]
         whole = tokenizer(fact.text.replace("[MASK]", fact.answer))["input_ids"]
         assert row[:at] + pieces + row[at + 1 :] == whole
 
@@ -252,20 +280,31 @@ def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_cloze_by_hand() -> None:
     """The model says dog, then cat, then bird, whatever is asked; cat is asked for most."""
     facts = facts_of(
-        ("1", "cat", "a [MASK] ."), ("2", "cat", "the [MASK] ."), ("3", "dog", "in a [MASK]"), ("4", "bird", "[MASK]"),
+        ("1", "cat", "a [MASK] ."),
+        ("2", "cat", "the [MASK] ."),
+        ("3", "dog", "in a [MASK]"),
+        ("4", "bird", "[MASK]"),
         ("4", "cat", "[MASK]"),
-    )  # fmt: skip
+    )
     found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
-    # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird): 1, 1, 2, 2, 1.
-    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"]["chance"] == pytest.approx(3 / 5)
+    # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird):
+    #     1, 1, 2, 2, 1.
+    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"][
+        "chance"
+    ] == pytest.approx(3 / 5)
     assert found["mrr"]["value"] == pytest.approx((1 + 4 / 2) / 5)
     assert found["mrr"]["chance"] == pytest.approx((3 + 2 / 2) / 5)
     assert found["hits@10"]["value"] == found["hits@10"]["chance"] == 1
-    # Among the whole vocabulary the same, for no other token has a logit; [MASK] and its like are no answers.
-    assert found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
+    # Among the whole vocabulary the same, for no other token has a logit; [MASK] and its like are
+    # no answers.
+    assert (
+        found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
+    )
     nothing = by_metric(scored(Frequencies(), TOKENIZER, facts))
     others = len(VOCABULARY) - 6  # neither the five special ones nor the answer
-    assert nothing["open-mrr"]["value"] == pytest.approx((3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5)
+    assert nothing["open-mrr"]["value"] == pytest.approx(
+        (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
+    )
 
 
 @torch.no_grad()
@@ -273,27 +312,38 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
     facts = Cloze(
         "odd",
         (
-            *SENTENCES.facts, Fact("r", "s", "éé", "the [MASK] ."), Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
+            *SENTENCES.facts,
+            Fact("r", "s", "éé", "the [MASK] ."),
+            Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
             Fact("alone", "s", "rome", "in [MASK]"),
         ),
-        9, {"not exactly one [MASK]": 2},
-    )  # fmt: skip
+        9,
+        {"not exactly one [MASK]": 2},
+    )
     first = scored(Known(), TOKENIZER, facts)[0]
     assert first["items"] == 4 and first["of"] == 9
     assert first["skipped"] == {
-        "not exactly one [MASK]": 2, "the only answer of its relation": 1, "unknown characters": 1,
+        "not exactly one [MASK]": 2,
+        "the only answer of its relation": 1,
+        "unknown characters": 1,
         "longer than the model": 1,
-    }  # fmt: skip
-    with pytest.raises(MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"):
+    }
+    with pytest.raises(
+        MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"
+    ):
         scored(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
 
 
 @torch.no_grad()
 def test_large_relations_are_cut_into_parts() -> None:
     answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
-    facts = facts_of(*((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat")))
+    facts = facts_of(
+        *((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat"))
+    )
     parts = list(questions_of(list(facts.facts), 3, TOKENIZER, 64, Counter()))
-    assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(len(part.gold) for part in parts) == 14
+    assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(
+        len(part.gold) for part in parts
+    ) == 14
     few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
     assert scored(Known(), TOKENIZER, few)[0]["items"] == 14
     hits = [by_metric(scored(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
@@ -314,7 +364,11 @@ def test_sentences_of_facts(tmp_path: Path) -> None:
             "obj_label": "Rome",
             "evidences": [{"masked_sentence": "B [MASK]"}],
         },
-        {"obj_label": "gold", "masked_sentences": ["The [MASK] colour", "was used."], "sub_label": "Squad"},
+        {
+            "obj_label": "gold",
+            "masked_sentences": ["The [MASK] colour", "was used."],
+            "sub_label": "Squad",
+        },
         {"obj_label": "gold", "masked_sentences": ["No mask."]},
     ]
     write(tmp_path / "facts.jsonl", lines)
@@ -342,15 +396,21 @@ def pairs_of(*items: tuple[str, str], groups: tuple[str, ...] = ()) -> Pairs:
 @torch.no_grad()
 def test_pairs_by_hand() -> None:
     pairs = pairs_of(
-        ("the cat sat", "the dog sat"), ("the dog ran", "the cat ran"), ("a cat sat", "sat cat a"), ("xyz", "cat"),
-        ("a cat", "a bird " * 40), groups=("x", "x", "y", "y", "y"),
-    )  # fmt: skip
+        ("the cat sat", "the dog sat"),
+        ("the dog ran", "the cat ran"),
+        ("a cat sat", "sat cat a"),
+        ("xyz", "cat"),
+        ("a cat", "a bird " * 40),
+        groups=("x", "x", "y", "y", "y"),
+    )
     (found,) = scored(Frequencies(cat=2, dog=1), TOKENIZER, pairs)
     assert found["value"] == pytest.approx(1.5 / 3) and found["items"] == 3 and found["of"] == 5
     assert found["ties"] == 1 and found["chance"] == 0.5 and found["higher_is_better"]
     assert found["skipped"] == {"unknown characters": 1, "longer than the model": 1}
     assert found["groups"] == {"x": {"value": 0.5, "items": 2}, "y": {"value": 0.5, "items": 1}}
-    with pytest.raises(MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unknown"):
+    with pytest.raises(
+        MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unknown"
+    ):
         scored(Known(), TOKENIZER, pairs_of(("xyz", "cat")))
 
 
@@ -367,16 +427,24 @@ def test_the_bundled_pairs_are_what_the_script_writes() -> None:
     path = Path(__file__).parents[1] / "scripts" / "build_evaluation.py"
     script = runpy.run_path(str(path))
     pairs = load_set("bundled:pairs", Pairs.read)
-    made = [pair for name in ("agreement", "distant_agreement", "determiner_noun", "anaphor", "word_order")
-            for pair in script[name]()]  # fmt: skip
-    assert list(zip(pairs.groups, pairs.good, pairs.bad)) == made and len(made) == pairs.total == 204
+    made = [
+        pair
+        for name in ("agreement", "distant_agreement", "determiner_noun", "anaphor", "word_order")
+        for pair in script[name]()
+    ]
+    assert (
+        list(zip(pairs.groups, pairs.good, pairs.bad)) == made and len(made) == pairs.total == 204
+    )
     assert len({pair[1:] for pair in made}) == len(made)
     for _, good, bad in made:
         first, second = good.lower().rstrip(".").split(), bad.lower().rstrip(".").split()
         changed = [pair for pair in zip(first, second) if pair[0] != pair[1]]
         assert sorted(first) == sorted(second) or (len(changed) == 1 and len(first) == len(second))
-    # No word is right by itself: in all, each stands on the right side as often as on the wrong one.
-    right, wrong = (Counter(word for pair in made for word in pair[side].lower().split()) for side in (1, 2))
+    # No word is right by itself: in all, each stands on the right side as often as on the wrong
+    # one.
+    right, wrong = (
+        Counter(word for pair in made for word in pair[side].lower().split()) for side in (1, 2)
+    )
     assert {name: count for name, count in right.items() if wrong[name] != count} == {}
 
 
@@ -384,7 +452,9 @@ def test_the_bundled_pairs_are_what_the_script_writes() -> None:
 
 
 def write(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return path
 
 
@@ -392,7 +462,11 @@ def write(path: Path, lines: list[Any]) -> Path:
     ("name", "lines", "message"),
     [
         ("a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
-        ("a.jsonl", [{"sentence_good": "a"}], "row 1 of .* has no sentence_bad; got sentence_good; allowed"),
+        (
+            "a.jsonl",
+            [{"sentence_good": "a"}],
+            "row 1 of .* has no sentence_bad; got sentence_good; allowed",
+        ),
         (
             "a.jsonl",
             [{"sentence_good": "a", "sentence_bad": 3}],
@@ -403,7 +477,9 @@ def write(path: Path, lines: list[Any]) -> Path:
         ("a.txt", ["a"], "unknown ending of task file"),
     ],
 )
-def test_odd_files_of_pairs_are_one_line(tmp_path: Path, name: str, lines: list[Any], message: str) -> None:
+def test_odd_files_of_pairs_are_one_line(
+    tmp_path: Path, name: str, lines: list[Any], message: str
+) -> None:
     with pytest.raises(MaskwiseError, match=message) as error:
         Pairs.read(write(tmp_path / name, lines))
     assert "\n" not in str(error.value)
@@ -412,16 +488,24 @@ def test_odd_files_of_pairs_are_one_line(tmp_path: Path, name: str, lines: list[
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"masked_sentences": ["[MASK]"]}, "row 1 of .* has no answer; got masked_sentences; allowed"),
+        (
+            {"masked_sentences": ["[MASK]"]},
+            "row 1 of .* has no answer; got masked_sentences; allowed",
+        ),
         ({"obj_label": " ", "masked_sentences": ["[MASK]"]}, "row 1 of .* has no answer; got ' '"),
-        ({"obj_label": "a", "sub_label": "b"}, "row 1 of .* asks nothing; got obj_label, sub_label; allowed"),
+        (
+            {"obj_label": "a", "sub_label": "b"},
+            "row 1 of .* asks nothing; got obj_label, sub_label; allowed",
+        ),
         (
             {"obj_label": "a", "masked_sentences": ["x"]},
             "no item of facts 'a' can be scored; got 1 × not exactly",
         ),
     ],
 )
-def test_odd_files_of_facts_are_one_line(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+def test_odd_files_of_facts_are_one_line(
+    tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MaskwiseError, match=message):
         Cloze.read(write(tmp_path / "a.jsonl", [line]))
 
@@ -436,11 +520,15 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("bundled:pear", "unknown evaluation set|unknown bundled evaluation set 'pear'; allowed: pairs"),
+        (
+            "bundled:pear",
+            "unknown evaluation set|unknown bundled evaluation set 'pear'; allowed: pairs",
+        ),
         ("nothing.jsonl", "no evaluation file 'nothing.jsonl'"),
         (
             "bundled:pairs(item=3)",
-            r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did you mean 'items'",
+            r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did "
+            r"you mean 'items'",
         ),
         ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
         (
@@ -468,11 +556,16 @@ def test_settings() -> None:
     assert EvaluationSettings.model_validate({"pairs": "bundled:pairs"}).pairs == ("bundled:pairs",)
     assert validate({"evaluation": {"ratio": 0.3}}, origin="here").evaluation.ratios == (0.3,)
     for raw, message in [
-        ({"ratios": [0.15, 0.15]}, "evaluation.ratios; got .0.15, 0.15.; allowed: different numbers"),
-        ({"ratios": [1.5]}, "different numbers in 0 < r < 1"), ({"ratios": []}, "different numbers"),
-        ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"), ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
+        (
+            {"ratios": [0.15, 0.15]},
+            "evaluation.ratios; got .0.15, 0.15.; allowed: different numbers",
+        ),
+        ({"ratios": [1.5]}, "different numbers in 0 < r < 1"),
+        ({"ratios": []}, "different numbers"),
+        ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"),
+        ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
         ({"row": 3}, "unknown setting in here: .*row"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(MaskwiseError, match=message):
             validate({"evaluation": raw}, origin="here")
 
@@ -480,7 +573,9 @@ def test_settings() -> None:
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
     settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
-    with pytest.raises(MaskwiseError, match="two evaluation sets are called 'pairs'; rename a file"):
+    with pytest.raises(
+        MaskwiseError, match="two evaluation sets are called 'pairs'; rename a file"
+    ):
         load_sets(settings)
 
 
@@ -499,7 +594,12 @@ def data() -> Any:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     folder = tmp_path_factory.mktemp("checkpoint")
     new_model(new_config("bert", TOKENIZER, 32, **sizes), seed=0).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
@@ -507,17 +607,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path) -> None:
-    facts = write(tmp_path / "facts.jsonl", [
-        {"sub_label": fact.subject, "obj_label": fact.answer, "masked_sentences": [fact.text]}
-        for fact in SENTENCES.facts
-    ])  # fmt: skip
-    pairs = write(tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}])
-    settings = EvaluationSettings(rows=8, pseudo_perplexity=3, cloze=(str(facts),), pairs=(str(pairs),))
+    facts = write(
+        tmp_path / "facts.jsonl",
+        [
+            {"sub_label": fact.subject, "obj_label": fact.answer, "masked_sentences": [fact.text]}
+            for fact in SENTENCES.facts
+        ],
+    )
+    pairs = write(
+        tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}]
+    )
+    settings = EvaluationSettings(
+        rows=8, pseudo_perplexity=3, cloze=(str(facts),), pairs=(str(pairs),)
+    )
     found = evaluate(checkpoint, data, settings)
     heldout = [line for line in found if line["kind"] == "heldout"]
     assert [(line["ratio"], line["masks"]) for line in heldout] == [
-        (0.15, "token"), (0.15, "whole-word"), (0.4, "token"), (0.4, "whole-word"),
-    ]  # fmt: skip
+        (0.15, "token"),
+        (0.15, "whole-word"),
+        (0.4, "token"),
+        (0.4, "whole-word"),
+    ]
     rest = [(line["name"], line["metric"]) for line in found if line["kind"] == "evaluation"]
     assert len(set(rest)) == len(rest)
     assert {name for name, _ in rest} == {"pseudo-perplexity", "facts", "order"}
@@ -530,7 +640,9 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path) -> None:
     assert evaluate(model, data, settings) == found and model.training
     maskers = fixed_maskers(TOKENIZER, masks=["token"], ratio=0.4)
     with torch.no_grad():
-        (direct,) = HeldOut(data.held_out, maskers, None, rows=8)(MaskedLanguageModelling(model.eval()))
+        (direct,) = HeldOut(data.held_out, maskers, None, rows=8)(
+            MaskedLanguageModelling(model.eval())
+        )
     assert direct["loss"] == heldout[2]["loss"] and direct["unigram"] is None
 
 
@@ -538,7 +650,9 @@ def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
     data: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is asked for once, for a folder: "meta" stands for one on which this cannot go on."""
-    monkeypatch.setattr(sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(
+        sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta")
+    )
     settings = EvaluationSettings(rows=4, ratios=(0.15,), masks=("token",))
     assert evaluate(load_model(checkpoint), data, settings)[0]["loss"] > 0
     with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
@@ -555,7 +669,9 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
     model = load_model(checkpoint)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    with pytest.raises(MaskwiseError, match=r"a measure of token \(held-out loss\) is no number; got nan"):
+    with pytest.raises(
+        MaskwiseError, match=r"a measure of token \(held-out loss\) is no number; got nan"
+    ):
         evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()
     small.config.vocab_size = 3
@@ -564,7 +680,9 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
 
 
 def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = write(tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}])
+    pairs = write(
+        tmp_path / "order.jsonl", [{"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}]
+    )
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(TEXTS * 8))
     with pytest.raises(SystemExit) as end:
@@ -580,7 +698,10 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
             ]
         )
     found = json.loads(capsys.readouterr().out)
-    assert not end.value.code and [line["kind"] for line in found] == ["heldout"] * 4 + ["evaluation"] * 3
+    assert (
+        not end.value.code
+        and [line["kind"] for line in found] == ["heldout"] * 4 + ["evaluation"] * 3
+    )
     assert found[0]["unigram"] is None
     for arguments, message in [
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
@@ -607,7 +728,11 @@ def test_overlap_by_hand() -> None:
     document = " ".join(WORDS[:100])
     copied, cut = " ".join(["new", *WORDS[20:33], "end"]), " ".join(["new", *WORDS[20:32], "end"])
     disguised = "«" + ",\n".join(word.upper() for word in WORDS[40:53]) + "!»"
-    short, unlike, tiny = " ".join(WORDS[60:66]), " ".join([*WORDS[60:65], "else"]), " ".join(WORDS[70:73])
+    short, unlike, tiny = (
+        " ".join(WORDS[60:66]),
+        " ".join([*WORDS[60:65], "else"]),
+        " ".join(WORDS[70:73]),
+    )
     across = " ".join([*WORDS[90:100], *WORDS[200:210]])
     items = [copied, cut, disguised, short, unlike, tiny, across, ("nothing of it", short)]
     found = overlap([document, " ".join(WORDS[200:300])], items)
@@ -621,8 +746,11 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
     for n in (4, 6, 13):
         documents = [" ".join(draw.choices("abc", k=draw.randrange(0, 60))) for _ in range(20)]
         items = [" ".join(draw.choices("abc", k=draw.randrange(0, 18))) for _ in range(60)]
-        grams = [[tuple(text.split()[at:][:k]) for at in range(len(text.split()) - k + 1)] for text in documents
-                 for k in range(4, n + 1)]  # fmt: skip
+        grams = [
+            [tuple(text.split()[at:][:k]) for at in range(len(text.split()) - k + 1)]
+            for text in documents
+            for k in range(4, n + 1)
+        ]
         there = {gram for some in grams for gram in some}
         expected = []
         for place, item in enumerate(items):
@@ -630,7 +758,8 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
             hit = any(tuple(words[at : at + k]) in there for at in range(len(words) - k + 1))
             expected += [place] * (k >= 4 and hit)
         assert overlap(documents, items, n=n).places == tuple(expected)
-        module = importlib.import_module("maskwise.evaluation.overlap")  # the name is the function's too
+        # the name is the function's too
+        module = importlib.import_module("maskwise.evaluation.overlap")
         monkeypatch.setattr(module, "_BATCH_CHARACTERS", 50)
         assert overlap(iter(documents), items, n=n).places == tuple(expected)
 

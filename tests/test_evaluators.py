@@ -11,7 +11,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.tasks import evaluate_tasks, evaluator_task, load_task
 from tiny import write_lines
 
-evaluation = pytest.importorskip("sentence_transformers.evaluation", reason="pip install sentence-transformers")
+evaluation = pytest.importorskip(
+    "sentence_transformers.evaluation", reason="pip install sentence-transformers"
+)
 SENTENCES = ("He writes books.", "She wrote a novel.", "It rains today.", "The sea is cold.")
 
 
@@ -27,13 +29,16 @@ def write_triplets(folder: Path) -> Path:
 def test_the_score_is_what_the_evaluator_says_of_the_same_vectors(tmp_path: Path) -> None:
     task = load_task(f"{write_triplets(tmp_path)}(kind='evaluator', evaluator='triplet')")
     near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    vectors = torch.stack([near, near, far] * 3 + [near, far, near])  # the last anchor is nearer to its negative
+    # the last anchor is nearer to its negative
+    vectors = torch.stack([near, near, far] * 3 + [near, far, near])
     assert task.score("test", task.kind.answers(task, {"test": vectors})["test"]) == 0.75
 
 
 def test_a_file_and_an_object_have_one_score(tmp_path: Path) -> None:
     a, b, c, d = SENTENCES
-    given = evaluator_task(evaluation.TripletEvaluator([a, b, c, d], [b, a, d, c], [c, d, a, b]), "books")
+    given = evaluator_task(
+        evaluation.TripletEvaluator([a, b, c, d], [b, a, d, c], [c, d, a, b]), "books"
+    )
     spec = f"{write_triplets(tmp_path)}(kind='evaluator', evaluator='triplet')"
     file, object_ = evaluate_tasks("bundled:encoder", [spec, given])
     assert file["score"] == object_["score"] and object_["task"] == "books"
@@ -42,7 +47,9 @@ def test_a_file_and_an_object_have_one_score(tmp_path: Path) -> None:
 
 def test_retrieval_asks_for_queries_and_a_corpus() -> None:
     texts = dict(enumerate(SENTENCES))
-    evaluator = evaluation.InformationRetrievalEvaluator(texts, texts, {n: {n} for n in texts}, accuracy_at_k=[1])
+    evaluator = evaluation.InformationRetrievalEvaluator(
+        texts, texts, {n: {n} for n in texts}, accuracy_at_k=[1]
+    )
     (record,) = evaluate_tasks("bundled:encoder", [evaluator_task(evaluator)])
     assert record["score"] == 1.0  # every text is nearest to itself
 

@@ -1,4 +1,6 @@
-"""What can go wrong while a model trains: signals, damaged files, a full disk, losses that are not finite, two runs."""
+"""What can go wrong while a model trains: signals, damaged files, a full disk, losses that are not
+finite, two runs.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,14 @@ def trained(folder: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
     asked: list[int] = []
-    done = train(objective, source, chosen, folder=folder, evaluate=lambda step: asked.append(step) or [], quiet=True)
+    done = train(
+        objective,
+        source,
+        chosen,
+        folder=folder,
+        evaluate=lambda step: asked.append(step) or [],
+        quiet=True,
+    )
     return objective.model, {**done, "evaluated": asked}
 
 
@@ -71,7 +80,9 @@ def trained(folder: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
 def test_a_signal_saves_a_state_at_the_end_of_the_step(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After every step in turn, also between two lines of metrics and after the last: it goes on bit for bit."""
+    """After every step in turn, also between two lines of metrics and after the last: it goes on
+    bit for bit.
+    """
     before = signal.getsignal(number)
     whole, facts = trained(tmp_path / "whole")
     for step in range(1, 13) if number == signal.SIGTERM else (4,):
@@ -79,7 +90,10 @@ def test_a_signal_saves_a_state_at_the_end_of_the_step(
         assert signalled(folder, step, number) == 128 + number
         assert states(folder)[-1] == step
         said = capsys.readouterr().err
-        assert f"{signal.Signals(number).name}: saved the state of step {step} in {folder}/resume" in said
+        assert (
+            f"{signal.Signals(number).name}: saved the state of step {step} in {folder}/resume"
+            in said
+        )
         assert said.count("\n") == 1
         resumed, again = trained(folder)
         assert again["resumed_at"] == step and same(whole, resumed), step
@@ -99,7 +113,9 @@ def test_a_signal_where_no_states_are_kept_ends_the_training(
     assert not (tmp_path / "resume").exists()
 
 
-def test_a_signal_while_a_state_is_written_leaves_whole_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_a_state_is_written_leaves_whole_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, _ = trained(tmp_path / "whole")
 
     def kill_and_write(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -115,7 +131,9 @@ def test_a_signal_while_a_state_is_written_leaves_whole_states(tmp_path: Path, m
     assert end.value.code == 143 and states(tmp_path / "cut")[0] in (3, 6)
     assert all(damage(path) is None for path in (tmp_path / "cut" / "resume").iterdir())
     monkeypatch.undo()
-    assert same(whole, trained(tmp_path / "cut")[0]) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert same(whole, trained(tmp_path / "cut")[0]) and lines(tmp_path / "cut") == lines(
+        tmp_path / "whole"
+    )
 
 
 def test_a_signal_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -171,7 +189,9 @@ def test_the_newest_states_are_kept(keep: int, tmp_path: Path) -> None:
     assert states(tmp_path) == [2, 4, 6, 8, 10][-keep:]
 
 
-def test_training_goes_on_while_a_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on_while_a_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state of step 3 is not written before step 5 is done, and holds the weights of step 3."""
     whole, _ = run(tmp_path / "whole", **HOW)
     go_on, writing = threading.Event(), []
@@ -213,7 +233,9 @@ def test_what_goes_wrong_in_the_background_is_raised_in_the_loop(
         write_folder(folder, fails if folder.name.endswith("6") else fill)
 
     monkeypatch.setattr(states_file, "write_folder", full)
-    with pytest.raises(MaskwiseError, match=r"^cannot write .*step-00000006; got No space left on device"):
+    with pytest.raises(
+        MaskwiseError, match=r"^cannot write .*step-00000006; got No space left on device"
+    ):
         run(tmp_path / "cut", **HOW)
     assert states(tmp_path / "cut") == [3] and not list(tmp_path.rglob("*.partial"))
     monkeypatch.undo()
@@ -239,7 +261,9 @@ def test_damaged_files_of_a_state_are_seen(
         path.unlink()
     assert run(tmp_path, **HOW)[1]["resumed_at"] == 3
     said = capsys.readouterr().err
-    assert re.search(r"skipping .*step-00000006: (\S+ is (damaged|missing)|no readable manifest)", said)
+    assert re.search(
+        r"skipping .*step-00000006: (\S+ is (damaged|missing)|no readable manifest)", said
+    )
 
 
 # --- the best checkpoint
@@ -257,8 +281,12 @@ def test_the_best_checkpoint_is_kept_and_known_after_a_stop(tmp_path: Path) -> N
         best = Best(tmp_path, save)
         for loss in losses:
             step += 1
-            best.offer(step, [{"loss": loss, "masks": "token"}, {"loss": loss + 1.0}, {"score": 3.0}])
-        return (tmp_path / "best" / "weights").read_text(), json.loads((tmp_path / "best.json").read_text())
+            best.offer(
+                step, [{"loss": loss, "masks": "token"}, {"loss": loss + 1.0}, {"score": 3.0}]
+            )
+        return (tmp_path / "best" / "weights").read_text(), json.loads(
+            (tmp_path / "best.json").read_text()
+        )
 
     step = 0
     assert offered(3.0, 2.0, math.nan, 2.5) == ("2", {"step": 2, "loss": 2.5})
@@ -292,7 +320,9 @@ class Spoiled(MaskedLanguageModelling):
         return outcome._replace(loss=outcome.loss * math.nan) if batch.arm else outcome
 
 
-def poisoned(folder: Path | None, spoiled: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]]:
+def poisoned(
+    folder: Path | None, spoiled: tuple[int, ...], **more: Any
+) -> tuple[Any, dict[str, Any]]:
     """Train; the loss of the batches of some steps (counted from 0) is not finite."""
     masker = Poisonous(tokenizer(), ratio=0.3)
     masker.poisoned = spoiled
@@ -312,7 +342,10 @@ def without(left_out: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]
 
 def test_stop_names_the_step_and_what_to_lower(tmp_path: Path) -> None:
     """Also where it is seen some steps later."""
-    says = "the loss is not finite at step 6; got nan; lower the learning rate (0.00175 at this step), "
+    says = (
+        "the loss is not finite at step 6; got nan; lower the learning rate (0.00175 at this "
+        "step), "
+    )
     says += "or set training.on_nan: skip"
     with pytest.raises(MaskwiseError, match=rf"^{re.escape(says)}$"):
         poisoned(tmp_path, (5,), save_every=4)
@@ -326,7 +359,9 @@ def test_skip_leaves_updates_out_and_counts_them(optimizer: str, tmp_path: Path)
     found, done = poisoned(tmp_path, (0, 5, 6), on_nan="skip", optimizer=optimizer)
     other, facts = without((0, 5, 6), optimizer=optimizer)
     assert same(found, other)
-    assert {name: done[name] for name in ("loss", "targets")} == {name: facts[name] for name in ("loss", "targets")}
+    assert {name: done[name] for name in ("loss", "targets")} == {
+        name: facts[name] for name in ("loss", "targets")
+    }
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in written] == [1, 3, 3] and math.isfinite(done["loss"])
     plain = poisoned(None, (), optimizer=optimizer)[0]
@@ -350,7 +385,9 @@ def test_rewind_is_gone() -> None:
 # --- two runs in one folder
 
 
-def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
+    tmp_path: Path,
+) -> None:
     def hold() -> None:
         with claim(tmp_path, "another run trains into", lock=loop.LOCK):
             (tmp_path / "held").touch()
@@ -362,7 +399,9 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
         os._exit(0)
     try:
         wait_for((tmp_path / "held").exists)
-        with pytest.raises(MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "):
+        with pytest.raises(
+            MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "
+        ):
             run(tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()
     finally:
@@ -387,7 +426,11 @@ def on_a_full_disk(folder: Path, size: int, more: dict[str, Any]) -> str:
 def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
     """The limit is met in the middle of a line, which a resumed run drops."""
     said = forked(on_a_full_disk, tmp_path, size, {"eval_every": 0, "log_every": 1})()
-    assert said.startswith("cannot write") and "metrics.jsonl; got File too large" in said and "\n" not in said
+    assert (
+        said.startswith("cannot write")
+        and "metrics.jsonl; got File too large" in said
+        and "\n" not in said
+    )
     assert run(tmp_path, log_every=1)[1]["steps"] == 12 and len(lines(tmp_path)) == 24
 
 
@@ -403,14 +446,21 @@ def columns_on_a_full_disk(folder: Path) -> str:
 
 
 def test_short_columns_on_a_full_disk_are_not_lost_in_silence(tmp_path: Path) -> None:
-    assert forked(columns_on_a_full_disk, tmp_path)().startswith(f"cannot write {tmp_path}; got File too large")
+    assert forked(columns_on_a_full_disk, tmp_path)().startswith(
+        f"cannot write {tmp_path}; got File too large"
+    )
 
 
 # --- another number of processes
 
 
 def on_two_ranks(folder: Path, stop: int | None) -> None:
-    how = {"dropout": 0.0, "masker": Masker(tokenizer(), ratio=0.3), "log_every": 2, "save_every": 2}
+    how = {
+        "dropout": 0.0,
+        "masker": Masker(tokenizer(), ratio=0.3),
+        "log_every": 2,
+        "save_every": 2,
+    }
     try:
         run(folder, stop=stop, **how)
     except KeyboardInterrupt:
@@ -418,7 +468,9 @@ def on_two_ranks(folder: Path, stop: int | None) -> None:
 
 
 @pytest.mark.slow
-def test_from_two_processes_to_one_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_two_processes_to_one_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     how: dict[str, Any] = {
         "dropout": 0.0,
         "masker": Masker(tokenizer(), ratio=0.3),
@@ -429,12 +481,18 @@ def test_from_two_processes_to_one_and_back(tmp_path: Path, capsys: pytest.Captu
     two_ranks(on_two_ranks, tmp_path / "moved", 5)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "moved", stop=9, **how)
-    assert "with processes 1 (was 2): the same run but for rounding and dropout" in capsys.readouterr().err
+    assert (
+        "with processes 1 (was 2): the same run but for rounding and dropout"
+        in capsys.readouterr().err
+    )
     two_ranks(on_two_ranks, tmp_path / "moved", None)
     one, moved = lines(tmp_path / "one"), lines(tmp_path / "moved")
     for a, b in zip(one, moved, strict=True):
-        for key, value in a.items():  # counts, which the masks make, are the same; losses are, to rounding
-            assert value == (pytest.approx(b[key], rel=1e-4) if isinstance(value, float) else b[key]), (
+        # counts, which the masks make, are the same; losses are, to rounding
+        for key, value in a.items():
+            assert value == (
+                pytest.approx(b[key], rel=1e-4) if isinstance(value, float) else b[key]
+            ), (
                 key,
                 a,
                 b,

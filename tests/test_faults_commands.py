@@ -38,9 +38,13 @@ def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
     losses = {step: sum(values) / len(values) for step, values in evaluated.items()}
     best = min(losses, key=lambda step: losses[step])
     assert set(losses) == {5, 10}
-    assert json.loads((out / "best.json").read_text()) == {"step": best, "loss": pytest.approx(losses[best])}
+    assert json.loads((out / "best.json").read_text()) == {
+        "step": best,
+        "loss": pytest.approx(losses[best]),
+    }
     assert damage(out / "best") is None and AutoModelForMaskedLM.from_pretrained(out / "best")
-    # A try that was killed before its first state leaves a best one, which is none of the recipe that follows.
+    # A try that was killed before its first state leaves a best one, which is none of the recipe
+    # that follows.
     for left in ("checkpoint", "resume"):
         shutil.rmtree(out / left, ignore_errors=True)
     (out / "done.json").unlink()
@@ -53,7 +57,12 @@ def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    hot = ("training.steps=10", "training.learning_rate=1e30", "training.clip=0", "training.decay=constant")
+    hot = (
+        "training.steps=10",
+        "training.learning_rate=1e30",
+        "training.clip=0",
+        "training.decay=constant",
+    )
     assert maskwise("pretrain", recipe, *hot, "--out", out) == 2
     said = capfd.readouterr().err
     assert "is not finite at step" in said and "set training.on_nan: skip" in said
@@ -82,7 +91,9 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
     assert maskwise(*arguments, "--out", tmp_path / "whole", "--json") == 0
     out = tmp_path / "cut"
     run = start(*arguments, "--out", out)
-    wait_for(lambda: (out / "metrics.jsonl").is_file() and len(read_lines(out / "metrics.jsonl")) > 5)
+    wait_for(
+        lambda: (out / "metrics.jsonl").is_file() and len(read_lines(out / "metrics.jsonl")) > 5
+    )
     os.kill(run.pid, number)
     _, err = run.communicate(timeout=PATIENCE)
     name = signal.Signals(number).name
@@ -92,19 +103,27 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
     assert list((out / "resume").iterdir()) and not list(out.rglob("*.partial"))
     assert maskwise(*arguments, "--out", out, "--json") == 0
     for file in ("model.safetensors", "manifest.json"):
-        assert (out / "checkpoint" / file).read_bytes() == (tmp_path / "whole" / "checkpoint" / file).read_bytes()
+        assert (out / "checkpoint" / file).read_bytes() == (
+            tmp_path / "whole" / "checkpoint" / file
+        ).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("everybody", [True, False], ids=["the group", "the study"])
-def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(everybody: bool, recipe: Path, tmp_path: Path) -> None:
+def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(
+    everybody: bool, recipe: Path, tmp_path: Path
+) -> None:
     """Slurm signals every process of a job; a process manager only the first."""
     arguments = ("study", recipe, *LONG, "study.seeds=1", "--jobs", 1)
     assert maskwise(*arguments, "--out", tmp_path / "whole", "--json") == 0
     out = tmp_path / "cut"
     study = start(*arguments, "--out", out)
-    wait_for(lambda: any(len(path.read_bytes()) > 500 for path in out.glob("stages/pretrain-*/metrics.jsonl")))
+    wait_for(
+        lambda: any(
+            len(path.read_bytes()) > 500 for path in out.glob("stages/pretrain-*/metrics.jsonl")
+        )
+    )
     (os.killpg if everybody else os.kill)(study.pid, signal.SIGTERM)
     _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 143 and "Traceback" not in err, err
@@ -112,14 +131,25 @@ def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(everybody: bool
     assert "ended by SIGTERM; the same command goes on where it stopped" in err
     assert list(out.glob("stages/pretrain-*/resume/step-*")) and not list(out.rglob("*.partial"))
     assert maskwise(*arguments, "--out", out, "--json") == 0
-    assert (out / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+    assert (out / "records.jsonl").read_bytes() == (
+        tmp_path / "whole" / "records.jsonl"
+    ).read_bytes()
 
 
 def torchrun(*arguments: Any) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*launcher, "-m", "maskwise.cli", *map(str, arguments)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes
+    )
 
 
 @pytest.mark.slow
@@ -128,7 +158,9 @@ def test_ranks_that_are_told_to_end_save_at_the_same_step(recipe: Path, tmp_path
     out = tmp_path / "out"
     arguments = ("pretrain", recipe, *LONG, "--out", out)
     run = torchrun(*arguments)
-    wait_for(lambda: (out / "metrics.jsonl").is_file() and len(read_lines(out / "metrics.jsonl")) > 5)
+    wait_for(
+        lambda: (out / "metrics.jsonl").is_file() and len(read_lines(out / "metrics.jsonl")) > 5
+    )
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=PATIENCE)
     assert run.returncode and err.count("SIGTERM: saved the state of step ") == 1, err
@@ -138,5 +170,7 @@ def test_ranks_that_are_told_to_end_save_at_the_same_step(recipe: Path, tmp_path
     run = torchrun(*arguments)
     _, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, err
-    trained = [line["step"] for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
+    trained = [
+        line["step"] for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"
+    ]
     assert trained == list(range(2, 401, 2))

@@ -1,4 +1,6 @@
-"""Files as people have them: lines, any separator and quoting, nested fields, numbers, several labels, missing ones."""
+"""Files as people have them: lines, any separator and quoting, nested fields, numbers, several
+labels, missing ones.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ MANY = [f"{sentence} {n}" for n in range(4) for sentence in SENTENCES]
         ("\n".join(SENTENCES[:5]) + "\n\n" + "\n".join(SENTENCES[5:]), 2),
         ("\n".join(SENTENCES[:4]), 1),  # too few lines to tell
         (
-            "\n".join(["It is one text that", "was wrapped at some", "width, so that its", "lines begin with"] * 3),
+            "\n".join(
+                [
+                    "It is one text that",
+                    "was wrapped at some",
+                    "width, so that its",
+                    "lines begin with",
+                ]
+                * 3
+            ),
             1,
         ),
     ],
@@ -39,7 +49,9 @@ def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Pat
     assert len(list(read_documents(path, text_per="block"))) == (
         12 if "\n\n" in text and documents == 12 else max(1, documents if "\n\n" in text else 1)
     )
-    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(set(text.split("\n")) - {""})
+    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(
+        set(text.split("\n")) - {""}
+    )
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -47,7 +59,10 @@ def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Pat
 def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
     rows = [
         ["text", "label"],
-        *([f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]] for n, s in enumerate(MANY)),
+        *(
+            [f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]]
+            for n, s in enumerate(MANY)
+        ),
     ]
     path = tmp_path / f"table{ending}"
     path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
@@ -57,7 +72,8 @@ def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['"He said ""no"", twice",1', '"He said \\"no\\", twice",1', "'He said \"no\", twice',1"]
+    "line",
+    ['"He said ""no"", twice",1', '"He said \\"no\\", twice",1', "'He said \"no\", twice',1"],
 )
 def test_any_quoting(line: str) -> None:
     table = read_table(
@@ -70,7 +86,9 @@ def test_any_quoting(line: str) -> None:
 
 def test_a_cell_may_hold_a_long_document() -> None:
     long = "A long document. " * 9000
-    table = read_table(f'text,label\n"He said ""yes"", then left.",1\n"{long}",2\n', Path("t"), usual=",")
+    table = read_table(
+        f'text,label\n"He said ""yes"", then left.",1\n"{long}",2\n', Path("t"), usual=","
+    )
     assert [row["label"] for row in table] == ["1", "2"] and table[1]["text"] == long
 
 
@@ -106,10 +124,16 @@ def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
     task = load_task(path)
     assert task.kind.name == "regression" and task.metric == "spearman" and task.majority == 0.0
     assert {row.score % 1 for row in task.splits["train"]} == {0.5}
-    assert any("'Kommentar'" in note for note in task.notes) and any("'Note'" in note for note in task.notes)
+    assert any("'Kommentar'" in note for note in task.notes) and any(
+        "'Note'" in note for note in task.notes
+    )
     settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
     (record,) = evaluate_tasks("bundled:encoder", [str(path)], settings=settings)
-    assert record["task_kind"] == "regression" and -1 <= record["score"] <= 1 and "pearson" in record["others"]
+    assert (
+        record["task_kind"] == "regression"
+        and -1 <= record["score"] <= 1
+        and "pearson" in record["others"]
+    )
 
 
 PROTEINS = ["MKT" + "ACDEFGHIKL"[n % 10] * 30 + "ACDEFG"[n // 10] for n in range(60)]
@@ -119,24 +143,35 @@ PASSAGES = [f"{text} {n}" for n, text in enumerate(MANY + MANY)]
 @pytest.mark.parametrize(
     ("table", "kind", "columns"),
     [
-        ([{"passage": s, "speech": ("yes", "no")[n % 2]} for n, s in enumerate(PASSAGES)],
-         "sequence-classification", ("passage", "speech")),  # a passage is also what questions are about
-        ([{"sequence": s, "family": "ab"[n % 2]} for n, s in enumerate(PROTEINS)],
-         "sequence-classification", ("sequence", "family")),
-        ([{"Nr": str(n), "Anzeige": s, "Preis": f"{n % 37},50"} for n, s in enumerate(PASSAGES)],
-         "regression", ("Anzeige", "Preis")),
+        (
+            [{"passage": s, "speech": ("yes", "no")[n % 2]} for n, s in enumerate(PASSAGES)],
+            # a passage is also what questions are about
+            "sequence-classification",
+            ("passage", "speech"),
+        ),
+        (
+            [{"sequence": s, "family": "ab"[n % 2]} for n, s in enumerate(PROTEINS)],
+            "sequence-classification",
+            ("sequence", "family"),
+        ),
+        (
+            [{"Nr": str(n), "Anzeige": s, "Preis": f"{n % 37},50"} for n, s in enumerate(PASSAGES)],
+            "regression",
+            ("Anzeige", "Preis"),
+        ),
     ],
     ids=["passages", "proteins", "prices"],
-)  # fmt: skip
+)
 def test_columns_with_names_of_their_own(
     table: list[dict[str, str]], kind: str, columns: tuple[str, str], tmp_path: Path
 ) -> None:
     write_lines(tmp_path / "mine.jsonl", table)
     task = load_task(tmp_path / "mine.jsonl")
     assert task.kind.name == kind
-    assert [f"the {what} is column {name!r}" for what, name in zip(("text", "label"), columns, strict=True)] == [
-        note.partition(",")[0] for note in task.notes if "column" in note
-    ]
+    assert [
+        f"the {what} is column {name!r}"
+        for what, name in zip(("text", "label"), columns, strict=True)
+    ] == [note.partition(",")[0] for note in task.notes if "column" in note]
 
 
 @pytest.mark.parametrize("other", ["colour", "question"])
@@ -163,7 +198,9 @@ def test_several_labels_a_row(listed: bool, tmp_path: Path) -> None:
     assert task.kind.name == "multi-label" and task.labels == ("fun", "long", "sad")
     assert sum(map(len, task.splits.values())) == 96 and 0 < task.majority < 1
     settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
-    (record,) = evaluate_tasks("bundled:encoder", [str(tmp_path / "several.jsonl")], settings=settings)
+    (record,) = evaluate_tasks(
+        "bundled:encoder", [str(tmp_path / "several.jsonl")], settings=settings
+    )
     assert record["metric"] == "label-micro-f1" and "label-macro-f1" in record["others"]
 
 
@@ -171,12 +208,16 @@ def test_a_first_row_of_data_is_not_taken_for_names(tmp_path: Path) -> None:
     lines = [f"it rained on day {number}\t{('good', 'bad')[number % 2]}" for number in range(60)]
     path = tmp_path / "reviews.tsv"
     path.write_text("\n".join(lines), encoding="utf-8")
-    says = "the first row of .*reviews.tsv.* looks like data.*'good', which is also a value.*text=1,label=2"
+    says = (
+        "the first row of .*reviews.tsv.* looks like data.*'good', which is also a "
+        "value.*text=1,label=2"
+    )
     for read in (load_task, longest_field):
         with pytest.raises(MaskwiseError, match=says):
             read(str(path))
     assert sum(map(len, load_task(f"{path}(text=1,label=2)").splits.values())) == 60
-    path.write_text("\n".join(["comment\tgood", *lines]), encoding="utf-8")  # may be the name of a column, too
+    # may be the name of a column, too
+    path.write_text("\n".join(["comment\tgood", *lines]), encoding="utf-8")
     assert load_task(path).labels == ("bad", "good") and longest_field(str(path)) == "comment"
 
 

@@ -16,31 +16,47 @@ TASKS = ["banking77(train_rows=20)", "trivia(train_rows=20)"]
 
 
 class Tuner:
-    """Stands in for ``judge.finetune``: counts its calls, and diverges at high rates or on one task."""
+    """Stands in for ``judge.finetune``: counts its calls, and diverges at high rates or on one
+    task.
+    """
 
     def __init__(self, *, most: float = math.inf, fails: str = ""):
         self.calls: list[tuple[str, float]] = []
         self.most = most
         self.fails = fails
 
-    def __call__(self, checkpoint: object, task: Any, *, settings: Any, **_: object) -> dict[str, Any]:
+    def __call__(
+        self, checkpoint: object, task: Any, *, settings: Any, **_: object
+    ) -> dict[str, Any]:
         self.calls.append((task.name, settings.learning_rate))
         if task.name == self.fails:
             raise KeyboardInterrupt
         if settings.learning_rate > self.most:
             raise NotFinite("the loss is not finite at step 3", got=math.nan)
         return {
-            "dev": 0.5, "score": 0.5, "others": {}, "majority": 0.1, "lost_words": 0, "notes": [], "items": None,
+            "dev": 0.5,
+            "score": 0.5,
+            "others": {},
+            "majority": 0.1,
+            "lost_words": 0,
+            "notes": [],
+            "items": None,
             "counts": None,
-        }  # fmt: skip
+        }
 
 
-def finetuned(monkeypatch: pytest.MonkeyPatch, out: Path, tuner: Tuner, *overrides: str, seeds: int = 2) -> list[Any]:
+def finetuned(
+    monkeypatch: pytest.MonkeyPatch, out: Path, tuner: Tuner, *overrides: str, seeds: int = 2
+) -> list[Any]:
     monkeypatch.setattr(judge, "finetune", tuner)
-    return run_finetune("bundled:encoder", TASKS, ["steps=2", *overrides], seeds=seeds, out=out, quiet=True)
+    return run_finetune(
+        "bundled:encoder", TASKS, ["steps=2", *overrides], seeds=seeds, out=out, quiet=True
+    )
 
 
-def test_a_finished_fine_tuning_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_fine_tuning_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, again = Tuner(), Tuner()
     records = finetuned(monkeypatch, tmp_path, first)
     assert len(first.calls) == 4
@@ -65,7 +81,10 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
         finetuned(monkeypatch, tmp_path, Tuner(fails="trivia"))
     rest = Tuner()
     records = finetuned(monkeypatch, tmp_path, rest)
-    assert {name for name, _ in rest.calls} == {"trivia"} and [r["task"] for r in records] == ["banking77", "trivia"]
+    assert {name for name, _ in rest.calls} == {"trivia"} and [r["task"] for r in records] == [
+        "banking77",
+        "trivia",
+    ]
 
 
 def test_other_weights_are_judged_anew(tmp_path: Path) -> None:

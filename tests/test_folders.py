@@ -20,7 +20,7 @@ from maskwise.folders import (
     write_json,
     write_lines,
     write_whole,
-)  # fmt: skip
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -70,7 +70,9 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: P
 
 def test_damage_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    write_folder(folder, lambda target: [(target / name).write_bytes(b"abc") for name in ("a", "README.md")])
+    write_folder(
+        folder, lambda target: [(target / name).write_bytes(b"abc") for name in ("a", "README.md")]
+    )
     (folder / "README.md").write_bytes(b"a card that its owner has edited")
     assert damage(folder) is None
     (folder / "a").write_bytes(b"abd")
@@ -96,7 +98,9 @@ def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) ->
     with claim(tmp_path, "another study runs in"):
         second = context.Process(target=_second, args=(tmp_path, answers))
         second.start()
-        assert answers.get(timeout=60).startswith(f"another study runs in {tmp_path}; got process {os.getpid()} on ")
+        assert answers.get(timeout=60).startswith(
+            f"another study runs in {tmp_path}; got process {os.getpid()} on "
+        )
         second.join()
     _second(tmp_path, answers)
     assert answers.get(timeout=60) == "claimed"
@@ -107,7 +111,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     require_own(tmp_path, "stages", what="a study")
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(
-        MaskwiseError, match=r"holds something else; got thesis\.tex; give a new folder, or that of a study"
+        MaskwiseError,
+        match=r"holds something else; got thesis\.tex; give a new folder, or that of a study",
     ):
         require_own(tmp_path, "stages", what="a study")
     (tmp_path / "stages").mkdir()

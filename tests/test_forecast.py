@@ -1,4 +1,6 @@
-"""How long stages take: one key of what their time depends on, and what is measured counts more than what is scaled."""
+"""How long stages take: one key of what their time depends on, and what is measured counts more
+than what is scaled.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stages_of(recipe: Path, *overrides: str) -> dict[str, Stage]:
-    return {stage.name: stage for stage in make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()}
+    return {
+        stage.name: stage for stage in make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()
+    }
 
 
 def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
@@ -61,7 +65,9 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
         ("training.weight_decay=0.1", set()),
     ],
 )
-def test_the_key_holds_all_that_time_depends_on(override: str, changes: set[str], recipe: Path) -> None:
+def test_the_key_holds_all_that_time_depends_on(
+    override: str, changes: set[str], recipe: Path
+) -> None:
     base = "finetune.max_length=12"
     before = keys(recipe, base)
     after = keys(recipe, base, *override.split())
@@ -82,7 +88,9 @@ def test_phases_of_other_rows_are_not_alike(recipe: Path) -> None:
 
 
 def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
-    named = stages_of(recipe, "study.companions=[0.5]", "training.steps=100", "training.eval_every=0")
+    named = stages_of(
+        recipe, "study.companions=[0.5]", "training.steps=100", "training.eval_every=0"
+    )
     named |= stages_of(recipe, "training.steps=50", "training.eval_every=0")
     whole, half = [name for name, stage in named.items() if stage.kind == "pretrain"]
     forecast = Forecast(named)
@@ -98,7 +106,13 @@ def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
 
 
 def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
-    asked = [*SMALL, "corpus.length=64", "intermediate.corpus.length=16", "tasks=[]", "training.eval_every=0"]
+    asked = [
+        *SMALL,
+        "corpus.length=64",
+        "intermediate.corpus.length=16",
+        "tasks=[]",
+        "training.eval_every=0",
+    ]
     assert not outlook_of(str(recipe), asked)["time"]["unknown"]
     named = stages_of(recipe, *asked)
     long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
@@ -109,11 +123,14 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
     assert planned["unknown"] == []
 
 
-# The table -----------------------------------------------------------------------------------------------
+# The table
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [0, 2000])
-def test_the_first_line_of_metrics_is_seen_however_long(weights: int, recipe: Path, tmp_path: Path) -> None:
+def test_the_first_line_of_metrics_is_seen_however_long(
+    weights: int, recipe: Path, tmp_path: Path
+) -> None:
     plan = make_plan(read_recipe(recipe, SMALL))
     stage = next(stage for stage in plan.stages() if stage.kind == "pretrain")
     table = LiveTable(plan, tmp_path, quiet=True)

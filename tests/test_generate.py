@@ -44,7 +44,9 @@ def test_gaps_are_filled_and_the_prompt_stays(folder: Path, order: str) -> None:
         assert [stage.text.split()[1:3].count(SHOWN) for stage in stages] == [2, 0, 0, 0]
 
 
-def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperature_0(folder: Path) -> None:
+def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperature_0(
+    folder: Path,
+) -> None:
     writer = Writer(str(folder))
     stages = list(writer.write("w5 w6", length=6, temperature=0))
     for before, after in pairwise(stages):
@@ -59,10 +61,26 @@ def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperatur
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2", "--json"])
+        main(
+            [
+                "generate",
+                str(folder),
+                "--prompt",
+                "w1 w2",
+                "--length",
+                "5",
+                "--steps",
+                "2",
+                "--json",
+            ]
+        )
     made = json.loads(capsys.readouterr().out)
     assert not end.value.code and made["steps"] == 2 and len(made["history"]) == 3
-    assert made["text"] == made["history"][-1] and SHOWN not in made["text"] and made["text"].startswith("w1 w2")
+    assert (
+        made["text"] == made["history"][-1]
+        and SHOWN not in made["text"]
+        and made["text"].startswith("w1 w2")
+    )
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2"])
     assert not end.value.code and capsys.readouterr().out.strip() == made["text"]

@@ -1,9 +1,11 @@
-"""Golden values: a refactoring changes none; a change that is meant renews them, and its commit says which moved.
+"""Golden values: a refactoring changes none; a change that is meant renews them, and its commit
+says which moved.
 
-``python tests/test_golden.py NAME …`` writes values anew (all of them without a name): ``masks``, ``visits``,
-``samplers``, ``words``, ``annotators``, ``losses`` and ``study`` of this file, and those of the tables ``MAKERS`` of
-``test_golden_runs`` and ``test_golden_studies``. Masks, draws and ids are whole numbers and must be equal to the bit.
-Losses and weights are compared to five digits, since another processor may round another way.
+``python tests/test_golden.py NAME …`` writes values anew (all of them without a name): ``masks``,
+``visits``, ``samplers``, ``words``, ``annotators``, ``losses`` and ``study`` of this file, and
+those of the tables ``MAKERS`` of ``test_golden_runs`` and ``test_golden_studies``. Masks, draws and
+ids are whole numbers and must be equal to the bit. Losses and weights are compared to five digits,
+since another processor may round another way.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ from tiny import maskwise, read_lines, write_inputs, write_lines
 GOLDEN = Path(__file__).with_name("golden.json")
 LAYOUTS = ("document", "packed")
 ROWS = list(AWKWARD.values()) + random_rows(6, seed=3)
-PACKED_ROWS = [row for name, row in AWKWARD.items() if name != "nothing at all"] + random_rows(12, seed=4)
+PACKED_ROWS = [row for name, row in AWKWARD.items() if name != "nothing at all"] + random_rows(
+    12, seed=4
+)
 STUDY_SETTINGS = (
     "study.seeds=1",
     "finetune.seeds=1",
@@ -97,11 +101,14 @@ def same(measured: Any, known: Any, rel: float = 1e-5) -> None:
         assert measured == known
 
 
-# Masks ----------------------------------------------------------------------------------------------------
+# Masks
+# ----------------------------------------------------------------------------------------------------
 
 
 def mask_hash(policy: str, corruption: str, layout: str) -> str:
-    """The masks of all budgets as one hash, over inputs and labels of the tokens that are not padding."""
+    """The masks of all budgets as one hash, over inputs and labels of the tokens that are not
+    padding.
+    """
     digest = hashlib.sha256()
     budgets = [budget for name, budget in POLICY_BUDGETS if name == policy]
     for budget in budgets:
@@ -113,12 +120,16 @@ def mask_hash(policy: str, corruption: str, layout: str) -> str:
             rows = packed(PACKED_ROWS, width=48)
             shown = made(rows, epoch=3)
             inside = rows["attention_mask"].bool()
-            digest.update(repr([shown.input_ids[inside].tolist(), shown.labels[inside].tolist()]).encode())
+            digest.update(
+                repr([shown.input_ids[inside].tolist(), shown.labels[inside].tolist()]).encode()
+            )
     return digest.hexdigest()[:12]
 
 
 def all_masks() -> dict[str, str]:
-    """By "policy corruption layout"; packed rows for corruptions that keep lengths, whose rows keep their layout."""
+    """By "policy corruption layout"; packed rows for corruptions that keep lengths, whose rows keep
+    their layout.
+    """
     return {
         f"{policy} {corruption} {layout}": mask_hash(policy, corruption, layout)
         for policy in POLICY_SPECS
@@ -160,10 +171,14 @@ def visits(case: str) -> dict[str, Any]:
     batches = [made(alone, epoch=epoch) for epoch in range(5)] + [made(together, epoch=3)]
     if noising and way == "random":  # rates of low discrepancy follow the places of the rows
         batches.append(made(alone, epoch=1, place=np.arange(len(ROWS)) + 5))
-    shown = hash_of([visible(batch, rows) for batch, rows in zip(batches, [alone] * 5 + [together, alone])])
+    shown = hash_of(
+        [visible(batch, rows) for batch, rows in zip(batches, [alone] * 5 + [together, alone])]
+    )
     if not noising:
         return {"masks": shown}
-    weights = [weight for batch in batches for weight in batch.loss_weight.flatten().tolist() if weight]
+    weights = [
+        weight for batch in batches for weight in batch.loss_weight.flatten().tolist() if weight
+    ]
     return {"masks": shown, "weights": totals(weights)}
 
 
@@ -173,7 +188,8 @@ def visible(batch: MaskedBatch, rows: dict[str, torch.Tensor]) -> list[list[int]
     return [batch.input_ids[inside].tolist(), batch.labels[inside].tolist()]
 
 
-# Samplers -------------------------------------------------------------------------------------------------
+# Samplers
+# -------------------------------------------------------------------------------------------------
 
 DRAWN = {
     "single": "single('c')",
@@ -211,17 +227,23 @@ def draws(case: str) -> dict[str, Any]:
         loss = after
         learnt += made.probabilities(start + 4, 120).tolist()
     behind = [made.draw(step, 120) for step in range(100, 100 + DRAWS)]
-    return {"draws": "".join(before) + " " + "".join(behind), "probabilities": [rounded(p) for p in learnt[-9:]]}
+    return {
+        "draws": "".join(before) + " " + "".join(behind),
+        "probabilities": [rounded(p) for p in learnt[-9:]],
+    }
 
 
-# Words ----------------------------------------------------------------------------------------------------
+# Words
+# ----------------------------------------------------------------------------------------------------
 
 KINDS = ("wordpiece", "bpe", "letter", "k-mer")
 """Of tokenizers that are trained here."""
 
 
 def word_numbers(family: str) -> list[Any]:
-    """The words of the tokens of awkward texts: how many of both, and a hash of the numbers and example ids."""
+    """The words of the tokens of awkward texts: how many of both, and a hash of the numbers and
+    example ids.
+    """
     if family in KINDS:
         tokenizer = train_tokenizer(TEXTS * 3, kind=family, vocab_size=320)
     else:
@@ -229,13 +251,20 @@ def word_numbers(family: str) -> list[Any]:
     rows = encode(tokenizer, TEXTS)
     numbers = [row["word_ids"] for row in rows]
     words = sum(len(set(row) - {-1}) for row in numbers)
-    return [sum(map(len, numbers)), words, hash_of(numbers), hash_of([row["example_id"] for row in rows])]
+    return [
+        sum(map(len, numbers)),
+        words,
+        hash_of(numbers),
+        hash_of([row["example_id"] for row in rows]),
+    ]
 
 
-# Annotations ----------------------------------------------------------------------------------------------
+# Annotations
+# ----------------------------------------------------------------------------------------------
 
 PROSE = [
-    "Ada Lovelace met Charles Babbage in London on 5 June 1833. They talked about machine learning.",
+    "Ada Lovelace met Charles Babbage in London on 5 June 1833. They talked about machine "
+    "learning.",
     "The machine learning of Babbage cost 1,500 pounds; why? Nobody in London knew.",
     "In 1843 Ada wrote the first programme, and machine learning began.",
     "owls",
@@ -274,7 +303,9 @@ def store(folder: Path, name: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     source: Any = PROSE
     if name == "difference":
-        (folder / "general.txt").write_text("the cat and the dog in the end\n\nthe beginning of the day\n" * 9)
+        (folder / "general.txt").write_text(
+            "the cat and the dog in the end\n\nthe beginning of the day\n" * 9
+        )
     if name == "learned":
         tokenizer = train_tokenizer(PROSE * 9, vocab_size=120)
         policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, length=16)
@@ -284,7 +315,10 @@ def store(folder: Path, name: str) -> dict[str, Any]:
         (folder / "gold.conllu").write_text(CONLLU)
         source = "gold.conllu"
     if name == "spans":
-        lines = [{"text": text, "spans": [[0, 3, "x"], [4, 7, "y"]] if len(text) > 9 else []} for text in PROSE]
+        lines = [
+            {"text": text, "spans": [[0, 3, "x"], [4, 7, "y"]] if len(text) > 9 else []}
+            for text in PROSE
+        ]
         write_lines(folder / "spans.jsonl", lines)
     if name in ("factworld", "causalworld"):
         source = ANNOTATED[name]
@@ -299,12 +333,19 @@ def store(folder: Path, name: str) -> dict[str, Any]:
     tables = [pq.read_table(path) for path in sorted((folder / "out" / "shards").glob("*.parquet"))]
     shards = sorted([stored_columns(table) for table in tables])
     weights = [weight for table in tables for weight in weights_of(table)]
-    return {"documents": sum(map(len, tables)), "spans": hash_of(shards), "weights": totals(weights)}
+    return {
+        "documents": sum(map(len, tables)),
+        "spans": hash_of(shards),
+        "weights": totals(weights),
+    }
 
 
 def stored_columns(table: pa.Table) -> list[Any]:
     """Names, types and values of the columns, but for the values of weights."""
-    weighs = [pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type) for field in table.schema]
+    weighs = [
+        pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
+        for field in table.schema
+    ]
     values = [[] if weight else column.to_pylist() for column, weight in zip(table.columns, weighs)]
     return [list(zip(table.column_names, map(str, table.schema.types), values))]
 
@@ -318,16 +359,29 @@ def weights_of(table: pa.Table) -> list[float]:
     return [weight for rows in lists for row in rows for weight in row]
 
 
-# Trainings and studies -----------------------------------------------------------------------------------
+# Trainings and studies
+# -----------------------------------------------------------------------------------
 
 
 def losses(folder: Path, layout: str) -> list[float]:
     """The losses of twelve steps, one line of metrics each."""
     recipe = write_inputs(folder)
-    settings = ("training.steps=12", "training.log_every=1", "training.save_every=0", "training.eval_every=0")
-    words = ("masking.policy=whole-word", "masking.budget=expected", "masking.ratio=linear(0.5, 0.2)")
+    settings = (
+        "training.steps=12",
+        "training.log_every=1",
+        "training.save_every=0",
+        "training.eval_every=0",
+    )
+    words = (
+        "masking.policy=whole-word",
+        "masking.budget=expected",
+        "masking.ratio=linear(0.5, 0.2)",
+    )
     out = folder / layout
-    assert maskwise("pretrain", recipe, *settings, *words, f"corpus.layout={layout}", "--out", out) == 0
+    assert (
+        maskwise("pretrain", recipe, *settings, *words, f"corpus.layout={layout}", "--out", out)
+        == 0
+    )
     metrics = next(path for path in out.rglob("metrics.jsonl"))
     return [line["loss"] for line in read_lines(metrics) if line["kind"] == "train"]
 
@@ -339,7 +393,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return read_lines(folder / "out" / "records.jsonl")
 
 
-# Tests ----------------------------------------------------------------------------------------------------
+# Tests
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -394,10 +449,14 @@ def test_records_of_a_study(tmp_path: Path, golden: dict[str, Any]) -> None:
         for name, value in known.items():
             if name != "corpus":  # a path in a temporary folder
                 numbers = isinstance(value, float) or (isinstance(value, list) and value)
-                assert record[name] == (pytest.approx(value, rel=1e-4) if numbers else value), (name, record)
+                assert record[name] == (pytest.approx(value, rel=1e-4) if numbers else value), (
+                    name,
+                    record,
+                )
 
 
-# Writing --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "masks": lambda folder: all_masks(),
@@ -435,7 +494,10 @@ def as_text(values: dict[str, Any]) -> str:
     for part, content in values.items():
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         named = isinstance(content, dict)
-        inner = [f"{json.dumps(name)}: " * named + json.dumps(value, ensure_ascii=False) for name, value in pairs]
+        inner = [
+            f"{json.dumps(name)}: " * named + json.dumps(value, ensure_ascii=False)
+            for name, value in pairs
+        ]
         opening, closing = "{}" if named else "[]"
         lines.append(f"{json.dumps(part)}: {opening}\n " + ",\n ".join(inner) + f"\n{closing}")
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,9 +1,11 @@
-"""Golden losses of whole trainings: every objective in both layouts, arms, streams, encoder-decoders and Muon.
+"""Golden losses of whole trainings: every objective in both layouts, arms, streams,
+encoder-decoders and Muon.
 
-Every training runs through ``maskwise pretrain``, in single precision, on one thread and with a tiny model. Losses are
-compared to ``TOLERANCE``: kernels for other processors round another way (``ATEN_CPU_CAPABILITY=default``, without AVX,
-moves the losses below by at most 7e-7), and one mask more or less moves them by 1e-3. Probabilities of a sampler that
-learns multiply such differences: there it is 6e-5.
+Every training runs through ``maskwise pretrain``, in single precision, on one thread and with a
+tiny model. Losses are compared to ``TOLERANCE``: kernels for other processors round another way
+(``ATEN_CPU_CAPABILITY=default``, without AVX, moves the losses below by at most 7e-7), and one mask
+more or less moves them by 1e-3. Probabilities of a sampler that learns multiply such differences:
+there it is 6e-5.
 
 ``python tests/test_golden.py trainings`` (or ``arms``, ``stream``) writes the values anew.
 """
@@ -26,10 +28,14 @@ TOLERANCE = 1e-5
 STEPS = 8
 """Of each training."""
 
-DECODED_BY_T5 = "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, d_ff: 32}}"
+DECODED_BY_T5 = (
+    "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, "
+    "num_layers: 1, d_ff: 32}}"
+)
 DECODED_BY_BART = (
     "model={architecture: bart, settings: {d_model: 16, encoder_layers: 1, decoder_layers: 1, "
-    "encoder_attention_heads: 2, decoder_attention_heads: 2, encoder_ffn_dim: 32, decoder_ffn_dim: 32}}"
+    "encoder_attention_heads: 2, decoder_attention_heads: 2, encoder_ffn_dim: 32, "
+    "decoder_ffn_dim: 32}}"
 )
 SPANS = "masking.policy=span"
 
@@ -69,12 +75,16 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 """Trainings on packed rows."""
 
-CASES = {f"{name} {layout}": settings for name, settings in OBJECTIVES.items() for layout in LAYOUTS}
+CASES = {
+    f"{name} {layout}": settings for name, settings in OBJECTIVES.items() for layout in LAYOUTS
+}
 CASES |= {f"{name} packed": settings for name, settings in OTHERS.items()}
 
 
 def inputs(folder: Path) -> Path:
-    """The tiny corpus with a recipe that trains on it and judges nothing, and spans of its texts beside it."""
+    """The tiny corpus with a recipe that trains on it and judges nothing, and spans of its texts
+    beside it.
+    """
     path = write_inputs(folder)
     recipe = yaml.safe_load(path.read_text())
     for part in ("study", "tasks", "finetune"):
@@ -82,7 +92,9 @@ def inputs(folder: Path) -> Path:
     recipe["training"] |= {"steps": STEPS, "log_every": 1, "save_every": 0, "eval_every": 0}
     path.write_text(yaml.safe_dump(recipe))
     texts = [line["text"] for line in read_lines(folder / "corpus.jsonl")]
-    write_lines(folder / "spans.jsonl", [{"text": text, "spans": every_third_word(text)} for text in texts])
+    write_lines(
+        folder / "spans.jsonl", [{"text": text, "spans": every_third_word(text)} for text in texts]
+    )
     return path
 
 
@@ -114,7 +126,9 @@ def all_losses(folder: Path) -> dict[str, list[float]]:
 
 
 def arms(folder: Path) -> dict[str, Any]:
-    """A training on four arms that mometas-plus chooses among: losses, drawn arms, probabilities and probes."""
+    """A training on four arms that mometas-plus chooses among: losses, drawn arms, probabilities
+    and probes.
+    """
     lines = train(
         inputs(folder),
         folder / "out",

@@ -1,8 +1,10 @@
-"""Golden values of studies: names of stages, the numbers of recorded studies, and the tables of three pages.
+"""Golden values of studies: names of stages, the numbers of recorded studies, and the tables of
+three pages.
 
-``golden_studies.json`` holds what the recorded studies of ``benchmarks/results`` come to under the rules of the day. A
-change of the rules of verdicts renews it with ``python tests/test_golden.py verdicts``, and its commit says which rows
-moved; the differences, their means and plain p values follow from the records alone and should stay.
+``golden_studies.json`` holds what the recorded studies of ``benchmarks/results`` come to under the
+rules of the day. A change of the rules of verdicts renews it with ``python tests/test_golden.py
+verdicts``, and its commit says which rows moved; the differences, their means and plain p values
+follow from the records alone and should stay.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from tiny import read_lines, write_lines
 VERDICTS = Path(__file__).with_name("golden_studies.json")
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
-# Names of stages ------------------------------------------------------------------------------------------
+# Names of stages
+# ------------------------------------------------------------------------------------------
 
 RECIPES = sorted(path.stem for path in (Path(maskwise.__file__).parent / "recipes").glob("*.yaml"))
 STAND_INS = {
@@ -47,13 +50,15 @@ LOADED = cache(load_task)
 def stage_names(folder: Path, recipe: str) -> dict[str, str]:
     """By kind of stage, how many a recipe has with one seed, and a hash of their names.
 
-    The names are taken without the versions of libraries and of maskwise. Files that a recipe names and that people
-    bring are made up, in a working folder of their own.
+    The names are taken without the versions of libraries and of maskwise. Files that a recipe names
+    and that people bring are made up, in a working folder of their own.
     """
     (folder / "trivia").mkdir(exist_ok=True)
     questions = [{"question": f"who is {n}?", "answer": f"name {n}"} for n in range(40)]
     write_lines(folder / "trivia" / "questions.jsonl", questions)
-    write_lines(folder / "trivia" / "contexts.jsonl", [{"text": f"This is name {n}."} for n in range(40)])
+    write_lines(
+        folder / "trivia" / "contexts.jsonl", [{"text": f"This is name {n}."} for n in range(40)]
+    )
     given = ["study.seeds=1", *STAND_INS.get(recipe, [])]
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
@@ -75,7 +80,8 @@ def test_names_of_stages(recipe: str, tmp_path: Path) -> None:
     assert stage_names(tmp_path, recipe) == read_golden()["stages"][recipe]
 
 
-# Recorded studies -----------------------------------------------------------------------------------------
+# Recorded studies
+# -----------------------------------------------------------------------------------------
 
 STUDIES = (
     "adapt-2026-11-22",
@@ -91,7 +97,19 @@ STUDIES = (
     "ratios-2026-11-20",
     "sampler-control-2026-11-21",
 )
-COLUMNS = ("arm", "baseline", "outcome", "n", "verdict", "flags", "mean", "low", "high", "p", "p_adjusted")
+COLUMNS = (
+    "arm",
+    "baseline",
+    "outcome",
+    "n",
+    "verdict",
+    "flags",
+    "mean",
+    "low",
+    "high",
+    "p",
+    "p_adjusted",
+)
 
 
 def rows(study: str) -> list[dict[str, Any]]:
@@ -123,15 +141,20 @@ def write_verdicts(folder: Path) -> None:
     VERDICTS.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
 
 
-# Pages ----------------------------------------------------------------------------------------------------
+# Pages
+# ----------------------------------------------------------------------------------------------------
 
 
 def formats() -> dict[str, Path]:
-    """The smallest recorded folder of each format: what study.json says, and the kinds of its records."""
+    """The smallest recorded folder of each format: what study.json says, and the kinds of its
+    records.
+    """
     smallest: dict[str, tuple[int, Path]] = {}
     for path in sorted(RESULTS.glob("*/study.json")):
         keys = sorted(json.loads(path.read_text()))
-        files = sorted(file.suffix + file.stem for file in path.parent.iterdir() if file.suffix == ".jsonl")
+        files = sorted(
+            file.suffix + file.stem for file in path.parent.iterdir() if file.suffix == ".jsonl"
+        )
         name = hashlib.sha256(repr([keys, files]).encode()).hexdigest()[:6]
         size = (path.parent / "records.jsonl").stat().st_size
         if name not in smallest or size < smallest[name][0]:
@@ -167,7 +190,9 @@ def synthetic_study(folder: Path) -> Path:
     study = make_study(runs=6, arms=effects)
     records = make_records(study, effects)
     samples = make_samples(study)
-    return write_study(folder / "study", study, records, summary=summarise(records, study), samples=samples)
+    return write_study(
+        folder / "study", study, records, summary=summarise(records, study), samples=samples
+    )
 
 
 PAGES: dict[str, Callable[[Path], Path]] = {

@@ -1,4 +1,6 @@
-"""Meta-gradients: both back-ends against the whole objective, against each other, and against all possible choices."""
+"""Meta-gradients: both back-ends against the whole objective, against each other, and against all
+possible choices.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,17 @@ MASK = tools.tokenizer().mask_token_id
 def tiny_bart() -> BartForConditionalGeneration:
     torch.manual_seed(0)
     config = BartConfig(
-        vocab_size=45, max_position_embeddings=32, d_model=16, encoder_layers=1, decoder_layers=1, dropout=0.0,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_attention_heads=2, decoder_attention_heads=2,
-    )  # fmt: skip
+        vocab_size=45,
+        max_position_embeddings=32,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        dropout=0.0,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
     return BartForConditionalGeneration(config).eval()
 
 
@@ -42,7 +52,9 @@ class Table(nn.Module):
         super().__init__()
         self.table = nn.Embedding(45, 1)
         with torch.no_grad():
-            noise = torch.randn(45, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            noise = torch.randn(
+                45, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
             self.table.weight.copy_(noise)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -60,7 +72,11 @@ def question(kind: str, rows: int, seed: int) -> dict[str, Tensor]:
     """A batch of the task: one word of a row is asked for."""
     ids = tools.Language(rows, seed=100 + seed).ids[:, :8].clone()
     if kind == "bart":
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 3:6].clone()}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": ids[:, 3:6].clone(),
+        }
     labels = torch.full_like(ids, -100)
     labels[:, 3], ids[:, 3] = ids[:, 3], MASK
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -68,7 +84,9 @@ def question(kind: str, rows: int, seed: int) -> dict[str, Tensor]:
 
 @dataclass
 class Problem:
-    """One bilevel objective of a tiny model: pairs of inner steps (masked text, then the task), and an outer loss."""
+    """One bilevel objective of a tiny model: pairs of inner steps (masked text, then the task), and
+    an outer loss.
+    """
 
     losses: Losses
     policy: nn.Module
@@ -81,9 +99,16 @@ class Problem:
 
     @classmethod
     def of(
-        cls, kind: str = "bert", *, rows: int = 3, inner: int = 1, rates: tuple[float, float] = (0.5, 0.3),
-        same: bool = True, smooth: bool = True, dtype: torch.dtype = torch.float64,
-    ) -> Problem:  # fmt: skip
+        cls,
+        kind: str = "bert",
+        *,
+        rows: int = 3,
+        inner: int = 1,
+        rates: tuple[float, float] = (0.5, 0.3),
+        same: bool = True,
+        smooth: bool = True,
+        dtype: torch.dtype = torch.float64,
+    ) -> Problem:
         model = (tiny_bart() if kind == "bart" else tools.model(kind).eval()).to(dtype)
         task = Denoising(model) if kind == "bart" else MaskedLanguageModelling(model)
         policy = Table().to(dtype)
@@ -117,11 +142,16 @@ class Problem:
 
     def value(self) -> float:
         """The outer loss, found by training as one would without any meta-gradient."""
-        theta = {name: value.requires_grad_() for name, value in self.losses.parameters_now().items()}
+        theta = {
+            name: value.requires_grad_() for name, value in self.losses.parameters_now().items()
+        }
         for step in self.steps():
             mask = None if step.mask is None else step.mask.detach()
             slope = torch.autograd.grad(
-                step.loss(theta, mask), list(theta.values()), allow_unused=True, materialize_grads=True
+                step.loss(theta, mask),
+                list(theta.values()),
+                allow_unused=True,
+                materialize_grads=True,
             )
             theta = {
                 name: (value - step.rate * g).detach().requires_grad_()
@@ -131,7 +161,9 @@ class Problem:
 
 
 def differences(problem: Problem, entries: list[int], h: float = 1e-4) -> Tensor:
-    """Central differences of the whole objective: masks, thresholds and inner steps are made anew each time."""
+    """Central differences of the whole objective: masks, thresholds and inner steps are made anew
+    each time.
+    """
     table, slopes = problem.policy.table.weight, []
     for entry in entries:
         values = []
@@ -154,10 +186,14 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 CASES = {
-    "bert": {}, "two inner steps": {"inner": 2}, "three inner steps": {"inner": 3, "rows": 2},
-    "other outer examples": {"same": False}, "one row": {"rows": 1}, "bart": {"kind": "bart"},
+    "bert": {},
+    "two inner steps": {"inner": 2},
+    "three inner steps": {"inner": 3, "rows": 2},
+    "other outer examples": {"same": False},
+    "one row": {"rows": 1},
+    "bart": {"kind": "bart"},
     "bart, two inner steps": {"kind": "bart", "inner": 2, "same": False},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -169,7 +205,9 @@ def test_exact_is_the_slope_of_the_whole_objective(case: dict) -> None:
     assert relative_error(gradient[used], differences(problem, used)) < 1e-5
 
 
-def test_a_threshold_that_is_held_fixed_gives_another_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_threshold_that_is_held_fixed_gives_another_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The difference that the test above is there to see: τ must move with the scores."""
     problem = Problem.of()
     _, right = problem.gradient("exact")
@@ -190,7 +228,9 @@ def test_a_threshold_that_is_held_fixed_gives_another_gradient(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("second", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("case", [{}, {"inner": 2}, {"inner": 3, "same": False}, {"kind": "bart"}], ids=str)
+@pytest.mark.parametrize(
+    "case", [{}, {"inner": 2}, {"inner": 3, "same": False}, {"kind": "bart"}], ids=str
+)
 def test_finite_differences_agree_with_exact(case: dict, second: float) -> None:
     problem = Problem.of(**case, rates=(0.5, second), smooth=second == 0.1)
     exact, right = problem.gradient("exact")
@@ -205,21 +245,32 @@ def test_finite_differences_agree_with_exact(case: dict, second: float) -> None:
 @pytest.mark.parametrize("case", [{}, {"inner": 2, "same": False}, {"kind": "bart"}], ids=str)
 def test_finite_differences_in_single_precision(case: dict) -> None:
     right = Problem.of(**case, smooth=False).gradient("exact")[1]
-    near = Problem.of(**case, smooth=False, dtype=torch.float32).gradient("finite-difference")[1].double()
+    near = (
+        Problem.of(**case, smooth=False, dtype=torch.float32)
+        .gradient("finite-difference")[1]
+        .double()
+    )
     assert cosine(near, right) > 0.999
     assert float(near.norm() / right.norm()) == pytest.approx(1, abs=1e-2)
 
 
 def test_to_forget_the_later_step_is_wrong() -> None:
-    """v in place of u: the gradient of the outer loss used as it is, without the correction for the task's step."""
+    """v in place of u: the gradient of the outer loss used as it is, without the correction for the
+    task's step.
+    """
     problem = Problem.of(rates=(0.5, 1.0))
     _, right = problem.gradient("exact")
     steps, theta = problem.steps(), problem.losses.parameters_now()
     now = {name: value.requires_grad_() for name, value in theta.items()}
     for step in steps:
         mask = None if step.mask is None else step.mask.detach()
-        slope = torch.autograd.grad(step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True)
-        now = {n: (t - step.rate * g).detach().requires_grad_() for (n, t), g in zip(now.items(), slope, strict=True)}
+        slope = torch.autograd.grad(
+            step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True
+        )
+        now = {
+            n: (t - step.rate * g).detach().requires_grad_()
+            for (n, t), g in zip(now.items(), slope, strict=True)
+        }
     v = torch.autograd.grad(
         problem.losses.of(problem.outer)(now, None),
         list(now.values()),
@@ -247,14 +298,20 @@ def test_the_gradient_of_the_step_sizes() -> None:
     problem, h = Problem.of(inner=2), 1e-5
     result, _ = problem.gradient("exact")
     values = [replace(problem, rates=(0.5 + sign * h, 0.3)).value() for sign in (1, -1)]
-    assert result.rates[0] + result.rates[2] == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
+    assert result.rates[0] + result.rates[2] == pytest.approx(
+        (values[0] - values[1]) / (2 * h), rel=1e-6
+    )
 
 
 def test_units_that_were_not_chosen_get_gradient() -> None:
     problem = Problem.of(rows=1, smooth=False)
     _, gradient = problem.gradient("finite-difference")
     choice, ids = problem.choices[0], problem.batches[0].tensor("input_ids").flatten()
-    chosen = {int(ids[t]) for t, u in zip(choice.token_M, choice.unit_M, strict=True) if choice.chosen_U[u]}
+    chosen = {
+        int(ids[t])
+        for t, u in zip(choice.token_M, choice.unit_M, strict=True)
+        if choice.chosen_U[u]
+    }
     others = {int(ids[t]) for t in choice.token_M} - chosen
     assert len(others) >= 3 and all(gradient[token] != 0 for token in others)
 
@@ -262,11 +319,14 @@ def test_units_that_were_not_chosen_get_gradient() -> None:
 def test_an_outer_loss_without_slope_gives_zero() -> None:
     problem = Problem.of()
     steps, theta = problem.steps(), problem.losses.parameters_now()
-    flat = meta_gradient(theta, steps, lambda theta, mask: 0.0 * theta[next(iter(theta))].sum() + 2.0)
+    flat = meta_gradient(
+        theta, steps, lambda theta, mask: 0.0 * theta[next(iter(theta))].sum() + 2.0
+    )
     assert flat.outer == 2.0 and not flat.masks[0].any()
 
 
-# --- the score function -------------------------------------------------------------------------------------------
+# --- the score function
+# -------------------------------------------------------------------------------------------
 
 LENGTHS = (1, 2, 1, 3, 1, 2)
 BUDGET = 4
@@ -275,16 +335,24 @@ WHOLE = sum(LENGTHS)
 
 def drawn(draws: int, logit_U: Tensor, *, seed: int = 0) -> Choice:
     """The choice of the selection routine for many pieces of the same six units."""
-    word_ids = torch.tensor([number for number, length in enumerate(LENGTHS) for _ in range(length)])
+    word_ids = torch.tensor(
+        [number for number, length in enumerate(LENGTHS) for _ in range(length)]
+    )
     ids = (word_ids + 5).expand(draws, -1)
-    columns = {"input_ids": ids, "word_ids": word_ids.expand(draws, -1), "example_id": torch.arange(draws)}
+    columns = {
+        "input_ids": ids,
+        "word_ids": word_ids.expand(draws, -1),
+        "example_id": torch.arange(draws),
+    }
     batch = gather(columns, VOCABULARY)
     logit_BL = logit_U.detach()[word_ids].expand(draws, -1)
     return choose(batch, logit_BL, BUDGET / WHOLE, Keys(batch.example_id, seed=seed, epoch=None))
 
 
 def probabilities(logit_U: Tensor) -> dict[tuple[bool, ...], Tensor]:
-    """The probability of every selection, summed over all 720 orders in which six units can be tried."""
+    """The probability of every selection, summed over all 720 orders in which six units can be
+    tried.
+    """
     weight, total = logit_U.exp(), {}
     for order in itertools.permutations(range(len(LENGTHS))):
         probability, left, chosen, rest = (
@@ -302,10 +370,14 @@ def probabilities(logit_U: Tensor) -> dict[tuple[bool, ...], Tensor]:
 
 
 def bilevel_values(selections: list[tuple[bool, ...]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The outer loss of a tiny model after a step under each selection, and the straight-through gradient of one."""
+    """The outer loss of a tiny model after a step under each selection, and the straight-through
+    gradient of one.
+    """
     model = tools.model("bert").eval().double()
     losses = Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
-    word_ids = torch.tensor([number for number, length in enumerate(LENGTHS) for _ in range(length)])
+    word_ids = torch.tensor(
+        [number for number, length in enumerate(LENGTHS) for _ in range(length)]
+    )
     inputs = {
         "input_ids": (word_ids + 5).unsqueeze(0),
         "attention_mask": torch.ones(1, WHOLE, dtype=torch.long),
@@ -322,7 +394,9 @@ def bilevel_values(selections: list[tuple[bool, ...]]) -> tuple[Tensor, Callable
         result = meta_gradient(theta, [step], outer, backend="exact")
         return torch.autograd.grad(mask, LOGIT, result.masks[0], retain_graph=True)[0]
 
-    return torch.tensor([value(chosen) for chosen in selections], dtype=torch.float64), straight_through
+    return torch.tensor(
+        [value(chosen) for chosen in selections], dtype=torch.float64
+    ), straight_through
 
 
 LOGIT = torch.tensor([0.4, -0.3, 0.9, 0.2, -0.6, 0.1], dtype=torch.float64, requires_grad=True)
@@ -337,7 +411,9 @@ def test_each_draw_is_compared_with_the_mean_of_the_others() -> None:
 
 
 def test_reinforce_against_all_selections() -> None:
-    """Unbiased: within three standard errors of the gradient that the enumeration gives, which they know to 2 %."""
+    """Unbiased: within three standard errors of the gradient that the enumeration gives, which they
+    know to 2 %.
+    """
     table = probabilities(LOGIT)
     assert float(sum(table.values()).detach()) == pytest.approx(1, abs=1e-12)
     selections = list(table)
@@ -368,6 +444,7 @@ def test_reinforce_against_all_selections() -> None:
         here = replace(small, chosen_U=torch.tensor(selection))
         mean_straight += float(table[selection].detach()) * straight_through(here.mask(LOGIT))
     print(
-        f"straight-through: cosine {cosine(mean_straight, right):.3f}, norm {mean_straight.norm() / right.norm():.3f}"
+        f"straight-through: cosine {cosine(mean_straight, right):.3f}, norm "
+        f"{mean_straight.norm() / right.norm():.3f}"
     )
     assert cosine(mean_straight, right) > 0.5

@@ -47,11 +47,20 @@ def test_no_figure_rises() -> None:
 
 def test_the_figures_of_a_small_package_are_known(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(
-        '"""Docstring."""\n\n# Why.\nx, y = 1, 2  # fmt: skip\nz = [a for a in b if (c := a)]\n'
+        '"""Docstring."""\n\n# Why.\nx, y = 1, 2\nz = [a for a in b if (c := a)]\n'
     )
-    (tmp_path / "two.py").write_text("from typing import Any\nv: Any = getattr(w, 'k', 1 if w else 2)\n")
+    (tmp_path / "two.py").write_text(
+        "from typing import Any\nv: Any = getattr(w, 'k', 1 if w else 2)  # fmt: skip\n"
+    )
     figures, _ = _house().measure(tmp_path)
-    expected = {"files": 2, "code": 4, "comprehensions": 1, "walruses": 1, "tuple_assignments": 1, "any": 1}
+    expected = {
+        "files": 2,
+        "code": 4,
+        "comprehensions": 1,
+        "walruses": 1,
+        "tuple_assignments": 1,
+        "any": 1,
+    }
     expected |= {"getattr3": 1, "ternaries": 1, "fmt_skip": 1, "longest_file": 5}
     assert {name: figures[name] for name in expected} == expected
 
@@ -59,7 +68,9 @@ def test_the_figures_of_a_small_package_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["AutoModel", "RANK$"])
 def test_one_module_alone_loads_models_and_one_reads_the_rank(word: str) -> None:
     pattern = re.compile(rf"\b{word}")
-    named = [path.name for path in sorted(PACKAGE.rglob("*.py")) if any(map(pattern.match, _words(path)))]
+    named = [
+        path.name for path in sorted(PACKAGE.rglob("*.py")) if any(map(pattern.match, _words(path)))
+    ]
     assert len(named) == 1, named
 
 
@@ -76,6 +87,10 @@ def _words(path: Path) -> list[str]:
             words.append(node.attr)
         elif isinstance(node, ast.alias):
             words.append(node.name.rpartition(".")[2])
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docstrings
+        ):
             words.append(node.value)
     return words

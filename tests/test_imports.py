@@ -13,7 +13,8 @@ import maskwise
 
 ROOT = Path(maskwise.__file__).parent
 
-# Below → above. A module may import its own room and what stands before it; a row does not see its own.
+# Below → above. A module may import its own room and what stands before it; a row does not see its
+# own.
 ORDER = [
     {"errors", "constants", "signals"},
     {"files"},
@@ -91,21 +92,32 @@ def test_a_module_imports_only_what_stands_below_it(path):
 
 def test_the_test_sees_what_is_imported(tmp_path):
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    from maskwise.masking import Masker, schedules\n    import maskwise.study.plan\n")
+    path.write_text(
+        "def f():\n    from maskwise.masking import Masker, schedules\n    import "
+        "maskwise.study.plan\n"
+    )
     assert imports(path) == {"masking", "masking.schedules", "study.plan"}
     assert room_of("masking.policies.given") == "masking"
 
 
-@pytest.mark.parametrize("code", ["import maskwise", "import maskwise.cli", "import maskwise.errors, maskwise.specs"])
+@pytest.mark.parametrize(
+    "code", ["import maskwise", "import maskwise.cli", "import maskwise.errors, maskwise.specs"]
+)
 def test_a_light_import_stays_light(code):
-    heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'altair', 'pyarrow', 'numpy', 'pydantic'}"
+    heavy = (
+        "{'torch', 'transformers', 'datasets', 'scipy', 'altair', 'pyarrow', 'numpy', 'pydantic'}"
+    )
     _run(f"{code}; import sys; heavy = {heavy} & set(sys.modules); assert not heavy, heavy")
 
 
 def test_help_is_quick():
     code = "import sys; from maskwise.cli import main\ntry: main(['--help'])\n"
-    out = _run(f"{code}except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules")
-    assert all(name in out for name in ("study", "pretrain", "finetune", "inspect", "report", "list"))
+    out = _run(
+        f"{code}except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    )
+    assert all(
+        name in out for name in ("study", "pretrain", "finetune", "inspect", "report", "list")
+    )
 
 
 def test_the_report_is_drawn_without_torch():
@@ -127,4 +139,7 @@ def _run(code: str) -> str:
 
 def test_annotating_waits_for_neither_torch_nor_transformers() -> None:
     """Its processes would pay for both, each."""
-    _run("import maskwise.annotate.run, sys; assert not {'torch', 'transformers', 'spacy'} & set(sys.modules)")
+    _run(
+        "import maskwise.annotate.run, sys; assert not {'torch', 'transformers', 'spacy'} & "
+        "set(sys.modules)"
+    )

@@ -1,4 +1,6 @@
-"""What people hand over by mistake is refused in one line; what they hand over in another form is read."""
+"""What people hand over by mistake is refused in one line; what they hand over in another form is
+read.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_a_column_that_only_later_rows_have_is_refused_and_not_dropped() -> None
     named, nameless = one(), {"input_ids": IDS}
     refused(lambda: masker()([nameless, named], epoch=0), "example_id", "nothing in row 0")
     refused(lambda: masker()([named, nameless], epoch=0), "example_id", "nothing in row 1")
-    refused(lambda: masker()([one(w=[1] * LENGTH), one(w=3)], epoch=0), "'w'", "a single value in row 1")
+    refused(
+        lambda: masker()([one(w=[1] * LENGTH), one(w=3)], epoch=0), "'w'", "a single value in row 1"
+    )
     refused(lambda: masker()([one(w=["a"]), one(w=[1] * LENGTH)], epoch=0), "'w'", "text in row 0")
 
 
@@ -82,7 +86,11 @@ def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refus
 def test_rows_without_tokens_need_no_type() -> None:
     empty: dict[str, Any] = {"input_ids": [], "example_id": 0, "word_ids": [], "attention_mask": []}
     stacked = {name: torch.tensor([value]) for name, value in empty.items()}
-    for rows in ([empty], [one(word_ids=[0] * LENGTH, attention_mask=[1] * LENGTH), empty], stacked):
+    for rows in (
+        [empty],
+        [one(word_ids=[0] * LENGTH, attention_mask=[1] * LENGTH), empty],
+        stacked,
+    ):
         for policy in ("token", "whole-word"):
             masker(policy)(rows, epoch=0)  # type: ignore[arg-type]
 
@@ -117,16 +125,24 @@ ROWS: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "got"), ROWS, ids=[f"{n}-{got}" for n, (_, got) in enumerate(ROWS)])
+@pytest.mark.parametrize(
+    ("rows", "got"), ROWS, ids=[f"{n}-{got}" for n, (_, got) in enumerate(ROWS)]
+)
 def test_what_is_no_batch_of_rows_is_refused(rows: object, got: str) -> None:
     refused(lambda: masker()(rows, epoch=0), got)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [0.5, 1.0, math.nan, math.inf])
-@pytest.mark.parametrize("name", ["attention_mask", "special_tokens_mask", "token_type_ids", "position_ids"])
+@pytest.mark.parametrize(
+    "name", ["attention_mask", "special_tokens_mask", "token_type_ids", "position_ids"]
+)
 def test_columns_of_whole_numbers_take_no_floats(name: str, bad: float) -> None:
     refused(lambda: masker()([one(**{name: [bad] * LENGTH})], epoch=0), repr(name), "float64")
-    stacked = {"input_ids": TENSOR, "example_id": torch.tensor([0]), name: torch.full((1, LENGTH), bad)}
+    stacked = {
+        "input_ids": TENSOR,
+        "example_id": torch.tensor([0]),
+        name: torch.full((1, LENGTH), bad),
+    }
     refused(lambda: masker()(stacked, epoch=0), repr(name), "float32")
 
 
@@ -145,7 +161,11 @@ def test_columns_of_whole_numbers_take_no_floats(name: str, bad: float) -> None:
     ],
 )
 def test_layers_that_number_units_take_no_floats(policy: str, name: str, bad: float) -> None:
-    layers: dict[str, Any] = {"word_ids": [0] * LENGTH, "weight": [0.5] * LENGTH, name: [bad] * LENGTH}
+    layers: dict[str, Any] = {
+        "word_ids": [0] * LENGTH,
+        "weight": [0.5] * LENGTH,
+        name: [bad] * LENGTH,
+    }
     refused(lambda: masker(policy)([one(**layers)], epoch=0), repr(name), "float64")
     refused(lambda: masker(keep=name)([one(**layers)], epoch=0), repr(name), "float64")
     layers[name] = [0] * LENGTH
@@ -172,19 +192,31 @@ WHOLE: list[tuple[str, Callable[[Any], object], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "least"), WHOLE, ids=[f"{n}-{w[0]}" for n, w in enumerate(WHOLE)])
-def test_whole_numbers_are_whole_and_in_their_range(name: str, call: Callable[[Any], object], least: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "call", "least"), WHOLE, ids=[f"{n}-{w[0]}" for n, w in enumerate(WHOLE)]
+)
+def test_whole_numbers_are_whole_and_in_their_range(
+    name: str, call: Callable[[Any], object], least: int
+) -> None:
     for bad in (1.7, 2.0, "3", [1], math.nan, True):
         refused(lambda bad=bad: call(bad), name, repr(bad), "a whole number")  # type: ignore[misc]
     if name != "seed":
-        refused(lambda: call(least - 1 if name != "size" else -1), name, str(-1 if name == "size" else least - 1))
+        refused(
+            lambda: call(least - 1 if name != "size" else -1),
+            name,
+            str(-1 if name == "size" else least - 1),
+        )
     call(np.int64(least))
     call(least)
 
 
 def test_a_sampler_of_a_rank_that_is_not_there_is_refused() -> None:
     for rank in (-1, 2, 5):
-        refused(lambda rank=rank: StepBatchSampler(20, batch_size=2, rank=rank, ranks=2), str(rank), "0 to 1")  # type: ignore[misc]
+        refused(
+            lambda rank=rank: StepBatchSampler(20, batch_size=2, rank=rank, ranks=2),
+            str(rank),
+            "0 to 1",
+        )  # type: ignore[misc]
     shares = [list(StepBatchSampler(20, batch_size=2, rank=rank, ranks=2)) for rank in (0, 1)]
     assert all(len(batch) == 2 for share in shares for batch in share)
 
@@ -195,7 +227,12 @@ def test_steps_of_rows_may_be_tensors_of_one_number() -> None:
     four, none = torch.tensor(4), torch.tensor(0)
     for rows in (
         [one(step=four, epoch=none), one(step=four, epoch=none)],
-        {"input_ids": TENSOR.repeat(2, 1), "example_id": [0, 0], "step": torch.tensor([4, 4]), "epoch": [0, 0]},
+        {
+            "input_ids": TENSOR.repeat(2, 1),
+            "example_id": [0, 0],
+            "step": torch.tensor([4, 4]),
+            "epoch": [0, 0],
+        },
     ):
         assert torch.equal(made(rows)["labels"], plain["labels"])
     refused(lambda: made({"input_ids": TENSOR, "step": torch.tensor([1.7])}), "step", "1.7")
@@ -218,7 +255,11 @@ NO_TOKENIZER: list[Any] = ["bert-base-uncased", None, 5, PreTrainedTokenizerFast
 
 @pytest.mark.parametrize("bad", NO_TOKENIZER, ids=["name", "none", "number", "class", "object"])
 def test_what_is_no_tokenizer_is_refused_with_how_to_load_one(bad: Any) -> None:
-    for call in (lambda: Masker(bad), lambda: encode(bad, ["a"]), lambda: annotate_rows({"input_ids": []}, bad)):
+    for call in (
+        lambda: Masker(bad),
+        lambda: encode(bad, ["a"]),
+        lambda: annotate_rows({"input_ids": []}, bad),
+    ):
         refused(call, "tokenizer", "from_pretrained")
 
 
@@ -270,7 +311,9 @@ MAKERS: list[tuple[Callable[[Any], object], float]] = [
 
 
 @pytest.mark.parametrize(("make", "good"), MAKERS, ids=range(len(MAKERS)))
-def test_numbers_of_schedules_are_numbers_also_of_numpy(make: Callable[[Any], Any], good: float) -> None:
+def test_numbers_of_schedules_are_numbers_also_of_numpy(
+    make: Callable[[Any], Any], good: float
+) -> None:
     for bad in (None, "a", [0.5], True, math.nan, math.inf):
         with pytest.raises(MaskwiseError):
             make(bad)
@@ -304,22 +347,38 @@ def test_texts_may_be_any_iterable_of_strings() -> None:
     for ids in (5, [1.5], ["3"], [math.nan], [2**70], [1, 2]):
         refused(lambda ids=ids: encode(tok, ["w1"], ids=ids), "id")  # type: ignore[misc]
     for length in (4.5, "8", 0, -1, True):
-        refused(lambda length=length: encode(tok, ["w1"], max_length=length), "max_length", repr(length))  # type: ignore[misc]
+        refused(
+            lambda length=length: encode(tok, ["w1"], max_length=length), "max_length", repr(length)
+        )  # type: ignore[misc]
 
 
 def test_columns_of_token_ids_are_rows_of_whole_numbers() -> None:
     tok = word_tokenizer()
-    for bad in (None, 5, torch.tensor(5), [[5, [6]]], [["a"]], [[-5]], [[2**70]], [[5.0]], [[5], 6]):
+    for bad in (
+        None,
+        5,
+        torch.tensor(5),
+        [[5, [6]]],
+        [["a"]],
+        [[-5]],
+        [[2**70]],
+        [[5.0]],
+        [[5], 6],
+    ):
         refused(lambda bad=bad: annotate_rows({"input_ids": bad}, tok), "input_ids")  # type: ignore[misc]
     for bad in (None, [1], 5):
         refused(lambda bad=bad: annotate_rows(bad, tok), type(bad).__name__)  # type: ignore[misc]
 
 
 def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "[PAD]": 2, "a": 3}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "[MASK]": 1, "[PAD]": 2, "a": 3}, unk_token="[UNK]")
+    )
     endless = "(?=(a+)+$)" + "(a|a)*" * 9 + "b(a|b|ab)*c"
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(endless), "isolated")
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]", pad_token="[PAD]")
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]", pad_token="[PAD]"
+    )
     refused(lambda: encode(tok, ["a" * 60]), "tokenizer")
     refused(lambda: list(tokenise([Document("a", "a" * 60)], tok)), "tokenizer")
 

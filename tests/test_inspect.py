@@ -1,4 +1,6 @@
-"""``maskwise inspect`` and ``list``: the difference between policies is seen, and texts cannot do harm."""
+"""``maskwise inspect`` and ``list``: the difference between policies is seen, and texts cannot do
+harm.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def tokenizer(tmp_path_factory):
 
 
 def look(text, policies, tokenizer, step=0, **more):
-    return inspect_text(text, policies, {**PLAIN, **more}, tokenizer=tokenizer, step=step, total_steps=100)
+    return inspect_text(
+        text, policies, {**PLAIN, **more}, tokenizer=tokenizer, step=step, total_steps=100
+    )
 
 
 def test_the_pieces_are_the_text(tokenizer):
@@ -56,7 +60,10 @@ def test_whole_words_are_masked_whole(tokenizer):
 
 
 def test_the_ratio_follows_the_schedule(tokenizer):
-    start, end = (look(TEXT, "token", tokenizer, ratio="linear(0.4, 0.1)", step=s)[0].shown.ratio for s in (0, 100))
+    start, end = (
+        look(TEXT, "token", tokenizer, ratio="linear(0.4, 0.1)", step=s)[0].shown.ratio
+        for s in (0, 100)
+    )
     assert start == pytest.approx(0.4, abs=0.02) and end == pytest.approx(0.1, abs=0.02)
 
 
@@ -70,8 +77,12 @@ def test_sequence_to_sequence_shows_what_is_read_and_written(tokenizer):
 
 def learned_by_heart(architecture, tools, shown, folder, **sizes):
     """A checkpoint of an encoder–decoder that has learned one sentence by heart."""
-    network = new_model(new_config(architecture, tools, 64, kind="encoder-decoder", **sizes), seed=0)
-    batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(encode(tools, [TEXT]), epoch=0)
+    network = new_model(
+        new_config(architecture, tools, 64, kind="encoder-decoder", **sizes), seed=0
+    )
+    batch = Masker(tools, policy="whole-word", ratio=0.3, corruption=shown, seed=0)(
+        encode(tools, [TEXT]), epoch=0
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(80):
         optimizer.zero_grad()
@@ -84,49 +95,91 @@ def learned_by_heart(architecture, tools, shown, folder, **sizes):
 def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys, monkeypatch):
     """In either format; without sentinels and a --corruption, in BART's."""
     tools = load_tokenizer(tokenizer)
-    sizes = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 64, "dropout_rate": 0.0}
+    sizes = {
+        "d_model": 32,
+        "d_kv": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "d_ff": 64,
+        "dropout_rate": 0.0,
+    }
     for shown in ("t5", "t5(target='full')"):
         learned_by_heart("t5", tools, shown, tmp_path / "model", **sizes)
-        [entry] = inspect_text(TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model"))
-        assert entry.shown.written.startswith(entry.shown.target) and entry.as_dict()["written"] == entry.shown.written
+        [entry] = inspect_text(
+            TEXT, "whole-word", {**PLAIN, "corruption": shown}, model=str(tmp_path / "model")
+        )
+        assert (
+            entry.shown.written.startswith(entry.shown.target)
+            and entry.as_dict()["written"] == entry.shown.written
+        )
         page = tmp_path / "page.html"
         asked = ["inspect", TEXT, "--policy", "whole-word", "--ratio", "0.3", "--corruption", shown]
         assert maskwise(*asked, "--model", tmp_path / "model", "--html", page) == 0
-        assert "model " in capsys.readouterr().out and "the model writes" in page.read_text(encoding="utf-8")
+        assert "model " in capsys.readouterr().out and "the model writes" in page.read_text(
+            encoding="utf-8"
+        )
     plain = train_tokenizer([TEXT] * 3, vocab_size=64, lowercase=False)
-    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    }
     learned_by_heart("bart", plain, "infill", tmp_path / "bart", dropout=0.0, **sizes)
-    [entry] = inspect_text(TEXT, "whole-word", {**PLAIN, "corruption": None}, model=str(tmp_path / "bart"))
-    assert "[MASK]" in entry.shown.source and entry.shown.written == entry.shown.target  # no start of the decoder
+    [entry] = inspect_text(
+        TEXT, "whole-word", {**PLAIN, "corruption": None}, model=str(tmp_path / "bart")
+    )
+    # no start of the decoder
+    assert "[MASK]" in entry.shown.source and entry.shown.written == entry.shown.target
     assert maskwise("inspect", TEXT, "--model", tmp_path / "bart", "--tokenizer", tokenizer) == 2
     assert "tokenizer and model do not fit" in capsys.readouterr().err
-    assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 0  # T5's format, since there are sentinels
+    # T5's format, since there are sentinels
+    assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 0
     seen = capsys.readouterr().out
     assert "writes  <extra_id_0>" in seen and "; corruption t5\n" in seen
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model", "--corruption", "bert") == 2
-    assert "needs a corruption whose targets are a text" in " ".join(capsys.readouterr().err.split())
+    assert "needs a corruption whose targets are a text" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert maskwise("inspect", TEXT, "--model", "bundled:encoder", "--corruption", "t5") == 2
     assert "needs an encoder-decoder; got modernbert" in " ".join(capsys.readouterr().err.split())
     pads = [tools.pad_token_id] * 3
-    monkeypatch.setattr("maskwise.objectives.denoising.generated", lambda model, inputs, *, most: [pads])
-    assert maskwise("inspect", TEXT, "--model", tmp_path / "model", "--html", tmp_path / "page.html") == 0
-    assert "model   (nothing)" in capsys.readouterr().out and "(nothing)" in (tmp_path / "page.html").read_text()
+    monkeypatch.setattr(
+        "maskwise.objectives.denoising.generated", lambda model, inputs, *, most: [pads]
+    )
+    assert (
+        maskwise("inspect", TEXT, "--model", tmp_path / "model", "--html", tmp_path / "page.html")
+        == 0
+    )
+    assert (
+        "model   (nothing)" in capsys.readouterr().out
+        and "(nothing)" in (tmp_path / "page.html").read_text()
+    )
 
 
 def test_permuted_sentences_are_seen():
-    """Any text has sentences; the tokens are as they were, elsewhere, so reading and writing are shown."""
+    """Any text has sentences; the tokens are as they were, elsewhere, so reading and writing are
+    shown.
+    """
     text = "One fox. Two dogs. Three hens. Four cats."
     [entry] = look(text, "sentence", None, corruption="permute-sentences", ratio="1.0")
     assert entry.shown.source != entry.shown.target and text in entry.shown.target
     assert sorted(entry.shown.source.split()) == sorted(entry.shown.target.split())
     assert {piece.state for piece in entry.shown.pieces} == {"kept"} and not entry.note
-    [entry] = look(text, "sentence", None, corruption='permute-sentences(inner="mask-only")', ratio="1.0")
-    assert {piece.state for piece in entry.shown.pieces} == {"masked"} and "[MASK]" in entry.shown.source
+    [entry] = look(
+        text, "sentence", None, corruption='permute-sentences(inner="mask-only")', ratio="1.0"
+    )
+    assert {piece.state for piece in entry.shown.pieces} == {
+        "masked"
+    } and "[MASK]" in entry.shown.source
 
 
 def test_where_nothing_is_chosen_a_line_says_why(tokenizer):
     shown = look("hedgehogs photographed", "whole-word", tokenizer, ratio="0.05")
-    assert "no unit fits" in shown[0].as_dict()["note"] and "no unit fits" in printed(shown, colours=False)
+    assert "no unit fits" in shown[0].as_dict()["note"] and "no unit fits" in printed(
+        shown, colours=False
+    )
     assert "note" not in look(TEXT, "whole-word", tokenizer)[0].as_dict()
 
 
@@ -145,10 +198,15 @@ def test_the_terminal_colours_what_was_chosen(tokenizer):
     for entry in found:
         for piece in entry.shown.pieces:
             if piece.state == "masked":
-                assert re.search(r"\x1b\[[0-9;]*48;2;230;159;0m" + re.escape(piece.text.strip()), seen)
+                assert re.search(
+                    r"\x1b\[[0-9;]*48;2;230;159;0m" + re.escape(piece.text.strip()), seen
+                )
     plain = printed(found, colours=False)
     assert "\x1b" not in plain and "words: " in plain
-    assert "".join(f"[{p.text.strip()}]" for p in found[1].shown.pieces if p.state == "masked")[:3] in plain
+    assert (
+        "".join(f"[{p.text.strip()}]" for p in found[1].shown.pieces if p.state == "masked")[:3]
+        in plain
+    )
 
 
 def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
@@ -171,9 +229,13 @@ def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer
 
 
 def test_inspect_needs_no_tokenizer_and_no_network(capsys):
-    assert maskwise("inspect", TEXT, "--policy", "token,whole-word", "--ratio", "0.3", "--json") == 0
+    assert (
+        maskwise("inspect", TEXT, "--policy", "token,whole-word", "--ratio", "0.3", "--json") == 0
+    )
     tokens, words = json.loads(capsys.readouterr().out)
-    assert tokens["policy"] == "token" and tokens["words_in_part"] > 0 and words["words_in_part"] == 0
+    assert (
+        tokens["policy"] == "token" and tokens["words_in_part"] > 0 and words["words_in_part"] == 0
+    )
     assert any(piece["state"] == "masked" for piece in words["pieces"])
 
 
@@ -197,7 +259,10 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--tokenizer", "/nowhere/at/all"], "there is no model or tokenizer"),
         (["--step", "many"], "--step"),
         (["--nonsense"], "--nonsense"),
-        (["--policy", "group-weighted(layer='salient')"], "'salient' is one of spans; take layer='pos'"),
+        (
+            ["--policy", "group-weighted(layer='salient')"],
+            "'salient' is one of spans; take layer='pos'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capfd):
@@ -206,7 +271,9 @@ def test_mistakes_are_one_line(arguments, said, capfd):
     assert said in err and err.count("\n") == 1 and not out
 
 
-@pytest.mark.parametrize("text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")])
+@pytest.mark.parametrize(
+    "text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")]
+)
 def test_no_text(text, said, capfd):
     assert maskwise("inspect", text) == 2
     assert said in capfd.readouterr().err
@@ -219,19 +286,28 @@ def test_lists(what, capsys):
     assert [row["name"] for row in rows] == list(names_in(what))
     assert all(row["what"] for row in rows), "everything listed says what it is"
     for row in rows:
-        assert (row["name"] in row["example"] and row["what"][-1] in ".?!") or what in ("tasks", "cards")
+        assert (row["name"] in row["example"] and row["what"][-1] in ".?!") or what in (
+            "tasks",
+            "cards",
+        )
     assert maskwise("list", what) == 0
     assert all(name in capsys.readouterr().out for name in list(names_in(what))[:1])
 
 
 def test_examples_of_the_catalogue_are_right():
     """What an example writes is read as a recipe would read it."""
-    readers = {"policies": policy, "schedules": schedule, "corruptions": corruption, "annotators": annotator,
-               "samplers": lambda call: sampler(call, ["mlm", "atd"])}  # fmt: skip
+    readers = {
+        "policies": policy,
+        "schedules": schedule,
+        "corruptions": corruption,
+        "annotators": annotator,
+        "samplers": lambda call: sampler(call, ["mlm", "atd"]),
+    }
     for what, read in readers.items():
         for name, _, _, example in describe_table(what):
             call = re.search(rf"{re.escape(name)}(?:\(.*\))?(?=\"|$)", example)
-            if name not in ("learned", "gold", "spans", "stored", "difference"):  # these open a file
+            # these open a file
+            if name not in ("learned", "gold", "spans", "stored", "difference"):
                 read(call[0])
 
 
@@ -240,5 +316,7 @@ def test_lists_show_no_address(capsys):
         assert maskwise("list", what, "--json") == 0
         assert " at 0x" not in capsys.readouterr().out
     assert maskwise("list", "policies", "--json") == 0
-    [arguments] = [m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"]
+    [arguments] = [
+        m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
+    ]
     assert arguments.endswith("weigh=standardised")

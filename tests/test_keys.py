@@ -1,7 +1,7 @@
 """Keys: uniform, independent, without ties, and never one row's draws shifted along another's.
 
-All draws are deterministic, so a test that passes once passes always; thresholds are those of a fair
-generator (z-scores of 5 over a few dozen statistics).
+All draws are deterministic, so a test that passes once passes always; thresholds are those of a
+fair generator (z-scores of 5 over a few dozen statistics).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def z_of_correlation(a: np.ndarray, b: np.ndarray) -> float:
 def z_of_chi_square(u: np.ndarray, cells: int) -> float:
     counts = np.bincount((u * cells).astype(np.int64).ravel(), minlength=cells)
     expected = u.size / cells
-    return float((((counts - expected) ** 2 / expected).sum() - (cells - 1)) / np.sqrt(2 * (cells - 1)))
+    return float(
+        (((counts - expected) ** 2 / expected).sum() - (cells - 1)) / np.sqrt(2 * (cells - 1))
+    )
 
 
 def test_mix_never_ties_and_agrees_with_plain_integers() -> None:
@@ -81,7 +83,9 @@ def test_draws_depend_on_nothing_but_their_coordinates() -> None:
     ids = np.array([5, 1 << 40, -3, 0])
     whole = draws(keys(ids, seed=3, epoch=1), Purpose.SHOW, INDEX)
     for i in range(4):
-        assert (draws(keys(ids[i : i + 1], seed=3, epoch=1), Purpose.SHOW, INDEX[:9])[0] == whole[i, :9]).all()
+        assert (
+            draws(keys(ids[i : i + 1], seed=3, epoch=1), Purpose.SHOW, INDEX[:9])[0] == whole[i, :9]
+        ).all()
     reference = draws(keys(ids, seed=3, epoch=1), Purpose.SHOW, INDEX)
     for other in (
         {"seed": 4, "epoch": 1},
@@ -108,7 +112,10 @@ LOW_ENTROPY = {
 @pytest.mark.parametrize("ids", LOW_ENTROPY.values(), ids=LOW_ENTROPY)
 def test_uniform_and_independent(ids: np.ndarray) -> None:
     u = uniform(ids, index=INDEX[:256])
-    scores = {"mean": float((u.mean() - 0.5) * np.sqrt(12 * u.size)), "chi-square": z_of_chi_square(u, 256)}
+    scores = {
+        "mean": float((u.mean() - 0.5) * np.sqrt(12 * u.size)),
+        "chi-square": z_of_chi_square(u, 256),
+    }
     scores["column means"] = float(np.abs((u.mean(0) - 0.5) * np.sqrt(12 * len(u))).max()) - 1
     for lag in (1, 2, 3, 16, 64):
         scores[f"neighbours {lag}"] = z_of_correlation(u[:, :-lag], u[:, lag:])
@@ -118,7 +125,9 @@ def test_uniform_and_independent(ids: np.ndarray) -> None:
     scores["seeds"] = z_of_correlation(u, uniform(ids, index=INDEX[:256], seed=1))
     for purpose in Purpose:
         if purpose != Purpose.SELECT:
-            scores[purpose.name] = z_of_correlation(u, uniform(ids, purpose=purpose, index=INDEX[:256]))
+            scores[purpose.name] = z_of_correlation(
+                u, uniform(ids, purpose=purpose, index=INDEX[:256])
+            )
     pairs = np.floor(u[:, ::2] * 16) * 16 + np.floor(u[:, 1::2] * 16)
     scores["pairs"] = z_of_chi_square((pairs + 0.5) / 256, 256)
     bad = {name: round(z, 1) for name, z in scores.items() if abs(z) > 5}
@@ -139,19 +148,24 @@ def test_row_draws_are_uniform_and_unrelated_to_the_others() -> None:
 def fingerprints(k: Keys, purpose: Purpose, window: int = 48) -> np.ndarray:
     """(B,) uint64: the least draw among the first ``window``, and the draw behind it.
 
-    Two rows that are shifted copies of each other by d places share it with probability (window − d) /
-    (window + d); two rows that are not, with probability 2⁻⁵⁸ or so.
+    Two rows that are shifted copies of each other by d places share it with probability (window −
+    d) / (window + d); two rows that are not, with probability 2⁻⁵⁸ or so.
     """
     draw = draws(k, purpose, INDEX[: window + 1])
     least = draw[:, :-1].argmin(1)[:, None]
-    pair = [np.take_along_axis(draw, least + i, 1)[:, 0].view(np.uint32).astype(np.uint64) for i in (0, 1)]
+    pair = [
+        np.take_along_axis(draw, least + i, 1)[:, 0].view(np.uint32).astype(np.uint64)
+        for i in (0, 1)
+    ]
     return pair[0] << np.uint64(32) | pair[1]
 
 
 def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
-    """How many pairs of rows are shifted copies of each other by up to ``reach`` places, from their words.
+    """How many pairs of rows are shifted copies of each other by up to ``reach`` places, from their
+    words.
 
-    Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for −b.
+    Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for
+    −b.
     """
     start, stride = k._words(purpose)
     origin = start * inverse_odd(stride)
@@ -163,8 +177,8 @@ def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
 
 
 def test_the_search_finds_shifted_copies() -> None:
-    """The search itself: rows with one multiplier, as a linear mix of example and position makes them, are
-    found."""
+    """The search itself: rows with one multiplier, as a linear mix of example and position makes
+    them, are found."""
     k = keys(np.arange(1000))
     start, odd = k._words(Purpose.SELECT)
     odd[:] = odd[0]
@@ -195,8 +209,8 @@ def test_no_shifted_copies_among_a_million_keys() -> None:
 
 @pytest.mark.slow
 def test_no_shifted_copies_among_twelve_million_examples() -> None:
-    # By chance: 7·10¹³ pairs, one in 2³¹ with one stride, of these 1023 in 2³² with an origin in reach:
-    # 0.008.
+    # By chance: 7·10¹³ pairs, one in 2³¹ with one stride, of these 1023 in 2³² with an origin in
+    # reach: 0.008.
     assert search(12_000_000) == (0, 0)
 
 
@@ -205,14 +219,28 @@ def test_within_and_below_at_their_ends() -> None:
     assert within(draw, 0.0).tolist() == [False] * 4
     assert within(draw, 1.0).tolist() == [True] * 4
     assert within(draw, 0.5).tolist() == [True, True, False, False]
-    assert within(draw, 1e-12).sum() == 0 and within(draw, 1 - 2**-32).tolist() == [True, True, True, False]
+    assert within(draw, 1e-12).sum() == 0 and within(draw, 1 - 2**-32).tolist() == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert below(draw, 10).tolist() == [0, 4, 5, 9] and below(draw, 1).tolist() == [0] * 4
     u = unit_interval(draw)
     assert (u > 0).all() and (u < 1).all() and (np.diff(u) > 0).all()
 
 
 def test_fold_takes_any_integers_and_their_order() -> None:
-    values = {fold(1, 2), fold(2, 1), fold(1, 2, 0), fold(-1), fold(1 << 40), fold(1 << 63), fold(0), fold()}
+    values = {
+        fold(1, 2),
+        fold(2, 1),
+        fold(1, 2, 0),
+        fold(-1),
+        fold(1 << 40),
+        fold(1 << 63),
+        fold(0),
+        fold(),
+    }
     assert len(values) == 8 and all(0 <= v < 2**32 for v in values)
 
 

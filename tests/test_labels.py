@@ -18,12 +18,17 @@ def table(path: Path, labels: Sequence[object]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
-        writer.writerows((f"a text of some words, number {n}", label) for n, label in enumerate(labels))
+        writer.writerows(
+            (f"a text of some words, number {n}", label) for n, label in enumerate(labels)
+        )
     return path
 
 
 def lines(path: Path, column: str, values: Sequence[object]) -> Path:
-    rows = [{"text": f"a text of some words, number {n}", column: value} for n, value in enumerate(values)]
+    rows = [
+        {"text": f"a text of some words, number {n}", column: value}
+        for n, value in enumerate(values)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -38,7 +43,14 @@ def said(task: Task, word: str) -> bool:
 
 @pytest.mark.parametrize(
     "labels",
-    [(-1, 0, 1), ("NA", "DE", "US"), ("null", "pointer"), ("nan", "roti"), ("n/a", "a"), ("a", "<NA>", "None")],
+    [
+        (-1, 0, 1),
+        ("NA", "DE", "US"),
+        ("null", "pointer"),
+        ("nan", "roti"),
+        ("n/a", "a"),
+        ("a", "<NA>", "None"),
+    ],
 )
 def test_only_an_empty_cell_is_a_missing_label(tmp_path: Path, labels: tuple[object, ...]) -> None:
     task = load_task(table(tmp_path / "t.csv", [*labels, ""] * 50))
@@ -48,11 +60,17 @@ def test_only_an_empty_cell_is_a_missing_label(tmp_path: Path, labels: tuple[obj
 
 
 @pytest.mark.parametrize(
-    ("missing", "left"), [("NA", ("-1", "a", "b")), ((-1, "NA"), ("a", "b")), (-1.0, ("NA", "a", "b"))]
+    ("missing", "left"),
+    [("NA", ("-1", "a", "b")), ((-1, "NA"), ("a", "b")), (-1.0, ("NA", "a", "b"))],
 )
-def test_what_else_is_missing_is_said_by_the_user(tmp_path: Path, missing: object, left: tuple[str, ...]) -> None:
+def test_what_else_is_missing_is_said_by_the_user(
+    tmp_path: Path, missing: object, left: tuple[str, ...]
+) -> None:
     path = table(tmp_path / "t.csv", ["a", "b", "NA", "-1"] * 40)
-    by_argument, by_spec = load_task(path, missing=missing), load_task(f"{path}(missing={missing!r})")
+    by_argument, by_spec = (
+        load_task(path, missing=missing),
+        load_task(f"{path}(missing={missing!r})"),
+    )
     assert by_argument.labels == by_spec.labels == left
     assert by_argument.skipped == {"all: no label": 160 - 40 * len(left)}
 
@@ -78,9 +96,17 @@ def test_a_mark_among_scores_is_refused_until_it_is_said(tmp_path: Path) -> None
         ("tags", (["a", "NA"], ["b", "a"], ["-1", "a"], ["b", "b"])),
     ],
 )
-def test_lists_of_labels_go_by_the_same_rule(tmp_path: Path, column: str, cells: tuple[object, ...]) -> None:
-    rows = [{"text": f"text {n}", "tokens": ["two", f"words{n}"], column: cells[n % 4]} for n in range(80)]
-    rows = [{key: row[key] for key in row if key != ("text" if column == "tags" else "tokens")} for row in rows]
+def test_lists_of_labels_go_by_the_same_rule(
+    tmp_path: Path, column: str, cells: tuple[object, ...]
+) -> None:
+    rows = [
+        {"text": f"text {n}", "tokens": ["two", f"words{n}"], column: cells[n % 4]}
+        for n in range(80)
+    ]
+    rows = [
+        {key: row[key] for key in row if key != ("text" if column == "tags" else "tokens")}
+        for row in rows
+    ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = load_task(tmp_path / "t.jsonl")
     assert task.labels == ("-1", "NA", "a", "b") and rows_of(task) == 80
@@ -88,25 +114,36 @@ def test_lists_of_labels_go_by_the_same_rule(tmp_path: Path, column: str, cells:
 
 
 def test_a_written_answer_may_be_minus_one(tmp_path: Path) -> None:
-    rows = [{"question": f"what is {n} less {n + 1}?", "answer": -1 if n % 2 else "NA"} for n in range(60)]
+    rows = [
+        {"question": f"what is {n} less {n + 1}?", "answer": -1 if n % 2 else "NA"}
+        for n in range(60)
+    ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert rows_of(load_task(tmp_path / "t.jsonl")) == 60
     assert rows_of(load_task(tmp_path / "t.jsonl", missing=-1)) == 30
 
 
 @pytest.mark.parametrize("hidden", [-1, "-1", -1.0])
-def test_a_split_whose_only_label_is_minus_one_is_not_labelled(tmp_path: Path, hidden: object) -> None:
+def test_a_split_whose_only_label_is_minus_one_is_not_labelled(
+    tmp_path: Path, hidden: object
+) -> None:
     for split, labels in (("train", [0, 1] * 40), ("dev", [0, 1] * 10), ("test", [hidden] * 30)):
         lines(tmp_path / f"{split}.jsonl", "label", labels)
     task = load_task(tmp_path)
     assert task.labels == ("0", "1") and task.skipped == {"test: no label": 30}
     assert said(task, "−1") and said(task, "dev is test")
     lines(tmp_path / "test.jsonl", "label", [0, 1, hidden] * 10)
-    assert load_task(tmp_path).skipped == {} and load_task(tmp_path, missing=-1).skipped == {"test: no label": 10}
+    assert load_task(tmp_path).skipped == {} and load_task(tmp_path, missing=-1).skipped == {
+        "test: no label": 10
+    }
 
 
 def test_hidden_scores_and_tags_are_not_labelled_either(tmp_path: Path) -> None:
-    for split, scores in (("train", [0.5, 1.5, 2.5] * 40), ("dev", [0.5, 1.5] * 10), ("test", [-1.0] * 30)):
+    for split, scores in (
+        ("train", [0.5, 1.5, 2.5] * 40),
+        ("dev", [0.5, 1.5] * 10),
+        ("test", [-1.0] * 30),
+    ):
         lines(tmp_path / f"{split}.jsonl", "score", scores)
     assert load_task(tmp_path).skipped == {"test: no label": 30}
     for split, tags in (("train", ["N", "V"]), ("dev", ["V", "N"]), ("test", [-1, -1])):
@@ -129,7 +166,9 @@ def test_hidden_scores_and_tags_are_not_labelled_either(tmp_path: Path) -> None:
         ("too many", [n % 1001 for n in range(8000)], "regression"),
     ],
 )
-def test_when_whole_numbers_are_classes(tmp_path: Path, name: str, labels: list[object], kind: str) -> None:
+def test_when_whole_numbers_are_classes(
+    tmp_path: Path, name: str, labels: list[object], kind: str
+) -> None:
     path = table(tmp_path / "t.csv", labels)
     task = load_task(path)
     assert task.kind.name == kind, name
@@ -146,15 +185,23 @@ def test_numbered_classes_of_pairs(tmp_path: Path) -> None:
     rows = [{"sentence1": f"text {n}", "sentence2": "another", "label": n % 30} for n in range(900)]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = load_task(tmp_path / "t.jsonl")
-    assert len(task.labels) == 30 and task.splits["train"][0].pair == "another" and said(task, "kind='similarity'")
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, [{**row, "label": 3 * row["label"]} for row in rows])))
+    assert (
+        len(task.labels) == 30
+        and task.splits["train"][0].pair == "another"
+        and said(task, "kind='similarity'")
+    )
+    (tmp_path / "t.jsonl").write_text(
+        "\n".join(map(json.dumps, [{**row, "label": 3 * row["label"]} for row in rows]))
+    )
     assert load_task(tmp_path / "t.jsonl").kind.name == "similarity"
 
 
 def test_what_is_left_out_stands_in_the_facts_and_the_remarks(tmp_path: Path) -> None:
     task = load_task(table(tmp_path / "t.csv", ["a", "b", ""] * 40))
     assert task.facts()["skipped"] == {"all: no label": 40}
-    assert task.remarks[-1] == "left out: 40 × all: no label" and list(task.notes) == task.remarks[:-1]
+    assert (
+        task.remarks[-1] == "left out: 40 × all: no label" and list(task.notes) == task.remarks[:-1]
+    )
 
 
 def test_a_task_is_read_once_and_again_when_its_file_has_changed(tmp_path: Path) -> None:

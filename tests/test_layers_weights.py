@@ -1,4 +1,6 @@
-"""Layers of weights against examples worked by hand and plain Python; and under the policies that read them."""
+"""Layers of weights against examples worked by hand and plain Python; and under the policies that
+read them.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,13 @@ from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, check_spans
 from maskwise.text.tokenizers import tokenise
 
-few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 texts = st.lists(
-    st.lists(st.sampled_from(["a", "b", "c", "d", "A", "e,", "a.", "b!", "\n"]), max_size=25).map(" ".join),
+    st.lists(st.sampled_from(["a", "b", "c", "d", "A", "e,", "a.", "b!", "\n"]), max_size=25).map(
+        " ".join
+    ),
     min_size=1,
     max_size=5,
 )
@@ -50,7 +56,11 @@ def test_frequency_is_the_count_in_the_corpus(tmp_path):
     text = "the Cat, a zebra."
     expected = [("the", 3), ("Cat", 2), (",", 1), ("a", 1), ("zebra", 0), (".", 1)]
     assert said(text, made.annotate([text])[0]["frequency"]) == expected
-    assert made.fitted and not annotator("frequency").fitted and made.version != annotator("frequency").version
+    assert (
+        made.fitted
+        and not annotator("frequency").fitted
+        and made.version != annotator("frequency").version
+    )
     other = fitted("frequency", ["The cat, the dog.", "A cat; THE end"], tmp_path / "g")
     assert other.version == made.version, "by content, not by path"
     assert fitted("frequency", ["more"], tmp_path / "h").version != made.version
@@ -60,12 +70,16 @@ def test_sentences_end_with_final_punctuation_lines_and_texts():
     words = words_of(["One two. Three U.S. x\nfour。five", "six"])
     names = [words.name(place) for place in range(len(words.key))]
     numbers = dict(zip(names, sentences_of(words).tolist()))
-    starts = [numbers[name] for name in ("one", "two", "three", "u", "s", "x", "four", "five", "six")]
+    starts = [
+        numbers[name] for name in ("one", "two", "three", "u", "s", "x", "four", "five", "six")
+    ]
     assert starts == [1, 1, 2, 2, 2, 3, 4, 5, 6]
 
 
 def test_informativeness_by_hand(tmp_path):
-    """Pairs a–b twice, c–d once: c(a) = c(b) = 2, c(c) = c(d) = 1, T = 6; PMI(a, b) = log 3, PMI(c, d) = log 6."""
+    """Pairs a–b twice, c–d once: c(a) = c(b) = 2, c(c) = c(d) = 1, T = 6; PMI(a, b) = log 3, PMI(c,
+    d) = log 6.
+    """
     corpus = ["a b", "A b", "c d"]
     made = fitted("informativeness(min_count=1, min_pairs=1)", corpus, tmp_path / "i")
     mean = (4 * math.log(3) + 2 * math.log(6)) / 6
@@ -77,9 +91,13 @@ def test_informativeness_by_hand(tmp_path):
         ("b", round(2 * math.log(3) / mean, 5)),
         ("a", ab),
     ]
-    assert said("c d. c", found[1]["informativeness"]) == [("c", cd), ("d", cd), ("c", 0.0)], "not across sentences"
+    assert said("c d. c", found[1]["informativeness"]) == [("c", cd), ("d", cd), ("c", 0.0)], (
+        "not across sentences"
+    )
     assert said("a d", found[2]["informativeness"]) == [("a", 0.0), ("d", 0.0)]
-    assert said("a zebra", found[3]["informativeness"]) == [("a", 0.0), ("zebra", 1.0)], "no evidence: the mean"
+    assert said("a zebra", found[3]["informativeness"]) == [("a", 0.0), ("zebra", 1.0)], (
+        "no evidence: the mean"
+    )
     word = Informativeness(table=str(tmp_path / "i"), per="word").annotate(["a d zebra", "d"])
     assert said("a d zebra", word[0]["informativeness"]) == [("a", ab), ("d", cd), ("zebra", 1.0)]
     assert word[1]["informativeness"].value[0] == word[0]["informativeness"].value[1]
@@ -111,12 +129,18 @@ def test_informativeness_equals_plain_python(tmp_path_factory, texts, window, le
 
     def pmi(one: str, other: str) -> float:
         met = pairs[one, other] // (2 if one == other else 1)
-        return math.log(pairs[one, other] * total / (marginal[one] * marginal[other])) if met >= least else 0.0
+        return (
+            math.log(pairs[one, other] * total / (marginal[one] * marginal[other]))
+            if met >= least
+            else 0.0
+        )
 
     sums: list[float] = []
     for sentence in sentences:
         for i, one in enumerate(sentence):
-            near = [j for j in range(max(0, i - window), min(len(sentence), i + window + 1)) if j != i]
+            near = [
+                j for j in range(max(0, i - window), min(len(sentence), i + window + 1)) if j != i
+            ]
             whole = sum(pmi(one, sentence[j]) for j in near if {one, sentence[j]} <= known)
             sums.append(max(whole, 0.0) if one in known else math.nan)
     mean = float(np.nanmean(sums)) or 1.0
@@ -152,7 +176,9 @@ def test_weights_average_one_over_the_corpus(tmp_path):
 
 
 def test_tf_icf_by_hand():
-    """10 words here, 40 there (and one more of each of three): log(1 + c) · log(share here / share there)."""
+    """10 words here, 40 there (and one more of each of three): log(1 + c) · log(share here / share
+    there).
+    """
     counts, others = np.array([6, 3, 1]), np.array([0, 36, 4])
     expected = [math.log(7) * math.log(0.6 / (1 / 43)), math.log(4) * 0.0, math.log(2) * 0.0]
     assert tf_icf(counts, others, 40).tolist() == pytest.approx(expected)
@@ -171,18 +197,27 @@ def test_difference_and_its_anchors(tmp_path):
     assert set(facts["anchors"]) <= {"enzyme", "binds", "kinase"} and len(facts["anchors"]) == 2
     text = "The kinase and, the cat"
     weights = dict(said(text, made.annotate([text])[0]["difference"]))
-    assert weights["kinase"] > 0 == weights["and"] == weights["The"] == weights["cat"] == 0 and "," not in weights
+    assert (
+        weights["kinase"] > 0 == weights["and"] == weights["The"] == weights["cat"] == 0
+        and "," not in weights
+    )
     with pytest.raises(MaskwiseError, match="sets this corpus apart"):
         Difference(general=str(general)).fit(["?!"], tmp_path / "d")
 
     # With vectors: "inhibitor" lies beside the anchors, "and" across; "binds" has none.
     vectors = tmp_path / "vectors.txt"
-    vectors.write_text("6 2\nenzyme 1 0\nkinase 1 0\ninhibitor 0.8 0.6\nand 0 1\nthe -1 0\ncat 1 1\n")
+    vectors.write_text(
+        "6 2\nenzyme 1 0\nkinase 1 0\ninhibitor 0.8 0.6\nand 0 1\nthe -1 0\ncat 1 1\n"
+    )
     spec = f"difference(general={str(general)!r}, vectors={str(vectors)!r}, min_documents=5)"
     made = fitted(spec, [*target, "an inhibitor"], tmp_path / "v")
-    weights = dict(said(text := "inhibitor and the kinase binds cat", made.annotate([text])[0]["difference"]))
+    weights = dict(
+        said(text := "inhibitor and the kinase binds cat", made.annotate([text])[0]["difference"])
+    )
     assert weights["inhibitor"] / weights["kinase"] == pytest.approx(0.8, abs=1e-4)
-    assert weights["and"] == weights["the"] == weights["binds"] == weights["cat"] == 0, "cat is not in the target"
+    assert weights["and"] == weights["the"] == weights["binds"] == weights["cat"] == 0, (
+        "cat is not in the target"
+    )
 
 
 def test_vectors_of_a_checkpoint_are_means_of_its_pieces(tmp_path):
@@ -225,10 +260,28 @@ def test_mistakes_are_one_line(tmp_path):
 def corpus() -> list[str]:
     rng = np.random.default_rng(2)
     names = ["Marie Curie", "New York City", "quantum chromodynamics", "Buenos Aires"]
-    plain = ["the", "a", "of", "in", "was", "and", "to", "he", "it", "on", "for", "is", "with", "as", "by"]
+    plain = [
+        "the",
+        "a",
+        "of",
+        "in",
+        "was",
+        "and",
+        "to",
+        "he",
+        "it",
+        "on",
+        "for",
+        "is",
+        "with",
+        "as",
+        "by",
+    ]
     return [
         " ".join(
-            str(part) for i in range(30) for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
+            str(part)
+            for i in range(30)
+            for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
         )
         for _ in range(40)
     ]
@@ -236,7 +289,12 @@ def corpus() -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(corpus, tmp_path_factory) -> list:
-    specs = ("phrases(min_documents=1, size=40)", "frequency", "informativeness(min_count=2)", "difference")
+    specs = (
+        "phrases(min_documents=1, size=40)",
+        "frequency",
+        "informativeness(min_count=2)",
+        "difference",
+    )
     return [fitted(spec, corpus, tmp_path_factory.mktemp("made") / "it") for spec in specs]
 
 
@@ -266,11 +324,14 @@ def test_layers_reach_their_policies(corpus, made, policy):
     tokenizer = train_tokenizer(corpus, vocab_size=200)
     masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected", seed=1)
     masked, everywhere = Counter(), Counter()
-    rows = list(tokenise([Document(str(i), text) for i, text in enumerate(corpus)], tokenizer, layers=All()))
+    rows = list(
+        tokenise([Document(str(i), text) for i, text in enumerate(corpus)], tokenizer, layers=All())
+    )
     for number, row in enumerate(rows):
         columns = {"input_ids": row.input_ids, "word_ids": row.word_ids, **row.layers}
         batch = masker(
-            {k: torch.tensor(v)[None] for k, v in columns.items()} | {"example_id": torch.tensor([number])},
+            {k: torch.tensor(v)[None] for k, v in columns.items()}
+            | {"example_id": torch.tensor([number])},
             epoch=0,
         )
         chosen = batch.selected[0].numpy()
@@ -294,24 +355,31 @@ def test_layers_reach_their_policies(corpus, made, policy):
 
 @pytest.mark.parametrize("budget", ["exact", "expected"])
 def test_salient_spans_fill_as_methods_say(budget):
-    """SSM: ``none`` masks spans only, so nothing in a row without one; ``random`` keeps the budget and says
-    what filled it; ``skip-row`` masks no row whose spans cannot use the budget."""
+    """SSM: ``none`` masks spans only, so nothing in a row without one; ``random`` keeps the budget
+    and says what filled it; ``skip-row`` masks no row whose spans cannot use the budget."""
     length = 40
     salient = torch.full((3, length), -1)
     salient[0, 4:6], salient[0, 20:22] = 0, 1  # 4 tokens
     salient[1, 2:12], salient[1, 20:30] = 0, 1  # 20 tokens; the last row has none
     rows = {
         "input_ids": torch.randint(5, 60, (3, length), generator=torch.Generator().manual_seed(0)),
-        "word_ids": torch.arange(length).expand(3, -1), "example_id": torch.arange(3), "salient": salient,
-    }  # fmt: skip
+        "word_ids": torch.arange(length).expand(3, -1),
+        "example_id": torch.arange(3),
+        "salient": salient,
+    }
     ratio = 0.5  # 20 of 40 tokens
     made = {
-        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(rows, epoch=0)
+        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(
+            rows, epoch=0
+        )
         for fill in ("none", "random", "skip-row")
     }
     marked = salient >= 0
     assert torch.equal(made["none"].selected, marked), "all spans, and nothing else"
-    assert made["random"].selected.sum(1).tolist() == [20, 20, 20] and (made["random"].selected & marked)[marked].all()
+    assert (
+        made["random"].selected.sum(1).tolist() == [20, 20, 20]
+        and (made["random"].selected & marked)[marked].all()
+    )
     choice = made["random"].choice
     assert choice is not None and choice.units.weight is not None
     filled = choice.units.spread(choice.chosen & (choice.units.weight == 0))

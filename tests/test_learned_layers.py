@@ -81,7 +81,11 @@ def test_spans_are_scored_as_by_enumeration():
     first, last = draw.dirichlet(np.ones(7), 2), draw.dirichlet(np.ones(7), 2)
     chance = span_chances(first, last, longest=3)
     for piece in range(2):
-        every = {(i, j): first[piece, i] * last[piece, j] for i in range(7) for j in range(i, min(7, i + 3))}
+        every = {
+            (i, j): first[piece, i] * last[piece, j]
+            for i in range(7)
+            for j in range(i, min(7, i + 3))
+        }
         for (i, j), value in every.items():
             assert chance[piece, i, j - i] == pytest.approx(value)
         best, left = [], dict(every)
@@ -90,7 +94,9 @@ def test_spans_are_scored_as_by_enumeration():
             best.append((i, j, left[i, j]))
             left = {(a, b): value for (a, b), value in left.items() if b < i or a > j}
         found = [part[best_spans(chance, 3)[0] == piece] for part in best_spans(chance, 3)]
-        assert [(i, i + k) for i, k in zip(found[1], found[2])] == [(i, j) for i, j, _ in sorted(best)]
+        assert [(i, i + k) for i, k in zip(found[1], found[2])] == [
+            (i, j) for i, j, _ in sorted(best)
+        ]
         np.testing.assert_allclose(found[3], [value for *_, value in sorted(best)])
 
 
@@ -103,9 +109,14 @@ def test_the_weight_of_a_word_under_a_span_head_is_its_chance_to_be_inside(spans
     with torch.no_grad():
         logits = model(ids, torch.ones_like(ids))[0].double().numpy()
     count = numbers.max() + 1
-    sides = np.array([[logits[numbers == w][0, 0], logits[numbers == w][-1, 1]] for w in range(count)])
+    sides = np.array(
+        [[logits[numbers == w][0, 0], logits[numbers == w][-1, 1]] for w in range(count)]
+    )
     start, end = (np.exp(side) / np.exp(side).sum() for side in sides.T)
-    inside = [sum(start[i] * end[j] for i in range(w + 1) for j in range(w, count) if j - i < 4) for w in range(count)]
+    inside = [
+        sum(start[i] * end[j] for i in range(w + 1) for j in range(w, count) if j - i < 4)
+        for w in range(count)
+    ]
     np.testing.assert_allclose(scores.weight, inside / np.mean(inside), rtol=1e-5)
 
 
@@ -120,7 +131,9 @@ def test_live_scores_the_layer_and_a_reloaded_policy_are_equal(words, spans, tmp
                 for side, again in zip(one[layer], other[layer]):
                     assert (side is None) == (again is None)
                     if side is not None:
-                        np.testing.assert_array_equal(side, again, err_msg=f"{layer} of text {text}")
+                        np.testing.assert_array_equal(
+                            side, again, err_msg=f"{layer} of text {text}"
+                        )
 
 
 def test_a_policy_of_another_tokenizer_is_mapped_through_characters(words):
@@ -130,13 +143,19 @@ def test_a_policy_of_another_tokenizer_is_mapped_through_characters(words):
     own = made.annotate([text])[0]["learned"]
     (tokens,) = tokenise([Document("a", text)], other, layers=made)
     for start, end, value in zip(*own):
-        (at,) = {int(w) for w, (a, _) in zip(tokens.word_ids, _offsets(other, text)) if start <= a < end and w >= 0}
+        (at,) = {
+            int(w)
+            for w, (a, _) in zip(tokens.word_ids, _offsets(other, text))
+            if start <= a < end and w >= 0
+        }
         assert set(tokens.layers["learned"][tokens.word_ids == at]) == {value}, text[start:end]
 
 
 def _offsets(tokenizer, text):
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return [(a + len(text[a:b]) - len(text[a:b].lstrip()), b) for a, b in encoding["offset_mapping"]]
+    return [
+        (a + len(text[a:b]) - len(text[a:b].lstrip()), b) for a, b in encoding["offset_mapping"]
+    ]
 
 
 def rows_of(folder: str, texts: list[str], length: int = 32):
@@ -151,7 +170,9 @@ def rows_of(folder: str, texts: list[str], length: int = 32):
 def test_words_are_masked_by_their_weights(words):
     texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:12]) for n in range(200)]
     tokenizer, rows = rows_of(words, texts, length=64)
-    masker = Masker(tokenizer, policy=f"learned({words!r}, power=3)", ratio=0.2, corruption="mask-only")
+    masker = Masker(
+        tokenizer, policy=f"learned({words!r}, power=3)", ratio=0.2, corruption="mask-only"
+    )
     batch = masker(rows.batch(np.arange(len(rows))), epoch=0)
     weight = batch.source.layer(f"learned {words}", policy="", scores=True)
     content = batch.source.eligible
@@ -161,7 +182,9 @@ def test_words_are_masked_by_their_weights(words):
 
 
 def test_a_share_of_the_budget_is_left_to_chance(words):
-    """Of four words the policy draws as many as its share says, the likeliest most often; the others are any."""
+    """Of four words the policy draws as many as its share says, the likeliest most often; the
+    others are any.
+    """
     tokenizer, rows = rows_of(words, [" ".join(WORDS[:8])] * 2000, length=64)
     pieces, masked = rows.batch(np.arange(len(rows))), {}
     policies = {x: f"learned({words!r}, power=100, explore={x})" for x in (0.0, 0.5, 0.75, 1.0)}
@@ -173,7 +196,8 @@ def test_a_share_of_the_budget_is_left_to_chance(words):
         masked[explore] = np.sort(np.bincount(found, minlength=8) / len(rows))[::-1]
     assert {round(share.sum(), 1) for share in masked.values()} == {4.0}
     assert masked[0.0][:2].min() > 0.97 and np.abs(masked[1.0] - masked[-1.0]).max() < 0.03
-    # Two words by the policy and two by chance, or one and three; words of several tokens do not always fit.
+    # Two words by the policy and two by chance, or one and three; words of several tokens do not
+    # always fit.
     assert masked[0.0].min() < 0.1 and masked[0.5][:2].min() > 0.85 and masked[0.5].min() > 0.2
     assert masked[0.75][0] > 0.9 > masked[0.75][1] and masked[0.75].min() > 0.3
 
@@ -184,14 +208,24 @@ def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
     pieces = rows.batch(np.arange(len(rows)))
 
     def chosen(take: str, *, epoch: int = 0) -> list[frozenset[int]]:
-        masker = Masker(tokenizer, policy=f"learned({spans!r}, take={take!r})", ratio=1.0, corruption="mask-only")
+        masker = Masker(
+            tokenizer,
+            policy=f"learned({spans!r}, take={take!r})",
+            ratio=1.0,
+            corruption="mask-only",
+        )
         batch = masker(pieces, epoch=epoch)
         at = np.flatnonzero(batch.choice.tokens)
-        return [frozenset(at[batch.source.piece[at] == piece].tolist()) for piece in range(len(rows))]
+        return [
+            frozenset(at[batch.source.piece[at] == piece].tolist()) for piece in range(len(rows))
+        ]
 
-    batch = Masker(tokenizer, policy=f"learned({spans!r}, take='spans')", ratio=1.0)(pieces, epoch=0)
+    batch = Masker(tokenizer, policy=f"learned({spans!r}, take='spans')", ratio=1.0)(
+        pieces, epoch=0
+    )
     marked, score = (
-        batch.source.layer(f"learned {spans}_{name}", policy="", scores=True) for name in ("span", "score")
+        batch.source.layer(f"learned {spans}_{name}", policy="", scores=True)
+        for name in ("span", "score")
     )
     best, first, second = chosen("top-1"), chosen("top-2"), chosen("top-2", epoch=1)
     assert best == chosen("top-1", epoch=1) and first != second
@@ -213,7 +247,10 @@ def test_a_recipe_needs_to_name_the_policy_only(words, spans, tmp_path):
     spec = f"learned({words!r})"
     recipe = read_recipe(
         path,
-        [f"masking.policy={spec}", f"study.arms.token-15.masking.policy=learned({spans!r}, take='top-1')"],
+        [
+            f"masking.policy={spec}",
+            f"study.arms.token-15.masking.policy=learned({spans!r}, take='top-1')",
+        ],
     )
     arm = recipe.arm("token-15", seed=0)
     assert [annotator(each).folder.name for each in recipe.corpus.layers] == ["words"]
@@ -232,7 +269,18 @@ def test_pretraining_under_a_learned_policy_from_the_command_line(take, spans, t
 
 
 def test_a_learned_policy_can_be_inspected(words, capsys):
-    assert maskwise("inspect", "Bada kefe loninu", "--policy", f"learned({words!r})", "--ratio", "0.4", "--json") == 0
+    assert (
+        maskwise(
+            "inspect",
+            "Bada kefe loninu",
+            "--policy",
+            f"learned({words!r})",
+            "--ratio",
+            "0.4",
+            "--json",
+        )
+        == 0
+    )
     shown = json.loads(capsys.readouterr().out)
     assert any(piece["state"] != "shown" for piece in shown[0]["pieces"])
 
@@ -240,7 +288,9 @@ def test_a_learned_policy_can_be_inspected(words, capsys):
 def test_another_weight_makes_another_version(words, tokenizer, tmp_path):
     made = PolicyModel.from_pretrained(words)
     made.save_pretrained(tmp_path / "copy")
-    versions = [annotator(f"learned({str(folder)!r})").version for folder in (words, tmp_path / "copy")]
+    versions = [
+        annotator(f"learned({str(folder)!r})").version for folder in (words, tmp_path / "copy")
+    ]
     assert versions[0] == versions[1]
     with torch.no_grad():
         made.head.bias += 0.5
@@ -274,7 +324,10 @@ def test_options_that_mean_nothing_are_refused(spec, said):
 def test_a_split_budget_is_not_drawn_unit_by_unit(words):
     """Of weights 1 and nearly 0, bernoulli would mask a tenth of what was asked."""
     tokenizer, _ = rows_of(words, [" ".join(WORDS[:8])])
-    for spec in (f"learned({words!r}, explore=0.5)", f"mixture(token, learned({words!r}, explore=0.5))"):
+    for spec in (
+        f"learned({words!r}, explore=0.5)",
+        f"mixture(token, learned({words!r}, explore=0.5))",
+    ):
         with pytest.raises(MaskwiseError, match="bernoulli draws each unit by itself"):
             Masker(tokenizer, policy=spec, budget="bernoulli")
 
@@ -288,7 +341,12 @@ def test_several_processes_and_ray_score_a_corpus_as_one_process_does(words, tmp
     spec = f"learned({words!r})"
     stores = {}
     try:
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+        ray.init(
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * 2**20,
+        )
         for name, how in {"one": {"jobs": 1}, "two": {"jobs": 2}, "ray": {"engine": "ray"}}.items():
             annotate_corpus(texts, [spec], tmp_path / name, **how)
             stores[name] = Store(tmp_path / name).annotate(texts)

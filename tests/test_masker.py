@@ -49,7 +49,10 @@ def test_shares_of_mask_random_and_keep() -> None:
     drawn = Counter(shown[(shown != MASK) & (shown != original)].tolist())
     assert set(drawn) == set(range(FIRST, FIRST + WORDS)), "all ordinary tokens, and no other"
     expected = sum(drawn.values()) / WORDS
-    assert sum((c - expected) ** 2 / expected for c in drawn.values()) < WORDS + 4.5 * (2 * WORDS) ** 0.5
+    assert (
+        sum((c - expected) ** 2 / expected for c in drawn.values())
+        < WORDS + 4.5 * (2 * WORDS) ** 0.5
+    )
 
 
 @pytest.mark.parametrize(("mask", "random"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
@@ -57,7 +60,9 @@ def test_shares_are_free(mask: float, random: float) -> None:
     rows = padded(random_rows(50))
     out = masker(corruption=f"bert(mask={mask}, random={random})", ratio=0.4)(rows, epoch=0)
     shown, original = out.input_ids[out.selected], rows["input_ids"][out.selected]
-    assert ((shown == MASK).all() if mask == 1 else True) and ((shown != MASK).all() if mask == 0 else True)
+    assert ((shown == MASK).all() if mask == 1 else True) and (
+        (shown != MASK).all() if mask == 0 else True
+    )
     assert torch.equal(shown, original) == (mask + random == 0)
     assert (out.labels[out.selected] == original).all()
 
@@ -66,7 +71,9 @@ def test_one_draw_per_unit() -> None:
     rows = padded([row([4] * 10, example_id=i) for i in range(200)])
     out = masker("whole-word", "bert(per='unit')", ratio=0.5)(rows, epoch=0)
     words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
-    assert (words.all(2) == words.any(2)).all() and 0.7 < float(words.any(2).sum() / (out.selected.sum() / 4)) < 0.9
+    assert (words.all(2) == words.any(2)).all() and 0.7 < float(
+        words.any(2).sum() / (out.selected.sum() / 4)
+    ) < 0.9
     tokens = masker("whole-word", ratio=0.5)(rows, epoch=0)
     words = (tokens.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
     assert not (words.all(2) == words.any(2)).all()
@@ -78,7 +85,9 @@ def test_layouts_and_dtypes_do_not_matter() -> None:
     reference = masker("weighted")(tensors, epoch=0)
     arrays = [{k: np.array(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
     own = [{k: torch.tensor(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
-    small = {k: v.to(torch.int32) if k in ("input_ids", "word_ids") else v for k, v in tensors.items()}
+    small = {
+        k: v.to(torch.int32) if k in ("input_ids", "word_ids") else v for k, v in tensors.items()
+    }
     turned = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in tensors.items()}
     for same in (
         rows,
@@ -90,7 +99,9 @@ def test_layouts_and_dtypes_do_not_matter() -> None:
         {k: v.tolist() for k, v in tensors.items()},
     ):
         out = masker("weighted")(same, epoch=0)
-        assert torch.equal(out.input_ids, reference.input_ids) and torch.equal(out.labels, reference.labels)
+        assert torch.equal(out.input_ids, reference.input_ids) and torch.equal(
+            out.labels, reference.labels
+        )
 
 
 def test_fractions_and_none_in_lists_are_kept() -> None:
@@ -118,7 +129,9 @@ def test_what_is_for_others_is_left_alone() -> None:
     out = masker()(rows, epoch=0)
     assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
     assert set(out.source.layers) == random_rows(1)[0].keys() - {"input_ids", "example_id"}
-    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int((out.labels != IGNORE).sum())
+    assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int(
+        (out.labels != IGNORE).sum()
+    )
 
 
 def test_a_model_reads_the_batch() -> None:
@@ -155,19 +168,27 @@ def test_rows_without_example_ids_are_keyed_by_their_text_with_one_warning() -> 
             first = made(nameless, epoch=0)
     assert len(caught) == 1 and "example_id" in str(caught[0].message)
     with pytest.warns(UserWarning, match="example_id"):
-        alone = made(padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None}, epoch=0)
+        alone = made(
+            padded([r | {"example_id": 0} for r in nameless[2:3]], width=60) | {"example_id": None},
+            epoch=0,
+        )
     n = len(rows[2]["input_ids"])
     assert torch.equal(alone.input_ids[0, :n], first.input_ids[2, :n])
 
 
 def test_packed_rows_of_one_document_each_and_none() -> None:
-    empty = {"input_ids": torch.full((2, 5), PAD), "example_id": torch.zeros(2, 5, dtype=torch.long)}
+    empty = {
+        "input_ids": torch.full((2, 5), PAD),
+        "example_id": torch.zeros(2, 5, dtype=torch.long),
+    }
     out = masker()(empty, epoch=0)
     assert out.targets == 0 and torch.equal(out.input_ids, empty["input_ids"])
     blocks = packed([row([2, 0, 1], example_id=4), row([1, 1], example_id=5)], width=12)
     batch = gather(blocks, vocabulary())
     assert batch.example_id.tolist() == [4, 5], "a [SEP] inside parts no document"
-    assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], "[CLS] is of the document behind it"
+    assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], (
+        "[CLS] is of the document behind it"
+    )
 
 
 def test_packed_rows_carry_loss_weights_per_token() -> None:
@@ -184,12 +205,16 @@ def test_schedules_act_at_their_step() -> None:
     rows = padded([row([1] * 40, example_id=i) for i in range(50)])
     made = masker(ratio=schedules.linear(0.5, 0.1))
     for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(ratio, abs=0.01)
+        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(
+            ratio, abs=0.01
+        )
     with pytest.raises(MaskwiseError, match="total_steps"):
         made(rows, step=3)
     dynamic = masker()
     assert not torch.equal(dynamic(rows, step=1).selected, dynamic(rows, step=2).selected)
-    assert torch.equal(dynamic(rows, step=1, epoch=0).selected, dynamic(rows, step=2, epoch=0).selected)
+    assert torch.equal(
+        dynamic(rows, step=1, epoch=0).selected, dynamic(rows, step=2, epoch=0).selected
+    )
 
 
 def tensors(**more: object) -> dict:
@@ -242,17 +267,25 @@ def test_missing_layers_and_bad_settings() -> None:
 
 def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:
     names = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 6}  # 4 and 5 are holes
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="[UNK]")), **more
+    )
 
 
 def test_vocabulary() -> None:
     made = vocabulary()
     assert made.ordinary.tolist() == list(range(FIRST, FIRST + WORDS))
-    assert made.content[UNK] and not made.eligible[UNK] and not made.content[[PAD, CLS, SEP, MASK]].any()
+    assert (
+        made.content[UNK]
+        and not made.eligible[UNK]
+        and not made.content[[PAD, CLS, SEP, MASK]].any()
+    )
     assert len(made.sentinels) == 120 and not made.content[list(made.sentinels)].any()
     small = small_tokenizer(pad_token="[PAD]", unk_token="[UNK]")
     small.add_tokens([AddedToken("<reserved>", special=True)])
-    assert Vocabulary.of(small).ordinary.tolist() == [2, 3, 6], "neither holes nor reserved tokens are real"
+    assert Vocabulary.of(small).ordinary.tolist() == [2, 3, 6], (
+        "neither holes nor reserved tokens are real"
+    )
     with pytest.raises(MaskwiseError, match=r"no mask token.*add_special_tokens"):
         Masker(small)
     with pytest.raises(MaskwiseError, match="no padding token"):
@@ -289,16 +322,24 @@ class Flat:
 
 
 def flat(
-    rows: list[dict], in_row: list[int], *, length: int, frame: tuple[int, int, int] = (CLS, SEP, PAD),
+    rows: list[dict],
+    in_row: list[int],
+    *,
+    length: int,
+    frame: tuple[int, int, int] = (CLS, SEP, PAD),
     apart: bool = False,
-) -> Flat:  # fmt: skip
+) -> Flat:
     names = rows[0].keys() - {"example_id"}
     columns = {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names}
-    lengths, ids = (np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows]))
+    lengths, ids = (
+        np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows])
+    )
     return Flat(columns, lengths, ids, np.array(in_row), length, frame, apart)
 
 
-@pytest.mark.parametrize("policy", ["token", "whole-word", "span", "t5-span", "weighted", "salient"])
+@pytest.mark.parametrize(
+    "policy", ["token", "whole-word", "span", "t5-span", "weighted", "salient"]
+)
 @pytest.mark.parametrize("corruption", ["bert", "delete", "t5"])
 def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: str) -> None:
     rows = [row([2, 1, 3, 1, 1, 2], example_id=i, framed=False) for i in range(7)]
@@ -311,8 +352,14 @@ def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: 
             for segment in range(in_row.count(b)):
                 piece = out.input_ids[b][out.segment_ids[b] == segment].tolist()
                 shown.append(piece if apart or segment == 0 else [CLS, *piece])
-        attention = alone.attention_mask if alone.attention_mask is not None else torch.ones_like(alone.input_ids)
-        assert shown == [ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)]
+        attention = (
+            alone.attention_mask
+            if alone.attention_mask is not None
+            else torch.ones_like(alone.input_ids)
+        )
+        assert shown == [
+            ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)
+        ]
         assert out.targets == int((out.labels != IGNORE).sum()) > 0
     with pytest.raises(MaskwiseError, match="do not fit"):
         made(flat(rows, [0] * 7, length=36), epoch=3)
@@ -325,7 +372,10 @@ def test_single_wrong_values_are_refused_in_one_line() -> None:
         (lambda: masker()(rows, step=None), "step .* whole number ≥ 0"),
         (lambda: masker()(rows, epoch=0.5), "epoch .* whole number ≥ 0"),
         (lambda: masker()(5, epoch=0), "got int"),
-        (lambda: masker()([{"input_ids": [5], "example_id": 0}, {"example_id": 1}], epoch=0), "row 1"),
+        (
+            lambda: masker()([{"input_ids": [5], "example_id": 0}, {"example_id": 1}], epoch=0),
+            "row 1",
+        ),
         (lambda: masker()([{"input_ids": ["a"], "example_id": 0}], epoch=0), "whole numbers"),
     ):
         with pytest.raises(MaskwiseError, match=match) as caught:
@@ -333,7 +383,9 @@ def test_single_wrong_values_are_refused_in_one_line() -> None:
         assert "\n" not in str(caught.value)
     large = np.array([2**63 + 5, 7], dtype=np.uint64)
     wrapped = masker()(rows | {"example_id": large}, epoch=0)
-    assert torch.equal(wrapped.labels, masker()(rows | {"example_id": large.view(np.int64)}, epoch=0).labels)
+    assert torch.equal(
+        wrapped.labels, masker()(rows | {"example_id": large.view(np.int64)}, epoch=0).labels
+    )
 
 
 def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_batch() -> None:
@@ -343,7 +395,9 @@ def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_ba
     assert set(together[together != IGNORE].tolist()) == {0, 1}
     for b, one in enumerate(rows):
         assert torch.equal(made(padded([one], width=60), epoch=0).labels[0], together[b])
-    asked = (together != IGNORE).sum(1).double().mean() / np.mean([len(r["input_ids"]) - 2 for r in rows])
+    asked = (together != IGNORE).sum(1).double().mean() / np.mean(
+        [len(r["input_ids"]) - 2 for r in rows]
+    )
     assert abs(float(asked) - 0.5) < 0.02
 
 
@@ -354,7 +408,9 @@ def test_a_text_that_is_none_is_named_by_its_place() -> None:
 
 
 def test_the_log_probability_of_an_order_counts_units_that_were_skipped() -> None:
-    """Against the product by hand, of sampling without replacement up to the last unit that was chosen."""
+    """Against the product by hand, of sampling without replacement up to the last unit that was
+    chosen.
+    """
     rows = padded([row([1, 3, 2, 1, 2], example_id=i) for i in range(40)])
     for budget in ("exact", "expected"):
         out = masker("weighted", budget=budget, ratio=0.5)(rows, epoch=0)
@@ -373,21 +429,32 @@ def test_the_log_probability_of_an_order_counts_units_that_were_skipped() -> Non
 def test_a_batch_moves_and_says_what_it_is() -> None:
     out = Noising(vocabulary())(padded(random_rows(3)), epoch=0)
     moved = out.to("meta")
-    assert moved.input_ids.device.type == moved.labels.device.type == moved.loss_weight.device.type == "meta"
+    assert (
+        moved.input_ids.device.type
+        == moved.labels.device.type
+        == moved.loss_weight.device.type
+        == "meta"
+    )
     assert moved.targets == out.targets == int((out.labels != IGNORE).sum())
     # The places of the targets are found on the host: a device without data could not say them.
     assert moved.where.device.type == "meta" and moved.where.shape == (out.targets, 2)
     assert torch.equal(out.where, (out.labels != IGNORE).nonzero())
     assert torch.equal(moved.selected, out.selected)
     assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
-    assert repr(masker("whole-word")).startswith("Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected")
+    assert repr(masker("whole-word")).startswith(
+        "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
+    )
 
 
 def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
-    """Budget ``exact`` skips words that no longer fit: long ones half as often as short ones (docs/masking.md)."""
+    """Budget ``exact`` skips words that no longer fit: long ones half as often as short ones
+    (docs/masking.md).
+    """
     lengths = [1] * 14 + [6] * 3
     words = [number for number, length in enumerate(lengths) for _ in range(length)]
-    ids = torch.randint(FIRST, FIRST + 60, (2000, len(words)), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        FIRST, FIRST + 60, (2000, len(words)), generator=torch.Generator().manual_seed(0)
+    )
     rows = {
         "input_ids": ids,
         "example_id": torch.arange(len(ids)),
@@ -396,14 +463,22 @@ def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
     share = {}
     for budget in ("expected", "exact"):
         more = {} if budget == "expected" else {"budget": budget}
-        chosen = Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0).selected.float().mean(0)
+        chosen = (
+            Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0)
+            .selected.float()
+            .mean(0)
+        )
         share[budget] = float(chosen[14:].mean() / chosen[:14].mean())
     assert share["expected"] > 0.75 > 0.6 > share["exact"]
 
 
 def test_a_notebook_shows_what_is_hidden() -> None:
     text = train_tokenizer(["<b>the</b> cat sat"] * 9, vocab_size=80)
-    out = Masker(text, ratio=0.5, corruption="mask-only")(encode(text, ["<b>the</b> cat sat"] * 10), epoch=0)
+    out = Masker(text, ratio=0.5, corruption="mask-only")(
+        encode(text, ["<b>the</b> cat sat"] * 10), epoch=0
+    )
     shown = out._repr_html_()
     hidden = int((out.labels[:8] != IGNORE).sum())
-    assert shown.count("<mark") == hidden > 0 and "<b>the" not in shown and "and 2 more rows" in shown
+    assert (
+        shown.count("<mark") == hidden > 0 and "<b>the" not in shown and "and 2 more rows" in shown
+    )

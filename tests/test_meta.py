@@ -1,4 +1,6 @@
-"""The outer loop on a small fact world: it finds the words that are asked for, goes on after a stop, and ends."""
+"""The outer loop on a small fact world: it finds the words that are asked for, goes on after a
+stop, and ends.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def tokenizer():
 
 @lru_cache
 def examples(split: str) -> Examples:
-    return Examples.of(load_task(WORLD), split, tokenizer(), texts=texts(), length=32, max_length=16)
+    return Examples.of(
+        load_task(WORLD), split, tokenizer(), texts=texts(), length=32, max_length=16
+    )
 
 
 def learner(**settings) -> MetaLearner:
@@ -64,13 +68,27 @@ def learner(**settings) -> MetaLearner:
         num_attention_heads=2,
         intermediate_size=16,
     )
-    counts = np.bincount(np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500) + 1
+    counts = (
+        np.bincount(
+            np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500
+        )
+        + 1
+    )
     model = new_model(config, seed=0, log_unigram=log_frequencies(torch.from_numpy(counts)))
-    losses = Losses(RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model))
+    losses = Losses(
+        RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model)
+    )
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
     small = {"steps": 6, "batch_size": 8, "eval_every": 3, "learning_rate": 0.05, "ratio": 0.3}
     small |= {"warm": 0, "mask_rate": 0.5, "task_rate": 0.1}
-    return MetaLearner(losses, policy, examples("train"), examples("dev"), MetaSettings(**small | settings), TRAINING)
+    return MetaLearner(
+        losses,
+        policy,
+        examples("train"),
+        examples("dev"),
+        MetaSettings(**small | settings),
+        TRAINING,
+    )
 
 
 def weights(learner: MetaLearner) -> Tensor:
@@ -78,7 +96,12 @@ def weights(learner: MetaLearner) -> Tensor:
 
 
 def test_contexts_of_closed_book_questions() -> None:
-    told = ["Ann Lee is a baker.", "Ann Lee likes tea.", "The baker Bob Lee slept.", "A farmer met Ann Lee."]
+    told = [
+        "Ann Lee is a baker.",
+        "Ann Lee likes tea.",
+        "The baker Bob Lee slept.",
+        "A farmer met Ann Lee.",
+    ]
     told += ["this is what it is"] * 20
     asked = ["what is Ann Lee?", "what is Bob Lee?", "what is Zoe?", "who is Ann Lee?"]
     rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
@@ -94,7 +117,8 @@ def test_answers_that_begin_or_end_in_a_sign_are_found() -> None:
     row = encode(tools, told)[0]
     inside = answers_in(tools, told[0], ["$5"], row["word_ids"])
     shown = [token for token, yes in zip(row["input_ids"], inside, strict=True) if yes]
-    assert tools.decode(shown).replace(" ", "") == "$5"  # nothing moved by ß, which is two letters where case is folded
+    # nothing moved by ß, which is two letters where case is folded
+    assert tools.decode(shown).replace(" ", "") == "$5"
 
 
 def test_examples_know_their_contexts_and_answers() -> None:
@@ -105,7 +129,9 @@ def test_examples_know_their_contexts_and_answers() -> None:
     rows = load_task(WORLD).splits["train"]
     for row, own, marked in zip(rows, ids, answer, strict=True):
         assert tokenizer().decode(own[marked]) == row.answers[0]
-        assert row.question.removeprefix("what job ").removesuffix("?").casefold() in tokenizer().decode(own)
+        assert row.question.removeprefix("what job ").removesuffix(
+            "?"
+        ).casefold() in tokenizer().decode(own)
     # Which context, and which draws, depend on the example and the seed alone.
     alone, _ = train.batch(np.array([7]), seed=3)
     assert alone.example_id[0] == batch.example_id[7]
@@ -118,11 +144,20 @@ def test_examples_know_their_contexts_and_answers() -> None:
 
 def test_a_task_that_no_text_tells_of_is_refused() -> None:
     with pytest.raises(MaskwiseError, match="no text tells an answer"):
-        Examples.of(load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], length=32, max_length=16)
+        Examples.of(
+            load_task(WORLD),
+            "train",
+            tokenizer(),
+            texts=["nothing of that"],
+            length=32,
+            max_length=16,
+        )
 
 
 def test_rows_of_the_task_that_are_cut_are_said() -> None:
-    """A recipe for short questions, on a task of long ones, taught a policy from their first words without a word."""
+    """A recipe for short questions, on a task of long ones, taught a policy from their first words
+    without a word.
+    """
     with pytest.warns(UserWarning, match="train: rows cut at 12 tokens"):
         Examples.of(load_task(WORLD), "train", tokenizer(), texts=texts(), length=32, max_length=12)
 
@@ -165,7 +200,9 @@ def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
         learn_policy(learner(**how), tmp_path / "part", quiet=True)
     if older:
         [path] = (tmp_path / "part").rglob("state.safetensors")
-        tensors = {name.replace("adam/0/", "adam/"): tensor for name, tensor in load_file(path).items()}
+        tensors = {
+            name.replace("adam/0/", "adam/"): tensor for name, tensor in load_file(path).items()
+        }
         facts = (path.parent / "state.json").read_text()
 
         def as_before(target: Path) -> None:
@@ -177,7 +214,10 @@ def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now
     plain = [
-        [{**json.loads(line), "seconds": 0} for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [
+            {**json.loads(line), "seconds": 0}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         for name in ("whole", "part")
     ]
     assert plain[0] == plain[1] and len(plain[0]) == 8
@@ -203,7 +243,9 @@ def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
 
 
 def test_a_row_with_several_labels_counts_once() -> None:
-    """Its loss is a mean over labels; counted by labels, the inner step was so many times too short."""
+    """Its loss is a mean over labels; counted by labels, the inner step was so many times too
+    short.
+    """
     mine, totals = learner(), list[int]()
     mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(int(total)))
     for labels in (torch.ones(8, 3), torch.ones(8), torch.tensor([[1, -100], [2, 3]])):
@@ -233,7 +275,12 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": 1.0}))
     monkeypatch.setattr(MetaLearner, "judge", lambda self, policy: next(gains))
     end = learn_policy(learner(steps=12, patience=2), quiet=True)
-    assert (end.step, end.best, end.gain, end.stopped) == (9, 3, 0.5, "nothing better on dev since step 3")
+    assert (end.step, end.best, end.gain, end.stopped) == (
+        9,
+        3,
+        0.5,
+        "nothing better on dev since step 3",
+    )
 
 
 def _count(learner: MetaLearner, line: dict[str, float]) -> dict[str, float]:
@@ -249,13 +296,17 @@ def policy_gradient(**settings) -> Tensor:
 
 
 def test_back_ends_agree() -> None:
-    exact, near = (policy_gradient(gradient=name, inner_steps=2) for name in ("exact", "finite-difference"))
+    exact, near = (
+        policy_gradient(gradient=name, inner_steps=2) for name in ("exact", "finite-difference")
+    )
     assert torch.nn.functional.cosine_similarity(exact, near, 0) > 0.999
     assert float(near.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
 
 
 def reinforce_gradient(draws: int, **settings) -> Tensor:
-    """What ``policy_gradient`` estimates, from the outer losses after many hard choices by the same scores."""
+    """What ``policy_gradient`` estimates, from the outer losses after many hard choices by the same
+    scores.
+    """
     mine = learner(**settings)
     torch.nn.init.normal_(mine.policy.head.weight, generator=torch.Generator().manual_seed(0))
     rows, key = mine._rows(0, 0), fold(mine.settings.seed, 0, 0)
@@ -267,7 +318,9 @@ def reinforce_gradient(draws: int, **settings) -> Tensor:
     for draw in range(draws):
         keys = Keys(batch.example_id, seed=fold(key, draw), epoch=None)
         choice = choose(batch, logits, mine.settings.ratio, keys, units=mine.settings.units)
-        steps = mine._inner([rows], [replace(masked, choice=choice)], [choice.budget], [choice.hard()])
+        steps = mine._inner(
+            [rows], [replace(masked, choice=choice)], [choice.budget], [choice.hard()]
+        )
         after, _ = _descended(theta, steps)
         values.append(float(outer(after, None).detach()))
         log_p.append(log_probability(choice, masked.logit_U).sum())
@@ -295,7 +348,9 @@ def test_the_model_moves_or_is_reset() -> None:
         now = mine.losses.parameters_now()
         assert any(not torch.equal(now[name], mine.start[name]) for name in now) == moves
     mine.step()  # the second of two
-    assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
+    assert all(
+        torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items()
+    )
 
 
 def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
@@ -308,19 +363,29 @@ def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
     again = learner(warm=5)
     assert all(torch.equal(value, again.start[name]) for name, value in warm.start.items())
     warm.step()  # and it is reset to what it was when it was warm
-    assert all(torch.equal(value, warm.start[name]) for name, value in warm.losses.parameters_now().items())
+    assert all(
+        torch.equal(value, warm.start[name]) for name, value in warm.losses.parameters_now().items()
+    )
 
 
-@pytest.mark.parametrize(("rates", "named"), [((0.01, 0.01), None), ((99.0, 0.01), "mask"), ((0.01, 999.0), "task")])
-def test_a_step_that_raises_its_own_loss_is_named(rates: tuple[float, float], named: str | None) -> None:
+@pytest.mark.parametrize(
+    ("rates", "named"), [((0.01, 0.01), None), ((99.0, 0.01), "mask"), ((0.01, 999.0), "task")]
+)
+def test_a_step_that_raises_its_own_loss_is_named(
+    rates: tuple[float, float], named: str | None
+) -> None:
     mine = learner(mask_rate=rates[0], task_rate=rates[1], steps=1)
     end = learn_policy(mine, quiet=True)
     if named is None:
         assert end.overshoot is None
     else:
-        assert end.overshoot.startswith(f"a step of {named}_rate {max(rates):g} raises its own loss, from ")
+        assert end.overshoot.startswith(
+            f"a step of {named}_rate {max(rates):g} raises its own loss, from "
+        )
         assert float(end.overshoot.split()[-1]) > float(end.overshoot.split()[-3])
-    assert all(torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items())
+    assert all(
+        torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items()
+    )
 
 
 def test_learned_step_sizes_move_and_others_do_not() -> None:
@@ -328,14 +393,17 @@ def test_learned_step_sizes_move_and_others_do_not() -> None:
     for mine in (fixed, learned):
         mine.step()
     assert (fixed.now.mask_rate, fixed.now.task_rate) == (0.5, 0.1)
-    assert learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1  # a longer step of the task helps at once
+    # a longer step of the task helps at once
+    assert learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1
 
 
 def test_entropy_is_rewarded() -> None:
     spread = []
     for reward in (0.0, 5.0):
         mine = learner(entropy=reward, learning_rate=0.02)
-        torch.nn.init.normal_(mine.policy.head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(
+            mine.policy.head.weight, std=0.5, generator=torch.Generator().manual_seed(0)
+        )
         spread.append([mine.step()["entropy"] for _ in range(4)])
     assert spread[0][0] == spread[1][0] and spread[1][-1] > spread[0][-1] + 0.02
 
@@ -346,7 +414,12 @@ def test_other_examples_for_the_outer_loss() -> None:
 
 
 def small_model(architecture: str = "bert"):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     return new_model(new_config(architecture, tokenizer(), 32, **sizes), seed=0)
 
 
@@ -357,38 +430,84 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     assert torch.equal(losses.task.model.bert.encoder.layer[0].output.dense.weight, weight)
     own = [name for name in losses.parameters_now() if name.startswith("task.")]
     assert own == ["task.model.classifier.weight", "task.model.classifier.bias"]
-    assert losses.denoising.model.get_output_embeddings().weight is model.bert.embeddings.word_embeddings.weight
+    assert (
+        losses.denoising.model.get_output_embeddings().weight
+        is model.bert.embeddings.word_embeddings.weight
+    )
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
     end, _ = learn_meta(
-        MetaSettings(steps=2, batch_size=8, dev_examples=8), policy=policy, task=task, texts=(), model=small_model(),
-        tokenizer=tokenizer(), training=TRAINING, length=32, max_length=32, folder=tmp_path, quiet=True,
-    )  # fmt: skip
+        MetaSettings(steps=2, batch_size=8, dev_examples=8),
+        policy=policy,
+        task=task,
+        texts=(),
+        model=small_model(),
+        tokenizer=tokenizer(),
+        training=TRAINING,
+        length=32,
+        max_length=32,
+        folder=tmp_path,
+        quiet=True,
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]  # classes have no answers
+    # classes have no answers
+    assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]
 
 
 def test_contexts_are_no_longer_than_what_the_policy_reads() -> None:
-    """A policy with 12 positions was given contexts of 32 tokens, and torch said what did not match."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    """A policy with 12 positions was given contexts of 32 tokens, and torch said what did not
+    match.
+    """
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     policy = PolicyModel.new(tokenizer(), architecture="bert", settings=sizes, length=12)
     end, _ = learn_meta(
-        MetaSettings(steps=1, batch_size=4, dev_examples=4), policy=policy, task=load_task(WORLD), texts=texts(),
-        model=small_model(), tokenizer=tokenizer(), training=TRAINING, length=32, max_length=16, quiet=True,
-    )  # fmt: skip
+        MetaSettings(steps=1, batch_size=4, dev_examples=4),
+        policy=policy,
+        task=load_task(WORLD),
+        texts=texts(),
+        model=small_model(),
+        tokenizer=tokenizer(),
+        training=TRAINING,
+        length=32,
+        max_length=16,
+        quiet=True,
+    )
     assert end.step == 1
 
 
 def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
     words = TokenizerSettings(sentinels=4).tokenizer(read_documents(texts()))
-    config = new_config("t5", words, 32, kind="encoder-decoder", d_model=16, d_kv=8, d_ff=16, num_layers=1,
-                        num_heads=2, dropout_rate=0.0)  # fmt: skip
+    config = new_config(
+        "t5",
+        words,
+        32,
+        kind="encoder-decoder",
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+    )
     task = load_task(WORLD.replace("seed=0", "seed=0, kind='generation', beams=1, max_target=4"))
     policy = PolicyModel.new(words, settings={"hidden_size": 8, "window": 1}, length=32)
     before = policy.head.weight.detach().clone()
     end, _ = learn_meta(
-        MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1), policy=policy, task=task, texts=texts(),
-        model=new_model(config, seed=0), tokenizer=words, training=TRAINING, length=32, max_length=16, quiet=True,
-    )  # fmt: skip
+        MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1),
+        policy=policy,
+        task=task,
+        texts=texts(),
+        model=new_model(config, seed=0),
+        tokenizer=words,
+        training=TRAINING,
+        length=32,
+        max_length=16,
+        quiet=True,
+    )
     assert end.step == 2 and np.isfinite(end.gain)
     assert end.best == 0 or not torch.equal(policy.head.weight, before)
 
@@ -398,14 +517,22 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     with pytest.raises(MaskwiseError, match="this task has none; got sentence-embedding"):
         losses_of(small_model(), frozen, tokenizer(), seed=0)
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
-    with pytest.raises(MaskwiseError, match="kind generation is not for this model; got an encoder"):
+    with pytest.raises(
+        MaskwiseError, match="kind generation is not for this model; got an encoder"
+    ):
         losses_of(small_model(), written, tokenizer(), seed=0)
     spans = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, head="spans", length=32)
     with pytest.raises(MaskwiseError, match="needs a policy that scores tokens; got spans"):
         learn_meta(
-            MetaSettings(), policy=spans, task=world, texts=texts(), model=small_model(), tokenizer=tokenizer(),
-            training=TRAINING, length=32,
-        )  # fmt: skip
+            MetaSettings(),
+            policy=spans,
+            task=world,
+            texts=texts(),
+            model=small_model(),
+            tokenizer=tokenizer(),
+            training=TRAINING,
+            length=32,
+        )
 
 
 @pytest.mark.process
@@ -418,8 +545,9 @@ def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
     two_ranks(_on_a_rank, tmp_path, how)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(both[0], both[1])
-    # The last number is the head's bias, which changes no mask. Its gradient is rounding, which Adam makes large, as it
-    # does here and there with other weights, so the way as a whole is compared.
+    # The last number is the head's bias, which changes no mask. Its gradient is rounding, which
+    # Adam makes large, as it does here and there with other weights, so the way as a whole is
+    # compared.
     apart, way = (both[0] - weights(alone))[:-1], (weights(alone) - start)[:-1]
     assert apart.norm() < 5e-3 * way.norm(), (apart.norm(), way.norm())
 
@@ -453,42 +581,72 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
 def learned_in(
     world: str, *, window: int, steps: int, ratio: float, batch_size: int
 ) -> tuple[Masked, Tensor, dict[str, Tensor]]:
-    """What a light policy masks in the texts of a world after it has learned: the masks, (B, L) shares, places."""
+    """What a light policy masks in the texts of a world after it has learned: the masks, (B, L)
+    shares, places.
+    """
     told, task = [text for _, text in read_world(world).documents()], load_task(world)
     words = train_tokenizer(told, vocab_size=2048)
-    rows = {split: Examples.of(task, split, words, texts=told, length=32, max_length=16) for split in ("train", "dev")}
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    losses = losses_of(new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0)
+    rows = {
+        split: Examples.of(task, split, words, texts=told, length=32, max_length=16)
+        for split in ("train", "dev")
+    }
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    losses = losses_of(
+        new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0
+    )
     policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
     settings = MetaSettings(steps=steps, batch_size=batch_size, learning_rate=0.01, ratio=ratio)
-    learn_policy(MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True)
+    learn_policy(
+        MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True
+    )
     with torch.no_grad():
         masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
     shares_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
     kinds = {
-        kind: torch.isin(masked.inputs["input_ids"], torch.tensor(words.convert_tokens_to_ids(names)))
+        kind: torch.isin(
+            masked.inputs["input_ids"], torch.tensor(words.convert_tokens_to_ids(names))
+        )
         for kind in ("job", "university")
         if (names := [name.lower() for name in lexicon()[kind]])
     }
     return masked, shares_BL, kinds
 
 
-DECOYS = "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, decoys=2, seed=0)"
+DECOYS = (
+    "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, "
+    "decoys=2, seed=0)"
+)
 """Every text tells a person's job, and of two friends who once saw somebody of another job."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"])
+@pytest.mark.parametrize(
+    ("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"]
+)
 def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
-    """Batches are small: in a large one, jobs that are asked for and others are the same words, about equally often."""
-    masked, shares_BL, kinds = learned_in(DECOYS, window=window, steps=120, ratio=0.06, batch_size=4)  # one word
+    """Batches are small: in a large one, jobs that are asked for and others are the same words,
+    about equally often.
+    """
+    # one word
+    masked, shares_BL, kinds = learned_in(
+        DECOYS, window=window, steps=120, ratio=0.06, batch_size=4
+    )
     asked, decoys = (
-        float(shares_BL[place].sum()) for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
+        float(shares_BL[place].sum())
+        for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
     )
     assert (asked / (asked + decoys) > 0.9) == finds
 
 
-BOTH = "factworld(people=60, facts=(work, study), asked=(job, university), friends=false, fillers=1, biographies=2)"
+BOTH = (
+    "factworld(people=60, facts=(work, study), asked=(job, university), friends=false, "
+    "fillers=1, biographies=2)"
+)
 
 
 @pytest.mark.slow
@@ -497,7 +655,8 @@ def test_both_attributes_that_are_asked_for_are_found() -> None:
 
     With batches of 4 one of them is hardly found (.22 and .95 in 160 steps, .25 and .95 in 480).
     """
-    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1, batch_size=32)  # two words a text
+    # two words a text
+    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1, batch_size=32)
     taken_BL = masked.choice.hard()
     shares = {kind: float(taken_BL[place].mean()) for kind, place in kinds.items()}
     assert min(shares.values()) > 0.7, shares  # by chance .1

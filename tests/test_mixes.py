@@ -1,4 +1,6 @@
-"""Corpora that are mixes of several: exact shares, one order for all ranks, and nothing to save for a resume."""
+"""Corpora that are mixes of several: exact shares, one order for all ranks, and nothing to save for
+a resume.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,30 @@ from maskwise.training.engine import Engine
 from maskwise.training.order import Mix, apportioned
 from tiny import maskwise, read_lines, write_inputs, write_lines
 
-SMALL = ["tasks=[]", "study.seeds=1", "study.arms={a: {}}", "training.steps=10", "training.eval_every=0",
-         "training.log_every=2", "training.save_every=2"]  # fmt: skip
+SMALL = [
+    "tasks=[]",
+    "study.seeds=1",
+    "study.arms={a: {}}",
+    "training.steps=10",
+    "training.eval_every=0",
+    "training.log_every=2",
+    "training.save_every=2",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three corpora: the made-up language, its words backwards (half as much), and copies of a few of its texts."""
+    """Three corpora: the made-up language, its words backwards (half as much), and copies of a few
+    of its texts.
+    """
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
     rows = read_lines(folder / "corpus.jsonl")
     backwards = [{"id": f"b{row['id']}", "text": row["text"][::-1]} for row in rows[:30]]
     write_lines(folder / "backwards.jsonl", backwards)
-    write_lines(folder / "copies.jsonl", [{"id": f"c{row['id']}", "text": row["text"]} for row in rows[:5]])
+    write_lines(
+        folder / "copies.jsonl", [{"id": f"c{row['id']}", "text": row["text"]} for row in rows[:5]]
+    )
     return folder
 
 
@@ -46,11 +59,16 @@ def mix(folder: Path, **weights: float) -> str:
     return f"corpus.source={json.dumps({str(folder / f'{name}.jsonl'): w for name, w in weights.items()})}"
 
 
-@given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=12).filter(any), st.integers(0, 10**12))
+@given(
+    st.lists(st.integers(0, 1 << 40), min_size=1, max_size=12).filter(any), st.integers(0, 10**12)
+)
 @settings(max_examples=200)
 def test_the_rows_of_a_mix_are_shared_out_exactly(weights, rows):
     now, then = apportioned(rows, weights), apportioned(rows + 1, weights)
-    assert sum(now) == rows and sorted(b - a for a, b in zip(now, then)) == [*[0] * (len(weights) - 1), 1]
+    assert sum(now) == rows and sorted(b - a for a, b in zip(now, then)) == [
+        *[0] * (len(weights) - 1),
+        1,
+    ]
     most = {1: 0, 2: 0.5, 3: 1}.get(len(weights), 2)
     assert all(abs(n - rows * w / sum(weights)) <= most for n, w in zip(now, weights))
 
@@ -65,7 +83,9 @@ def test_each_source_is_read_in_epochs_of_its_own():
     rows = torch.cat([drawn(step) for step in range(60)])
     seen = Counter(rows.tolist())
     assert mixed.counts(rows) == {"a": 450, "b": 150}
-    assert {seen[row] for row in range(40)} == {11, 12} and {seen[row] for row in range(40, 47)} == {21, 22}
+    assert {seen[row] for row in range(40)} == {11, 12} and {
+        seen[row] for row in range(40, 47)
+    } == {21, 22}
     assert not torch.equal(drawn(0).sort().values, drawn(0))  # a batch is mixed too
     far = Mix({"a": 0.75, "b": 0.25}, [40, 7], how).draw(10**9)[0]  # no more work than the first
     assert len(far) == 10 and not torch.equal(far, drawn(0))
@@ -76,7 +96,9 @@ def test_each_source_is_read_in_epochs_of_its_own():
 @pytest.fixture(scope="module")
 def prepared(folder, tmp_path_factory):
     """A mix, prepared: its recipe and its data."""
-    recipe = read_recipe(folder / "recipe.yaml", [*SMALL, mix(folder, corpus=2, backwards=1, copies=0)])
+    recipe = read_recipe(
+        folder / "recipe.yaml", [*SMALL, mix(folder, corpus=2, backwards=1, copies=0)]
+    )
     stages = tmp_path_factory.mktemp("stages")
     [text, *_] = make_plan(recipe).stages()
     run_stage(text, stages)
@@ -86,9 +108,12 @@ def prepared(folder, tmp_path_factory):
 def test_a_row_is_of_one_source_and_a_text_of_one_too(prepared, folder):
     _, data = prepared
     sizes = data.training.by_source(3)
-    assert sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(data.training)  # the copies are left out
+    # the copies are left out
+    assert sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(data.training)
     names = {
-        text_id(row["id"]): name for name in ("corpus", "backwards") for row in read_lines(folder / f"{name}.jsonl")
+        text_id(row["id"]): name
+        for name in ("corpus", "backwards")
+        for row in read_lines(folder / f"{name}.jsonl")
     }
     for row in range(len(data.training)):
         pieces = data.training.order[data.training.first[row] : data.training.first[row + 1]]
@@ -117,14 +142,22 @@ def test_shares_of_batches_do_not_depend_on_ranks(prepared):
 
 
 def test_weights_are_no_part_of_the_text(folder):
-    arms = {"a": {}, "b": {"corpus.source": {str(folder / "corpus.jsonl"): 1, str(folder / "backwards.jsonl"): 3}},
-            "c": {"corpus": {"source": str(folder / "corpus.jsonl")}}}  # fmt: skip
+    arms = {
+        "a": {},
+        "b": {
+            "corpus.source": {str(folder / "corpus.jsonl"): 1, str(folder / "backwards.jsonl"): 3}
+        },
+        "c": {"corpus": {"source": str(folder / "corpus.jsonl")}},
+    }
     recipe = read_recipe(
-        folder / "recipe.yaml", [*SMALL, mix(folder, corpus=2, backwards=1), f"study.arms={json.dumps(arms)}"]
+        folder / "recipe.yaml",
+        [*SMALL, mix(folder, corpus=2, backwards=1), f"study.arms={json.dumps(arms)}"],
     )
     a, b, c = (run for run in make_plan(recipe).runs if run.arm in arms)
     assert a.prepared == b.prepared != c.prepared and a.trainings[0] != b.trainings[0]
-    assert recipe.arm("b", seed=0).corpus.shares([9, 9]) != recipe.arm("a", seed=0).corpus.shares([9, 9])
+    assert recipe.arm("b", seed=0).corpus.shares([9, 9]) != recipe.arm("a", seed=0).corpus.shares(
+        [9, 9]
+    )
     assert read_recipe(
         folder / "recipe.yaml",
         [*SMALL, f"phases=[{{}}, {{{mix(folder, corpus=2, backwards=1).replace('=', ': ')}}}]"],
@@ -140,10 +173,14 @@ def test_a_mix_by_temperature():
     assert shares(temperature=1e9) == pytest.approx([0.5, 0.5])
 
 
-def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(folder, tmp_path, monkeypatch):
+def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(
+    folder, tmp_path, monkeypatch
+):
     recipe = read_recipe(folder / "recipe.yaml", [*SMALL, mix(folder, corpus=1, backwards=1)])
     run_pretrain(recipe, tmp_path / "whole", quiet=True)
-    lines = [line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if line["kind"] == "train"]
+    lines = [
+        line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if line["kind"] == "train"
+    ]
     names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
     assert [line["sources"] for line in lines] == [dict.fromkeys(names, 0.5)] * 5
     update, stops = Engine.update, []
@@ -158,7 +195,10 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(fo
     with pytest.raises(KeyboardInterrupt):
         run_pretrain(recipe, tmp_path / "stopped", quiet=True)
     run_pretrain(recipe, tmp_path / "stopped", quiet=True)
-    hashes = [file_hash(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "stopped")]
+    hashes = [
+        file_hash(tmp_path / name / "checkpoint" / "model.safetensors")
+        for name in ("whole", "stopped")
+    ]
     assert stops == [5] and hashes[0] == hashes[1]
 
 
@@ -189,7 +229,10 @@ def test_layers_of_a_mix(folder, tmp_path):
 @pytest.mark.parametrize(
     "source, said",
     [
-        ("{a.jsonl: -1, b.jsonl: 2}", "the weight of a.jsonl in a mix; got -1; allowed: a number ≥ 0"),
+        (
+            "{a.jsonl: -1, b.jsonl: 2}",
+            "the weight of a.jsonl in a mix; got -1; allowed: a number ≥ 0",
+        ),
         ("{a.jsonl: .nan, b.jsonl: 2}", "the weight of a.jsonl in a mix; got nan"),
         ("{a.jsonl: much, b.jsonl: 2}", "the weight of a.jsonl in a mix; got 'much'"),
         ("{a.jsonl: 0, b.jsonl: 0}", "the weights of a mix sum to nothing"),
@@ -198,12 +241,22 @@ def test_layers_of_a_mix(folder, tmp_path):
         ("{'': 1, b.jsonl: 2}", "a source is named by text"),
         ("[a.jsonl, 3]", "a source is named by text; got 3"),
         ("[a.jsonl, ./a.jsonl]", "a mix names a source twice"),
-        ("{no-such-file.jsonl: 1, 'bundled:wikipedia': 2}", "corpus 'no-such-file.jsonl' does not exist"),
+        (
+            "{no-such-file.jsonl: 1, 'bundled:wikipedia': 2}",
+            "corpus 'no-such-file.jsonl' does not exist",
+        ),
         ("{'bundled:wikipedio': 1, 'bundled:wikipedia': 2}", "did you mean 'wikipedia'"),
     ],
-)  # fmt: skip
+)
 def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd):
-    command = ("study", folder / "recipe.yaml", *SMALL, f"corpus.source={source}", "--out", tmp_path / "out")
+    command = (
+        "study",
+        folder / "recipe.yaml",
+        *SMALL,
+        f"corpus.source={source}",
+        "--out",
+        tmp_path / "out",
+    )
     assert maskwise(*command) == 2
     error = capfd.readouterr().err.strip()
     assert said in error and "\n" not in error and not (tmp_path / "out").exists()
@@ -213,14 +266,21 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
     "more, said",
     [
         (["corpus.temperature=2"], "temperature is for a list of sources"),
-        (["training.batch_size=40"], "copies.jsonl has fewer rows than its share of a batch; got 0"),
+        (
+            ["training.batch_size=40"],
+            "copies.jsonl has fewer rows than its share of a batch; got 0",
+        ),
         (["training.group_by_length=true"], "rows of a mix are not grouped by length"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_with_a_mix(folder, more, said, tmp_path):
     weighed = mix(folder, corpus=1, copies=1)
     with pytest.raises(MaskwiseError, match=said):
-        run_pretrain(read_recipe(folder / "recipe.yaml", [*SMALL, weighed, *more]), tmp_path / "out", quiet=True)
+        run_pretrain(
+            read_recipe(folder / "recipe.yaml", [*SMALL, weighed, *more]),
+            tmp_path / "out",
+            quiet=True,
+        )
     with pytest.raises(MaskwiseError, match="temperature is for a list of sources"):
         read_recipe(folder / "recipe.yaml", ["corpus.temperature=2"])
 
@@ -231,6 +291,10 @@ def test_stages_of_a_mix_by_size(folder, tmp_path):
     [run, *_] = make_plan(read_recipe(folder / "recipe.yaml", [*SMALL, *more])).runs
     for stage in run.chain:
         run_stage(stage, tmp_path)
-    [line] = [line for line in read_lines(run.trainings[0].folder(tmp_path) / "metrics.jsonl") if "sources" in line]
+    [line] = [
+        line
+        for line in read_lines(run.trainings[0].folder(tmp_path) / "metrics.jsonl")
+        if "sources" in line
+    ]
     sizes = Prepared.open(run.prepared.folder(tmp_path) / "data").training.by_source(2)
     assert line["sources"][names[0]] == pytest.approx(sizes[0] / sum(sizes), abs=0.5 / 16)

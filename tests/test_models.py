@@ -1,4 +1,6 @@
-"""Models and checkpoints that are refused: foreign code, pickles, damage, holes, other kinds, impossible sizes."""
+"""Models and checkpoints that are refused: foreign code, pickles, damage, holes, other kinds,
+impossible sizes.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def saved(folder: Path, architecture: str = "bert") -> Path:
 
 
 def for_task(folder: Path) -> Any:
-    return load_task_model(folder, task_config(folder, {"num_labels": 3}), head="sequence-classification", seed=0)
+    return load_task_model(
+        folder, task_config(folder, {"num_labels": 3}), head="sequence-classification", seed=0
+    )
 
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -76,7 +80,9 @@ def rewrite(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def damage_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+def damage_weights(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
@@ -108,32 +114,61 @@ def pickled(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "remote code": (lambda f: rewrite(f, auto_map={"AutoModel": "evil.Evil"}), "brings code of its own"),
+    "remote code": (
+        lambda f: rewrite(f, auto_map={"AutoModel": "evil.Evil"}),
+        "brings code of its own",
+    ),
     "pickled weights": (pickled, "are pickled; got pytorch_model.bin"),
     "missing weights": (without_layers, "lacks weights of its encoder"),
     "another family": (lambda f: rewrite(f, model_type="electra"), "lacks weights of its encoder"),
-    "another vocabulary": (lambda f: rewrite(f, vocab_size=50), r"do not fit its config.*\(45, 16\) for \(50"),
-    "impossible size": (lambda f: rewrite(f, num_attention_heads=3), "make no bert model|cannot load"),
+    "another vocabulary": (
+        lambda f: rewrite(f, vocab_size=50),
+        r"do not fit its config.*\(45, 16\) for \(50",
+    ),
+    "impossible size": (
+        lambda f: rewrite(f, num_attention_heads=3),
+        "make no bert model|cannot load",
+    ),
     "size in words": (lambda f: rewrite(f, hidden_size="wide"), "cannot load|make no bert model"),
-    "a billion layers": (lambda f: rewrite(f, num_hidden_layers=10**9), "num_hidden_layers; got 1000000000"),
-    "a billion classes": (lambda f: rewrite(f, num_labels=10**9), "num_labels; got 1000000000; allowed: ≤ 1,000,000"),
-    "a billion tokens": (lambda f: rewrite(f, vocab_size=10**9), r"do not fit its config.*\(45, 16\) for \(1000000000"),
-    "a billion positions": (lambda f: rewrite(f, max_position_embeddings=10**9), r"do not fit.*for \(1000000000"),
+    "a billion layers": (
+        lambda f: rewrite(f, num_hidden_layers=10**9),
+        "num_hidden_layers; got 1000000000",
+    ),
+    "a billion classes": (
+        lambda f: rewrite(f, num_labels=10**9),
+        "num_labels; got 1000000000; allowed: ≤ 1,000,000",
+    ),
+    "a billion tokens": (
+        lambda f: rewrite(f, vocab_size=10**9),
+        r"do not fit its config.*\(45, 16\) for \(1000000000",
+    ),
+    "a billion positions": (
+        lambda f: rewrite(f, max_position_embeddings=10**9),
+        r"do not fit.*for \(1000000000",
+    ),
     "a number without end": (lambda f: rewrite(f, hidden_size=10**400), "cannot load"),
     "5,000 digits": (lambda f: digits(f / "config.json", "hidden_size"), "cannot load"),
-    "NaN": (lambda f: spoil(f, math.nan), "are not finite; got bert.embeddings.word_embeddings.weight"),
-    "infinity": (lambda f: spoil(f, -math.inf), "are not finite; got bert.embeddings.word_embeddings.weight"),
+    "NaN": (
+        lambda f: spoil(f, math.nan),
+        "are not finite; got bert.embeddings.word_embeddings.weight",
+    ),
+    "infinity": (
+        lambda f: spoil(f, -math.inf),
+        "are not finite; got bert.embeddings.word_embeddings.weight",
+    ),
     "empty config": (cut("config.json", 0), "cannot load"),
     "cut config": (cut("config.json", 40), "cannot load"),
     "a list for a config": (lambda f: (f / "config.json").write_text("[]"), "cannot load"),
     "empty weights": (cut("model.safetensors", 0), "cannot load"),
     "cut weights": (cut("model.safetensors", 5000), "cannot load"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(kind: str, loader: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(
+    kind: str, loader: str, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / "model")
     harm, words = DAMAGE[kind]
     harm(folder)
@@ -169,7 +204,9 @@ def test_a_flipped_bit_in_any_file_is_seen_by_the_manifest(reader: str, tmp_path
         for at in (0, 0.2, 0.4, 0.6, 0.8, 1):
             before = flip(folder / name, at=at)
             has_head.cache_clear()
-            with pytest.raises(MaskwiseError, match=f"not as it was written; got {name} is damaged"):
+            with pytest.raises(
+                MaskwiseError, match=f"not as it was written; got {name} is damaged"
+            ):
                 READERS[reader](folder)
             (folder / name).write_bytes(before)
 
@@ -182,9 +219,13 @@ def yes_to_all(*arguments: object) -> tuple[int, str]:
 def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path: Path) -> None:
     """With ``yes |`` before the command, its code ran."""
     folder = saved(tmp_path / "model")
-    rewrite(folder, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
+    rewrite(
+        folder, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    )
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    code, said = forked(yes_to_all, "finetune", folder, "--task", "ud-pos", "--out", tmp_path / "o")()
+    code, said = forked(
+        yes_to_all, "finetune", folder, "--task", "ud-pos", "--out", tmp_path / "o"
+    )()
     assert code == 2 and not (tmp_path / "ran").exists()
     assert "brings code of its own; got auto_map in config.json" in said and "Traceback" not in said
 
@@ -192,40 +233,63 @@ def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path
 def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    path.write_text(
+        json.dumps(
+            {**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.T", None]}}
+        )
+    )
     with pytest.raises(MaskwiseError, match=r"auto_map in tokenizer_config\.json"):
         load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize("size", [2**31, 2**40, "9" * 5000])
-def test_a_tokenizer_with_a_huge_id_is_refused_before_tables_are_made(size: object, tmp_path: Path) -> None:
+def test_a_tokenizer_with_a_huge_id_is_refused_before_tables_are_made(
+    size: object, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / "model")
     path = folder / "tokenizer.json"
     changed = re.sub(r'("w7": )\d+', rf"\g<1>{size}", path.read_text())
     assert changed != path.read_text()
     path.write_text(changed)
-    with pytest.raises(MaskwiseError, match=r"too large a token id; got 2147483648; allowed: <|cannot load") as error:
+    with pytest.raises(
+        MaskwiseError, match=r"too large a token id; got 2147483648; allowed: <|cannot load"
+    ) as error:
         load_tokenizer(str(folder))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("fields", [{"num_hidden_layers": 10**9}, {"num_labels": 10**9}, {"hidden_size": 10**12}])
+@pytest.mark.parametrize(
+    "fields", [{"num_hidden_layers": 10**9}, {"num_labels": 10**9}, {"hidden_size": 10**12}]
+)
 def test_a_recipe_cannot_ask_for_a_billion_parts(fields: dict[str, int]) -> None:
-    with pytest.raises(MaskwiseError, match=r"cannot have this|make no bert model|does not fit into memory"):
+    with pytest.raises(
+        MaskwiseError, match=r"cannot have this|make no bert model|does not fit into memory"
+    ):
         check_start(new_config("bert", tokenizer(), 16, **fields), 45)
 
 
 @pytest.mark.parametrize("architecture", ["bart", "mbart", "t5"])
 def test_encoder_decoders_are_refused_by_name(architecture: str) -> None:
-    """BART stands in transformers' table of masked language models, and trained on nonsense without a word."""
-    with pytest.raises(MaskwiseError, match=rf"needs an encoder; got {architecture}, which is an encoder-decoder"):
+    """BART stands in transformers' table of masked language models, and trained on nonsense without
+    a word.
+    """
+    with pytest.raises(
+        MaskwiseError, match=rf"needs an encoder; got {architecture}, which is an encoder-decoder"
+    ):
         new_config(architecture, tokenizer(), 16)
 
 
 SIZES = {
-    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 45,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32,
-}  # fmt: skip
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "vocab_size": 45,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 32,
+}
 SEQ2SEQ = {
     "bart": BartConfig(**SIZES),
     "t5": T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=45),
@@ -233,7 +297,9 @@ SEQ2SEQ = {
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
-def test_encoder_decoder_checkpoints_are_refused_where_their_decoder_would_be_read(name: str, tmp_path: Path) -> None:
+def test_encoder_decoder_checkpoints_are_refused_where_their_decoder_would_be_read(
+    name: str, tmp_path: Path
+) -> None:
     net = AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[name])
     net.save_pretrained(tmp_path)
     for load in (
@@ -257,14 +323,17 @@ def test_the_adapter_knows_where_the_encoder_of_an_encoder_decoder_is(name: str)
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "camembert"])
 def test_positions_of_a_new_model_are_enough_for_the_row(architecture: str) -> None:
-    made = new_config(architecture, tokenizer(), 24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+    made = new_config(
+        architecture, tokenizer(), 24, hidden_size=16, num_attention_heads=2, num_hidden_layers=1
+    )
     net = empty_model(made)
     assert net.config.max_position_embeddings == (24 if architecture == "bert" else 25)
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> None:
     with pytest.raises(
-        MaskwiseError, match=r"does not fit into memory; got [\d,]+ weights, [\d,]+ GB; allowed: \d+ GB"
+        MaskwiseError,
+        match=r"does not fit into memory; got [\d,]+ weights, [\d,]+ GB; allowed: \d+ GB",
     ):
         check_start(config("bert", hidden_size=1_000_000), 45)
     with pytest.raises(MaskwiseError, match=r"make no bert model|does not fit into memory"):

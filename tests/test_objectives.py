@@ -1,4 +1,6 @@
-"""Masked language modelling: the head on the targets alone gives the model's own loss and gradients."""
+"""Masked language modelling: the head on the targets alone gives the model's own loss and
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -96,9 +98,13 @@ def test_a_batch_without_targets_is_zero_and_not_nan(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_token_types_reach_only_models_that_know_them(architecture: str) -> None:
-    """Tokenizers offer them to all; a model that has none must not stumble, one that has must see them."""
+    """Tokenizers offer them to all; a model that has none must not stumble, one that has must see
+    them.
+    """
     known = architecture in ("bert", "albert", "electra")
-    net = model(architecture, type_vocab_size=2 if known else 0 if architecture == "deberta-v2" else 1)
+    net = model(
+        architecture, type_vocab_size=2 if known else 0 if architecture == "deberta-v2" else 1
+    )
     inputs, objective = batch(), MaskedLanguageModelling(net.eval())
     plain, *_ = objective(inputs)
     typed, *_ = objective({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
@@ -112,7 +118,9 @@ def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
     net, inputs = model("bert").eval(), batch()
     losses, where = MaskedLanguageModelling(net).token_losses(inputs)
     logits = net(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    full = cross_entropy(logits.transpose(1, 2), inputs["labels"], ignore_index=IGNORE, reduction="none")
+    full = cross_entropy(
+        logits.transpose(1, 2), inputs["labels"], ignore_index=IGNORE, reduction="none"
+    )
     assert where.tolist() == (inputs["labels"] != IGNORE).nonzero().tolist()
     torch.testing.assert_close(losses, full[where[:, 0], where[:, 1]])
     assert losses.dtype == torch.float32
@@ -125,8 +133,12 @@ def test_masked_diffusion_divides_weighted_losses_by_eligible_tokens() -> None:
     objective = MaskedDiffusion(model("bert").eval())
     total, count, *_ = objective(masked)
     plain = MaskedLanguageModelling(objective.model)
-    by_row = torch.stack([plain({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)])
-    torch.testing.assert_close(total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0)
+    by_row = torch.stack(
+        [plain({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)]
+    )
+    torch.testing.assert_close(
+        total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0
+    )
     assert int(count) == masked.counted == int(masked.source.eligible.sum()) > masked.targets
 
 
@@ -165,11 +177,15 @@ def test_every_label_of_a_row_is_one_target() -> None:
     assert float(outcome.loss / outcome.targets) == pytest.approx(torch.tensor(2.0).log())
 
 
-def test_twins_are_compared_in_single_precision_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twins_are_compared_in_single_precision_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = []
     monkeypatch.setattr(
         "maskwise.objectives.contrastive.cross_entropy",
-        lambda similar, *args, **more: found.append(similar.dtype) or cross_entropy(similar, *args, **more),
+        lambda similar, *args, **more: (
+            found.append(similar.dtype) or cross_entropy(similar, *args, **more)
+        ),
     )
     twins = objective("cse", model("bert", hidden_dropout_prob=0.1))
     batch = type(twins).maker(tokenizer(), seed=0)(Language(8).batch(torch.arange(8)), step=0)

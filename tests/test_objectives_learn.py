@@ -1,16 +1,22 @@
-"""Each objective alone learns real text: some hundred steps of the quick start's laboratory, judged on held-out rows.
+"""Each objective alone learns real text: some hundred steps of the quick start's laboratory, judged
+on held-out rows.
 
-Two things to beat. *Chance*: what knowing nothing costs (ln V for a word, ln 2 for yes or no). The *best constant*:
-what knowing only the frequencies of the answers costs. Where 13 tokens in a hundred were added, whoever says "13 %" of
-every token pays .39 nats, not ln 2 = .69; so the constant is the bar, and the area under the ROC curve, at which any
-constant has .5, stands beside it. For cse any constant is at chance; its bar is the untrained encoder too, for dropout
-leaves twins somewhat alike.
+Two things to beat. *Chance*: what knowing nothing costs (ln V for a word, ln 2 for yes or no). The
+*best constant*: what knowing only the frequencies of the answers costs. Where 13 tokens in a
+hundred were added, whoever says "13 %" of every token pays .39 nats, not ln 2 = .69; so the
+constant is the bar, and the area under the ROC curve, at which any constant has .5, stands beside
+it. For cse any constant is at chance; its bar is the untrained encoder too, for dropout leaves
+twins somewhat alike.
 
-``PYTHONPATH=src:tests python tests/test_objectives_learn.py FILE`` measures the table of docs/objectives.md.
+``PYTHONPATH=src:tests python tests/test_objectives_learn.py FILE`` measures the table of
+docs/objectives.md.
 
-dtd must know which two words stand side by side (a table of bigrams reaches an area of .89), and yes or no teaches that
-slowly: it stayed at the best constant for 400 steps from fresh weights (area .50), and for 300 after 500 steps of mlm
-(.51). So it goes on from a model that has left the plateau, as in the paper, which goes on from BERT.
+dtd must know which two words stand side by side (a table of bigrams reaches an area of .89), and
+yes or no teaches that
+slowly: it stayed at the best constant for 400 steps from fresh weights (area .50), and for 300
+    after 500 steps of mlm
+(.51). So it goes on from a model that has left the plateau, as in the paper, which goes on from
+BERT.
 """
 
 from __future__ import annotations
@@ -40,7 +46,9 @@ from maskwise.training import TrainingSettings, log_frequencies, train
 pytestmark = pytest.mark.slow
 
 ROWS, SEED = 480, 1
-"""Held-out rows that judge, and where chance begins in judging (dropout of cse, replacements of rtd)."""
+"""Held-out rows that judge, and where chance begins in judging (dropout of cse, replacements of
+rtd).
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,9 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Prepared]
 
 def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
     """The quick start's recipe, with the layer that emlm needs, on 800 of its articles."""
-    recipe = read_recipe("quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"])
+    recipe = read_recipe(
+        "quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"]
+    )
     stage = prepare_stage(recipe)
     run_stage(stage, folder)
     return recipe, Prepared.open(stage.folder(folder) / "data")
@@ -65,9 +75,13 @@ def learnt(
         the model, and what ``judged`` says before and after.
     """
     recipe, data = laboratory
-    settings = TrainingSettings(**{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training})
+    settings = TrainingSettings(
+        **{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training}
+    )
     unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
-    shape = new_config(recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings)
+    shape = new_config(
+        recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings
+    )
     network = new_model(shape, seed=0, log_unigram=unigram)
     if start is not None:
         network.load_state_dict(start.state_dict())
@@ -77,7 +91,9 @@ def learnt(
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
     when: dict[str, int] = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
-    batches = [source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)]
+    batches = [
+        source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)
+    ]
     learn = [source.masker(source.rows.batch(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)
@@ -85,12 +101,16 @@ def learnt(
 
 
 def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
-    """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or no, ``share`` and
-    ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of the other half."""
+    """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or
+    no, ``share`` and ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of
+    the other half."""
     spoken: list[Tensor] = []
     read: list[Tensor] = []
-    hooks = [arm.model.base_model.register_forward_pre_hook(
-        lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True)]  # fmt: skip
+    hooks = [
+        arm.model.base_model.register_forward_pre_hook(
+            lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True
+        )
+    ]
     if hasattr(arm, "head"):
         hooks.append(arm.head.register_forward_hook(lambda _, args, out: spoken.append(out)))
     arm.eval()
@@ -110,15 +130,26 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
         score = torch.cat([s[:, -1] - (s[:, 0] if s.shape[1] == 2 else 0) for s in spoken])
         if kind == "ReplacedTokenDetection":
             generator = sum(float(o.losses.sum()) for o in outcomes) / count
-            found = {"loss": (total / count - generator) / arm.weight, "generator": generator,
-                     "unigram": unigram_loss(truth, learn)}  # fmt: skip
+            found = {
+                "loss": (total / count - generator) / arm.weight,
+                "generator": generator,
+                "unigram": unigram_loss(truth, learn),
+            }
             text = [torch.where(b.labels == IGNORE, b.input_ids, b.labels) for b in batches]
             truth = torch.cat(
-                [(ids != t).flatten()[b.source.content] for ids, t, b in zip(read, text, batches, strict=True)]
+                [
+                    (ids != t).flatten()[b.source.content]
+                    for ids, t, b in zip(read, text, batches, strict=True)
+                ]
             )
         share = float(truth.double().mean())
         entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-        return {**found, "constant": entropy, "share": share, "auc": float(roc_auc_score(truth, score))}
+        return {
+            **found,
+            "constant": entropy,
+            "share": share,
+            "auc": float(roc_auc_score(truth, score)),
+        }
     plain = sum(float(o.losses.sum()) for o in outcomes) / count
     return {"loss": plain, "constant": unigram_loss(truth, learn), "borders": total / count - plain}
 
@@ -131,7 +162,9 @@ def unigram_loss(truth: Tensor, learn: list[Any]) -> float:
 
 @pytest.fixture(scope="module")
 def speaker(laboratory: tuple[Any, Prepared]) -> tuple[Any, dict[str, float]]:
-    """A model that knows some of the language: 1,400 steps of mlm (on all articles: 4.39 nats against 6.14)."""
+    """A model that knows some of the language: 1,400 steps of mlm (on all articles: 4.39 nats
+    against 6.14).
+    """
     network, _, after = learnt(laboratory, "mlm", steps=1400)
     return network, after
 
@@ -141,14 +174,18 @@ def test_mlm_knows_more_than_frequencies(speaker: tuple[Any, dict[str, float]]) 
     assert after["loss"] < after["constant"] - 0.5 and after["constant"] < math.log(1024) - 0.5
 
 
-def test_emlm_knows_more_than_the_frequencies_of_guided_words(laboratory: tuple[Any, Prepared]) -> None:
+def test_emlm_knows_more_than_the_frequencies_of_guided_words(
+    laboratory: tuple[Any, Prepared],
+) -> None:
     """Seen: 5.89 against 6.07, before 6.45."""
     _, before, after = learnt(laboratory, "emlm", steps=300)
     assert after["loss"] < after["constant"] - 0.08 < before["loss"]
 
 
 def test_atd_finds_added_tokens(laboratory: tuple[Any, Prepared]) -> None:
-    """Seen: .315 nats against .387 of the best constant, area .80. Random words are rare ones, which tells much."""
+    """Seen: .315 nats against .387 of the best constant, area .80. Random words are rare ones,
+    which tells much.
+    """
     _, before, after = learnt(laboratory, "atd", steps=300)
     assert after["loss"] < after["constant"] - 0.04 and after["auc"] > 0.72
     assert 0.4 < before["auc"] < 0.6
@@ -160,16 +197,24 @@ def test_cse_finds_the_twin(laboratory: tuple[Any, Prepared]) -> None:
     assert after["loss"] < 0.3 < 1.5 < min(before["loss"], after["constant"])
 
 
-def test_dtd_misses_deleted_tokens(laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]) -> None:
-    """Seen, after 1,400 steps of mlm on all articles: .333 nats against .417 of the best constant, area .79."""
+def test_dtd_misses_deleted_tokens(
+    laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]
+) -> None:
+    """Seen, after 1,400 steps of mlm on all articles: .333 nats against .417 of the best constant,
+    area .79.
+    """
     _, before, after = learnt(laboratory, "dtd", start=speaker[0], steps=300)
     assert after["loss"] < after["constant"] - 0.03 and after["auc"] > 0.66
     assert 0.4 < before["auc"] < 0.6
 
 
-def test_rtd_tells_replaced_tokens(laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]) -> None:
-    """Seen, from the same start: the detector .298 nats against .421, area .85; its small generator, new and trained
-    for these 300 steps alone, 6.10 against 6.15 of word frequencies. (From fresh weights, 200 steps: area .54.)"""
+def test_rtd_tells_replaced_tokens(
+    laboratory: tuple[Any, Prepared], speaker: tuple[Any, dict[str, float]]
+) -> None:
+    """Seen, from the same start: the detector .298 nats against .421, area .85; its small
+    generator, new and trained for these 300 steps alone, 6.10 against 6.15 of word frequencies.
+    (From fresh weights, 200 steps: area .54.)
+    """
     _, before, after = learnt(laboratory, "rtd", start=speaker[0], steps=300)
     assert after["loss"] < after["constant"] - 0.04 and after["auc"] > 0.7
     assert after["generator"] < before["generator"] - 0.4
@@ -184,11 +229,21 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     """Every objective alone, before and after its steps."""
     place = laboratory_in(folder)
     start, *_ = learnt(place, "mlm", steps=1400)
-    runs = [(name, steps, None) for name, steps in FRESH.items()] + [(n, steps, start) for n, steps in SPOKEN.items()]
+    runs = [(name, steps, None) for name, steps in FRESH.items()] + [
+        (n, steps, start) for n, steps in SPOKEN.items()
+    ]
     rows = []
     for name, steps, begin in runs:
         _, before, after = learnt(place, name, start=begin, steps=steps)
-        rows.append({"objective": name, "steps": steps, "fresh": begin is None, "before": before, "after": after})
+        rows.append(
+            {
+                "objective": name,
+                "steps": steps,
+                "fresh": begin is None,
+                "before": before,
+                "after": after,
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

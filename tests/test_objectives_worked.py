@@ -1,7 +1,9 @@
-"""The objectives, worked by hand. Rows are written out as a teacher would on a board; losses come from a calculator.
+"""The objectives, worked by hand. Rows are written out as a teacher would on a board; losses come
+from a calculator.
 
-How to read a row: ``the {cat} sat`` says what is done to ``cat`` (a token is inserted before it, or it is deleted);
-``the:0 +:1 cat:0`` says what the model reads, with its labels; ``+`` stands for any inserted token.
+How to read a row: ``the {cat} sat`` says what is done to ``cat`` (a token is inserted before it, or
+it is deleted); ``the:0 +:1 cat:0`` says what the model reads, with its labels; ``+`` stands for any
+inserted token.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def rows(*lines: str, first: int = 0) -> list[dict[str, Any]]:
-    """``the {cat} sat`` between [CLS] and [SEP]; the layer ``weight`` is 1 at what stands in braces."""
+    """``the {cat} sat`` between [CLS] and [SEP]; the layer ``weight`` is 1 at what stands in
+    braces.
+    """
     made = []
     for number, line in enumerate(lines, first):
         words = ["[CLS]", *line.split(), "[SEP]"]
@@ -59,8 +63,12 @@ def made(name: str, *lines: str, length: int | None = None) -> MaskedBatch:
 
 
 def written(batch: MaskedBatch) -> list[str]:
-    """The rows as the model reads them, ``word:label``; what it does not attend to is padding, and has no label."""
-    shown = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    """The rows as the model reads them, ``word:label``; what it does not attend to is padding, and
+    has no label.
+    """
+    shown = (
+        torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+    )
     lines = []
     for ids, labels, there in zip(batch.input_ids, batch.labels, shown, strict=True):
         size = int(there.sum())
@@ -91,19 +99,25 @@ def plus(line: str) -> str:
             "{the} cat sat",
             "[CLS] +:1 the:0 cat:0 sat:0 [SEP]",
         ),  # before the first token of the text: behind [CLS]
-        ("the cat {sat}", "[CLS] the:0 cat:0 +:1 sat:0 [SEP]"),  # never behind the last, before [SEP]
+        # never behind the last, before [SEP]
+        ("the cat {sat}", "[CLS] the:0 cat:0 +:1 sat:0 [SEP]"),
         (
             "the {cat} {sat}",
             "[CLS] the:0 +:1 cat:0 +:1 sat:0 [SEP]",
         ),  # one before each, so never two in a row
         ("{cat}", "[CLS] +:1 cat:0 [SEP]"),
-        ("the cat sat", "[CLS] the:0 cat:0 sat:0 [SEP]"),  # nothing was inserted, and that is an answer
+        # nothing was inserted, and that is an answer
+        ("the cat sat", "[CLS] the:0 cat:0 sat:0 [SEP]"),
         ("", "[CLS] [SEP]"),
     ],
 )
 def test_added_tokens(line: str, shown: str) -> None:
-    alone, beside = made("atd", line, "{a} {mat}"), made("atd", line, "{the} {cat} {sat} {on} {a} {mat}")
-    assert plus(written(alone)[0]) == plus(written(beside)[0]) == shown  # longer rows beside it only pad it
+    alone, beside = (
+        made("atd", line, "{a} {mat}"),
+        made("atd", line, "{the} {cat} {sat} {on} {a} {mat}"),
+    )
+    # longer rows beside it only pad it
+    assert plus(written(alone)[0]) == plus(written(beside)[0]) == shown
     assert plus(written(alone)[1]) == "[CLS] +:1 a:0 +:1 mat:0 [SEP]"
 
 
@@ -111,21 +125,28 @@ def test_added_tokens(line: str, shown: str) -> None:
     ("length", "shown"),
     [
         (9, "[CLS] the:0 +:1 cat:0 sat:0 on:0 +:1 a:0 [SEP]"),
-        (8, "[CLS] the:0 +:1 cat:0 sat:0 on:0 +:1 [SEP]"),  # an inserted token may be the last that is left
+        # an inserted token may be the last that is left
+        (8, "[CLS] the:0 +:1 cat:0 sat:0 on:0 +:1 [SEP]"),
         (7, "[CLS] the:0 +:1 cat:0 sat:0 on:0 [SEP]"),
         (4, "[CLS] the:0 +:1 [SEP]"),
         (3, "[CLS] the:0 [SEP]"),
     ],
 )
-def test_added_tokens_overflow_at_the_end_of_the_text_and_sep_stays_last(length: int, shown: str) -> None:
+def test_added_tokens_overflow_at_the_end_of_the_text_and_sep_stays_last(
+    length: int, shown: str
+) -> None:
     batch = made("atd", "the {cat} sat on {a}", length=length)
     assert batch.input_ids.shape == (1, length)
-    full = made("atd", "the {cat} sat on {a}", "the {cat} sat on {a} mat and then it ran", length=length)
+    full = made(
+        "atd", "the {cat} sat on {a}", "the {cat} sat on {a} mat and then it ran", length=length
+    )
     assert plus(written(batch)[0]) == plus(written(full)[0]) == shown
 
 
 def test_added_tokens_are_random_and_never_special() -> None:
-    """All ten words come, about equally often, and nothing else: 4,000 insertions, five standard deviations."""
+    """All ten words come, about equally often, and nothing else: 4,000 insertions, five standard
+    deviations.
+    """
     lines = ["{the} {cat} {sat} {on} {a} {mat} {and} {then}"] * 500
     batch = made("atd", *lines)
     found = torch.bincount(batch.input_ids[batch.labels == 1], minlength=15)
@@ -140,7 +161,8 @@ def test_added_tokens_are_random_and_never_special() -> None:
     ("line", "shown"),
     [
         ("the {cat} sat", "[CLS] the:0 sat:1 [SEP]:0"),
-        ("{the} cat sat", "[CLS] cat:1 sat:0 [SEP]:0"),  # the first: missed at the one that is first now
+        # the first: missed at the one that is first now
+        ("{the} cat sat", "[CLS] cat:1 sat:0 [SEP]:0"),
         ("the cat {sat}", "[CLS] the:0 cat:0 [SEP]:1"),  # the last: missed at [SEP], where else
         ("the {cat} {sat} {on} a mat", "[CLS] the:0 a:1 mat:0 [SEP]:0"),  # a run is missed once
         ("the {cat} sat {on} a", "[CLS] the:0 sat:1 a:1 [SEP]:0"),
@@ -151,7 +173,10 @@ def test_added_tokens_are_random_and_never_special() -> None:
 )
 def test_deleted_tokens(line: str, shown: str) -> None:
     longer = made("dtd", line, "the cat sat on a {mat} and then it ran")
-    assert written(longer) == [shown, "[CLS] the:0 cat:0 sat:0 on:0 a:0 and:1 then:0 it:0 ran:0 [SEP]:0"]
+    assert written(longer) == [
+        shown,
+        "[CLS] the:0 cat:0 sat:0 on:0 a:0 and:1 then:0 it:0 ran:0 [SEP]:0",
+    ]
 
 
 # Both
@@ -170,7 +195,8 @@ def test_each_token_by_itself_with_probability_fifteen_in_a_hundred(name: str, w
     changed = batch.selected[:, 1:-1]
     assert not batch.selected[:, 0].any() and not batch.selected[:, -1].any()
     assert abs(float(changed.double().mean()) - 0.15) < 5 * deviation
-    pairs = float((changed[:, 1:] & changed[:, :-1]).double().mean())  # of one token the next knows nothing
+    # of one token the next knows nothing
+    pairs = float((changed[:, 1:] & changed[:, :-1]).double().mean())
     assert abs(pairs - 0.15**2) < 5 * math.sqrt(0.15**2 / 200000)
     alone = (~changed.any(1)).double().mean()
     assert abs(float(alone) - 0.85**words) < 5 * math.sqrt(0.85**words / count) + 1e-3
@@ -183,9 +209,11 @@ def test_each_token_by_itself_with_probability_fifteen_in_a_hundred(name: str, w
 
 
 class Encoder(nn.Module):
-    """An "encoder" whose hidden states are read off a table: some numbers a word. It notes what it was given.
+    """An "encoder" whose hidden states are read off a table: some numbers a word. It notes what it
+    was given.
 
-    With ``ahead=1`` each token has the state of the one behind it: so [CLS] has that of the first word.
+    With ``ahead=1`` each token has the state of the one behind it: so [CLS] has that of the first
+    word.
     """
 
     def __init__(self, table: Tensor, *, dropout: float = 0.0, ahead: int = 0):
@@ -199,7 +227,9 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         self.given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return SimpleNamespace(last_hidden_state=self.drop(self.table[input_ids.roll(-self.ahead, 1)]))
+        return SimpleNamespace(
+            last_hidden_state=self.drop(self.table[input_ids.roll(-self.ahead, 1)])
+        )
 
 
 def logistic(x: float) -> float:
@@ -208,7 +238,9 @@ def logistic(x: float) -> float:
 
 @pytest.mark.parametrize("name", ["atd", "dtd"])
 def test_the_loss_of_detection_is_that_of_a_calculator(name: str) -> None:
-    """The head reads the two numbers of each word as its two logits. Padding or [CLS] would cost 1,000 nats."""
+    """The head reads the two numbers of each word as its two logits. Padding or [CLS] would cost
+    1,000 nats.
+    """
     table = torch.stack([torch.arange(15.0) / 10, torch.arange(15.0).flip(0) / 7], 1)
     table[[PAD, CLS]] = torch.tensor([-1000.0, 1000.0])
     arm = objective(name, Encoder(table))
@@ -218,13 +250,21 @@ def test_the_loss_of_detection_is_that_of_a_calculator(name: str) -> None:
     # On the board, (word, label) of all that is asked; "." is unknown, and asked all the same.
     if name == "atd":
         batch = made(name, "the {cat} sat .", "{then} it")
-        new = [word for word, label in zip(batch.input_ids[batch.labels >= 0], batch.labels[batch.labels >= 0],
-               strict=True) if label]  # fmt: skip
+        new = [
+            word
+            for word, label in zip(
+                batch.input_ids[batch.labels >= 0], batch.labels[batch.labels >= 0], strict=True
+            )
+            if label
+        ]
         text = ["the", new[0], "cat", "sat", ".", new[1], "then", "it"]
         answers = [0, 1, 0, 0, 0, 1, 0, 0]
     else:
         batch = made(name, "the {cat} sat on {a} mat .", "{then} it")
-        text, answers = ["the", "sat", "on", "mat", ".", "[SEP]", "it", "[SEP]"], [0, 1, 0, 1, 0, 0, 1, 0]
+        text, answers = (
+            ["the", "sat", "on", "mat", ".", "[SEP]", "it", "[SEP]"],
+            [0, 1, 0, 1, 0, 0, 1, 0],
+        )
     ids = [tokenizer().convert_tokens_to_ids(w) if isinstance(w, str) else int(w) for w in text]
     asked = list(zip(ids, answers, strict=True))
     expected = 0.0
@@ -252,28 +292,45 @@ def sentences(count: int) -> list[dict[str, Any]]:
 
 def test_twins_are_the_same_rows_and_each_others_target() -> None:
     batch = objective_class("cse").maker(tokenizer(), seed=0)(sentences(6), epoch=0)
-    assert written_words(batch) == [
-        "[CLS] the the [SEP]", "[CLS] sat the cat sat [SEP]", "[CLS] a the cat [SEP]",
-    ] * 2  # fmt: skip
+    assert (
+        written_words(batch)
+        == [
+            "[CLS] the the [SEP]",
+            "[CLS] sat the cat sat [SEP]",
+            "[CLS] a the cat [SEP]",
+        ]
+        * 2
+    )
     assert batch.labels.tolist() == [3, 4, 5, 0, 1, 2]
     assert not batch.selected.any()
 
 
 def test_twins_are_the_same_texts_on_one_rank_and_on_two() -> None:
-    """The tokens that were counted differed: the first half of each rank's rows is not the first half of all."""
+    """The tokens that were counted differed: the first half of each rank's rows is not the first
+    half of all.
+    """
     maker, texts = objective_class("cse").maker(tokenizer(), seed=0), sentences(8)
-    two = [maker(part, epoch=0).source.example_id.flatten().tolist() for part in (texts[:4], texts[4:])]
-    assert sorted(two[0] + two[1]) == sorted(maker(texts, epoch=0).source.example_id.flatten().tolist())
+    two = [
+        maker(part, epoch=0).source.example_id.flatten().tolist() for part in (texts[:4], texts[4:])
+    ]
+    assert sorted(two[0] + two[1]) == sorted(
+        maker(texts, epoch=0).source.example_id.flatten().tolist()
+    )
 
 
 def written_words(batch: MaskedBatch) -> list[str]:
     assert batch.attention_mask is not None
-    ids = [row[there == 1].tolist() for row, there in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    ids = [
+        row[there == 1].tolist()
+        for row, there in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
     return [" ".join(tokenizer().convert_ids_to_tokens(row)) for row in ids]
 
 
 def contrast(table: Tensor, *, dropout: float = 1e-9, **more: Any) -> tuple[Any, MaskedBatch]:
-    """cse over the table, its head the identity times ten, and a batch of two sentences and their twins."""
+    """cse over the table, its head the identity times ten, and a batch of two sentences and their
+    twins.
+    """
     arm = objective("cse", Encoder(table, dropout=dropout, ahead=1))
     arm.temperature = more.pop("temperature", 0.05)
     with torch.no_grad():
@@ -284,8 +341,11 @@ def contrast(table: Tensor, *, dropout: float = 1e-9, **more: Any) -> tuple[Any,
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 1e6])
 def test_the_loss_of_two_right_angled_sentences(temperature: float) -> None:
-    """the = (1, 0), sat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is compared with
-    itself: −log(e^(1/T) / (e^(1/T) + 2)). As T grows it becomes ln 3, the loss of guessing among the three."""
+    """the = (1, 0), sat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is
+    compared with
+    itself: −log(e^(1/T) / (e^(1/T) + 2)). As T grows it becomes ln 3, the loss of guessing among
+        the three.
+    """
     table = torch.zeros(15, 2)
     table[5], table[7] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     arm, batch = contrast(table, temperature=temperature)
@@ -299,7 +359,9 @@ def test_the_loss_of_two_right_angled_sentences(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3])
 def test_the_loss_of_contrast_is_that_of_a_calculator(temperature: float) -> None:
-    """Random states, dropout .4 and no head that makes it easy: cosines and softmax in plain Python."""
+    """Random states, dropout .4 and no head that makes it easy: cosines and softmax in plain
+    Python.
+    """
     torch.manual_seed(2)
     arm, _ = contrast(torch.randn(15, 5), dropout=0.4, temperature=temperature)
     nn.init.normal_(arm.head.weight)
@@ -341,7 +403,9 @@ def test_dropout_makes_the_pair_in_evaluation_too_and_leaves_no_trace() -> None:
 @pytest.mark.parametrize("architecture", ["bert", "electra", "roberta", "distilbert", "modernbert"])
 @pytest.mark.parametrize("where", ["hidden", "attention", "nowhere"])
 def test_twins_differ_wherever_an_encoder_has_its_dropout(architecture: str, where: str) -> None:
-    """Attention drops by the mode of its module, not of its dropout layer: in evaluation twins were equal."""
+    """Attention drops by the mode of its module, not of its dropout layer: in evaluation twins were
+    equal.
+    """
     names = {
         "distilbert": ("dropout", "attention_dropout"),
         "modernbert": ("mlp_dropout", "attention_dropout"),
@@ -349,7 +413,9 @@ def test_twins_differ_wherever_an_encoder_has_its_dropout(architecture: str, whe
     names_of = names.get(architecture, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
     rates = {} if where == "nowhere" else {names_of[where == "attention"]: 0.4}
     arm = objective("cse", model(architecture, **rates)).eval()
-    batch = objective_class("cse").maker(language_tokenizer(), seed=0)(Language(8).batch(torch.arange(8)))
+    batch = objective_class("cse").maker(language_tokenizer(), seed=0)(
+        Language(8).batch(torch.arange(8))
+    )
     torch.manual_seed(0)
     first = arm(batch).loss.item()
     torch.manual_seed(1)
@@ -359,7 +425,9 @@ def test_twins_differ_wherever_an_encoder_has_its_dropout(architecture: str, whe
 def test_what_contrast_refuses() -> None:
     maker = objective_class("cse").maker(tokenizer(), seed=0)
     for count in (2, 3, 5):
-        with pytest.raises(MaskwiseError, match=f"cse reads half of the rows twice; got {count} rows"):
+        with pytest.raises(
+            MaskwiseError, match=f"cse reads half of the rows twice; got {count} rows"
+        ):
             maker(sentences(count), epoch=0)
     with pytest.raises(MaskwiseError, match="cse masks nothing; got ratio"):
         objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
@@ -376,7 +444,9 @@ def test_what_contrast_refuses() -> None:
 
 
 class Generator(nn.Module):
-    """Says what it is told to: logits of ``sure`` for the word that stands in ``says`` at each position."""
+    """Says what it is told to: logits of ``sure`` for the word that stands in ``says`` at each
+    position.
+    """
 
     def __init__(self, says: Tensor, vocabulary: int, *, sure: float):
         super().__init__()
@@ -398,7 +468,9 @@ def masked_language(**masking: Any) -> MaskedBatch:
 
 
 def test_replaced_means_not_the_texts_token() -> None:
-    """The generator is right at every second mask: no label there. Loss: its own, plus 50 times the mean binary one."""
+    """The generator is right at every second mask: no label there. Loss: its own, plus 50 times the
+    mean binary one.
+    """
     batch = masked_language()
     assert batch.targets > 8 and batch.attention_mask is not None
     truth = torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels)
@@ -411,12 +483,15 @@ def test_replaced_means_not_the_texts_token() -> None:
     arm.generator = Generator(says, 45, sure=60.0)
     outcome = arm(batch)
     # By hand: the model reads what the generator says, and its head gives one number a token.
-    hidden = arm.model.base_model(input_ids=says, attention_mask=batch.attention_mask).last_hidden_state
+    hidden = arm.model.base_model(
+        input_ids=says, attention_mask=batch.attention_mask
+    ).last_hidden_state
     score = arm.head(hidden).squeeze(-1).flatten().tolist()
     content = ((truth > MASK) & (batch.attention_mask == 1)).flatten().nonzero().flatten().tolist()
     replaced = set(wrong.tolist())
     told = [-math.log(logistic(score[i] if i in replaced else -score[i])) for i in content]
-    said = [60.0 if i in replaced else 0.0 for i in flat.tolist()]  # cross-entropy of a sure generator
+    # cross-entropy of a sure generator
+    said = [60.0 if i in replaced else 0.0 for i in flat.tolist()]
     expected = sum(said) / len(said) + 50 * sum(told) / len(told)
     assert int(outcome.targets) == len(flat) and len(content) < batch.input_ids.numel() - 8
     assert outcome.loss.item() / len(flat) == pytest.approx(expected, rel=1e-4)
@@ -424,8 +499,8 @@ def test_replaced_means_not_the_texts_token() -> None:
 
 
 def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_shown() -> None:
-    """Under 80/10/10 too: neither a [MASK] nor a token at random, nor one that was kept, reaches it with a label
-    that is not its own. (ELECTRA's released code keeps 15 % of the targets.)"""
+    """Under 80/10/10 too: neither a [MASK] nor a token at random, nor one that was kept, reaches it
+    with a label that is not its own. (ELECTRA's released code keeps 15 % of the targets.)"""
     batch = masked_language(ratio=0.8, corruption="bert(mask=0.4, random=0.3)")
     target = batch.labels != IGNORE
     truth = torch.where(target, batch.labels, batch.input_ids)
@@ -453,7 +528,9 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
 def test_a_generator_that_knows_the_text_replaces_nothing() -> None:
     batch = masked_language()
     arm = objective("rtd", model("bert")).eval()
-    arm.generator = Generator(torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0)
+    arm.generator = Generator(
+        torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0
+    )
     with torch.no_grad():
         arm.head[2].weight.zero_()
         arm.head[2].bias.fill_(-30.0)  # "nothing is replaced", said with certainty
@@ -461,7 +538,9 @@ def test_a_generator_that_knows_the_text_replaces_nothing() -> None:
 
 
 def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
-    """The detector sends no gradient into the generator, nor the generator's loss any into the detector."""
+    """The detector sends no gradient into the generator, nor the generator's loss any into the
+    detector.
+    """
     batch = masked_language()
 
     def taught(weight: float) -> tuple[list[Tensor], list[Tensor]]:
@@ -469,7 +548,10 @@ def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
         arm = ReplacedTokenDetection(model("bert"), weight=weight).eval()
         torch.manual_seed(1)
         arm(batch).loss.backward()
-        found = [[p.grad for p in part.parameters() if p.grad is not None] for part in (arm.generator, arm.model)]
+        found = [
+            [p.grad for p in part.parameters() if p.grad is not None]
+            for part in (arm.generator, arm.model)
+        ]
         return found[0], found[1]
 
     (gen, det), (gen_more, det_more) = taught(1.0), taught(3.0)
@@ -494,7 +576,9 @@ def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
     ],
 )
 def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) -> None:
-    """SpanBERT: y_i = f(x_{s−1}, x_{e+1}, p_{i−s+1}), f twice LayerNorm(GELU(Linear)); plus the plain loss."""
+    """SpanBERT: y_i = f(x_{s−1}, x_{e+1}, p_{i−s+1}), f twice LayerNorm(GELU(Linear)); plus the
+    plain loss.
+    """
     given = Language(4).batch(torch.arange(4))["input_ids"]
     labels, shown = torch.full_like(given, IGNORE), given.clone()
     for row, s, e in spans:
@@ -509,14 +593,18 @@ def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) ->
             h = norm(torch.nn.functional.gelu(first.weight @ h + first.bias))
             h = last(torch.nn.functional.gelu(second.weight @ h + second.bias))
             for state in (h, hidden[row, i]):
-                expected -= float(arm.model.cls(state[None]).log_softmax(-1)[0, given[row, i]].detach())
+                expected -= float(
+                    arm.model.cls(state[None]).log_softmax(-1)[0, given[row, i]].detach()
+                )
     outcome = arm({"input_ids": shown, "labels": labels})
     assert outcome.loss.item() == pytest.approx(expected, rel=1e-5)
     assert int(outcome.targets) == sum(e + 1 - s for _, s, e in spans)
 
 
 def test_a_span_without_borders_and_one_without_end() -> None:
-    """Without [CLS] and [SEP] the row's first and last token stand in; places from the twentieth on share one."""
+    """Without [CLS] and [SEP] the row's first and last token stand in; places from the twentieth on
+    share one.
+    """
     ids = torch.randint(5, 45, (1, 30), generator=torch.Generator().manual_seed(0))
     arm = SpanBoundary(model("bert")).eval()
     seen: list[Tensor] = []
@@ -532,20 +620,25 @@ def test_a_span_without_borders_and_one_without_end() -> None:
 
 
 def test_emlm_masks_guided_tokens_alone_each_with_probability_one_half() -> None:
-    """20,000 guided tokens: half of them chosen, neighbours independently, of these 80/10/10; nobody else, ever."""
+    """20,000 guided tokens: half of them chosen, neighbours independently, of these 80/10/10;
+    nobody else, ever.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 15, (2000, 42), generator=generator)
     ids[:, 0], ids[:, -1] = CLS, SEP
     salient = torch.full_like(ids, -1)
     salient[:, 5:9], salient[:, 9:11], salient[:, 30:34] = 0, 1, 2
-    salient[7] = -1  # nothing salient: left alone, no target, though other objectives would force one
+    # nothing salient: left alone, no target, though other objectives would force one
+    salient[7] = -1
     given = {"input_ids": ids, "salient": salient, "example_id": torch.arange(2000)}
     kind = objective_class("emlm")
     batch = kind.maker(tokenizer(), seed=2, **kind.settings({}, {}))(given, epoch=0)
     guided, chosen = salient >= 0, batch.labels != IGNORE
     count = int(guided.sum())
     assert not chosen[~guided].any() and not chosen[7].any()
-    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(batch.labels[chosen], ids[chosen])
+    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(
+        batch.labels[chosen], ids[chosen]
+    )
     assert abs(int(chosen.sum()) - count / 2) < 5 * math.sqrt(count / 4)
     both = (chosen[:, 5:8] & chosen[:, 6:9]).double().mean()
     assert abs(float(both) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 6000) * 1.5
@@ -554,7 +647,8 @@ def test_emlm_masks_guided_tokens_alone_each_with_probability_one_half() -> None
     spread = math.sqrt(0.8 * 0.2 / len(shown))
     assert abs(float(masked) - 0.8) < 5 * spread
     assert abs(float(kept) - 0.11) < 5 * spread  # a random word is the right one once in ten
-    assert kind.settings({"ratio": 0.15, "policy": "token"}, {})["ratio"] == 0.5  # whatever the recipe masks
+    # whatever the recipe masks
+    assert kind.settings({"ratio": 0.15, "policy": "token"}, {})["ratio"] == 0.5
 
 
 # Five families of encoders, with and without a pooler
@@ -571,11 +665,19 @@ def family(architecture: str, *, pooler: bool) -> Any:
     return net
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if objective_class(name).kind == "encoder"])
-@pytest.mark.parametrize(("architecture", "pooler"), [(a, p) for a in FAMILIES for p in (False, True)
-                                                      if not p or a in POOLED])  # fmt: skip
-def test_every_objective_teaches_every_family(name: str, architecture: str, pooler: bool, tmp_path: Any) -> None:
-    """A finite loss, gradient in every block, and an ordinary checkpoint: no keys but the model's own."""
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTIVES if objective_class(name).kind == "encoder"]
+)
+@pytest.mark.parametrize(
+    ("architecture", "pooler"),
+    [(a, p) for a in FAMILIES for p in (False, True) if not p or a in POOLED],
+)
+def test_every_objective_teaches_every_family(
+    name: str, architecture: str, pooler: bool, tmp_path: Any
+) -> None:
+    """A finite loss, gradient in every block, and an ordinary checkpoint: no keys but the model's
+    own.
+    """
     if name == "clm" and not ENCODERS[architecture].separates:
         with pytest.raises(MaskwiseError, match="made causal"):
             objective(name, family(architecture, pooler=pooler))
@@ -595,7 +697,9 @@ def test_every_objective_teaches_every_family(name: str, architecture: str, pool
     assert not any("pooler" in n for n in grads)
     arm.model.save_pretrained(tmp_path)
     again, loading = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not loading["missing_keys"] and all("pooler" in key for key in loading["unexpected_keys"])
+    assert not loading["missing_keys"] and all(
+        "pooler" in key for key in loading["unexpected_keys"]
+    )
     plain = AutoModel.from_pretrained(tmp_path).eval()
     ids = given["input_ids"]
     expected = arm.eval().model.base_model(input_ids=ids).last_hidden_state
@@ -605,11 +709,19 @@ def test_every_objective_teaches_every_family(name: str, architecture: str, pool
 
 @pytest.mark.parametrize("name", ["atd", "dtd", "cse", "rtd"])
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_objectives_with_a_head_of_their_own_need_no_language_model(name: str, architecture: str) -> None:
+def test_objectives_with_a_head_of_their_own_need_no_language_model(
+    name: str, architecture: str
+) -> None:
     """A bare encoder, as ``AutoModel`` gives it: with its pooler, where the family has one."""
     torch.manual_seed(0)
     net = AutoModel.from_config(config(architecture))
     arm, kind = objective(name, net), objective_class(name)
-    outcome = arm(kind.maker(language_tokenizer(), seed=0, length=24)(Language(8).batch(torch.arange(8)), epoch=0))
+    outcome = arm(
+        kind.maker(language_tokenizer(), seed=0, length=24)(
+            Language(8).batch(torch.arange(8)), epoch=0
+        )
+    )
     outcome.loss.backward()
-    assert outcome.loss.isfinite() and any(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+    assert outcome.loss.isfinite() and any(
+        p.grad is not None and bool(p.grad.any()) for p in net.parameters()
+    )

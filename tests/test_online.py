@@ -1,4 +1,6 @@
-"""Policies that the model teaches while it trains, on a text of which half of the types cannot be learned."""
+"""Policies that the model teaches while it trains, on a text of which half of the types cannot be
+learned.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +27,56 @@ from training_tools import FIRST, Language, model, tokenizer
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts of two halves: w0 to w11, always in this order; and twelve words from w20 to w31 that nothing foretells."""
+    """Texts of two halves: w0 to w11, always in this order; and twelve words from w20 to w31 that
+    nothing foretells.
+    """
     draw, folder = random.Random(3), tmp_path_factory.mktemp("online")
     lines = []
     for number in range(300):
         noise = [f"w{draw.randrange(20, 32)}" for _ in range(12)]
-        lines.append(json.dumps({"id": str(number), "text": " ".join([f"w{i}" for i in range(12)] + noise)}))
+        lines.append(
+            json.dumps({"id": str(number), "text": " ".join([f"w{i}" for i in range(12)] + noise)})
+        )
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
     tokenizer().save_pretrained(folder / "tokenizer")
     return folder
 
 
 def recipe(corpus: Path, name: str, *, steps: int = 110) -> Recipe:
-    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    return validate({
-        "corpus": {"source": str(corpus / "texts.jsonl"), "length": 28, "layout": "document", "held_out": 0.1},
-        "tokenizer": {"name": str(corpus / "tokenizer")}, "model": {"architecture": "bert", "settings": settings},
-        "masking": {"policy": name, "corruption": "mask-only", "ratio": 0.25},
-        "evaluation": {"rows": 16, "masks": ["token"], "ratios": [0.15]},
-        "training": {"steps": steps, "batch_size": 16, "learning_rate": 8e-3, "precision": "no", "log_every": 25},
-    }, origin="test")  # fmt: skip
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    return validate(
+        {
+            "corpus": {
+                "source": str(corpus / "texts.jsonl"),
+                "length": 28,
+                "layout": "document",
+                "held_out": 0.1,
+            },
+            "tokenizer": {"name": str(corpus / "tokenizer")},
+            "model": {"architecture": "bert", "settings": settings},
+            "masking": {"policy": name, "corruption": "mask-only", "ratio": 0.25},
+            "evaluation": {"rows": 16, "masks": ["token"], "ratios": [0.15]},
+            "training": {
+                "steps": steps,
+                "batch_size": 16,
+                "learning_rate": 8e-3,
+                "precision": "no",
+                "log_every": 25,
+            },
+        },
+        origin="test",
+    )
 
 
 def shares(corpus: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The share of noise among the masked tokens, in the first and the last 30 steps in which the policy acts."""
+    """The share of noise among the masked tokens, in the first and the last 30 steps in which the
+    policy acts.
+    """
     seen: list[float] = []
     whole = MaskedLanguageModelling.forward
 
@@ -121,7 +149,15 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
             enough = (lambda done, until=until: [{"enough": done >= until}]) if until < 12 else None
             if enough:
                 settings = settings.model_copy(update={"eval_every": until})
-            train(objective, source, settings, folder=folder, learners=learners, evaluate=enough, quiet=True)
+            train(
+                objective,
+                source,
+                settings,
+                folder=folder,
+                learners=learners,
+                evaluate=enough,
+                quiet=True,
+            )
         return {key: value.clone() for key, value in objective.state_dict().items()}
 
     whole = run(None, [12])
@@ -129,21 +165,27 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name: str, tmp_path: Path) -
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"])
+@pytest.mark.parametrize(
+    "name", ["type-weighted(by=size)", "type-weighted(every=0)", "entropy-weighted(every=0)"]
+)
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(MaskwiseError):
         policy(name)
 
 
 def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() -> None:
-    masker = Masker(tokenizer(), policy="type-weighted(every=2, by='loss')", corruption="mask-only", ratio=0.5)
+    masker = Masker(
+        tokenizer(), policy="type-weighted(every=2, by='loss')", corruption="mask-only", ratio=0.5
+    )
     learner = learners_of(masker)["policy"]
     batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
     losses = torch.linspace(1, 2, batch.targets)
     truth = batch.labels[batch.labels >= 0]
     losses[truth == truth[0]] = torch.nan
     for done in (1, 2):
-        learner.observe(batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where))
+        learner.observe(
+            batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where)
+        )
         learner.after(Point(done, 10, lambda sums: sums))
     weights = masker.policy.types.weight_V
     assert weights.isfinite().all() and float(weights[truth[0]]) == 1
@@ -152,7 +194,10 @@ def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() 
 
 def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_weights() -> None:
     def learners() -> list[Any]:
-        maskers = [Masker(tokenizer(), policy="type-weighted(every=4)", corruption="mask-only") for _ in range(2)]
+        maskers = [
+            Masker(tokenizer(), policy="type-weighted(every=4)", corruption="mask-only")
+            for _ in range(2)
+        ]
         return [learners_of(masker)["policy"] for masker in maskers]
 
     def step(pair: list[Any], done: int) -> None:
@@ -162,7 +207,10 @@ def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_wei
             )
             right = torch.arange(batch.targets) % (rank + 2) == 0
             losses = torch.ones(batch.targets)
-            learner.observe(batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right))
+            learner.observe(
+                batch,
+                Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right),
+            )
         both = sum(learner.sums_3V for learner in pair)
         for learner in pair:
             learner.after(Point(done, 10, lambda _: both))

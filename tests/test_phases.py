@@ -1,4 +1,6 @@
-"""Several phases of training: one chain of stages, shared as far as arms agree, and never hurt by a stop."""
+"""Several phases of training: one chain of stages, shared as far as arms agree, and never hurt by a
+stop.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,15 @@ from maskwise.study.single import run_pretrain
 from maskwise.training.engine import Engine
 from tiny import check_refused, write_inputs
 
-SMALL = ["tasks=[]", "study.seeds=1", "training.steps=10", "training.eval_every=0", "training.log_every=2",
-         "training.save_every=2", "model.settings.max_position_embeddings=64"]  # fmt: skip
+SMALL = [
+    "tasks=[]",
+    "study.seeds=1",
+    "training.steps=10",
+    "training.eval_every=0",
+    "training.log_every=2",
+    "training.save_every=2",
+    "model.settings.max_position_embeddings=64",
+]
 PHASES = [
     {"masking.ratio": 0.3},
     {"training": {"steps": 6, "decay": "constant"}, "training.batch_size": 4},
@@ -50,8 +59,12 @@ def test_every_phase_differs_from_the_recipe_in_its_own_settings(recipe):
 
 def test_the_short_form_is_two_phases(recipe):
     change = {"masking.ratio": 0.4, "training.steps": 7}
-    short = read_recipe(recipe, [*SMALL, f"intermediate={json.dumps(change)}"]).arm("words-30", seed=3)
-    long = read_recipe(recipe, [*SMALL, f"phases={json.dumps([None, change])}"]).arm("words-30", seed=3)
+    short = read_recipe(recipe, [*SMALL, f"intermediate={json.dumps(change)}"]).arm(
+        "words-30", seed=3
+    )
+    long = read_recipe(recipe, [*SMALL, f"phases={json.dumps([None, change])}"]).arm(
+        "words-30", seed=3
+    )
     assert [link.model_dump(exclude={"tasks"}) for link in short.links()] == [
         link.model_dump(exclude={"tasks"}) for link in long.links()
     ]
@@ -59,17 +72,22 @@ def test_the_short_form_is_two_phases(recipe):
 
 def test_arms_change_a_phase_all_phases_or_the_list(recipe):
     arms = {
-        "plain": {}, "last": {"phases.2.masking.ratio": 0.5}, "nested": {"phases": {2: {"masking.ratio": 0.5}}},
-        "whole": {"phases": [{}, {"training.steps": 3}]}, "none": {"phases": "none"},
+        "plain": {},
+        "last": {"phases.2.masking.ratio": 0.5},
+        "nested": {"phases": {2: {"masking.ratio": 0.5}}},
+        "whole": {"phases": [{}, {"training.steps": 3}]},
+        "none": {"phases": "none"},
         "policy": {"masking.policy": "whole-word"},
-    }  # fmt: skip
+    }
     read = read_recipe(recipe, [*SMALL, THREE, f"study.arms={json.dumps(arms)}"])
     links = {name: read.arm(name, seed=0).links() for name in arms}
     assert [len(links[name]) for name in arms] == [3, 3, 3, 2, 1, 3]
     assert links["last"] == links["nested"] and links["last"][:2] == links["plain"][:2]
     assert links["last"][2].masking.ratio == 0.5 and links["whole"][1].training.steps == 3
     assert {link.masking.policy for link in links["policy"]} == {"whole-word"}
-    onward = read_recipe(recipe, [*SMALL, THREE, "phases.0.training.steps=2", "phases.1={masking.ratio: 0.2}"])
+    onward = read_recipe(
+        recipe, [*SMALL, THREE, "phases.0.training.steps=2", "phases.1={masking.ratio: 0.2}"]
+    )
     assert [link.training.steps for link in onward.links()] == [2, 10, 4]
 
 
@@ -90,7 +108,9 @@ def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_pat
         (2, ["b"]),
     ]
     assert [p["tokens"] for p in planned] == [10 * 8 * 32, 6 * 4 * 32, 4 * 8 * 64, 4 * 8 * 64]
-    assert planned[2]["flops"] < planned[3]["flops"] and all(p["to_do"] == p["runs"] == 1 for p in planned)
+    assert planned[2]["flops"] < planned[3]["flops"] and all(
+        p["to_do"] == p["runs"] == 1 for p in planned
+    )
 
 
 def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):
@@ -102,17 +122,30 @@ def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path)
         for stage in plan.stages() if plan.purpose == "texts" else ():
             run_stage(stage, tmp_path)
     steps = {
-        (run.arm, run.fraction): [stage.what["training"]["steps"] for stage in run.trainings] for run in design.runs
+        (run.arm, run.fraction): [stage.what["training"]["steps"] for stage in run.trainings]
+        for run in design.runs
     }
-    assert steps == {("a", 1): [10, 6, 4], ("a", 0.5): [5, 3, 2], ("b", 1): [5, 6, 4], ("b", 0.5): [2, 3, 2]}
-    tried = {stage.what["training"]["learning_rate"] for run in design.others for stage in run.trainings[1:2]}
+    assert steps == {
+        ("a", 1): [10, 6, 4],
+        ("a", 0.5): [5, 3, 2],
+        ("b", 1): [5, 6, 4],
+        ("b", 0.5): [2, 3, 2],
+    }
+    tried = {
+        stage.what["training"]["learning_rate"]
+        for run in design.others
+        for stage in run.trainings[1:2]
+    }
     assert tried == {0.001, 0.005}
 
 
 def trained(recipe: Recipe, out: Path) -> dict[str, str]:
     """The hashes of the weights after each phase."""
     run_pretrain(recipe, out, quiet=True)
-    return {str(path.relative_to(out)): file_hash(path) for path in sorted(out.glob("**/checkpoint/*.safetensors"))}
+    return {
+        str(path.relative_to(out)): file_hash(path)
+        for path in sorted(out.glob("**/checkpoint/*.safetensors"))
+    }
 
 
 def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_path, monkeypatch):
@@ -132,10 +165,17 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
     with pytest.raises(KeyboardInterrupt):
         trained(read, tmp_path / "stopped")
     assert (tmp_path / "stopped" / "phase-0" / "checkpoint").is_dir()
-    first = (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    first = (
+        (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    )
     assert list((tmp_path / "stopped" / "phase-1" / "resume").glob("step-*"))
     assert trained(read, tmp_path / "stopped") == whole and stops == 1
-    assert first == (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    assert (
+        first
+        == (tmp_path / "stopped" / "phase-0" / "checkpoint" / "model.safetensors")
+        .stat()
+        .st_mtime_ns
+    )
     assert json.loads((tmp_path / "stopped" / "done.json").read_text())["steps"] == 4
 
 
@@ -160,23 +200,36 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
         resolve_start(whole.model.pretrained or "")
     except MaskwiseError as missing:
         pytest.skip(str(missing))
-    small = ["corpus.limit=150", "corpus.held_out=0.2", "tokenizer.vocab_size=300", "evaluation.rows=4",
-             "training.optimizer=adamw", "training.eval_every=0"]  # fmt: skip
+    small = [
+        "corpus.limit=150",
+        "corpus.held_out=0.2",
+        "tokenizer.vocab_size=300",
+        "evaluation.rows=4",
+        "training.optimizer=adamw",
+        "training.eval_every=0",
+    ]
     short = [f"{key}=2" for key in whole.settings_of("training.steps")]
     short += [f"{key}=3" for key in whole.settings_of("training.batch_size")]
     recipe = read_recipe(name, small + short)
     assert run_pretrain(recipe, tmp_path, quiet=True)["steps"] == 2
-    assert len([*tmp_path.glob("phase-*/checkpoint"), tmp_path / "checkpoint"]) == len(whole.links())
+    assert len([*tmp_path.glob("phase-*/checkpoint"), tmp_path / "checkpoint"]) == len(
+        whole.links()
+    )
 
 
 @pytest.mark.parametrize("name, tokens", [("modernbert", 2.02e12), ("mmbert", 3.0e12)])
 def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
     header = "".join(
-        line.removeprefix("#") for line in shipped()[name].read_text().splitlines() if line.startswith("#")
+        line.removeprefix("#")
+        for line in shipped()[name].read_text().splitlines()
+        if line.startswith("#")
     )
     words = shlex.split(header.partition(f"study {name} --dry-run ")[2])
     recipe = read_recipe(name, [word for word in words if not word.startswith("corpus.source=")])
-    planned = sum(link.training.steps * link.training.batch_size * link.corpus.length for link in recipe.links())
+    planned = sum(
+        link.training.steps * link.training.batch_size * link.corpus.length
+        for link in recipe.links()
+    )
     assert planned == pytest.approx(tokens, rel=0.01)
 
 
@@ -192,13 +245,19 @@ def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
         ("phases=[{}, {model.architecture: bert}]", "phases.1 cannot change model.architecture"),
         ("phases=[{training.seed: 3}]", "phases.0 cannot change training.seed"),
         ("phases=[{}, {evaluation.rows: 3}]", "phases.1 cannot change evaluation.rows"),
-        ("phases=[{}, {corpus.length: 64}]", "phases.1.corpus.length is more than the positions that a new model has"),
+        (
+            "phases=[{}, {corpus.length: 64}]",
+            "phases.1.corpus.length is more than the positions that a new model has",
+        ),
         ("phases=[{}, {objective: denoise, masking.corruption: t5}]", "trains an encoder-decoder"),
-        ("phases=[{objective: denoise, masking.corruption: t5}]", "all phases train one model, an encoder"),
+        (
+            "phases=[{objective: denoise, masking.corruption: t5}]",
+            "all phases train one model, an encoder",
+        ),
         ("phases=[{}, {objective: rtd}]", "phases.1: objective: objective; got rtd"),
         ("study.arms.x.phases.0.masking.ratio=0.4", "allowed: a list"),
     ],
-)  # fmt: skip
+)
 def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_path, capfd):
     check_refused(recipe, override, said, tmp_path / "out")
 
@@ -207,12 +266,21 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
     "more, said",
     [
         (["intermediate={training.steps: 3}"], "intermediate is the short form of two phases"),
-        (["study.arms={a: {intermediate: {training.steps: 3}}}"], "intermediate is the short form of two phases"),
-        (["study.arms={a: {phases.3.training.steps: 3}}"], "counted from 0; got 3; allowed: 0 to 2"),
-        (["study.arms={a: {phases.last.training.steps: 3}}"], "counted from 0; got last; allowed: 0 to 2"),
+        (
+            ["study.arms={a: {intermediate: {training.steps: 3}}}"],
+            "intermediate is the short form of two phases",
+        ),
+        (
+            ["study.arms={a: {phases.3.training.steps: 3}}"],
+            "counted from 0; got 3; allowed: 0 to 2",
+        ),
+        (
+            ["study.arms={a: {phases.last.training.steps: 3}}"],
+            "counted from 0; got last; allowed: 0 to 2",
+        ),
         (["study.arms={a: {phases: []}}"], "arm 'a': phases: the list is empty"),
     ],
-)  # fmt: skip
+)
 def test_phases_and_what_does_not_go_with_them(recipe, more, said):
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(recipe, [*SMALL, THREE, *more])
@@ -221,6 +289,8 @@ def test_phases_and_what_does_not_go_with_them(recipe, more, said):
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):
     three = [*SMALL, THREE, "model.settings.max_position_embeddings=63"]
-    with pytest.raises(MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"):
+    with pytest.raises(
+        MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"
+    ):
         run_study(read_recipe(recipe, three), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,9 @@ from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import check_spans
 
-few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 letters = st.sampled_from(["a", "b", "s", "A", "d", ",", ".", "\n", "it's", "d’s"])
 texts = st.lists(st.lists(letters, max_size=40).map(" ".join), min_size=1, max_size=6)
 ODD = [
@@ -69,7 +71,9 @@ def plain_runs(text: str) -> list[list[str]]:
     return [run for run in [*runs, run] if run]
 
 
-def brute_counts(texts: list[str], longest: int = 5) -> tuple[Counter, dict[tuple[str, ...], set[int]]]:
+def brute_counts(
+    texts: list[str], longest: int = 5
+) -> tuple[Counter, dict[tuple[str, ...], set[int]]]:
     counts: Counter = Counter()
     documents: dict[tuple[str, ...], set[int]] = {}
     for number, text in enumerate(texts):
@@ -98,20 +102,31 @@ def counted_grams(counted) -> dict[tuple[str, ...], tuple[int, int]]:
         tuple(text.split(" ")): (count, documents)
         for n, level in enumerate(counted.levels, 1)
         for text, count, documents in zip(
-            counted.texts(n, np.arange(len(level.keys))), level.counts.tolist(), level.documents.tolist()
+            counted.texts(n, np.arange(len(level.keys))),
+            level.counts.tolist(),
+            level.documents.tolist(),
         )
     }
 
 
 @few
-@given(texts=st.lists(st.text(max_size=30) | letters | st.sampled_from(ODD), min_size=1, max_size=5))
+@given(
+    texts=st.lists(st.text(max_size=30) | letters | st.sampled_from(ODD), min_size=1, max_size=5)
+)
 def test_words_stand_where_the_annotator_of_words_sees_them(texts):
     words = words_of(texts)
     every = np.arange(len(words.key))
-    for (start, end, key), text, seen in zip(words.spans(every, every, words.key), texts, Words().annotate(texts)):
-        assert start.tolist() == seen["words"].start.tolist() and end.tolist() == seen["words"].end.tolist()
+    for (start, end, key), text, seen in zip(
+        words.spans(every, every, words.key), texts, Words().annotate(texts)
+    ):
+        assert (
+            start.tolist() == seen["words"].start.tolist()
+            and end.tolist() == seen["words"].end.tolist()
+        )
         alone = words_of([text])
-        assert key.tolist() == alone.key.tolist(), "a hash does not depend on what stands around the text"
+        assert key.tolist() == alone.key.tolist(), (
+            "a hash does not depend on what stands around the text"
+        )
         assert key.tolist() == keys_of([text[s:e] for s, e in zip(start, end)]).tolist()
     names = [words.name(place) for place in range(len(words.key))]
     assert len(set(names)) == len(set(words.key.tolist()))
@@ -123,11 +138,18 @@ def test_lower_case_keeps_places():
     assert keys_of(["ΟΔΟΣ"]) == keys_of(["οδος"]) == keys_of(["οδοσ"])
     # Letters that change places, or stand far apart, are another word.
     long = "ab" + "x" * 300
-    assert len(set(keys_of(["ab", "ba", "aab", "abb", "", long, "ba" + long[2:], long + "x"]).tolist())) == 8
+    assert (
+        len(
+            set(keys_of(["ab", "ba", "aab", "abb", "", long, "ba" + long[2:], long + "x"]).tolist())
+        )
+        == 8
+    )
 
 
 @few
-@given(keys=st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=8), limit=st.integers(4, 40))
+@given(
+    keys=st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=8), limit=st.integers(4, 40)
+)
 def test_a_table_counts_and_says_what_it_lost(keys, limit):
     exact, small, truth = Table(), Table(limit=limit), Counter(chain.from_iterable(keys))
     for block in keys:
@@ -145,17 +167,26 @@ def test_a_table_counts_and_says_what_it_lost(keys, limit):
 
 
 @few
-@given(texts=texts, min_count=st.integers(0, 3), min_documents=st.integers(1, 2), paper=st.booleans())
-def test_counts_and_scores_equal_those_of_enumeration(tmp_path_factory, texts, min_count, min_documents, paper):
+@given(
+    texts=texts, min_count=st.integers(0, 3), min_documents=st.integers(1, 2), paper=st.booleans()
+)
+def test_counts_and_scores_equal_those_of_enumeration(
+    tmp_path_factory, texts, min_count, min_documents, paper
+):
     counts, documents = brute_counts(texts)
-    counted = count_ngrams(texts, tmp_path_factory.mktemp("c"), min_count=min_count, min_documents=min_documents)
+    counted = count_ngrams(
+        texts, tmp_path_factory.mktemp("c"), min_count=min_count, min_documents=min_documents
+    )
     expected = {
         gram: (count, len(documents[gram]))
         for gram, count in counts.items()
         if count > min_count and len(documents[gram]) >= min_documents
     }
     assert counted_grams(counted) == expected
-    assert counted.total == sum(count for gram, count in counts.items() if len(gram) == 1) and not counted.lost
+    assert (
+        counted.total == sum(count for gram, count in counts.items() if len(gram) == 1)
+        and not counted.lost
+    )
     for n, scores in score_ngrams(counted, paper=paper).items():
         for text, score in zip(counted.texts(n, np.arange(len(scores))), scores.tolist()):
             assert score == pytest.approx(
@@ -169,7 +200,9 @@ def test_a_small_table_loses_no_more_than_it_says(tmp_path):
     counts, _ = brute_counts(corpus, longest=2)
     whole = count_ngrams(corpus, tmp_path, min_count=0, longest=2)
     small = count_ngrams(corpus, tmp_path, min_count=0, longest=2, limit=500)
-    assert small.lost > 0 == whole.lost and len(small.levels[1].keys) <= 500 < len(whole.levels[1].keys)
+    assert small.lost > 0 == whole.lost and len(small.levels[1].keys) <= 500 < len(
+        whole.levels[1].keys
+    )
     for gram, (count, _) in counted_grams(small).items():
         assert counts[gram] - small.lost <= count <= counts[gram]
     missing = set(counts) - set(counted_grams(small))
@@ -179,11 +212,17 @@ def test_a_small_table_loses_no_more_than_it_says(tmp_path):
 
 @few
 @given(texts=texts, size=st.integers(2, 60))
-def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_factory, texts, size):
+def test_the_vocabulary_has_the_best_of_each_length_without_fragments(
+    tmp_path_factory, texts, size
+):
     counts, _ = brute_counts(texts)
     counted = count_ngrams(texts, tmp_path_factory.mktemp("c"), min_count=1)
     frequent = {gram: count for gram, count in counts.items() if count > 1}
-    scores = {gram: brute_score(gram, counts, counted.total, paper=False) for gram in frequent if len(gram) > 1}
+    scores = {
+        gram: brute_score(gram, counts, counted.total, paper=False)
+        for gram in frequent
+        if len(gram) > 1
+    }
     chosen = choose_phrases(counted, size=size)
     inside: set[tuple[str, ...]] = set()
     for n in (5, 4, 3, 2):
@@ -193,8 +232,12 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(tmp_path_f
             for part in (longer[:-1], longer[1:]):
                 covered[part] = max(covered[part], frequent[longer])
         fragments = {gram for gram, most in covered.items() if most >= FRAGMENT * frequent[gram]}
-        rest = sorted((scores[gram] for gram in set(covered) - fragments), reverse=True)[: round(size * SHARES[n])]
-        assert [scores[gram] for gram in mine] == pytest.approx(rest, abs=1e-9) and not set(mine) & fragments
+        rest = sorted((scores[gram] for gram in set(covered) - fragments), reverse=True)[
+            : round(size * SHARES[n])
+        ]
+        assert [scores[gram] for gram in mine] == pytest.approx(rest, abs=1e-9) and not set(
+            mine
+        ) & fragments
         inside = set(mine) | fragments
     for one in chosen:
         assert one.count == frequent[tuple(one.phrase.split(" "))]
@@ -231,13 +274,20 @@ def test_phrases_are_found_longest_first(texts, data):
                     if tuple(run[i : i + n]) in phrases and free:
                         begins[i] = run[i : i + n]
             expected += [words for _, words in sorted(begins.items())]
-        assert [fold(text[s:e]).split() for s, e in zip(spans.start.tolist(), spans.end.tolist())] == expected
+        assert [
+            fold(text[s:e]).split() for s, e in zip(spans.start.tolist(), spans.end.tolist())
+        ] == expected
         check_spans(spans, Phrases.layers["phrase"], len(text))
 
 
 def test_phrases_by_hand():
-    found = Matcher(["new york", "new york city", "york city", "in new", "the united states of america"])
-    text = "In New York City, New\nYork; new-york NEW  YORK. York City in New York's United States of America"
+    found = Matcher(
+        ["new york", "new york city", "york city", "in new", "the united states of america"]
+    )
+    text = (
+        "In New York City, New\nYork; new-york NEW  YORK. York City in New York's United "
+        "States of America"
+    )
     spans = found.find([text, "", "york"])
     assert [text[s:e] for s, e in zip(spans[0].start, spans[0].end)] == [
         "New York City",
@@ -284,7 +334,9 @@ def test_a_fitted_vocabulary_is_used_again(tmp_path):
     assert mine.annotate([text])[0]["phrase"].start.tolist() == spans.start.tolist()
     assert len({mine.version, again.version, fresh.version, Phrases(paper=True).version}) == 4
     (tmp_path / "b").mkdir()
-    assert annotator(fresh.fit(corpus, tmp_path / "b")).version == again.version, "by content, not by path"
+    assert annotator(fresh.fit(corpus, tmp_path / "b")).version == again.version, (
+        "by content, not by path"
+    )
 
 
 def test_the_size_follows_the_corpus():
@@ -312,19 +364,26 @@ def test_too_little_text_makes_an_empty_vocabulary_that_says_so(texts, tmp_path)
     made = annotator(Phrases(min_count=3).fit(texts, tmp_path))
     assert made.fitted and made.version == Phrases(vocabulary=str(tmp_path)).version
     number = len(" ".join(texts).split()) if texts == ["a b c"] else 0
-    assert re.match(rf"no phrase among these {number} words .*more than 3 times in at least 5 doc", made.notice)
+    assert re.match(
+        rf"no phrase among these {number} words .*more than 3 times in at least 5 doc", made.notice
+    )
     assert [len(found["phrase"].start) for found in made.annotate(["a b c", ""])] == [0, 0]
     (tmp_path / "none.txt").write_text("\n")
     assert "none.txt" in Phrases(vocabulary=str(tmp_path / "none.txt")).notice
     (tmp_path / "none.txt").write_text("new york\n")
-    assert Phrases(vocabulary=str(tmp_path / "none.txt")).notice is None and Phrases().notice is None
+    assert (
+        Phrases(vocabulary=str(tmp_path / "none.txt")).notice is None and Phrases().notice is None
+    )
 
 
 def test_few_phrases_of_little_text_are_said_to_be_frequent_pairs(tmp_path):
     texts = [f"one of the birds in the woods, {n}" for n in range(8)]
     (tmp_path / "few").mkdir()
     made = annotator(Phrases(min_count=3, size=1000).fit(texts, tmp_path / "few"))
-    assert re.match(r"only \d phrases among these 64 words .*mostly frequent pairs such as 'of the'", made.notice)
+    assert re.match(
+        r"only \d phrases among these 64 words .*mostly frequent pairs such as 'of the'",
+        made.notice,
+    )
     (tmp_path / "enough").mkdir()
     assert annotator(Phrases(min_count=3, size=4).fit(texts, tmp_path / "enough")).notice is None
 
@@ -355,8 +414,16 @@ print(re.search("VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 def test_nine_million_words_in_four_minutes_and_two_gigabytes(tmp_path):
     """In a process of its own, whose peak is not that of the tests before."""
     command = [sys.executable, "-c", FIT, str(WIKIPEDIA), str(tmp_path)]
-    spec, peak = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout.split("\n")[:2]
+    spec, peak = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=240
+    ).stdout.split("\n")[:2]
     assert int(peak) < 2e6, "KiB"
     assert json.loads((tmp_path / "facts.json").read_text())["counts_too_low_by_at_most"] == 0
     best = annotator(spec)._phrases[:300]
-    assert {"buenos aires", "hong kong", "los angeles", "bosnia and herzegovina", "vasco da gama"} <= set(best)
+    assert {
+        "buenos aires",
+        "hong kong",
+        "los angeles",
+        "bosnia and herzegovina",
+        "vasco da gama",
+    } <= set(best)

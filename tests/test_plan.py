@@ -1,4 +1,5 @@
-"""What a study runs: chains of stages, shared between arms and studies; searching, matching, dropping, dry runs.
+"""What a study runs: chains of stages, shared between arms and studies; searching, matching,
+dropping, dry runs.
 
 Stages are done here, in this process, one after the other: the engines have tests of their own.
 """
@@ -56,8 +57,8 @@ def done(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def fake(monkeypatch, done) -> list[str]:
-    """Trainings that are only said to be done: the loss is lower the nearer the learning rate is to 0.01 (even seeds)
-    or to 0.02 (odd ones)."""
+    """Trainings that are only said to be done: the loss is lower the nearer the learning rate is to
+    0.01 (even seeds) or to 0.02 (odd ones)."""
 
     def execute(todo: Any, stages: Path, plan: Any, **more: Any) -> dict[str, str]:
         errors: dict[str, str] = {}
@@ -75,10 +76,14 @@ def fake(monkeypatch, done) -> list[str]:
             if training:
                 result |= {"steps": training["steps"], "tokens": 1, "targets": 1, "flops": 1}
             else:
-                trained = json.loads((stages / stage.needs[1] / "stage.json").read_text())["what"]["training"]
+                trained = json.loads((stages / stage.needs[1] / "stage.json").read_text())["what"][
+                    "training"
+                ]
                 best = 0.01 if trained["seed"] % 2 == 0 else 0.02
                 loss = 5 + abs(trained["learning_rate"] - best) + 1e-7 * trained["seed"]
-                masks = [{"masks": kind, "ratio": 0.15, "unigram": 6.0, "targets": 9} for kind in MASKS]
+                masks = [
+                    {"masks": kind, "ratio": 0.15, "unigram": 6.0, "targets": 9} for kind in MASKS
+                ]
                 result["records"] = [{"kind": "heldout", "loss": loss, **line} for line in masks]
             folder.mkdir()
             (folder / "stage.json").write_text(json.dumps(stage.as_dict()))
@@ -103,7 +108,8 @@ def kinds(names: list[str]) -> dict[str, int]:
     return {kind: found.count(kind) for kind in dict.fromkeys(found)}
 
 
-# Stages that are shared ------------------------------------------------------------------------------------
+# Stages that are shared
+# ------------------------------------------------------------------------------------
 
 
 def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
@@ -127,17 +133,24 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     run_study(read_recipe(source, again), tmp_path / "c", cache=shared, quiet=True)
     assert kinds(done) == {"prepare": 1, "pretrain": 4, "evaluate": 2}
     done.clear()
-    more_masks = [*again, "evaluation.ratios=[0.15, 0.3, 0.4]"]  # another question trains nothing again
+    # another question trains nothing again
+    more_masks = [*again, "evaluation.ratios=[0.15, 0.3, 0.4]"]
     run_study(read_recipe(source, more_masks), tmp_path / "c", cache=shared, quiet=True)
     assert kinds(done) == {"evaluate": 2}
     assert (tmp_path / "c" / "stages" / done[0]).is_symlink()
 
 
-def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(recipe, tmp_path, monkeypatch, done):
+def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
+    recipe, tmp_path, monkeypatch, done
+):
     small = [*QUICK, "tasks=[]", "study.seeds=1", "study.arms={a: {}}"]
     monkeypatch.setenv("MASKWISE_STAGES", str(tmp_path / "env"))
     run_study(read_recipe(recipe, small), tmp_path / "a", quiet=True)
-    run_study(read_recipe(recipe, [*small, f"study.cache={tmp_path / 'said'}"]), tmp_path / "b", quiet=True)
+    run_study(
+        read_recipe(recipe, [*small, f"study.cache={tmp_path / 'said'}"]),
+        tmp_path / "b",
+        quiet=True,
+    )
     assert kinds(done) == {"prepare": 2, "pretrain": 2, "evaluate": 2}
     assert len(list((tmp_path / "env").iterdir())) == len(list((tmp_path / "said").iterdir())) == 3
 
@@ -151,9 +164,12 @@ def test_a_second_stage_takes_what_it_leaves_out_from_the_first(recipe, tmp_path
         "late": {"intermediate.masking.ratio": 0.5},
     }
     more = [
-        f"study.arms={json.dumps(arms)}", "study.seeds=1", "intermediate.training.steps=5",
-        f"intermediate.corpus.source={tmp_path / 'other' / 'corpus.jsonl'}", "intermediate.corpus.limit=40",
-    ]  # fmt: skip
+        f"study.arms={json.dumps(arms)}",
+        "study.seeds=1",
+        "intermediate.training.steps=5",
+        f"intermediate.corpus.source={tmp_path / 'other' / 'corpus.jsonl'}",
+        "intermediate.corpus.limit=40",
+    ]
     whole = read_recipe(recipe, more)
     links = {name: whole.arm(name, seed=3).links() for name in arms}
     assert [len(links[name]) for name in arms] == [2, 1, 2, 2]
@@ -167,10 +183,15 @@ def test_a_second_stage_takes_what_it_leaves_out_from_the_first(recipe, tmp_path
     assert read_recipe(_written(whole, tmp_path)) == whole
     runs = {run.arm: run for run in make_plan(whole).runs}
     assert runs["both"].trainings[0] == runs["first only"].trainings[0] == runs["late"].trainings[0]
-    assert len(runs["both"].trainings) == 2 and runs["both"].trainings[1].needs[1] == runs["both"].trainings[0].name
+    assert (
+        len(runs["both"].trainings) == 2
+        and runs["both"].trainings[1].needs[1] == runs["both"].trainings[0].name
+    )
     # All are judged on the same text, with the tokenizer of the first.
     assert len({run.evaluated.needs[0] for run in runs.values() if run.evaluated}) == 1
-    text = {stage.name: stage for stage in make_plan(whole).stages()}[runs["first only"].evaluated.needs[0]]
+    text = {stage.name: stage for stage in make_plan(whole).stages()}[
+        runs["first only"].evaluated.needs[0]
+    ]
     assert text.needs == (runs["both"].chain[0].name,) and text.what["corpus"]["limit"] == 40
     assert runs[REFERENCE].chain == (runs["both"].chain[0],)
 
@@ -184,19 +205,27 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
         "intermediate.training.steps=3",
     ]
     out = tmp_path / "out"
-    result = run_study(read_recipe(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"]), out, quiet=True)
+    result = run_study(
+        read_recipe(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"]), out, quiet=True
+    )
     assert not result["failures"]
     by_arm = {}
     for record in read_lines(out / "records.jsonl"):
         if record["kind"] == "heldout" and record["masks"] == "token":
             by_arm.setdefault(record["arm"], []).append(record["loss"])
-    assert by_arm["a"] == pytest.approx(by_arm["b"], abs=1e-4)  # it had learnt nothing, and learnt nothing more
+    # it had learnt nothing, and learnt nothing more
+    assert by_arm["a"] == pytest.approx(by_arm["b"], abs=1e-4)
     costs = {r["arm"]: r["steps"] for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
     assert costs == {"a": 13, "b": 10}
 
 
 def test_pretrain_runs_both_stages(recipe, tmp_path):
-    assert maskwise("pretrain", recipe, *QUICK, "intermediate.training.steps=4", "--out", tmp_path / "out") == 0
+    assert (
+        maskwise(
+            "pretrain", recipe, *QUICK, "intermediate.training.steps=4", "--out", tmp_path / "out"
+        )
+        == 0
+    )
     assert (tmp_path / "out" / "first" / "checkpoint" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "out" / "done.json").read_text())["steps"] == 4
 
@@ -206,7 +235,8 @@ def _written(recipe: Any, folder: Path) -> Path:
     return folder / "written.yaml"
 
 
-# Choosing --------------------------------------------------------------------------------------------------
+# Choosing
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +246,8 @@ def _written(recipe: Any, folder: Path) -> Path:
         ([{"a": 1.0}, {"a": 2.0}, {"a": 3.0}], 2, False),
         ([{"a": 1.0}, {"a": 3.0}, {"a": 3.0}], 1, False),  # the first of equal ones
         ([{"a": 0.0, "b": 2.0}] * 3, 0, True),
-        ([{"a": 0.0, "b": 1.0}, {"a": 0.0, "b": 2.0}], 1, False),  # one task says nothing, the other does
+        # one task says nothing, the other does
+        ([{"a": 0.0, "b": 1.0}, {"a": 0.0, "b": 2.0}], 1, False),
         ([{"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 1.0}], 0, False),  # equal means of different scores
         ([None, {"a": -2.0}, {"a": -3.0}], 1, False),  # the first failed
         ([None, None, None], None, False),
@@ -233,7 +264,9 @@ def test_the_best_point_of_a_grid(scores, place, tied):
 
 def test_a_task_that_each_seed_has_other_rows_of_is_one_outcome(tmp_path):
     stage = Stage("finetune", {"task": "world(seed=50)"})
-    write_json(stage.folder(tmp_path) / "done.json", {"dev": [5.0, 5.2], "metric": "nats", "seconds": 1})
+    write_json(
+        stage.folder(tmp_path) / "done.json", {"dev": [5.0, 5.2], "metric": "nats", "seconds": 1}
+    )
     tasks = {"world(seed='run')": stage}
     run = SimpleNamespace(arm="a", tasks=tasks, evaluated=None)
     scores = Design._scores(SimpleNamespace(stages=tmp_path), run)  # type: ignore[arg-type]
@@ -271,8 +304,14 @@ def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_
         assert max(scores[1:]) == scores[2 + record["search_seed"]]
         masks = "token" if record["arm"] == "token-15" else "whole-word"
         assert set(record["candidates"][2]["scores"]) == {f"heldout:{masks}@0.15"}
-    assert chosen == {("token-15", 0): 0.01, ("token-15", 1): 0.02, ("words-30", 0): 0.01, ("words-30", 1): 0.02}
-    # Nothing of the grid is reported: it is in the records of no run, and in timings it is a choice.
+    assert chosen == {
+        ("token-15", 0): 0.01,
+        ("token-15", 1): 0.02,
+        ("words-30", 0): 0.01,
+        ("words-30", 1): 0.02,
+    }
+    # Nothing of the grid is reported: it is in the records of no run, and in timings it is a
+    # choice.
     assert {record["seed"] for record in records} == {10_000, 10_001}
     assert json.loads((out / "study.json").read_text())["seeds"] == [10_000, 10_001]
     for arm in ("token-15", "words-30"):
@@ -287,9 +326,19 @@ def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_
 
 def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, fake):
     """It is not compared at the settings as written, which nobody chose."""
-    search = "{grid: {training.learning_rate: [1e-2, 2e-2]}, own: {b: {training.learning_rate: [10.0, 20.0]}}}"
+    search = (
+        "{grid: {training.learning_rate: [1e-2, 2e-2]}, own: {b: {training.learning_rate: "
+        "[10.0, 20.0]}}}"
+    )
     arms = "study.arms={a: {}, b: {}}"
-    more = [*QUICK, "tasks=[]", "study.seeds=2", arms, f"study.search={search}", "study.companions=[0.5]"]
+    more = [
+        *QUICK,
+        "tasks=[]",
+        "study.seeds=2",
+        arms,
+        f"study.search={search}",
+        "study.companions=[0.5]",
+    ]
     out = tmp_path / "out"
     result = run_study(read_recipe(recipe, more), out, quiet=True)
     failures = {(record["arm"], record["seed"], record["stage"]) for record in result["failures"]}
@@ -304,7 +353,9 @@ def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, 
 def test_a_grid_whose_points_are_all_alike_is_said_to_be_tied(recipe, tmp_path, fake):
     more = [*QUICK, "tasks=[]", "study.seeds=1", "study.search={grid: {masking.ratio: [0.2, 0.4]}}"]
     run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
-    choices = [r for r in read_lines(tmp_path / "out" / "records.jsonl") if r["kind"] == "selection"]
+    choices = [
+        r for r in read_lines(tmp_path / "out" / "records.jsonl") if r["kind"] == "selection"
+    ]
     assert [(r["chosen"], r["tied"]) for r in choices] == [({"masking.ratio": 0.2}, True)] * 2
 
 
@@ -316,9 +367,16 @@ def test_a_gate_compares_runs_of_its_own_at_the_settings_as_written(recipe, tmp_
     run_study(read_recipe(recipe, more), out, quiet=True)
     study = json.loads((out / "study.json").read_text())
     pairs = [["token-15", "words-30"], ["words-30", "token-15"]]
-    assert study["gate"] == {"contrast": pairs[1], "closes": pairs[:1]} and study["contrasts"] == pairs
+    assert (
+        study["gate"] == {"contrast": pairs[1], "closes": pairs[:1]} and study["contrasts"] == pairs
+    )
     costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
-    assert {(r["seed"], r.get("role")) for r in costs} == {(0, "gate"), (1, "gate"), (10_000, None), (10_001, None)}
+    assert {(r["seed"], r.get("role")) for r in costs} == {
+        (0, "gate"),
+        (1, "gate"),
+        (10_000, None),
+        (10_001, None),
+    }
     plain = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=2", gate, contrasts])
     [only] = Design(plain, tmp_path).plans()
     assert not any(run.role for run in only.runs)  # without a search they are the ordinary runs
@@ -339,26 +397,41 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
     assert whole == set(range(FRESH_RUN, FRESH_RUN + 6))
     for record in read_lines(tmp_path / "out" / "records.jsonl"):
         assert record.get("role") == ("gate" if record.get("seed", FRESH_RUN) < FRESH_RUN else None)
-    prospects = prospects_of(read_recipe(recipe, [*QUICK, "tasks=[]", *gate, f"study.noise={tmp_path / 'out'}"]))
-    assert [prospect["noise"] for prospect in prospects] == [None]  # the runs of the two arms differ in nothing
+    prospects = prospects_of(
+        read_recipe(recipe, [*QUICK, "tasks=[]", *gate, f"study.noise={tmp_path / 'out'}"])
+    )
+    # the runs of the two arms differ in nothing
+    assert [prospect["noise"] for prospect in prospects] == [None]
 
 
 def test_gates_say_what_they_close(recipe):
-    both = ["study.contrasts=[[token-15, words-30], [words-30, token-15]]", "study.gate=[words-30, token-15]"]
+    both = [
+        "study.contrasts=[[token-15, words-30], [words-30, token-15]]",
+        "study.gate=[words-30, token-15]",
+    ]
     # Without a search the gate's own pair is the same test; with one, it is another question.
     assert read_recipe(recipe, both).study.closed == [("token-15", "words-30")]
     searched = read_recipe(recipe, [*both, RATES]).study
-    assert searched.closed == searched.pairs[1:] == [("token-15", "words-30"), ("words-30", "token-15")]
+    assert (
+        searched.closed
+        == searched.pairs[1:]
+        == [("token-15", "words-30"), ("words-30", "token-15")]
+    )
     assert read_recipe(recipe).study.closed == []
 
 
 def test_the_run_that_is_compared_has_a_world_of_its_own(recipe, tmp_path):
-    """Everything that the seed decides is new: settings are not judged on the people that they were chosen on."""
+    """Everything that the seed decides is new: settings are not judged on the people that they were
+    chosen on.
+    """
     world = "corpus.source=\"factworld(people=40, seed='run')\""
     more = [*QUICK, "tasks=[]", "study.seeds=[3]", world, "study.arms={a: {}}", RATES]
     design = Design(read_recipe(recipe, more), tmp_path, forecast=True)
     plans = {plan.purpose: plan.runs for plan in design.plans()}
-    worlds = {name: {run.prepared.what["corpus"]["source"] for run in runs} for name, runs in plans.items()}
+    worlds = {
+        name: {run.prepared.what["corpus"]["source"] for run in runs}
+        for name, runs in plans.items()
+    }
     assert worlds == {
         "search": {"factworld(people=40, seed=3)"},
         "main": {"factworld(people=40, seed=10003)"},
@@ -366,14 +439,26 @@ def test_the_run_that_is_compared_has_a_world_of_its_own(recipe, tmp_path):
 
 
 def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_path, fake):
-    """A larger batch has more targets a step, so it is given fewer steps: also in the run that is compared."""
+    """A larger batch has more targets a step, so it is given fewer steps: also in the run that is
+    compared.
+    """
     points = "[{training.batch_size: 8, training.learning_rate: 0.01}, "
     points += "{training.batch_size: 16, training.learning_rate: 0.02}]"
-    more = [*QUICK, "tasks=[]", "study.seeds=2", f"study.search={{grid: {points}}}", "study.match=targets",
-            "study.companions=[0.5]"]  # fmt: skip
+    more = [
+        *QUICK,
+        "tasks=[]",
+        "study.seeds=2",
+        f"study.search={{grid: {points}}}",
+        "study.match=targets",
+        "study.companions=[0.5]",
+    ]
     out = tmp_path / "out"
     run_study(read_recipe(recipe, more), out, quiet=True)
-    costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost" and r["arm"] == "token-15"]
+    costs = [
+        r
+        for r in read_lines(out / "records.jsonl")
+        if r["kind"] == "cost" and r["arm"] == "token-15"
+    ]
     steps = {(r["seed"], r.get("fraction")): r["steps"] for r in costs}
     assert steps == {(10_000, None): 10, (10_000, 0.5): 5, (10_001, None): 5, (10_001, 0.5): 2}
 
@@ -384,7 +469,11 @@ def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
     read = read_recipe(recipe, [*QUICK, search])
     design = Design(read, tmp_path)
     written = describe(read, design)["arms"]["token-15"]
-    assert (written["policy"], written["ratio"], written["judged_on"]) == ("token", "constant(0.15)", ["token"])
+    assert (written["policy"], written["ratio"], written["judged_on"]) == (
+        "token",
+        "constant(0.15)",
+        ["token"],
+    )
     design.chosen["token-15", 0] = {"masking.ratio": 0.4, "masking.policy": "whole-word"}
     design.chosen["token-15", 1] = {"masking.ratio": 0.2}
     facts = describe(read, design)["arms"]["token-15"]
@@ -405,10 +494,14 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
         devs += json.loads((folder / "done.json").read_text())["dev"]
     assert record["by"] == "dev" and {c["scores"][task] for c in record["candidates"]} <= set(devs)
     # The reference has nothing to choose, and is a new start too.
-    assert {(r["arm"], r["seed"]) for r in records if r["kind"] == "score"} == {("a", 10_009), (REFERENCE, 10_009)}
+    assert {(r["arm"], r["seed"]) for r in records if r["kind"] == "score"} == {
+        ("a", 10_009),
+        (REFERENCE, 10_009),
+    }
 
 
-# Blocks of seeds -------------------------------------------------------------------------------------------
+# Blocks of seeds
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("search", [[], [RATES, "study.gate=[words-30, token-15]"]])
@@ -447,7 +540,9 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (foreign.value.got, foreign.value.allowed) == ([103], "some of 100, 101, 102")
     assert not out.exists()
     run_study(read, out, quiet=True, seeds=(100,))
-    other = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "training.steps=11"])
+    other = read_recipe(
+        recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "training.steps=11"]
+    )
     before = (out / "records.jsonl").read_bytes()
     with pytest.raises(MaskwiseError, match="study of another recipe"):
         run_study(other, out, quiet=True, seeds=(101,))
@@ -474,10 +569,14 @@ def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
     assert runs == {"search": 2 * 3 * 2, "main": 2 * 3 + 2 * 2, "companions": 2 * 2}
     assert found["stages"]["pretrain"]["to_do"] == 12 + 4 + 4 + 4
     half = dry_run(read_recipe(recipe, more), tmp_path / "out", seeds=(1,))
-    assert {line["purpose"]: line["runs"] for line in half["plans"]} == {name: runs[name] // 2 for name in runs}
+    assert {line["purpose"]: line["runs"] for line in half["plans"]} == {
+        name: runs[name] // 2 for name in runs
+    }
 
 
-def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(recipe, tmp_path, done, monkeypatch):
+def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
+    recipe, tmp_path, done, monkeypatch
+):
     def failing(*_: Any) -> Any:
         raise MaskwiseError("no search today")
 
@@ -490,7 +589,10 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(recipe
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):
     """Losses of different vocabularies, whichever setting makes them; and tasks without dev rows."""
-    rows = [{"text": f"{a} b", "text_pair": f"b {a}", "score": s} for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))]
+    rows = [
+        {"text": f"{a} b", "text_pair": f"b {a}", "score": s}
+        for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))
+    ]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     frozen = f'tasks=["{pairs}(kind=\\"zero-shot-similarity\\")"]'
@@ -499,7 +601,11 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
     for said, *more in (
         ("cannot choose between tokenizers", "tasks=[]", f"study.search={{{sizes}}}"),
         ("cannot choose between tokenizers", f"study.search={{{sizes}, by: held-out}}"),
-        ("cannot choose between tokenizers", "tasks=[]", "study.search={grid: {corpus.limit: [20, 40]}}"),
+        (
+            "cannot choose between tokenizers",
+            "tasks=[]",
+            "study.search={grid: {corpus.limit: [20, 40]}}",
+        ),
         ("study.search goes by dev rows", frozen, f"study.search={{{rates}}}"),
     ):
         with pytest.raises(MaskwiseError, match=said):
@@ -513,10 +619,14 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
 
 
 def test_matched_arms_have_one_text_at_all_points_of_a_search(recipe, tmp_path, done):
-    """A point whose text was not there yet had the steps as written; the same call again trained other runs."""
+    """A point whose text was not there yet had the steps as written; the same call again trained
+    other runs.
+    """
     rates, texts = "{training.learning_rate: [0.1, 0.2]}", "{corpus.limit: [20, 40]}"
     for grid, more in ((texts, []), (rates, ["masking.policy=learned", "learning={method: meta}"])):
-        with pytest.raises(MaskwiseError, match=r"study.match targets wants one text for arm 'token-15'"):
+        with pytest.raises(
+            MaskwiseError, match=r"study.match targets wants one text for arm 'token-15'"
+        ):
             asked = ["study.match=targets", f"study.search={{grid: {grid}}}", *more]
             run_study(read_recipe(recipe, asked), tmp_path / "out", quiet=True)
         assert not done
@@ -525,7 +635,9 @@ def test_matched_arms_have_one_text_at_all_points_of_a_search(recipe, tmp_path, 
 
 
 def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
-    """A model that diverged at its last step: the run is a failure, all others are judged, and the page says so."""
+    """A model that diverged at its last step: the run is a failure, all others are judged, and the
+    page says so.
+    """
     out, more = tmp_path / "out", [*QUICK, "study.seeds=3"]
     run_study(read_recipe(recipe, more), out, quiet=True)
     study = json.loads((out / "study.json").read_text())
@@ -540,9 +652,13 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
             result["records"][0]["loss"] = math.inf
         (folder / "done.json").write_text(json.dumps(result))
     found = run_study(read_recipe(recipe, more), out, quiet=True)
-    assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(found["failures"]) == 2
+    assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(
+        found["failures"]
+    ) == 2
     records = read_lines(out / "records.jsonl")
-    assert not [r for r in records if r["kind"] == "score" and (r["arm"], r["seed"]) == ("words-30", 1)]
+    assert not [
+        r for r in records if r["kind"] == "score" and (r["arm"], r["seed"]) == ("words-30", 1)
+    ]
     assert "NaN" not in (out / "records.jsonl").read_text() + (out / "summary.json").read_text()
     [row] = [row for row in found["contrasts"] if row["outcome"] == "tasks"]
     assert row["n"] == 2
@@ -558,7 +674,9 @@ def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
     run_study(read_recipe(recipe, more), out, quiet=True)
     for folder in (out / "stages").glob("evaluate-*"):
         before = json.loads((folder / "stage.json").read_text())["needs"][1]
-        trained = json.loads((out / "stages" / before / "stage.json").read_text())["what"]["training"]
+        trained = json.loads((out / "stages" / before / "stage.json").read_text())["what"][
+            "training"
+        ]
         if (trained["learning_rate"], trained["seed"]) == (0.01, 8):
             result = json.loads((folder / "done.json").read_text())
             result["records"][0]["loss"] = math.nan
@@ -570,7 +688,8 @@ def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
     assert trained_with(out, "a") == {"10008": 0.5}
 
 
-# Matching --------------------------------------------------------------------------------------------------
+# Matching
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["targets", "flops"])
@@ -603,27 +722,48 @@ def test_weights_of_body_and_head():
         def __len__(self) -> int:
             return 100
 
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    work = MaskedLanguageModelling(empty_model(new_config("bert", Tokenizer(), 32, **sizes))).work(1, 1)
-    layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 2 * 16  # attention, two dense, two norms
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    work = MaskedLanguageModelling(empty_model(new_config("bert", Tokenizer(), 32, **sizes))).work(
+        1, 1
+    )
+    # attention, two dense, two norms
+    layer = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 2 * 16
     assert work.body == layer + 16  # and the norm of the embeddings
-    assert work.head == (8 * 8 + 8) + 16 + 100 and work.tied == 8 * 100  # transform, norm, bias; decoder
+    # transform, norm, bias; decoder
+    assert work.head == (8 * 8 + 8) + 16 + 100 and work.tied == 8 * 100
 
 
-# Companions, dropping, dry runs ----------------------------------------------------------------------------
+# Companions, dropping, dry runs
+# ----------------------------------------------------------------------------
 
 
 def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
     more = [*QUICK, "tasks=[]", "study.seeds=2", "study.companions=[0.5, 0.2]", "training.steps=20"]
     out = tmp_path / "out"
-    run_study(read_recipe(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"]), out, quiet=True)
+    run_study(
+        read_recipe(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"]),
+        out,
+        quiet=True,
+    )
     costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
     assert [(r["seed"], r.get("fraction"), r["steps"]) for r in costs] == [
-        (0, None, 20), (0, 0.5, 10), (0, 0.2, 4), (1, None, 20), (1, 0.5, 10), (1, 0.2, 4)
-    ]  # fmt: skip
+        (0, None, 20),
+        (0, 0.5, 10),
+        (0, 0.2, 4),
+        (1, None, 20),
+        (1, 0.5, 10),
+        (1, 0.2, 4),
+    ]
     ratio = {r.get("fraction", 1): r["targets"] / r["tokens"] for r in costs if r["seed"] == 0}
     assert ratio[0.5] == pytest.approx(ratio[1], rel=0.1)  # the schedule ran over their own length
-    assert {r.get("fraction") for r in read_lines(out / "records.jsonl") if r["kind"] == "heldout"} == {
+    assert {
+        r.get("fraction") for r in read_lines(out / "records.jsonl") if r["kind"] == "heldout"
+    } == {
         None,
         0.5,
         0.2,
@@ -634,12 +774,18 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
 
 
 def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
-    """All at once: a search, two stages of training, matching, companions; stopped after every third stage."""
+    """All at once: a search, two stages of training, matching, companions; stopped after every
+    third stage.
+    """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
     more = [
-        *QUICK, search, "study.seeds=1", "study.companions=[0.5]", "intermediate.training.steps=4",
+        *QUICK,
+        search,
+        "study.seeds=1",
+        "study.companions=[0.5]",
+        "intermediate.training.steps=4",
         "study.match=targets",
-    ]  # fmt: skip
+    ]
     whole, one = read_recipe(recipe, more), tmp_path / "one"
     run_study(whole, one, quiet=True)
     complete = list(done)
@@ -674,28 +820,59 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
     found = dry_run(read_recipe(recipe, more), out, jobs=2, cache=shared)
     assert found["seconds"] is None and set(found["unknown"]) == set(found["stages"])
     assert {k: v["to_do"] for k, v in found["stages"].items()} == {
-        "prepare": 1, "pretrain": 2, "evaluate": 2, "finetune": 3, "overlap": 1
-    }  # fmt: skip
+        "prepare": 1,
+        "pretrain": 2,
+        "evaluate": 2,
+        "finetune": 3,
+        "overlap": 1,
+    }
     assert not list(tmp_path.iterdir())
     run_study(read_recipe(recipe, more), out, cache=shared, quiet=True)
     nothing = dry_run(read_recipe(recipe, more), out, cache=shared)
-    assert nothing["seconds"] == 0 and all(kind["to_do"] == 0 for kind in nothing["stages"].values())
+    assert nothing["seconds"] == 0 and all(
+        kind["to_do"] == 0 for kind in nothing["stages"].values()
+    )
     twice = [*more, "study.seeds=3", "study.companions=[0.5]"]
     found = dry_run(read_recipe(recipe, twice), tmp_path / "new", jobs=1, cache=shared)
     assert {k: (v["done"], v["to_do"]) for k, v in found["stages"].items()} == {
-        "prepare": (1, 0), "pretrain": (2, 10), "evaluate": (2, 10), "finetune": (3, 12), "overlap": (1, 0)
-    }  # fmt: skip
+        "prepare": (1, 0),
+        "pretrain": (2, 10),
+        "evaluate": (2, 10),
+        "finetune": (3, 12),
+        "overlap": (1, 0),
+    }
     timed = [json.loads(p.read_text())["seconds"] for p in shared.glob("pretrain-*/done.json")]
-    assert found["stages"]["pretrain"]["seconds"] == pytest.approx((4 + 6 / 2) * sum(timed) / 2, abs=0.2)
+    assert found["stages"]["pretrain"]["seconds"] == pytest.approx(
+        (4 + 6 / 2) * sum(timed) / 2, abs=0.2
+    )
     assert found["seconds"] >= found["stages"]["pretrain"]["seconds"]
     capfd.readouterr()
-    assert maskwise("study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run", "--json") == 0
+    assert (
+        maskwise(
+            "study",
+            recipe,
+            *twice,
+            "--out",
+            tmp_path / "new",
+            "--stages",
+            shared,
+            "--dry-run",
+            "--json",
+        )
+        == 0
+    )
     assert json.loads(capfd.readouterr().out)["stages"] == found["stages"]
-    assert maskwise("study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run") == 0
+    assert (
+        maskwise(
+            "study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run"
+        )
+        == 0
+    )
     assert "Nothing was written" in capfd.readouterr().out and not (tmp_path / "new").exists()
 
 
-# Bad input -------------------------------------------------------------------------------------------------
+# Bad input
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -705,17 +882,30 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.contrasts=[[words-30]]", "study.contrasts.0.1 is missing"),
         ("study.contrasts=[[words-30, words-30]]", "two different arms"),
         ("study.seeds={token-15: [0, 1], words-30: [2]}", "allowed: a whole number or a list"),
-        ("study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}", "search.seeds is no longer a setting"),
-        ("study.gate={contrast: [words-30, token-15], closes: [[a, b]]}", "study.gate.closes names what is no primary"),
+        (
+            "study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}",
+            "search.seeds is no longer a setting",
+        ),
+        (
+            "study.gate={contrast: [words-30, token-15], closes: [[a, b]]}",
+            "study.gate.closes names what is no primary",
+        ),
         ("study.gate=[words-30]", "study.gate"),
         ("study.gate=[words-30, words-30]", "two different arms"),
-        ("study.search={grid: {training.learning_rte: [1, 2]}}", "did you mean 'training.learning_rate'"),
+        (
+            "study.search={grid: {training.learning_rte: [1, 2]}}",
+            "did you mean 'training.learning_rate'",
+        ),
         ("study.search={gird: {}}", "did you mean 'study.search.grid'"),
         (
-            "study.search={grid: {training.learning_rate: [1, 2]}, own: {c: {masking.ratio: [0.1]}}}",
+            "study.search={grid: {training.learning_rate: [1, 2]}, own: {c: {masking.ratio: "
+            "[0.1]}}}",
             "search.own 'c'",
         ),
-        ("study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}", "study.search.own.a; got 3"),
+        (
+            "study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}",
+            "study.search.own.a; got 3",
+        ),
         ("study.search={grid: {training.learning_rate: [1]}}", "nothing to choose from"),
         ("study.search={grid: {training.learning_rate: 1}}", "a list of values"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
@@ -724,7 +914,10 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.stop_hopeless={after: 3}", "unknown setting"),
         ("study.match=seconds", "allowed: steps, targets, flops"),
         ("study.contrasts=3", "study.contrasts; got 3; allowed: a list"),
-        ("study.seeds=100000000000", "study.seeds: a number of runs; got 100000000000; allowed: ≤ 1000"),
+        (
+            "study.seeds=100000000000",
+            "study.seeds: a number of runs; got 100000000000; allowed: ≤ 1000",
+        ),
         ("study.seeds=1000000", "allowed: ≤ 1000"),
         ("study.arms.x.evaluation.rows=3", "cannot change evaluation.rows"),
         ("study.arms.x.study.seeds=3", "cannot change study.seeds"),
@@ -745,7 +938,8 @@ def test_more_than_six_contrasts_are_refused(recipe):
     assert read_recipe(recipe, [arms, "study.contrasts=[[a1, a2]]"]).study.pairs == [("a1", "a2")]
 
 
-# Recipes that extend others --------------------------------------------------------------------------------
+# Recipes that extend others
+# --------------------------------------------------------------------------------
 
 
 def test_a_recipe_extends_another(recipe, tmp_path):
@@ -754,10 +948,14 @@ def test_a_recipe_extends_another(recipe, tmp_path):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     found, base = read_recipe(tmp_path / "own.yaml"), read_recipe(tmp_path / "base.yaml")
     assert found.name == "own" and found.training.steps == 7 and found.training.batch_size == 8
-    assert found.model.settings == {**base.model.settings, "hidden_size": 8} and found.study == base.study
+    assert (
+        found.model.settings == {**base.model.settings, "hidden_size": 8}
+        and found.study == base.study
+    )
     own["study"] = {"arms": {"ratio-0.2": {"masking.ratio": 0.2}}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
-    assert list(read_recipe(tmp_path / "own.yaml").study.arms) == ["ratio-0.2"]  # replaced, not added to
+    # replaced, not added to
+    assert list(read_recipe(tmp_path / "own.yaml").study.arms) == ["ratio-0.2"]
     (tmp_path / "base.yaml").write_text("extends: own.yaml")
     with pytest.raises(MaskwiseError, match="in a circle"):
         read_recipe(tmp_path / "own.yaml")

@@ -15,30 +15,61 @@ from masking_tools import PAD, masker, packed, padded, random_rows, row, tokeniz
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys, Purpose
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, gather
-from maskwise.masking.policies import Frequency, Mixture, Moment, Policy, Span, Token, UnitKind, policy
+from maskwise.masking.policies import (
+    Frequency,
+    Mixture,
+    Moment,
+    Policy,
+    Span,
+    Token,
+    UnitKind,
+    policy,
+)
 from maskwise.masking.policies.base import units_by
 
 ALL = {
-    "token": "token", "whole-word": "whole-word", "span": "span", "token span": "span(over='token')",
-    "t5-span": "t5-span", "suffix": "suffix", "ul2": "ul2", "salient": "salient", "phrase": "phrase",
-    "sentence": "sentence", "weighted": "weighted", "weighted tokens": "weighted(units='token')",
+    "token": "token",
+    "whole-word": "whole-word",
+    "span": "span",
+    "token span": "span(over='token')",
+    "t5-span": "t5-span",
+    "suffix": "suffix",
+    "ul2": "ul2",
+    "salient": "salient",
+    "phrase": "phrase",
+    "sentence": "sentence",
+    "weighted": "weighted",
+    "weighted tokens": "weighted(units='token')",
     "frequency": "frequency",
     "mixture": 'mixture(salient, token, span, "t5-span", shares=(0.4, 0.2, 0.2, 0.2))',
-}  # fmt: skip
+}
 
 
 def single_words(count: int, words: int) -> dict[str, Tensor]:
     """(count, words) rows of one-token words, without special tokens."""
     return {
-        "input_ids": torch.randint(5, 60, (count, words), generator=torch.Generator().manual_seed(0)),
-        "example_id": torch.arange(count), "word_ids": torch.arange(words).expand(count, words).clone(),
-    }  # fmt: skip
+        "input_ids": torch.randint(
+            5, 60, (count, words), generator=torch.Generator().manual_seed(0)
+        ),
+        "example_id": torch.arange(count),
+        "word_ids": torch.arange(words).expand(count, words).clone(),
+    }
 
 
-def chosen(spec: Any, rows: Any, *, ratio: Any = 0.15, budget: str = "expected", epoch: int = 0, **more: Any) -> Tensor:
+def chosen(
+    spec: Any,
+    rows: Any,
+    *,
+    ratio: Any = 0.15,
+    budget: str = "expected",
+    epoch: int = 0,
+    **more: Any,
+) -> Tensor:
     """(B, L) bool: what a policy chooses."""
     moment = {name: more.pop(name) for name in ("step", "total_steps") if name in more}
-    made = Masker(vocabulary(), policy=spec, ratio=ratio, budget=budget, corruption="mask-only", **more)
+    made = Masker(
+        vocabulary(), policy=spec, ratio=ratio, budget=budget, corruption="mask-only", **more
+    )
     return made(rows, epoch=epoch, **moment).selected
 
 
@@ -72,10 +103,14 @@ def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
     want = [one(padded([r]), epoch=1).selected[0][: len(r["input_ids"])].tolist() for r in rows]
     for start in (0, 3, 6):
         got = one(padded(rows[start : start + 3], width=90), epoch=1).selected
-        assert [x[: len(w)].tolist() for x, w in zip(got, want[start : start + 3])] == want[start : start + 3]
+        assert [x[: len(w)].tolist() for x, w in zip(got, want[start : start + 3])] == want[
+            start : start + 3
+        ]
     blocks = one(packed(rows, width=100), epoch=1)
     flat = [
-        x for ids, mask in zip(blocks.source.tensor("input_ids"), blocks.selected) for x in mask[ids != PAD].tolist()
+        x
+        for ids, mask in zip(blocks.source.tensor("input_ids"), blocks.selected)
+        for x in mask[ids != PAD].tolist()
     ]
     assert flat == list(chain.from_iterable(want)) and any(flat)
 
@@ -84,23 +119,32 @@ def test_masks_do_not_depend_on_the_layout(name: str, budget: str) -> None:
 def test_masks_differ_between_epochs_and_examples(name: str) -> None:
     rows = padded([row([1, 2, 1, 3, 2, 1, 1, 2] * 5, example_id=i) for i in range(6)])
     rows["input_ids"][:] = rows["input_ids"][0]
-    rows = {key: value[:1].expand(6, -1).clone() if value.dim() == 2 else value for key, value in rows.items()}
+    rows = {
+        key: value[:1].expand(6, -1).clone() if value.dim() == 2 else value
+        for key, value in rows.items()
+    }
     a, b = (chosen(ALL[name], rows, ratio=0.1, epoch=epoch) for epoch in (0, 1))
     assert not torch.equal(a, b) and len({tuple(x.tolist()) for x in a}) > 3
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in ALL if n not in ("suffix", "sentence", "salient", "mixture", "ul2", "frequency")]
+    "name",
+    [n for n in ALL if n not in ("suffix", "sentence", "salient", "mixture", "ul2", "frequency")],
 )
 def test_every_place_is_masked_equally_often(name: str) -> None:
     """One-token words: places are alike, so the first, the middle and the last must be."""
     rows = single_words(12_000, 40)
     for column in ("salient", "phrase", "weight"):
-        rows[column] = torch.ones(12_000, 40) if column == "weight" else torch.full((12_000, 40), -1)
+        rows[column] = (
+            torch.ones(12_000, 40) if column == "weight" else torch.full((12_000, 40), -1)
+        )
     for budget in ("exact", "expected"):
         share = chosen(ALL[name], rows, budget=budget).double().mean(0)
         # Five standard deviations of one place, and a closer look at the ends together.
-        assert (share - share.mean()).abs().max() < 5 * (0.15 * 0.85 / 12_000) ** 0.5, (budget, share)
+        assert (share - share.mean()).abs().max() < 5 * (0.15 * 0.85 / 12_000) ** 0.5, (
+            budget,
+            share,
+        )
         ends = torch.cat((share[:3], share[-3:])).mean()
         assert abs(ends - share[10:30].mean()) < 0.007, (budget, ends, share[10:30].mean())
 
@@ -109,7 +153,9 @@ def test_every_place_is_masked_equally_often(name: str) -> None:
 
 
 def test_offered_span_lengths_are_the_truncated_geometric() -> None:
-    """SpanBERT: P(n) ∝ .2 · .8ⁿ⁻¹ up to 10, mean 3.80 (3.797); the first six of 64 words are never cut."""
+    """SpanBERT: P(n) ∝ .2 · .8ⁿ⁻¹ up to 10, mean 3.80 (3.797); the first six of 64 words are never
+    cut.
+    """
     _, units, _ = units_of("span", single_words(20_000, 64))
     seen = np.bincount(units.length[units.number < 6], minlength=11)[1:]
     share = 0.2 * 0.8 ** np.arange(10)
@@ -131,12 +177,19 @@ def test_chosen_span_lengths() -> None:
     inclusion = {}
     for budget in ("exact", "expected"):
         made = Masker(vocabulary(), policy="span", budget=budget)
-        selection, _, _ = made.choose(batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0))
+        selection, _, _ = made.choose(
+            batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0)
+        )
         length = selection.units.length
-        offered, taken = (np.bincount(x, minlength=11)[1:] for x in (length, length[selection.chosen]))
+        offered, taken = (
+            np.bincount(x, minlength=11)[1:] for x in (length, length[selection.chosen])
+        )
         inclusion[budget] = np.append(0, taken / offered)
     assert abs(inclusion["exact"][1] - 0.364) < 0.01 and abs(inclusion["exact"][10] - 0.038) < 0.01
-    assert abs(inclusion["expected"][1] - 0.172) < 0.01 and abs(inclusion["expected"][10] - 0.125) < 0.015
+    assert (
+        abs(inclusion["expected"][1] - 0.172) < 0.01
+        and abs(inclusion["expected"][10] - 0.125) < 0.015
+    )
 
 
 def test_spans_are_whole_words_and_leave_unknown_ones() -> None:
@@ -157,7 +210,9 @@ def test_spans_are_whole_words_and_leave_unknown_ones() -> None:
     ("tokens", "ratio", "mean", "noise", "spans"),
     [(40, 0.15, 3.0, 6, 2), (60, 0.5, 3.0, 30, 10), (20, 0.9, 3.0, 18, 2)],
 )
-def test_t5_spans_use_the_budget_to_the_token(tokens: int, ratio: float, mean: float, noise: int, spans: int) -> None:
+def test_t5_spans_use_the_budget_to_the_token(
+    tokens: int, ratio: float, mean: float, noise: int, spans: int
+) -> None:
     """round(n / 3) spans that do not touch; opened inside a span, the ring shows one more."""
     rows = single_words(3000, tokens)
     for budget in ("exact", "expected", "bernoulli"):
@@ -165,11 +220,15 @@ def test_t5_spans_use_the_budget_to_the_token(tokens: int, ratio: float, mean: f
         assert (mask.sum(1) == noise).all()
         count = runs(mask)
         both = mask[:, 0] & mask[:, -1]
-        assert (count[~both] == spans).all() and ((count[both] == spans + 1) | (count[both] == spans)).all()
+        assert (count[~both] == spans).all() and (
+            (count[both] == spans + 1) | (count[both] == spans)
+        ).all()
 
 
 def test_t5_segmentations_are_uniform() -> None:
-    """All ways to cut 4 noise and 5 other tokens into 2 pieces each, and to open the ring, are alike."""
+    """All ways to cut 4 noise and 5 other tokens into 2 pieces each, and to open the ring, are
+    alike.
+    """
     mask = chosen("t5-span(mean_span=2.0)", single_words(30_000, 9), ratio=4 / 9)
     law: dict[tuple[bool, ...], float] = {}
     for a, b, start in ((a, b, s) for a in (1, 2, 3) for b in (1, 2, 3, 4) for s in range(9)):
@@ -183,7 +242,13 @@ def test_t5_segmentations_are_uniform() -> None:
 
 
 def test_the_suffix_is_the_end_of_the_text() -> None:
-    rows = padded([row([2] * 10, example_id=0), row([1] * 10, example_id=1), row([1] * 10, unknown=[8], example_id=2)])
+    rows = padded(
+        [
+            row([2] * 10, example_id=0),
+            row([1] * 10, example_id=1),
+            row([1] * 10, unknown=[8], example_id=2),
+        ]
+    )
     mask = chosen("suffix", rows, ratio=0.3)
     assert mask[0].nonzero().flatten().tolist() == [15, 16, 17, 18, 19, 20]
     assert mask[1].nonzero().flatten().tolist() == [8, 9, 10]
@@ -201,7 +266,8 @@ def test_ul2_draws_its_seven_denoisers_evenly() -> None:
     assert torch.equal(share, batch.ratio)
     sequential = batch.selected[batch.ratio == 0.25]
     assert sequential[:, 75:].all() and not sequential[:, :75].any()
-    # Means 3, 8 and 64 of 50 tokens: 17, 6 and 1 spans (one more where the ring is opened inside one).
+    # Means 3, 8 and 64 of 50 tokens: 17, 6 and 1 spans (one more where the ring is opened inside
+    # one).
     spans = runs(batch.selected[batch.ratio == 0.5])
     assert set(spans.tolist()) == {1, 2, 6, 7, 17, 18}
 
@@ -210,7 +276,9 @@ def test_ul2_draws_its_seven_denoisers_evenly() -> None:
 
 
 def marked_rows(count: int) -> dict[str, Tensor]:
-    """30 one-token words; "salient" marks words 3 to 5, 10, and 20 to 21, by the number of the next word."""
+    """30 one-token words; "salient" marks words 3 to 5, 10, and 20 to 21, by the number of the next
+    word.
+    """
     rows = single_words(count, 30)
     rows["salient"] = torch.full((count, 30), -1)
     for places in ((3, 4, 5), (10,), (20, 21)):
@@ -226,7 +294,8 @@ def test_salient_spans_and_what_fills_the_rest() -> None:
     for a, b in ((3, 4), (4, 5), (20, 21)):
         assert torch.equal(mask[:, a], mask[:, b])
     assert abs(float(mask.sum(1).double().mean()) - 4.5) < 0.15
-    # Six marked tokens and a budget of nine: the rest is left, filled evenly, or the row is skipped.
+    # Six marked tokens and a budget of nine: the rest is left, filled evenly, or the row is
+    # skipped.
     assert (chosen("salient", rows, ratio=0.3).sum(1) == 6).all()
     filled = chosen("salient", rows, ratio=0.3, fill="random")
     assert (filled.sum(1) == 9).all() and filled[:, inside].all()
@@ -235,8 +304,16 @@ def test_salient_spans_and_what_fills_the_rest() -> None:
     assert not chosen("salient", rows, ratio=0.3, fill="skip-row").any()
     # Only marked tokens: the ratio is a share of them.
     assert not chosen("salient(rest='none')", rows, ratio=0.5)[:, ~inside].any()
-    assert abs(float(chosen("salient(rest='none')", rows, ratio=0.5).sum(1).double().mean()) - 3) < 0.15
-    tokens = chosen("span-layer('salient', rest='token', rest_weight=1.0)", rows, budget="bernoulli", min_targets=0)
+    assert (
+        abs(float(chosen("salient(rest='none')", rows, ratio=0.5).sum(1).double().mean()) - 3)
+        < 0.15
+    )
+    tokens = chosen(
+        "span-layer('salient', rest='token', rest_weight=1.0)",
+        rows,
+        budget="bernoulli",
+        min_targets=0,
+    )
     assert abs(float(tokens.double().mean()) - 0.15) < 0.01
 
 
@@ -257,7 +334,10 @@ def test_weighted_sampling_is_without_replacement() -> None:
     for power in (1.0, 2.0, -1.0):
         w = torch.where(weight > 0, weight**power, 0.0)
         pairs = list(combinations(range(1, 5), 2))
-        law = [sum(float(w[a] / w.sum() * w[b] / (w.sum() - w[a])) for a, b in permutations(pair)) for pair in pairs]
+        law = [
+            sum(float(w[a] / w.sum() * w[b] / (w.sum() - w[a])) for a, b in permutations(pair))
+            for pair in pairs
+        ]
         mask = chosen(f"weighted('score', units='word', power={power})", rows, ratio=0.4)
         assert (mask.sum(1) == 2).all() and not mask[:, 0].any()
         seen = [int((mask[:, a] & mask[:, b]).sum()) for a, b in pairs]
@@ -289,17 +369,23 @@ def test_a_policy_of_one_s_own_with_bad_weights_is_refused(factor: float) -> Non
 
 @pytest.mark.parametrize("spec", [None, 3, Token])
 def test_what_is_no_policy_is_one_line(spec: Any) -> None:
-    with pytest.raises(MaskwiseError, match="this is no policy" if spec is not Token else r"an object: Token\("):
+    with pytest.raises(
+        MaskwiseError, match="this is no policy" if spec is not Token else r"an object: Token\("
+    ):
         Masker(tokenizer(), policy=spec)
 
 
 def test_rare_tokens_come_more_often() -> None:
-    rows = {"input_ids": torch.arange(5, 45).expand(4000, 40).clone(), "example_id": torch.arange(4000)}
+    rows = {
+        "input_ids": torch.arange(5, 45).expand(4000, 40).clone(),
+        "example_id": torch.arange(4000),
+    }
     counts = torch.ones(vocabulary().size)
     counts[25:] = 1600.0
     mask = chosen(Frequency(units="token", counts=counts, floor=100.0), rows)
     rare, frequent = mask[:, :20].double().mean(), mask[:, 20:].double().mean()
-    # Weights .1 and .025; four of the six taken at the front are about what 4 : 1 gives without replacement.
+    # Weights .1 and .025; four of the six taken at the front are about what 4 : 1 gives without
+    # replacement.
     assert 3.2 < rare / frequent < 4.0 and abs(rare + frequent - 0.3) < 0.01
     layered = {**rows, "frequency": counts[rows["input_ids"]]}
     assert torch.equal(mask, chosen("frequency(units='token', floor=100.0)", layered))
@@ -339,12 +425,16 @@ def test_a_row_is_masked_as_its_member_alone_would() -> None:
     for budget in ("exact", "expected"):
         mixed = chosen(made, rows, budget=budget)
         for index, name in enumerate(("span", "token", "whole-word")):
-            assert torch.equal(mixed[drawn == index], chosen(name, rows, budget=budget)[drawn == index])
+            assert torch.equal(
+                mixed[drawn == index], chosen(name, rows, budget=budget)[drawn == index]
+            )
 
 
 def test_members_may_bring_their_own_ratios() -> None:
     rows = single_words(3000, 40)
-    batch = masker('mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1)(rows, epoch=0)
+    batch = masker(
+        'mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1
+    )(rows, epoch=0)
     ratios, counts = batch.ratio.unique(return_counts=True)
     assert ratios.tolist() == [0.1, 0.25, 0.5] and (counts > 900).all()
     assert torch.equal(batch.selected.sum(1).double(), batch.ratio * 40)
@@ -458,5 +548,7 @@ def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:
     one = row([1, 1, 1])
     one |= {"learned F_span": [-1, 1, -1, -1, -1], "learned F_score": [0.0, 0.5, 0.0, 0.0, 0.0]}
     batch = gather([one], vocabulary())
-    units = policy("learned('F', take='spans')").cut(batch, Keys(batch.example_id, seed=0, epoch=0), Moment())
+    units = policy("learned('F', take='spans')").cut(
+        batch, Keys(batch.example_id, seed=0, epoch=0), Moment()
+    )
     assert units.length.tolist() == [1, 1, 1]

@@ -1,4 +1,6 @@
-"""POS-weighted masking: its law against enumeration, its averages against a recomputation, its state in the loop."""
+"""POS-weighted masking: its law against enumeration, its averages against a recomputation, its
+state in the loop.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from training_tools import Language, model, tokenizer
 
 
 class Tagged(Language):
-    """The language of training_tools with three "parts of speech": even, odd and, for every fifth word, none."""
+    """The language of training_tools with three "parts of speech": even, odd and, for every fifth
+    word, none.
+    """
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         pos = torch.where(self.word_ids[rows] < 0, -1, self.ids[rows] % 2)
@@ -43,8 +47,12 @@ DATA = Tagged(40)
 # --- the averages
 
 
-def by_hand(steps: list[list[tuple[int, float]]], groups: int, m: float, *, corrected: bool) -> list[float]:
-    """Weights from every step's (group, loss) pairs, in plain Python, from the formulas of the paper."""
+def by_hand(
+    steps: list[list[tuple[int, float]]], groups: int, m: float, *, corrected: bool
+) -> list[float]:
+    """Weights from every step's (group, loss) pairs, in plain Python, from the formulas of the
+    paper.
+    """
     s, n = [0.0] * groups, [0] * groups
     for step in steps:
         for g in range(groups):
@@ -57,7 +65,9 @@ def by_hand(steps: list[list[tuple[int, float]]], groups: int, m: float, *, corr
     if len(seen) < 2 or statistics.stdev(value[g] for g in seen) == 0:
         return [0.5] * groups
     mean, sd = statistics.fmean(value[g] for g in seen), statistics.stdev(value[g] for g in seen)
-    return [1 / (1 + math.exp(-2 * (value[g] - mean) / sd)) if g in seen else 0.5 for g in range(groups)]
+    return [
+        1 / (1 + math.exp(-2 * (value[g] - mean) / sd)) if g in seen else 0.5 for g in range(groups)
+    ]
 
 
 @pytest.mark.parametrize("corrected", [True, False])
@@ -69,9 +79,13 @@ def test_weights_equal_a_recomputation(corrected: bool) -> None:
         group = torch.randint(0, 4, (count,), generator=generator)  # group 4 is never seen
         loss = torch.rand(count, generator=generator, dtype=torch.float64) * (group + 1)
         steps.append(list(zip(group.tolist(), loss.tolist(), strict=True)))
-        sums = torch.zeros(2, 5, dtype=torch.float64).index_add_(1, group, torch.stack([loss, torch.ones(count)]))
+        sums = torch.zeros(2, 5, dtype=torch.float64).index_add_(
+            1, group, torch.stack([loss, torch.ones(count)])
+        )
         running.update(sums, total_steps=30)
-        assert running.weight_C.tolist() == pytest.approx(by_hand(steps, 5, 0.9, corrected=corrected), abs=1e-12)
+        assert running.weight_C.tolist() == pytest.approx(
+            by_hand(steps, 5, 0.9, corrected=corrected), abs=1e-12
+        )
     assert (running.weight_C[4] == 0.5) == corrected
     assert running.weight_C[3] > running.weight_C[0]
 
@@ -81,7 +95,10 @@ def test_weights_are_even_until_two_groups_differ() -> None:
     assert standardised(torch.tensor([1.0, 1.0, 1.0]), everyone).tolist() == [UNKNOWN] * 3
     third = 1 / 3 + torch.tensor([0.0, 1e-16, -1e-16], dtype=torch.float64)
     assert standardised(third, everyone).tolist() == [UNKNOWN] * 3, "rounding is no spread"
-    assert standardised(torch.tensor([3.0, 0.0]), torch.tensor([True, False])).tolist() == [UNKNOWN] * 2
+    assert (
+        standardised(torch.tensor([3.0, 0.0]), torch.tensor([True, False])).tolist()
+        == [UNKNOWN] * 2
+    )
     z = 2**-0.5
     expected = [1 / (1 + math.exp(2 * z)), 1 / (1 + math.exp(-2 * z)), UNKNOWN]
     found = standardised(torch.tensor([1.0, 5.0, 9.0]).double(), torch.tensor([True, True, False]))
@@ -103,10 +120,13 @@ def test_half_life_is_in_updates() -> None:
 def two_groups(words: int, count: int) -> dict[str, Tensor]:
     """(count, words) rows of one-token words whose groups are 0 and 1 in turn."""
     return {
-        "input_ids": torch.randint(5, 60, (count, words), generator=torch.Generator().manual_seed(0)),
-        "example_id": torch.arange(count), "word_ids": torch.arange(words).expand(count, words).clone(),
+        "input_ids": torch.randint(
+            5, 60, (count, words), generator=torch.Generator().manual_seed(0)
+        ),
+        "example_id": torch.arange(count),
+        "word_ids": torch.arange(words).expand(count, words).clone(),
         "pos": (torch.arange(words) % 2).expand(count, words).clone(),
-    }  # fmt: skip
+    }
 
 
 def with_weights(weights: tuple[float, ...], **more: Any) -> GroupWeighted:
@@ -122,12 +142,16 @@ def included(made: GroupWeighted, rows: dict[str, Tensor], ratio: float) -> Tens
 
 
 def enumerated(weights: list[float], budget: int, *, faithful: bool) -> list[float]:
-    """Inclusion probabilities of one-token words: over all orders and, if faithful, all acceptances."""
+    """Inclusion probabilities of one-token words: over all orders and, if faithful, all
+    acceptances.
+    """
     n, total = len(weights), [0.0] * len(weights)
     for order in permutations(range(n)):
         if faithful:
             for luck in product([True, False], repeat=n):
-                p = math.prod(w if yes else 1 - w for w, yes in zip(weights, luck, strict=True)) / math.factorial(n)
+                p = math.prod(
+                    w if yes else 1 - w for w, yes in zip(weights, luck, strict=True)
+                ) / math.factorial(n)
                 for word in [word for word in order if luck[word]][:budget]:
                     total[word] += p
         else:
@@ -149,10 +173,14 @@ def test_selection_equals_its_enumeration(faithful: bool) -> None:
     assert (found - other).abs().max() > 0.02, "the two laws can be told apart"
 
 
-@pytest.mark.parametrize(("faithful", "often", "seldom"), [(True, 0.530, 0.070), (False, 0.509, 0.091)])
+@pytest.mark.parametrize(
+    ("faithful", "often", "seldom"), [(True, 0.530, 0.070), (False, 0.509, 0.091)]
+)
 def test_published_case_in_long_rows(faithful: bool, often: float, seldom: float) -> None:
     """methods, section 1.2: half of the words at .88, half at .12, ratio .30."""
-    found = included(with_weights((0.88, 0.12), faithful=faithful), two_groups(400, 1500), ratio=0.30)
+    found = included(
+        with_weights((0.88, 0.12), faithful=faithful), two_groups(400, 1500), ratio=0.30
+    )
     assert float(found[0::2].mean()) == pytest.approx(often, abs=0.002)
     assert float(found[1::2].mean()) == pytest.approx(seldom, abs=0.002)
 
@@ -161,20 +189,29 @@ def test_faithful_rows_may_end_short_and_ours_do_not() -> None:
     rows = two_groups(30, 400)
     for faithful, low in ((True, 1), (False, 12)):
         made = with_weights((0.3, 0.1), faithful=faithful)
-        masker = Masker(vocabulary(), policy=made, ratio=0.4, budget="exact", corruption="mask-only")
-        assert int(masker(rows, epoch=0).selected.sum(1).min()) in range(0 if faithful else low, low + 1 + faithful)
+        masker = Masker(
+            vocabulary(), policy=made, ratio=0.4, budget="exact", corruption="mask-only"
+        )
+        assert int(masker(rows, epoch=0).selected.sum(1).min()) in range(
+            0 if faithful else low, low + 1 + faithful
+        )
 
 
 @pytest.mark.parametrize("faithful", [True, False])
 def test_whole_words_with_the_tag_of_their_word(faithful: bool) -> None:
-    """Every piece carries its word's tag; a tag of weight 0 is never chosen; words of no tag weigh 0.5."""
+    """Every piece carries its word's tag; a tag of weight 0 is never chosen; words of no tag weigh
+    0.5.
+    """
     rows = random_rows(64, seed=4)
     batch = padded(rows)
     batch["pos"] = torch.where(batch["word_ids"] < 0, -1, batch["word_ids"] % 3 - 1)
     made = with_weights((0.0, 1.0), faithful=faithful)
     out = Masker(vocabulary(), policy=made, ratio=0.5, budget="expected")(batch, epoch=0)
     assert not out.selected[batch["pos"] == 0].any()
-    share = [float(out.selected[(batch["word_ids"] >= 0) & (batch["pos"] == g)].double().mean()) for g in (-1, 1)]
+    share = [
+        float(out.selected[(batch["word_ids"] >= 0) & (batch["pos"] == g)].double().mean())
+        for g in (-1, 1)
+    ]
     assert 0.2 < share[0] < share[1]
     for chosen, word in zip(out.selected, batch["word_ids"], strict=True):
         for w in word[word >= 0].unique():
@@ -208,9 +245,13 @@ class Recorder(Learner):
 
 
 def run(
-    folder: Path | None = None, *, spec: str = "group-weighted(pos, 2)", stop: int | None = None,
-    learners: dict[str, Any] | None = None, **more: Any,
-) -> tuple[Any, GroupWeighted]:  # fmt: skip
+    folder: Path | None = None,
+    *,
+    spec: str = "group-weighted(pos, 2)",
+    stop: int | None = None,
+    learners: dict[str, Any] | None = None,
+    **more: Any,
+) -> tuple[Any, GroupWeighted]:
     """Twelve steps of a tiny model with POS-weighted masking under a falling ratio."""
     plain = {
         "steps": 12,
@@ -221,7 +262,13 @@ def run(
         "eval_every": 1,
     }
     settings = TrainingSettings(**{**plain, **more})
-    masker = Masker(tokenizer(), policy=spec, ratio="linear(0.4, 0.2)", budget="expected", corruption="mask-only")
+    masker = Masker(
+        tokenizer(),
+        policy=spec,
+        ratio="linear(0.4, 0.2)",
+        budget="expected",
+        corruption="mask-only",
+    )
     objective, source = MaskedLanguageModelling(model("bert")), MaskedSource(DATA, masker, settings)
 
     def evaluate(step: int) -> list[dict[str, Any]]:
@@ -230,21 +277,30 @@ def run(
         return []
 
     train(
-        objective, source, settings, folder=folder, evaluate=evaluate, quiet=True,
+        objective,
+        source,
+        settings,
+        folder=folder,
+        evaluate=evaluate,
+        quiet=True,
         learners={**source.learners(), **(learners or {})},
-    )  # fmt: skip
+    )
     assert isinstance(masker.policy, GroupWeighted)
     return objective.model, masker.policy
 
 
-@pytest.mark.parametrize("spec", ["group-weighted(pos, 2)", "group-weighted(pos, 2, faithful=True)"])
+@pytest.mark.parametrize(
+    "spec", ["group-weighted(pos, 2)", "group-weighted(pos, 2, faithful=True)"]
+)
 def test_the_loop_teaches_what_its_losses_say(spec: str, tmp_path: Path) -> None:
     recorder = Recorder()
     _, learnt = run(tmp_path, spec=spec, learners={"recorder": recorder}, accumulate=2)
     faithful = "faithful" in spec
     m = 0.999 if faithful else 0.5 ** (1 / max(1, 12 / 20))
     steps = [[(g, loss) for g, loss in step if g >= 0] for step in recorder.steps[:12]]
-    assert any(g < 0 for step in recorder.steps for g, _ in step), "tokens of no group are among the targets"
+    assert any(g < 0 for step in recorder.steps for g, _ in step), (
+        "tokens of no group are among the targets"
+    )
     expected = by_hand(steps, 2, m, corrected=not faithful)
     assert learnt.running.weight_C.tolist() == pytest.approx(expected, abs=1e-6)
     assert expected[0] != expected[1]
@@ -258,9 +314,14 @@ def test_a_stopped_run_keeps_what_it_learnt(tmp_path: Path) -> None:
         again, same = run(tmp_path / str(stop), save_every=2)
         for name, tensor in learnt.running.state_dict().items():
             assert torch.equal(tensor, same.running.state_dict()[name]), (stop, name)
-        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+        )
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "11")]
-    assert '"weights": {"0": ' in lines[0] and lines[0].count('"weights"') == lines[1].count('"weights"') == 6
+    assert (
+        '"weights": {"0": ' in lines[0]
+        and lines[0].count('"weights"') == lines[1].count('"weights"') == 6
+    )
 
 
 def test_weights_change_what_is_masked() -> None:
@@ -330,7 +391,10 @@ def test_in_the_hugging_face_trainer(stop: int, tmp_path: Path) -> None:
     class Rows(Tagged):
         def __getitem__(self, row: int) -> dict[str, Any]:
             one = super().batch(torch.tensor([row]))
-            return {"example_id": row, **{k: one[k][0].tolist() for k in ("input_ids", "word_ids", "pos")}}
+            return {
+                "example_id": row,
+                **{k: one[k][0].tolist() for k in ("input_ids", "word_ids", "pos")},
+            }
 
     def made(**more: Any) -> Any:
         masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", ratio=0.4, budget="expected")
@@ -344,7 +408,10 @@ def test_in_the_hugging_face_trainer(stop: int, tmp_path: Path) -> None:
     resumed = made()
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert torch.equal(resumed.masker.policy.running.weight_C, weights)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    )
     cut = made(gradient_accumulation_steps=2, per_device_train_batch_size=8)
     cut.train()
     torch.testing.assert_close(cut.masker.policy.running.weight_C, weights, atol=1e-4, rtol=0)
@@ -357,14 +424,24 @@ def test_a_collator_says_that_it_cannot_teach() -> None:
 
 @pytest.mark.slow
 def test_content_words_stay_harder_than_function_words(tmp_path: Path) -> None:
-    """As published, on ../shared/data/wikipedia_en with the shipped tagger, in the laboratory of the quick start."""
+    """As published, on ../shared/data/wikipedia_en with the shipped tagger, in the laboratory of
+    the quick start.
+    """
     source = Path(__file__).parents[2] / "shared/data/wikipedia_en"
     if not source.is_dir():
         pytest.skip("no ../shared/data")
-    over = [f"corpus.source={source}", "corpus.limit=800", "masking.policy=pos-weighted", "training.steps=300",
-            "training.save_every=0", "training.eval_every=0"]  # fmt: skip
+    over = [
+        f"corpus.source={source}",
+        "corpus.limit=800",
+        "masking.policy=pos-weighted",
+        "training.steps=300",
+        "training.save_every=0",
+        "training.eval_every=0",
+    ]
     run_pretrain(read_recipe("ptw", over), tmp_path / "out", quiet=True)
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     last = [line for line in lines if line["kind"] == "train"][-1]
     for name in ("weights", "group_losses"):
         content, function = (

@@ -1,4 +1,6 @@
-"""Several processes train as one does, with a copy of the weights in each (DDP) or a share of them (FSDP2)."""
+"""Several processes train as one does, with a copy of the weights in each (DDP) or a share of them
+(FSDP2).
+"""
 
 from __future__ import annotations
 
@@ -61,9 +63,13 @@ def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None
         for way in ("ddp", "shard"):
             for a, b in zip(lines(tmp_path / kind), lines(tmp_path / f"{kind}-{way}"), strict=True):
                 close(a, b, rel=1e-4)
-            loaded, info = auto.from_pretrained(tmp_path / f"{kind}-{way}" / "checkpoint", output_loading_info=True)
+            loaded, info = auto.from_pretrained(
+                tmp_path / f"{kind}-{way}" / "checkpoint", output_loading_info=True
+            )
             assert not info["missing_keys"] and not info["unexpected_keys"]
-            for (name, mine), theirs in zip(one.model.named_parameters(), loaded.parameters(), strict=True):
+            for (name, mine), theirs in zip(
+                one.model.named_parameters(), loaded.parameters(), strict=True
+            ):
                 torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
 
 
@@ -73,8 +79,16 @@ class Kept(Noising):
     def __call__(self, rows: Any, **more: Any) -> Any:
         batch = super().__call__(rows, **more)
         weights, chosen = batch.loss_weight.amax(1).tolist(), batch.selected.int().tolist()
-        self.rows = [*getattr(self, "rows", []), *zip([more["epoch"]] * len(weights), rows["example_id"].tolist(),
-                                                      weights, chosen, strict=True)]  # fmt: skip
+        self.rows = [
+            *getattr(self, "rows", []),
+            *zip(
+                [more["epoch"]] * len(weights),
+                rows["example_id"].tolist(),
+                weights,
+                chosen,
+                strict=True,
+            ),
+        ]
         return batch
 
 
@@ -86,8 +100,13 @@ def diffusion(folder: Path, **more: Any) -> None:
         "bell": {"ratio": "bell", "budget": "bernoulli", "visits": "complement"},
     }.items():
         masker = Kept(tokenizer(), seed=1, **how)
-        train(objective("diffusion", model("bert")), MaskedSource(DATA, masker, chosen), chosen,
-              folder=folder / name, quiet=True)  # fmt: skip
+        train(
+            objective("diffusion", model("bert")),
+            MaskedSource(DATA, masker, chosen),
+            chosen,
+            folder=folder / name,
+            quiet=True,
+        )
         rank = int(os.environ.get("RANK", "0"))
         (folder / name / f"masks-{rank}.json").write_text(json.dumps(masker.rows))
 
@@ -99,20 +118,33 @@ def test_masked_diffusion_on_two_processes_is_that_of_one(tmp_path: Path) -> Non
     two_ranks(diffusion, tmp_path / "two")
     for name in ("exact", "bell"):
         one = json.loads((tmp_path / "one" / name / "masks-0.json").read_text())
-        halves = [json.loads((tmp_path / "two" / name / f"masks-{rank}.json").read_text()) for rank in (0, 1)]
+        halves = [
+            json.loads((tmp_path / "two" / name / f"masks-{rank}.json").read_text())
+            for rank in (0, 1)
+        ]
         assert len(halves[0]) == len(halves[1]) == len(one) // 2
         assert sorted(one) == sorted(halves[0] + halves[1])
-        for a, b in zip(lines(tmp_path / "one" / name), lines(tmp_path / "two" / name), strict=True):
+        for a, b in zip(
+            lines(tmp_path / "one" / name), lines(tmp_path / "two" / name), strict=True
+        ):
             close(a, b, rel=1e-4)
 
 
 def resumed_ranks(folder: Path) -> None:
-    """A sharded run that is stopped goes on bit for bit, also with Muon, and evaluates as it trains."""
+    """A sharded run that is stopped goes on bit for bit, also with Muon, and evaluates as it
+    trains.
+    """
     for optimizer in ("adamw", "muon"):
         more: dict[str, Any] = {
-            "dropout": 0.1, "optimizer": optimizer, "shard": True, "save_every": 2, "steps": 6, "log_every": 1,
-            "masker": Masker(tokenizer(), ratio=0.3), "activation_checkpointing": optimizer == "adamw",
-        }  # fmt: skip
+            "dropout": 0.1,
+            "optimizer": optimizer,
+            "shard": True,
+            "save_every": 2,
+            "steps": 6,
+            "log_every": 1,
+            "masker": Masker(tokenizer(), ratio=0.3),
+            "activation_checkpointing": optimizer == "adamw",
+        }
         whole, _ = run(folder / optimizer, **more)
         with suppress(KeyboardInterrupt):
             run(folder / f"{optimizer}-cut", stop=5, **more)
@@ -153,17 +185,26 @@ def pretrained_ranks(recipe: Path, overrides: list[str], folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_pretraining_writes_an_ordinary_checkpoint_and_the_best_one(tmp_path: Path) -> None:
+def test_a_sharded_pretraining_writes_an_ordinary_checkpoint_and_the_best_one(
+    tmp_path: Path,
+) -> None:
     recipe = write_inputs(tmp_path / "inputs")
-    overrides = ["training.steps=20", "training.eval_every=10", "training.keep_best=true",
-                 "model.settings.hidden_dropout_prob=0", "model.settings.attention_probs_dropout_prob=0"]  # fmt: skip
+    overrides = [
+        "training.steps=20",
+        "training.eval_every=10",
+        "training.keep_best=true",
+        "model.settings.hidden_dropout_prob=0",
+        "model.settings.attention_probs_dropout_prob=0",
+    ]
     one = run_pretrain(read_recipe(recipe, overrides), tmp_path / "one", quiet=True)
     two_ranks(pretrained_ranks, recipe, overrides, tmp_path / "two")
     two = json.loads((tmp_path / "two" / "done.json").read_text())
     for a, b in zip(one["heldout"], two["heldout"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     for name in ("checkpoint", "best"):
-        found = [AutoModelForMaskedLM.from_pretrained(tmp_path / way / name) for way in ("one", "two")]
+        found = [
+            AutoModelForMaskedLM.from_pretrained(tmp_path / way / name) for way in ("one", "two")
+        ]
         for mine, theirs in zip(*(net.parameters() for net in found), strict=True):
             torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-4)
 
@@ -196,7 +237,9 @@ def unsound_ranks(folder: Path) -> None:
 def test_all_ranks_skip_what_is_not_finite_on_one(tmp_path: Path) -> None:
     two_ranks(unsound_ranks, tmp_path)
     for shard in (False, True):
-        skipped = [line["skipped"] for line in lines(tmp_path / f"skip-{shard}") if line["kind"] == "train"]
+        skipped = [
+            line["skipped"] for line in lines(tmp_path / f"skip-{shard}") if line["kind"] == "train"
+        ]
         assert skipped == [0, 0, 1, 2, 2, 2]
 
 
@@ -220,6 +263,8 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
     two_ranks(refused_ranks, tmp_path)
     for rank in (0, 1):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
-        assert said["rows"].startswith("more processes than rows in a batch; got batch_size 1 for 2 processes")
+        assert said["rows"].startswith(
+            "more processes than rows in a batch; got batch_size 1 for 2 processes"
+        )
         assert said["arms"].startswith("training.shard takes one objective")
         assert all("\n" not in line for line in said.values())

@@ -1,4 +1,6 @@
-"""Recipes: every shipped one works, mistakes name the nearest right thing, and are found before any work."""
+"""Recipes: every shipped one works, mistakes name the nearest right thing, and are found before any
+work.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,47 @@ def recipe(tmp_path):
 
 
 ALIKE = {
-    "mometas-encoder", "learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "factworld-university",
-    "continual-minilm", "decay-claim", "decay-claim-flops", "decay-claim-targets", "ptw-claim", "mometas-claim",
-    "policy-control", "ptw-control", "sampler-control", "schedule-control", "ratios", "mrd", "diffusion-policies",
+    "mometas-encoder",
+    "learn-meta-full",
+    "learn-meta-seq2seq",
+    "learn-meta-university",
+    "factworld-university",
+    "continual-minilm",
+    "decay-claim",
+    "decay-claim-flops",
+    "decay-claim-targets",
+    "ptw-claim",
+    "mometas-claim",
+    "policy-control",
+    "ptw-control",
+    "sampler-control",
+    "schedule-control",
+    "ratios",
+    "mrd",
+    "diffusion-policies",
     "online-policies",
-}  # fmt: skip
-"""Recipes that differ from another by a model, a task or a few arms: they are run where time does not count."""
+}
+"""Recipes that differ from another by a model, a task or a few arms: they are run where time does
+not count.
+"""
 
 
 # learn-trivia reads files that its first lines say how to make.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in shipped() if n != "learn-trivia"]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE))
+        for n in shipped()
+        if n != "learn-trivia"
+    ],
 )
 def test_every_shipped_recipe_trains(name, tmp_path):
     """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
     whole = read_recipe(name)
     try:
         resolve_start(whole.model.pretrained or "")
-    except MaskwiseError as missing:  # what the wheel of a start of ours, or another package, would bring
+    # what the wheel of a start of ours, or another package, would bring
+    except MaskwiseError as missing:
         pytest.skip(str(missing))
     check_inputs(whole)
     layers = whole.model.settings.get("num_hidden_layers", 2)
@@ -59,7 +84,8 @@ def test_every_shipped_recipe_trains(name, tmp_path):
     if not whole.model.pretrained and layers <= 4:
         small += ["tokenizer.vocab_size=300"]
     recipe = read_recipe(name, small)
-    quick = read_recipe(name, [*small, "training.optimizer=adamw"])  # Muon takes most of the time: one arm is enough
+    # Muon takes most of the time: one arm is enough
+    quick = read_recipe(name, [*small, "training.optimizer=adamw"])
     for number, arm in enumerate(recipe.study.arms or [None]):
         one = (quick if number else recipe).arm(arm, seed=0) if arm else recipe
         if one.learns:  # it has a stage more: tests/test_study_learning.py
@@ -68,9 +94,9 @@ def test_every_shipped_recipe_trains(name, tmp_path):
         run_stage(prepared, tmp_path)
         data = Prepared.open(prepared.folder(tmp_path) / "data")
         found = pretrain(data, one, folder=tmp_path / f"arm {arm}", quiet=True)
-        assert found["steps"] == 2 and {line["masks"].split()[0] for line in found["heldout"]} == set(
-            one.evaluation.masks
-        )
+        assert found["steps"] == 2 and {
+            line["masks"].split()[0] for line in found["heldout"]
+        } == set(one.evaluation.masks)
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in found["heldout"])
 
 
@@ -93,14 +119,19 @@ def test_overrides_reach_their_places(recipe):
                 "masking.ratio=linear(0.30, 0.15)",
                 "tasks=[]",
             ),
-            *("study.arms.token-15.model.settings.hidden_size=8", "tokenizer.name=null", "name=two words"),
+            *(
+                "study.arms.token-15.model.settings.hidden_size=8",
+                "tokenizer.name=null",
+                "name=two words",
+            ),
         ],
     )
     assert found.training.steps == 7 and found.training.learning_rate == 1e-3 and found.tasks == ()
     assert found.masking.ratio == "linear(0.30, 0.15)" and found.name == "two words"
     arm = found.arm("token-15", seed=3)
     assert arm.training.seed == 3 and arm.model.settings["hidden_size"] == 8
-    assert arm.model.settings["num_hidden_layers"] == 2  # an arm changes only the keys that it names
+    # an arm changes only the keys that it names
+    assert arm.model.settings["num_hidden_layers"] == 2
     words = found.arm("words-30", seed=0).masking
     assert (words.policy, words.budget, words.ratio, words.corruption) == (
         "whole-word",
@@ -120,7 +151,14 @@ def test_what_is_resolved_can_be_read_again(recipe, tmp_path):
 @pytest.mark.parametrize(
     "text, value",
     [
-        *(("3", 3), ("1e-3", 1e-3), ("6.0e-3", 6e-3), ("true", True), ("null", None), ("a b", "a b")),
+        *(
+            ("3", 3),
+            ("1e-3", 1e-3),
+            ("6.0e-3", 6e-3),
+            ("true", True),
+            ("null", None),
+            ("a b", "a b"),
+        ),
         *(("[a, b]", ["a", "b"]), ("span(p=0.2)", "span(p=0.2)"), ("{a: 1}", {"a": 1}), ("", None)),
     ],
 )
@@ -158,7 +196,10 @@ def test_values_of_overrides(text, value):
         ("study.arms.x.training.seed=4", "cannot change training.seed"),
         ("name.first=x", "name is a value"),
         ("steps", "an override is key=value"),
-        ("training.precision=bf61", "precision; got 'bf61'; allowed: auto, no, bf16; did you mean 'bf16'?"),
+        (
+            "training.precision=bf61",
+            "precision; got 'bf61'; allowed: auto, no, bf16; did you mean 'bf16'?",
+        ),
         ("training.steps=many", "training.steps; got 'many'; allowed: a whole number"),
         ("training.steps=0", "training.steps; got 0; allowed: ≥ 1"),
         ("training.steps=", "training.steps; got nothing; allowed: a whole number"),
@@ -182,19 +223,34 @@ def test_mistakes_in_overrides(recipe, override, said):
 
 def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):
     """YAML 1.1 reads no, off and on as truth values."""
-    settings = ["training.precision=no", "tokenizer.lowercase=off", "model.settings.is_decoder=no", "name=on"]
+    settings = [
+        "training.precision=no",
+        "tokenizer.lowercase=off",
+        "model.settings.is_decoder=no",
+        "name=on",
+    ]
     found = read_recipe(recipe, [*settings, "study.arms={on: {training.precision: no}, off: {}}"])
     assert (found.training.precision, found.tokenizer.lowercase, found.name) == ("no", False, "on")
     assert found.model.settings["is_decoder"] is False and list(found.study.arms) == ["on", "off"]
     (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
     assert read_recipe(tmp_path / "again.yaml") == found
-    assert [parse_value(text) for text in ("true", "False", "yes", "n")] == [True, False, "yes", "n"]
+    assert [parse_value(text) for text in ("true", "False", "yes", "n")] == [
+        True,
+        False,
+        "yes",
+        "n",
+    ]
 
 
 def test_one_corpus_is_one_stage_however_it_is_spelled(recipe, monkeypatch):
     monkeypatch.chdir(recipe.parent)
     spelled = ("corpus.jsonl", "./corpus.jsonl", "x/..//corpus.jsonl")
-    assert len({prepare_stage(read_recipe(recipe, [f"corpus.source={path}"])).name for path in spelled}) == 1
+    assert (
+        len(
+            {prepare_stage(read_recipe(recipe, [f"corpus.source={path}"])).name for path in spelled}
+        )
+        == 1
+    )
     assert read_recipe(recipe, ["corpus.source=hf:a//b"]).corpus.source == "hf:a//b"
 
 
@@ -213,11 +269,19 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
 def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
     study = read_recipe("learn-meta-full", [fewer]).study
-    assert study.pairs == [("oracle", "random"), ("supervised", "salient"), ("supervised", "random")]
+    assert study.pairs == [
+        ("oracle", "random"),
+        ("supervised", "salient"),
+        ("supervised", "random"),
+    ]
     assert study.gate is not None and study.gate.contrast == ("oracle", "random")
-    study = read_recipe("learn-meta-full", ["study.arms={random: {}, salient: {}, oracle: {}}"]).study
+    study = read_recipe(
+        "learn-meta-full", ["study.arms={random: {}, salient: {}, oracle: {}}"]
+    ).study
     assert study.primary == [("salient", "random"), ("oracle", "random")]
-    study = read_recipe("intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]).study
+    study = read_recipe(
+        "intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]
+    ).study
     assert study.pairs == [("own", REFERENCE), ("salient", "own")]
 
 
@@ -276,8 +340,12 @@ def test_mistakes_in_files(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 13))
-LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 13)
+)
+LAUGHS = "a0: &a0 [ha]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 
 
 @pytest.mark.parametrize(
@@ -297,11 +365,13 @@ def test_bombs_are_refused_at_once(text, said, tmp_path):
         read_recipe(tmp_path / "r.yaml")
     with pytest.raises(MaskwiseError, match=said):
         parse_value(text)
-    assert time.perf_counter() - began < 60  # it took for ever; the bound leaves room for a busy machine
+    # it took for ever; the bound leaves room for a busy machine
+    assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize(
-    "value", ["9" * 5000, "9" * 400, "2024-13-45", "!!timestamp x", "!!float x", "!!int ''", "!!bool x"]
+    "value",
+    ["9" * 5000, "9" * 400, "2024-13-45", "!!timestamp x", "!!float x", "!!int ''", "!!bool x"],
 )
 def test_a_value_that_cannot_be_read_is_named_with_its_line(value, tmp_path):
     (tmp_path / "r.yaml").write_text(f"extends: quick-start\ntraining: {{seed: {value}}}\n")
@@ -315,7 +385,9 @@ def test_a_value_that_cannot_be_read_is_named_with_its_line(value, tmp_path):
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_arm_has_a_name(name, tmp_path):
-    (tmp_path / "r.yaml").write_text(f"extends: quick-start\nstudy: {{arms: {{'{name}': , b: {{}}}}}}\n")
+    (tmp_path / "r.yaml").write_text(
+        f"extends: quick-start\nstudy: {{arms: {{'{name}': , b: {{}}}}}}\n"
+    )
     with pytest.raises(MaskwiseError, match=r"study\.arms has no name"):
         read_recipe(tmp_path / "r.yaml")
 
@@ -356,10 +428,18 @@ def test_what_cannot_work_is_refused_before_any_work(recipe, tmp_path, override,
         ({"masking": {"policy": "whole-word"}}, ("whole-word",), ["whole-word"]),
         ({"objective": "clm"}, (), []),
         ({"objectives": {"clm": {}}}, (), []),
-        ({"objectives": {"mlm": {"masking": {"policy": "whole-word"}}, "cse": {}}}, ("whole-word",), ["whole-word"]),
-        ({"objectives": {"a": {"objective": "mlm", "masking": {"policy": "span"}}, "mlm": {}}}, ("token",), ["token"]),
+        (
+            {"objectives": {"mlm": {"masking": {"policy": "whole-word"}}, "cse": {}}},
+            ("whole-word",),
+            ["whole-word"],
+        ),
+        (
+            {"objectives": {"a": {"objective": "mlm", "masking": {"policy": "span"}}, "mlm": {}}},
+            ("token",),
+            ["token"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, policies):
     recipe = Recipe.model_validate(changes)
     assert (recipe.judged_on(), recipe.masked_by) == (kinds, policies)
@@ -393,7 +473,10 @@ def test_only_arms_masked_by_a_learned_policy_learn_one():
 def test_a_gate_against_the_start_stays_with_its_arms(tmp_path):
     path = tmp_path / "gated.yaml"
     path.write_text("extends: quick-start\nstudy: {gate: [decay-45-15, no-pretraining]}\n")
-    arms = "study.arms={token-15: {masking.ratio: 0.15}, decay-45-15: {masking.ratio: 'linear(0.45, 0.15)'}}"
+    arms = (
+        "study.arms={token-15: {masking.ratio: 0.15}, decay-45-15: {masking.ratio: "
+        "'linear(0.45, 0.15)'}}"
+    )
     assert read_recipe(path, [arms]).study.gate == read_recipe(path).study.gate is not None
 
 

@@ -1,4 +1,6 @@
-"""Relaxed masks: inclusion probabilities and their derivatives, straight-through, the loss, probabilities of orders."""
+"""Relaxed masks: inclusion probabilities and their derivatives, straight-through, the loss,
+probabilities of orders.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import reinforce
 import training_tools as tools
@@ -77,7 +84,9 @@ def test_units_far_apart_in_weight_have_a_solution() -> None:
 
 
 def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
-    logit, length, piece = flat([(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)])
+    logit, length, piece = flat(
+        [(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)]
+    )
     budget = torch.tensor([2.5, 1.2, 1.0], dtype=F64)
     inputs = (logit.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
@@ -85,7 +94,9 @@ def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
 
 
 def test_a_threshold_without_a_gradient_is_another_function() -> None:
-    """What gradcheck would say if τ were detached: the probabilities of one piece would not compete."""
+    """What gradcheck would say if τ were detached: the probabilities of one piece would not
+    compete.
+    """
     logit, length, piece = flat([(0.0, 1), (0.7, 2), (-1.2, 3)])
     logit.requires_grad_()
     p = inclusion(logit, length, piece, torch.tensor([2.0], dtype=F64))
@@ -103,34 +114,47 @@ def test_the_type_of_the_logits_is_kept() -> None:
 
 
 def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
-    """Many equal pieces of single tokens: the hard choice takes a unit about as often as the relaxation says."""
+    """Many equal pieces of single tokens: the hard choice takes a unit about as often as the
+    relaxation says.
+    """
     rows, width = 4000, 12
     ids = torch.randint(5, 40, (rows, width), generator=torch.Generator().manual_seed(0))
-    batch = gather({"input_ids": ids, "example_id": torch.arange(rows)}, Vocabulary.of(tools.tokenizer()))
+    batch = gather(
+        {"input_ids": ids, "example_id": torch.arange(rows)}, Vocabulary.of(tools.tokenizer())
+    )
     logit_BL = torch.linspace(-1.5, 1.5, width, dtype=F64).expand(rows, -1)
     choice = choose(batch, logit_BL, 0.25, keys_of(batch), units="token")
     drawn = choice.spread(choice.chosen_U.double()).mean(0)
     p = inclusion(choice.unit_logits(logit_BL), choice.length_U, choice.piece_U, choice.budget_P)
     asked = choice.spread(p)[0]
     assert choice.budget_P.eq(3).all() and abs(drawn.sum() - 3) < 1e-9
-    assert (drawn - asked).abs().max() < 0.035  # the race stops at a random time; the relaxation at the mean
+    # the race stops at a random time; the relaxation at the mean
+    assert (drawn - asked).abs().max() < 0.035
 
 
 def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
     batch = text_batch()
-    logit_BL = torch.randn(batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    logit_BL = torch.randn(
+        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     choice = choose(batch, logit_BL, 0.3, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
     mask = choice.mask(logit_U)
-    assert torch.allclose(mask, mask.round(), atol=1e-15) and 0 < mask.sum() <= choice.budget_P.sum()
+    assert (
+        torch.allclose(mask, mask.round(), atol=1e-15) and 0 < mask.sum() <= choice.budget_P.sum()
+    )
     outside = torch.ones(mask.numel(), dtype=torch.bool)
     outside[choice.token_M] = False
     assert not mask.flatten()[outside].any()
     value = torch.randn(mask.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
     gradient = torch.autograd.grad((mask * value).sum(), logit_U)[0]
     assert (gradient != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
-    smooth = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL)[0]
-    hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[0]
+    smooth = torch.autograd.grad(
+        (choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL
+    )[0]
+    hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[
+        0
+    ]
     assert torch.equal(hard, smooth)
 
 
@@ -138,12 +162,18 @@ def test_the_choice_is_that_of_the_masker() -> None:
     """The same units, weights and keys, as a policy by a layer of weights chooses them."""
     rows = tools.Language(3).batch(torch.arange(3))
     logit_BL = torch.randn(3, tools.LENGTH, dtype=F64, generator=torch.Generator().manual_seed(1))
-    choice = choose(gather(rows, Vocabulary.of(tools.tokenizer())), logit_BL, 0.3, keys_of(text_batch(3), 5))
+    choice = choose(
+        gather(rows, Vocabulary.of(tools.tokenizer())), logit_BL, 0.3, keys_of(text_batch(3), 5)
+    )
     weights = logit_BL.view(3, -1).clone()
     weights[:, 1:-1] = weights[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
     rows["score"] = weights.exp()
     masker = Masker(
-        tools.tokenizer(), policy="weighted(layer='score', units='word')", ratio=0.3, budget="exact", seed=0
+        tools.tokenizer(),
+        policy="weighted(layer='score', units='word')",
+        ratio=0.3,
+        budget="exact",
+        seed=0,
     )
     assert torch.equal(masker(rows, step=5).selected, choice.spread(choice.chosen_U.double()) > 0)
 
@@ -156,7 +186,9 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
 
 def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     batch = text_batch(6)
-    logit_BL = torch.randn(batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    logit_BL = torch.randn(
+        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)
+    ).requires_grad_()
     choice = choose(batch, logit_BL, 0.4, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
     parts = units_by(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())
@@ -164,7 +196,9 @@ def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
     log_p = reinforce.log_probability(choice, logit_U)
     np.testing.assert_allclose(log_p.detach().numpy(), log_probability(selection), rtol=1e-12)
-    assert torch.autograd.gradcheck(partial(reinforce.log_probability, choice), (logit_U.detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        partial(reinforce.log_probability, choice), (logit_U.detach().requires_grad_(),)
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
@@ -183,17 +217,33 @@ def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str)
 def tiny_bart() -> BartForConditionalGeneration:
     torch.manual_seed(0)
     config = BartConfig(
-        vocab_size=45, max_position_embeddings=32, d_model=16, encoder_layers=1, decoder_layers=1, dropout=0.0,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, encoder_attention_heads=2, decoder_attention_heads=2,
+        vocab_size=45,
+        max_position_embeddings=32,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        dropout=0.0,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
         scale_embedding=True,
-    )  # fmt: skip
+    )
     return BartForConditionalGeneration(config).eval()
 
 
 def tiny_t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
-    config = T5Config(vocab_size=45, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=0.0,
-                      decoder_start_token_id=0)  # fmt: skip
+    config = T5Config(
+        vocab_size=45,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
     return T5ForConditionalGeneration(config).eval()
 
 
@@ -206,8 +256,9 @@ def test_an_encoder_decoder_reads_one_mask_a_token_and_writes_the_text(make) -> 
     loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
     text = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     logits = model(
-        input_ids=torch.where(mask > 0, mask_id, inputs["input_ids"]), attention_mask=inputs["attention_mask"],
+        input_ids=torch.where(mask > 0, mask_id, inputs["input_ids"]),
+        attention_mask=inputs["attention_mask"],
         decoder_input_ids=decoder_inputs(model.config, text),
-    ).logits  # fmt: skip
+    ).logits
     own = -logits.log_softmax(-1).gather(-1, inputs["input_ids"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(loss, (mask * own).sum() / choice.budget_P.sum())

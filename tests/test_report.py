@@ -35,7 +35,9 @@ def folder(tmp_path):
     study = make_study(runs=3, arms=ARMS)
     records = make_records(study, ARMS)
     summary = summarise(records, study)
-    return write_study(tmp_path / "study", study, records, summary=summary, samples=make_samples(study))
+    return write_study(
+        tmp_path / "study", study, records, summary=summary, samples=make_samples(study)
+    )
 
 
 def page_of(folder) -> str:
@@ -54,10 +56,12 @@ def specs_of(page: str) -> list[dict]:
 
 def test_a_study_makes_one_file_with_everything(folder):
     page = page_of(folder)
-    assert page.count("VEGA") == 1 and page.count("vegaEmbed(") == 1  # the bundle once, not per chart
+    # the bundle once, not per chart
+    assert page.count("VEGA") == 1 and page.count("vegaEmbed(") == 1
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["headline"].split(":")[0] in page.replace("\u00a0", " ")
-    assert "holds for this corpus, these tasks" in page and "says nothing of others" in page  # what an interval is of
+    # what an interval is of
+    assert "holds for this corpus, these tasks" in page and "says nothing of others" in page
     charts = specs_of(page)
     assert (
         len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1 + 1
@@ -90,7 +94,9 @@ def test_every_run_is_a_dot(folder):
 def test_nothing_is_loaded_from_anywhere(folder):
     page = page_of(folder)
     assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:)?//""", page, re.I)
-    assert not re.search(r"@import|(?<!Object)url\(|<link(?![^>]*href=\"data:,)|<iframe|<img|<object", page, re.I)
+    assert not re.search(
+        r"@import|(?<!Object)url\(|<link(?![^>]*href=\"data:,)|<iframe|<img|<object", page, re.I
+    )
     assert "default-src 'none'" in page and "unsafe-eval" not in page
     assert not re.search("https?://", page.replace("https://vega.github.io/schema/vega-lite/", ""))
 
@@ -98,13 +104,17 @@ def test_nothing_is_loaded_from_anywhere(folder):
 def test_what_users_write_is_escaped(tmp_path):
     names = {"token-15": 0.0, f"arm {EVIL}": 0.01, "naïve ‘日本’ & co <b>": 0.0}
     study = make_study(runs=3, arms=names, name=EVIL, description=EVIL, recipe_yaml=f"name: {EVIL}")
-    study["tasks"] = {f"task {EVIL}": {"metric": EVIL, "classes": 20, "majority": 0.05, "test_items": 400}}
+    study["tasks"] = {
+        f"task {EVIL}": {"metric": EVIL, "classes": 20, "majority": 0.05, "test_items": 400}
+    }
     study["versions"] = {EVIL: EVIL}
     study["hardware"]["cpu"] = EVIL
     records = make_records(study, names)
     records.append({"kind": "failure", "arm": "token-15", "seed": 9, "stage": EVIL, "error": EVIL})
     samples = make_samples(study, words=["plain", EVIL, "</p>", "'\"&"])
-    page = page_of(write_study(tmp_path, study, records, summary=summarise(records, study), samples=samples))
+    page = page_of(
+        write_study(tmp_path, study, records, summary=summarise(records, study), samples=samples)
+    )
     assert "alert(1)" in page
     assert "<script>alert" not in page and "<b>" not in page and 'title=""' not in page
     assert page.count("<script") == page.count("</script>") == 3
@@ -142,7 +152,9 @@ def test_a_study_that_has_only_begun(tmp_path):
     study = make_study(runs=3)
     write_json(tmp_path / "study.json", study)
     content = content_of(tmp_path)
-    assert content["story"] is None and content["summary"]["headline"] == "" and not content["scores"]
+    assert (
+        content["story"] is None and content["summary"]["headline"] == "" and not content["scores"]
+    )
     assert "vegaEmbed(" not in page_of(tmp_path)
 
 
@@ -158,7 +170,9 @@ def test_half_written_and_odd_lines_are_left_out(folder):
     records.write_text("\n".join([*lines, *odd, lines[0][: len(lines[0]) // 2]]))
     damaged.write_text('{"headline": ')
     metrics = next((folder / "stages").glob("*/metrics.jsonl"))
-    metrics.write_text(metrics.read_text() + '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr')
+    metrics.write_text(
+        metrics.read_text() + '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
+    )
     assert content_of(folder)["story"] is None and "NaN" not in page_of(folder)
     assert len(read_folder(folder).records) == len(lines)
 
@@ -190,9 +204,12 @@ def test_a_page_says_how_fast_the_training_was(tmp_path):
             "speed": ({}, "quick", {"tokens_per_second": "many"}, speed)[min(number, 3)],
         }
     facts = dict(content_of(write_run(tmp_path, metrics))["facts"])
-    last = max(number for number, line in enumerate(line for line in metrics if line["kind"] == "train"))
+    last = max(
+        number for number, line in enumerate(line for line in metrics if line["kind"] == "train")
+    )
     assert facts["Training"] == (
-        f"{500 * (3 + last):,.0f} tokens a second in each run, 21 % of the hardware's measured matrix products (MFU), "
+        f"{500 * (3 + last):,.0f} tokens a second in each run, 21 % of the hardware's "
+        f"measured matrix products (MFU), "
         f"4 % of the positions padding, at most {0.5 + last:.1f} GiB of memory"
     )
 
@@ -206,7 +223,15 @@ def test_a_damaged_file_of_a_run_makes_a_smaller_page(tmp_path, damaged):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"\xff\xfe\x00", b'{"arms": [', b'{"arms": []}', b'{"arms": {"a": 1}}', b"[" * 100_000],
+    [
+        b"",
+        b"[]",
+        b"\xff\xfe\x00",
+        b'{"arms": [',
+        b'{"arms": []}',
+        b'{"arms": {"a": 1}}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_damaged_study_json_is_one_line(tmp_path, content):
     (tmp_path / "study.json").write_bytes(content)
@@ -216,7 +241,9 @@ def test_a_damaged_study_json_is_one_line(tmp_path, content):
         summary_of(tmp_path)
 
 
-@pytest.mark.parametrize("damaged", ["records.jsonl", "timings.jsonl", "summary.json", "samples.json"])
+@pytest.mark.parametrize(
+    "damaged", ["records.jsonl", "timings.jsonl", "summary.json", "samples.json"]
+)
 def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
     (folder / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
     assert len(page_of(folder)) > 5000
@@ -226,7 +253,10 @@ def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(MaskwiseError, match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl"):
+    with pytest.raises(
+        MaskwiseError,
+        match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl",
+    ):
         write_report(tmp_path)
     with pytest.raises(MaskwiseError, match="no such folder"):
         write_report(tmp_path / "nowhere")
@@ -237,7 +267,14 @@ def test_other_folders_are_refused(tmp_path):
 
 
 def contrast_row(**facts) -> dict:
-    row = {"arm": "a", "baseline": "b", "primary": False, "low": None, "high": None, "higher_is_better": True}
+    row = {
+        "arm": "a",
+        "baseline": "b",
+        "primary": False,
+        "low": None,
+        "high": None,
+        "higher_is_better": True,
+    }
     return row | {"verdict": None, "sentence": "", "flags": [], "metric": None} | facts
 
 
@@ -254,7 +291,12 @@ def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
     better, wide, void = heldout["rows"]
     assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.300"
     assert better["interval"] == "0.200 to 0.400"
-    assert wide["at"] < 50 and wide["cut_left"] and wide["cut_right"] and (wide["from"], wide["to"]) == (0, 100)
+    assert (
+        wide["at"] < 50
+        and wide["cut_left"]
+        and wide["cut_right"]
+        and (wide["from"], wide["to"]) == (0, 100)
+    )
     assert not void["drawn"]
 
 
@@ -263,7 +305,9 @@ def test_tasks_that_cannot_tell_are_drawn_apart_in_points():
     rows = [
         contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8, primary=True),
         contrast_row(outcome="task:seen", unit="score", mean=0.02, low=0.01, high=0.03),
-        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]),
+        contrast_row(
+            outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]
+        ),
     ]
     views = {view["title"]: view for view in forest_groups(rows, {"a": "#000"})}
     assert list(views) == ["On the tasks", "Task by task", "Tasks that cannot tell"]
@@ -275,13 +319,16 @@ def test_tasks_that_cannot_tell_have_their_own_units():
     flag = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
     nats = {"unit": "nats", "higher_is_better": False, "flags": [flag]}
     rows = [
-        contrast_row(outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]),
+        contrast_row(
+            outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]
+        ),
         contrast_row(outcome="task:written", mean=-0.2, low=-0.3, high=-0.1, **nats),
     ]
     views = forest_groups(rows, {"a": "#000"})
     assert [(view["title"], view["unit"]) for view in views] == [
-        ("Tasks that cannot tell", "points"), ("Tasks that cannot tell", "nats"),
-    ]  # fmt: skip
+        ("Tasks that cannot tell", "points"),
+        ("Tasks that cannot tell", "nats"),
+    ]
     assert [row["figure"] for view in views for row in view["rows"]] == ["−3.0", "+0.200"]
 
 
@@ -308,7 +355,8 @@ def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     assert low <= ends["from"] < ends["to"] <= high
 
 
-# What studies found, beside their charts ------------------------------------------------------------
+# What studies found, beside their charts
+# ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -331,17 +379,24 @@ def rich(tmp_path):
                 "name": f"facts {EVIL}",
                 "metric": "hits@1",
             }
-            records.append(line | {"value": 0.25, "items": 500, "chance": 0.04, "higher_is_better": True})
-    records.append({"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400, "overlapping": 7})
+            records.append(
+                line | {"value": 0.25, "items": 500, "chance": 0.04, "higher_is_better": True}
+            )
+    records.append(
+        {"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400, "overlapping": 7}
+    )
     summary = summarise(records, study)
     folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
     stage = folder / study["arms"]["token-30"]["runs"]["0"] / "metrics.jsonl"
     lines = [json.loads(line) for line in stage.read_text().splitlines()]
     for line in lines:
-        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}  # the latter has seen no group yet
+        # the latter has seen no group yet
+        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}
     write_lines(stage, lines)
     facts = {"purpose": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
-    write_lines(folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)])
+    write_lines(
+        folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)]
+    )
     return folder
 
 
@@ -356,7 +411,9 @@ def test_plain_words_stand_first_and_warnings_beside_them(rich):
     for fact in ("3 ways", "6 runs", "task-0, task-1", "equal steps"):
         assert fact in content["story"]["compared"]
     primary = [row for row in content["summary"]["contrasts"] if row["primary"]]
-    assert [line["verdict"] for line in content["story"]["lines"]] == [row["verdict"] for row in primary]
+    assert [line["verdict"] for line in content["story"]["lines"]] == [
+        row["verdict"] for row in primary
+    ]
     [warning] = content["warnings"]
     assert "7 of 400" in warning and "task-0" in warning and EVIL in warning
     assert "<script>alert" not in page
@@ -368,8 +425,10 @@ def test_evaluations_and_choices_are_tables(rich):
     (table,) = content_of(rich)["choices"]
     assert [line["arm"] for line in table] == list(ARMS)
     assert {(one["setting"], one["chosen"]) for line in table for one in line["candidates"]} == {
-        ("learning_rate 0.002", 0), ("learning_rate 0.004", 6), ("learning_rate 0.006", 0)
-    }  # fmt: skip
+        ("learning_rate 0.002", 0),
+        ("learning_rate 0.004", 6),
+        ("learning_rate 0.006", 0),
+    }
     assert "<strong>0.600</strong><small> 6 of 6</small>" in page
 
 
@@ -379,7 +438,9 @@ def test_arms_that_had_others_to_choose_from_have_a_table_of_their_own(rich):
     first = next(record for record in records if record["kind"] == "selection")
     for line in records:
         if line["kind"] == "selection" and line["arm"] == first["arm"]:
-            line["candidates"] = [c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in line["candidates"]]
+            line["candidates"] = [
+                c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in line["candidates"]
+            ]
     write_lines(rich / "records.jsonl", records)
     alone, others = content_of(rich)["choices"]
     assert [line["arm"] for line in alone] == [first["arm"]] and len(others) == len(ARMS) - 1
@@ -393,7 +454,10 @@ def test_quality_against_compute_has_every_length_and_a_choice(rich):
     assert options["measure"][:2] == ["mean over tasks", "task-0"]
     rows = spec["data"]["values"] if "data" in spec else spec["layer"][0]["data"]["values"]
     mine = [r for r in rows if (r["arm"], r["seed"], r["measure"]) == ("token-15", 0, "task-0")]
-    assert {(r["fraction"], r["steps"], r["seconds"]) for r in mine} == {(0.5, 200, 20.0), (1.0, 400, 40.0)}
+    assert {(r["fraction"], r["steps"], r["seconds"]) for r in mine} == {
+        (0.5, 200, 20.0),
+        (1.0, 400, 40.0),
+    }
     assert mine[0]["value"] == pytest.approx(mine[1]["value"] - 0.05)
     dots = specs[0]  # the scores of task-0: whole runs only
     runs = next(layer for layer in dots["layer"] if layer["mark"]["type"] == "circle")
@@ -417,12 +481,16 @@ def test_stages_behind_links_are_read(folder):
     moved = folder.parent / "shared"
     stage.rename(moved)
     stage.symlink_to(moved, target_is_directory=True)
-    assert any((line["arm"], line["seed"]) == ("token-15", 0) for line in read_folder(folder).curves)
+    assert any(
+        (line["arm"], line["seed"]) == ("token-15", 0) for line in read_folder(folder).curves
+    )
 
 
 def test_the_summary_of_a_study(folder, tmp_path):
     found = summary_of(folder)
-    assert found["rules"] == RULES and {row["verdict"] for row in found["contrasts"] if row["primary"]} == {"open"}
+    assert found["rules"] == RULES and {
+        row["verdict"] for row in found["contrasts"] if row["primary"]
+    } == {"open"}
     (folder / "summary.json").unlink()
     with pytest.raises(MaskwiseError, match="not been summed up"):
         summary_of(folder)
@@ -433,12 +501,25 @@ def test_the_summary_of_a_study(folder, tmp_path):
 def test_evaluations_of_different_units_share_no_axis():
     rows = [
         contrast_row(outcome="evaluation:facts:hits@1", unit="score", mean=0.1),
-        contrast_row(outcome="evaluation:pseudo-perplexity:token", unit="perplexity", mean=5.0, higher_is_better=False),
+        contrast_row(
+            outcome="evaluation:pseudo-perplexity:token",
+            unit="perplexity",
+            mean=5.0,
+            higher_is_better=False,
+        ),
         contrast_row(outcome="heldout:token@0.15", unit="nats", mean=5.0, higher_is_better=False),
         contrast_row(
-            outcome="evaluation:bound:nats per token", unit="nats per token", mean=0.2, higher_is_better=False
+            outcome="evaluation:bound:nats per token",
+            unit="nats per token",
+            mean=0.2,
+            higher_is_better=False,
         ),
-        contrast_row(outcome="evaluation:bound:bits per byte", unit="bits per byte", mean=0.1, higher_is_better=False),
+        contrast_row(
+            outcome="evaluation:bound:bits per byte",
+            unit="bits per byte",
+            mean=0.1,
+            higher_is_better=False,
+        ),
     ]
     facts, perplexity, nats, bits, heldout = forest_groups(rows, {"a": "#000"})
     assert (nats["unit"], bits["unit"]) == ("nats per token", "bits per byte")
@@ -462,7 +543,10 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     write_json(other / "study.json", study)
     assert maskwise("report", folder, other, "--json", "--html", tmp_path / "both.html") == 0
     compared = json.loads(capsys.readouterr().out)
-    assert [one["missing"] for one in compared["studies"]] == [[], ["records.jsonl", "summary.json"]]
+    assert [one["missing"] for one in compared["studies"]] == [
+        [],
+        ["records.jsonl", "summary.json"],
+    ]
     assert {"setting": "training.steps", "values": [None, 99]} in compared["differences"]
     assert all(row["studies"][0] and row["studies"][1] is None for row in compared["outcomes"])
     page = (tmp_path / "both.html").read_text("utf-8")
@@ -479,15 +563,31 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
         {"code": "few-runs", "effect": "tests", "sentence": "only 3 runs"},
         {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
     ]
-    row = contrast_row(primary=True, outcome="tasks", unit="SDs", mean=1.0, low=0.5, high=1.5, verdict="suggests")
-    row |= {"n": 3, "brief": "b", "sentence": "token-30 did better", "reasons": reasons, "arm": "token-30"}
+    row = contrast_row(
+        primary=True, outcome="tasks", unit="SDs", mean=1.0, low=0.5, high=1.5, verdict="suggests"
+    )
+    row |= {
+        "n": 3,
+        "brief": "b",
+        "sentence": "token-30 did better",
+        "reasons": reasons,
+        "arm": "token-30",
+    }
     row |= {
         "compute": {"by": "steps", "matched": True, "ratios": {}},
         "natural": {"mean": 0.02, "low": 0.01, "high": 0.03},
     }
     del row["flags"]
-    old = {"headline": "Perhaps token-30.", "verdict": "suggests", "contrasts": [row], "advice": [], "arms": {}}
-    write_json(folder / "summary.json", old | {"efficiency": {"points": [], "time_to_quality": [{}]}})
+    old = {
+        "headline": "Perhaps token-30.",
+        "verdict": "suggests",
+        "contrasts": [row],
+        "advice": [],
+        "arms": {},
+    }
+    write_json(
+        folder / "summary.json", old | {"efficiency": {"points": [], "time_to_quality": [{}]}}
+    )
     content = content_of(folder)
     (line,) = content["forests"][0]["rows"]
     assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")

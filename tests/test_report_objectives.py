@@ -28,14 +28,20 @@ def line(arm: str, seed: int, step: int, **more: Any) -> dict[str, Any]:
     }
     plain = {"kind": "train", "step": step, "arm": arm, "seed": seed, "seconds": 2.0 * step}
     return {
-        **plain, "probabilities": shares[arm], "arm_steps": {"mlm": 6, EVIL: 4}, "probe_step": step // 20 * 20,
-        "probe_losses": {"mlm": 5 - step / 20 + seed, EVIL: 1.0}, **more,
-    }  # fmt: skip
+        **plain,
+        "probabilities": shares[arm],
+        "arm_steps": {"mlm": 6, EVIL: 4},
+        "probe_step": step // 20 * 20,
+        "probe_losses": {"mlm": 5 - step / 20 + seed, EVIL: 1.0},
+        **more,
+    }
 
 
 @pytest.fixture
 def view() -> dict[str, Any]:
-    lines = [line(arm, seed, step) for arm in COLOURS for seed in (0, 1) for step in (10, 20, 30, 40)]
+    lines = [
+        line(arm, seed, step) for arm in COLOURS for seed in (0, 1) for step in (10, 20, 30, 40)
+    ]
     for one in lines:
         if one["arm"] == "plus":
             one |= {
@@ -45,7 +51,10 @@ def view() -> dict[str, Any]:
                 "arm_steps": {"mlm": 9, EVIL: 1},
             }
     del lines[0]["probe_losses"]["mlm"]  # as reading leaves it where it was NaN
-    records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2} for s in (0, 1)]
+    records = [
+        {"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2}
+        for s in (0, 1)
+    ]
     study = NO_STUDY | {
         "arms": {
             "plus": {"overrides": {"sampler": "mometas-plus(every=20)"}},
@@ -53,7 +62,9 @@ def view() -> dict[str, Any]:
         },
         "recipe": {"sampler": "uniform"},
     }
-    found = objectives_view(Folder("study", "x", study=study, curves=lines, records=records), COLOURS)
+    found = objectives_view(
+        Folder("study", "x", study=study, curves=lines, records=records), COLOURS
+    )
     assert found
     return found
 
@@ -80,21 +91,32 @@ def test_a_probe_is_a_point_at_the_step_it_was_measured_at(view: dict[str, Any])
     }
 
 
-def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dict[str, Any]) -> None:
+def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(
+    view: dict[str, Any],
+) -> None:
     uniform, plus, turns = view["table"]
     assert plus["shares"] == {"mlm": 0.9, EVIL: 0.1} and plus["steps"] == 40
     assert uniform["shares"] == {"mlm": 0.6, EVIL: 0.4}
     assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
-    assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None  # at the ends of both runs
+    # at the ends of both runs
+    assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None
     assert plus["flops"] == 100.5 and plus["probing_flops"] == pytest.approx(4 / 201)
     assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
     assert turns["sampler"] == "sequential"  # of a phase, and not the recipe's
 
 
 def told(*steps: tuple[int, int], noted: int = 0, notes: tuple[str, ...] = (STARVED,)) -> list[str]:
-    """What is told of one run: (mlm, cse) steps by line, each line from ``noted`` on with these notes."""
+    """What is told of one run: (mlm, cse) steps by line, each line from ``noted`` on with these
+    notes.
+    """
     lines = [
-        line("plus", 0, 10 * at, arm_steps={"mlm": mlm, EVIL: cse}, notes=list(notes) if at >= noted else [])
+        line(
+            "plus",
+            0,
+            10 * at,
+            arm_steps={"mlm": mlm, EVIL: cse},
+            notes=list(notes) if at >= noted else [],
+        )
         for at, (mlm, cse) in enumerate(steps)
     ]
     found = objectives_view(Folder("study", "x", curves=lines), {"plus": "#000"})
@@ -103,7 +125,9 @@ def told(*steps: tuple[int, int], noted: int = 0, notes: tuple[str, ...] = (STAR
 
 
 def test_an_objective_is_starved_where_chance_alone_would_not_leave_it_out() -> None:
-    """An even share of the steps from the first note on is five or more, and it had less than a quarter of its own."""
+    """An even share of the steps from the first note on is five or more, and it had less than a
+    quarter of its own.
+    """
     once = [f"{EVIL} is starved (1 time)"]
     assert told((9, 0)) == [] and told((10, 0)) == once  # 4.5 and 5 steps, had they been even
     assert told((8, 2)) == [] and told((9, 1)) == once  # .4 and .2 of an even share
@@ -116,7 +140,9 @@ def test_an_objective_is_starved_where_chance_alone_would_not_leave_it_out() -> 
 
 def test_other_notes_are_told_however_short_the_run() -> None:
     zero = "mlm: the probe loss is 0 already; it counts as no gain"
-    assert told((3, 2), (3, 2), notes=(STARVED, zero)) == ["mlm: the probe loss is 0 already (2 times)"]
+    assert told((3, 2), (3, 2), notes=(STARVED, zero)) == [
+        "mlm: the probe loss is 0 already (2 times)"
+    ]
 
 
 def test_notes_that_say_the_same_are_one(view: dict[str, Any]) -> None:
@@ -125,7 +151,10 @@ def test_notes_that_say_the_same_are_one(view: dict[str, Any]) -> None:
 
 def test_a_folder_without_objectives_has_no_such_section() -> None:
     assert (
-        objectives_view(Folder("study", "x", curves=[{"arm": "a", "seed": 0, "step": 1, "loss": 2.0}]), {"a": "#000"})
+        objectives_view(
+            Folder("study", "x", curves=[{"arm": "a", "seed": 0, "step": 1, "loss": 2.0}]),
+            {"a": "#000"},
+        )
         is None
     )
 
@@ -138,7 +167,9 @@ def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
 
 
 @pytest.mark.parametrize(("reliability", "said"), [(0.2, True), (0.6, False)])
-def test_the_page_of_a_study_over_objectives(reliability: float, said: bool, tmp_path: Path) -> None:
+def test_the_page_of_a_study_over_objectives(
+    reliability: float, said: bool, tmp_path: Path
+) -> None:
     study = make_study(runs=2, arms={"token-15": 0, "token-30": 0.01})
     folder = write_study(tmp_path / "s", study, make_records(study, {}), summary=None, samples=None)
     for facts in study["arms"].values():
@@ -153,13 +184,22 @@ def test_the_page_of_a_study_over_objectives(reliability: float, said: bool, tmp
 
 
 def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) -> None:
-    study = make_study(runs=2, arms={"token-15": 0, "token-30": 0.01}, reference="no further training")
+    study = make_study(
+        runs=2, arms={"token-15": 0, "token-30": 0.01}, reference="no further training"
+    )
     records = [r for r in make_records(study, {}) if r["kind"] != "score"]
-    for arm, scores in {"token-15": (0.5, 0.6), "token-30": (0.7, 0.7), "no-pretraining": (0.2, 0.2)}.items():
+    for arm, scores in {
+        "token-15": (0.5, 0.6),
+        "token-30": (0.7, 0.7),
+        "no-pretraining": (0.2, 0.2),
+    }.items():
         records += [
-            {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x} for s, x in enumerate(scores)
+            {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x}
+            for s, x in enumerate(scores)
         ]
-    table = task_table(read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None)))
+    table = task_table(
+        read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None))
+    )
     assert table and table["tasks"] == {"task-0": "accuracy"}
     rows = {row["arm"]: row["cells"]["task-0"] for row in table["rows"]}
     assert rows["token-15"] == {"mean": "55.0", "sd": "7.1"}

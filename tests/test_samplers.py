@@ -1,4 +1,6 @@
-"""Samplers: the published update by its check values and by autograd, the rules, and what bandits say."""
+"""Samplers: the published update by its check values and by autograd, the rules, and what bandits
+say.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ from maskwise.samplers.mometas import RECENT, gains, meta_gradient
 ARMS = ["mlm", "emlm", "atd", "cse"]
 SPECS = {
     **{name: name for name in SAMPLERS},
-    "shares": "shares(4, 2, 1, 1)", "temperature": "temperature(100, 10, 10, 1, temperature=2)",
-}  # fmt: skip
+    "shares": "shares(4, 2, 1, 1)",
+    "temperature": "temperature(100, 10, 10, 1, temperature=2)",
+}
 each = pytest.mark.parametrize("name", SPECS)
 
 
@@ -96,10 +99,13 @@ def test_check_values() -> None:
 @given(
     st.lists(st.floats(-3, 3), min_size=2, max_size=6),
     st.lists(st.integers(0, 5), min_size=1, max_size=30),
-    st.floats(-2, 2), st.floats(0, 4),
-)  # fmt: skip
+    st.floats(-2, 2),
+    st.floats(0, 4),
+)
 @settings(max_examples=50, deadline=None)
-def test_the_gradient_is_autograds(logits: list[float], drawn: list[int], reward: float, entropy: float) -> None:
+def test_the_gradient_is_autograds(
+    logits: list[float], drawn: list[int], reward: float, entropy: float
+) -> None:
     leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     arms = torch.tensor([arm % len(logits) for arm in drawn])
     log_p = torch.log_softmax(leaf, 0)
@@ -138,16 +144,26 @@ def test_losses_that_are_no_numbers_are_said_and_left_out(kind: type[Any]) -> No
 
 
 def test_the_published_update_has_no_guard_of_ours() -> None:
-    """A loss from .0005 to .004 counts −1, as published; mometas-plus takes it as relative to .05 nats."""
+    """A loss from .0005 to .004 counts −1, as published; mometas-plus takes it as relative to .05
+    nats.
+    """
     before, after = [1.0, 0.0005], [1.0, 0.004]
-    assert Mometas(["a", "b"], faithful=True).reward(before, after) == Mometas(["a", "b"]).reward(before, after) == -1
+    assert (
+        Mometas(["a", "b"], faithful=True).reward(before, after)
+        == Mometas(["a", "b"]).reward(before, after)
+        == -1
+    )
     assert MometasPlus(["a", "b"]).reward(before, after) == pytest.approx(-0.07, abs=1e-4)
 
 
 def test_short_runs_have_shorter_rollouts_and_the_old_constants_a_name() -> None:
     """The fixed point is softmax(q / entropy), and q is ten times smaller for rollouts that are."""
     short, long = (sampler("mometas", ARMS, steps=steps) for steps in (600, 50_000))
-    assert (short.every, short.entropy, short.lr) == (10, pytest.approx(0.2), pytest.approx(0.1 * 10**0.5))
+    assert (short.every, short.entropy, short.lr) == (
+        10,
+        pytest.approx(0.2),
+        pytest.approx(0.1 * 10**0.5),
+    )
     assert (long.every, long.entropy, long.lr) == (100, 2.0, 0.1)
     for old in (sampler("mometas(published=True)", ARMS, steps=600), Mometas(ARMS)):
         assert (old.every, old.entropy, old.lr, old.rows) == (100, 2.0, 0.1, 64)
@@ -183,7 +199,9 @@ def test_hand_set_and_annealed_shares() -> None:
 
 
 def test_temperature_over_sizes() -> None:
-    assert sampler("temperature(9, 1)", ARMS[:2]).probabilities().tolist() == pytest.approx([0.9, 0.1])
+    assert sampler("temperature(9, 1)", ARMS[:2]).probabilities().tolist() == pytest.approx(
+        [0.9, 0.1]
+    )
     warm = sampler("temperature(9, 1, temperature=2)", ARMS[:2]).probabilities()
     assert warm.tolist() == pytest.approx([0.75, 0.25])
 
@@ -203,7 +221,9 @@ def test_loss_over_chance() -> None:
 
 @pytest.mark.parametrize("bandit", BANDITS)
 def test_bandits(bandit: str) -> None:
-    """The published sampler sits at softmax(q / entropy); ours follows, with clearly less regret than any rule."""
+    """The published sampler sits at softmax(q / entropy); ours follows, with clearly less regret
+    than any rule.
+    """
     gain = BANDITS[bandit]
     short: dict[str, Any] = {"world": gain, "rollouts": 150}
     uniform, _ = play(Uniform(ARMS), seed=0, **short)
@@ -216,7 +236,9 @@ def test_bandits(bandit: str) -> None:
 
 
 def test_mometas_plus_is_even_while_it_knows_nothing() -> None:
-    """Five arms without a difference, at the noise of real rewards; it was .50 with the constants of before."""
+    """Five arms without a difference, at the noise of real rewards; it was .50 with the constants
+    of before.
+    """
     largest = [
         regret_game("mometas-plus", "no effect", noise=0.6, rollouts=rollouts, seed=seed)[1]
         for rollouts, games in ((12, 4), (60, 6))
@@ -233,7 +255,8 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
         made.rollout = {rollout: "ab"[rollout % 2]}
         made.update(before={"a": 1.0, "b": 1.0}, after={"a": 1 - gain, "b": 1.0})
         levels.append(made.state_dict()["level"].tolist())
-    assert levels[0] == pytest.approx([0.1, 1, 0], abs=1e-5)  # the reward, and the shares of the arms
+    # the reward, and the shares of the arms
+    assert levels[0] == pytest.approx([0.1, 1, 0], abs=1e-5)
     new = 1 - 0.5 ** (1 / RECENT)
     assert levels[1] == pytest.approx([0.1 + new * 0.2, 1 - new, new], abs=1e-5)
     assert levels[RECENT][0] == pytest.approx(0.2, abs=1e-5)

@@ -17,7 +17,14 @@ TABLE = [
     # name, ratio at 0, 1/4, 1/2, 3/4 and the end of training
     ("constant(0.15)", 0.15, 0.15, 0.15, 0.15, 0.15),
     ("linear-decay(0.15)", 0.30, 0.225, 0.15, 0.075, 0.0),
-    ("cosine-decay(0.15)", 0.32, 0.17 + 0.15 * math.sqrt(0.5), 0.17, 0.17 - 0.15 * math.sqrt(0.5), 0.02),
+    (
+        "cosine-decay(0.15)",
+        0.32,
+        0.17 + 0.15 * math.sqrt(0.5),
+        0.17,
+        0.17 - 0.15 * math.sqrt(0.5),
+        0.02,
+    ),
     ("linear-ascend(0.15)", 0.0, 0.075, 0.15, 0.225, 0.30),
     ("square-above(0.15)", 0.31, 0.29125, 0.235, 0.14125, 0.01),
     ("square-below(0.15)", 0.30, 0.16875, 0.075, 0.01875, 0.0),
@@ -28,7 +35,14 @@ TABLE = [
     ("cosine-parabola", 0.30, 0.2 + 0.1 * math.cos(math.pi / 1.6), 0.0975, 0.069375, 0.01),
     ("elliptical(0.15)", 0.30, 0.3 * math.sqrt(13 / 16), 0.15, 0.3 * (1 - math.sqrt(13 / 16)), 0.0),
     ("linear(0.30, 0.15)", 0.30, 0.2625, 0.225, 0.1875, 0.15),
-    ("cosine(0.30, 0.15)", 0.30, 0.225 + 0.075 * math.sqrt(0.5), 0.225, 0.225 - 0.075 * math.sqrt(0.5), 0.15),
+    (
+        "cosine(0.30, 0.15)",
+        0.30,
+        0.225 + 0.075 * math.sqrt(0.5),
+        0.225,
+        0.225 - 0.075 * math.sqrt(0.5),
+        0.15,
+    ),
     ("step(0.30, 0.15, 0.5)", 0.30, 0.30, 0.15, 0.15, 0.15),
     ("piecewise(0, 0.3, 0.5, 0.2, 1, 0.1)", 0.3, 0.25, 0.2, 0.15, 0.1),
     ("warm-up(0.2, 0.5)", 0.0, 0.1, 0.2, 0.2, 0.2),
@@ -39,7 +53,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE])
+@pytest.mark.parametrize(
+    ("name", "ratios"), [(name, ratios) for name, *ratios in TABLE], ids=[r[0] for r in TABLE]
+)
 def test_table(name: str, ratios: list[float]) -> None:
     made = schedule(name)
     assert [made(step, 400) for step in (0, 100, 200, 300, 400)] == pytest.approx(ratios, abs=1e-12)
@@ -109,19 +125,27 @@ def rows(spec: str, step: int = 0, count: int = 20_000) -> torch.Tensor:
 
 
 def test_distributions_have_their_moments() -> None:
-    uniform, beta, mixed = rows("uniform(0.1, 0.5)"), rows("beta(2, 6)"), rows("mixture(0.1, 3, 0.5, 1)")
-    assert (float(uniform.mean()), float(uniform.var())) == pytest.approx((0.3, 0.16 / 12), rel=1e-3)
-    assert (float(beta.mean()), float(beta.var())) == pytest.approx((0.25, 12 / (64 * 9)), rel=2e-3)
-    assert mixed.unique().tolist() == [0.1, 0.5] and float((mixed == 0.1).double().mean()) == pytest.approx(
-        0.75, abs=1e-3
+    uniform, beta, mixed = (
+        rows("uniform(0.1, 0.5)"),
+        rows("beta(2, 6)"),
+        rows("mixture(0.1, 3, 0.5, 1)"),
     )
+    assert (float(uniform.mean()), float(uniform.var())) == pytest.approx(
+        (0.3, 0.16 / 12), rel=1e-3
+    )
+    assert (float(beta.mean()), float(beta.var())) == pytest.approx((0.25, 12 / (64 * 9)), rel=2e-3)
+    assert mixed.unique().tolist() == [0.1, 0.5] and float(
+        (mixed == 0.1).double().mean()
+    ) == pytest.approx(0.75, abs=1e-3)
     for spec in (
         "uniform(0.1, 0.5)",
         "beta(2, 6)",
         "mixture(0.1, 3, 0.5, 1)",
         "clipped(beta(2, 6), 0.2, 0.3)",
     ):
-        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), "its value is the mean"
+        assert schedule(spec)(0, 100) == pytest.approx(float(rows(spec).mean()), rel=2e-3), (
+            "its value is the mean"
+        )
 
 
 def test_a_composition_draws_where_its_parts_do() -> None:

@@ -17,7 +17,12 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
 from tiny import WORDS, flip
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 KINDS = {
     "light": {"settings": {"hidden_size": 8}},
     "bert": {"architecture": "bert", "settings": SMALL},
@@ -84,21 +89,38 @@ def test_an_encoder_by_its_path_brings_its_weights(tokenizer, tmp_path):
     assert torch.equal(table, model.bert.embeddings.word_embeddings.weight)
     policy.save_pretrained(tmp_path / "policy")
     assert torch.equal(
-        PolicyModel.from_pretrained(tmp_path / "policy").encoder.embeddings.word_embeddings.weight, table
+        PolicyModel.from_pretrained(tmp_path / "policy").encoder.embeddings.word_embeddings.weight,
+        table,
     )
 
 
 def test_the_folder_of_a_learning_is_told_from_a_damaged_policy(tokenizer, tmp_path):
     new(tokenizer).save_pretrained(tmp_path / "policy")
-    with pytest.raises(MaskwiseError, match=r"holds no masking policy; got no config.json; give .*/policy$"):
+    with pytest.raises(
+        MaskwiseError, match=r"holds no masking policy; got no config.json; give .*/policy$"
+    ):
         PolicyModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     "what",
-    ["no config", "cut config", "another model", "code", "code of the encoder", "cut weights", "other weights",
-     "no weights", "pickled", "no tokenizer", "nothing", "strange field", "a terabyte", "not finite"],
-)  # fmt: skip
+    [
+        "no config",
+        "cut config",
+        "another model",
+        "code",
+        "code of the encoder",
+        "cut weights",
+        "other weights",
+        "no weights",
+        "pickled",
+        "no tokenizer",
+        "nothing",
+        "strange field",
+        "a terabyte",
+        "not finite",
+    ],
+)
 def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_path):
     folder = tmp_path / "policy"
     new(tokenizer).save_pretrained(folder)
@@ -123,7 +145,9 @@ def test_what_is_no_whole_policy_is_refused_in_one_line(what, tokenizer, tmp_pat
         rewrite(encoder={**config["encoder"], "auto_map": {"AutoModel": "evil.py"}})
         said = "auto_map"
     elif what == "cut weights":
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
+        (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes()[:200]
+        )
     elif what == "other weights":
         rewrite(encoder={**config["encoder"], "hidden_size": 16})
     elif what == "no weights":
@@ -177,7 +201,10 @@ def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
         ({"architecture": "t5"}, "needs an encoder"),
         ({"length": 0}, "at least 1"),
         ({"pretrained": "./nowhere"}, "no such folder"),
-        ({"pretrained": "bundled:encoder", "length": 256}, "learning.policy.length is more than the model's positions"),
+        (
+            {"pretrained": "bundled:encoder", "length": 256},
+            "learning.policy.length is more than the model's positions",
+        ),
     ],
 )
 def test_a_policy_that_cannot_be_made_is_refused_in_one_line(settings, said, tokenizer):
@@ -197,7 +224,9 @@ def test_a_policy_goes_to_the_hub_and_comes_back(hub, tokenizer):
     policy = new(tokenizer)
     policy.card = "---\nlibrary_name: maskwise\n---\n# masks names"
     policy.push_to_hub("ada/names", token="hf_of_nobody")
-    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(hub["ada/names"])
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(
+        hub["ada/names"]
+    )
     again = PolicyModel.from_pretrained("ada/names")
     assert torch.equal(logits(again), logits(policy)) and "masks names" in again.card
 

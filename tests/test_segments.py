@@ -19,7 +19,9 @@ def line(pieces: int, count: int, dtype: type, *, seed: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-@pytest.mark.parametrize(("pieces", "count"), [(1, 0), (1, 300), (40, 1000), (70_000, 3000), (3, 9)])
+@pytest.mark.parametrize(
+    ("pieces", "count"), [(1, 0), (1, 300), (40, 1000), (70_000, 3000), (3, 9)]
+)
 def test_order_is_by_piece_and_then_by_key(dtype: type, pieces: int, count: int) -> None:
     piece, key = line(pieces, count, dtype)
     expected = sorted(range(len(key)), key=lambda i: (piece[i], key[i]))
@@ -36,11 +38,31 @@ def test_first_ranks_and_sums_begin_anew_in_each_piece() -> None:
     counts = np.array([3, 0, 1, 4, 0])
     piece = np.repeat(np.arange(5), counts)
     assert rank_within(counts).tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-    assert sums_within(np.array([5, 1, 2, 7, 1, 1, 1, 1]), counts).tolist() == [5, 6, 8, 7, 1, 2, 3, 4]
-    assert rank_within(counts * 0).tolist() == [] == sums_within(np.zeros(0, int), counts * 0).tolist()
+    assert sums_within(np.array([5, 1, 2, 7, 1, 1, 1, 1]), counts).tolist() == [
+        5,
+        6,
+        8,
+        7,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert (
+        rank_within(counts * 0).tolist() == [] == sums_within(np.zeros(0, int), counts * 0).tolist()
+    )
     key = np.array([3, 1, 2, 9, 4, -4, 0, 8], dtype=np.int32)
     wanted = np.array([2, 5, -1, 3, 0])
-    assert first_within(piece, key, wanted).tolist() == [False, True, True, False, True, True, True, False]
+    assert first_within(piece, key, wanted).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_sums_of_floats_are_floats() -> None:

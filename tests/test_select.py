@@ -1,7 +1,7 @@
 """Selection against enumeration, in every budget mode.
 
-The randomness is a hash, so frequencies over many example ids are compared with exact probabilities, at 4.5
-standard errors; all is deterministic, so what passes once passes always.
+The randomness is a hash, so frequencies over many example ids are compared with exact
+probabilities, at 4.5 standard errors; all is deterministic, so what passes once passes always.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | Non
     width, kinds = sum(lengths), len(lengths)
     every = np.ones(count * width, bool)
     ids = np.full(count * width, 9)
-    batch = AnnotatedBatch((count, width), ids, None, every, every, np.arange(count) * width, np.arange(count))
+    batch = AnnotatedBatch(
+        (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
+    )
     unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
     return Units(
-        batch, np.arange(count * width), None if set(lengths) == {1} else unit.reshape(-1),
-        np.repeat(np.arange(count), kinds), np.tile(np.arange(kinds, dtype=np.int32), count),
+        batch,
+        np.arange(count * width),
+        None if set(lengths) == {1} else unit.reshape(-1),
+        np.repeat(np.arange(count), kinds),
+        np.tile(np.arange(kinds, dtype=np.int32), count),
         None if weight is None else np.tile(weight, count),
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -67,9 +72,9 @@ def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chose
 def same(one: dict[str, Any], count: int) -> dict[str, Tensor]:
     """One row under many example ids."""
     batch = padded([one])
-    return {name: value.expand(count, -1) for name, value in batch.items() if name != "example_id"} | {
-        "example_id": torch.arange(count)
-    }
+    return {
+        name: value.expand(count, -1) for name, value in batch.items() if name != "example_id"
+    } | {"example_id": torch.arange(count)}
 
 
 def frequencies(units: Units, chosen: Tensor) -> Tensor:
@@ -91,7 +96,9 @@ def budgets(total: int, ratio: float, floor: int = 1) -> dict[int, float]:
     out: dict[int, float] = {}
     for budget, probability in ((low, 1 - part), (low + 1, part)):
         if probability > 0:
-            out[max(least, min(budget, total))] = out.get(max(least, min(budget, total)), 0) + probability
+            out[max(least, min(budget, total))] = (
+                out.get(max(least, min(budget, total)), 0) + probability
+            )
     return out
 
 
@@ -124,7 +131,9 @@ def border_rule(lengths: list[int], budget: int) -> dict[int, float]:
     return taken
 
 
-@pytest.mark.parametrize("lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]])
+@pytest.mark.parametrize(
+    "lengths", [[1, 1, 1, 1, 1], [1, 2, 3, 1, 2], [4, 1, 1], [5, 5, 5], [3, 1, 2, 2, 6, 1], [7]]
+)
 @pytest.mark.parametrize("ratio", [0.15, 0.4, 0.77])
 def test_exact_and_expected_match_enumeration(lengths: list[int], ratio: float) -> None:
     units = units_of(lengths)
@@ -145,14 +154,19 @@ def test_expected_is_even_to_the_stated_bound() -> None:
     by_length = {n: float(found[torch.tensor(lengths) == n].mean()) for n in (1, 2, 4)}
     assert 0.13 < by_length[4] < by_length[2] < by_length[1] < 0.165
     exact = frequencies(units, choose(units, 0.15, budget="exact").tokens)
-    assert float(exact[torch.tensor(lengths) == 4].mean()) < by_length[4], "the skip rule favours short words"
+    assert float(exact[torch.tensor(lengths) == 4].mean()) < by_length[4], (
+        "the skip rule favours short words"
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.5])
 def test_bernoulli_matches_its_law(ratio: float) -> None:
     lengths, weight = [1, 2, 3, 1], [1.0, 0.5, 2.0, 0.0]
     plain, weighted = units_of(lengths), units_of(lengths, weight=weight)
-    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens), [ratio] * 4)
+    assert_close(
+        frequencies(plain, choose(plain, ratio, budget="bernoulli", min_targets=0).tokens),
+        [ratio] * 4,
+    )
     law = [min(1.0, ratio * w) for w in weight]
     chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0).tokens
     assert_close(frequencies(weighted, chosen), law)
@@ -190,7 +204,12 @@ def successive(weight: list[float], count: int) -> list[float]:
 
 @pytest.mark.parametrize(
     "weight",
-    [[1.0, 2.0, 3.0, 4.0], [0.88] * 3 + [0.12] * 3, [5.0, 0.0, 1.0, 1.0], [1e-200, 3e-200, 1e-200, 2e-200]],
+    [
+        [1.0, 2.0, 3.0, 4.0],
+        [0.88] * 3 + [0.12] * 3,
+        [5.0, 0.0, 1.0, 1.0],
+        [1e-200, 3e-200, 1e-200, 2e-200],
+    ],
 )
 @pytest.mark.parametrize("size", [1, 3])
 def test_weighted_is_sampling_without_replacement(weight: list[float], size: int) -> None:
@@ -224,7 +243,8 @@ def test_fill_says_what_becomes_of_an_unused_budget() -> None:
     assert choose(units, 0.25, fill="skip-row").tokens.sum(1).eq(2).all()
     for budget, rule in (("exact", skip_rule), ("expected", border_rule)):
         filled = choose(units, 0.5, fill="random", budget=budget)
-        law = enumerate_orders([2, 1, 1, 2], 2 / 6, rule)  # what is left: 2 of the 6 tokens of weight 0
+        # what is left: 2 of the 6 tokens of weight 0
+        law = enumerate_orders([2, 1, 1, 2], 2 / 6, rule)
         assert_close(frequencies(units, filled.tokens), [1, law[0], 1, *law[1:]])
         assert filled.filled is not None
         assert_close(frequencies(units, filled.filled), [0, law[0], 0, *law[1:]])
@@ -241,9 +261,13 @@ def test_ratio_zero_and_one(budget: str) -> None:
     ("tokens", "ratio", "floor", "least"),
     [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)],
 )
-def test_min_targets_applies_only_from_half_a_token(tokens: int, ratio: float, floor: int, least: int) -> None:
+def test_min_targets_applies_only_from_half_a_token(
+    tokens: int, ratio: float, floor: int, least: int
+) -> None:
     for budget in ("exact", "expected", "bernoulli"):
-        chosen = choose(units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor).tokens.sum(1)
+        chosen = choose(
+            units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
+        ).tokens.sum(1)
         assert chosen.min() == least
 
 
@@ -253,18 +277,36 @@ def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
     assert_close(found, [0.15] * 30, count=8000)
     words = gather(same(row([2] * 15), 8000), vocabulary())
     for budget in ("exact", "expected"):
-        found = choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget).tokens[:, 1:-1:2].double().mean(0)
+        found = (
+            choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget)
+            .tokens[:, 1:-1:2]
+            .double()
+            .mean(0)
+        )
         assert_close(found, [0.2] * 15, count=8000)
 
 
 def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:
     one = row([2, 3, 0, 1, 2], unknown=[3])
-    one["word_ids"][7] = 0  # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
+    # [CLS] a a b [UNK] b [SEP] c: the number of the first word again, behind a special token
+    one["word_ids"][7] = 0
     units = runs(batch := gather(padded([one]), vocabulary()), batch.layers["word_ids"])
     assert units.length.tolist() == [2, 1, 2] and units.number.tolist() == [0, 2, 3]
     assert units.tokens_P.tolist() == [5]
     chosen = units.spread(np.ones(3, bool))
-    assert chosen.tolist() == [False, True, True, False, False, False, False, True, True, True, False]
+    assert chosen.tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
@@ -275,7 +317,8 @@ def test_bad_weights_are_refused(bad: float) -> None:
     with pytest.raises(MaskwiseError, match="not a finite number"):
         weigh(Units.single(batch), weight.reshape(-1), policy="weighted")
     weight[1, 3], weight[:, 0] = 1.0, bad
-    weigh(Units.single(batch), weight.reshape(-1), policy="weighted")  # at a special token it does not matter
+    # at a special token it does not matter
+    weigh(Units.single(batch), weight.reshape(-1), policy="weighted")
 
 
 def test_unknown_names_are_refused() -> None:
@@ -289,7 +332,10 @@ def test_unknown_names_are_refused() -> None:
 def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -> None:
     """Of many pieces some have so few small keys that they must be sorted whole."""
     units, size = units_of(lengths, count=3000), len(lengths)
-    keys, budget_P = Keys(np.arange(3000), seed=0, epoch=0), np.full(3000, round(0.15 * sum(lengths)))
+    keys, budget_P = (
+        Keys(np.arange(3000), seed=0, epoch=0),
+        np.full(3000, round(0.15 * sum(lengths))),
+    )
     every = in_order(units, keys).reshape(3000, size)
     some = in_order(units, keys, budget_P=budget_P)
     sizes = np.bincount(units.piece[some])

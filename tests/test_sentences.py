@@ -1,7 +1,9 @@
-"""Every sentence that verdicts and the page say, in one snapshot, so that wording can be improved in one place.
+"""Every sentence that verdicts and the page say, in one snapshot, so that wording can be improved
+in one place.
 
-``python tests/test_sentences.py`` writes ``sentences.json`` anew; read the difference before you commit it. All other
-tests check codes and facts (``flags``, ``effect``, numbers, names), never the words.
+``python tests/test_sentences.py`` writes ``sentences.json`` anew; read the difference before you
+commit it. All other tests check codes and facts (``flags``, ``effect``, numbers, names), never the
+words.
 """
 
 from __future__ import annotations
@@ -56,12 +58,21 @@ def summary_of(
     **changes: Any,
 ) -> dict[str, Any]:
     """The summary of one task, one score per run."""
-    study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1) | changes
-    lines = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
+    study = (
+        make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1)
+        | changes
+    )
+    lines = [
+        score_record(arm, s, "task-0", x)
+        for arm, runs in scores.items()
+        for s, x in enumerate(runs)
+    ]
     return summarise([*lines, *(run_facts(study) if facts is None else facts), *more], study)
 
 
-def without_tasks(records: Sequence[dict], *, units: str = "token", runs: int = 8, **changes: Any) -> dict[str, Any]:
+def without_tasks(
+    records: Sequence[dict], *, units: str = "token", runs: int = 8, **changes: Any
+) -> dict[str, Any]:
     """The summary of held-out losses and evaluations; ``units`` are those of the second arm."""
     study = make_study(runs=runs, arms=dict.fromkeys(CLEAR, 0), tasks=0) | changes
     study["arms"]["token-30"]["units"] = units
@@ -85,7 +96,11 @@ def evaluations() -> list[dict]:
             hits, perplexity = 0.4 + gain + rng.normal(0, 0.01), 90 - 50 * gain + rng.normal(0, 1)
             lines.append(evaluation_record(arm, seed, "facts", "hits@1", hits, chance=0.1))
             lines.append(evaluation_record(arm, seed, "pairs", "accuracy", 0.5, chance=0.5))
-            lines.append(evaluation_record(arm, seed, "pseudo-perplexity", "token", perplexity, higher_is_better=False))
+            lines.append(
+                evaluation_record(
+                    arm, seed, "pseudo-perplexity", "token", perplexity, higher_is_better=False
+                )
+            )
     return lines
 
 
@@ -98,9 +113,18 @@ def two_tasks() -> dict[str, Any]:
 
 
 def other_costs(**changes: Any) -> dict[str, Any]:
-    double = {"steps": 400, "tokens": 819_200, "targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
-    facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")]
-    return summary_of(CLEAR, facts=[*facts, *(cost_record("token-30", s, **double) for s in range(8))], **changes)
+    double = {
+        "steps": 400,
+        "tokens": 819_200,
+        "targets": 2 * COST["targets"],
+        "flops": 1.2 * COST["flops"],
+    }
+    facts = [
+        r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")
+    ]
+    return summary_of(
+        CLEAR, facts=[*facts, *(cost_record("token-30", s, **double) for s in range(8))], **changes
+    )
 
 
 def selections(**change: Any) -> list[dict]:
@@ -110,14 +134,19 @@ def selections(**change: Any) -> list[dict]:
 def other_grids() -> list[dict]:
     facts = selections()
     line = next(r for r in facts if (r["kind"], r["arm"]) == ("selection", "token-30"))
-    line["candidates"] = [*line["candidates"], {"setting": {"training.learning_rate": 1.0}, "score": 0.1}]
+    line["candidates"] = [
+        *line["candidates"],
+        {"setting": {"training.learning_rate": 1.0}, "score": 0.1},
+    ]
     return facts
 
 
 def small_difference() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     base, d = rng.normal(0.5, 0.02, 10), rng.normal(0, 0.02, 10)
-    return summary_of({"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()})
+    return summary_of(
+        {"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()}
+    )
 
 
 def gate() -> dict[str, Any]:
@@ -130,17 +159,27 @@ def gate() -> dict[str, Any]:
 def shares() -> dict[str, Any]:
     failing = [x + (0.15 if s else 0.0) for s, x in enumerate(LOW)]
     weak = [x + 0.004 * s for s, x in enumerate(LOW)]
-    scores = {"token-15": LOW, "token-30": HIGH, "learned": failing, "weak": weak, "worse": [x - 0.1 for x in LOW]}
+    scores = {
+        "token-15": LOW,
+        "token-30": HIGH,
+        "learned": failing,
+        "weak": weak,
+        "worse": [x - 0.1 for x in LOW],
+    }
     return summary_of(scores, share=("token-30", "token-15"))
 
 
 def against_the_start() -> dict[str, Any]:
     lines = [score_record("no-pretraining", s, "task-0", 0.3 + 0.001 * s) for s in range(8)]
-    return summary_of(CLEAR, more=lines, contrasts=[("token-30", "no-pretraining")], reference="no pre-training")
+    return summary_of(
+        CLEAR, more=lines, contrasts=[("token-30", "no-pretraining")], reference="no pre-training"
+    )
 
 
 def opposite_tasks() -> dict[str, Any]:
-    """The arm gains 2 SDs on a narrow task and loses 1 SD on a wide one: plain points would point elsewhere."""
+    """The arm gains 2 SDs on a narrow task and loses 1 SD on a wide one: plain points would point
+    elsewhere.
+    """
     base, study, records = [-1.0, 0, 1, 0], make_study(runs=4, tasks=2), []
     for arm, gains in (("token-15", (0, 0)), ("token-30", (2, -1))):
         for s in range(4):
@@ -157,14 +196,24 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "few-runs": lambda: summary_of({arm: runs[:3] for arm, runs in CLEAR.items()}),
     "one run": lambda: summary_of({"token-15": [0.5], "token-30": [0.9]}),
     "one arm": lambda: summary_of({"token-15": [0.5, 0.6]}),
-    "nothing measured": lambda: without_tasks([line | {"masks": "whole-word"} for line in losses(0.2)]),
+    "nothing measured": lambda: without_tasks(
+        [line | {"masks": "whole-word"} for line in losses(0.2)]
+    ),
     "equal": lambda: summary_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3}),
-    "not-significant": lambda: summary_of({"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}),
-    "within-margin": lambda: summary_of({"token-15": LOW, "token-30": [x + 0.001 for x in LOW[::-1]]}, margin=0.05),
+    "not-significant": lambda: summary_of(
+        {"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}
+    ),
+    "within-margin": lambda: summary_of(
+        {"token-15": LOW, "token-30": [x + 0.001 for x in LOW[::-1]]}, margin=0.05
+    ),
     "too few contrasts": lambda: summary_of({"a": LOW[:6], "b": HIGH[:6], "c": LOW[:6]}),
     "small difference": small_difference,
-    "keep the baseline": lambda: summary_of({"token-15": [0.80, 0.81, 0.82], "token-30": [0.50, 0.50, 0.51]}),
-    "several baselines": lambda: summary_of(BASELINES, contrasts=[("plus", "uniform"), ("plus", "mlm")]),
+    "keep the baseline": lambda: summary_of(
+        {"token-15": [0.80, 0.81, 0.82], "token-30": [0.50, 0.50, 0.51]}
+    ),
+    "several baselines": lambda: summary_of(
+        BASELINES, contrasts=[("plus", "uniform"), ("plus", "mlm")]
+    ),
     "two tasks": two_tasks,
     "opposite tasks": opposite_tasks,
     "floor": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
@@ -175,15 +224,22 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "different-units": lambda: without_tasks([*losses(0.2), *evaluations()], units="whole-word"),
     "different-tokenizers": lambda: without_tasks(
         losses(0.2),
-        arms={name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()},
+        arms={
+            name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()
+        },
     ),
     "different-formats": lambda: without_tasks(
         losses(0.2),
-        arms={name: facts | {"judged_on": [f"token {name}"]} for name, facts in make_study(runs=8)["arms"].items()},
+        arms={
+            name: facts | {"judged_on": [f"token {name}"]}
+            for name, facts in make_study(runs=8)["arms"].items()
+        },
     ),
     "evaluations": lambda: without_tasks(evaluations()),
     "no search": lambda: summary_of(CLEAR, search=None, facts=[]),
-    "settings differ": lambda: summary_of(CLEAR, facts=[old_selection("token-15"), old_selection("token-30", 0.002)]),
+    "settings differ": lambda: summary_of(
+        CLEAR, facts=[old_selection("token-15"), old_selection("token-30", 0.002)]
+    ),
     "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
     "tied grids": lambda: summary_of(CLEAR, facts=selections(tied=True)),
     "looked before": lambda: summary_of(CLEAR, looked=[{"runs": 6, "looks": None}]),
@@ -201,7 +257,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "item-noise": lambda: summary_of({"token-15": LOW, "token-30": CLOSE}),
     "overlap": lambda: summary_of(CLEAR, more=[OVERLAP]),
-}  # fmt: skip
+}
 
 
 def sentences_of(summary: dict[str, Any]) -> list[str]:
@@ -214,15 +270,23 @@ def sentences_of(summary: dict[str, Any]) -> list[str]:
 
 
 def study_page(folder: Path) -> Path:
-    """A page with every section: companions, evaluations, a search, an overlap, a failure, objectives, weights."""
+    """A page with every section: companions, evaluations, a search, an overlap, a failure,
+    objectives, weights.
+    """
     arms = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
     study = make_study(runs=3, arms=arms)
     records = [*make_records(study, arms), OVERLAP, failure_record("token-15", 9)]
     for r in [r for r in records if r["kind"] in ("score", "cost") and r["arm"] in arms]:
-        change = {"score": r["score"] - 0.05} if r["kind"] == "score" else {"steps": 200, "targets": 61_440}
+        change = (
+            {"score": r["score"] - 0.05}
+            if r["kind"] == "score"
+            else {"steps": 200, "targets": 61_440}
+        )
         records.append(r | {"fraction": 0.5} | change)
     for arm in arms:
-        records += [evaluation_record(arm, s, "facts", "hits@1", 0.25, chance=0.04) for s in study["seeds"]]
+        records += [
+            evaluation_record(arm, s, "facts", "hits@1", 0.25, chance=0.04) for s in study["seeds"]
+        ]
     write_study(
         folder,
         study,
@@ -240,7 +304,10 @@ def study_page(folder: Path) -> Path:
                     "probabilities": shares,
                     "weights": {"NOUN": 0.9},
                 }
-                line |= {"probe_losses": {"mlm": 5.0, "cse": 1.0}, "notes": ["cse is starved: never drawn"]}
+                line |= {
+                    "probe_losses": {"mlm": 5.0, "cse": 1.0},
+                    "notes": ["cse is starved: never drawn"],
+                }
         write_lines(folder / stage / "metrics.jsonl", lines)
     return write_report(folder)
 
@@ -255,18 +322,28 @@ def bare_page(folder: Path) -> Path:
 PAGES: dict[str, Callable[[Path], Path]] = {
     "page of a study": study_page,
     "page of a study that has begun": bare_page,
-    "page of a run": lambda folder: write_report(write_run(folder, make_metrics("linear(0.3, 0.15)"))),
+    "page of a run": lambda folder: write_report(
+        write_run(folder, make_metrics("linear(0.3, 0.15)"))
+    ),
 }
 
 
 def text_of(page: str) -> list[str]:
-    """What a reader sees, block by block, and the labels of charts; without numbers, which other tests check."""
+    """What a reader sees, block by block, and the labels of charts; without numbers, which other
+    tests check.
+    """
     body = re.sub(r"<(script|style|svg|pre).*?</\1>", "", page[page.index("<body>") :], flags=re.S)
     labels = re.findall(r'(?:title|aria-label)="([^"]+)"', body)
-    blocks = re.split(r"</?(?:p|h\d|li|td|th|tr|div|dt|dd|summary|figcaption|header|article|ul)\b[^>]*>", body)
+    blocks = re.split(
+        r"</?(?:p|h\d|li|td|th|tr|div|dt|dd|summary|figcaption|header|article|ul)\b[^>]*>", body
+    )
     plain = (html.unescape(re.sub(r"<[^>]+>", "", block)) for block in [*blocks, *labels])
     found = (" ".join(text.replace("\u00a0", " ").split()) for text in plain)
-    return list(dict.fromkeys(re.sub(r"[−+]?\d[\d.,]*", "0", text) for text in found if re.search("[a-z]{3}", text)))
+    return list(
+        dict.fromkeys(
+            re.sub(r"[−+]?\d[\d.,]*", "0", text) for text in found if re.search("[a-z]{3}", text)
+        )
+    )
 
 
 def said(name: str) -> list[str]:

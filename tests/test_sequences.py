@@ -1,4 +1,6 @@
-"""Text without words: FASTA, tokenizers of letters, rules for words, slow tokenizers, prompts, and what is refused."""
+"""Text without words: FASTA, tokenizers of letters, rules for words, slow tokenizers, prompts, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,15 @@ def fasta(path: Path, count: int, *, length: int = 300) -> Path:
 
 def test_fasta_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.fasta"
-    path.write_text(">one first\nMKV-L\nAA*\n; a comment\n>two\nACDEF\n\n>bad\nAC1F\n>empty\n>three\nGG\n")
+    path.write_text(
+        ">one first\nMKV-L\nAA*\n; a comment\n>two\nACDEF\n\n>bad\nAC1F\n>empty\n>three\nGG\n"
+    )
     documents = read_documents(str(path))
     assert [document.text for document in documents] == ["MKVLAA", "ACDEF", "GG"]
-    assert dict(documents.skipped) == {"sequence with characters that are no letters": 1, "empty": 1}
+    assert dict(documents.skipped) == {
+        "sequence with characters that are no letters": 1,
+        "empty": 1,
+    }
     with gzip.open(tmp_path / "b.fa.gz", "wt") as file:
         file.write(">x\nACGT\n")
     assert [document.text for document in read_documents(str(tmp_path / "b.fa.gz"))] == ["ACGT"]
@@ -57,7 +64,9 @@ def test_ten_thousand_records_take_seconds(tmp_path: Path) -> None:
     path = fasta(tmp_path / "many.faa", 10_000)
     began = time.process_time()
     documents = list(read_documents(str(path)))
-    tokenizer = train_tokenizer((d.text for d in documents), kind="letter", vocab_size=64, lowercase=False)
+    tokenizer = train_tokenizer(
+        (d.text for d in documents), kind="letter", vocab_size=64, lowercase=False
+    )
     assert len(documents) == 10_000 and len(tokenizer) == 25
     tokens = sum(len(each.input_ids) for each in tokenise(documents[:500], tokenizer))
     assert tokens == 500 * 300 and time.process_time() - began < 8
@@ -70,7 +79,9 @@ def test_letters_and_kmers(kind: Any, pieces: list[str]) -> None:
     assert tokenizer.tokenize("MKVLA") == pieces
     assert tokenizer.decode(tokenizer("MKVLA", add_special_tokens=False)["input_ids"]) == "MKVLA"
     assert tokenizer.unk_token_id in tokenizer("mkv")["input_ids"]
-    assert train_tokenizer(texts, kind=kind, vocab_size=64).tokenize("MKVLA") == [p.lower() for p in pieces]
+    assert train_tokenizer(texts, kind=kind, vocab_size=64).tokenize("MKVLA") == [
+        p.lower() for p in pieces
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,13 +110,19 @@ def test_rules_that_are_none_are_refused(rule: str) -> None:
 
 def recipe(source: str, **more: Any) -> Recipe:
     """A recipe on sequences, with a tiny model."""
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     base: dict[str, Any] = {
         "corpus": {"source": source, "length": 64, "layout": "document", "held_out": 0.1},
-        "tokenizer": {"kind": "letter", "lowercase": False}, "model": {"architecture": "bert", "settings": settings},
+        "tokenizer": {"kind": "letter", "lowercase": False},
+        "model": {"architecture": "bert", "settings": settings},
         "evaluation": {"masks": ["token"], "rows": 32, "ratios": [0.15]},
         "training": {"steps": 20, "batch_size": 8, "precision": "no"},
-    }  # fmt: skip
+    }
     for key, value in more.items():
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
     return validate(base, origin="test")
@@ -118,16 +135,24 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("policy", ["whole-word", "span"])
 @pytest.mark.parametrize("budget", ["exact", "expected"])
-def test_words_are_refused_where_there_are_none(policy: str, budget: str, proteins: str, tmp_path: Path) -> None:
+def test_words_are_refused_where_there_are_none(
+    policy: str, budget: str, proteins: str, tmp_path: Path
+) -> None:
     with pytest.raises(MaskwiseError, match=r"no words|masks nothing") as error:
-        run_pretrain(recipe(proteins, masking={"policy": policy, "budget": budget}), tmp_path / "run", quiet=True)
+        run_pretrain(
+            recipe(proteins, masking={"policy": policy, "budget": budget}),
+            tmp_path / "run",
+            quiet=True,
+        )
     assert "token" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("policy", ["token", "span(over='token')"])
 def test_letters_and_runs_train(policy: str, proteins: str, tmp_path: Path) -> None:
-    result = run_pretrain(recipe(proteins, masking={"policy": policy}), tmp_path / "run", quiet=True)
+    result = run_pretrain(
+        recipe(proteins, masking={"policy": policy}), tmp_path / "run", quiet=True
+    )
     assert result["targets"] > 500 and result["heldout"][0]["masks"] == "token"
 
 
@@ -135,7 +160,11 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
     """Most of a text unknown: an error before training; it names what to do."""
     train_tokenizer(["acgt"] * 9, kind="letter", vocab_size=64).save_pretrained(tmp_path / "dna")
     with pytest.raises(MaskwiseError, match="unknown to the tokenizer") as error:
-        run_pretrain(recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}), tmp_path / "run", quiet=True)
+        run_pretrain(
+            recipe(proteins, tokenizer={"name": str(tmp_path / "dna")}),
+            tmp_path / "run",
+            quiet=True,
+        )
     assert "letter" in str(error.value)
 
 
@@ -160,7 +189,10 @@ def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Pat
     ):
         with pytest.raises(MaskwiseError, match="slow tokenizer"):
             check_inputs(recipe(proteins, tokenizer={"name": name}, **changed))
-    words = {"masking": {"policy": "whole-word", "budget": "expected"}, "corpus": {"words": "token"}}
+    words = {
+        "masking": {"policy": "whole-word", "budget": "expected"},
+        "corpus": {"words": "token"},
+    }
     each = recipe(proteins, tokenizer={"name": name}, **words)
     assert run_pretrain(each, tmp_path / "words", quiet=True)["targets"] > 500
 
@@ -172,11 +204,15 @@ def test_prompts_are_kept_and_must_leave_something(tmp_path: Path) -> None:
     source = tmp_path / "pairs.txt"
     source.write_text("\n\n".join(f"who is {n} ? it is {n} and {n}" for n in range(200)))
     settings: dict[str, Any] = {
-        "tokenizer": {"kind": "wordpiece", "vocab_size": 80}, "masking": {"keep": "prompt"}, "objective": "diffusion",
-    }  # fmt: skip
+        "tokenizer": {"kind": "wordpiece", "vocab_size": 80},
+        "masking": {"keep": "prompt"},
+        "objective": "diffusion",
+    }
     fine = recipe(str(source), corpus={"layers": ["prompt(until='?')"]}, **settings)
     assert run_pretrain(fine, tmp_path / "run", quiet=True)["targets"] > 100
-    everything = recipe(str(source), corpus={"layers": ["prompt(until='and', last=True)"]}, **settings)
+    everything = recipe(
+        str(source), corpus={"layers": ["prompt(until='and', last=True)"]}, **settings
+    )
     assert run_pretrain(everything, tmp_path / "some", quiet=True)["targets"] > 0
     source.write_text("\n\n".join(f"who is {n} or {n} ?" for n in range(200)))
     with pytest.raises(MaskwiseError, match="keeps every token visible"):

@@ -1,4 +1,6 @@
-"""Recipes with several objectives: what they may say, what becomes of a training, and what is refused."""
+"""Recipes with several objectives: what they may say, what becomes of a training, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -29,37 +31,58 @@ def path(tmp_path: Path) -> Path:
     """A tiny recipe with four objectives."""
     file = write_inputs(tmp_path)
     raw = yaml.safe_load(file.read_text())
-    raw |= {"objectives": {"mlm": None, "low": {"objective": "mlm", "masking": {"ratio": 0.15}},
-                           "atd": None, "cse": "cse(temperature=0.1)"},
-            "sampler": "mometas(every=8, rows=4)", "masking": {"ratio": 0.3, "corruption": "mask-only"}}  # fmt: skip
+    raw |= {
+        "objectives": {
+            "mlm": None,
+            "low": {"objective": "mlm", "masking": {"ratio": 0.15}},
+            "atd": None,
+            "cse": "cse(temperature=0.1)",
+        },
+        "sampler": "mometas(every=8, rows=4)",
+        "masking": {"ratio": 0.3, "corruption": "mask-only"},
+    }
     raw["training"]["steps"] = 20
     raw["evaluation"]["rows"] = 8
     file.write_text(yaml.safe_dump(raw))
     return file
 
 
-def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(path: Path, tmp_path: Path) -> None:
+def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(
+    path: Path, tmp_path: Path
+) -> None:
     done = run_pretrain(read_recipe(path), tmp_path / "out", quiet=True)
     checkpoint = Path(done["checkpoint"])
     AutoModelForMaskedLM.from_pretrained(checkpoint)
     heads = load_file(checkpoint / "heads.safetensors")
-    assert set(heads) == {f"{arm}.head.{kind}" for arm in ("atd", "cse") for kind in ("weight", "bias")}
+    assert set(heads) == {
+        f"{arm}.head.{kind}" for arm in ("atd", "cse") for kind in ("weight", "bias")
+    }
     assert "mometas(every=8, rows=4)" in (checkpoint / "README.md").read_text()
-    lines = [line for line in read_lines(tmp_path / "out" / "metrics.jsonl") if line["kind"] == "train"]
+    lines = [
+        line for line in read_lines(tmp_path / "out" / "metrics.jsonl") if line["kind"] == "train"
+    ]
     assert sum(sum(line["arm_steps"].values()) for line in lines) == 20
-    assert set(lines[-1]["probe_losses"]) == {"mlm", "low", "atd", "cse"} and lines[-1]["probe_seconds"] > 0
+    assert (
+        set(lines[-1]["probe_losses"]) == {"mlm", "low", "atd", "cse"}
+        and lines[-1]["probe_seconds"] > 0
+    )
     assert lines[0]["probabilities"] != lines[-1]["probabilities"]
 
 
 def test_short_forms_and_names_of_stages(path: Path) -> None:
     recipe = read_recipe(path)
     plain = {name: (arm.objective, arm.masking) for name, arm in recipe.objectives.items()}
-    assert plain == {"mlm": ("mlm", {}), "low": ("mlm", {"ratio": 0.15}), "atd": ("atd", {}),
-                     "cse": ("cse(temperature=0.1)", {})}  # fmt: skip
+    assert plain == {
+        "mlm": ("mlm", {}),
+        "low": ("mlm", {"ratio": 0.15}),
+        "atd": ("atd", {}),
+        "cse": ("cse(temperature=0.1)", {}),
+    }
     other = read_recipe(path, ["sampler=uniform"])
     names = {pretrain_stage(one, prepare_stage(one)).name for one in (recipe, other)}
     assert len(names) == 2
-    # What a dict of objectives and the settings of a training do not say: shares go by order, probes avoid these rows.
+    # What a dict of objectives and the settings of a training do not say: shares go by order,
+    # probes avoid these rows.
     turned = recipe.model_copy(update={"objectives": dict(reversed(recipe.objectives.items()))})
     judged = read_recipe(path, ["evaluation.rows=4"])
     names |= {pretrain_stage(one, prepare_stage(one)).name for one in (turned, judged)}
@@ -76,22 +99,54 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["sampler=single(dtd)"], "unknown arm 'dtd'"),
         (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
         (["objectives.mlm.masking.ratio=1.5"], "1.5"),
-        (["objectives.low.masking.corruption=delete"], "corruption delete changes lengths; for objective mlm take"),
-        (["objectives.low.masking.corruption=replace(target='detect')"], "0 and 1, not tokens; for objective mlm take"),
-        (["objectives.rtd.masking.corruption=replace(target='detect')"], "0 and 1, not tokens; for objective rtd take"),
-        (["objectives.atd.masking.corruption=insert"], "tokens as labels, not 0 and 1; for objective atd take"),
+        (
+            ["objectives.low.masking.corruption=delete"],
+            "corruption delete changes lengths; for objective mlm take",
+        ),
+        (
+            ["objectives.low.masking.corruption=replace(target='detect')"],
+            "0 and 1, not tokens; for objective mlm take",
+        ),
+        (
+            ["objectives.rtd.masking.corruption=replace(target='detect')"],
+            "0 and 1, not tokens; for objective rtd take",
+        ),
+        (
+            ["objectives.atd.masking.corruption=insert"],
+            "tokens as labels, not 0 and 1; for objective atd take",
+        ),
         (["objectives.mlm.masking.polici=token"], "polici"),
-        (["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-         "recipe.yaml: objectives.twins: objective cse masks nothing; got ratio; leave masking out"),
-        (["intermediate={objectives: {cse: {masking: {policy: token}}}}"], "intermediate: objectives.cse: .*got pol"),
-        (["objectives.rtd=", "masking.predict=0.1"],
-         "objectives.rtd: .* needs a target at every masked token; got predict 0.1; .*masking: {predict: 1.0}"),
-        (["objectives.sbo={masking: {predict: 'linear(0, 1)'}}"], "objective sbo needs a target at every masked"),
+        (
+            ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
+            "recipe.yaml: objectives.twins: objective cse masks nothing; got ratio; leave "
+            "masking out",
+        ),
+        (
+            ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
+            "intermediate: objectives.cse: .*got pol",
+        ),
+        (
+            ["objectives.rtd=", "masking.predict=0.1"],
+            "objectives.rtd: .* needs a target at every masked token; got predict 0.1; "
+            ".*masking: {predict: 1.0}",
+        ),
+        (
+            ["objectives.sbo={masking: {predict: 'linear(0, 1)'}}"],
+            "objective sbo needs a target at every masked",
+        ),
         (["study.match=targets"], "matched by steps"),
-        (["objectives={}", "sampler=uniform", "study.match=targets", "study.arms={a: {}, b: {objectives: {cse: }}}"],
-         "arm 'b' trains on several objectives, and such trainings are matched by steps; got study.match targets"),
+        (
+            [
+                "objectives={}",
+                "sampler=uniform",
+                "study.match=targets",
+                "study.arms={a: {}, b: {objectives: {cse: }}}",
+            ],
+            "arm 'b' trains on several objectives, and such trainings are matched by steps; "
+            "got study.match targets",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> None:
     with pytest.raises(MaskwiseError, match=text):
         read_recipe(path, over)
@@ -109,7 +164,10 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
             ["training.batch_size=2"],
             "arm 'cse': cse reads half of the rows twice, so training.batch_size is too",
         ),
-        (["training.accumulate=4", "training.batch_size=8"], "got 8, in 4 parts; allowed: even parts of 4"),
+        (
+            ["training.accumulate=4", "training.batch_size=8"],
+            "got 8, in 4 parts; allowed: even parts of 4",
+        ),
     ],
 )
 def test_what_ends_before_training_with_one_line(
@@ -119,25 +177,43 @@ def test_what_ends_before_training_with_one_line(
     assert text in " ".join(capsys.readouterr().err.split())
 
 
-def test_an_unknown_objective_is_said_in_one_clear_line(path: Path, tmp_path: Path, capsys: Any) -> None:
+def test_an_unknown_objective_is_said_in_one_clear_line(
+    path: Path, tmp_path: Path, capsys: Any
+) -> None:
     for over in ("objectives={foo: }", "objectives={foo: {masking: {ratio: 0.3}}}"):
         assert maskwise("pretrain", path, over, "--out", tmp_path / "out") == 2
-        end = "unknown objective 'foo'; allowed: atd, clm, cse, denoise, diffusion, dtd, emlm, mlm, rtd, sbo, tsdae"
+        end = (
+            "unknown objective 'foo'; allowed: atd, clm, cse, denoise, diffusion, dtd, emlm, "
+            "mlm, rtd, sbo, tsdae"
+        )
         said = " ".join(capsys.readouterr().err.split())
         assert said == f"maskwise: {path}: objectives.foo.objective: {end}"
 
 
 def test_what_is_no_mistake_and_is_said(path: Path) -> None:
-    """sbo without spans is a control. rtd takes 80/10/10: the generator's words stand at all of its targets."""
-    more = ["objectives.sbo={masking: {policy: token}}", "objectives.rtd={masking: {corruption: bert}}"]
+    """sbo without spans is a control. rtd takes 80/10/10: the generator's words stand at all of its
+    targets.
+    """
+    more = [
+        "objectives.sbo={masking: {policy: token}}",
+        "objectives.rtd={masking: {corruption: bert}}",
+    ]
     [line] = check_inputs(read_recipe(path, more))
-    assert line.startswith("objectives.sbo: objective sbo with policy token has hardly any spans: each token is said")
-    words = ["objectives.sbo={masking: {policy: whole-word}}", "objectives.rtd=", "masking.policy=token"]
+    assert line.startswith(
+        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is said"
+    )
+    words = [
+        "objectives.sbo={masking: {policy: whole-word}}",
+        "objectives.rtd=",
+        "masking.policy=token",
+    ]
     assert check_inputs(read_recipe(path, words)) == []
 
 
 def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six rows are enough for one process (its probe has four), twelve for two, and eight not for four."""
+    """Six rows are enough for one process (its probe has four), twelve for two, and eight not for
+    four.
+    """
     for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         check_inputs(read_recipe(path, [f"training.batch_size={rows}"]))
@@ -152,7 +228,9 @@ TOO_FEW = "text that is held out is too little for the sampler's probes; got at 
 def test_too_little_text_for_probes_is_said_before_training(
     path: Path, tmp_path: Path, rows: int, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thousand rows are more than the text has letters for; that a hundred are too many only its tokens tell."""
+    """A thousand rows are more than the text has letters for; that a hundred are too many only its
+    tokens tell.
+    """
 
     def begun(*_: Any, **__: Any) -> None:
         raise AssertionError("this should not have begun")
@@ -168,7 +246,9 @@ def test_too_little_text_for_probes_is_said_before_training(
 
 
 def test_a_tokenizer_that_is_given_tells_sooner(path: Path, tmp_path: Path) -> None:
-    """And a second stage of training is looked at before the first one is trained. Rules need no probe."""
+    """And a second stage of training is looked at before the first one is trained. Rules need no
+    probe.
+    """
     recipe = read_recipe(path)
     run_stage(prepare_stage(recipe), tmp_path)
     given = f"tokenizer.name={prepare_stage(recipe).folder(tmp_path) / 'data' / 'tokenizer'}"
@@ -186,21 +266,25 @@ def test_no_text_has_more_held_out_rows_than_its_letters_and_tokens_allow(
 ) -> None:
     size = {"wordpiece": 120, "bpe": 300}[kind]
     recipe = read_recipe(
-        path, ["tasks=[]", f"corpus.length={length}", f"tokenizer={{kind: {kind}, vocab_size: {size}}}"]
+        path,
+        ["tasks=[]", f"corpus.length={length}", f"tokenizer={{kind: {kind}, vocab_size: {size}}}"],
     )
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
     data = Prepared.open(stage.folder(tmp_path) / "data")
     rows = len(data.held_out.laid("document"))
     by_letters, by_tokens = (
-        most_held_out(recipe.corpus, tokenizer, enough=10_000) for tokenizer in (None, data.tokenizer)
+        most_held_out(recipe.corpus, tokenizer, enough=10_000)
+        for tokenizer in (None, data.tokenizer)
     )
     assert rows <= by_tokens <= by_letters and by_tokens <= 2 * rows + len(data.held_out.documents)
     assert most_held_out(recipe.corpus, None, enough=5) == 5
 
 
 def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:
-    """A model that was only loaded draws no random numbers, so its heads were whatever the process had drawn before."""
+    """A model that was only loaded draws no random numbers, so its heads were whatever the process
+    had drawn before.
+    """
     recipe = read_recipe(path)
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
@@ -213,7 +297,9 @@ def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 
-def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp_path: Path) -> None:
+def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(
+    path: Path, tmp_path: Path
+) -> None:
     recipe = read_recipe(path)
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
@@ -227,14 +313,22 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(path: Path, tmp
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_rows_that_judge_are_those_of_evaluation_in_its_layout(family: str, path: Path, tmp_path: Path) -> None:
-    """A family that keeps no documents apart is judged on single documents, and pseudo-perplexity always is."""
+def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
+    family: str, path: Path, tmp_path: Path
+) -> None:
+    """A family that keeps no documents apart is judged on single documents, and pseudo-perplexity
+    always is.
+    """
     recipe = read_recipe(path, ["evaluation.pseudo_perplexity=2", "evaluation.rows=3"])
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
     data = Prepared.open(stage.folder(tmp_path) / "data")
-    shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24} if family == "distilbert" else {}
-    network = new_model(new_config(family, data.tokenizer, 32, **(shape or recipe.model.settings)), seed=0)
+    shape = (
+        {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24} if family == "distilbert" else {}
+    )
+    network = new_model(
+        new_config(family, data.tokenizer, 32, **(shape or recipe.model.settings)), seed=0
+    )
     (judged, count), (alone, few) = judging_rows(network, data, recipe)
     assert (count, few, alone.layout) == (3, 2, "document")
     assert judged.layout == ("packed" if family == "bert" else "document")
@@ -247,7 +341,9 @@ def test_a_sampler_without_objectives(tmp_path: Path) -> None:
 
 def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     """32 rows, of ``cse`` 48: of a half 12 rows are read twice, so that a twin is one of 23."""
-    recipe = read_recipe(path, ["sampler=loss-proportional(rows=32)", "corpus.held_out=0.49", "evaluation.rows=2"])
+    recipe = read_recipe(
+        path, ["sampler=loss-proportional(rows=32)", "corpus.held_out=0.49", "evaluation.rows=2"]
+    )
     stage = prepare_stage(recipe)
     run_stage(stage, tmp_path)
     data = Prepared.open(stage.folder(tmp_path) / "data")
@@ -255,4 +351,6 @@ def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     chooser = learning(network, data, recipe).learners["sampler"].sampler
     words = math.log(len(data.tokenizer))
     chance = dict(zip(chooser.arms, chooser.chance.tolist(), strict=True))
-    assert chance == pytest.approx({"mlm": words, "low": words, "atd": math.log(2), "cse": math.log(23)})
+    assert chance == pytest.approx(
+        {"mlm": words, "low": words, "atd": math.log(2), "cse": math.log(23)}
+    )

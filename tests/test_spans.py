@@ -43,7 +43,8 @@ def test_sentences(text: str, sentences: list[str]) -> None:
 
 def test_a_token_belongs_where_its_first_visible_character_lies() -> None:
     text = "in New York now"
-    offsets = [(0, 0), (0, 2), (2, 6), (6, 11), (11, 15), (0, 0)]  # with leading spaces, and special tokens
+    # with leading spaces, and special tokens
+    offsets = [(0, 0), (0, 2), (2, 6), (6, 11), (11, 15), (0, 0)]
     assert span_layer(text, [Span(3, 11)], offsets) == [-1, -1, 0, 0, -1, -1]
 
 
@@ -53,7 +54,10 @@ def look(text: str, policies: str, **settings: Any) -> list[Any]:
 
 def test_marked_spans_are_masked_and_nothing_else() -> None:
     found = look("[[Marie Curie]] was born in [[Warsaw]] in 1867.", "salient", ratio=1.0)[0]
-    assert "".join(piece.text for piece in found.shown.pieces if piece.state == "masked") == "Marie Curie Warsaw"
+    assert (
+        "".join(piece.text for piece in found.shown.pieces if piece.state == "masked")
+        == "Marie Curie Warsaw"
+    )
     assert found.text == "Marie Curie was born in Warsaw in 1867."
 
 
@@ -61,7 +65,10 @@ def test_weights_and_sentences_and_frequencies() -> None:
     text = "The cat sat on the [[mat|50000]] today. It slept there all day."
     weighted, sentence, frequent = look(text, "weighted,sentence,frequency", budget="expected")
     assert "mat" in "".join(p.text for p in weighted.shown.pieces if p.state == "masked")
-    states = [{p.state for p in sentence.shown.pieces[:8]}, {p.state for p in sentence.shown.pieces[-4:]}]
+    states = [
+        {p.state for p in sentence.shown.pieces[:8]},
+        {p.state for p in sentence.shown.pieces[-4:]},
+    ]
     assert all(len(state) == 1 for state in states)  # a sentence goes as a whole
     assert 0 < frequent.shown.ratio < 1
 
@@ -69,5 +76,8 @@ def test_weights_and_sentences_and_frequencies() -> None:
 def test_a_text_without_marks_says_how_to_mark() -> None:
     with pytest.raises(MaskwiseError, match=r"phrase needs the layer 'phrase'.*\[\[Warsaw\]\]"):
         look("Marie Curie was born in Warsaw.", "token,phrase")
-    found = look("Marie Curie was born in Warsaw.", "salient", ratio=1.0)[0]  # what the shipped tagger finds
-    assert "".join(p.text for p in found.shown.pieces if p.state == "masked") == "Marie Curie Warsaw"
+    # what the shipped tagger finds
+    found = look("Marie Curie was born in Warsaw.", "salient", ratio=1.0)[0]
+    assert (
+        "".join(p.text for p in found.shown.pieces if p.state == "masked") == "Marie Curie Warsaw"
+    )

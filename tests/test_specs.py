@@ -19,8 +19,14 @@ from maskwise.specs import Call, arguments_of, build, parse_call, read_options
         ("whole-word", Call("whole-word")),
         (" linear( 0.30,0.15 ) ", Call("linear", (0.3, 0.15))),
         ("span(p=0.2, max_words=10)", Call("span", (), {"p": 0.2, "max_words": 10})),
-        ("then(linear-decay(0.15), 0.5, 0.1)", Call("then", (Call("linear-decay", (0.15,)), 0.5, 0.1))),
-        ("layer('my-layer', on=True, off=None)", Call("layer", ("my-layer",), {"on": True, "off": None})),
+        (
+            "then(linear-decay(0.15), 0.5, 0.1)",
+            Call("then", (Call("linear-decay", (0.15,)), 0.5, 0.1)),
+        ),
+        (
+            "layer('my-layer', on=True, off=None)",
+            Call("layer", ("my-layer",), {"on": True, "off": None}),
+        ),
         ('layer("it\'s a-b", -1, 1e-3)', Call("layer", ("it's a-b", -1, 1e-3))),
         ("m(shares=(1, [2, 3]))", Call("m", (), {"shares": (1, (2, 3))})),
         (
@@ -71,7 +77,9 @@ names = st.from_regex(r"[a-z]{1,6}(-[a-z]{1,6})?", fullmatch=True).filter(
         }
     )
 )
-plain = st.one_of(st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12))
+plain = st.one_of(
+    st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12)
+)
 calls = st.recursive(
     st.builds(Call, names, st.lists(plain, max_size=3).map(tuple)),
     lambda inner: st.builds(Call, names, st.lists(st.one_of(plain, inner), max_size=3).map(tuple)),
@@ -138,7 +146,10 @@ def test_builds_with_clear_errors() -> None:
 
 
 def test_names_with_digits_before_a_hyphen_stand_inside_calls() -> None:
-    assert str(parse_call("mixture(token, t5-span(mean_span=2.0))")) == "mixture(token, t5-span(mean_span=2.0))"
+    assert (
+        str(parse_call("mixture(token, t5-span(mean_span=2.0))"))
+        == "mixture(token, t5-span(mean_span=2.0))"
+    )
     assert parse_call("f(-1, 2)").args == (-1, 2)
 
 
@@ -179,11 +190,17 @@ def test_a_bare_word_is_text_where_text_is_wanted() -> None:
 
 
 def test_options_take_whole_numbers_for_numbers_and_name_what_they_take():
-    def reader(spec: str, penalty: float | None = None, patterns: bool = False, rows: int | None = None) -> None:
+    def reader(
+        spec: str, penalty: float | None = None, patterns: bool = False, rows: int | None = None
+    ) -> None:
         """A reader of options."""
 
     read = lambda spec: read_options(spec, reader, kind="task", example="rows=3")[1]  # noqa: E731
     assert read("mine.jsonl(penalty=1, patterns=true)") == {"penalty": 1, "patterns": True}
-    for spec, takes in (("penalty='x'", "a number"), ("patterns=2", "true or false"), ("rows=1.5", "a whole number")):
+    for spec, takes in (
+        ("penalty='x'", "a number"),
+        ("patterns=2", "true or false"),
+        ("rows=1.5", "a whole number"),
+    ):
         with pytest.raises(MaskwiseError, match=f"allowed: {takes}$"):
             read(f"mine.jsonl({spec})")

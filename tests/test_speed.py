@@ -1,4 +1,6 @@
-"""What people see of the speed: FLOPs as torch counts them, shares that are known, a rate that is measured once."""
+"""What people see of the speed: FLOPs as torch counts them, shares that are known, a rate that is
+measured once.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def step_of(source: MaskedSource, number: int) -> Step:
 
 
 def test_the_flops_of_a_step_are_what_torch_counts() -> None:
-    """Rows without padding, one document each: what is left out is the special tokens' share of the weights."""
+    """Rows without padding, one document each: what is left out is the special tokens' share of the
+    weights.
+    """
     net = model("bert", hidden_size=128, intermediate_size=512)
     net.set_attn_implementation("eager")
     chosen = settings()
@@ -47,8 +51,11 @@ def test_the_flops_of_a_step_are_what_torch_counts() -> None:
         objective(step.batches[0]).loss.backward()
     meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=True)
     meter.add(step)
-    assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0  # 14 of 16 tokens are no special tokens
-    with_specials = Step(0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]}, 0)
+    # 14 of 16 tokens are no special tokens
+    assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0
+    with_specials = Step(
+        0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]}, 0
+    )
     meter.read(left=0)
     meter.add(with_specials)
     assert meter.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
@@ -68,7 +75,9 @@ def test_attention_is_within_documents_and_windows() -> None:
     assert attention_work(mixed, 12, 4 * 3**2) == 2 * mixed.hidden_size * 2 * 4 * 3**2
 
 
-def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_meter_measures_between_readings_and_leaves_pauses_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     objective = MaskedLanguageModelling(model("bert"))
@@ -81,13 +90,18 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(monkeypatch: py
         now[0] += 100.0
     flops, found = meter.flops, meter.read(left=6)
     assert found["tokens_per_second"] == 40.0 and found["seconds_left"] == 3.0
-    assert found["mfu"] == pytest.approx(flops / 2.0 / 1e6, abs=1e-4) and 0.01 < found["memory_gib"] < 100
+    assert (
+        found["mfu"] == pytest.approx(flops / 2.0 / 1e6, abs=1e-4)
+        and 0.01 < found["memory_gib"] < 100
+    )
     meter.add(Step(0, [], 0, {}, 0))
     now[0] += 1.0
     assert meter.read(left=0)["tokens_per_second"] == 0.0
 
 
-def test_the_rate_is_measured_once_for_a_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_measured_once_for_a_device_and_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     matmul_rate.cache_clear()
     first = matmul_rate(CPU, "no")
     assert first > 1e6
@@ -100,7 +114,9 @@ def test_the_rate_is_measured_once_for_a_device_and_precision(monkeypatch: pytes
 def test_a_processor_trains_in_bf16_by_itself_only_where_that_is_faster(
     amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AVX-512 multiplies bf16, too, but slower than float32 (benchmarks/results/quick-step-2026-11-23.json)."""
+    """AVX-512 multiplies bf16, too, but slower than float32
+    (benchmarks/results/quick-step-2026-11-23.json).
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -123,10 +139,15 @@ def test_lines_say_how_fast_and_how_full(tmp_path: Path) -> None:
         folder=tmp_path / "run",
         quiet=True,
     )
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     for line in written:
         assert line["padding"] == 0.0 and line["speed"].keys() == {
-            "tokens_per_second", "mfu", "memory_gib", "seconds_left",
-        }  # fmt: skip
+            "tokens_per_second",
+            "mfu",
+            "memory_gib",
+            "seconds_left",
+        }
         assert line["speed"]["tokens_per_second"] > 0 < line["speed"]["mfu"]
     assert written[-1]["speed"]["seconds_left"] == 0.0 < written[0]["speed"]["seconds_left"]

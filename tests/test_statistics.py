@@ -1,4 +1,6 @@
-"""Statistics against scipy and published worked examples. Calibration by simulation: test_calibration.py."""
+"""Statistics against scipy and published worked examples. Calibration by simulation:
+test_calibration.py.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 
-# Darwin's maize, crossed minus self-fertilised, in eighths of an inch (Fisher 1935, sections 17 and 21)
+# Darwin's maize, crossed minus self-fertilised, in eighths of an inch (Fisher 1935, sections 17 and
+# 21)
 MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 
 
@@ -38,7 +41,9 @@ def test_sign_flip_on_darwins_maize():
     assert sign_flip_test(MAIZE) == 1726 / 2**15  # Fisher counted 863 on one side
 
 
-@pytest.mark.parametrize("runs, smallest", [(1, 1.0), (3, 0.25), (5, 0.0625), (8, 0.0078125), (10, 0.001953125)])
+@pytest.mark.parametrize(
+    "runs, smallest", [(1, 1.0), (3, 0.25), (5, 0.0625), (8, 0.0078125), (10, 0.001953125)]
+)
 def test_the_smallest_p(runs, smallest):
     assert sign_flip_test(np.arange(1, runs + 1) / 7) == smallest
 
@@ -47,7 +52,9 @@ def test_sign_flip_is_scipys():
     rng = np.random.default_rng(3)
     for n in (4, 7, 11):
         d = rng.normal(0.4, 1, n)
-        ours = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+        ours = stats.permutation_test(
+            (d,), np.mean, permutation_type="samples", n_resamples=np.inf
+        ).pvalue
         assert sign_flip_test(d) == pytest.approx(ours, abs=1e-12)
 
 
@@ -101,13 +108,15 @@ def test_an_estimate_of_few_runs_has_no_interval():
 
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    # Demšar (2006), 3.2.2: C4.5 against three variants; at .05 the first two are told apart, the third is not
+    # Demšar (2006), 3.2.2: C4.5 against three variants; at .05 the first two are told apart, the
+    # third is not
     assert holm([0.016, 0.019, 0.607]) == pytest.approx([0.048, 0.048, 0.607])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
 
-# Power -------------------------------------------------------------------------------------------------
+# Power
+# -------------------------------------------------------------------------------------------------
 
 
 def test_power_is_the_noncentral_t_at_the_attainable_level_and_has_no_holes():
@@ -132,7 +141,8 @@ def test_what_six_and_eight_runs_see():
 
 def test_the_level_that_can_be_attained():
     assert [attainable_level(n) for n in (5, 6, 7, 8)] == [0, 1 / 32, 3 / 64, 6 / 128]
-    assert attainable_level(5, 0.0626) == 0.0625 and attainable_level(5, 0.0625) == 0  # below, not at
+    # below, not at
+    assert attainable_level(5, 0.0626) == 0.0625 and attainable_level(5, 0.0625) == 0
     assert (fewest_runs(), fewest_runs(0.05 / 6), attainable_level(EXACT_RUNS + 1)) == (6, 8, 0.05)
     assert [most_contrasts(n) for n in (5, 6, 7, 8, 20)] == [0, 1, 3, 6, 6]
 
@@ -141,7 +151,11 @@ def test_runs_to_decide():
     assert runs_to_decide(1.0, 0.5) == 34  # as G*Power has it
     assert runs_to_decide(1.0, 5.0) == 6 and runs_to_decide(1.0, 5.0, alpha=0.05 / 6) == 8
     assert runs_to_decide(1.0, 1.5) == 7  # 6 runs decide only if all agree
-    assert runs_to_decide(1.0, 1e-6) is None and runs_to_decide(0.0, 1.0) == 6 and runs_to_decide(1.0, 0.0) is None
+    assert (
+        runs_to_decide(1.0, 1e-6) is None
+        and runs_to_decide(0.0, 1.0) == 6
+        and runs_to_decide(1.0, 0.0) is None
+    )
     assert runs_to_decide(1.0, 0.17) < MOST_RUNS
     with pytest.raises(MaskwiseError, match="sd ≥ 0"):
         runs_to_decide(-1.0, 1.0)
@@ -156,7 +170,8 @@ def test_the_detectable_difference_has_the_power():
 
 def test_the_weights_of_looks_are_spent_once():
     assert sum(look_weights([6, 12, 18])) == pytest.approx(1)
-    assert look_weights([10, 20])[0] == pytest.approx(0.1115, abs=1e-4)  # 2 − 2 Φ(1.96 / √.5) = .00557, of .05
+    # 2 − 2 Φ(1.96 / √.5) = .00557, of .05
+    assert look_weights([10, 20])[0] == pytest.approx(0.1115, abs=1e-4)
 
 
 def test_numbers_are_checked():
@@ -167,7 +182,8 @@ def test_numbers_are_checked():
     assert paired_differences({1: 5.0, 0: 1.0}, {0: 0.5, 1: 2.0}).tolist() == [0.5, 3.0]
 
 
-# Shares of a gain ----------------------------------------------------------------------------------------
+# Shares of a gain
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_ratio_is_tested_at_the_ends_of_its_interval():

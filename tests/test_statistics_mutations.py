@@ -1,7 +1,8 @@
-"""Each rule of evidence is turned off, one at a time, and a test that stands elsewhere must then fail.
+"""Each rule of evidence is turned off, one at a time, and a test that stands elsewhere must then
+fail.
 
-A test that passes whether or not the rule is there guards nothing. The named tests are run as they are, first with the
-rule and then without it.
+A test that passes whether or not the rule is there guards nothing. The named tests are run as they
+are, first with the rule and then without it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def without(code: str) -> tuple[flags.Flag, ...]:
 
 def noted(code: str) -> tuple[flags.Flag, ...]:
     """The flag is raised, and changes nothing."""
-    changed = [flags.Flag(f.code, "notes", f.test, f.sentence, f.advice) if f.code == code else f for f in flags.FLAGS]
+    changed = [
+        flags.Flag(f.code, "notes", f.test, f.sentence, f.advice) if f.code == code else f
+        for f in flags.FLAGS
+    ]
     return tuple(changed)
 
 
@@ -38,65 +42,96 @@ WIDE = contrasts.sign_flip_interval
 MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
     "holm": (contrasts, "holm", list, test_verdict.test_ten_clear_runs_decide),
     "pairing": (
-        contrasts, "paired_differences", unpaired,
+        contrasts,
+        "paired_differences",
+        unpaired,
         test_verdict.test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters,
     ),
     "one search for all": (
-        flags, "FLAGS", noted("settings-differ"),
+        flags,
+        "FLAGS",
+        noted("settings-differ"),
         flags_tests.test_one_search_for_all_seeds_decides_only_where_both_sides_kept_the_same_setting,
     ),
     "scope": (
-        contrasts, "scope_of", lambda row, table: "each arm tuned",
+        contrasts,
+        "scope_of",
+        lambda row, table: "each arm tuned",
         flags_tests.test_without_a_search_a_study_decides_at_its_settings_and_says_so,
     ),
     "floor": (
-        flags, "FLAGS", without("floor"),
+        flags,
+        "FLAGS",
+        without("floor"),
         flags_tests.test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task,
     ),
     "floor of one side": (
-        table.Table, "fell_back", lambda self, arm: self.at_floor(arm),
+        table.Table,
+        "fell_back",
+        lambda self, arm: self.at_floor(arm),
         flags_tests.test_one_side_above_the_floor_and_one_at_it_is_an_answer,
     ),
     "floor of losses alone": (
-        flags, "is_loss", lambda outcome: True,
+        flags,
+        "is_loss",
+        lambda outcome: True,
         flags_tests.test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task,
     ),
     "chance": (
-        flags, "FLAGS", without("chance"), flags_tests.test_chance_is_that_of_each_task_and_voids_the_task_alone,
+        flags,
+        "FLAGS",
+        without("chance"),
+        flags_tests.test_chance_is_that_of_each_task_and_voids_the_task_alone,
     ),
     "gate": (
-        contrasts, "closes", lambda study: [],
+        contrasts,
+        "closes",
+        lambda study: [],
         rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
     ),
     "a gate closes no others": (
-        contrasts, "closes", lambda study: [*map(tuple, study["contrasts"])],
+        contrasts,
+        "closes",
+        lambda study: [*map(tuple, study["contrasts"])],
         rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
     ),
     "spent error of looks": (
-        contrasts, "look_weights", lambda looks: [1.0] * len(looks),
+        contrasts,
+        "look_weights",
+        lambda looks: [1.0] * len(looks),
         rules.test_planned_looks_share_one_error_whichever_of_them_decides,
     ),
     "looks without a plan": (
-        flags, "FLAGS", noted("looked-before"),
+        flags,
+        "FLAGS",
+        noted("looked-before"),
         lambda: rules.test_runs_that_are_added_without_a_plan_are_no_proof(SIX, None, "open"),
     ),
     "tasks that can tell": (
-        table.Table, "_helped", lambda self, task: 1.0,
+        table.Table,
+        "_helped",
+        lambda self, task: 1.0,
         rules.test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome,
     ),
     "all tasks against the start": (
-        table.Table, "judged_by", lambda self, outcome, *pair: outcome,
+        table.Table,
+        "judged_by",
+        lambda self, outcome, *pair: outcome,
         rules.test_against_the_start_every_task_counts,
     ),
     "level of the margin": (
-        contrasts, "sign_flip_interval", lambda plain, confidence: WIDE(plain),
+        contrasts,
+        "sign_flip_interval",
+        lambda plain, confidence: WIDE(plain),
         rules.test_a_margin_has_a_wider_interval_where_more_contrasts_share_it,
     ),
     "failed runs": (
-        shares, "learned_something", lambda gains, whole: np.full(len(gains), fill_value=True),
+        shares,
+        "learned_something",
+        lambda gains, whole: np.full(len(gains), fill_value=True),
         test_verdict.test_runs_that_failed_outright_are_counted_and_not_averaged,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("rule", MUTANTS)

@@ -1,4 +1,5 @@
-"""Six strangers with files of their own, made without knowledge of the code: what check says, and a first study.
+"""Six strangers with files of their own, made without knowledge of the code: what check says, and a
+first study.
 
 Marked slow: the studies train. Each path is one command and no YAML.
 """
@@ -15,7 +16,21 @@ import pytest
 
 from tiny import WORDS, maskwise, write_lines
 
-GERMAN = ("der", "die", "das", "und", "ist", "nicht", "mit", "für", "auf", "dem", "über", "größer", "schön")
+GERMAN = (
+    "der",
+    "die",
+    "das",
+    "und",
+    "ist",
+    "nicht",
+    "mit",
+    "für",
+    "auf",
+    "dem",
+    "über",
+    "größer",
+    "schön",
+)
 ENGLISH = (
     "the",
     "of",
@@ -51,7 +66,10 @@ def long_documents_and_jsonl(folder: Path, draw: random.Random) -> tuple[Path, l
     for number in range(30):
         text = "\n\n".join(" ".join(sentence(draw, ENGLISH) for _ in range(20)) for _ in range(5))
         (folder / "books" / f"{number}.txt").write_text(text)
-    write_lines(folder / "task.jsonl", [{"text": sentence(draw, ENGLISH), "label": n % 3} for n in range(200)])
+    write_lines(
+        folder / "task.jsonl",
+        [{"text": sentence(draw, ENGLISH), "label": n % 3} for n in range(200)],
+    )
     return folder / "books", [folder / "task.jsonl"]
 
 
@@ -60,13 +78,21 @@ def semicolons_and_numbers(folder: Path, draw: random.Random) -> tuple[Path, lis
     with (folder / "prices.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["Beschreibung", "Preis"])
-        writer.writerows([sentence(draw, ENGLISH), f"{draw.uniform(1, 90):.2f}".replace(".", ",")] for _ in range(200))
+        writer.writerows(
+            [sentence(draw, ENGLISH), f"{draw.uniform(1, 90):.2f}".replace(".", ",")]
+            for _ in range(200)
+        )
     return texts, [folder / "prices.csv"]
 
 
 def german(folder: Path, draw: random.Random) -> tuple[Path, list[Path]]:
-    (folder / "texte.txt").write_text("\n".join(sentence(draw, GERMAN) for _ in range(600)), encoding="utf-8")
-    rows = [{"text": sentence(draw, GERMAN), "label": "gut" if n % 2 else "schlecht"} for n in range(200)]
+    (folder / "texte.txt").write_text(
+        "\n".join(sentence(draw, GERMAN) for _ in range(600)), encoding="utf-8"
+    )
+    rows = [
+        {"text": sentence(draw, GERMAN), "label": "gut" if n % 2 else "schlecht"}
+        for n in range(200)
+    ]
     write_lines(folder / "urteile.jsonl", rows)
     return folder / "texte.txt", [folder / "urteile.jsonl"]
 
@@ -74,7 +100,9 @@ def german(folder: Path, draw: random.Random) -> tuple[Path, list[Path]]:
 def proteins(folder: Path, draw: random.Random) -> tuple[Path, list[Path]]:
     chain = lambda: "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(80, 300)))  # noqa: E731
     (folder / "proteins.txt").write_text("\n".join(chain() for _ in range(400)))
-    write_lines(folder / "fold.jsonl", [{"text": chain()[:60], "label": "ab"[n % 2]} for n in range(200)])
+    write_lines(
+        folder / "fold.jsonl", [{"text": chain()[:60], "label": "ab"[n % 2]} for n in range(200)]
+    )
     return folder / "proteins.txt", [folder / "fold.jsonl"]
 
 
@@ -84,9 +112,11 @@ PATHS = [lines_and_tsv, long_documents_and_jsonl, semicolons_and_numbers, german
 @pytest.mark.slow
 @pytest.mark.parametrize("make", PATHS, ids=lambda make: make.__name__)
 def test_from_own_files_to_an_estimate_and_a_verdict(
-    make: Callable[..., tuple[Path, list[Path]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., tuple[Path, list[Path]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts, tasks = make(tmp_path, random.Random(0))
@@ -96,7 +126,9 @@ def test_from_own_files_to_an_estimate_and_a_verdict(
     assert maskwise("check", recipe, "--json") == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["corpus"]["unknown"] < 0.01 and facts["time"]["seconds"] > 0
-    assert facts["corpus"]["documents"] >= 30 and all(arm["targets_per_step"] > 20 for arm in facts["arms"].values())
+    assert facts["corpus"]["documents"] >= 30 and all(
+        arm["targets_per_step"] > 20 for arm in facts["arms"].values()
+    )
     short = [
         "training.steps=4",
         "training.eval_every=0",
@@ -106,7 +138,9 @@ def test_from_own_files_to_an_estimate_and_a_verdict(
     ]
     assert maskwise("study", recipe, *short, "--out", tmp_path / "out", "--json") == 0
     found = json.loads(capfd.readouterr().out)
-    assert not found["failures"] and found["headline"] and (tmp_path / "out" / "report.html").exists()
+    assert (
+        not found["failures"] and found["headline"] and (tmp_path / "out" / "report.html").exists()
+    )
 
 
 @pytest.mark.slow
@@ -115,5 +149,7 @@ def test_an_encoder_and_three_hundred_labels(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts, tasks = lines_and_tsv(tmp_path, random.Random(0))
-    assert maskwise("adapt", "bundled:encoder", texts, "--task", tasks[0], "--dry-run", "--json") == 0
+    assert (
+        maskwise("adapt", "bundled:encoder", texts, "--task", tasks[0], "--dry-run", "--json") == 0
+    )
     assert json.loads(capfd.readouterr().out)["stages"]["pretrain"]["to_do"] == 18

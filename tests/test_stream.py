@@ -38,18 +38,25 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".lines.txt",
 
 def texts(count: int, seed: int = 0) -> list[dict[str, str]]:
     draw = random.Random(seed)
-    return [{"id": f"{seed}-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))} for n in range(count)]
+    return [
+        {"id": f"{seed}-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))}
+        for n in range(count)
+    ]
 
 
 def write_shard(path: Path, rows: list[dict[str, str]]) -> Path:
-    """The rows as a file whose ending says how; without names, so that they are called after their places."""
+    """The rows as a file whose ending says how; without names, so that they are called after their
+    places.
+    """
     plain = [{"text": row["text"]} for row in rows]
     if path.name.endswith(".parquet"):
         pq.write_table(pa.table({"text": [row["text"] for row in rows]}), path, row_group_size=7)
         return path
     lines = "".join(json.dumps(row) + "\n" for row in plain)
     between = "\n" if ".lines" in path.name else "\n\n"
-    content = (between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines).encode()
+    content = (
+        between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines
+    ).encode()
     if path.name.endswith(".gz"):
         path.write_bytes(gzip.compress(content))
     elif path.name.endswith(".zst"):
@@ -77,7 +84,11 @@ def folder(tmp_path: Path) -> Path:
 
 def stream(folder: Path | str, tokenizer, *, held_out: float = 0.1, **more) -> Stream:
     shards = shards_of(folder)
-    return Stream({"texts": shards}, BlockMaker(tokenizer, 32, held_out=held_out), **{"shuffle": 0.004, **more})
+    return Stream(
+        {"texts": shards},
+        BlockMaker(tokenizer, 32, held_out=held_out),
+        **{"shuffle": 0.004, **more},
+    )
 
 
 def drawn(
@@ -92,11 +103,14 @@ def ids_of(rows: StreamedRows, step: int) -> list[int]:
     return rows.batch(numbers).example_ids.tolist()
 
 
-# Shards --------------------------------------------------------------------------------------------------------
+# Shards
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_chunks_hold_the_documents_of_the_file_under_their_names(tmp_path: Path, ending: str) -> None:
+def test_chunks_hold_the_documents_of_the_file_under_their_names(
+    tmp_path: Path, ending: str
+) -> None:
     path = write_shard(tmp_path / f"a{ending}", texts(50))
     whole = list(read_documents(path, keep_repeated=True))
     assert len(whole) == 50
@@ -112,17 +126,29 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(tmp_path: Path,
             ]
 
 
-def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(
+    tmp_path, monkeypatch
+):
     for name in ("readers", "shards"):
         monkeypatch.setattr(f"maskwise.text.{name}.LONGEST_LINE", 100)
-    lines = [{"text": "one"}, {"text": "x" * 450}, {"text": "two"}, {"text": "y" * 95}, {"text": "three"}]
+    lines = [
+        {"text": "one"},
+        {"text": "x" * 450},
+        {"text": "two"},
+        {"text": "y" * 95},
+        {"text": "three"},
+    ]
     write_lines(tmp_path / "a.jsonl", lines)
     for size in (1, 30, 400, 10**6):
         [shard] = shards_of(tmp_path / "a.jsonl")
-        read = [d for chunk, _ in shard.chunks(BEGINNING, size) for d in documents_of(chunk, Fields())]
+        read = [
+            d for chunk, _ in shard.chunks(BEGINNING, size) for d in documents_of(chunk, Fields())
+        ]
         assert [(d.id, d.text) for d in read] == [
-            ("a.jsonl#1", "one"), ("a.jsonl#3", "two"), ("a.jsonl#5", "three"),
-        ]  # fmt: skip
+            ("a.jsonl#1", "one"),
+            ("a.jsonl#3", "two"),
+            ("a.jsonl#5", "three"),
+        ]
 
 
 def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path) -> None:
@@ -137,16 +163,25 @@ def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path)
     read = [d for part in chunks for chunk, _ in part for d in documents_of(chunk, Fields())]
     assert read == plain and len(chunks[1]) > 5
     place = type(BEGINNING)(*json.loads(json.dumps(chunks[1][3][1])))  # as a state keeps it
-    assert [chunk for chunk, _ in shards[1].chunks(place, 900)] == [chunk for chunk, _ in chunks[1][4:]]
+    assert [chunk for chunk, _ in shards[1].chunks(place, 900)] == [
+        chunk for chunk, _ in chunks[1][4:]
+    ]
 
 
 def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) -> None:
     names = [f"part-{n}.jsonl" for n in range(4)]
-    assert [s.name for s in shards_of(folder)] == names == [s.name for s in shards_of(f"{folder}/*.jsonl")]
+    assert (
+        [s.name for s in shards_of(folder)]
+        == names
+        == [s.name for s in shards_of(f"{folder}/*.jsonl")]
+    )
     (tmp_path / "more").mkdir()
     write_lines(tmp_path / "more" / "part-1.jsonl", texts(3))
     alike = shards_of([str(folder / "part-1.jsonl"), str(tmp_path / "more")])
-    assert [s.name for s in alike] == [str(folder / "part-1.jsonl"), str(tmp_path / "more" / "part-1.jsonl")]
+    assert [s.name for s in alike] == [
+        str(folder / "part-1.jsonl"),
+        str(tmp_path / "more" / "part-1.jsonl"),
+    ]
     for source, said in (
         ("nowhere/*.jsonl", "no file is called so"),
         (str(tmp_path / "x.csv"), "does not exist"),
@@ -172,10 +207,13 @@ def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     assert len({*seen, shards_of(path)[0].fingerprint()}) == 4
 
 
-# Rows ----------------------------------------------------------------------------------------------------------
+# Rows
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(folder: Path, tokenizer) -> None:
+def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
+    folder: Path, tokenizer
+) -> None:
     rows = drawn(stream(folder, tokenizer), batch_size=4)
     batches: dict[int, list[int]] = {}
     for step in range(60):
@@ -190,11 +228,15 @@ def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(folder: Path
             if block.rows:
                 pieces.update(block.rows.pieces.example_ids.tolist())
     assert set(first) <= set(pieces) and len(pieces) - len(first) < 20  # those of less than a batch
-    held = [d for d in read_documents(folder, keep_repeated=True) if is_held_out(text_id(d.text), 0.1)]
+    held = [
+        d for d in read_documents(folder, keep_repeated=True) if is_held_out(text_id(d.text), 0.1)
+    ]
     assert held and not {text_id(f"{d.id}\0{0}") for d in held} & set(pieces)
 
 
-def test_rows_depend_neither_on_workers_nor_on_how_they_are_asked_for(folder: Path, tokenizer) -> None:
+def test_rows_depend_neither_on_workers_nor_on_how_they_are_asked_for(
+    folder: Path, tokenizer
+) -> None:
     text = stream(folder, tokenizer)
     alone, helped = drawn(text), drawn(text, workers=2)
     try:
@@ -225,7 +267,9 @@ def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
         helped.close()
 
 
-def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(folder, tokenizer, tmp_path):
+def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(
+    folder, tokenizer, tmp_path
+):
     text = stream(folder, tokenizer)
     how = TrainingSettings(steps=20, batch_size=8, workers=0)
 
@@ -235,7 +279,10 @@ def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(f
     whole, left, right = source(), source(), source()
     for step in (0, 1, 13):
         [all_rows] = whole.batches(step, rank=0, ranks=1)
-        [first], [second] = left.batches(step, rank=0, ranks=2), right.batches(step, rank=1, ranks=2)
+        [first], [second] = (
+            left.batches(step, rank=0, ranks=2),
+            right.batches(step, rank=1, ranks=2),
+        )
         assert torch.equal(all_rows.input_ids, torch.cat([first.input_ids, second.input_ids]))
         assert torch.equal(all_rows.labels, torch.cat([first.labels, second.labels]))
     corpus = CorpusSettings(source=str(folder), length=32, held_out=0.1)
@@ -255,18 +302,27 @@ def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(f
     names = data.training.pieces.example_ids[data.training.order]
     same = [row for row, name in enumerate(mine.example_ids) if name in names]
     assert len(same) > 4
-    theirs = data.training.batch([int(np.flatnonzero(names == mine.example_ids[row])[0]) for row in same])
+    theirs = data.training.batch(
+        [int(np.flatnonzero(names == mine.example_ids[row])[0]) for row in same]
+    )
     masker = Masker(tokenizer)
-    masked = [masker(batch, step=9, total_steps=20, epoch=epoch) for batch in (rows.batch(numbers[same]), theirs)]
+    masked = [
+        masker(batch, step=9, total_steps=20, epoch=epoch)
+        for batch in (rows.batch(numbers[same]), theirs)
+    ]
     assert torch.equal(masked[0].input_ids, masked[1].input_ids)
 
 
-def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(folder: Path, tokenizer) -> None:
+def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
+    folder: Path, tokenizer
+) -> None:
     sources = {name: shards_of(folder / f"part-{n}.jsonl") for n, name in enumerate("ab")}
     text = Stream(sources, BlockMaker(tokenizer, 32, held_out=0.1), shuffle=0.004)
     rows = drawn(text, shares={"a": 0.75, "b": 0.25})
     counts: Counter[str] = Counter()
-    names = {text_id(f"{row['id']}\0{0}"): row["id"][0] for n in (0, 1) for row in texts(40, seed=n)}
+    names = {
+        text_id(f"{row['id']}\0{0}"): row["id"][0] for n in (0, 1) for row in texts(40, seed=n)
+    }
     for step in range(40):
         numbers, epoch = rows.draw(step)
         assert epoch is None and sorted(numbers.tolist()) == list(range(8))
@@ -282,14 +338,17 @@ def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(folder: P
     assert ids_of(again, 33) == ids_of(rows, 33)
 
 
-# Going on ------------------------------------------------------------------------------------------------------
+# Going on
+# ------------------------------------------------------------------------------------------------------
 
 
 def point(done: int) -> Point:
     return Point(done, 40, lambda sums: sums)
 
 
-def test_a_state_leads_to_the_next_step_without_reading_what_came_before(folder, tokenizer, monkeypatch):
+def test_a_state_leads_to_the_next_step_without_reading_what_came_before(
+    folder, tokenizer, monkeypatch
+):
     text = stream(folder, tokenizer)
     rows = drawn(text)
     known = [ids_of(rows, step) for step in range(40)]
@@ -323,7 +382,9 @@ def test_a_changed_shard_is_refused(folder: Path, tokenizer) -> None:
     rows.after(point(1))
     state = rows.state_dict()
     write_lines(folder / "part-1.jsonl", texts(41, seed=1))
-    with pytest.raises(MaskwiseError, match=r"a shard of the stream changed .*part-1\.jsonl") as error:
+    with pytest.raises(
+        MaskwiseError, match=r"a shard of the stream changed .*part-1\.jsonl"
+    ) as error:
         drawn(stream(folder, tokenizer)).load_state_dict(state)
     assert "\n" not in str(error.value)
 
@@ -331,7 +392,9 @@ def test_a_changed_shard_is_refused(folder: Path, tokenizer) -> None:
 def test_the_end_of_a_stream_is_the_next_epoch_or_one_line(folder: Path, tokenizer) -> None:
     rows = drawn(stream(folder, tokenizer, repeat=False))
     steps = 0
-    with pytest.raises(MaskwiseError, match=r"the stream ends after \d+ of 40 steps.*repeat") as error:
+    with pytest.raises(
+        MaskwiseError, match=r"the stream ends after \d+ of 40 steps.*repeat"
+    ) as error:
         for step in range(40):
             ids_of(rows, step)
             steps += 1
@@ -341,22 +404,29 @@ def test_the_end_of_a_stream_is_the_next_epoch_or_one_line(folder: Path, tokeniz
 
 
 def test_too_little_text_is_one_line(folder: Path, tokenizer) -> None:
-    with pytest.raises(MaskwiseError, match=r"the stream is smaller than one batch.*at least 1000 rows"):
+    with pytest.raises(
+        MaskwiseError, match=r"the stream is smaller than one batch.*at least 1000 rows"
+    ):
         drawn(stream(folder, tokenizer), batch_size=1000).draw(0)
     with pytest.raises(MaskwiseError, match="smaller than one batch"):
         drawn(stream(folder / "part-3.jsonl", tokenizer)).draw(0)
 
 
-# What is prepared -----------------------------------------------------------------------------------------------
+# What is prepared
+# -----------------------------------------------------------------------------------------------
 
 
-def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(folder: Path, tokenizer, tmp_path) -> None:
+def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
+    folder: Path, tokenizer, tmp_path
+) -> None:
     corpus = CorpusSettings(source=str(folder), length=32, held_out=0.2, stream=True)
     facts = Prepared.begin(tmp_path / "data", corpus, tokenizer)
     data = Prepared.open(tmp_path / "data")
     documents = list(read_documents(folder, keep_repeated=True))
     held = {text_id(d.id) for d in documents if is_held_out(text_id(d.text), 0.2)}
-    assert set(data.held_out.documents.tolist()) == held and facts["held_out_rows"] == len(data.held_out)
+    assert set(data.held_out.documents.tolist()) == held and facts["held_out_rows"] == len(
+        data.held_out
+    )
     assert facts["read_characters"] == sum(len(d.text) for d in documents) < HELD_OUT_CHARACTERS
     counts = data.training.unigram_counts(len(tokenizer))
     ids = [
@@ -391,7 +461,8 @@ def test_layers_are_made_as_the_text_is_read(folder: Path, tokenizer) -> None:
             batch = rows.batch(numbers)
             assert batch.example_ids.tolist() == ids_of(drawn(text), step)
             inside = batch.columns["word_ids"] >= 0
-            assert (batch.columns["sentence"][inside] == 0).all()  # the texts are without full stops
+            # the texts are without full stops
+            assert (batch.columns["sentence"][inside] == 0).all()
     finally:
         rows.close()
     with pytest.raises(MaskwiseError, match="need the whole corpus"):

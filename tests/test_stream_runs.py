@@ -38,7 +38,9 @@ def recipe(tmp_path: Path, folder: Path) -> Path:
 
 
 def losses(out: Path) -> list[tuple[object, ...]]:
-    return [(line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")]
+    return [
+        (line["kind"], line["step"], line.get("loss")) for line in read_lines(out / "metrics.jsonl")
+    ]
 
 
 def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
@@ -47,7 +49,10 @@ def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_pat
     line = [line for line in read_lines(whole / "metrics.jsonl") if line["kind"] == "train"][-1]
     assert line["stream"]["epoch"] >= 1 and line["stream"]["shard"].startswith("part-")
     [text] = (whole / "stages").glob("prepare-*")
-    assert not list(text.rglob("training.arrow")) and "a stream" in (whole / "checkpoint" / "README.md").read_text()
+    assert (
+        not list(text.rglob("training.arrow"))
+        and "a stream" in (whole / "checkpoint" / "README.md").read_text()
+    )
 
     taken = engine.Engine.update
 
@@ -65,7 +70,9 @@ def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_pat
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_a_study_takes_streams_and_says_that_nothing_is_counted(
+    recipe: Path, tmp_path: Path, capsys
+) -> None:
     assert maskwise("study", recipe, "--dry-run", "--json", "--out", tmp_path / "dry") == 0
     plan = json.loads(capsys.readouterr().out)
     assert any("nothing of it is counted beforehand" in note for note in plan["notes"])
@@ -92,13 +99,17 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe: Path, tm
         ("corpus.stream=false", "shuffle is for streams"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_in_one_line(recipe, tmp_path, capsys, override, said) -> None:
+def test_what_a_stream_cannot_do_is_refused_in_one_line(
+    recipe, tmp_path, capsys, override, said
+) -> None:
     assert maskwise("pretrain", recipe, override, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1, error
 
 
-def test_a_changed_shard_ends_a_run_that_goes_on(recipe: Path, folder: Path, tmp_path: Path, capsys) -> None:
+def test_a_changed_shard_ends_a_run_that_goes_on(
+    recipe: Path, folder: Path, tmp_path: Path, capsys
+) -> None:
     assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 0
     (tmp_path / "out" / "done.json").unlink()
     write_lines(folder / "part-2.jsonl", texts(30, seed=7))
@@ -108,7 +119,9 @@ def test_a_changed_shard_ends_a_run_that_goes_on(recipe: Path, folder: Path, tmp
 
 def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch) -> None:
     monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 5000)
-    facts = outlook_of(str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False)
+    facts = outlook_of(
+        str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False
+    )
     assert not facts["corpus"]["whole"] and 5000 <= facts["corpus"]["characters"] < 6000
     assert facts["training"]["passes"] is None and facts["corpus"]["rows"] > 10
     assert any("on a stream, which is not counted" in text for _, text in facts["lines"])
@@ -116,7 +129,9 @@ def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypa
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_stream(tmp_path: Path) -> None:
-    """Scaled down from the claim, which is 20 and 2,000 MB: every part within 200 MB of what a quarter takes."""
+    """Scaled down from the claim, which is 20 and 2,000 MB: every part within 200 MB of what a
+    quarter takes.
+    """
     script = Path(__file__).parent.parent / "benchmarks" / "stream_memory.py"
     command = [sys.executable, str(script), "20", "80"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,4 +1,6 @@
-"""Studies: nothing is run twice, an interruption changes no number, a failing run takes no other down."""
+"""Studies: nothing is run twice, an interruption changes no number, a failing run takes no other
+down.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,32 @@ from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
-    "score": {"kind", "arm", "seed", "task", "metric", "score", "fine_tuning", "dev", "others", "item_error"},
+    "score": {
+        "kind",
+        "arm",
+        "seed",
+        "task",
+        "metric",
+        "score",
+        "fine_tuning",
+        "dev",
+        "others",
+        "item_error",
+    },
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
     "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets", "per_byte"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
-    "overlap": {"kind", "task", "corpus", "items", "overlapping", "short", "documents", "n", "examples"},
+    "overlap": {
+        "kind",
+        "task",
+        "corpus",
+        "items",
+        "overlapping",
+        "short",
+        "documents",
+        "n",
+        "examples",
+    },
 }
 
 
@@ -51,22 +74,28 @@ def finished(recipe, tmp_path_factory) -> Path:
     return out
 
 
-# What a study leaves ---------------------------------------------------------------------------------------
+# What a study leaves
+# ---------------------------------------------------------------------------------------
 
 
 def test_a_study_leaves_the_files_that_the_documentation_names(finished):
-    study, summary = (json.loads((finished / name).read_text()) for name in ("study.json", "summary.json"))
+    study, summary = (
+        json.loads((finished / name).read_text()) for name in ("study.json", "summary.json")
+    )
     assert study["baseline"] == "token-15" and study["seeds"] == [0, 1] and study["seconds"] > 0
     assert study["arms"]["token-15"]["ratio"] == "constant(0.15)"
     assert study["tasks"]["task"]["test_items"] == 10
     records = read_lines(finished / "records.jsonl")
     assert all(set(record) == SCHEMA[record["kind"]] for record in records)
-    # Two arms and the reference, two seeds, one task; two kinds of held-out masks for the arms only.
+    # Two arms and the reference, two seeds, one task; two kinds of held-out masks for the arms
+    # only.
     assert sum(r["kind"] == "score" for r in records) == 6
     assert sum(r["kind"] == "heldout" for r in records) == 16  # at two ratios each
     costs = {(r["arm"], r["seed"]): r for r in records if r["kind"] == "cost"}
     assert set(costs) == {(arm, seed) for arm in ("token-15", "words-30") for seed in (0, 1)}
-    assert costs["words-30", 0]["targets"] / costs["token-15", 0]["targets"] == pytest.approx(2, rel=0.1)
+    assert costs["words-30", 0]["targets"] / costs["token-15", 0]["targets"] == pytest.approx(
+        2, rel=0.1
+    )
     planned = study["match"]["arms"]["words-30"]
     for key in ("steps", "tokens", "targets", "flops"):
         assert planned[key] == pytest.approx(costs["words-30", 1][key], rel=0.05)
@@ -74,10 +103,16 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
-    assert all(line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main" for line in timings)
+    assert all(
+        line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main"
+        for line in timings
+    )
     samples = json.loads((finished / "samples.json").read_text())
     assert set(samples) == {"token-15", "words-30"}
-    assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {"shown", "masked"}
+    assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {
+        "shown",
+        "masked",
+    }
 
 
 def test_the_page_needs_nothing_else(finished):
@@ -88,8 +123,15 @@ def test_the_page_needs_nothing_else(finished):
 
 def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch):
     monkeypatch.setitem(jobs.ENGINES, "local", None)  # no worker is started
-    before = {path: path.stat().st_mtime_ns for path in (finished / "stages").rglob("*") if path.name != ".lock"}
-    files = {name: (finished / name).read_bytes() for name in ("records.jsonl", "study.json", "samples.json")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (finished / "stages").rglob("*")
+        if path.name != ".lock"
+    }
+    files = {
+        name: (finished / name).read_bytes()
+        for name in ("records.jsonl", "study.json", "samples.json")
+    }
     assert maskwise("study", recipe, "--out", finished) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert files == {name: (finished / name).read_bytes() for name in files}
@@ -126,7 +168,9 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     what = json.loads((stage / "stage.json").read_text())
     data = Prepared.open(finished / "stages" / what["needs"][0] / "data")
     evaluation = what["how"]["evaluation"]
-    maskers = fixed_maskers(data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0])
+    maskers = fixed_maskers(
+        data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0]
+    )
     alone = data.held_out.laid("document")  # as documents of packed rows are read, too
     judged = alone.batch(rows_with(alone, data.held_out, evaluation["rows"]))
     for kind, masker in maskers.items():
@@ -154,13 +198,19 @@ for kind in ("token", "whole-word"):
 assert "maskwise" not in sys.modules
 print(json.dumps(losses))
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     found = json.loads(ran.stdout)
-    reported = {line["masks"]: line["loss"] for line in json.loads((stage / "done.json").read_text())["heldout"]}
+    reported = {
+        line["masks"]: line["loss"]
+        for line in json.loads((stage / "done.json").read_text())["heldout"]
+    }
     assert found == pytest.approx(reported, abs=1e-5)
 
 
-# Stages ----------------------------------------------------------------------------------------------------
+# Stages
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
@@ -188,7 +238,10 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
         assert names(other)[0] == prepared and names(other)[1] != pretrained, other
     assert names("corpus.length=33")[0] != prepared
     tasks = read_recipe(recipe).tasks
-    plans = [make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages() for t in (*tasks, f"{tasks[0]}(train_rows=8)")]
+    plans = [
+        make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages()
+        for t in (*tasks, f"{tasks[0]}(train_rows=8)")
+    ]
     shared = {stage.name for stage in plans[0]} & {stage.name for stage in plans[1]}
     assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain", "evaluate"}
     copied = tmp_path / "inputs"
@@ -203,7 +256,8 @@ def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
 
 def test_a_plan_names_shared_work_once_and_runs_every_arm_before_the_second_of_any(recipe):
     plan = make_plan(read_recipe(recipe))
-    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings, one look for test items in the corpus.
+    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings, one look for test items
+    # in the corpus.
     assert len(plan.stages()) == 1 + 4 + 4 + 6 + 1
     assert [run.seed for run in plan.runs] == [0, 0, 0, 1, 1, 1]
     other = make_plan(read_recipe(recipe, ["training.steps=7"]))
@@ -224,14 +278,29 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
     shutil.copytree(finished, out)
     before = set((out / "stages").iterdir())
     assert (
-        maskwise("study", recipe, "tasks=[]", "study.arms.token-30.masking.ratio=0.3", "--out", out, "--jobs", 1) == 0
+        maskwise(
+            "study",
+            recipe,
+            "tasks=[]",
+            "study.arms.token-30.masking.ratio=0.3",
+            "--out",
+            out,
+            "--jobs",
+            1,
+        )
+        == 0
     )
     new = {path.name.split("-")[0] for path in set((out / "stages").iterdir()) - before}
     assert new == {"pretrain", "evaluate"} and len(set((out / "stages").iterdir()) - before) == 4
-    assert {r["arm"] for r in read_lines(out / "records.jsonl")} == {"token-15", "words-30", "token-30"}
+    assert {r["arm"] for r in read_lines(out / "records.jsonl")} == {
+        "token-15",
+        "words-30",
+        "token-30",
+    }
 
 
-# Interruptions ---------------------------------------------------------------------------------------------
+# Interruptions
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -271,7 +340,9 @@ def _interrupted(study: tuple[Any, ...], out: Path) -> None:
 def _killed(study: tuple[Any, ...], out: Path) -> None:
     """Kill a study, in a copy of this process, as soon as it trains on; its workers must then end."""
     before = _lines(out)
-    process = multiprocessing.get_context("fork").Process(target=lambda: (os.setsid(), maskwise(*study)))
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: (os.setsid(), maskwise(*study))
+    )
     process.start()
     assert process.pid
     wait_for(lambda: _lines(out) > before or not process.is_alive())
@@ -282,7 +353,9 @@ def _killed(study: tuple[Any, ...], out: Path) -> None:
 
 
 def _lines(out: Path) -> int:
-    """Lines of metrics: they stay where they are, and a state to resume from may come and go unseen."""
+    """Lines of metrics: they stay where they are, and a state to resume from may come and go
+    unseen.
+    """
     return sum(path.read_text().count("\n") for path in out.glob("stages/pretrain-*/metrics.jsonl"))
 
 
@@ -295,7 +368,8 @@ def test_two_studies_do_not_write_into_one_folder(finished, recipe, capfd):
     assert "another study is running" in capfd.readouterr().err
 
 
-# Failures --------------------------------------------------------------------------------------------------
+# Failures
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
@@ -305,7 +379,11 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     assert "failed: wild, seed 0: the loss is not finite" in capfd.readouterr().err
     records = read_lines(out / "records.jsonl")
     [failure] = [record for record in records if record["kind"] == "failure"]
-    assert set(failure) == SCHEMA["failure"] and failure["arm"] == "wild" and "lower the" in failure["error"]
+    assert (
+        set(failure) == SCHEMA["failure"]
+        and failure["arm"] == "wild"
+        and "lower the" in failure["error"]
+    )
     assert {r["arm"] for r in records if r["kind"] == "score"} == {"token-15", "no-pretraining"}
     assert "the loss is not finite" in (out / "report.html").read_text()
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()

@@ -1,4 +1,6 @@
-"""Studies of what learns: samplers over objectives, and policies over annotated layers, from recipe to page."""
+"""Studies of what learns: samplers over objectives, and policies over annotated layers, from recipe
+to page.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,16 @@ from pathlib import Path
 from tiny import maskwise, read_lines, write_inputs
 
 SHORT = [
-    "training.steps=8", "training.save_every=0", "training.eval_every=4", "training.log_every=2", "tasks=[]",
-    "study.seeds=1", "study.contrasts=null", "corpus.held_out=0.3", "evaluation.rows=4",
-]  # fmt: skip
+    "training.steps=8",
+    "training.save_every=0",
+    "training.eval_every=4",
+    "training.log_every=2",
+    "tasks=[]",
+    "study.seeds=1",
+    "study.contrasts=null",
+    "corpus.held_out=0.3",
+    "evaluation.rows=4",
+]
 
 
 def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> None:
@@ -26,23 +35,36 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> No
     ]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
     costs = {r["arm"]: r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
-    assert costs["even"]["objectives"] == {"mlm": 3, "atd": 3, "rtd": 2} and costs["even"]["probe_flops"] == 0
+    assert (
+        costs["even"]["objectives"] == {"mlm": 3, "atd": 3, "rtd": 2}
+        and costs["even"]["probe_flops"] == 0
+    )
     assert sum(costs["plus"]["objectives"].values()) == 8
     assert 0 < costs["plus"]["probe_flops"] < costs["plus"]["flops"]
     study = json.loads((out / "study.json").read_text())
     assert study["match"]["arms"]["plus"] == {"steps": 8}  # what will be drawn is not known before
     for facts in study["arms"].values():  # a rule is watched too
-        lines = [x for x in read_lines(out / facts["runs"]["0"] / "metrics.jsonl") if x["kind"] == "train"]
-        assert set(lines[-1]["probe_losses"]) == {"mlm", "atd", "rtd"} and lines[-1]["probe_step"] == 8
+        lines = [
+            x
+            for x in read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
+            if x["kind"] == "train"
+        ]
+        assert (
+            set(lines[-1]["probe_losses"]) == {"mlm", "atd", "rtd"} and lines[-1]["probe_step"] == 8
+        )
     assert "Which objective trained" in (out / "report.html").read_text()
 
 
 def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arms = "study.arms={words: {}, ptw: {masking.policy: pos-weighted}, types: {masking.policy: type-weighted}}"
+    arms = (
+        "study.arms={words: {}, ptw: {masking.policy: pos-weighted}, types: {masking.policy: "
+        "type-weighted}}"
+    )
     more = ["corpus.layers=[pos]", "masking.policy=whole-word", arms, "study.baseline=words"]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
     samples = json.loads((out / "samples.json").read_text())
-    assert set(samples) == {"words", "ptw"} and samples["words"]  # the weights of types are not kept
+    # the weights of types are not kept
+    assert set(samples) == {"words", "ptw"} and samples["words"]
     assert all(row["learnt"] for row in samples["ptw"]) and "learnt" not in samples["words"][0]
     assert "weights as learnt" in (out / "report.html").read_text()

@@ -1,4 +1,6 @@
-"""Policies that learn from labels: what is labelled, what is learned, and the command that does both."""
+"""Policies that learn from labels: what is labelled, what is learned, and the command that does
+both.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,24 @@ import pytest
 import torch
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.labels import NO_WORD, NOT_THERE, Marked, answer_labels, classifier_labels, labels_of
+from maskwise.learning.labels import (
+    NO_WORD,
+    NOT_THERE,
+    Marked,
+    answer_labels,
+    classifier_labels,
+    labels_of,
+)
 from maskwise.learning.meta import MetaLearner
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.supervised import CUT, LONG, FindSpans, LabelledWindows, judge, learn_supervised
+from maskwise.learning.supervised import (
+    CUT,
+    LONG,
+    FindSpans,
+    LabelledWindows,
+    judge,
+    learn_supervised,
+)
 from maskwise.tasks import load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
@@ -35,7 +51,9 @@ def biographies(count: int, *, seed: int = 0) -> list[dict]:
         name, job = draw.choice(NAMES), " ".join(draw.sample(JOBS, draw.choice((1, 2))))
         filler = [" ".join(draw.choices(WORDS[40:], k=4)) for _ in range(2)]
         context = f"{filler[0]}. {name} is a {job}. {filler[1]}."
-        rows.append({"context": context, "question": f"what is {name}", "answers": [job], "split": "train"})
+        rows.append(
+            {"context": context, "question": f"what is {name}", "answers": [job], "split": "train"}
+        )
         rows[-1]["split"] = ("train", "train", "train", "dev", "test")[number % 5]
     return rows
 
@@ -72,60 +90,97 @@ def test_all_occurrences_of_all_answers_are_labelled_and_answers_that_are_not_th
 
 def test_files_with_contexts_are_cut_by_article(tmp_path):
     articles = [
-        {"title": f"t{n}", "paragraphs": [
-            {"context": f"text {n} {p} tells of owls", "qas": [
-                {"id": str(p), "question": "?", "answers": [{"text": "owls", "answer_start": 0}]},
-                {"id": "x", "question": "?", "answers": [{"text": "mice", "answer_start": 0}]},
-            ]} for p in range(3)]}
+        {
+            "title": f"t{n}",
+            "paragraphs": [
+                {
+                    "context": f"text {n} {p} tells of owls",
+                    "qas": [
+                        {
+                            "id": str(p),
+                            "question": "?",
+                            "answers": [{"text": "owls", "answer_start": 0}],
+                        },
+                        {
+                            "id": "x",
+                            "question": "?",
+                            "answers": [{"text": "mice", "answer_start": 0}],
+                        },
+                    ],
+                }
+                for p in range(3)
+            ],
+        }
         for n in range(40)
-    ]  # fmt: skip
+    ]
     (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
     labels = labels_of(str(tmp_path / "squad.json"))
     of = {split: {each.text.split()[1] for each in part} for split, part in labels.splits.items()}
     assert all(len(part) == 3 * len(of[split]) for split, part in labels.splits.items())
     assert len(of["train"] | of["dev"] | of["test"]) == sum(map(len, of.values())) == 40
-    assert len(of["train"]) > 20 and of["test"] and labels.kind == "answers" and labels.head == "spans"
+    assert (
+        len(of["train"]) > 20 and of["test"] and labels.kind == "answers" and labels.head == "spans"
+    )
     assert labels.counts[NOT_THERE] == 120
 
 
 def asked(count: int) -> list[dict]:
     """One file without splits: a question about each of so many contexts."""
     rows = biographies(2 * count)[:count]
-    return [{"question": f"q{n}", "context": row["context"], "answers": row["answers"]} for n, row in enumerate(rows)]
+    return [
+        {"question": f"q{n}", "context": row["context"], "answers": row["answers"]}
+        for n, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["question-answering", "generation"])
 def test_no_policy_learns_from_what_a_task_of_the_same_file_is_tested_by(kind, tmp_path):
-    """Each cut the file by a hash of its own: 26 of 34 contexts of the task's test were in the policy's train."""
+    """Each cut the file by a hash of its own: 26 of 34 contexts of the task's test were in the
+    policy's train.
+    """
     write_lines(tmp_path / "qa.jsonl", rows := asked(200))
-    labels, task = labels_of(str(tmp_path / "qa.jsonl")), load_task(tmp_path / "qa.jsonl", kind=kind)
+    labels, task = (
+        labels_of(str(tmp_path / "qa.jsonl")),
+        load_task(tmp_path / "qa.jsonl", kind=kind),
+    )
     context = {row["question"]: row["context"] for row in rows}
     for split, marked in labels.splits.items():
         questions = [row.texts[-1] for row in task.splits[split]]
-        assert {each.text for each in marked} == {context[question] for question in questions} and len(marked) > 15
+        assert {each.text for each in marked} == {
+            context[question] for question in questions
+        } and len(marked) > 15
 
 
 def test_a_part_of_a_file_is_cut_as_the_whole_file_is(tmp_path):
-    """By article, of which the whole has forty and the part ten; rows whose article has no title go by context."""
-    rows = [{**row, "article_title": f"t{n // 4}" if n % 8 else None, "lang": "xyzw"[n // 4 % 4]}
-            for n, row in enumerate(asked(160))]  # fmt: skip
+    """By article, of which the whole has forty and the part ten; rows whose article has no title go
+    by context.
+    """
+    rows = [
+        {**row, "article_title": f"t{n // 4}" if n % 8 else None, "lang": "xyzw"[n // 4 % 4]}
+        for n, row in enumerate(asked(160))
+    ]
     write_lines(tmp_path / "qa.jsonl", rows)
     labels = labels_of(str(tmp_path / "qa.jsonl"))
     task = load_task(tmp_path / "qa.jsonl", kind="question-answering", where="lang=x")
     for split, part in task.splits.items():
-        assert part and {row.context for row in part} <= {each.text for each in labels.splits[split]}
+        assert part and {row.context for row in part} <= {
+            each.text for each in labels.splits[split]
+        }
     assert max(len(part) for part in labels.splits.values()) < 130
 
 
 def test_a_column_that_is_called_context_cuts_questions_alone(tmp_path):
     rows = [{"text": f"word {n}", "label": "ab"[n % 2], "context": "news"} for n in range(100)]
     write_lines(tmp_path / "rows.jsonl", rows)
-    assert [len(part) > 5 for part in load_task(tmp_path / "rows.jsonl").splits.values()] == [True] * 3
+    assert [len(part) > 5 for part in load_task(tmp_path / "rows.jsonl").splits.values()] == [
+        True
+    ] * 3
 
 
 def test_many_questions_about_few_texts_are_questions(tmp_path):
     rows = [
-        {"question": f"what is {n}?", "answer": f"w{n}", "split": ("train", "dev", "test")[n % 3]} for n in range(900)
+        {"question": f"what is {n}?", "answer": f"w{n}", "split": ("train", "dev", "test")[n % 3]}
+        for n in range(900)
     ]
     write_lines(tmp_path / "qa.jsonl", rows)
     texts = [" ".join(f"{n} is w{n}." for n in range(900)), "none"]
@@ -133,7 +188,9 @@ def test_many_questions_about_few_texts_are_questions(tmp_path):
     assert labels.kind == "answers" and len(labels.splits["train"]) == 1
 
 
-def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_it_has_not_learned_from(tmp_path):
+def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_it_has_not_learned_from(
+    tmp_path,
+):
     """It was judged by all of train, "on texts that it has not learned from"."""
     (tmp_path / "only").mkdir()
     write_lines(tmp_path / "only/train.jsonl", asked(60))
@@ -142,7 +199,8 @@ def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_
     assert len(learned) > 30 and judged and not learned & judged
     task = load_task(tmp_path / "only", kind="question-answering")
     assert {row.context for row in task.splits["test"]} == judged
-    write_lines(tmp_path / "only/test.jsonl", [{**row, "answers": []} for row in asked(9)])  # as benchmarks publish it
+    # as benchmarks publish it
+    write_lines(tmp_path / "only/test.jsonl", [{**row, "answers": []} for row in asked(9)])
     assert labels_of(str(tmp_path / "only")).splits == splits
     assert load_task(tmp_path / "only", kind="question-answering").splits == task.splits
 
@@ -150,39 +208,58 @@ def test_a_policy_that_has_labels_in_train_alone_is_judged_by_a_part_of_it_that_
 def test_a_task_with_arguments_brings_its_contexts(tmp_path):
     """They were thrown away, and looked for in the corpus."""
     write_lines(tmp_path / "qa.jsonl", asked(60))
-    labels = labels_of(f"{tmp_path / 'qa.jsonl'}(kind='question-answering')", texts=["some other text is a thing."])
-    assert labels.kind == "answers" and labels.splits == labels_of(str(tmp_path / "qa.jsonl")).splits
+    labels = labels_of(
+        f"{tmp_path / 'qa.jsonl'}(kind='question-answering')", texts=["some other text is a thing."]
+    )
+    assert (
+        labels.kind == "answers" and labels.splits == labels_of(str(tmp_path / "qa.jsonl")).splits
+    )
 
 
 def test_targets_of_summaries_are_labelled_whatever_the_corpus(tmp_path):
-    rows = [{"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}"} for n in range(60)]
+    rows = [
+        {"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}"}
+        for n in range(60)
+    ]
     write_lines(tmp_path / "rows.jsonl", rows)
     spec = f"{tmp_path / 'rows.jsonl'}(kind='generation', text='source', label='target')"
     assert labels_of(spec, texts=["The owl 1 hunts mice at night."]).kind == "target-words"
-    with pytest.raises(MaskwiseError, match=r"which no text tells an answer; .*learning.supervised.labels"):
+    with pytest.raises(
+        MaskwiseError, match=r"which no text tells an answer; .*learning.supervised.labels"
+    ):
         labels_of(spec, kind="answers", texts=["The owl 1 hunts mice at night."])
 
 
 def test_the_content_words_of_a_target_are_labelled_where_they_stand_in_the_source(tmp_path):
-    rows = [{"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}", "split": s}
-            for n, s in enumerate(["train", "train", "dev", "test"])]  # fmt: skip
+    rows = [
+        {"source": f"The owl {n} hunts mice at night.", "target": f"Owl hunts {n}", "split": s}
+        for n, s in enumerate(["train", "train", "dev", "test"])
+    ]
     rows[1]["target"] = "nothing of the kind"
     write_lines(tmp_path / "rows.jsonl", rows)
-    labels = labels_of(f"{tmp_path / 'rows.jsonl'}(kind='generation', text='source', label='target')")
+    labels = labels_of(
+        f"{tmp_path / 'rows.jsonl'}(kind='generation', text='source', label='target')"
+    )
     (first, second), counts = labels.splits["train"], labels.counts
     assert [first.text[a:b] for a, b in first.spans] == ["owl", "0", "hunts"]
     assert not second.spans and counts[NO_WORD] == 1 and labels.head == "tokens"
 
 
 def test_targets_that_share_no_word_with_their_sources_are_refused_and_meta_is_named(tmp_path):
-    rows = [{"source": "rain falls on the hill", "target": "more", "split": s} for s in ("train", "dev", "test")]
+    rows = [
+        {"source": "rain falls on the hill", "target": "more", "split": s}
+        for s in ("train", "dev", "test")
+    ]
     write_lines(tmp_path / "wiqa.jsonl", rows)
     with pytest.raises(MaskwiseError, match=r"labels would teach nothing.*meta"):
         labels_of(f"{tmp_path / 'wiqa.jsonl'}(kind='generation', text='source', label='target')")
 
 
 def test_answers_that_stand_in_no_context_are_refused(tmp_path):
-    write_lines(tmp_path / "qa.jsonl", [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}])
+    write_lines(
+        tmp_path / "qa.jsonl",
+        [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}],
+    )
     with pytest.raises(MaskwiseError, match=r"1 answers that do not stand.*learning.method: meta"):
         labels_of(str(tmp_path / "qa.jsonl"))
 
@@ -200,7 +277,10 @@ def test_words_without_which_a_classifier_is_less_sure_are_labelled():
 def test_tasks_that_a_classifier_cannot_label_are_refused(tmp_path):
     write_lines(
         tmp_path / "one.jsonl",
-        [{"text": f"w{n}", "label": "a", "split": s} for n, s in enumerate(["train", "dev", "test"])],
+        [
+            {"text": f"w{n}", "label": "a", "split": s}
+            for n, s in enumerate(["train", "dev", "test"])
+        ],
     )
     with pytest.raises(MaskwiseError, match="at least two classes"):
         labels_of(str(tmp_path / "one.jsonl"))
@@ -228,15 +308,20 @@ def test_the_loss_is_the_cross_entropy_over_the_words_of_a_window(tokenizer):
     tokens = policy.tokenizer.convert_ids_to_tokens(row["input_ids"][0])[1:-1]
     comma = tokens.index(",")  # the second word ends before it, the third begins behind it
     by_hand = -(2 * chance[0, 0] + 2 * chance[comma - 1, 1] + chance[comma + 1, 0] + chance[-1, 1])
-    assert float(outcome.loss) == pytest.approx(float(by_hand), rel=1e-5) and int(outcome.targets) == 4
+    assert (
+        float(outcome.loss) == pytest.approx(float(by_hand), rel=1e-5) and int(outcome.targets) == 4
+    )
 
 
 def test_labels_that_cannot_be_learned_are_counted(tokenizer):
-    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=8, longest=2)
+    policy = PolicyModel.new(
+        tokenizer, settings={"hidden_size": 8}, head="spans", length=8, longest=2
+    )
     text = " ".join(WORDS[:12])  # windows of six words
     ends = np.cumsum([len(word) + 1 for word in WORDS[:12]]) - 1
     data = LabelledWindows.of(
-        [Marked(text, ((0, int(ends[0])), (0, int(ends[3])), (int(ends[4]) + 1, int(ends[6]))))], policy
+        [Marked(text, ((0, int(ends[0])), (0, int(ends[3])), (int(ends[4]) + 1, int(ends[6]))))],
+        policy,
     )
     assert len(data) == 1 and data.counts == {LONG: 1, CUT: 1}
     with pytest.raises(MaskwiseError, match="not one label is left"):
@@ -248,9 +333,16 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
     rows = biographies(300)
     for row in rows:  # jobs of the test are in no training text
         row["answers"] = [row["answers"][0]]
-    train = [row for row in rows if WORDS[30] not in row["answers"][0] and WORDS[31] not in row["answers"][0]]
+    train = [
+        row
+        for row in rows
+        if WORDS[30] not in row["answers"][0] and WORDS[31] not in row["answers"][0]
+    ]
     test = [row for row in rows if row not in train]
-    marked = [answer_labels([(row["context"], row["answers"]) for row in part], Counter()) for part in (train, test)]
+    marked = [
+        answer_labels([(row["context"], row["answers"]) for row in part], Counter())
+        for part in (train, test)
+    ]
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 16}, head=head, length=32)
     before = judge(policy, marked[1], salient=False)
     learn_supervised(policy, marked[0], training=training())
@@ -258,15 +350,26 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
     assert before["weight_on_labels"] == pytest.approx(before["labelled_words"], abs=0.1)
     assert after["weight_on_labels"] > 0.6 > 3 * before["weight_on_labels"]
     if head == "spans":
-        assert after["exact_match"] > 0.6 > before["exact_match"] and after["recall"] == after["exact_match"]
+        assert (
+            after["exact_match"] > 0.6 > before["exact_match"]
+            and after["recall"] == after["exact_match"]
+        )
 
 
 def test_recall_is_taken_at_as_many_spans_as_there_are_salient_ones(tokenizer):
-    marked = [Marked("In 1999 Ada Lovelace met bada kefe in Paris.", ((8, 20),), (("Ada Lovelace",),))]
+    marked = [
+        Marked("In 1999 Ada Lovelace met bada kefe in Paris.", ((8, 20),), (("Ada Lovelace",),))
+    ]
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=32)
     measures = judge(policy, marked)
-    assert measures["salient"]["recall"] == 1 and measures["spans"] == measures["salient"]["spans"] == 3
-    assert measures["words"] >= 3 and 0 <= measures["covered_in_as_many_words"] <= measures["covered"] <= 1
+    assert (
+        measures["salient"]["recall"] == 1
+        and measures["spans"] == measures["salient"]["spans"] == 3
+    )
+    assert (
+        measures["words"] >= 3
+        and 0 <= measures["covered_in_as_many_words"] <= measures["covered"] <= 1
+    )
 
 
 # The command
@@ -283,7 +386,12 @@ def recipe(tmp_path, **learning) -> list[str]:
         "save_every": 10,
         "precision": "no",
     }
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     settings = {
         "corpus": {"source": str(tmp_path / "corpus.jsonl"), "length": 32},
         "tokenizer": {"vocab_size": 200},
@@ -304,12 +412,15 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     command, out = recipe(tmp_path), tmp_path / "out"
     assert maskwise(*command, "--out", out, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert {"exact_match", "f1", "recall", "salient"} <= set(result["held_out"]) and result["method"] == "supervised"
+    assert {"exact_match", "f1", "recall", "salient"} <= set(result["held_out"]) and result[
+        "method"
+    ] == "supervised"
     assert {"policy", "metrics.jsonl", "shown.json", "report.html", "recipe.yaml", "done.json"} <= {
         p.name for p in out.iterdir()
     }
     page = (out / "report.html").read_bytes()
-    assert maskwise("report", out) == 2 and (out / "report.html").read_bytes() == page  # it was overwritten, or fell
+    # it was overwritten, or fell
+    assert maskwise("report", out) == 2 and (out / "report.html").read_bytes() == page
     assert "a learned policy, which has a page of its own" in capsys.readouterr().err
     assert not (out / "resume").exists() and len(read_lines(out / "metrics.jsonl")) == 5
     card = (out / "policy" / "README.md").read_text()
@@ -318,11 +429,23 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert f"| recall | {policy['recall']:.3f} | {salient['recall']:.3f} |" in card
     page = (out / "report.html").read_text()
     assert "norm of the policy&#39;s gradient" in page and page.count("<polyline") >= 2
-    assert page.count('<div class="when">before</div>') == 5 and "http" not in page.replace("http-equiv", "")
+    assert page.count('<div class="when">before</div>') == 5 and "http" not in page.replace(
+        "http-equiv", ""
+    )
     weights = PolicyModel.from_pretrained(out / "policy").state_dict()
     assert maskwise(*command, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out) == result
-    assert maskwise("inspect", "bada is a kefe", "--policy", f"learned({str(out / 'policy')!r})", "--ratio", "0.5") == 0
+    assert (
+        maskwise(
+            "inspect",
+            "bada is a kefe",
+            "--policy",
+            f"learned({str(out / 'policy')!r})",
+            "--ratio",
+            "0.5",
+        )
+        == 0
+    )
     assert maskwise(*command, "training.seed=1", "--out", out) == 2
     assert "policy of another recipe" in capsys.readouterr().err
     assert maskwise(*command, "--out", tmp_path / "again") == 0
@@ -330,7 +453,9 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for file in ("qa", "corpus"):  # the recipe names the same files, and they hold something else
         before = (tmp_path / f"{file}.jsonl").read_text()
-        (tmp_path / f"{file}.jsonl").write_text(before + before.splitlines()[0].replace(" is ", " was ") + "\n")
+        (tmp_path / f"{file}.jsonl").write_text(
+            before + before.splitlines()[0].replace(" is ", " was ") + "\n"
+        )
         assert maskwise(*command, "--out", out) == 2, file
         assert "learned from other data" in " ".join(capsys.readouterr().err.split())
         (tmp_path / f"{file}.jsonl").write_text(before)
@@ -352,23 +477,38 @@ def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "judge", learned)
     assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
     assert maskwise(*command, "--out", tmp_path / "part") == 0
-    one, other = (PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict() for name in ("whole", "part"))
+    one, other = (
+        PolicyModel.from_pretrained(tmp_path / name / "policy").state_dict()
+        for name in ("whole", "part")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_classification_task_gives_a_policy_too(tmp_path, capsys):
-    rows = [{"text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}", "label": "np"[n % 2],
-             "split": ("train", "train", "dev", "test")[n // 2 % 4]} for n in range(80)]  # fmt: skip
+    rows = [
+        {
+            "text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}",
+            "label": "np"[n % 2],
+            "split": ("train", "train", "dev", "test")[n // 2 % 4],
+        }
+        for n in range(80)
+    ]
     command = recipe(tmp_path)
     write_lines(tmp_path / "task.jsonl", rows)
     write_lines(tmp_path / "corpus.jsonl", rows)
     tuned = {"steps": 60, "learning_rate": 0.02, "max_length": 16}
-    options = [f"learning.task={tmp_path / 'task.jsonl'}", f"learning.supervised.finetune={json.dumps(tuned)}",
-               "learning.supervised.training.steps=60"]  # fmt: skip
+    options = [
+        f"learning.task={tmp_path / 'task.jsonl'}",
+        f"learning.supervised.finetune={json.dumps(tuned)}",
+        "learning.supervised.training.steps=60",
+    ]
     assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     held_out = result["held_out"]
-    assert result["labels"] == "classifier" and held_out["weight_on_labels"] > 1.2 * held_out["labelled_words"] > 0
+    assert (
+        result["labels"] == "classifier"
+        and held_out["weight_on_labels"] > 1.2 * held_out["labelled_words"] > 0
+    )
     words = json.loads((tmp_path / "out" / "shown.json").read_text())["words"]
     assert next(iter(words)) in ("good", "bad")
 
@@ -392,27 +532,50 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsy
 
 
 def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypatch):
-    rows = [{"text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}", "label": "np"[n % 2],
-             "split": ("train", "train", "dev", "test")[n // 2 % 4]} for n in range(80)]  # fmt: skip
+    rows = [
+        {
+            "text": f"{WORDS[n % 7 + 20]} {'good' if n % 2 else 'bad'} {WORDS[n % 5 + 40]}",
+            "label": "np"[n % 2],
+            "split": ("train", "train", "dev", "test")[n // 2 % 4],
+        }
+        for n in range(80)
+    ]
     command = recipe(tmp_path)
     write_lines(tmp_path / "task.jsonl", rows)
     meta = {"steps": 4, "eval_every": 2, "batch_size": 8}
-    options = [f"learning.task={tmp_path / 'task.jsonl'}", "learning.method=meta", f"learning.meta={json.dumps(meta)}"]
+    options = [
+        f"learning.task={tmp_path / 'task.jsonl'}",
+        "learning.method=meta",
+        f"learning.meta={json.dumps(meta)}",
+    ]
     assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["method"] == "meta" and result["best_step"] in (0, 2, 4)
     assert PolicyModel.from_pretrained(tmp_path / "out" / "policy").config.head == "tokens"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count(">before</div>") == page.count(">after 2 steps</div>") == page.count(">after</div>") > 0
+    assert (
+        page.count(">before</div>")
+        == page.count(">after 2 steps</div>")
+        == page.count(">after</div>")
+        > 0
+    )
     assert "gain" in result and "held_out" not in result
-    for drawn in ("the task&#39;s loss after the inner steps", "norm of the policy", "agreement of the gradients"):
+    for drawn in (
+        "the task&#39;s loss after the inner steps",
+        "norm of the policy",
+        "agreement of the gradients",
+    ):
         assert f"<figcaption>{drawn}" in page
 
-    # Of several tries the best is kept, with its own measures; the first is the one that alone would have been made.
+    # Of several tries the best is kept, with its own measures; the first is the one that alone
+    # would have been made.
     options += ["training.seed=1", "learning.meta.learning_rate=0.3", "learning.meta.mask_rate=0.3"]
     assert maskwise(*command, *options, "--out", tmp_path / "single", "--json") == 0
     single = json.loads(capsys.readouterr().out)
-    assert maskwise(*command, *options, "learning.meta.tries=3", "--out", tmp_path / "tries", "--json") == 0
+    assert (
+        maskwise(*command, *options, "learning.meta.tries=3", "--out", tmp_path / "tries", "--json")
+        == 0
+    )
     kept = json.loads(capsys.readouterr().out)
     gains = [each["gain"] for each in kept["tries"]]
     told = ", ".join(f"{gain:.4f}" for gain in gains)
@@ -422,10 +585,13 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
     assert (tmp_path / "tries/metrics.jsonl").read_text() == of_best.read_text()
     assert not list((tmp_path / "tries").rglob("resume")) and gains[0] < max(gains)
-    first, best = ((tmp_path / run / "policy/model.safetensors").read_bytes() for run in ("single", "tries"))
+    first, best = (
+        (tmp_path / run / "policy/model.safetensors").read_bytes() for run in ("single", "tries")
+    )
     assert first != best
 
-    # Killed in the second try of three, the same command goes on there: its last two steps are left, and the third try.
+    # Killed in the second try of three, the same command goes on there: its last two steps are
+    # left, and the third try.
     steps, one_step = [], MetaLearner.step
 
     def counted(learner: MetaLearner) -> dict[str, float]:
@@ -443,14 +609,20 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     killed = tmp_path / "killed/policy/model.safetensors"
     assert killed.read_bytes() == (tmp_path / "tries/policy/model.safetensors").read_bytes()
 
-    # A learning that diverges ends, says so, and leaves the best policy: here the one of the beginning.
+    # A learning that diverges ends, says so, and leaves the best policy: here the one of the
+    # beginning.
     meta["mask_rate"] = 1e30
     options[-1] = f"learning.meta={json.dumps(meta)}"
     assert maskwise(*command, *options, "--out", tmp_path / "wild") == 0
     said = capsys.readouterr().err
-    assert "the learning diverged: outer loss" in said and "a step of mask_rate 1e+30 raises its own loss" in said
+    assert (
+        "the learning diverged: outer loss" in said
+        and "a step of mask_rate 1e+30 raises its own loss" in said
+    )
     page = (tmp_path / "wild" / "report.html").read_text()
-    assert "The learning diverged" in page and "a step of mask_rate 1e+30 raises its own loss" in page
+    assert (
+        "The learning diverged" in page and "a step of mask_rate 1e+30 raises its own loss" in page
+    )
     policy = PolicyModel.from_pretrained(tmp_path / "wild" / "policy")
     assert not policy.head.weight.any() and not policy.head.bias.any()
 

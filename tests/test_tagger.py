@@ -1,4 +1,6 @@
-"""The shipped tagger, salient spans by its tags, other pipelines, gold columns, and texts that are hard to tag."""
+"""The shipped tagger, salient spans by its tags, other pipelines, gold columns, and texts that are
+hard to tag.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_tags_by_numpys_matrix_product_are_those_of_bare_spacy() -> None:
     texts = [document.text for document in _bundled()[::8]]
     assert bare.get_pipe("tok2vec").model.ops.use_blis
     assert not any(node.ops.use_blis for _, part in ours.nlp.pipeline for node in part.model.walk())
-    expected = [[POS.labels.index(t.pos_) + 1 for t in doc if not t.is_space] for doc in bare.pipe(texts)]
+    expected = [
+        [POS.labels.index(t.pos_) + 1 for t in doc if not t.is_space] for doc in bare.pipe(texts)
+    ]
     found = [layers["pos"].value for layers in ours.annotate(texts)]
     assert np.mean(np.concatenate(expected) == np.concatenate(found)) > 0.999
 
@@ -79,9 +83,15 @@ def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> 
     [
         ("He met Marie Curie in Paris.", [("Marie Curie", "name"), ("Paris", "name")]),
         ("He speaks Korean in the United States.", [("Korean", "name"), ("United States", "name")]),
-        ("They left on 3 May 1999, at 10:30 pm sharp.", [("3 May 1999", "date"), ("10:30 pm", "date")]),
+        (
+            "They left on 3 May 1999, at 10:30 pm sharp.",
+            [("3 May 1999", "date"), ("10:30 pm", "date")],
+        ),
         ("It was built in the 1990s.", [("1990s", "date")]),
-        ("It cost $5.2 million, or 30 percent.", [("$5.2 million", "number"), ("30 percent", "number")]),
+        (
+            "It cost $5.2 million, or 30 percent.",
+            [("$5.2 million", "number"), ("30 percent", "number")],
+        ),
         ("There were 12 men and twenty women.", [("12", "number"), ("twenty", "number")]),
         ("It was one of 3, not 1,200.", [("3", "number"), ("1,200", "number")]),
         ("The old house is small.", []),
@@ -94,7 +104,10 @@ def test_salient_spans(tagger: SpacyPipeline, text: str, spans: list[tuple[str, 
 
 
 def test_names_go_on_over_joints_and_keep_small_words(tagger: SpacyPipeline) -> None:
-    names = [span for span, _ in salient(tagger, "He was at the University of Oxford with Charles de Gaulle.")]
+    names = [
+        span
+        for span, _ in salient(tagger, "He was at the University of Oxford with Charles de Gaulle.")
+    ]
     assert names == ["University of Oxford", "Charles de Gaulle"]
 
 
@@ -113,14 +126,25 @@ def test_both_layers_are_those_of_each_alone_and_of_any_batch(tagger: SpacyPipel
 
 def test_tags_read_from_the_model_are_those_that_spacy_writes(tagger: SpacyPipeline) -> None:
     assert tagger._direct is not None, "the shipped pipeline takes the short way"
-    texts = [*(document.text for document in _bundled()[:80]), "", " \n ", "x\ty  z", "Anna  went. " * 300]
+    texts = [
+        *(document.text for document in _bundled()[:80]),
+        "",
+        " \n ",
+        "x\ty  z",
+        "Anna  went. " * 300,
+    ]
     for text, layers, doc in zip(texts, tagger.annotate(texts), spacy.load(SHIPPED).pipe(texts)):
         written = [(token.text, token.pos_) for token in doc if not token.is_space]
         assert shown(text, layers["pos"], POS.labels) == written
 
 
 def test_emoji_and_stray_marks_are_no_names(tagger: SpacyPipeline) -> None:
-    for text in ("I love it 😀👍🏽 so much!", "👩‍👩‍👧 family 🇩🇪", "no.1 vs. No. 7", "nul \x00 here"):
+    for text in (
+        "I love it 😀👍🏽 so much!",
+        "👩‍👩‍👧 family 🇩🇪",
+        "no.1 vs. No. 7",
+        "nul \x00 here",
+    ):
         assert all(any(map(str.isalnum, span)) for span, _ in salient(tagger, text)), text
     assert ("[$5]", "number") not in salient(tagger, "It cost [$5].")
     assert ("$5", "number") in salient(tagger, "It cost [$5].")
@@ -150,20 +174,26 @@ def test_no_text_stops_it(tagger: SpacyPipeline, name: str) -> None:
     assert all(covered[i] for i, char in enumerate(text) if not char.isspace() and char.isalnum())
 
 
-def test_long_texts_are_cut_where_nothing_is_lost(tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_cut_where_nothing_is_lost(
+    tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "Anna went to Rome. She saw 12 cats.\n" * 40
     whole = tagger.annotate([text])[0]
     monkeypatch.setattr(tagger_module, "PIECE_CHARACTERS", 200)
     pieces = list(tagger_module._pieces(text))
     assert len(pieces) > 5 and all(text[end - 1] == "\n" for _, end in pieces)
-    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(text)
+    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(
+        text
+    )
     cut = tagger.annotate([text])[0]
     for name in whole:
         np.testing.assert_array_equal(cut[name].start, whole[name].start)
         np.testing.assert_array_equal(cut[name].end, whole[name].end)
 
 
-def test_version_names_model_layers_and_rules(tagger: SpacyPipeline, tmp_path: Path, monkeypatch) -> None:
+def test_version_names_model_layers_and_rules(
+    tagger: SpacyPipeline, tmp_path: Path, monkeypatch
+) -> None:
     assert tagger.version == SpacyPipeline().version != SpacyPipeline(["pos"]).version
     nlp = spacy.load(SHIPPED)
     nlp.to_disk(tmp_path / "other")
@@ -175,18 +205,23 @@ def test_version_names_model_layers_and_rules(tagger: SpacyPipeline, tmp_path: P
 
 def test_pos_and_salient_of_one_pipeline_are_one_pass() -> None:
     assert one_pass(["words", "salient", "pos"]) == ["words", "pos(salient=True)"]
-    assert one_pass(["pos", 'salient(model="m")']) == ["pos", 'salient(model="m")']  # as it was written
+    # as it was written
+    assert one_pass(["pos", 'salient(model="m")']) == ["pos", 'salient(model="m")']
     assert list(annotator("pos(salient=True)").layers) == ["pos", "salient"]
 
 
 def test_another_pipeline_by_its_tags(tmp_path: Path) -> None:
-    """Universal tags in `tag_`, as pipelines trained on UD have them, and OntoNotes' kinds of entities."""
+    """Universal tags in `tag_`, as pipelines trained on UD have them, and OntoNotes' kinds of
+    entities.
+    """
     nlp = spacy.blank("en")
     nlp.add_pipe("tagger")
     example = Example.from_dict(nlp.make_doc("a b ."), {"tags": ["NOUN", "NOUN", "PUNCT"]})
     nlp.initialize(lambda: [example])
     ruler = nlp.add_pipe("entity_ruler")
-    ruler.add_patterns([{"label": "DATE", "pattern": "yesterday"}, {"label": "ORG", "pattern": "acme"}])
+    ruler.add_patterns(
+        [{"label": "DATE", "pattern": "yesterday"}, {"label": "ORG", "pattern": "acme"}]
+    )
     nlp.to_disk(tmp_path / "small")
     made = SpacyPipeline(model=str(tmp_path / "small"))
     assert {tag for _, tag in tags(made, "acme fell yesterday")} <= {"NOUN", "PUNCT"}
@@ -194,7 +229,9 @@ def test_another_pipeline_by_its_tags(tmp_path: Path) -> None:
 
 
 def test_pipelines_that_do_not_serve(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match=r"'en_core_web_xx' is installed.*spacy download en_core_web_xx"):
+    with pytest.raises(
+        MaskwiseError, match=r"'en_core_web_xx' is installed.*spacy download en_core_web_xx"
+    ):
         annotator('pos(model="en_core_web_xx")')
     with pytest.raises(MaskwiseError, match=r"no spaCy pipeline '__main__' is installed"):
         annotator('pos(model="__main__")')
@@ -232,8 +269,12 @@ def test_conllu_brings_its_own_tags(tmp_path: Path) -> None:
     one, two = read_conllu(path)
     assert (one.id, one.text, two.id, two.text) == ("one", "Don't go!\nim", "two", "Yes")
     assert shown(one.text, one.layers["pos"], POS.labels) == [
-        ("Do", "AUX"), ("n't", "PART"), ("go", "VERB"), ("!", "PUNCT"), ("im", "PRON"),
-    ]  # fmt: skip
+        ("Do", "AUX"),
+        ("n't", "PART"),
+        ("go", "VERB"),
+        ("!", "PUNCT"),
+        ("im", "PRON"),
+    ]
     path.write_text(CONLLU.replace("INTJ", "UH"))
     with pytest.raises(MaskwiseError, match="not a universal part of speech; got UH"):
         list(read_conllu(path))
@@ -244,7 +285,9 @@ def test_conllu_brings_its_own_tags(tmp_path: Path) -> None:
 
 def test_columns_entities_and_running_text(tmp_path: Path) -> None:
     path = tmp_path / "x.conll"
-    path.write_text('In O\nNew B-LOC\nYork I-LOC\nJohn B-PER\n( O\n" O\nx O\n" O\n) O\n. O\n\nHi O\n')
+    path.write_text(
+        'In O\nNew B-LOC\nYork I-LOC\nJohn B-PER\n( O\n" O\nx O\n" O\n) O\n. O\n\nHi O\n'
+    )
     (tokens, marks), (hi, _) = read_columns(path)
     text, offsets = join_tokens(tokens)
     assert text == 'In New York John ("x").' and hi == ["Hi"]
@@ -254,8 +297,14 @@ def test_columns_entities_and_running_text(tmp_path: Path) -> None:
 
 
 def test_given_spans() -> None:
-    found = given_spans([[7, 12, "city"], [0, 4, "who"]], text="Anna in Rome", labels=["who", "city"])
-    assert found.start.tolist() == [0, 7] and found.value is not None and found.value.tolist() == [1, 2]
+    found = given_spans(
+        [[7, 12, "city"], [0, 4, "who"]], text="Anna in Rome", labels=["who", "city"]
+    )
+    assert (
+        found.start.tolist() == [0, 7]
+        and found.value is not None
+        and found.value.tolist() == [1, 2]
+    )
     assert given_spans([[0, 4, "who"]], text="Anna").value is None
     for spans, labels, match in (
         ([[0, 40]], (), "lie in the text of 4"),
@@ -269,9 +318,13 @@ def test_given_spans() -> None:
 
 
 def test_overlap_scores_by_hand() -> None:
-    """Two gold names. One is met by a name with other borders, one by a date only; one name is met by nothing."""
+    """Two gold names. One is met by a name with other borders, one by a date only; one name is met
+    by nothing.
+    """
     found = CharSpans.of([(0, 6, 1), (10, 14, 2), (20, 25, 1)], SALIENT)
-    scores = overlap_scores(["x" * 30], [[(3, 9), (10, 14)]], lambda texts: [{"salient": found}] * len(texts))
+    scores = overlap_scores(
+        ["x" * 30], [[(3, 9), (10, 14)]], lambda texts: [{"salient": found}] * len(texts)
+    )
     assert scores["names"] == {"spans": 2, "recall": 0.5, "precision": 0.5, "exact_f1": 0.0}
     assert scores["all"] == {"spans": 3, "recall": 1.0, "precision": 0.6667, "exact_f1": 0.4}
 
@@ -280,7 +333,10 @@ def test_gold_tokens_are_scored_as_given(tagger: SpacyPipeline) -> None:
     document = _bundled()[0]
     words = [document.text[a:b] for a, b in zip(*document.layers["pos"][:2])]
     by_hand = [t.pos_ for t in tagger.nlp(Doc(tagger.nlp.vocab, words=words))]
-    right = np.mean(np.array(by_hand) == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)])
+    right = np.mean(
+        np.array(by_hand)
+        == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)]
+    )
     assert abs(tag_accuracy(tagger, [document])["gold_tokens"] - right) < 0.1
 
 
@@ -299,21 +355,31 @@ def test_bench_annotate_meets_what_was_promised() -> None:
     result = json.loads(json.dumps(bench_annotate(data=GOLD, batches=2, copies=0)))
     pos = {r["data"]: r for r in result["pos"]}["UD-EWT test"]
     assert pos["gold_tokens"] >= 0.93 and pos["raw"] >= 0.93 and pos["words"] == 25094
-    wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"]["names"]
+    wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"][
+        "names"
+    ]
     assert wikigold["recall"] >= 0.80 and wikigold["precision"] >= 0.65
     assert not result["missing"] and render_annotate(result)
 
 
 def test_a_long_text_is_shown_to_spacy_in_small_pieces() -> None:
-    """A batch of pieces is in memory together: of 200,000 characters each, a text of 10 MB took 4.5 GB."""
+    """A batch of pieces is in memory together: of 200,000 characters each, a text of 10 MB took 4.5
+    GB.
+    """
     text = "\n\n".join(f"Paragraph {n} of a long text. It goes on, and on." for n in range(6000))
     cuts = list(tagger_module._pieces(text))
-    assert cuts[0][0] == 0 and cuts[-1][1] == len(text) and all(a[1] == b[0] for a, b in pairwise(cuts))
+    assert (
+        cuts[0][0] == 0
+        and cuts[-1][1] == len(text)
+        and all(a[1] == b[0] for a, b in pairwise(cuts))
+    )
     assert max(end - start for start, end in cuts) <= 5_000
     assert all(text[end - 2 : end] == "\n\n" for _, end in cuts[:-1])
 
 
-def test_words_that_were_met_do_not_stay_in_memory_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_were_met_do_not_stay_in_memory_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = SpacyPipeline(["pos"])
     texts = [" ".join(f"{chr(97 + i)}word{j}" for j in range(50)) for i in range(20)]
     before = made.annotate(texts)

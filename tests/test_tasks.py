@@ -39,10 +39,13 @@ from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
 
-TEXT = "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20
+TEXT = (
+    "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20
+)
 
 
-# Metrics -------------------------------------------------------------------------------------------------
+# Metrics
+# -------------------------------------------------------------------------------------------------
 
 
 def test_accuracy_counts_unseen_and_lost_as_wrong():
@@ -51,7 +54,8 @@ def test_accuracy_counts_unseen_and_lost_as_wrong():
 
 
 def test_macro_f1_is_that_of_scikit_learns_manual():
-    # sklearn.metrics.f1_score's own example: y_true [0 1 2 0 1 2], y_pred [0 2 1 0 0 1], macro 0.2666…
+    # sklearn.metrics.f1_score's own example: y_true [0 1 2 0 1 2], y_pred [0 2 1 0 0 1], macro
+    # 0.2666…
     assert macro_f1([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1]) == pytest.approx(0.8 / 3)
 
 
@@ -91,11 +95,15 @@ def test_no_entity_goes_over_the_end_of_a_sentence():
     assert entity_f1(["O"], ["O"]) == 0.0
 
 
-# Data ----------------------------------------------------------------------------------------------------
+# Data
+# ----------------------------------------------------------------------------------------------------
 
 
 def rows_of(n, classes=3, **more):
-    return [{"text": f"row {i} is about topic{i % classes}", "label": f"c{i % classes}", **more} for i in range(n)]
+    return [
+        {"text": f"row {i} is about topic{i % classes}", "label": f"c{i % classes}", **more}
+        for i in range(n)
+    ]
 
 
 def write_lines(path, rows):
@@ -108,7 +116,11 @@ def write_lines(path, rows):
 def test_bundled_tasks_load(name):
     task = load_task(name)
     names = name in ("wikigold", "wnut17")
-    assert task.name == name and task.metric == ("entity-f1" if names else "accuracy") and not task.skipped
+    assert (
+        task.name == name
+        and task.metric == ("entity-f1" if names else "accuracy")
+        and not task.skipped
+    )
     assert task.facts()["test_items"] > 500 and len(task.labels) >= (5 if names else 10)
     assert task.majority == 0 if names else 0 < task.majority < 0.3
 
@@ -126,14 +138,21 @@ def test_all_tables_give_the_same_task(tmp_path):
     rows = rows_of(60)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     write_lines(tmp_path / "t.jsonl", rows)
-    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows))
-    (tmp_path / "t.tsv").write_text("label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows))
+    (tmp_path / "t.csv").write_text(
+        "text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows)
+    )
+    (tmp_path / "t.tsv").write_text(
+        "label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows)
+    )
     tasks = [load_task(tmp_path / f"t.{ending}") for ending in ("parquet", "jsonl", "csv", "tsv")]
     assert len({task.fingerprint for task in tasks}) == 1
 
 
 def test_conll_files(tmp_path):
-    conllu = "# text = dogs bark\n1-2\tdogsbark\t_\t_\n1\tdogs\tdog\tNOUN\n2\tbark\tbark\tVERB\n2.1\tx\tx\tX\n\n"
+    conllu = (
+        "# text = dogs "
+        "bark\n1-2\tdogsbark\t_\t_\n1\tdogs\tdog\tNOUN\n2\tbark\tbark\tVERB\n2.1\tx\tx\tX\n\n"
+    )
     conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
     (tmp_path / "ner.conll").write_text(conll * 20)
     task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
@@ -155,7 +174,10 @@ def write_folder(folder, **files):
 
 def test_a_folder_without_test_is_scored_on_dev(tmp_path):
     write_lines(tmp_path / "train.jsonl", rows_of(200))
-    write_lines(tmp_path / "validation.jsonl", [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)])
+    write_lines(
+        tmp_path / "validation.jsonl",
+        [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)],
+    )
     write_lines(tmp_path / "test.jsonl", [{"text": "hidden", "label": -1}] * 5)
     task = load_task(tmp_path)
     assert [row.text for row in task.splits["test"]] == [f"dev {i}" for i in range(8)]
@@ -167,10 +189,18 @@ def test_a_folder_without_test_is_scored_on_dev(tmp_path):
 def test_data_sets_from_the_hub_get_class_names(monkeypatch):
     text, label = datasets.Value("string"), datasets.ClassLabel(names=["no", "yes"])
     features = datasets.Features({"sentence1": text, "sentence2": text, "label": label})
-    columns = {"sentence1": [f"a{i}" for i in range(50)], "sentence2": ["b"] * 50, "label": [0, 1] * 25}
+    columns = {
+        "sentence1": [f"a{i}" for i in range(50)],
+        "sentence2": ["b"] * 50,
+        "label": [0, 1] * 25,
+    }
     split = datasets.Dataset.from_dict(columns, features=features)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args: asked.append(args) or {"train": split, "test": split})
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args: asked.append(args) or {"train": split, "test": split},
+    )
     task = load_task("hf:glue:rte")
     assert asked == [("glue", "rte")] and task.labels == ("no", "yes") and task.name == "glue-rte"
     assert task.splits["test"][0] == TextRow("a0", "b", "no")
@@ -273,13 +303,16 @@ def test_bad_arguments(tmp_path):
         load_task("banking77", label="intnt")
     nested = tmp_path / "nested.jsonl"
     nested.write_text('{"text": "a b", "meta": {"topic": "x"}}\n' * 9)
-    with pytest.raises(MaskwiseError, match=r"allowed: meta, meta.topic, text; did you mean 'meta.topic'"):
+    with pytest.raises(
+        MaskwiseError, match=r"allowed: meta, meta.topic, text; did you mean 'meta.topic'"
+    ):
         load_task(nested, label="topic")
     with pytest.raises(MaskwiseError, match="train_rows is too small"):
         load_task("banking77", train_rows=3)
 
 
-# Encoding ------------------------------------------------------------------------------------------------
+# Encoding
+# ------------------------------------------------------------------------------------------------
 
 
 def metaspace_tokenizer(scheme):
@@ -287,7 +320,9 @@ def metaspace_tokenizer(scheme):
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.decoder = decoders.Metaspace()
     special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
     backend.train_from_iterator([TEXT], trainer)
     ends = [("<s>", 0), ("</s>", 1)]
     backend.post_processor = processors.TemplateProcessing(
@@ -312,11 +347,20 @@ TOKENIZERS = {
 
 
 def tagging_task(rows, labels=("ODD", "EVEN")):
-    return Task("tags", KINDS["token-classification"], "accuracy", labels, {"train": rows, "dev": rows, "test": rows})
+    return Task(
+        "tags",
+        KINDS["token-classification"],
+        "accuracy",
+        labels,
+        {"train": rows, "dev": rows, "test": rows},
+    )
 
 
 def tagged(*sentences):
-    return [TaggedRow(s.split(), ["ODD" if len(w) % 2 else "EVEN" for w in s.split()]) for s in sentences]
+    return [
+        TaggedRow(s.split(), ["ODD" if len(w) % 2 else "EVEN" for w in s.split()])
+        for s in sentences
+    ]
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
@@ -326,7 +370,10 @@ def test_tags_stand_on_the_first_piece_of_every_word(family):
     data = encode(tagging_task(rows), tokenizer, max_length=64)["train"]
     assert data.lost == 0
     batch = data.batch(torch.arange(3))
-    assert batch["input_ids"].shape == batch["labels"].shape and (batch["labels"] != -100).sum() == 3 + 6 + 2
+    assert (
+        batch["input_ids"].shape == batch["labels"].shape
+        and (batch["labels"] != -100).sum() == 3 + 6 + 2
+    )
     several = 0
     for i, row in enumerate(rows):
         ids, labels = batch["input_ids"][i], batch["labels"][i]
@@ -347,7 +394,10 @@ def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
     tokenizer = TOKENIZERS["wordpiece"]()
     rows = [TaggedRow(["cat", "\u200b", "sat", "the", "mat"], ["ODD"] * 5)]
     task = tagging_task(rows)
-    whole, cut = encode(task, tokenizer, max_length=64)["test"], encode(task, tokenizer, max_length=4)["test"]
+    whole, cut = (
+        encode(task, tokenizer, max_length=64)["test"],
+        encode(task, tokenizer, max_length=4)["test"],
+    )
     assert whole.lost == 1 and cut.lost == 3 and len(cut.flat.ids) == 4
     always = torch.where(cut.place < 0, -2, 0)
     assert task.score("test", always) == pytest.approx(2 / 5)
@@ -364,7 +414,8 @@ def test_entity_scores_of_lost_and_unseen_words():
     )
     data = encode(task, TOKENIZERS["wordpiece"](), max_length=4)["test"]
     assert task.kind.gold(task, "test").tolist() == [0, 1, -1] and data.lost == 1
-    assert task.score("test", torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)  # X found; Y cannot be
+    # X found; Y cannot be
+    assert task.score("test", torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)
     assert task.majority == pytest.approx(entity_f1(["B-X", "I-X", "B-Y"], ["B-X"] * 3))
 
 
@@ -384,12 +435,16 @@ def test_pairs_and_special_names_in_texts():
     types = batch["token_type_ids"][0]
     assert types[0] == 0 and types[-1] == 1
     short = encode(task, tokenizer, max_length=7)["train"]
-    assert short.lengths.tolist() == [7, 7] and (short.flat.ids == tokenizer.sep_token_id).sum() == 4
+    assert (
+        short.lengths.tolist() == [7, 7] and (short.flat.ids == tokenizer.sep_token_id).sum() == 4
+    )
 
 
 def test_source_gives_every_row_once_an_epoch_and_is_stateless():
     tokenizer = TOKENIZERS["wordpiece"]()
-    data = encode(tagging_task(tagged(*(["the cat sat", "water"] * 32))), tokenizer, max_length=16)["train"]
+    data = encode(tagging_task(tagged(*(["the cat sat", "water"] * 32))), tokenizer, max_length=16)[
+        "train"
+    ]
     settings = TrainingSettings(steps=100, batch_size=4, accumulate=2, seed=3)
     source = TaskSource(data, settings)
     epoch = torch.cat([source.rows(step) for step in range(16)])
@@ -416,11 +471,17 @@ def test_bad_tokenizers_and_lengths():
         encode(task, object(), max_length=8)
 
 
-# Objective and fine-tuning -------------------------------------------------------------------------------
+# Objective and fine-tuning
+# -------------------------------------------------------------------------------
 
 
 def tiny_config(tokenizer, **more):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     fit = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
     fit["max_position_embeddings"] = 32
     ends = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
@@ -429,11 +490,15 @@ def tiny_config(tokenizer, **more):
 
 def test_classification_is_the_models_own_loss():
     tokenizer = TOKENIZERS["wordpiece"]()
-    data = encode(tagging_task(tagged("the cat sat on", "water")), tokenizer, max_length=16)["train"]
+    data = encode(tagging_task(tagged("the cat sat on", "water")), tokenizer, max_length=16)[
+        "train"
+    ]
     torch.manual_seed(0)
     model = AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)).eval()
     batch = data.batch(torch.arange(2))
-    total, count, *_ = Classification(model)({**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])})
+    total, count, *_ = Classification(model)(
+        {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    )
     assert int(count) == 5
     torch.testing.assert_close(total / count, model(**batch).loss)
     nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
@@ -446,20 +511,35 @@ def test_classification_is_the_models_own_loss():
 
 def topics(n):
     words = ["cat", "mat", "water"]
-    rows = [TextRow(f"the {words[i % 3]} sat on {'again ' * (i % 5)}!", None, words[i % 3]) for i in range(n)]
-    return Task("topics", KINDS["sequence-classification"], "accuracy", tuple(sorted(words)),
-                {"train": rows[: n // 2], "dev": rows[n // 2 :], "test": rows[n // 2 :]})  # fmt: skip
+    rows = [
+        TextRow(f"the {words[i % 3]} sat on {'again ' * (i % 5)}!", None, words[i % 3])
+        for i in range(n)
+    ]
+    return Task(
+        "topics",
+        KINDS["sequence-classification"],
+        "accuracy",
+        tuple(sorted(words)),
+        {"train": rows[: n // 2], "dev": rows[n // 2 :], "test": rows[n // 2 :]},
+    )
 
 
 def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
     tokenizer = TOKENIZERS["wordpiece"]()
-    task, choice = topics(120), FinetuneSettings(epochs=6, batch_size=8, learning_rate=3e-3, precision="no")
+    task, choice = (
+        topics(120),
+        FinetuneSettings(epochs=6, batch_size=8, learning_rate=3e-3, precision="no"),
+    )
     same = {"tokenizer": tokenizer, "settings": choice.training(task, seed=0), "max_length": 32}
     config = tiny_config(tokenizer)
     first = finetune(None, task, seed=1, config=config, folder=tmp_path, **same)
     again = finetune(None, task, seed=1, config=config, folder=tmp_path / "again", **same)
     other = finetune(None, task, seed=2, config=config, folder=tmp_path / "other", **same)
-    assert first["score"] > 0.9 > 0.4 > first["majority"] and first["test_items"] == 60 and first["steps"] == 45
+    assert (
+        first["score"] > 0.9 > 0.4 > first["majority"]
+        and first["test_items"] == 60
+        and first["steps"] == 45
+    )
     timeless = [{k: v for k, v in result.items() if k != "seconds"} for result in (first, again)]
     assert timeless[0] == timeless[1]
     weights = [
@@ -490,7 +570,9 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
     task = tagging_task(tagged("the cat sat on the mat", "water", "never again !"))
     data = encode(task, tokenizer, max_length=32)["test"]
     torch.manual_seed(0)
-    objective = Classification(AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)))
+    objective = Classification(
+        AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
+    )
     together = answer(objective, data)
     monkeypatch.setattr(sys.modules["maskwise.tasks.tensors"], "EVAL_TOKENS", 1)
     assert answer(objective, data).tolist() == together.tolist() and len(together) == 10
@@ -543,7 +625,9 @@ def test_a_checkpoint_whose_encoder_is_not_whole_is_not_scored(tmp_path, how):
 def test_a_checkpoint_without_a_head_gets_a_new_one(tmp_path):
     tokenizer = spoiled_checkpoint(tmp_path, "no head")
     choice = TrainingSettings(steps=1, batch_size=2)
-    result = finetune(tmp_path, topics(30), tokenizer=tokenizer, settings=choice, seed=0, max_length=8)
+    result = finetune(
+        tmp_path, topics(30), tokenizer=tokenizer, settings=choice, seed=0, max_length=8
+    )
     assert result["steps"] == 1
 
 
@@ -555,7 +639,9 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
     spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
     with pytest.raises(MaskwiseError, match="task 'sts-zero-shot' on test is no number; got nan"):
-        evaluate_tasks("bundled:encoder", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out")
+        evaluate_tasks(
+            "bundled:encoder", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out"
+        )
     assert (tmp_path / "out" / "records.jsonl").read_text() == ""
 
 
@@ -580,8 +666,14 @@ def test_a_task_takes_arguments_behind_its_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("similarity(my.csv)", r"arguments of task 'similarity\(my.csv\)'; allowed: name=value, of kind, .*"),
-        ("ud-pos(40)", r"arguments of task 'ud-pos\(40\)'; allowed: name=value, of kind, .*train_rows=300"),
+        (
+            "similarity(my.csv)",
+            r"arguments of task 'similarity\(my.csv\)'; allowed: name=value, of kind, .*",
+        ),
+        (
+            "ud-pos(40)",
+            r"arguments of task 'ud-pos\(40\)'; allowed: name=value, of kind, .*train_rows=300",
+        ),
         ("ud-pos(kind=parts_of-speech)", "unknown kind of task 'parts_of-speech'"),
         ("ud-pos(name=5)", "name of task 'ud-pos'; got 5; allowed: a text"),
         ("ud-pos(train_rows=many)", "train_rows of task 'ud-pos'; got many"),
@@ -601,11 +693,16 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     tokenizer = TOKENIZERS["wordpiece"]()
     how = {"steps": 30, "batch_size": 8, "learning_rate": 1e-4, "precision": "no", "max_length": 32}
     settings = FinetuneSettings(**how, search_rate=True)
-    task, how = topics(120), {"tokenizer": tokenizer, "config": tiny_config(tokenizer), "seeds": [0]}
+    task, how = (
+        topics(120),
+        {"tokenizer": tokenizer, "config": tiny_config(tokenizer), "seeds": [0]},
+    )
     record = task_record(None, task, settings=settings, **how)
     tried = record["tried"]
     assert list(tried) == ["3.3e-05", "0.0001", "0.0003"] and tried["0.0003"] == max(tried.values())
     plain = settings.model_copy(update={"search_rate": False, "learning_rate": 3e-4})
     assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
     with pytest.raises(MaskwiseError, match="searched on dev, and task topics has none"):
-        task_record(None, replace(task, splits={**task.splits, "dev": []}), settings=settings, **how)
+        task_record(
+            None, replace(task, splits={**task.splits, "dev": []}), settings=settings, **how
+        )

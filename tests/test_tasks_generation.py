@@ -1,4 +1,6 @@
-"""Tasks that are answered in words: metrics against published examples, cards, records, fine-tuning, predictions."""
+"""Tasks that are answered in words: metrics against published examples, cards, records,
+fine-tuning, predictions.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
 
-# Metrics -------------------------------------------------------------------------------------------------
+# Metrics
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -46,26 +49,43 @@ from maskwise.text import train_tokenizer
         ("exact-match", "december, 1972", ["14 December 1972 UTC", "December 1972"], 1),
         ("f1", "december 1972", ["14 December 1972 UTC"], 2 / 3),
         ("f1", "", ["a thing"], 0),
-        # KILT's accuracy is strict: guess_answer in gold_candidate_answers, stripped, and nothing else.
+        # KILT's accuracy is strict: guess_answer in gold_candidate_answers, stripped, and nothing
+        # else.
         ("accuracy", " Barack Obama ", ["Barack Obama", "Obama"], 1),
         ("accuracy", "barack obama", ["Barack Obama"], 0),
         ("accuracy", "the SUPPORTS", ["SUPPORTS"], 0),
         ("accuracy", "", ["SUPPORTS"], 0),
         # DrQA's regex_match_score: from the beginning, whatever the case.
         # The README of rouge-score: F of 6 of 8 and 6 of 9 words, and of 5.
-        ("rouge-1", "The quick brown dog jumps on the log.", ["The quick brown fox jumps over the lazy dog"], 12 / 17),
-        ("rouge-l", "The quick brown dog jumps on the log.", ["The quick brown fox jumps over the lazy dog"], 10 / 17),
-        # Lin 2004, section 3: S1 police killed the gunman; S2 police kill the gunman; S3 the gunman kill police.
-        ("rouge-l", "police kill the gunman", ["police killed the gunman"], 1),  # the stemmer: killed is kill
+        (
+            "rouge-1",
+            "The quick brown dog jumps on the log.",
+            ["The quick brown fox jumps over the lazy dog"],
+            12 / 17,
+        ),
+        (
+            "rouge-l",
+            "The quick brown dog jumps on the log.",
+            ["The quick brown fox jumps over the lazy dog"],
+            10 / 17,
+        ),
+        # Lin 2004, section 3: S1 police killed the gunman; S2 police kill the gunman; S3 the gunman
+        # kill police. the stemmer: killed is kill
+        ("rouge-l", "police kill the gunman", ["police killed the gunman"], 1),
         ("rouge-l", "the gunman kill police", ["police killed the gunman"], 0.5),
         ("rouge-2", "the gunman kill police", ["police killed the gunman"], 1 / 3),
         # The union of two lines (Lin 2004, section 3.2): the lines of a summary are its sentences.
-        ("rouge-lsum", "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", ["w1 w2 w3 w4 w5"], 2 * (4 / 10) * (4 / 5) / (4 / 10 + 4 / 5)),
+        (
+            "rouge-lsum",
+            "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5",
+            ["w1 w2 w3 w4 w5"],
+            2 * (4 / 10) * (4 / 5) / (4 / 10 + 4 / 5),
+        ),
         ("rouge-1", "", ["something"], 0),
         ("rouge-1", "!?", ["something"], 0),
         ("rouge-l", "red cat", ["blue dog", "a red cat"], 0.8),
     ],
-)  # fmt: skip
+)
 def test_published_and_worked_examples(metric, answer, rights, score):
     assert ITEMS[metric](rights, answer) == pytest.approx(score)
 
@@ -75,10 +95,18 @@ def test_rouge_is_that_of_rouge_score_and_a_test_set_is_the_mean():
 
     rights = [["The cat sat.\nIt was big.", "A cat"], ["Dogs are running quickly"], ["x"]]
     answers = ["the cats sit.\nIt is big", "a dog runs quick", ""]
-    names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL", "rouge-lsum": "rougeLsum"}
+    names = {
+        "rouge-1": "rouge1",
+        "rouge-2": "rouge2",
+        "rouge-l": "rougeL",
+        "rouge-lsum": "rougeLsum",
+    }
     for ours, theirs in names.items():
         scorer = RougeScorer([theirs], use_stemmer=True)
-        expected = [scorer.score_multi(gold, answer)[theirs].fmeasure for gold, answer in zip(rights, answers)]
+        expected = [
+            scorer.score_multi(gold, answer)[theirs].fmeasure
+            for gold, answer in zip(rights, answers)
+        ]
         assert METRICS[ours](rights, answers) == pytest.approx(sum(expected) / 3)
 
 
@@ -86,12 +114,15 @@ def test_the_interval_over_items_is_that_of_a_mean():
     items = [0.0] * 60 + [1.0] * 40
     low, high = bootstrap_interval(items)
     half = 1.96 * (0.4 * 0.6 / 100) ** 0.5
-    assert low == pytest.approx(0.4 - half, abs=0.02) and high == pytest.approx(0.4 + half, abs=0.02)
+    assert low == pytest.approx(0.4 - half, abs=0.02) and high == pytest.approx(
+        0.4 + half, abs=0.02
+    )
     assert bootstrap_interval(items) == (low, high)  # nothing random
     assert bootstrap_interval([0.25, 0.25]) == (0.25, 0.25) == bootstrap_interval([0.25])
 
 
-# Records -------------------------------------------------------------------------------------------------
+# Records
+# -------------------------------------------------------------------------------------------------
 
 LEXICON = "red green blue cat dog fox runs sleeps sits big small old house river tree park"
 WORDS = LEXICON.split(" ")
@@ -104,7 +135,10 @@ def write(path, rows):
 
 def loaded(tmp_path, rows, options="", name="mine.jsonl"):
     """The test rows of a file in which every row is of the test, and one is there for the others."""
-    path = write(tmp_path / name, [row | {"split": split} for split in ("train", "dev", "test") for row in rows])
+    path = write(
+        tmp_path / name,
+        [row | {"split": split} for split in ("train", "dev", "test") for row in rows],
+    )
     return load_task(f"{path}{options}").splits["test"]
 
 
@@ -112,16 +146,23 @@ def loaded(tmp_path, rows, options="", name="mine.jsonl"):
     ("record", "text", "answers"),
     [
         ({"input": "a b", "output": "c"}, "a b", ["c"]),
-        ({"source": ["One.", "Two."], "target": ["A", "B"], "title": "T"}, "One. Two.", ["A", "B"]),  # SciTLDR
-        ({"question": "who", "answer": ["X", "Y", "X"]}, "who", ["X", "Y"]),  # NQ-open; each answer once
+        # SciTLDR
+        ({"source": ["One.", "Two."], "target": ["A", "B"], "title": "T"}, "One. Two.", ["A", "B"]),
+        # NQ-open; each answer once
+        ({"question": "who", "answer": ["X", "Y", "X"]}, "who", ["X", "Y"]),
         ({"question": "who", "answers": {"text": ["X"], "answer_start": [3]}}, "who", ["X"]),
-        ({"question": "who", "answer": {"value": "V", "aliases": ["V", "W"]}}, "who", ["V", "W"]),  # TriviaQA
-        ({"fname": "f", "dialogue": "d", "summary1": "a", "topic1": "t", "summary2": "b"}, "d", ["a", "b"]),
+        # TriviaQA
+        ({"question": "who", "answer": {"value": "V", "aliases": ["V", "W"]}}, "who", ["V", "W"]),
+        (
+            {"fname": "f", "dialogue": "d", "summary1": "a", "topic1": "t", "summary2": "b"},
+            "d",
+            ["a", "b"],
+        ),
         ({"article": "a", "highlights": "h\ni"}, "a", ["h\ni"]),
         ({"document": "d", "summary": "s", "id": "7"}, "d", ["s"]),
         ({"question": "how many", "answer": 3}, "how many", ["3"]),
     ],
-)  # fmt: skip
+)
 def test_published_columns_are_recognised(tmp_path, record, text, answers):
     (row,) = loaded(tmp_path, [record])
     assert (row.text, row.answers) == (text, answers)
@@ -129,20 +170,36 @@ def test_published_columns_are_recognised(tmp_path, record, text, answers):
 
 # By KILT's published schema (github.com/facebookresearch/KILT); the full files have not been read.
 KILT = [
-    {"id": "1", "input": "Ann [SEP] job", "output": [
-        {"answer": "baker", "provenance": [{"wikipedia_id": "5", "title": "Ann", "start_paragraph_id": 1}]},
-        {"answer": "cook"}, {"provenance": [{"wikipedia_id": "6"}]}], "meta": {"sub_surface": ["Ann"]}},
+    {
+        "id": "1",
+        "input": "Ann [SEP] job",
+        "output": [
+            {
+                "answer": "baker",
+                "provenance": [{"wikipedia_id": "5", "title": "Ann", "start_paragraph_id": 1}],
+            },
+            {"answer": "cook"},
+            {"provenance": [{"wikipedia_id": "6"}]},
+        ],
+        "meta": {"sub_surface": ["Ann"]},
+    },
     {"id": "2", "input": "Bob [SEP] job", "output": [{"provenance": [{"wikipedia_id": "6"}]}]},
-]  # fmt: skip
+]
 
 
 def test_kilts_records_are_read_and_rows_without_an_answer_are_counted(tmp_path):
     rows = [row | {"split": split} for split in ("train", "dev", "test") for row in KILT]
     path = write(tmp_path / "kilt.jsonl", rows)
-    for card, metric in (("kilt-aida", "accuracy"), ("kilt-wow", "f1"), ("kilt-zero-shot-re", "accuracy")):
+    for card, metric in (
+        ("kilt-aida", "accuracy"),
+        ("kilt-wow", "f1"),
+        ("kilt-zero-shot-re", "accuracy"),
+    ):
         task = load_task(f"{path}(card='{card}')")
         assert [row.answers for row in task.splits["test"]] == [["baker", "cook"]]
-        assert task.metric == metric and task.skipped == {f"{s}: no answer": 1 for s in ("train", "dev", "test")}
+        assert task.metric == metric and task.skipped == {
+            f"{s}: no answer": 1 for s in ("train", "dev", "test")
+        }
 
 
 def test_reasoning_in_both_of_its_published_forms(tmp_path):
@@ -152,18 +209,47 @@ def test_reasoning_in_both_of_its_published_forms(tmp_path):
         "answerKey": "B",
         "para": "P.",
     }
-    original = {"id": "Q", "answerKey": "A", "para": "P.", "question": {
-        "stem": "Which?", "choices": [{"text": "more", "label": "A"}, {"text": "less", "label": "B"}]}}  # fmt: skip
-    rows = loaded(tmp_path, [quartz], "(card=quartz)") + loaded(tmp_path, [original], "(card=quartz)")
+    original = {
+        "id": "Q",
+        "answerKey": "A",
+        "para": "P.",
+        "question": {
+            "stem": "Which?",
+            "choices": [{"text": "more", "label": "A"}, {"text": "less", "label": "B"}],
+        },
+    }
+    rows = loaded(tmp_path, [quartz], "(card=quartz)") + loaded(
+        tmp_path, [original], "(card=quartz)"
+    )
     assert [row.answers for row in rows] == [["less"], ["more"]]
     assert {row.text for row in rows} == {"Which? (A) more (B) less P."}
-    hub = {"question_stem": "suppose", "question_para_step": ["One", "Two"], "answer_label": "no_effect",
-           "choices": {"label": ["A", "B", "C"], "text": ["more", "less", "no_effect"]}}  # fmt: skip
-    original = {"question": {"stem": "suppose", "para_steps": ["One", "Two"], "answer_label": "no_effect"}}
+    hub = {
+        "question_stem": "suppose",
+        "question_para_step": ["One", "Two"],
+        "answer_label": "no_effect",
+        "choices": {"label": ["A", "B", "C"], "text": ["more", "less", "no_effect"]},
+    }
+    original = {
+        "question": {"stem": "suppose", "para_steps": ["One", "Two"], "answer_label": "no_effect"}
+    }
     rows = loaded(tmp_path, [hub], "(card=wiqa)") + loaded(tmp_path, [original], "(card=wiqa)")
     assert {(row.text, *row.answers) for row in rows} == {("suppose One Two", "no_effect")}
-    ropes = {"data": [{"paragraphs": [{"background": "B.", "situation": "S.", "qas": [
-        {"id": str(n), "question": f"Q{n}?", "answers": [{"text": f"a{n}"}]} for n in range(40)]}]}]}  # fmt: skip
+    ropes = {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "background": "B.",
+                        "situation": "S.",
+                        "qas": [
+                            {"id": str(n), "question": f"Q{n}?", "answers": [{"text": f"a{n}"}]}
+                            for n in range(40)
+                        ],
+                    }
+                ]
+            }
+        ]
+    }
     (tmp_path / "ropes.json").write_text(json.dumps(ropes), encoding="utf-8")
     row = load_task(f"{tmp_path}/ropes.json(card=ropes)").splits["test"][0]
     assert row.text == f"Q{row.answers[0][1:]}? S. B."
@@ -173,9 +259,15 @@ def test_triviaqas_own_file(tmp_path):
     (tmp_path / "qa").mkdir()
     for name in ("unfiltered-web-train.json", "unfiltered-web-dev.json"):
         rows = [
-            {"Question": f"q{n}", "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}} for n in range(30)
+            {
+                "Question": f"q{n}",
+                "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"},
+            }
+            for n in range(30)
         ]
-        (tmp_path / "qa" / name).write_text(json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8")
+        (tmp_path / "qa" / name).write_text(
+            json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8"
+        )
     task = load_task(f"{tmp_path}/qa(card='trivia-qa')")
     assert len(task.splits["test"]) == 30 and task.splits["test"][0].answers == ["V", "W"]
 
@@ -200,32 +292,59 @@ def test_nif_is_refused_with_what_to_use_instead(tmp_path):
 
 def test_a_meeting_is_a_row_for_each_query_with_what_was_said_about_it(tmp_path):
     meeting = {
-        "meeting_transcripts": [{"speaker": "A", "content": "One ."}, {"speaker": "B", "content": "Two ."}],
+        "meeting_transcripts": [
+            {"speaker": "A", "content": "One ."},
+            {"speaker": "B", "content": "Two ."},
+        ],
         "general_query_list": [{"query": "All?", "answer": "x"}],
-        "specific_query_list": [{"query": "Who?", "answer": "B", "relevant_text_span": [["1", "1"]]}],
+        "specific_query_list": [
+            {"query": "Who?", "answer": "B", "relevant_text_span": [["1", "1"]]}
+        ],
     }
     for split in ("train", "val", "test"):
         write(tmp_path / f"{split}.jsonl", [meeting])
     general, specific = load_task(f"{tmp_path}(card=qmsum)").splits["test"]
     assert (general.text, general.answers) == ("All? A: One . B: Two .", ["x"])
-    assert (specific.text, specific.answers) == ("Who? B: Two .", ["B"]) and general.key == specific.key
+    assert (specific.text, specific.answers) == (
+        "Who? B: Two .",
+        ["B"],
+    ) and general.key == specific.key
 
 
 HUB = {  # what datasets.load_dataset gives for some cards: nested columns are dicts of lists there
     "nq-open": {"question": ["who"], "answer": [["X", "Y"]]},
     "webquestions": {"url": ["u"], "question": ["who"], "answers": [["X", "Y"]]},
-    "trivia-qa": {"question": ["who"], "question_id": ["1"],
-                  "answer": [{"value": "X", "aliases": ["X", "Y"], "normalized_aliases": ["x", "y"]}]},
-    "kilt-fever": {"id": ["1"], "input": ["who"], "output": [[
-        {"answer": "X", "meta": {"score": 1}, "provenance": []},
-        {"answer": "Y", "meta": {"score": 1}, "provenance": []}]]},
-    "quartz": {"question": ["who"], "choices": [{"text": ["X", "Y"], "label": ["A", "B"]}], "answerKey": ["B"],
-               "para": ["P."]},
-    "ropes": {"background": ["B."], "situation": ["S."], "question": ["who"], "answers": [{"text": ["X"]}]},
+    "trivia-qa": {
+        "question": ["who"],
+        "question_id": ["1"],
+        "answer": [{"value": "X", "aliases": ["X", "Y"], "normalized_aliases": ["x", "y"]}],
+    },
+    "kilt-fever": {
+        "id": ["1"],
+        "input": ["who"],
+        "output": [
+            [
+                {"answer": "X", "meta": {"score": 1}, "provenance": []},
+                {"answer": "Y", "meta": {"score": 1}, "provenance": []},
+            ]
+        ],
+    },
+    "quartz": {
+        "question": ["who"],
+        "choices": [{"text": ["X", "Y"], "label": ["A", "B"]}],
+        "answerKey": ["B"],
+        "para": ["P."],
+    },
+    "ropes": {
+        "background": ["B."],
+        "situation": ["S."],
+        "question": ["who"],
+        "answers": [{"text": ["X"]}],
+    },
     "scitldr": {"source": [["One.", "Two."]], "target": [["X", "Y"]], "paper_id": ["p"]},
     "dialogsum": {"dialogue": ["who"], "summary": ["X"], "topic": ["t"]},
     "cnn-dailymail": {"article": ["who"], "highlights": ["X"]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("card", HUB)
@@ -234,9 +353,10 @@ def test_a_card_alone_is_loaded_from_the_hub(card, monkeypatch):
 
     rows, asked = datasets.Dataset.from_dict(HUB[card]), []
     monkeypatch.setattr(
-        datasets, "load_dataset",
+        datasets,
+        "load_dataset",
         lambda *names: asked.append(names) or {"train": rows, "validation": rows, "test": rows},
-    )  # fmt: skip
+    )
     task = load_task(f"{card}(train_rows=1)")
     name, _, config = CARDS[card]["hub"].partition(":")
     assert asked == [(name, config or None)] and task.name == card
@@ -252,7 +372,10 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(MaskwiseError, match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$"):
+    with pytest.raises(
+        MaskwiseError,
+        match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$",
+    ):
         load_task("xsum")
 
 
@@ -281,12 +404,18 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is():
             "has no label column; got text, essence; name it with label=…; looked for",
         ),
         ("{}(kind=generation, label=essence, beams=0)", "beams of a task; got 0; allowed: ≥ 1"),
-        ("{}(kind=generation, label=essence, max_target=2)", "max_target of a task leaves no room .* got 2"),
+        (
+            "{}(kind=generation, label=essence, max_target=2)",
+            "max_target of a task leaves no room .* got 2",
+        ),
         (
             "{}(label=essence, beams=2)",
             r"kind of task sequence-classification\(beams=2\)",
         ),
-        ("{}(kind=generation, label=essence, metric=matthews)", "no metric for generation; got matthews"),
+        (
+            "{}(kind=generation, label=essence, metric=matthews)",
+            "no metric for generation; got matthews",
+        ),
         (
             "{}(kind=generation, label=essence, beams=two)",
             "beams is not valid; got 'two'; allowed: a whole number",
@@ -294,15 +423,20 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is():
     ],
 )
 def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
-    path = write(tmp_path / "mine.jsonl", [{"text": f"t {n}", "essence": f"e{n}"} for n in range(40)])
+    path = write(
+        tmp_path / "mine.jsonl", [{"text": f"t {n}", "essence": f"e{n}"} for n in range(40)]
+    )
     with pytest.raises(MaskwiseError, match=line):
         load_task(spec.format(path))
 
 
 def test_the_first_question_may_be_without_answer(tmp_path):
     """JSON lines may leave out what is empty, so columns are those of all rows."""
-    rows = [{"question": f"who {n}", **({"answers": ["a"]} if n % 4 else {}), "split": split}
-            for split in ("train", "dev", "test") for n in range(8)]  # fmt: skip
+    rows = [
+        {"question": f"who {n}", **({"answers": ["a"]} if n % 4 else {}), "split": split}
+        for split in ("train", "dev", "test")
+        for n in range(8)
+    ]
     task = load_task(write(tmp_path / "asked.jsonl", rows))
     assert task.kind.name == "generation" and len(task.splits["test"]) == 6
     assert task.skipped == {f"{split}: no answer": 2 for split in ("train", "dev", "test")}
@@ -312,9 +446,15 @@ def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
     for answers, line in (
         ({"answers": []}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
         ({"answer": None}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
-        ({}, "has no label column; got question; name it with label=…; looked for output, target, answer"),
+        (
+            {},
+            "has no label column; got question; name it with label=…; looked for output, "
+            "target, answer",
+        ),
     ):
-        path = write(tmp_path / "asked.jsonl", [{"question": f"who {n}"} | answers for n in range(40)])
+        path = write(
+            tmp_path / "asked.jsonl", [{"question": f"who {n}"} | answers for n in range(40)]
+        )
         with pytest.raises(MaskwiseError, match=line):
             load_task(f"{path}(kind=generation)")
 
@@ -322,13 +462,18 @@ def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
     path = write(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
-    with pytest.raises(MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"):
+    with pytest.raises(
+        MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"
+    ):
         load_task(path)
-    with pytest.raises(MaskwiseError, match=r"unknown column of .* 'question'; allowed: query, reply"):
+    with pytest.raises(
+        MaskwiseError, match=r"unknown column of .* 'question'; allowed: query, reply"
+    ):
         load_task(f"{path}(card=nq-open)")
 
 
-# Fine-tuning ---------------------------------------------------------------------------------------------
+# Fine-tuning
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -338,8 +483,11 @@ def tokenizer():
 
 def bart(tokenizer, **more):
     """Two layers of 32; the decoder begins with [SEP], as BART's does."""
-    sizes = {f"{side}_{what}": number for side in ("encoder", "decoder")
-             for what, number in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 64))}  # fmt: skip
+    sizes = {
+        f"{side}_{what}": number
+        for side in ("encoder", "decoder")
+        for what, number in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 64))
+    }
     sizes |= {"d_model": 32, "init_std": 0.1, "dropout": 0.0}
     return new_config("bart", tokenizer, 32, kind="encoder-decoder", **sizes, **more)
 
@@ -349,37 +497,57 @@ def copying(tmp_path):
     """Say the colour of the text."""
     draw = random.Random(0)
     rows = [
-        {"input": f"{colour} {draw.choice(WORDS[3:])} {draw.choice(WORDS[3:])}",
-         "output": [colour, f"the {colour}"], "split": split}
-        for split, n in (("train", 40), ("dev", 6), ("test", 8)) for _ in range(n) for colour in WORDS[:3]
-    ]  # fmt: skip
+        {
+            "input": f"{colour} {draw.choice(WORDS[3:])} {draw.choice(WORDS[3:])}",
+            "output": [colour, f"the {colour}"],
+            "split": split,
+        }
+        for split, n in (("train", 40), ("dev", 6), ("test", 8))
+        for _ in range(n)
+        for colour in WORDS[:3]
+    ]
     return load_task(f"{write(tmp_path / 'colours.jsonl', rows)}(beams=2, max_target=6)")
 
 
 def test_a_tiny_model_learns_to_write_and_its_predictions_are_kept(tmp_path, tokenizer, copying):
     settings = FinetuneSettings(steps=150, learning_rate=5e-3, precision="no", max_length=16)
     record = task_record(
-        None, copying, tokenizer=tokenizer, settings=settings, seeds=[0], config=bart(tokenizer),
+        None,
+        copying,
+        tokenizer=tokenizer,
+        settings=settings,
+        seeds=[0],
+        config=bart(tokenizer),
         folder=tmp_path / "out",
-    )  # fmt: skip
+    )
     assert record["task_kind"] == "generation" and record["metric"] == "exact-match"
     # A search that stops as soon as two beams have ended scores .67 here, and one beam 1.
     assert record["score"] == 1.0 > record["majority"] == pytest.approx(1 / 3)
     assert set(record["others"]) == {"f1", "accuracy", "nats"} and 0 < record["others"]["nats"] < 1
     assert record["interval"] == [1.0, 1.0] and record["item_sd"] == 0
-    lines = [json.loads(line) for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()
+    ]
     assert [line["input"] for line in lines] == [row.text for row in copying.splits["test"]]
     assert sum(line["score"] for line in lines) / len(lines) == pytest.approx(record["score"])
-    assert {line["answer"] for line in lines} <= set(WORDS[:3]) and lines[0]["gold"] == ["red", "the red"]
+    assert {line["answer"] for line in lines} <= set(WORDS[:3]) and lines[0]["gold"] == [
+        "red",
+        "the red",
+    ]
     AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out/seed-0/checkpoint")
 
 
 def network(tokenizer, task, config=None):
-    model = load_network(None, task, tokenizer, config=config or bart(tokenizer), max_length=16, seed=1)
+    model = load_network(
+        None, task, tokenizer, config=config or bart(tokenizer), max_length=16, seed=1
+    )
     return task.kind.objective(model)
 
 
-def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(tokenizer, copying, monkeypatch):
+def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(
+    tokenizer, copying, monkeypatch
+):
     objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
     together = answer(objective, data)
     monkeypatch.setattr("maskwise.tasks.generation.EVAL_TOKENS", 1)
@@ -390,23 +558,41 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
     labels = tokenizer(row.answers[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         out = objective.model(
-            **{k: v for k, v in tokenizer(row.text, return_tensors="pt").items() if k != "token_type_ids"},
+            **{
+                k: v
+                for k, v in tokenizer(row.text, return_tensors="pt").items()
+                if k != "token_type_ids"
+            },
             labels=labels,
         )
-    log = out.logits.log_softmax(-1)[0].gather(1, labels.T)[1:]  # [CLS], always the same, does not count
-    assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4) and together[0].tokens == len(log)
+    # [CLS], always the same, does not count
+    log = out.logits.log_softmax(-1)[0].gather(1, labels.T)[1:]
+    assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4) and together[
+        0
+    ].tokens == len(log)
 
 
 def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer):
-    """A choice by (seed, epoch, row): the same after a stop, another in the next epoch, all equally often."""
-    rows = [{"input": f"{first} {then}", "output": ["red", "green", "blue"][: 1 + n % 3], "split": split}
-            for split in ("train", "dev", "test") for first in WORDS for n, then in enumerate(WORDS[:6])]  # fmt: skip
+    """A choice by (seed, epoch, row): the same after a stop, another in the next epoch, all equally
+    often.
+    """
+    rows = [
+        {
+            "input": f"{first} {then}",
+            "output": ["red", "green", "blue"][: 1 + n % 3],
+            "split": split,
+        }
+        for split in ("train", "dev", "test")
+        for first in WORDS
+        for n, then in enumerate(WORDS[:6])
+    ]
     task = load_task(write(tmp_path / "several.jsonl", rows))
     data = encode(task, tokenizer, max_length=16)
     seen: dict[str, list[list[str]]] = {}
     for epoch in range(8):
         settings = FinetuneSettings(epochs=8, batch_size=len(data["train"])).training(task, seed=3)
-        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)  # made anew, as after a stop
+        # made anew, as after a stop
+        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
         (again,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
         assert torch.equal(batch["labels"], again["labels"])
         texts, written = (
@@ -422,11 +608,17 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     assert [len(counts[n]) for n in range(3)] == [1, 2, 3]
     for n, counter in counts.items():  # five standard errors
         share, total = 1 / (n + 1), counter.total()
-        assert all(abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5 for c in counter.values())
+        assert all(
+            abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5
+            for c in counter.values()
+        )
     assert len({tuple(answers) for answers in seen.values()}) > 50
-    other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(0, rank=0, ranks=1)
+    other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(
+        0, rank=0, ranks=1
+    )
     assert not torch.equal(
-        other[0]["labels"], TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"]
+        other[0]["labels"],
+        TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"],
     )
     labels = data["test"].batch(torch.arange(len(data["test"])))["labels"]
     assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # read is the first
@@ -436,24 +628,39 @@ def test_nats_as_the_metric(tmp_path, tokenizer, copying):
     task = load_task(f"{tmp_path}/colours.jsonl(beams=1, max_target=6, metric=nats)")
     assert task.majority is None and task.facts()["higher_is_better"] is False
     score = finetune(
-        None, task, tokenizer=tokenizer, settings=FinetuneSettings(steps=2, precision="no").training(task, seed=0),
-        seed=0, max_length=16, config=bart(tokenizer),
-    )  # fmt: skip
+        None,
+        task,
+        tokenizer=tokenizer,
+        settings=FinetuneSettings(steps=2, precision="no").training(task, seed=0),
+        seed=0,
+        max_length=16,
+        config=bart(tokenizer),
+    )
     assert sum(score["items"]) / len(score["items"]) == pytest.approx(score["score"])
-    # Three colours and [SEP]: 40 of each and 120 of [SEP] in 240, each of 160 tokens counted once more.
+    # Three colours and [SEP]: 40 of each and 120 of [SEP] in 240, each of 160 tokens counted once
+    # more.
     size = tokenizer.vocab_size + 240
     assert score["majority"] == pytest.approx((math.log(size / 41) + math.log(size / 121)) / 2)
 
 
 def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
-    rows = [{"input": " ".join(WORDS * 2), "output": "red " * n, "split": split}
-            for split in ("train", "dev", "test") for n in (1, 2, 9)]  # fmt: skip
+    rows = [
+        {"input": " ".join(WORDS * 2), "output": "red " * n, "split": split}
+        for split in ("train", "dev", "test")
+        for n in (1, 2, 9)
+    ]
     task = load_task(f"{write(tmp_path / 'long.jsonl', rows)}(max_target=6)")
-    with pytest.warns(UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"):
+    with pytest.warns(
+        UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"
+    ):
         record = task_record(
-            None, task, tokenizer=tokenizer, settings=FinetuneSettings(steps=1, max_length=16), seeds=[0],
+            None,
+            task,
+            tokenizer=tokenizer,
+            settings=FinetuneSettings(steps=1, max_length=16),
+            seeds=[0],
             config=bart(tokenizer),
-        )  # fmt: skip
+        )
     assert "test: texts cut at 16 tokens: 3 of 3" in record["notes"]
 
 
@@ -461,7 +668,8 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
     rows = [{"input": f"red {n}", "output": "RED" if n % 4 else "red"} for n in range(80)]
     path = write(tmp_path / "case.jsonl", rows)
     notes = {}
-    for metric in ("accuracy", "exact-match"):  # the tokenizer lower-cases, and so does SQuAD's exact match
+    # the tokenizer lower-cases, and so does SQuAD's exact match
+    for metric in ("accuracy", "exact-match"):
         task = load_task(f"{path}(metric='{metric}')")
         notes[metric] = encode(task, tokenizer, max_length=16)["train"].notes()
     capitals = sum(row.answers == ["RED"] for row in task.splits["train"])
@@ -478,11 +686,16 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
             "this bart model has no start token for its decoder; set decoder_start_token_id",
         ),
         ("bert", "a task whose answers are written needs an encoder-decoder; got bert"),
-        ({"max_position_embeddings": 16}, "max_target of a task is more than the model's positions; got 32"),
+        (
+            {"max_position_embeddings": 16},
+            "max_target of a task is more than the model's positions; got 32",
+        ),
     ],
 )
 def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, config, line):
-    path = write(tmp_path / "mine.jsonl", [{"input": f"red {n}", "output": "red"} for n in range(40)])
+    path = write(
+        tmp_path / "mine.jsonl", [{"input": f"red {n}", "output": "red"} for n in range(40)]
+    )
     wrong = (
         new_config("bert", tokenizer, 32)
         if config == "bert"
@@ -494,14 +707,16 @@ def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, c
 
 def test_texts_that_are_longer_than_the_model_are_refused(tokenizer, copying):
     short = BartConfig.from_dict(bart(tokenizer).to_dict() | {"max_position_embeddings": 8})
-    with pytest.raises(MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"):
+    with pytest.raises(
+        MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"
+    ):
         network(tokenizer, copying, short)
 
 
 def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokenizer, copying):
-    AutoModel.from_config(new_config("bert", tokenizer, 32, hidden_size=16, num_attention_heads=2)).save_pretrained(
-        tmp_path
-    )
+    AutoModel.from_config(
+        new_config("bert", tokenizer, 32, hidden_size=16, num_attention_heads=2)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(MaskwiseError, match="needs an encoder-decoder; got bert"):
         evaluate_tasks(tmp_path, ["banking77", f"{tmp_path}/colours.jsonl"], out=tmp_path / "out")
@@ -510,11 +725,19 @@ def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokeni
 
 def test_t5_writes_too(tokenizer, copying):
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id,
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.sep_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    answers = answer(network(tokenizer, copying, config), encode(copying, tokenizer, max_length=16)["test"])
+    )
+    answers = answer(
+        network(tokenizer, copying, config), encode(copying, tokenizer, max_length=16)["test"]
+    )
     assert len(answers) == 24 and all(a.tokens == 2 for a in answers)
 
 
@@ -523,10 +746,16 @@ def test_a_checkpoint_is_judged_by_the_command(tmp_path, tokenizer, copying):
     AutoModelForSeq2SeqLM.from_config(bart(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (record,) = evaluate_tasks(
-        tmp_path / "model", [f"{tmp_path}/colours.jsonl(beams=1, max_target=6)"],
-        settings=FinetuneSettings(steps=2, max_length=16, precision="no"), seeds=2, out=tmp_path / "out",
-    )  # fmt: skip
-    assert len(record["fine_tuning"]) == 2 and (tmp_path / "out/colours/seed-1/predictions.jsonl").is_file()
+        tmp_path / "model",
+        [f"{tmp_path}/colours.jsonl(beams=1, max_target=6)"],
+        settings=FinetuneSettings(steps=2, max_length=16, precision="no"),
+        seeds=2,
+        out=tmp_path / "out",
+    )
+    assert (
+        len(record["fine_tuning"]) == 2
+        and (tmp_path / "out/colours/seed-1/predictions.jsonl").is_file()
+    )
 
 
 def test_settings_of_the_search_make_another_task(tmp_path, copying):
@@ -535,15 +764,24 @@ def test_settings_of_the_search_make_another_task(tmp_path, copying):
     assert load_task(f"{tmp_path}/colours.jsonl(beams=3, max_target=6)") != copying
 
 
-# The best state on dev -----------------------------------------------------------------------------------
+# The best state on dev
+# -----------------------------------------------------------------------------------
 
 
 def best_of(tokenizer, task, **changes):
-    settings = FinetuneSettings(steps=12, learning_rate=5e-3, precision="no", max_length=16, **changes)
+    settings = FinetuneSettings(
+        steps=12, learning_rate=5e-3, precision="no", max_length=16, **changes
+    )
     return finetune(
-        None, task, tokenizer=tokenizer, settings=settings.training(task, seed=0), seed=0, max_length=16,
-        config=bart(tokenizer), patience=settings.patience,
-    )  # fmt: skip
+        None,
+        task,
+        tokenizer=tokenizer,
+        settings=settings.training(task, seed=0),
+        seed=0,
+        max_length=16,
+        config=bart(tokenizer),
+        patience=settings.patience,
+    )
 
 
 @pytest.mark.parametrize(("metric", "best"), [("exact-match", 0.9), ("nats", 0.1)])
@@ -569,16 +807,22 @@ def test_the_state_that_is_best_on_dev_is_scored_and_patience_ends_the_training(
     assert float(keeper.state[name].flatten()[0]) == 1.0
 
 
-def test_a_training_with_patience_is_shorter_and_its_score_is_that_of_the_kept_state(tokenizer, copying):
+def test_a_training_with_patience_is_shorter_and_its_score_is_that_of_the_kept_state(
+    tokenizer, copying
+):
     whole = best_of(tokenizer, copying, eval_every=2)
     short = best_of(tokenizer, copying, eval_every=2, patience=1)
     assert whole["steps"] == 12 and short["steps"] < 12
     assert whole["dev"] >= short["dev"] >= 0
 
 
-def test_a_stopped_training_that_keeps_its_best_state_begins_again(tmp_path, tokenizer, copying, monkeypatch):
+def test_a_stopped_training_that_keeps_its_best_state_begins_again(
+    tmp_path, tokenizer, copying, monkeypatch
+):
     """The states seen before the stop may hold the best."""
-    settings = FinetuneSettings(steps=6, learning_rate=5e-3, precision="no", max_length=16, eval_every=1)
+    settings = FinetuneSettings(
+        steps=6, learning_rate=5e-3, precision="no", max_length=16, eval_every=1
+    )
     saving = settings.training(copying, seed=0).model_copy(update={"save_every": 1})
     calls, judged = [], Best.__call__
 
@@ -589,14 +833,21 @@ def test_a_stopped_training_that_keeps_its_best_state_begins_again(tmp_path, tok
         return judged(self, done)
 
     monkeypatch.setattr(Best, "__call__", counted)
-    same = {"tokenizer": tokenizer, "settings": saving, "seed": 0, "max_length": 16, "config": bart(tokenizer)}
+    same = {
+        "tokenizer": tokenizer,
+        "settings": saving,
+        "seed": 0,
+        "max_length": 16,
+        "config": bart(tokenizer),
+    }
     with pytest.raises(KeyboardInterrupt):
         finetune(None, copying, folder=tmp_path / "run", **same)
     finetune(None, copying, folder=tmp_path / "run", **same)
     assert calls[4:] == [1, 2, 3, 4, 5, 6]
 
 
-# The files in ../shared/data, as they are published ------------------------------------------------------
+# The files in ../shared/data, as they are published
+# ------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -634,18 +885,32 @@ def test_published_files_are_read_as_they_are(spec, metric, rows):
 
 
 CARD_OF = {
-    "qa/nq_open/*": "nq-open", "qa/squadshifts/*": "squad-closed-book", "qa/xquad_en/*": "squad-closed-book",
-    "qa/webquestions/*": "webquestions", "qa/qed/*": "qed",
-    "qa/open_trivia_qa/*": "open-trivia-qa", "kilt_like/begin_wow/*": "begin-wow",
-    "kilt_like/climate_fever/*": "climate-fever", "kilt_like/fever/*": "fever",
-    "kilt_like/fever_symmetric/*": "fever-symmetric", "kilt_like/hover/*": "hover",
-    "kilt_like/n3_rss500/*": "n3-rss500", "kilt_like/lama/google_re*": "lama-google-re",
-    "kilt_like/lama/squad_cloze*": "lama-squad", "kilt_like/lama/trex*": "lama-trex",
-    "kilt_like/lama/relations*": "lama-trex", "summarization/dialogsum/*": "dialogsum",
-    "summarization/legal_plain_english/*": "plain-english", "summarization/qmsum/*": "qmsum",
-    "summarization/scitldr_a/*": "scitldr", "summarization/wiki_split/*": "wiki-split",
-}  # fmt: skip
-REFUSED = {"kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: description, label, "}
+    "qa/nq_open/*": "nq-open",
+    "qa/squadshifts/*": "squad-closed-book",
+    "qa/xquad_en/*": "squad-closed-book",
+    "qa/webquestions/*": "webquestions",
+    "qa/qed/*": "qed",
+    "qa/open_trivia_qa/*": "open-trivia-qa",
+    "kilt_like/begin_wow/*": "begin-wow",
+    "kilt_like/climate_fever/*": "climate-fever",
+    "kilt_like/fever/*": "fever",
+    "kilt_like/fever_symmetric/*": "fever-symmetric",
+    "kilt_like/hover/*": "hover",
+    "kilt_like/n3_rss500/*": "n3-rss500",
+    "kilt_like/lama/google_re*": "lama-google-re",
+    "kilt_like/lama/squad_cloze*": "lama-squad",
+    "kilt_like/lama/trex*": "lama-trex",
+    "kilt_like/lama/relations*": "lama-trex",
+    "summarization/dialogsum/*": "dialogsum",
+    "summarization/legal_plain_english/*": "plain-english",
+    "summarization/qmsum/*": "qmsum",
+    "summarization/scitldr_a/*": "scitldr",
+    "summarization/wiki_split/*": "wiki-split",
+}
+REFUSED = {
+    "kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: "
+    "description, label, "
+}
 
 
 @pytest.mark.slow
@@ -653,7 +918,11 @@ def test_every_file_at_hand_is_loaded_by_a_card_or_refused_in_one_line():
     shared = Path(__file__).parents[2] / "shared" / "data"
     if not shared.is_dir():
         pytest.skip("no ../shared/data")
-    files = [file for room in ("qa", "kilt_like", "summarization") for file in (shared / room).rglob("*.*")]
+    files = [
+        file
+        for room in ("qa", "kilt_like", "summarization")
+        for file in (shared / room).rglob("*.*")
+    ]
     for file in files:
         name = file.relative_to(shared).as_posix()
         if file.name == "README.md" or ".ttl" in file.suffixes or "curated_trec" in name:
@@ -664,5 +933,7 @@ def test_every_file_at_hand_is_loaded_by_a_card_or_refused_in_one_line():
                 load_task(f"{file}(card='{card}')")
             continue
         task = load_task(f"{file}(card='{card}')")
-        assert all(row.text.strip() and row.answers for part in task.splits.values() for row in part), name
+        assert all(
+            row.text.strip() and row.answers for part in task.splits.values() for row in part
+        ), name
         assert not task.skipped, name

@@ -1,4 +1,6 @@
-"""Kinds of tasks: metrics against others', windows and choices, frozen encoders, bad input, one call for all."""
+"""Kinds of tasks: metrics against others', windows and choices, frozen encoders, bad input, one
+call for all.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ import torch
 from seqeval.metrics import f1_score as seqeval_f1
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
-from transformers import AutoConfig, AutoModel, AutoModelForMultipleChoice, AutoModelForQuestionAnswering
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+)
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
@@ -45,7 +52,9 @@ from maskwise.tasks.task import Row, Tuned
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
 
-LEXICON = "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
+LEXICON = (
+    "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
+)
 WORDS = LEXICON.split(" ")
 TEXT = " ".join(WORDS) + " . ? is where the what colour animal mat a b c d e "
 ARCHITECTURES = ("bert", "roberta", "distilbert", "electra", "modernbert")
@@ -57,8 +66,12 @@ def tokenizer():
 
 
 def tiny(tokenizer, architecture="bert", length=48):
-    sizes = {"bert": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
-    names = {"distilbert": ("dim", "n_layers", "n_heads", "hidden_dim")}.get(architecture, sizes["bert"])
+    sizes = {
+        "bert": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    }
+    names = {"distilbert": ("dim", "n_layers", "n_heads", "hidden_dim")}.get(
+        architecture, sizes["bert"]
+    )
     more = {"embedding_size": 32} if architecture == "electra" else {}
     return new_config(architecture, tokenizer, length, **dict(zip(names, (32, 2, 2, 64))), **more)
 
@@ -68,7 +81,8 @@ def write(path, rows):
     return path
 
 
-# Metrics -------------------------------------------------------------------------------------------------
+# Metrics
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,15 +98,21 @@ def test_metrics_of_libraries_are_their_formulas(seed):
     table = np.array([[((right == a) & (given == b)).sum() for b in known] for a in known])
     hits, total = np.diag(table), table.sum(0) + table.sum(1)
     assert METRICS["accuracy"](right, given) == hits.sum() / 50
-    assert METRICS["macro-f1"](right, given) == pytest.approx((2 * hits / total)[known != LOST].mean())
+    assert METRICS["macro-f1"](right, given) == pytest.approx(
+        (2 * hits / total)[known != LOST].mean()
+    )
     rows, columns = table.sum(1), table.sum(0)
     below = np.sqrt(float(50**2 - rows @ rows) * float(50**2 - columns @ columns))
-    assert METRICS["matthews"](right, given) == pytest.approx((50 * hits.sum() - rows @ columns) / below)
+    assert METRICS["matthews"](right, given) == pytest.approx(
+        (50 * hits.sum() - rows @ columns) / below
+    )
     several, said = draw.random((50, 4)) < 0.3, draw.random((50, 4)) < 0.3
     several[:, 3] = said[:, 3] = False  # a label that neither has
     both, sizes = (several & said).sum(0), several.sum(0) + said.sum(0)
     assert METRICS["label-micro-f1"](several, said) == pytest.approx(2 * both.sum() / sizes.sum())
-    assert METRICS["label-macro-f1"](several, said) == pytest.approx((2 * both[:3] / sizes[:3]).mean())
+    assert METRICS["label-macro-f1"](several, said) == pytest.approx(
+        (2 * both[:3] / sizes[:3]).mean()
+    )
 
 
 def test_a_constant_has_no_correlation():
@@ -137,11 +157,14 @@ def test_squad_scores_are_means_and_normalise_is_idempotent():
     assert normalise("  The (Big) A-B, an apple ") == "big ab apple" == normalise("big ab apple")
 
 
-# Loading -------------------------------------------------------------------------------------------------
+# Loading
+# -------------------------------------------------------------------------------------------------
 
 
 def test_what_rows_add_makes_the_score():
-    """F1 of entities by sentence, and the accuracy of words by row: the quotient of the sums is the score."""
+    """F1 of entities by sentence, and the accuracy of words by row: the quotient of the sums is the
+    score.
+    """
     rng = np.random.default_rng(0)
     gold, given = (rng.choice(["O", "B-x", "I-x", "B-y"], 90) for _ in range(2))
     counts = entity_counts(gold, given, range(0, 90, 9))
@@ -156,15 +179,20 @@ def test_what_rows_add_makes_the_score():
 
 
 def test_the_error_of_items_is_that_of_sentences_and_not_of_words():
-    """Words of a sentence that are right or wrong together count as one; rows of one document likewise."""
+    """Words of a sentence that are right or wrong together count as one; rows of one document
+    likewise.
+    """
     rng = np.random.default_rng(0)
     alone = [[right, 1] for right in rng.integers(0, 2, 400)]
     together = [[20 * right, 20] for right in rng.integers(0, 2, 400)]
     names = [str(n) for n in range(400)]
     assert error_of_items(alone, names) == pytest.approx(0.5 / 20, rel=0.1)  # binomial
-    assert error_of_items(together, names) == pytest.approx(0.5 / 20, rel=0.1)  # 8,000 words say no more than 400
+    # 8,000 words say no more than 400
+    assert error_of_items(together, names) == pytest.approx(0.5 / 20, rel=0.1)
     documents = [[right, 1] for right in rng.integers(0, 2, 100) for _ in range(4)]
-    assert error_of_items(documents, [str(n // 4) for n in range(400)]) == pytest.approx(0.5 / 10, rel=0.1)
+    assert error_of_items(documents, [str(n // 4) for n in range(400)]) == pytest.approx(
+        0.5 / 10, rel=0.1
+    )
     assert error_of_items([[1, 1], [1, 1]], ["a", "b"]) == 0
 
 
@@ -179,20 +207,32 @@ def test_known_folders_need_no_arguments(tmp_path):
     (cola / "test.tsv").write_text("index\tsentence\n0\thidden\n")
     for split in ("train", "dev", "test"):
         lines = [f"main\tMSR\t2012\t{i}\t{i % 6 / 2}\tleft {i}\tright {i}" for i in range(12)]
-        (stsb / f"sts-{split}.csv").write_text("\n".join([*lines, lines[0] + "\tsource\tmore"]) + "\n")
+        (stsb / f"sts-{split}.csv").write_text(
+            "\n".join([*lines, lines[0] + "\tsource\tmore"]) + "\n"
+        )
     head = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
-    body = "".join(f"{i}\ta {i}\tb {i}\t{1 + i % 4}.5\t{('NEUTRAL', 'ENTAILMENT')[i % 2]}\n" for i in range(12))
+    body = "".join(
+        f"{i}\ta {i}\tb {i}\t{1 + i % 4}.5\t{('NEUTRAL', 'ENTAILMENT')[i % 2]}\n" for i in range(12)
+    )
     for split in ("train", "trial", "test"):
         (sick / f"SICK_{split}.txt").write_text(head + body)
-    pairs = "".join(f"{i}\tp {i}\th {i}\t{('entailment', 'not_entailment')[i % 2]}\n" for i in range(60))
+    pairs = "".join(
+        f"{i}\tp {i}\th {i}\t{('entailment', 'not_entailment')[i % 2]}\n" for i in range(60)
+    )
     for split in ("train", "dev"):
         (rte / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + pairs)
     (rte / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
     for end in ("pos", "neg"):
-        (mr / f"rt-polarity.{end}").write_bytes("".join(f"{end} caf\xe9 {i}\n" for i in range(60)).encode("latin-1"))
+        (mr / f"rt-polarity.{end}").write_bytes(
+            "".join(f"{end} caf\xe9 {i}\n" for i in range(60)).encode("latin-1")
+        )
 
     task = load_task(cola)
-    assert (task.kind.name, task.metric, task.labels) == ("sequence-classification", "matthews", ("0", "1"))
+    assert (task.kind.name, task.metric, task.labels) == (
+        "sequence-classification",
+        "matthews",
+        ("0", "1"),
+    )
     assert task.splits["test"][1] == TextRow("sentence 1", None, "1")
     assert task.notes == ("no labelled test: dev is test", "dev is 15 % of train")
     assert task.facts()["notes"] == list(task.notes) and task.skipped == {"test: no label": 1}
@@ -216,7 +256,9 @@ def test_columns_by_place_and_rows_by_value(tmp_path):
     task = load_task(f"{path}(text=3, label=4, where='1=2013')")
     assert task.labels == ("0", "1", "2") and sum(map(len, task.splits.values())) == 45
     (tmp_path / "x.csv").write_text("".join(f'"text, {i}",{i % 2}\n' for i in range(90)))
-    assert load_task(tmp_path / "x.csv", text=1, label=2).splits["test"][0].text.startswith("text, ")
+    assert (
+        load_task(tmp_path / "x.csv", text=1, label=2).splits["test"][0].text.startswith("text, ")
+    )
     with pytest.raises(MaskwiseError, match=r"unknown label column .* '9'"):
         load_task(path, text=3, label=9)
     with pytest.raises(MaskwiseError, match=r"unknown column of .*'year'"):
@@ -256,20 +298,32 @@ def test_choices_in_their_layouts(tmp_path, record, label):
 
 def squad(paragraphs):
     qas = lambda rows: [  # noqa: E731
-        {"id": str(i), "question": q, "answers": [{"text": t, "answer_start": s}]} for i, (q, t, s) in enumerate(rows)
-    ]  # fmt: skip
-    return {"data": [{"title": "t", "paragraphs": [{"context": c, "qas": qas(r)} for c, r in paragraphs]}]}
+        {"id": str(i), "question": q, "answers": [{"text": t, "answer_start": s}]}
+        for i, (q, t, s) in enumerate(rows)
+    ]
+    return {
+        "data": [
+            {"title": "t", "paragraphs": [{"context": c, "qas": qas(r)} for c, r in paragraphs]}
+        ]
+    }
 
 
 def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
     contexts = [f"the cat {i} sits in park {i} ." for i in range(60)]
-    rows = [(c, [("where ?", f"park {i}", c.index("park")), ("what ?", "cat", 4)]) for i, c in enumerate(contexts)]
+    rows = [
+        (c, [("where ?", f"park {i}", c.index("park")), ("what ?", "cat", 4)])
+        for i, c in enumerate(contexts)
+    ]
     (tmp_path / "s.json").write_text(json.dumps(squad(rows), indent=1))
     flat = [
-        {"context": c, "question": q, "answers": {"text": [t], "answer_start": [s]}} for c, qs in rows for q, t, s in qs
+        {"context": c, "question": q, "answers": {"text": [t], "answer_start": [s]}}
+        for c, qs in rows
+        for q, t, s in qs
     ]
     tasks = [load_task(tmp_path / "s.json"), load_task(write(tmp_path / "s.jsonl", flat))]
-    assert tasks[0].fingerprint == tasks[1].fingerprint and tasks[0].kind.name == "question-answering"
+    assert (
+        tasks[0].fingerprint == tasks[1].fingerprint and tasks[0].kind.name == "question-answering"
+    )
     assert tasks[0].metric == "f1" and tasks[0].majority == pytest.approx(0.5)  # "cat"
     sides = [{row.context for row in part} for part in tasks[0].splits.values()]
     assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
@@ -296,13 +350,25 @@ BAD = {
     "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is no text"),
     "odd answers": ({"context": "a", "question": "q", "answers": [3]}, "cannot read the answers"),
     "one choice": ({"question": "q", "choices": ["x"], "answer": 0}, "at least two choices; got 1"),
-    "none of them": ({"question": "q", "choices": ["x", "y"], "answer": 7}, "the answer is none of 2 choices; got 7"),
+    "none of them": (
+        {"question": "q", "choices": ["x", "y"], "answer": 7},
+        "the answer is none of 2 choices; got 7",
+    ),
     "no answer column": ({"question": "q", "choices": ["x", "y"]}, "has no label column"),
-    "no number": ({"sentence1": "a", "sentence2": "b", "score": "high"}, "the score is no number; got high"),
-    "one score": ({"sentence1": "a", "sentence2": "b", "score": 2}, "at least two different scores; got only '2.0'"),
+    "no number": (
+        {"sentence1": "a", "sentence2": "b", "score": "high"},
+        "the score is no number; got high",
+    ),
+    "one score": (
+        {"sentence1": "a", "sentence2": "b", "score": 2},
+        "at least two different scores; got only '2.0'",
+    ),
     "no pair": ({"text": "a", "score": 2, "kind": "similarity"}, "has no pair column"),
-    "no answers": ({"context": "a", "question": "q", "answers": []}, "is empty; got skipped 50 × all: no answer"),
-}  # fmt: skip
+    "no answers": (
+        {"context": "a", "question": "q", "answers": []},
+        "is empty; got skipped 50 × all: no answer",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -334,7 +400,8 @@ def test_bad_arguments_and_files(tmp_path):
         load_task(tmp_path)
 
 
-# Windows and choices -------------------------------------------------------------------------------------
+# Windows and choices
+# -------------------------------------------------------------------------------------
 
 
 def questions(count, length, seed=0):
@@ -357,11 +424,18 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
     backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
     data = encode(task, backend, max_length=max_length)["train"]
     rows = task.splits["train"]
-    assert data.lost == 0 and int(data.lengths.max()) <= max_length and (len(data) > len(rows)) == (max_length < 100)
+    assert (
+        data.lost == 0
+        and int(data.lengths.max()) <= max_length
+        and (len(data) > len(rows)) == (max_length < 100)
+    )
     marked = data.targets.any(1)
     assert set(data.question[marked].tolist()) == set(range(len(rows)))
     for window in marked.nonzero().flatten().tolist():
-        row, place = rows[int(data.question[window])], data.flat.starts[window] + data.targets[window]
+        row, place = (
+            rows[int(data.question[window])],
+            data.flat.starts[window] + data.targets[window],
+        )
         assert row.context[data.begin[place[0]] : data.end[place[1]]].strip() == row.answers[0]
     # All windows of a question together show its whole context.
     for question in range(3):
@@ -389,7 +463,10 @@ def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, token
             return torch.stack([hit, hit], -1)
 
     found = answer(Knows(), data)
-    assert found == [row.answers[0] for row in task.splits["test"]] and task.score("test", found) == 1.0
+    assert (
+        found == [row.answers[0] for row in task.splits["test"]]
+        and task.score("test", found) == 1.0
+    )
 
 
 def test_the_best_span_is_that_of_trying_all():
@@ -416,12 +493,17 @@ def test_question_loss_is_the_models_own(tmp_path, tokenizer):
     batch = data.batch(rows)
     total, count, *_ = SpanQuestionAnswering(model)(batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    theirs = model(**inputs, start_positions=batch["labels"][:, 0], end_positions=batch["labels"][:, 1]).loss
+    theirs = model(
+        **inputs, start_positions=batch["labels"][:, 0], end_positions=batch["labels"][:, 1]
+    ).loss
     torch.testing.assert_close(total / count, theirs)
 
 
 def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path, tokenizer):
-    rows = [{"question": "what is red", "choices": WORDS[: 2 + i % 3], "answer": i % 2, "n": i} for i in range(4)]
+    rows = [
+        {"question": "what is red", "choices": WORDS[: 2 + i % 3], "answer": i % 2, "n": i}
+        for i in range(4)
+    ]
     (tmp_path / "c").mkdir()
     for split in ("train", "dev", "test"):
         write(tmp_path / "c" / f"{split}.jsonl", rows)
@@ -438,7 +520,8 @@ def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path
     assert int(count) == 4 and answer(MultipleChoice(model), data).shape == (4,)
 
 
-# Learning ------------------------------------------------------------------------------------------------
+# Learning
+# ------------------------------------------------------------------------------------------------
 
 
 def made_up(kind, folder, count=160, seed=0):
@@ -451,24 +534,36 @@ def made_up(kind, folder, count=160, seed=0):
         if kind in ("sequence-classification", "sentence-embedding"):
             rows.append({"text": f"{noise()} {colour} {noise(1)}", "label": colour})
         elif kind == "pairs":
-            row = {"sentence1": " ".join(draw.choices(WORDS[3:], k=3)), "sentence2": f"the {colour}"}
+            row = {
+                "sentence1": " ".join(draw.choices(WORDS[3:], k=3)),
+                "sentence2": f"the {colour}",
+            }
             rows.append({**row, "label": colour})  # the second text decides
         elif kind == "token-classification":
             words = draw.choices(WORDS, k=6)
-            rows.append({"tokens": words, "tags": ["B-C" if word in WORDS[:3] else "O" for word in words]})
+            rows.append(
+                {"tokens": words, "tags": ["B-C" if word in WORDS[:3] else "O" for word in words]}
+            )
         elif kind == "similarity":
             reds = ["red"] * (number % 4) + draw.choices(WORDS[3:], k=4 - number % 4)
-            rows.append({"sentence1": noise(2), "sentence2": " ".join(reds), "score": 1.5 + number % 4})
+            rows.append(
+                {"sentence1": noise(2), "sentence2": " ".join(reds), "score": 1.5 + number % 4}
+            )
         elif kind == "zero-shot-similarity":
             shared, one = number % 5, draw.sample(WORDS, 8)
-            row = {"sentence1": " ".join(one[:4]), "sentence2": " ".join(one[4 - shared : 8 - shared])}
+            row = {
+                "sentence1": " ".join(one[:4]),
+                "sentence2": " ".join(one[4 - shared : 8 - shared]),
+            }
             rows.append({**row, "score": float(shared)})
         elif kind == "cloze-qa":
             rows.append({"question": f"{noise()} {colour} {noise(1)}", "answers": [colour]})
         elif kind == "multiple-choice":
             right = draw.randrange(3)
             choices = [colour if place == right else noise(1) for place in range(3)]
-            rows.append({"question": f"what colour is {number}", "choices": choices, "answer": right})
+            rows.append(
+                {"question": f"what colour is {number}", "choices": choices, "answer": right}
+            )
         elif kind == "regression":
             reds = ["red"] * (number % 4) + draw.choices(WORDS[3:], k=4 - number % 4)
             rows.append({"text": " ".join(reds), "score": 1.5 + number % 4})
@@ -505,7 +600,12 @@ def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
     path = made_up(kind, tmp_path, count=160 if KINDS.get(kind) and KINDS[kind].frozen else 300)
     task = load_task(path, kind=kind if kind in KINDS else None)
     choice = FinetuneSettings(steps=160, batch_size=16, learning_rate=3e-3, precision="no")
-    same = {"tokenizer": tokenizer, "settings": choice.training(task, seed=0), "max_length": 40, "seed": 1}
+    same = {
+        "tokenizer": tokenizer,
+        "settings": choice.training(task, seed=0),
+        "max_length": 40,
+        "seed": 1,
+    }
     found = finetune(None, task, config=tiny(tokenizer), **same)
     assert found["score"] > FLOORS[kind] > found["majority"] + 0.2, found
     assert found["steps"] == (0 if task.frozen else 160) and found["test_items"] == task.test_items
@@ -518,16 +618,21 @@ def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
 def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
     AutoModel.from_config(tiny(tokenizer, architecture)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    kinds = [kind for kind in KINDS if kind not in ("generation", "evaluator")]  # have tests of their own
+    # have tests of their own
+    kinds = [kind for kind in KINDS if kind not in ("generation", "evaluator")]
     specs = [f"{made_up(kind, tmp_path, count=60)}(kind='{kind}')" for kind in kinds]
     settings = FinetuneSettings(steps=2, batch_size=4, precision="no", max_length=32, seeds=2)
     records = evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
     assert [record["task_kind"] for record in records] == kinds
-    assert [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()] == records
+    assert [
+        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
+    ] == records
     for record in records:
         frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding", "retrieval")
         assert len(record["fine_tuning"]) == (1 if frozen else 2) and -1 <= record["score"] <= 1
-        assert (tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json").is_file() != frozen
+        assert (
+            tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json"
+        ).is_file() != frozen
     assert {"exact-match"} == set(records[kinds.index("question-answering")]["others"])
     config = AutoConfig.from_pretrained(tmp_path / "out/question-answering/seed-0/checkpoint")
     assert config.architectures[0].endswith("ForQuestionAnswering")
@@ -538,7 +643,9 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "model")
     one = made_up("sequence-classification", tmp_path, count=60)
     with pytest.raises(MaskwiseError, match="two tasks are called 'sequence-classification'"):
-        evaluate_tasks(tmp_path / "model", [str(one), f"{one}(train_rows=10)"], out=tmp_path / "out")
+        evaluate_tasks(
+            tmp_path / "model", [str(one), f"{one}(train_rows=10)"], out=tmp_path / "out"
+        )
     asked = made_up("question-answering", tmp_path, count=60)
     with pytest.raises(MaskwiseError, match="no room for text; got 6; allowed: ≥ 11"):
         evaluate_tasks(
@@ -550,7 +657,8 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
     assert not (tmp_path / "out").exists()
 
 
-# A new kind is one class and one line of the table ---------------------------------------------------------
+# A new kind is one class and one line of the table
+# ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -592,7 +700,11 @@ class NextWord(Tuned[Prompt]):
 
     shift: int = 0
 
-    name, metrics, columns = "next-word", ("exact-match", "f1"), UsualColumns(("prompt",), (), ("reply",))
+    name, metrics, columns = (
+        "next-word",
+        ("exact-match", "f1"),
+        UsualColumns(("prompt",), (), ("reply",)),
+    )
     head, objective = "sequence-classification", Echo
 
     def recognises(self, records, given):
@@ -609,7 +721,11 @@ class NextWord(Tuned[Prompt]):
 
     def config(self, task):
         names = {number: str(number) for number in range(160)}
-        return {"num_labels": 160, "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        return {
+            "num_labels": 160,
+            "id2label": names,
+            "label2id": {name: i for i, name in names.items()},
+        }
 
     def encode(self, task, split, cutter):
         rows = task.splits[split]
@@ -622,22 +738,30 @@ def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkey
     draw = random.Random(0)
     rows = [
         {"prompt": f"the {colour} {draw.choice(WORDS[3:])} is {n}", "reply": colour}
-        for n in range(30) for colour in WORDS[:3]
-    ]  # fmt: skip
+        for n in range(30)
+        for colour in WORDS[:3]
+    ]
     task = load_task(write(tmp_path / "words.jsonl", rows), kind="next-word")
     settings = FinetuneSettings(steps=2, precision="no", max_length=16)
-    record = task_record(None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer))
+    record = task_record(
+        None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer)
+    )
     assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
     assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
     shifted = load_task(f"{tmp_path / 'words.jsonl'}(kind=next-word, shift=2)")
     assert shifted.kind.settings == {"shift": 2} and shifted.fingerprint != task.fingerprint
-    with pytest.raises(MaskwiseError, match="shift is not valid; got 'far'; allowed: a whole number"):
+    with pytest.raises(
+        MaskwiseError, match="shift is not valid; got 'far'; allowed: a whole number"
+    ):
         load_task(tmp_path / "words.jsonl", kind="next-word", shift="far")
     with pytest.raises(MaskwiseError, match=r"generation.*shift"):
-        load_task(tmp_path / "words.jsonl", kind="generation", text="prompt", label="reply", shift=2)
+        load_task(
+            tmp_path / "words.jsonl", kind="generation", text="prompt", label="reply", shift=2
+        )
 
 
-# Frozen --------------------------------------------------------------------------------------------------
+# Frozen
+# --------------------------------------------------------------------------------------------------
 
 
 def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
@@ -653,7 +777,9 @@ def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
 
 
 def test_dev_chooses_the_pooling_that_the_encoder_was_trained_in(tokenizer, tmp_path, monkeypatch):
-    """An encoder is judged by its first token where that tells the classes apart, and by its mean where that does."""
+    """An encoder is judged by its first token where that tells the classes apart, and by its mean
+    where that does.
+    """
     rows = [
         {"text": f"the {'cat' if i % 2 else 'dog'} {i}", "label": i % 2, "split": split}
         for split, count in (("train", 40), ("dev", 20), ("test", 20))
@@ -673,10 +799,20 @@ def test_dev_chooses_the_pooling_that_the_encoder_was_trained_in(tokenizer, tmp_
         monkeypatch.setattr("maskwise.tasks.judge.embed", told)
         settings = FinetuneSettings().training(task, seed=0)
         score = finetune(
-            None, task, tokenizer=tokenizer, config=tiny(tokenizer), settings=settings, seed=0, max_length=16
+            None,
+            task,
+            tokenizer=tokenizer,
+            config=tiny(tokenizer),
+            settings=settings,
+            seed=0,
+            max_length=16,
         )
-        assert score["score"] == 1.0 and score["notes"][0].startswith(f"pooling {knows}, chosen on dev (")
-    alone = write(tmp_path / "pairs.jsonl", [{"s1": f"a {i}", "s2": "b", "score": i % 5} for i in range(20)])
+        assert score["score"] == 1.0 and score["notes"][0].startswith(
+            f"pooling {knows}, chosen on dev ("
+        )
+    alone = write(
+        tmp_path / "pairs.jsonl", [{"s1": f"a {i}", "s2": "b", "score": i % 5} for i in range(20)]
+    )
     with pytest.raises(MaskwiseError, match="needs dev rows; got none; give it a dev split"):
         load_task(alone, kind="zero-shot-similarity", pooling="dev")
 
@@ -684,4 +820,6 @@ def test_dev_chooses_the_pooling_that_the_encoder_was_trained_in(tokenizer, tmp_
 def test_losses_of_choices_are_softmaxes():
     scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 0.0, 3.0]])
     expected = -log_softmax(scores[0, :2], 0)[1] - log_softmax(scores[1], 0)[0]
-    torch.testing.assert_close(cross_entropy(scores, torch.tensor([1, 0]), reduction="sum"), expected)
+    torch.testing.assert_close(
+        cross_entropy(scores, torch.tensor([1, 0]), reduction="sum"), expected
+    )

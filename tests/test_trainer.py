@@ -1,4 +1,6 @@
-"""The drop-ins for the Hugging Face Trainer: masks for the very step, every target weighing the same."""
+"""The drop-ins for the Hugging Face Trainer: masks for the very step, every target weighing the
+same.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
-from transformers import BartConfig, BartForConditionalGeneration, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 import maskwise as mw
 from maskwise.masking import IGNORE, Noising
@@ -29,7 +37,9 @@ HELD_OUT = Language(12, seed=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Every ``Trainer.train`` collects garbage, 0.3 s of looking at imported modules: set these aside."""
+    """Every ``Trainer.train`` collects garbage, 0.3 s of looking at imported modules: set these
+    aside.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
@@ -37,16 +47,27 @@ def quick() -> Iterator[None]:
 
 def arguments(folder: Path, **more: Any) -> TrainingArguments:
     plain = {
-        "per_device_train_batch_size": 16, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
-        "dataloader_pin_memory": False, "max_grad_norm": 1e9,
-    }  # fmt: skip
+        "per_device_train_batch_size": 16,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "max_grad_norm": 1e9,
+    }
     return TrainingArguments(output_dir=str(folder), **{**plain, **more})
 
 
-def trainer(net: Any, args: TrainingArguments, *, masker: mw.Masker | None = None, **more: Any) -> mw.MaskingTrainer:
+def trainer(
+    net: Any, args: TrainingArguments, *, masker: mw.Masker | None = None, **more: Any
+) -> mw.MaskingTrainer:
     # Bernoulli: micro-batches and ranks differ in their number of targets.
-    masker = masker or mw.Masker(tokenizer(), policy="whole-word", ratio=0.3, budget="bernoulli", min_targets=0)
+    masker = masker or mw.Masker(
+        tokenizer(), policy="whole-word", ratio=0.3, budget="bernoulli", min_targets=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = mw.MaskingTrainer(net, args, masker=masker, **{"train_dataset": DATA, **more})
@@ -55,7 +76,9 @@ def trainer(net: Any, args: TrainingArguments, *, masker: mw.Masker | None = Non
 
 
 def logged(made: Trainer) -> list[dict[str, float]]:
-    return [{k: x[k] for k in ("loss", "grad_norm")} for x in made.state.log_history if "grad_norm" in x]
+    return [
+        {k: x[k] for k in ("loss", "grad_norm")} for x in made.state.log_history if "grad_norm" in x
+    ]
 
 
 def losses(net: Any, folder: Path, **more: Any) -> list[dict[str, float]]:
@@ -67,14 +90,18 @@ def losses(net: Any, folder: Path, **more: Any) -> list[dict[str, float]]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_accumulation_changes_nothing(architecture: str, tmp_path: Path) -> None:
     one = losses(model(architecture), tmp_path)
-    four = losses(model(architecture), tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    four = losses(
+        model(architecture), tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
     assert len(one) == 3
     for a, b in zip(one, four, strict=True):
         close(a, b, rel=1e-4)
 
 
 def test_the_loss_is_the_mean_over_the_masked_tokens(tmp_path: Path) -> None:
-    """The first step's loss from the masks and model at hand; the stock Trainer's would be 4 times this."""
+    """The first step's loss from the masks and model at hand; the stock Trainer's would be 4 times
+    this.
+    """
     made = trainer(
         net := model("bert"),
         arguments(tmp_path, per_device_train_batch_size=12, gradient_accumulation_steps=4),
@@ -92,7 +119,9 @@ class Watching(mw.MaskingTrainer):
     def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
         self.steps: list[Any] = []
-        self.model.register_forward_pre_hook(lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True)
+        self.model.register_forward_pre_hook(
+            lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True
+        )
         self.seen: list[set[str]] = []
         self.raw: list[Any] = []
 
@@ -106,13 +135,21 @@ class Watching(mw.MaskingTrainer):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp_path: Path) -> None:
+def test_masks_are_made_for_the_exact_step_with_layers_and_ids(
+    workers: int, tmp_path: Path
+) -> None:
     """Also with workers: they pad, and the main process masks."""
-    masker = mw.Masker(tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)", corruption="mask-only")
+    masker = mw.Masker(
+        tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)", corruption="mask-only"
+    )
     args = arguments(
-        tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=7,
-        dataloader_num_workers=workers, remove_unused_columns=True,
-    )  # fmt: skip
+        tmp_path,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_steps=7,
+        dataloader_num_workers=workers,
+        remove_unused_columns=True,
+    )
     made = Watching(model("bert"), args, masker=masker, train_dataset=DATA)
     made.pop_callback(PrinterCallback)
     made.train()
@@ -123,9 +160,14 @@ def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp
     assert sorted(seen[:48]) == sorted(seen[48:96]) == list(range(48)) and seen[:48] != seen[48:96]
     for (rows, when), (inputs, _) in zip(made.raw, made.steps, strict=True):
         again = masker(
-            [DATA[int(i)] for i in rows["example_id"]], step=when["step"], total_steps=7, epoch=when["epoch"]
+            [DATA[int(i)] for i in rows["example_id"]],
+            step=when["step"],
+            total_steps=7,
+            epoch=when["epoch"],
         )
-        assert torch.equal(inputs["input_ids"], again.input_ids) and torch.equal(inputs["labels"], again.labels)
+        assert torch.equal(inputs["input_ids"], again.input_ids) and torch.equal(
+            inputs["labels"], again.labels
+        )
         assert when["total_steps"] == 7
     for first, second in zip(made.steps[0::2], made.steps[1::2], strict=True):
         targets = sum(int((inputs["labels"] != IGNORE).sum()) for inputs, _ in (first, second))
@@ -137,12 +179,20 @@ def test_masks_are_made_for_the_exact_step_with_layers_and_ids(workers: int, tmp
 def test_evaluation_has_fixed_masks_and_weighs_every_target(tmp_path: Path) -> None:
     """The same masks and loss for any batch size and after training; the mean over all targets."""
     masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)", budget="bernoulli")
-    fixed = mw.Masker(tokenizer(), ratio=0.3, corruption="mask-only", budget="bernoulli", min_targets=0, seed=9)
+    fixed = mw.Masker(
+        tokenizer(), ratio=0.3, corruption="mask-only", budget="bernoulli", min_targets=0, seed=9
+    )
     net = model("bert")
     batch = fixed([HELD_OUT[i] for i in range(12)], epoch=0)
     expected = net.eval()(**batch)
     for size in (5, 12):
-        args = arguments(tmp_path, per_device_eval_batch_size=size, eval_strategy="steps", eval_steps=1, max_steps=2)
+        args = arguments(
+            tmp_path,
+            per_device_eval_batch_size=size,
+            eval_strategy="steps",
+            eval_steps=1,
+            max_steps=2,
+        )
         made = trainer(net, args, masker=masker, evaluation_masker=fixed, eval_dataset=HELD_OUT)
         assert made.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
     before = {name: p.clone() for name, p in net.state_dict().items()}
@@ -151,7 +201,9 @@ def test_evaluation_has_fixed_masks_and_weighs_every_target(tmp_path: Path) -> N
     assert len(found) == 2 and found[0]["eval_loss"] != found[1]["eval_loss"]
     net.load_state_dict(before)
     again = made.evaluate()
-    assert again["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5), "the masks did not move"
+    assert again["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5), (
+        "the masks did not move"
+    )
     assert {x["eval_targets"] for x in [*found, again]} == {batch.targets}
     # Without an evaluation masker: the training masker where its schedule starts.
     made = trainer(net, args, masker=masker, eval_dataset=HELD_OUT)
@@ -179,9 +231,13 @@ def test_resuming_is_bit_identical(stop: int, tmp_path: Path) -> None:
     """Mid-epoch, at an epoch's end, and in the second one; with dropout and a schedule."""
     masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)")
     more: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": stop}
-    whole = trainer(model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker)
+    whole = trainer(
+        model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker
+    )
     whole.train()
-    resumed = trainer(model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker)
+    resumed = trainer(
+        model("bert", hidden_dropout_prob=0.1), arguments(tmp_path, **more), masker=masker
+    )
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert same(whole.model, resumed.model) and logged(whole) == logged(resumed)
 
@@ -193,7 +249,10 @@ class Stream(IterableDataset):
 
 def test_streams_get_masks_by_step(tmp_path: Path) -> None:
     made = Watching(
-        model("bert"), arguments(tmp_path, max_steps=4), masker=mw.Masker(tokenizer()), train_dataset=Stream()
+        model("bert"),
+        arguments(tmp_path, max_steps=4),
+        masker=mw.Masker(tokenizer()),
+        train_dataset=Stream(),
     )
     made.pop_callback(PrinterCallback)
     made.train()
@@ -204,7 +263,12 @@ def test_streams_get_masks_by_step(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
-    made = trainer(model("bert"), arguments(tmp_path), masker=mw.Masker(tokenizer(), ratio=0.0), eval_dataset=HELD_OUT)
+    made = trainer(
+        model("bert"),
+        arguments(tmp_path),
+        masker=mw.Masker(tokenizer(), ratio=0.0),
+        eval_dataset=HELD_OUT,
+    )
     made.train()
     assert logged(made) == [{"loss": 0.0, "grad_norm": 0.0}] * 3
     assert made.evaluate()["eval_loss"] == 0.0
@@ -228,7 +292,9 @@ def test_loss_weights_of_masked_diffusion(packed: bool, tmp_path: Path) -> None:
 def test_packed_rows_are_trained_on_as_single_ones(architecture: str, tmp_path: Path) -> None:
     """Two documents in each row, or one: the same loss and the same weights after a step."""
     masker = mw.Masker(tokenizer(), corruption="mask-only", ratio=0.3)
-    single = [{k: v for k, v in DATA[i].items() if k in ("input_ids", "example_id")} for i in range(16)]
+    single = [
+        {k: v for k, v in DATA[i].items() if k in ("input_ids", "example_id")} for i in range(16)
+    ]
     packed = [
         {
             "input_ids": [*map(int, a["input_ids"]), *map(int, b["input_ids"])],
@@ -238,14 +304,18 @@ def test_packed_rows_are_trained_on_as_single_ones(architecture: str, tmp_path: 
     ]
     losses, weights = [], []
     for rows in (single, packed):
-        args = arguments(tmp_path, per_device_train_batch_size=len(rows), max_steps=1, learning_rate=1e-2)
+        args = arguments(
+            tmp_path, per_device_train_batch_size=len(rows), max_steps=1, learning_rate=1e-2
+        )
         run = trainer(model(architecture), args, masker=masker, train_dataset=rows)
         run.train()
         losses.append(logged(run)[0]["loss"])
         weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4, msg=name
+        )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "convbert"])
@@ -253,12 +323,21 @@ def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> N
     """Where maskwise knows the head: the logits of a training step are those of the targets."""
     more = {"embedding_size": 16} if architecture == "convbert" else {}
     masker, rows = mw.Masker(tokenizer(), ratio=0.3), [DATA[i] for i in range(8)]
-    run = trainer(model(architecture, **more), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows)
+    run = trainer(
+        model(architecture, **more),
+        arguments(tmp_path, max_steps=1),
+        masker=masker,
+        train_dataset=rows,
+    )
     shapes = []
-    run.model.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output["logits"].shape)))
+    run.model.register_forward_hook(
+        lambda _m, _i, output: shapes.append(tuple(output["logits"].shape))
+    )
     batch = masker(rows, epoch=0)
     run.compute_loss(run.model, run._mask(masker, gathered(rows, masker), epoch=0))
-    run.compute_loss(run.model, run._mask(masker, gathered(rows, masker), epoch=0), return_outputs=True)
+    run.compute_loss(
+        run.model, run._mask(masker, gathered(rows, masker), epoch=0), return_outputs=True
+    )
     everywhere = (*batch.labels.shape, 45)
     assert shapes == [(batch.targets, 45) if architecture == "bert" else everywhere, everywhere]
 
@@ -268,19 +347,36 @@ def gathered(rows: Any, masker: Any) -> Any:
 
 
 def test_denoising_with_a_decoder(tmp_path: Path) -> None:
-    """BART infilling: the labels make the decoder's inputs; accumulation changes nothing there either."""
+    """BART infilling: the labels make the decoder's inputs; accumulation changes nothing there
+    either.
+    """
     small = BartConfig(
-        vocab_size=45, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64,
-        dropout=0.0, pad_token_id=0, bos_token_id=2,
-        eos_token_id=3, decoder_start_token_id=3, forced_eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=45,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=64,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+        forced_eos_token_id=None,
+    )
     masker = mw.Masker(tokenizer(), ratio=0.3, corruption="infill")
     found = []
     for size, parts in ((16, 1), (4, 4)):
         torch.manual_seed(0)
-        args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
-        made = trainer(BartForConditionalGeneration(small), args, masker=masker, eval_dataset=HELD_OUT)
+        args = arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts
+        )
+        made = trainer(
+            BartForConditionalGeneration(small), args, masker=masker, eval_dataset=HELD_OUT
+        )
         made.train()
         found.append(logged(made))
     for a, b in zip(*found, strict=True):
@@ -290,12 +386,16 @@ def test_denoising_with_a_decoder(tmp_path: Path) -> None:
 
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     masker = mw.Masker(tokenizer())
-    with pytest.raises(mw.MaskwiseError, match="MaskingTrainer masks by itself; got a MaskingCollator"):
+    with pytest.raises(
+        mw.MaskwiseError, match="MaskingTrainer masks by itself; got a MaskingCollator"
+    ):
         trainer(model("bert"), arguments(tmp_path), data_collator=mw.MaskingCollator(masker))
     with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss by itself"):
         trainer(model("bert"), arguments(tmp_path), compute_loss_func=lambda *a, **k: 0)
     asking = mw.Masker(tokenizer(), policy="entropy-weighted")
-    with pytest.raises(mw.MaskwiseError, match=r"EntropyWeighted.* asks the model .*; use maskwise pretrain"):
+    with pytest.raises(
+        mw.MaskwiseError, match=r"EntropyWeighted.* asks the model .*; use maskwise pretrain"
+    ):
         trainer(model("bert"), arguments(tmp_path), masker=asking)
     with pytest.warns(UserWarning, match=r"stay even; use maskwise pretrain$"):
         mw.MaskingCollator(asking)
@@ -305,8 +405,12 @@ def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_path: Path) -> None:
     """Right is what the model finds likeliest, and not what it gives more than a half."""
-    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5, corruption="mask-only")
-    made = trainer(net := model("bert"), arguments(tmp_path, max_steps=1, learning_rate=0.0), masker=masker)
+    masker = mw.Masker(
+        tokenizer(), policy="type-weighted(every=1)", ratio=0.5, corruption="mask-only"
+    )
+    made = trainer(
+        net := model("bert"), arguments(tmp_path, max_steps=1, learning_rate=0.0), masker=masker
+    )
     seen: list[Any] = []
     learner = made._learners["policy"]
     learner.observe = lambda batch, outcome: seen.append((batch, outcome))  # type: ignore[method-assign]
@@ -321,12 +425,18 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
 
 @pytest.mark.parametrize("remove", [False, True])
 def test_collator_in_the_stock_trainer(remove: bool, tmp_path: Path) -> None:
-    """With unused columns removed, example ids are gone: the collator keys masks by content, and warns."""
+    """With unused columns removed, example ids are gone: the collator keys masks by content, and
+    warns.
+    """
     masker = mw.Masker(tokenizer(), policy="token" if remove else "whole-word", ratio=0.3)
     args = arguments(tmp_path, remove_unused_columns=remove, max_steps=2)
-    made = Trainer(model("modernbert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker))
+    made = Trainer(
+        model("modernbert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker)
+    )
     made.pop_callback(PrinterCallback)
-    with pytest.warns(UserWarning, match="rows have no example_id" if remove else "masks are dynamic"):
+    with pytest.warns(
+        UserWarning, match="rows have no example_id" if remove else "masks are dynamic"
+    ):
         made.train()
     assert made.state.global_step == 2 and all(x["loss"] > 2 for x in logged(made))
 
@@ -339,14 +449,17 @@ def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) ->
         def get_train_dataloader(self) -> Any:
             sampler = mw.StepBatchSampler(len(DATA), batch_size=16, epochs=2)
             collate = mw.MaskingCollator(masker, total_steps=len(sampler))
-            return torch.utils.data.DataLoader(mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate)
+            return torch.utils.data.DataLoader(
+                mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate
+            )
 
     args = arguments(tmp_path, remove_unused_columns=False, max_steps=6)
     targets = []
     made = Stepped(model("bert"), args, train_dataset=DATA)
     made.pop_callback(PrinterCallback)
     made.model.register_forward_pre_hook(
-        lambda _, args, kwargs: targets.append(int((kwargs["labels"] != IGNORE).sum())), with_kwargs=True
+        lambda _, args, kwargs: targets.append(int((kwargs["labels"] != IGNORE).sum())),
+        with_kwargs=True,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="rows carry no")
@@ -361,7 +474,10 @@ def rank_of_two(folder: Path) -> None:
         made = trainer(model(architecture), args, eval_dataset=HELD_OUT)
         made.train()
         evaluated = made.evaluate()
-        found[architecture] = [*logged(made), {k: evaluated[k] for k in ("eval_loss", "eval_targets")}]
+        found[architecture] = [
+            *logged(made),
+            {k: evaluated[k] for k in ("eval_loss", "eval_targets")},
+        ]
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
     del made
@@ -369,7 +485,9 @@ def rank_of_two(folder: Path) -> None:
 
 
 def test_two_ranks_are_as_one(tmp_path: Path) -> None:
-    """2 ranks × 8 rows against 16, every architecture: loss, gradient norm, and evaluation of 12 rows."""
+    """2 ranks × 8 rows against 16, every architecture: loss, gradient norm, and evaluation of 12
+    rows.
+    """
     two_ranks(rank_of_two, tmp_path)
     two = json.loads((tmp_path / "found.json").read_text())
     assert list(two) == ARCHITECTURES
@@ -395,7 +513,9 @@ def test_stock_trainer_still_has_the_fault_this_mends(tmp_path: Path) -> None:
         masker = mw.Masker(tokenizer(), ratio=0.3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stock = Trainer(model("bert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker))
+            stock = Trainer(
+                model("bert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker)
+            )
             stock.pop_callback("PrinterCallback")
             stock.train()
         made.append(logged(stock)[0])

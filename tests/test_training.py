@@ -68,7 +68,9 @@ def run(
     masker: Masker | None = None,
     **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Train a tiny model on 40 rows (5 steps an epoch); ``stop``: break off in that step's evaluation."""
+    """Train a tiny model on 40 rows (5 steps an epoch); ``stop``: break off in that step's
+    evaluation.
+    """
     chosen = settings(**{"eval_every": 1, **more})
     dropouts = {"hidden_dropout_prob": dropout, "mlp_dropout": dropout}
     objective = MaskedLanguageModelling(model(architecture, **(dropouts if dropout else {})))
@@ -95,11 +97,18 @@ def close(a: dict[str, Any], b: dict[str, Any], *, rel: float) -> None:
     """Numbers alike to ``rel``, counts and names exactly."""
     assert a.keys() == b.keys()
     for key, value in a.items():
-        assert value == (pytest.approx(b[key], rel=rel) if isinstance(value, float) else b[key]), (key, a, b)
+        assert value == (pytest.approx(b[key], rel=rel) if isinstance(value, float) else b[key]), (
+            key,
+            a,
+            b,
+        )
 
 
 def same(a: Any, b: Any) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 # --- settings, the learning rate, optimisers
@@ -127,14 +136,22 @@ def test_settings_say_what_is_wrong(wrong: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("step", "warmup", "decay", "factor"),
     [
-        (0, 0.1, "constant", 0.1), (4, 0.1, "constant", 0.5), (9, 0.1, "constant", 1.0),
-        (99, 0.1, "constant", 1.0), (0, 0.001, "constant", 1.0), (0, 0.0, "linear", 1.0),
-        (50, 0.0, "linear", 0.5), (99, 0.0, "linear", 0.01), (4, 0.1, "linear", 0.48),
+        (0, 0.1, "constant", 0.1),
+        (4, 0.1, "constant", 0.5),
+        (9, 0.1, "constant", 1.0),
+        (99, 0.1, "constant", 1.0),
+        (0, 0.001, "constant", 1.0),
+        (0, 0.0, "linear", 1.0),
+        (50, 0.0, "linear", 0.5),
+        (99, 0.0, "linear", 0.01),
+        (4, 0.1, "linear", 0.48),
         (49, 1.0, "linear", 0.255),
-        (0, 0.0, "cosine", 1.0), (50, 0.0, "cosine", 0.5), (25, 0.0, "cosine", (1 + math.sqrt(0.5)) / 2),
+        (0, 0.0, "cosine", 1.0),
+        (50, 0.0, "cosine", 0.5),
+        (25, 0.0, "cosine", (1 + math.sqrt(0.5)) / 2),
         (99, 0.0, "cosine", (1 - math.cos(math.pi / 100)) / 2),
     ],
-)  # fmt: skip
+)
 def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> None:
     assert rate_factor(step, 100, warmup=warmup, decay=decay) == pytest.approx(factor)
 
@@ -142,15 +159,26 @@ def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> Non
 @pytest.mark.parametrize(
     ("step", "decay", "share", "factor"),
     [
-        (89, "wsd", None, 1.0), (90, "wsd", None, 1.0), (95, "wsd", None, 1 - math.sqrt(0.5)),
-        (99, "wsd", None, 1 - math.sqrt(0.9)), (79, "wsd", 0.2, 1.0), (85, "wsd", 0.2, 0.5),
-        (0, "1-sqrt", None, 1.0), (25, "1-sqrt", None, 0.5), (85, "1-sqrt", 0.2, 0.5),
-        (50, "linear", 0.5, 1.0), (75, "linear", 0.5, 0.5), (60, "cosine", 0.8, 0.5), (99, "constant", 0.5, 1.0),
+        (89, "wsd", None, 1.0),
+        (90, "wsd", None, 1.0),
+        (95, "wsd", None, 1 - math.sqrt(0.5)),
+        (99, "wsd", None, 1 - math.sqrt(0.9)),
+        (79, "wsd", 0.2, 1.0),
+        (85, "wsd", 0.2, 0.5),
+        (0, "1-sqrt", None, 1.0),
+        (25, "1-sqrt", None, 0.5),
+        (85, "1-sqrt", 0.2, 0.5),
+        (50, "linear", 0.5, 1.0),
+        (75, "linear", 0.5, 0.5),
+        (60, "cosine", 0.8, 0.5),
+        (99, "constant", 0.5, 1.0),
         (99, "linear", 0.001, 1.0),
     ],
-)  # fmt: skip
+)
 def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) -> None:
-    assert rate_factor(step, 100, warmup=0.0, decay=decay, decay_share=share) == pytest.approx(factor)
+    assert rate_factor(step, 100, warmup=0.0, decay=decay, decay_share=share) == pytest.approx(
+        factor
+    )
 
 
 @given(
@@ -159,9 +187,14 @@ def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) 
     st.sampled_from([0.0, 0.06, 0.5, 1.0]),
     st.one_of(st.none(), st.floats(0.01, 1)),
 )
-def test_every_course_of_the_rate(decay: str, steps: int, warmup: float, share: float | None) -> None:
+def test_every_course_of_the_rate(
+    decay: str, steps: int, warmup: float, share: float | None
+) -> None:
     """It is above 0 and at most 1, it makes no jump, and it falls once it has risen."""
-    course = [rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share) for step in range(steps)]
+    course = [
+        rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share)
+        for step in range(steps)
+    ]
     assert min(course) > 0 and max(course) <= 1
     falls_over = (share or (COOLDOWN if decay == "wsd" else 1.0)) * steps
     most = 1 / max(1.0, warmup * steps) + max(2 / falls_over, math.sqrt(1 / falls_over)) + 1e-9
@@ -176,7 +209,9 @@ BLOCKS = {
     "distilbert": r"distilbert\.transformer\.layer\.\d\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
     "modernbert": r"model\.layers\.\d\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
 }
-BLOCKS["roberta"], BLOCKS["electra"] = (BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra"))
+BLOCKS["roberta"], BLOCKS["electra"] = (
+    BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra")
+)
 BLOCKS["albert"] = (
     r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\.(attention\.(query|key|value|dense)|ffn|ffn_output)"
 )
@@ -194,10 +229,14 @@ HEADS = {
 
 @pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
 @pytest.mark.parametrize("architecture", BLOCKS)
-def test_hidden_matrices_are_those_of_blocks_and_prediction_head(architecture: str, auto: Any) -> None:
+def test_hidden_matrices_are_those_of_blocks_and_prediction_head(
+    architecture: str, auto: Any
+) -> None:
     """Also where a width equals the number of positions, and with more classes than hidden units."""
     awkward = {"max_position_embeddings": 16, "type_vocab_size": 24, "num_labels": 30}
-    net = auto.from_config(config(architecture, **({} if auto is AutoModelForMaskedLM else awkward)))
+    net = auto.from_config(
+        config(architecture, **({} if auto is AutoModelForMaskedLM else awkward))
+    )
     for made in (net, auto.from_config(config(architecture, **awkward))):
         ids = {id(p) for p in hidden_matrices(made)}
         found = {name for name, p in made.named_parameters() if id(p) in ids}
@@ -209,7 +248,9 @@ def test_hidden_matrices_are_those_of_blocks_and_prediction_head(architecture: s
 
 @pytest.mark.parametrize("architecture", ["bert", "electra"])
 def test_muon_leaves_heads_and_decoders_of_several_objectives_to_adamw(architecture: str) -> None:
-    """The arms stand in a ModuleList, as blocks do: heads, untied decoders and ELECTRA's projection went to Muon."""
+    """The arms stand in a ModuleList, as blocks do: heads, untied decoders and ELECTRA's projection
+    went to Muon.
+    """
     net = model(architecture, tie_word_embeddings=False, hidden_dropout_prob=0.1)
     names = {"mlm": "mlm", "again": "mlm", "atd": "atd", "cse": "cse", "sbo": "sbo"}
     arms = Arms({name: objective(spec, net) for name, spec in names.items()})
@@ -223,13 +264,18 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
     groups = [group for member in made.members for group in member.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
-    assert all((group["weight_decay"] == 0) == (p.ndim == 1) for group in groups for p in group["params"])
+    assert all(
+        (group["weight_decay"] == 0) == (p.ndim == 1) for group in groups for p in group["params"]
+    )
     made.set_rate(3)
     assert [g["lr"] for g in groups] == pytest.approx([3e-3 * 9 / 12, 3e-3 * 9 / 12, 0.02 * 9 / 12])
 
 
 def test_muon_needs_blocks() -> None:
-    with pytest.raises(MaskwiseError, match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw"):
+    with pytest.raises(
+        MaskwiseError,
+        match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw",
+    ):
         Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
     frozen.requires_grad_(False)
@@ -239,7 +285,9 @@ def test_muon_needs_blocks() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}])
-def test_muon_in_batches_is_torch_s_muon(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_in_batches_is_torch_s_muon(
+    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tall and wide matrices, two of one shape, a transpose, one without a gradient; several steps."""
     # torch's rounds to bfloat16; in single precision the two are the same sums in another order.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
@@ -305,7 +353,9 @@ def test_two_runs_are_the_same_to_the_bit(tmp_path: Path) -> None:
     ("architecture", "more"),
     [("bert", {}), ("modernbert", {"optimizer": "muon", "accumulate": 2, "precision": "bf16"})],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(architecture: str, more: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    architecture: str, more: dict[str, Any], tmp_path: Path
+) -> None:
     """Stopped after every single step in turn; an epoch has 5 steps, a state is kept every 2."""
     more = {"architecture": architecture, "save_every": 2, **more}
     whole, facts = run(tmp_path / "whole", **more)
@@ -324,7 +374,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(architecture: str, more: dict[str, An
 
 @pytest.mark.parametrize("more", [{}, {"on_nan": "skip"}])
 def test_states_need_not_stand_at_lines_of_metrics(more: dict[str, Any], tmp_path: Path) -> None:
-    """A state every 3 steps, a line every 5: what was summed up between is neither lost nor counted twice."""
+    """A state every 3 steps, a line every 5: what was summed up between is neither lost nor counted
+    twice.
+    """
     every = {"log_every": 5, **more}
     whole, facts = run(tmp_path / "whole", **every)
     saved, _ = run(tmp_path / "saved", save_every=3, **every)
@@ -335,7 +387,9 @@ def test_states_need_not_stand_at_lines_of_metrics(more: dict[str, Any], tmp_pat
         resumed, again = run(tmp_path / str(stop), save_every=3, **every)
         assert again["resumed_at"] == (stop - 1) // 3 * 3
         assert same(whole, resumed) and lines(tmp_path / str(stop)) == lines(tmp_path / "whole")
-        assert [again[k] for k in ("loss", "tokens", "targets")] == [facts[k] for k in ("loss", "tokens", "targets")]
+        assert [again[k] for k in ("loss", "tokens", "targets")] == [
+            facts[k] for k in ("loss", "tokens", "targets")
+        ]
 
 
 def test_stopped_again_and_again(tmp_path: Path) -> None:
@@ -349,14 +403,18 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_the_environment_of_accelerate_divides_no_loss_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_accelerate_divides_no_loss_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "plain")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     run(tmp_path / "launched")
     assert lines(tmp_path / "launched") == lines(tmp_path / "plain")
 
 
-def test_a_damaged_state_is_skipped_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_is_skipped_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, _ = run(tmp_path / "whole", save_every=2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=9, save_every=2)
@@ -366,25 +424,39 @@ def test_a_damaged_state_is_skipped_with_a_message(tmp_path: Path, capsys: pytes
     weights.write_bytes(weights.read_bytes()[:-8])
     resumed, facts = run(tmp_path / "cut", save_every=2)
     out = capsys.readouterr()
-    assert "skipping" in out.err and "step-00000008: model.safetensors is damaged" in out.err and not out.out
+    assert (
+        "skipping" in out.err
+        and "step-00000008: model.safetensors is damaged" in out.err
+        and not out.out
+    )
     assert facts["resumed_at"] == 6
     assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_states_of_another_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_states_of_another_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=5, save_every=2)
-    wrong = r"resume/step-00000004 is of a run with other settings; got steps 14 \(was 12\); give a new folder"
+    wrong = (
+        r"resume/step-00000004 is of a run with other settings; got steps 14 \(was 12\); "
+        r"give a new folder"
+    )
     with pytest.raises(MaskwiseError, match=wrong):
         run(tmp_path, save_every=2, steps=14)
     run(tmp_path, save_every=2, accumulate=2)
-    assert "with accumulate 2 (was 1): the same run but for rounding and dropout" in capsys.readouterr().err
+    assert (
+        "with accumulate 2 (was 1): the same run but for rounding and dropout"
+        in capsys.readouterr().err
+    )
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=3, save_every=2)
-    with pytest.raises(MaskwiseError, match=r"step-00000002 is of another model; give a new folder"):
+    with pytest.raises(
+        MaskwiseError, match=r"step-00000002 is of another model; give a new folder"
+    ):
         run(tmp_path, save_every=2, architecture="electra")
 
 
@@ -418,7 +490,9 @@ def test_a_state_with_nonsense_in_it_is_skipped(
     assert f"step-00000002: {words}" in capsys.readouterr().err
 
 
-def test_metrics_that_lost_lines_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_that_lost_lines_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=7, save_every=2)
     path = tmp_path / "metrics.jsonl"
@@ -454,7 +528,9 @@ def on_a_full_disk(folder: Path, size: int) -> list[str]:
 
 @pytest.mark.parametrize("size", [0, 2000, 20_000, 40_000])
 def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_path: Path) -> None:
-    """Files of so many bytes fit: none, the tokenizer but no weights, weights but no optimiser state."""
+    """Files of so many bytes fit: none, the tokenizer but no weights, weights but no optimiser
+    state.
+    """
     whole, _ = run(tmp_path / "whole", save_every=2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=5, save_every=2)
@@ -475,8 +551,13 @@ def test_the_tokenizer_of_a_checkpoint_cuts_where_the_positions_end(tmp_path: Pa
         save_checkpoint(tmp_path / architecture, network, words)
         saved = load_tokenizer(str(tmp_path / architecture))
         assert 3 < saved.model_max_length == most_tokens(network.config) < 1000
-    save_checkpoint(tmp_path / "t5", T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1, d_ff=8)), tokenizer())
-    assert load_tokenizer(str(tmp_path / "t5")).model_max_length > 1e20  # as transformers says "no limit"
+    save_checkpoint(
+        tmp_path / "t5",
+        T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1, d_ff=8)),
+        tokenizer(),
+    )
+    # as transformers says "no limit"
+    assert load_tokenizer(str(tmp_path / "t5")).model_max_length > 1e20
 
 
 def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) -> None:
@@ -486,7 +567,9 @@ def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) 
         tools[offline].init_kwargs |= {"local_files_only": offline}
         save_checkpoint(tmp_path / str(offline), model("bert"), tools[offline])
     assert damage(tmp_path / "True") is None
-    assert (tmp_path / "True" / "manifest.json").read_bytes() == (tmp_path / "False" / "manifest.json").read_bytes()
+    assert (tmp_path / "True" / "manifest.json").read_bytes() == (
+        tmp_path / "False" / "manifest.json"
+    ).read_bytes()
 
 
 def save_checkpoint_of(folder: Path) -> Path:
@@ -497,14 +580,23 @@ def save_checkpoint_of(folder: Path) -> Path:
 def test_without_states_a_run_starts_anew(tmp_path: Path) -> None:
     run(tmp_path, steps=4)
     run(tmp_path, steps=2)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 2] and not (tmp_path / "resume").exists()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 2] and not (
+        tmp_path / "resume"
+    ).exists()
 
 
 def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
     _, facts = run(tmp_path, eval_every=0)
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    text = (Path(__file__).parents[1] / "docs" / "files.md").read_text().split("### metrics.jsonl")[1].split("```")[1]
-    train_keys, eval_keys = (set(re.findall(r'"(\w+)":', part)) for part in text.split('{"kind": "eval"'))
+    text = (
+        (Path(__file__).parents[1] / "docs" / "files.md")
+        .read_text()
+        .split("### metrics.jsonl")[1]
+        .split("```")[1]
+    )
+    train_keys, eval_keys = (
+        set(re.findall(r'"(\w+)":', part)) for part in text.split('{"kind": "eval"')
+    )
     assert all(line.keys() | line["speed"].keys() == train_keys for line in found[:-1])
     assert [x["step"] for x in found] == [2, 4, 6, 8, 10, 12, 12]
     assert found[-1].keys() == eval_keys | {"kind"}
@@ -516,7 +608,9 @@ def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
 
 
 def test_cutting_a_batch_changes_nothing(tmp_path: Path) -> None:
-    """One batch of 8 or 4 × 2: the same loss and gradient norm, though micro-batches differ in targets."""
+    """One batch of 8 or 4 × 2: the same loss and gradient norm, though micro-batches differ in
+    targets.
+    """
     masker = Masker(tokenizer(), ratio=0.3, budget="bernoulli", min_targets=0)
     for name, accumulate in (("one", 1), ("four", 4)):
         run(
@@ -535,12 +629,22 @@ def test_cutting_a_batch_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_ratio_that_rises_from_nothing_is_not_stopped_for_want_of_targets(tmp_path: Path) -> None:
-    """At first it asks for less than a target in fifty steps; one that asks for many and has none is stopped."""
+    """At first it asks for less than a target in fifty steps; one that asks for many and has none
+    is stopped.
+    """
     rising = Masker(tokenizer(), ratio="linear(0.0, 0.0004)", budget="bernoulli", min_targets=0)
-    _, facts = run(tmp_path / "rising", masker=rising, steps=60, batch_size=1, log_every=60, eval_every=0)
+    _, facts = run(
+        tmp_path / "rising", masker=rising, steps=60, batch_size=1, log_every=60, eval_every=0
+    )
     assert facts["steps"] == 60 and facts["targets"] < 10
     with pytest.raises(MaskwiseError, match="not one target in the first 60 steps"):
-        run(tmp_path / "none", masker=Unmasked(lambda step: True), steps=60, log_every=60, eval_every=0)
+        run(
+            tmp_path / "none",
+            masker=Unmasked(lambda step: True),
+            steps=60,
+            log_every=60,
+            eval_every=0,
+        )
 
 
 class Unmasked:
@@ -572,12 +676,17 @@ def test_a_step_without_targets_changes_nothing(optimizer: str, tmp_path: Path) 
             kept = nets
     assert same(kept, nets)
     found = [x for x in lines(tmp_path) if x["kind"] == "train"]
-    assert (found[3]["loss"], found[3]["targets"], found[3]["grad_norm"]) == (None, 0, 0.0)  # no loss, not 0
+    # no loss, not 0
+    assert (found[3]["loss"], found[3]["targets"], found[3]["grad_norm"]) == (None, 0, 0.0)
     assert done["loss"] == found[2]["loss"] > 1  # the last that there was
 
 
 def test_a_run_that_goes_on_where_no_target_is_left_has_the_same_last_loss(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"save_every": 2, "eval_every": 11, "masker": Unmasked(lambda step: step > 7)}
+    how: dict[str, Any] = {
+        "save_every": 2,
+        "eval_every": 11,
+        "masker": Unmasked(lambda step: step > 7),
+    }
     whole = run(tmp_path / "whole", **how)[1]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=11, **how)
@@ -607,31 +716,49 @@ class Wrong(MaskedLanguageModelling):
         return outcome._replace(loss=Scaled.apply(outcome.loss, self.loss, self.slope))
 
 
-@pytest.mark.parametrize(("what", "loss", "slope"), [("loss", math.nan, 1.0), ("gradient", 1.0, math.inf)])
+@pytest.mark.parametrize(
+    ("what", "loss", "slope"), [("loss", math.nan, 1.0), ("gradient", 1.0, math.inf)]
+)
 def test_what_is_not_finite_is_an_error_and_leaves_no_state(
     what: str, loss: float, slope: float, tmp_path: Path
 ) -> None:
     objective = Wrong(model("bert"))
     objective.loss, objective.slope = loss, slope
     chosen = settings(log_every=1, save_every=1)
-    with pytest.raises(MaskwiseError, match=f"the {what} is not finite at step 1; got nan; lower the learning rate"):
-        train(objective, MaskedSource(DATA, Masker(tokenizer()), chosen), chosen, folder=tmp_path, quiet=True)
+    with pytest.raises(
+        MaskwiseError, match=f"the {what} is not finite at step 1; got nan; lower the learning rate"
+    ):
+        train(
+            objective,
+            MaskedSource(DATA, Masker(tokenizer()), chosen),
+            chosen,
+            folder=tmp_path,
+            quiet=True,
+        )
     assert not (tmp_path / "resume").exists()
 
 
 def test_batch_size_must_be_divisible() -> None:
     with pytest.raises(MaskwiseError) as caught:
         run(batch_size=8, accumulate=3)
-    assert str(caught.value) == "batch_size must be a multiple of accumulate × processes; got 8 for 3 × 1"
+    assert (
+        str(caught.value)
+        == "batch_size must be a multiple of accumulate × processes; got 8 for 3 × 1"
+    )
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(MaskwiseError, match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64"):
+    with pytest.raises(
+        MaskwiseError,
+        match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64",
+    ):
         run(batch_size=64)
 
 
 def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"):
+    with pytest.raises(
+        MaskwiseError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"
+    ):
         run(tmp_path, trackers=("tensorbord",))
     with pytest.raises(MaskwiseError, match="trackers need a folder"):
         run(trackers=("tensorboard",))
@@ -644,19 +771,27 @@ def test_source_is_a_function_of_seed_and_step() -> None:
 
     def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = None) -> list[Any]:
         made = source or MaskedSource(DATA, masker, chosen)
-        return [batch.source.example_id.tolist() for batch in made.batches(step, rank=rank, ranks=ranks)]
+        return [
+            batch.source.example_id.tolist() for batch in made.batches(step, rank=rank, ranks=ranks)
+        ]
 
     source = MaskedSource(DATA, masker, chosen)
     first = [ids(step, source=source) for step in range(11)]
     assert ids(7) == first[7], "nothing before matters"
     for epoch in (first[:5], first[5:10]):
         assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert first[:5] != first[5:10] and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
+    assert (
+        first[:5] != first[5:10]
+        and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
+    )
     halves = [ids(3, rank, 2) for rank in range(2)]
     for part in range(2):
         assert halves[0][part] + halves[1][part] == first[3][part]
     ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
-    assert ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)]) and ratio[0] > ratio[1] > ratio[2]
+    assert (
+        ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
+        and ratio[0] > ratio[1] > ratio[2]
+    )
 
 
 def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
@@ -664,14 +799,19 @@ def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
     torch.testing.assert_close(log_unigram.exp().sum(), torch.tensor(1.0))
     assert float(log_unigram[FIRST]) == pytest.approx(math.log(4 / (5 + 4 * 20 + 2 * 20)))
     maskers = {
-        kind: Masker(tokenizer(), policy=kind, ratio=0.3, corruption="mask-only") for kind in ("token", "whole-word")
+        kind: Masker(tokenizer(), policy=kind, ratio=0.3, corruption="mask-only")
+        for kind in ("token", "whole-word")
     }
     held_out = HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=8)
     objective = MaskedLanguageModelling(model("bert").eval())
     with torch.no_grad():
         first, second = held_out(objective), held_out(objective)
         assert first == second
-        for a, b in zip(first, HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=3)(objective), strict=True):
+        for a, b in zip(
+            first,
+            HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=3)(objective),
+            strict=True,
+        ):
             close(a, b, rel=1e-6)
         chosen = torch.arange(20) * 24 // 20
         for line, (kind, masker) in zip(first, maskers.items(), strict=True):
@@ -692,7 +832,9 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
     )
     log_unigram = log_frequencies(counts(data))
     fields = {
-        k: v for k, v in config("modernbert", hidden_size=32).to_dict().items() if k in ("hidden_size", "layer_types")
+        k: v
+        for k, v in config("modernbert", hidden_size=32).to_dict().items()
+        if k in ("hidden_size", "layer_types")
     }
     fields |= {
         "num_hidden_layers": 2,
@@ -700,14 +842,27 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
         "intermediate_size": 48,
         "initializer_range": 0.05,
     }
-    net = new_model(new_config("modernbert", tokenizer(), 16, **fields), seed=0, log_unigram=log_unigram)
+    net = new_model(
+        new_config("modernbert", tokenizer(), 16, **fields), seed=0, log_unigram=log_unigram
+    )
     objective = MaskedLanguageModelling(net)
-    held_out = HeldOut(HELD_OUT, {"token": Masker(tokenizer(), corruption="mask-only")}, log_unigram)
+    held_out = HeldOut(
+        HELD_OUT, {"token": Masker(tokenizer(), corruption="mask-only")}, log_unigram
+    )
     with torch.no_grad():
         before = held_out(objective)[0]
-    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25), "the output bias starts at the frequencies"
+    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25), (
+        "the output bias starts at the frequencies"
+    )
     source = MaskedSource(data, Masker(tokenizer(), ratio=0.3, corruption="mask-only"), chosen)
-    train(objective, source, chosen, folder=tmp_path, evaluate=lambda step: held_out(objective), quiet=True)
+    train(
+        objective,
+        source,
+        chosen,
+        folder=tmp_path,
+        evaluate=lambda step: held_out(objective),
+        quiet=True,
+    )
     after = lines(tmp_path)[-1]
     assert after["loss"] < after["unigram"] / 2, after
 
@@ -716,8 +871,14 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
 
 
 def test_new_models_are_a_function_of_their_seed() -> None:
-    made = new_config("bert", tokenizer(), 16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    assert made.vocab_size == FIRST + WORDS and made.pad_token_id == 0 and made.max_position_embeddings == 16
+    made = new_config(
+        "bert", tokenizer(), 16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    assert (
+        made.vocab_size == FIRST + WORDS
+        and made.pad_token_id == 0
+        and made.max_position_embeddings == 16
+    )
     assert same(new_model(made, seed=1), new_model(made, seed=1)) and not same(
         new_model(made, seed=1), new_model(made, seed=2)
     )
@@ -726,13 +887,16 @@ def test_new_models_are_a_function_of_their_seed() -> None:
         assert fresh.max_position_embeddings == 17 and most_tokens(fresh) == 16
     with pytest.raises(MaskwiseError, match=r"unknown architecture 'bret'.*did you mean 'bert'"):
         new_config("bret", tokenizer(), 16)
-    with pytest.raises(MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"):
+    with pytest.raises(
+        MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
+    ):
         new_config("bert", tokenizer(), 16, hiden_size=3)
     with pytest.raises(MaskwiseError, match="there is no model or tokenizer in '/nowhere'"):
         load_model("/nowhere")
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "eurobert"])  # has no such bias
+# has no such bias
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "eurobert"])
 def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> None:
     """In every architecture, and it survives tying: a fresh model's loss is about the unigram loss."""
     log_unigram = torch.linspace(-9.0, 0.0, FIRST + WORDS).log_softmax(0)
@@ -747,9 +911,14 @@ def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> Non
 
 def rank_of_two(folder: Path) -> None:
     more: dict[str, Any] = {
-        "dropout": 0.0, "log_every": 1, "eval_every": 1, "save_every": 2, "steps": 6, "accumulate": 2,
+        "dropout": 0.0,
+        "log_every": 1,
+        "eval_every": 1,
+        "save_every": 2,
+        "steps": 6,
+        "accumulate": 2,
         "masker": Masker(tokenizer(), ratio=0.3),
-    }  # fmt: skip
+    }
     nets = []
     for name in ("bert", "modernbert"):
         more |= {"architecture": name, "optimizer": "muon" if name == "modernbert" else "adamw"}
@@ -770,9 +939,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name in ("bert", "modernbert"):
         optimizer = "muon" if name == "modernbert" else "adamw"
         run(
-            tmp_path / "one" / name, architecture=name, dropout=0.0, log_every=1, eval_every=1, steps=6,
-            optimizer=optimizer, masker=Masker(tokenizer(), ratio=0.3),
-        )  # fmt: skip
+            tmp_path / "one" / name,
+            architecture=name,
+            dropout=0.0,
+            log_every=1,
+            eval_every=1,
+            steps=6,
+            optimizer=optimizer,
+            masker=Masker(tokenizer(), ratio=0.3),
+        )
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
         assert lines(tmp_path / "two" / f"{name}-cut") == two
         for a, b in zip(one, two, strict=True):

@@ -1,4 +1,6 @@
-"""The denoising auto-encoder for sentences: what it sees, what it writes, and that the sentence vector is used."""
+"""The denoising auto-encoder for sentences: what it sees, what it writes, and that the sentence
+vector is used.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,15 @@ TEXTS = [
 def setup(spec: str = "tsdae"):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS * 4, vocab_size=120)
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    network = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **size))
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    network = BertForMaskedLM(
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **size)
+    )
     one = objective(spec, network)
     batch = one.maker(tokenizer, seed=0)(encode(tokenizer, TEXTS), step=0, total_steps=10)
     return one, batch, tokenizer
@@ -34,11 +43,20 @@ def test_most_tokens_are_deleted_and_the_whole_text_is_written() -> None:
     whole = [len(row["input_ids"]) - 2 for row in encode(tokenizer, TEXTS)]
     assert sum(left) < 0.7 * sum(whole)
     for row, text in zip(batch.labels, TEXTS):
-        assert tokenizer.decode([token for token in row.tolist() if token >= 0], skip_special_tokens=True) == text
+        assert (
+            tokenizer.decode(
+                [token for token in row.tolist() if token >= 0], skip_special_tokens=True
+            )
+            == text
+        )
     outcome = one(batch)
     assert int(outcome.targets) == int((batch.labels >= 0).sum())
     outcome.loss.backward()
-    assert all(p.grad is not None for name, p in one.named_parameters() if "cls." not in name and p.requires_grad)
+    assert all(
+        p.grad is not None
+        for name, p in one.named_parameters()
+        if "cls." not in name and p.requires_grad
+    )
 
 
 def test_no_token_is_told_itself() -> None:
@@ -69,7 +87,10 @@ def test_it_learns_what_a_text_was_from_its_vector_alone(pooling: str) -> None:
     with torch.no_grad():
         right = float(one(batch).loss / one(batch).targets)
         # With the vectors of other texts the same decoder writes badly.
-        batch.input_ids, batch.attention_mask = batch.input_ids.flip(0), batch.attention_mask.flip(0)
+        batch.input_ids, batch.attention_mask = (
+            batch.input_ids.flip(0),
+            batch.attention_mask.flip(0),
+        )
         wrong = float(one(batch).loss / one(batch).targets)
     assert right < 0.6 * wrong
 

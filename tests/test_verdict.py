@@ -25,13 +25,19 @@ def flags_of(row: dict) -> list[str]:
 
 def advice_in(summary: dict) -> list[str]:
     """The codes of what to do next."""
-    return [code for code, _ in advice_of([row for row in summary["contrasts"] if row["primary"]], {})]
+    return [
+        code for code, _ in advice_of([row for row in summary["contrasts"] if row["primary"]], {})
+    ]
 
 
 def study_of(scores: dict[str, list[float]], **changes) -> tuple[dict, list[dict]]:
     """One task, one line per run."""
-    study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes)
-    records = [score_record(arm, s, "task-0", x) for arm, row in scores.items() for s, x in enumerate(row)]
+    study = make_study(
+        runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes
+    )
+    records = [
+        score_record(arm, s, "task-0", x) for arm, row in scores.items() for s, x in enumerate(row)
+    ]
     return study, records + run_facts(study)
 
 
@@ -40,7 +46,11 @@ def test_ten_clear_runs_decide():
     study = make_study(runs=10, arms=arms)
     summary = summarise(make_records(study, arms), study)
     clear, null = rows_of(summary)
-    assert (clear["verdict"], clear["scope"], clear["better"]) == ("decided", "each arm tuned", "arm")
+    assert (clear["verdict"], clear["scope"], clear["better"]) == (
+        "decided",
+        "each arm tuned",
+        "arm",
+    )
     assert clear["p"] == 2 / 1024 and clear["p_adjusted"] == 4 / 1024  # Holm over two
     assert clear["natural"]["mean"] == pytest.approx(0.03, abs=0.006) and clear["unit"] == "SDs"
     assert (null["verdict"], null["better"]) == ("open", None)
@@ -50,7 +60,10 @@ def test_ten_clear_runs_decide():
     json.dumps(summary, allow_nan=False)
 
 
-TIE = {"token-15": [0.70, 0.71, 0.69, 0.70, 0.72, 0.68], "token-30": [0.71, 0.70, 0.70, 0.69, 0.72, 0.69]}
+TIE = {
+    "token-15": [0.70, 0.71, 0.69, 0.70, 0.72, 0.68],
+    "token-30": [0.71, 0.70, 0.70, 0.69, 0.72, 0.69],
+}
 
 
 def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters():
@@ -58,8 +71,14 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
     (row,) = rows_of(summarise(records, study))
     assert row["verdict"] == "open"  # without a margin nothing is called equal
     (row,) = rows_of(summary := summarise(records, study | {"margin": 0.05}))
-    assert (row["verdict"], row["better"], row["runs_to_decide"]) == ("no difference that matters", None, None)
-    assert row["equivalence"] == pytest.approx({"margin": 0.05, "confidence": 0.95, "low": -0.01, "high": 0.01})
+    assert (row["verdict"], row["better"], row["runs_to_decide"]) == (
+        "no difference that matters",
+        None,
+        None,
+    )
+    assert row["equivalence"] == pytest.approx(
+        {"margin": 0.05, "confidence": 0.95, "low": -0.01, "high": 0.01}
+    )
     assert summary["verdict"] == "no difference that matters"
     (row,) = rows_of(summarise(records, study | {"margin": 0.009}))
     assert row["verdict"] == "open"
@@ -70,7 +89,10 @@ def test_so_many_contrasts_can_so_few_runs_call_equal(runs, most):
     """With too few runs for an interval at 1 − .05/k there is none, and everything stays open."""
     base = [0.70, 0.71, 0.69, 0.70, 0.72, 0.68, 0.70, 0.71]
     for contrasts in range(1, 7):
-        tie = {f"token-{20 + i}": [x + 0.001 * (-1) ** s for s, x in enumerate(base[:runs])] for i in range(contrasts)}
+        tie = {
+            f"token-{20 + i}": [x + 0.001 * (-1) ** s for s, x in enumerate(base[:runs])]
+            for i in range(contrasts)
+        }
         study, records = study_of({"token-15": base[:runs]} | tie, margin=0.05)
         verdicts = {row["verdict"] for row in rows_of(summarise(records, study))}
         assert verdicts == {"no difference that matters" if contrasts <= most else "open"}
@@ -81,13 +103,16 @@ def test_a_margin_leaves_a_look_to_come_its_share_of_the_error():
     found = [rows_of(summarise(records, study | {"looks": looks}))[0] for looks in (None, [12, 24])]
     assert found[0]["equivalence"]["confidence"] == 0.95 < found[1]["equivalence"]["confidence"]
     study, records = study_of(TIE, margin=0.05, looks=[6, 12])
-    assert rows_of(summarise(records, study))[0]["verdict"] == "open"  # six runs have no interval at that level
+    # six runs have no interval at that level
+    assert rows_of(summarise(records, study))[0]["verdict"] == "open"
 
 
 SHARED = {
-    "random": [0.10, 0.06, 0.08, 0.12], "oracle": [0.80, 0.70, 0.76, 0.78],
-    "meta": [0.70, 0.71, 0.66, 0.72], "none": [0.0, 0.01, 0.0, 0.02],
-}  # fmt: skip
+    "random": [0.10, 0.06, 0.08, 0.12],
+    "oracle": [0.80, 0.70, 0.76, 0.78],
+    "meta": [0.70, 0.71, 0.66, 0.72],
+    "none": [0.0, 0.01, 0.0, 0.02],
+}
 
 
 def test_the_share_of_a_gain_is_that_of_the_mean_gains_over_pairs():
@@ -104,7 +129,11 @@ def test_runs_that_failed_outright_are_counted_and_not_averaged():
     """One learning in ten fails: the interval is of the others, and the failures have their own."""
     whole = [0.70, 0.66, 0.68, 0.72, 0.69, 0.71, 0.67, 0.70, 0.73, 0.68]
     gains = [0.60, 0.55, 0.02, 0.62, 0.57, 0.61, 0.56, 0.59, 0.63, 0.58]
-    scores = {"random": [0.1] * 10, "oracle": [0.1 + x for x in whole], "meta": [0.1 + x for x in gains]}
+    scores = {
+        "random": [0.1] * 10,
+        "oracle": [0.1 + x for x in whole],
+        "meta": [0.1 + x for x in gains],
+    }
     study, records = study_of(scores, share=("oracle", "random"))
     (meta,) = summarise(records, study)["shares"]
     learned = [i for i, gain in enumerate(gains) if gain > 0.1]
@@ -114,14 +143,20 @@ def test_runs_that_failed_outright_are_counted_and_not_averaged():
     assert 0.8 < meta["low"] < expected < meta["high"] < 0.9
     # An arm that gains a little in every run has not failed in any of them.
     weak = [0.02, 0.20, 0.05, 0.15, 0.09, 0.12, 0.03, 0.18, 0.11, 0.07]
-    study, records = study_of(scores | {"meta": [0.1 + x for x in weak]}, share=("oracle", "random"))
+    study, records = study_of(
+        scores | {"meta": [0.1 + x for x in weak]}, share=("oracle", "random")
+    )
     (meta,) = summarise(records, study)["shares"]
     assert meta["failed"] == 0 and meta["share"] == pytest.approx(np.mean(weak) / np.mean(whole))
 
 
 def test_shares_stay_within_one_output_format():
     study, records = study_of(SHARED, share=("oracle", "random"))
-    for arm, masks in (("random", "token full"), ("oracle", "token full"), ("meta", "token sentinels")):
+    for arm, masks in (
+        ("random", "token full"),
+        ("oracle", "token full"),
+        ("meta", "token sentinels"),
+    ):
         study["arms"][arm]["judged_on"] = [masks]
     meta, none = summarise(records, study)["shares"]
     assert meta["share"] is None and "format" in meta["sentence"] and none["share"] is not None
@@ -130,11 +165,15 @@ def test_shares_stay_within_one_output_format():
 def test_without_tasks_the_share_is_of_held_out_loss():
     study, _ = study_of(SHARED)
     records = [
-        heldout_record(arm, seed, "token", 5 - score) for arm in SHARED for seed, score in enumerate(SHARED[arm])
+        heldout_record(arm, seed, "token", 5 - score)
+        for arm in SHARED
+        for seed, score in enumerate(SHARED[arm])
     ]
     meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
     gains = {arm: np.mean(SHARED[arm]) - np.mean(SHARED["random"]) for arm in SHARED}
-    assert meta["task"] == "held-out loss (token masks)" and meta["low"] < meta["share"] < meta["high"]
+    assert (
+        meta["task"] == "held-out loss (token masks)" and meta["low"] < meta["share"] < meta["high"]
+    )
     assert meta["share"] == pytest.approx(gains["meta"] / gains["oracle"])
 
 
@@ -148,17 +187,26 @@ def test_there_is_no_share_of_nothing():
 
 
 def test_a_difference_that_is_decided_is_not_equal_however_small():
-    study, records = study_of({"token-15": TIE["token-15"], "token-30": [x + 0.02 for x in TIE["token-15"]]})
+    study, records = study_of(
+        {"token-15": TIE["token-15"], "token-30": [x + 0.02 for x in TIE["token-15"]]}
+    )
     (row,) = rows_of(summarise(records, study | {"margin": 0.05}))
     assert (row["verdict"], row["better"]) == ("decided", "arm")
 
 
 def test_below_six_runs_there_is_no_p_no_interval_and_no_decision():
     for runs in (2, 3, 5):
-        study, records = study_of({"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs})
+        study, records = study_of(
+            {"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs}
+        )
         summary = summarise(records, study)
         (row,) = rows_of(summary)
-        assert (row["verdict"], row["p"], row["low"], row["runs_to_decide"]) == ("open", None, None, 6)
+        assert (row["verdict"], row["p"], row["low"], row["runs_to_decide"]) == (
+            "open",
+            None,
+            None,
+            6,
+        )
         assert advice_in(summary) == ["add-seeds"]
 
 
@@ -181,7 +229,10 @@ def test_open_says_how_many_runs_would_decide():
 
 def test_seeds_times_tasks_are_never_pooled():
     """Eight tasks that are the same task eight times are still six runs: nothing gets surer."""
-    scores = {"token-15": [0.50, 0.52, 0.55, 0.51, 0.50, 0.5], "token-30": [0.53, 0.52, 0.60, 0.52, 0.51, 0.48]}
+    scores = {
+        "token-15": [0.50, 0.52, 0.55, 0.51, 0.50, 0.5],
+        "token-30": [0.53, 0.52, 0.60, 0.52, 0.51, 0.48],
+    }
     found = []
     for tasks in (1, 8):
         study = make_study(runs=6, arms=scores, tasks=tasks)
@@ -199,7 +250,9 @@ def test_seeds_times_tasks_are_never_pooled():
 
 
 def test_a_task_of_wide_scores_does_not_outweigh_one_of_narrow_scores():
-    """The arm wins by 2 SDs on a narrow task and loses by 1 SD on a task ten times as wide: it is ahead."""
+    """The arm wins by 2 SDs on a narrow task and loses by 1 SD on a task ten times as wide: it is
+    ahead.
+    """
     base = np.array([-1.0, 0, 1, 0])
     study = make_study(runs=4, tasks=2)
     records = []
@@ -243,11 +296,21 @@ def test_a_failed_run_costs_its_pair_only():
     arms = {"token-15": 0.0, "token-30": 0.03}
     study = make_study(runs=7, arms=arms)
     records = [r for r in make_records(study, arms) if (r["arm"], r.get("seed")) != ("token-30", 2)]
-    failure = {"kind": "failure", "arm": "token-30", "seed": 2, "stage": "pretrain-x", "error": "disk full"}
+    failure = {
+        "kind": "failure",
+        "arm": "token-30",
+        "seed": 2,
+        "stage": "pretrain-x",
+        "error": "disk full",
+    }
     summary = summarise([*records, failure], study)
     assert rows_of(summary)[0]["n"] == 6 and summary["arms"]["token-30"]["failures"] == 1
-    assert [i for i, x in enumerate(summary["arms"]["token-30"]["scores"]["task-0"]) if x is None] == [2]
-    all_failed = [r for r in records if r["arm"] != "token-30"] + [failure | {"seed": s} for s in range(7)]
+    assert [
+        i for i, x in enumerate(summary["arms"]["token-30"]["scores"]["task-0"]) if x is None
+    ] == [2]
+    all_failed = [r for r in records if r["arm"] != "token-30"] + [
+        failure | {"seed": s} for s in range(7)
+    ]
     (row,) = rows_of(summarise(all_failed, study))
     assert (row["verdict"], flags_of(row), row["n"]) == ("not comparable", ["no-pairs"], 0)
 
@@ -255,10 +318,22 @@ def test_a_failed_run_costs_its_pair_only():
 def test_a_half_fine_tuned_failed_run_is_left_out_whole():
     study = make_study(runs=3)
     records = [r for r in make_records(study, {}) if r["kind"] == "score"]
-    cut = [r for r in records if not (r["arm"] == "token-30" and r["seed"] == 1 and r["task"] == "task-1")]
-    failure = {"kind": "failure", "arm": "token-30", "seed": 1, "stage": "finetune-x", "error": "diverged"}
+    cut = [
+        r
+        for r in records
+        if not (r["arm"] == "token-30" and r["seed"] == 1 and r["task"] == "task-1")
+    ]
+    failure = {
+        "kind": "failure",
+        "arm": "token-30",
+        "seed": 1,
+        "stage": "finetune-x",
+        "error": "diverged",
+    }
     assert rows_of(summarise([*cut, failure], study), "task-0")[0]["n"] == 2
-    with pytest.raises(MaskwiseError, match=r"some runs only; got no task-1 for arm 'token-30', seed 1"):
+    with pytest.raises(
+        MaskwiseError, match=r"some runs only; got no task-1 for arm 'token-30', seed 1"
+    ):
         summarise(cut, study)
 
 
@@ -282,7 +357,9 @@ def test_bad_records_are_told_in_one_line():
 
 
 def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
-    study = make_study(runs=3, contrasts=[["token-30", "no-pretraining"], ["token-30", "no-pretraining"]])
+    study = make_study(
+        runs=3, contrasts=[["token-30", "no-pretraining"], ["token-30", "no-pretraining"]]
+    )
     assert primary_pairs(study) == [("token-30", "no-pretraining")]
     with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
         primary_pairs(study | {"tasks": {}})
@@ -306,7 +383,12 @@ def test_rows_that_are_not_primary_have_an_interval_and_no_verdict():
         for outcome in ("task-0", "heldout:token"):
             (row,) = rows_of(summary, outcome)
             assert row["low"] < row["mean"] < row["high"]
-            assert (row["verdict"], row["better"], row["p"], row["p_adjusted"]) == (None, None, None, None)
+            assert (row["verdict"], row["better"], row["p"], row["p_adjusted"]) == (
+                None,
+                None,
+                None,
+                None,
+            )
 
 
 def test_without_tasks_the_held_out_loss_is_primary_and_lower_is_better():
@@ -314,12 +396,16 @@ def test_without_tasks_the_held_out_loss_is_primary_and_lower_is_better():
     study = make_study(runs=6, arms=arms, tasks=0)
     summary = summarise(make_records(study, arms), study)
     (row,) = rows_of(summary, "heldout:token")
-    assert row["primary"] and row["mean"] < 0 and (row["verdict"], row["better"]) == ("decided", "arm")
+    assert (
+        row["primary"] and row["mean"] < 0 and (row["verdict"], row["better"]) == ("decided", "arm")
+    )
     assert "nats" in summary["headline"]
 
 
 def test_the_headline_keeps_a_baseline_that_nothing_beats():
-    study, records = study_of({"token-15": [0.80 + 0.001 * i for i in range(6)], "token-30": [0.50] * 6})
+    study, records = study_of(
+        {"token-15": [0.80 + 0.001 * i for i in range(6)], "token-30": [0.50] * 6}
+    )
     summary = summarise(records, study)
     (row,) = rows_of(summary)
     assert (row["verdict"], row["better"]) == ("decided", "baseline")
@@ -332,7 +418,9 @@ def test_the_headline_keeps_a_baseline_that_nothing_beats():
 def test_with_several_baselines_the_headline_is_a_decided_difference():
     luck = [0.001 * i for i in range(8)]
     means = {"mlm": 0.8, "uniform": 0.51, "plus": 0.51}
-    scores = {arm: [mean + (-1) ** i * x for i, x in enumerate(luck)] for arm, mean in means.items()}
+    scores = {
+        arm: [mean + (-1) ** i * x for i, x in enumerate(luck)] for arm, mean in means.items()
+    }
     scores["plus"][0] += 0.001
     study, records = study_of(scores)
     study["contrasts"] = [("plus", "uniform"), ("plus", "mlm")]
@@ -341,10 +429,14 @@ def test_with_several_baselines_the_headline_is_a_decided_difference():
 
 
 def test_of_several_gains_the_headline_names_the_arm_that_is_behind_no_other():
-    # As in decay-claim: the largest gain is that over the worst constant ratio, by an arm that another leaves behind.
+    # As in decay-claim: the largest gain is that over the worst constant ratio, by an arm that
+    # another leaves behind.
     noise = [0.002, -0.001, 0.001, 0.0, -0.002, 0.001, -0.001, 0.002, 0.0, -0.002]
     means = {"c30": 0.619, "c15": 0.599, "d30": 0.618, "d45": 0.627}
-    scores = {arm: [mean + 0.5 * noise[(i + j) % 10] for i in range(10)] for j, (arm, mean) in enumerate(means.items())}
+    scores = {
+        arm: [mean + 0.5 * noise[(i + j) % 10] for i in range(10)]
+        for j, (arm, mean) in enumerate(means.items())
+    }
     study, records = study_of(scores)
     study["contrasts"] = [("d30", "c15"), ("d30", "c30"), ("d45", "c15"), ("d45", "c30")]
     headline = summarise(records, study)["headline"]

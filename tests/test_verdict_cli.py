@@ -18,7 +18,9 @@ ARMS = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
 def folder(tmp_path):
     study = make_study(runs=6, arms=ARMS, search=None)
     records = [line for line in make_records(study, ARMS) if line["kind"] != "selection"]
-    return write_study(tmp_path / "study", study, records, summary=summarise(records, study), samples=None)
+    return write_study(
+        tmp_path / "study", study, records, summary=summarise(records, study), samples=None
+    )
 
 
 def run(*arguments) -> int:
@@ -32,9 +34,14 @@ def test_report_json_prints_the_verdicts_with_all_flags(folder, capsys):
     summary = json.loads(capsys.readouterr().out)
     primary = [row for row in summary["contrasts"] if row["primary"]]
     assert [row["arm"] for row in primary] == ["token-30", "token-45"]
-    assert [row["verdict"] for row in primary] == ["open", "open"]  # six runs can decide one contrast, not two
+    # six runs can decide one contrast, not two
+    assert [row["verdict"] for row in primary] == ["open", "open"]
     assert {flag["code"] for flag in primary[0]["flags"]} == {"untuned"}
-    assert all(set(flag) == {"code", "effect", "sentence", "facts"} for row in primary for flag in row["flags"])
+    assert all(
+        set(flag) == {"code", "effect", "sentence", "facts"}
+        for row in primary
+        for flag in row["flags"]
+    )
     assert not (folder / "report.html").exists()
 
 
@@ -42,7 +49,9 @@ def test_report_json_and_html_are_both_written(folder, tmp_path, capsys):
     assert run("report", folder, "--json", "--html", tmp_path / "page.html") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["contrasts"] and f"wrote {tmp_path / 'page.html'}" in err
-    assert "token-45" in (tmp_path / "page.html").read_text() and not (folder / "report.html").exists()
+    assert (
+        "token-45" in (tmp_path / "page.html").read_text() and not (folder / "report.html").exists()
+    )
 
 
 def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
@@ -68,16 +77,24 @@ def test_the_terminal_names_an_arm_once_beside_a_flag(folder, terminal):
     row, other = [row for row in found["contrasts"] if row["primary"]][:2]
     common = {"effect": "caps", "code": "x", "sentence": "the text is short", "facts": {}}
     own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less", "facts": {}}
-    rows = [row | {"flags": [common, own]}, row | {"baseline": "else", "flags": [common]}, other | {"flags": []}]
+    rows = [
+        row | {"flags": [common, own]},
+        row | {"baseline": "else", "flags": [common]},
+        other | {"flags": []},
+    ]
     lines = terminal(found | {"contrasts": rows})
-    assert f"  · {row['arm']}: the text is short" in lines and f"  · {row['arm']} read less" in lines
+    assert (
+        f"  · {row['arm']}: the text is short" in lines and f"  · {row['arm']} read less" in lines
+    )
 
 
 def test_the_terminal_says_verdicts_flags_and_what_to_do(folder, terminal):
     summary = json.loads((folder / "summary.json").read_text())
     lines = terminal(summary)
     rows = [row for row in summary["contrasts"] if row["primary"]]
-    (common,) = {flag["sentence"] for row in rows for flag in row["flags"] if flag["code"] == "untuned"}
+    (common,) = {
+        flag["sentence"] for row in rows for flag in row["flags"] if flag["code"] == "untuned"
+    }
     assert sum(common in line for line in lines) == 1  # common to both, so said once
     assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
     assert lines[0].split()[-4:] == ["verdict,", "at", "these", "settings"]
@@ -99,8 +116,20 @@ def test_a_study_with_replicates_to_come_prints_one_sentence(terminal):
 
 
 def test_an_evaluation_is_not_called_held_out_loss():
-    row = {"outcome": "evaluation:pairs:accuracy", "unit": "score", "metric": "accuracy", "arm": "b", "baseline": "a",
-           "primary": True, "mean": 0.023, "low": 0.01, "high": 0.04, "verdict": "open", "better": None,
-           "p_adjusted": 0.2, "scope": "at these settings"}  # fmt: skip
+    row = {
+        "outcome": "evaluation:pairs:accuracy",
+        "unit": "score",
+        "metric": "accuracy",
+        "arm": "b",
+        "baseline": "a",
+        "primary": True,
+        "mean": 0.023,
+        "low": 0.01,
+        "high": 0.04,
+        "verdict": "open",
+        "better": None,
+        "p_adjusted": 0.2,
+        "scope": "at these settings",
+    }
     heads = [str(column.header) for column in runs._contrasts([row]).columns]
     assert heads[1] == "pairs (accuracy), against a"

@@ -11,13 +11,21 @@ from report_fixture import COST, cost_record, heldout_record, make_study, run_fa
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
-@pytest.mark.parametrize(("goal", "at"), [(0.5, 2.0), (0.45, 1.5), (0.3, 1), (0.6, 4.0), (0.61, None), (0.55, 3.5)])
+@pytest.mark.parametrize(
+    ("goal", "at"), [(0.5, 2.0), (0.45, 1.5), (0.3, 1), (0.6, 4.0), (0.61, None), (0.55, 3.5)]
+)
 def test_the_first_crossing(goal, at):
-    assert crossing([(1, 0.4), (2, 0.5), (3, 0.5), (4, 0.6)], goal) == (at if at is None else pytest.approx(at))
+    assert crossing([(1, 0.4), (2, 0.5), (3, 0.5), (4, 0.6)], goal) == (
+        at if at is None else pytest.approx(at)
+    )
 
 
-def summary_of(rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str, int, float] | None = None) -> dict:
-    """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed; `lost` is a failed one."""
+def summary_of(
+    rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str, int, float] | None = None
+) -> dict:
+    """A run with a share f of the steps scores .2 + rate · f; `rates` by arm and seed; `lost` is a
+    failed one.
+    """
     study = make_study(runs=runs, arms=dict.fromkeys(rates, 0), tasks=1)
     records = run_facts(study)
     for arm, by_seed in rates.items():
@@ -25,7 +33,16 @@ def summary_of(rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str,
             for f in LENGTHS:
                 more = {} if f == 1 else {"fraction": f}
                 if (arm, seed, f) == lost:
-                    records.append({"kind": "failure", "arm": arm, "seed": seed, "stage": "x", "error": "x", **more})
+                    records.append(
+                        {
+                            "kind": "failure",
+                            "arm": arm,
+                            "seed": seed,
+                            "stage": "x",
+                            "error": "x",
+                            **more,
+                        }
+                    )
                     continue
                 records.append(score_record(arm, seed, "task-0", 0.2 + rate * f, **more))
                 cost = {key: value * f for key, value in COST.items()}
@@ -35,14 +52,23 @@ def summary_of(rates: dict[str, list[float]], *, runs: int = 4, lost: tuple[str,
 
 def by_steps(summary: dict) -> dict[str, float | None]:
     """The first crossings by seed."""
-    (row,) = (r for r in summary["efficiency"]["crossings"] if r["by"] == "steps" and r["outcome"] == "tasks")
+    (row,) = (
+        r
+        for r in summary["efficiency"]["crossings"]
+        if r["by"] == "steps" and r["outcome"] == "tasks"
+    )
     return row["shares"]
 
 
 def test_crossings_are_interpolated_per_seed():
     summary = summary_of({"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.6, 0.64, 0.56, 0.6]})
     assert by_steps(summary) == pytest.approx({"0": 0.5, "1": 0.5, "2": 0.5, "3": 0.5})
-    assert {r["by"] for r in summary["efficiency"]["crossings"]} == {"steps", "tokens", "targets", "flops"}
+    assert {r["by"] for r in summary["efficiency"]["crossings"]} == {
+        "steps",
+        "tokens",
+        "targets",
+        "flops",
+    }
     uneven = by_steps(summary_of({"token-15": [0.3] * 4, "token-30": [0.6, 0.4, 0.5, 0.6]}))
     assert uneven == pytest.approx({"0": 0.5, "1": 0.75, "2": 0.6, "3": 0.5})
 
@@ -65,13 +91,20 @@ def test_companions_are_never_pooled_with_full_runs():
     rates = {"token-15": [0.3, 0.32, 0.28, 0.3], "token-30": [0.4, 0.43, 0.38, 0.39]}
     with_companions = summary_of(rates)
     study = make_study(runs=4, arms=dict.fromkeys(rates, 0), tasks=1)
-    full = [score_record(a, s, "task-0", 0.2 + r) for a, by_seed in rates.items() for s, r in enumerate(by_seed)]
+    full = [
+        score_record(a, s, "task-0", 0.2 + r)
+        for a, by_seed in rates.items()
+        for s, r in enumerate(by_seed)
+    ]
     without = summarise(full + run_facts(study), study)
     assert with_companions["contrasts"] == without["contrasts"]
     assert without["efficiency"]["crossings"] == []
     points = with_companions["efficiency"]["points"]
     assert len(points) == 2 * 4 * 4 and {p["fraction"] for p in points} == set(LENGTHS)
-    assert points[0]["values"]["task-0"] == pytest.approx(0.2 + 0.3 * 0.25) and points[0]["steps"] == 100
+    assert (
+        points[0]["values"]["task-0"] == pytest.approx(0.2 + 0.3 * 0.25)
+        and points[0]["steps"] == 100
+    )
 
 
 def test_losses_fall_towards_quality():

@@ -37,9 +37,15 @@ def judged(
     **study: Any,
 ) -> dict:
     """The primary row of one task, one line per run."""
-    found = make_study(runs=len(next(iter(scores.values()))), arms=dict.fromkeys(scores, 0), tasks=1)
+    found = make_study(
+        runs=len(next(iter(scores.values()))), arms=dict.fromkeys(scores, 0), tasks=1
+    )
     found |= study
-    lines = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
+    lines = [
+        score_record(arm, s, "task-0", x)
+        for arm, runs in scores.items()
+        for s, x in enumerate(runs)
+    ]
     summary = summarise([*lines, *(run_facts(found) if records is None else records), *more], found)
     json.dumps(summary, allow_nan=False)
     (row,) = (row for row in summary["contrasts"] if row["primary"])
@@ -69,34 +75,72 @@ def test_a_clear_case_is_decided_and_names_what_was_matched():
 def test_losses_per_token_do_not_compare_tokenizers():
     study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
     lines = [
-        *(heldout_record(arm, s, "token", 3.0 + (arm == "token-15")) for arm in CLEAR for s in range(8)),
-        *({"kind": "evaluation", "name": "facts", "metric": metric, "arm": arm, "seed": s, "items": 500, "chance": 0.05,
-           "value": 0.4 + 0.001 * s + 0.1 * (arm == "token-30"), "higher_is_better": True}
-          for metric in ("hits@1", "open-hits@1") for arm in CLEAR for s in range(8)),
-    ]  # fmt: skip
+        *(
+            heldout_record(arm, s, "token", 3.0 + (arm == "token-15"))
+            for arm in CLEAR
+            for s in range(8)
+        ),
+        *(
+            {
+                "kind": "evaluation",
+                "name": "facts",
+                "metric": metric,
+                "arm": arm,
+                "seed": s,
+                "items": 500,
+                "chance": 0.05,
+                "value": 0.4 + 0.001 * s + 0.1 * (arm == "token-30"),
+                "higher_is_better": True,
+            }
+            for metric in ("hits@1", "open-hits@1")
+            for arm in CLEAR
+            for s in range(8)
+        ),
+    ]
     for cuts, primary in ((("a", "a"), "heldout:token"), (("a", "b"), "evaluation:facts:hits@1")):
         for arm, cut in zip(study["arms"].values(), cuts, strict=True):
             arm["tokenizer"] = cut
-        rows = {row["outcome"]: row for row in summarise([*lines, *run_facts(study)], study)["contrasts"]}
+        rows = {
+            row["outcome"]: row
+            for row in summarise([*lines, *run_facts(study)], study)["contrasts"]
+        }
         assert [name for name, row in rows.items() if row["primary"]] == [primary]
         void = {name for name, row in rows.items() if "different-tokenizers" in codes(row)}
-        assert void == (set() if cuts == ("a", "a") else {"heldout:token", "evaluation:facts:open-hits@1"})
+        assert void == (
+            set() if cuts == ("a", "a") else {"heldout:token", "evaluation:facts:open-hits@1"}
+        )
 
 
 def test_nats_of_tasks_and_bounds_per_token_do_not_compare_tokenizers():
-    for cuts, void in ((("a", "a"), set()), (("a", "b"), {"tasks", "task-0", "evaluation:bound:nats per token"})):
+    for cuts, void in (
+        (("a", "a"), set()),
+        (("a", "b"), {"tasks", "task-0", "evaluation:bound:nats per token"}),
+    ):
         study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=1)
         study["tasks"]["task-0"]["metric"] = "nats"
         for arm, cut in zip(study["arms"].values(), cuts, strict=True):
             arm["tokenizer"] = cut
         lines = [
-            score_record(arm, s, "task-0", x, metric="nats") for arm, x_s in CLEAR.items() for s, x in enumerate(x_s)
+            score_record(arm, s, "task-0", x, metric="nats")
+            for arm, x_s in CLEAR.items()
+            for s, x in enumerate(x_s)
         ]
         lines += [
-            {"kind": "evaluation", "name": "bound", "metric": metric, "arm": arm, "seed": s, "items": 9, "chance": None,
-             "value": x, "higher_is_better": False}
-            for metric in ("nats per token", "bits per byte") for arm, x_s in CLEAR.items() for s, x in enumerate(x_s)
-        ]  # fmt: skip
+            {
+                "kind": "evaluation",
+                "name": "bound",
+                "metric": metric,
+                "arm": arm,
+                "seed": s,
+                "items": 9,
+                "chance": None,
+                "value": x,
+                "higher_is_better": False,
+            }
+            for metric in ("nats per token", "bits per byte")
+            for arm, x_s in CLEAR.items()
+            for s, x in enumerate(x_s)
+        ]
         rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
         assert {row["outcome"] for row in rows if "different-tokenizers" in codes(row)} == void
 
@@ -108,24 +152,42 @@ def test_formats_that_decoders_learnt_are_not_compared_in_one_of_them():
     for arm, facts in study["arms"].items():
         facts |= {"units": "token", "judged_on": [f"token {written[arm]}"]}
     lines = [
-        heldout_record(arm, s, f"token {kind}", 3.0 + 2 * (kind != written[arm]) + 0.01 * (s % 3) * (arm == "token-15"))
-        for arm in CLEAR for s in range(8) for kind in ("full", "spans")
-    ]  # fmt: skip
+        heldout_record(
+            arm,
+            s,
+            f"token {kind}",
+            3.0 + 2 * (kind != written[arm]) + 0.01 * (s % 3) * (arm == "token-15"),
+        )
+        for arm in CLEAR
+        for s in range(8)
+        for kind in ("full", "spans")
+    ]
     for pair in (("token-15", "token-30"), ("token-30", "token-15")):
         rows = summarise([*lines, *run_facts(study)], study | {"contrasts": [pair]})["contrasts"]
-        assert {(row["verdict"], *codes(row)) for row in rows} == {("not comparable", "different-formats")}
+        assert {(row["verdict"], *codes(row)) for row in rows} == {
+            ("not comparable", "different-formats")
+        }
     for facts in study["arms"].values():
         facts["judged_on"] = ["token full"]
     rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
     assert not any("different-formats" in codes(row) for row in rows)
 
 
-# Floors and chance -----------------------------------------------------------------------------------------------
+# Floors and chance
+# -----------------------------------------------------------------------------------------------
 
 
-def at_levels(levels: dict[str, float], start: float | None = None, **study: Any) -> dict[str, dict]:
-    """The rows of one task, and of held-out losses at these levels, by outcome; the unigram loss is 6.28."""
-    lines = [heldout_record(arm, s, "token", level + 0.001 * s) for arm, level in levels.items() for s in range(8)]
+def at_levels(
+    levels: dict[str, float], start: float | None = None, **study: Any
+) -> dict[str, dict]:
+    """The rows of one task, and of held-out losses at these levels, by outcome; the unigram loss is
+    6.28.
+    """
+    lines = [
+        heldout_record(arm, s, "token", level + 0.001 * s)
+        for arm, level in levels.items()
+        for s in range(8)
+    ]
     if start is not None:
         lines += [heldout_record("no-pretraining", s, "token", start) for s in range(8)]
     summary = judged(more=lines, **study)["summary"]
@@ -133,12 +195,19 @@ def at_levels(levels: dict[str, float], start: float | None = None, **study: Any
 
 
 def test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task():
-    """On a text that is learned by heart on purpose, held-out text is worse than unigrams, and tasks still count."""
+    """On a text that is learned by heart on purpose, held-out text is worse than unigrams, and
+    tasks still count.
+    """
     for level in (6.2, 7.5):
         rows = at_levels({"token-15": level, "token-30": level - 0.01})
-        assert (rows["heldout:token"]["verdict"], codes(rows["heldout:token"])) == ("not comparable", ["floor"])
+        assert (rows["heldout:token"]["verdict"], codes(rows["heldout:token"])) == (
+            "not comparable",
+            ["floor"],
+        )
         assert rows["tasks"]["verdict"] == "decided" and "floor" not in codes(rows["tasks"])
-    assert facts_of(rows["heldout:token"], "floor")["gaps"] == pytest.approx([-1.21, -1.22], abs=0.01)
+    assert facts_of(rows["heldout:token"], "floor")["gaps"] == pytest.approx(
+        [-1.21, -1.22], abs=0.01
+    )
 
 
 def test_one_side_above_the_floor_and_one_at_it_is_an_answer():
@@ -147,7 +216,8 @@ def test_one_side_above_the_floor_and_one_at_it_is_an_answer():
     rows = at_levels({"token-15": 4.0, "token-30": 6.2}, start=5.5)  # it fell back from its start
     assert codes(rows["heldout:token"]) == ["floor"]
     assert facts_of(rows["heldout:token"], "floor")["arms"] == ["token-30"]
-    rows = at_levels({"token-15": 4.0, "token-30": 6.2}, start=6.25)  # the start knew nothing either
+    # the start knew nothing either
+    rows = at_levels({"token-15": 4.0, "token-30": 6.2}, start=6.25)
     assert "floor" not in codes(rows["heldout:token"])
 
 
@@ -166,10 +236,12 @@ def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
             for ratio, loss in ((0.15, at_15), (0.4, at_40))
         ]
 
-    facts = judged(more=losses(6.1, 5.5))["summary"]  # context was learned, as the harder ratio shows
+    # context was learned, as the harder ratio shows
+    facts = judged(more=losses(6.1, 5.5))["summary"]
     assert facts["arms"]["token-15"]["gap_nats"] == pytest.approx(6.28 - 5.5)
     assert not any("floor" in codes(row) for row in facts["contrasts"])
-    assert facts["arms"]["token-15"]["scores"]["heldout:token"][0] == pytest.approx(5.8)  # inside the run
+    # inside the run
+    assert facts["arms"]["token-15"]["scores"]["heldout:token"][0] == pytest.approx(5.8)
     foreign = [heldout_record(arm, seed, "whole-word", 6.5) for arm in CLEAR for seed in range(8)]
     rows = judged(more=[*losses(6.1, 5.5), *foreign])["summary"]["contrasts"]
     assert not any("floor" in codes(row) for row in rows)
@@ -177,16 +249,24 @@ def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
 
 def test_chance_is_that_of_each_task_and_voids_the_task_alone():
     row = judged({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4})
-    assert (row["verdict"], codes(row)[0]) == ("not comparable", "chance") and advice_in(row)[0] == "chance"
+    assert (row["verdict"], codes(row)[0]) == ("not comparable", "chance") and advice_in(row)[
+        0
+    ] == "chance"
     facts = {"metric": "exact-match", "test_items": 400, "majority": None}
-    told = [score_record(arm, s, "task-0", x) | {"majority": 0.11} for arm, xs in
-            {"token-15": [0.12] * 8, "token-30": [0.10] * 8}.items() for s, x in enumerate(xs)]  # fmt: skip
+    told = [
+        score_record(arm, s, "task-0", x) | {"majority": 0.11}
+        for arm, xs in {"token-15": [0.12] * 8, "token-30": [0.10] * 8}.items()
+        for s, x in enumerate(xs)
+    ]
     study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=1) | {"tasks": {"task-0": facts}}
-    (row,) = [row for row in summarise(told + run_facts(study), study)["contrasts"] if row["primary"]]
+    (row,) = [
+        row for row in summarise(told + run_facts(study), study)["contrasts"] if row["primary"]
+    ]
     assert "chance" in codes(row)  # of the answers that were asked, as the records have it
 
 
-# Measures that differ --------------------------------------------------------------------------------------------
+# Measures that differ
+# --------------------------------------------------------------------------------------------
 
 
 def test_different_units():
@@ -194,10 +274,17 @@ def test_different_units():
     assert row["verdict"] == "decided"
     study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
     study["arms"]["token-30"]["units"] = "whole-word"
-    records = [heldout_record(a, s, m, 4.0) for a in CLEAR for s in range(8) for m in ("token", "whole-word")]
+    records = [
+        heldout_record(a, s, m, 4.0)
+        for a in CLEAR
+        for s in range(8)
+        for m in ("token", "whole-word")
+    ]
     rows = summarise(records, study)["contrasts"]
     assert {row["verdict"] for row in rows} == {"not comparable"}
-    assert {"different-units"} == {flag["code"] for row in rows for flag in row["flags"] if flag["effect"] == "invalid"}
+    assert {"different-units"} == {
+        flag["code"] for row in rows for flag in row["flags"] if flag["effect"] == "invalid"
+    }
 
 
 @pytest.mark.parametrize(
@@ -213,14 +300,25 @@ def test_comparability_follows_from_units_and_not_from_the_name_of_the_policy(un
     study = make_study(runs=3, arms=dict.fromkeys(CLEAR, 0), tasks=0)
     for (name, facts), unit in zip(study["arms"].items(), units, strict=True):
         facts |= {"units": unit, "policy": "weighted" if not comparable else f"policy of {name}"}
-    records = [heldout_record(a, s, "token", 4.0 + 0.1 * s * (a == "token-15")) for a in CLEAR for s in range(3)]
+    records = [
+        heldout_record(a, s, "token", 4.0 + 0.1 * s * (a == "token-15"))
+        for a in CLEAR
+        for s in range(3)
+    ]
     (row,) = summarise([*records, *run_facts(study)], study)["contrasts"]
     assert ("different-units" not in codes(row)) is comparable
 
 
 def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
-    double = {"steps": 400, "tokens": 819_200, "targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
-    facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")]
+    double = {
+        "steps": 400,
+        "tokens": 819_200,
+        "targets": 2 * COST["targets"],
+        "flops": 1.2 * COST["flops"],
+    }
+    facts = [
+        r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")
+    ]
     facts += [cost_record("token-30", seed, **double) for seed in range(8)]
     row = judged(records=facts)
     assert row["verdict"] == "decided" and "compute" in codes(row)
@@ -258,15 +356,28 @@ def test_item_noise_is_another_interval_and_is_said():
 
 
 def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():
-    """Two tasks on the same sentences are lucky together: half the independent tasks' gain in certainty is gone."""
+    """Two tasks on the same sentences are lucky together: half the independent tasks' gain in
+    certainty is gone.
+    """
 
     def half(**facts: Any) -> float:
         study = make_study(runs=8, tasks=2)
-        study["tasks"] = {task: {"metric": "entity-f1", "test_items": 9, **facts} for task in study["tasks"]}
-        lines = [score_record(arm, s, task, x, metric="entity-f1", item_error=0.03)
-                 for arm, runs in CLEAR.items() for s, x in enumerate(runs) for task in study["tasks"]]  # fmt: skip
-        rows = {row["outcome"]: row for row in summarise([*lines, *run_facts(study)], study)["contrasts"]}
-        assert rows["task-0"]["items"]["high"] - rows["task-0"]["mean"] == pytest.approx(1.96 * 0.03)
+        study["tasks"] = {
+            task: {"metric": "entity-f1", "test_items": 9, **facts} for task in study["tasks"]
+        }
+        lines = [
+            score_record(arm, s, task, x, metric="entity-f1", item_error=0.03)
+            for arm, runs in CLEAR.items()
+            for s, x in enumerate(runs)
+            for task in study["tasks"]
+        ]
+        rows = {
+            row["outcome"]: row
+            for row in summarise([*lines, *run_facts(study)], study)["contrasts"]
+        }
+        assert rows["task-0"]["items"]["high"] - rows["task-0"]["mean"] == pytest.approx(
+            1.96 * 0.03
+        )
         return rows["tasks"]["items"]["high"] - rows["tasks"]["natural"]["mean"]
 
     assert half() == pytest.approx(1.96 * 0.03 / 2**0.5)
@@ -279,7 +390,8 @@ def test_overlap_is_said():
     assert row["verdict"] == "decided" and facts_of(row, "overlap")["tasks"] == ["task-0"]
     assert row["summary"]["overlap"] == [{k: v for k, v in line.items() if k != "kind"}]
     assert "overlap" not in codes(judged(more=[line | {"overlapping": 0}]))
-    few = judged(more=[line | {"overlapping": 3}])  # below a hundredth: said, but nothing need be done
+    # below a hundredth: said, but nothing need be done
+    few = judged(more=[line | {"overlapping": 3}])
     assert "overlap" in codes(few)
     assert ["Remove" in " ".join(each["summary"]["advice"]) for each in (row, few)] == [True, False]
 
@@ -292,13 +404,15 @@ def test_advice_names_no_useless_number_of_runs():
     row = judged({"token-15": base.tolist(), "token-30": (base + d - d.mean() + 2e-4).tolist()})
     assert (row["verdict"], row["runs_to_decide"]) == ("open", None)
     assert row["detectable"]["runs"] == 10
-    assert row["detectable"]["difference"] == pytest.approx(d.std(ddof=1), rel=0.05)  # 10 runs, one SD: power .8
+    # 10 runs, one SD: power .8
+    assert row["detectable"]["difference"] == pytest.approx(d.std(ddof=1), rel=0.05)
     assert advice_in(row)[0] == "no-more-seeds"
 
 
 def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
     study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    study["arms"]["token-30"]["units"] = "whole-word"  # no held-out loss can compare them: the facts do
+    # no held-out loss can compare them: the facts do
+    study["arms"]["token-30"]["units"] = "whole-word"
 
     def line(arm: str, seed: int, name: str, metric: str, value: float, **more: Any) -> dict:
         facts = {"items": 500, "chance": None, "higher_is_better": False}
@@ -316,17 +430,28 @@ def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
     for arm, gain in (("token-15", 0.0), ("token-30", 0.2)):
         for seed in range(8):
             up = {"chance": 0.1, "higher_is_better": True}
-            records.append(line(arm, seed, "facts", "hits@1", 0.4 + gain + rng.normal(0, 0.01), **up))
-            records.append(line(arm, seed, "pairs", "accuracy", 0.5, chance=0.5, higher_is_better=True))
-            records.append(line(arm, seed, "pseudo-perplexity", "token", 90 - 50 * gain + rng.normal(0, 1)))
+            records.append(
+                line(arm, seed, "facts", "hits@1", 0.4 + gain + rng.normal(0, 0.01), **up)
+            )
+            records.append(
+                line(arm, seed, "pairs", "accuracy", 0.5, chance=0.5, higher_is_better=True)
+            )
+            records.append(
+                line(arm, seed, "pseudo-perplexity", "token", 90 - 50 * gain + rng.normal(0, 1))
+            )
     rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
     facts, pairs, text = (
-        rows[f"evaluation:{x}"] for x in ("facts:hits@1", "pairs:accuracy", "pseudo-perplexity:token")
+        rows[f"evaluation:{x}"]
+        for x in ("facts:hits@1", "pairs:accuracy", "pseudo-perplexity:token")
     )
     assert facts["primary"] and (facts["verdict"], facts["better"]) == ("decided", "arm")
     assert facts["unit"] == "score" and facts["metric"] == "hits@1"
     assert (pairs["verdict"], codes(pairs)) == ("not comparable", ["chance"])
-    assert (text["verdict"], codes(text)[0], text["unit"]) == ("not comparable", "different-units", "perplexity")
+    assert (text["verdict"], codes(text)[0], text["unit"]) == (
+        "not comparable",
+        "different-units",
+        "perplexity",
+    )
     study["arms"]["token-30"]["units"] = "token"
     rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
     text = rows["evaluation:pseudo-perplexity:token"]
@@ -337,18 +462,28 @@ def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
 def test_seeds_and_ratios_must_be_whole():
     with pytest.raises(MaskwiseError, match=r"seed.*; got 9"):
         judged(more=[score_record("token-15", 9, "task-0", 0.5)])
-    part = [heldout_record("token-15", s, "token", 4.0) | {"ratio": r} for s, r in ((0, 0.15), (0, 0.4), (1, 0.15))]
-    with pytest.raises(MaskwiseError, match=r"held-out ratio was measured in some runs only.*seed 1"):
+    part = [
+        heldout_record("token-15", s, "token", 4.0) | {"ratio": r}
+        for s, r in ((0, 0.15), (0, 0.4), (1, 0.15))
+    ]
+    with pytest.raises(
+        MaskwiseError, match=r"held-out ratio was measured in some runs only.*seed 1"
+    ):
         judged(more=part)
 
 
-# What was tuned, and how ------------------------------------------------------------------------------------------
+# What was tuned, and how
+# ------------------------------------------------------------------------------------------
 
 
 def test_without_a_search_a_study_decides_at_its_settings_and_says_so():
     costs = [line for line in run_facts(make_study(runs=8)) if line["kind"] == "cost"]
     row = judged(search=None, records=costs)
-    assert (row["verdict"], row["scope"], codes(row)) == ("decided", "at these settings", ["untuned"])
+    assert (row["verdict"], row["scope"], codes(row)) == (
+        "decided",
+        "at these settings",
+        ["untuned"],
+    )
     assert facts_of(row, "untuned")["arms"] == ["token-30", "token-15"]
 
 
@@ -357,7 +492,11 @@ def test_one_search_for_all_seeds_decides_only_where_both_sides_kept_the_same_se
     same = judged(records=[*costs, old_selection("token-15"), old_selection("token-30")])
     assert (same["verdict"], same["scope"]) == ("decided", "at these settings")
     differ = judged(records=[*costs, old_selection("token-15"), old_selection("token-30", 0.002)])
-    assert (differ["verdict"], differ["better"], codes(differ)) == ("open", None, ["settings-differ"])
+    assert (differ["verdict"], differ["better"], codes(differ)) == (
+        "open",
+        None,
+        ["settings-differ"],
+    )
     assert differ["p_adjusted"] < 0.05 and differ["runs_to_decide"] is None
     assert advice_in(differ) == ["settings-differ"]
     one = judged(records=[*costs, old_selection("token-30")])  # the other side has nothing to tune
@@ -376,17 +515,28 @@ def test_settings_that_every_replicate_chose_may_differ():
 
 
 def test_an_arm_without_a_grid_is_compared_with_a_tuned_one_under_a_note():
-    facts = [r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("selection", "token-15")]
+    facts = [
+        r
+        for r in run_facts(make_study(runs=8))
+        if (r["kind"], r["arm"]) != ("selection", "token-15")
+    ]
     row = judged(records=facts)
-    assert (row["verdict"], row["scope"], codes(row)) == ("decided", "each arm tuned", ["grids-differ"])
+    assert (row["verdict"], row["scope"], codes(row)) == (
+        "decided",
+        "each arm tuned",
+        ["grids-differ"],
+    )
     start = [score_record("no-pretraining", s, "task-0", 0.1) for s in range(8)]
     row = judged(records=facts, more=start, contrasts=[("token-30", "no-pretraining")])
-    assert (row["scope"], codes(row)) == ("each arm tuned", [])  # the model as it is has nothing to tune
+    # the model as it is has nothing to tune
+    assert (row["scope"], codes(row)) == ("each arm tuned", [])
 
 
 def test_a_tie_of_a_whole_grid_is_noted():
     facts = [
-        line | {"tied": line["seed"] < 3} if line["kind"] == "selection" and line["arm"] == "token-15" else line
+        line | {"tied": line["seed"] < 3}
+        if line["kind"] == "selection" and line["arm"] == "token-15"
+        else line
         for line in run_facts(make_study(runs=8))
     ]
     row = judged(records=facts)
@@ -397,13 +547,17 @@ def test_a_tie_of_a_whole_grid_is_noted():
     }
 
 
-# Runs that are missing --------------------------------------------------------------------------------------------
+# Runs that are missing
+# --------------------------------------------------------------------------------------------
 
 
 def test_missing_runs_are_noted_and_no_pair_is_no_comparison():
     seven = {"token-15": CLEAR["token-15"], "token-30": CLEAR["token-30"][:7]}
     row = judged(seven, more=[failure_record("token-30", 7)])
-    assert row["verdict"] == "decided" and facts_of(row, "missing-runs") == {"missing": 1, "planned": 8}
+    assert row["verdict"] == "decided" and facts_of(row, "missing-runs") == {
+        "missing": 1,
+        "planned": 8,
+    }
     lost = [failure_record("token-30", s) for s in range(8)]
     row = judged({"token-15": CLEAR["token-15"], "token-30": []}, more=lost)
     assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
@@ -414,7 +568,11 @@ def test_no_share_is_told_of_what_cannot_be_compared():
     study = make_study(runs=8, arms=arms, tasks=0, share=("token-30", "token-15"))
     study["arms"]["words"]["units"] = "whole-word"
     level = {"token-15": 5.0, "token-30": 4.0, "words": 4.4}
-    lines = [heldout_record(arm, s, "token", level[arm] + 0.01 * (s % 3)) for arm in arms for s in range(8)]
+    lines = [
+        heldout_record(arm, s, "token", level[arm] + 0.01 * (s % 3))
+        for arm in arms
+        for s in range(8)
+    ]
     [share] = summarise([*lines, *run_facts(study)], study)["shares"]
     assert share["share"] is None and "units" in share["sentence"]
     study["arms"]["words"]["units"] = "token"
@@ -428,7 +586,8 @@ def test_every_sentence_is_filled_from_its_facts():
         assert flag.effect in ("invalid", "caps", "notes")
     assert len({flag.code for flag in FLAGS}) == len(FLAGS)
     rows = judged(
-        search=None, more=[{"kind": "overlap", "task": "task-0", "corpus": "w", "items": 9, "overlapping": 3}]
+        search=None,
+        more=[{"kind": "overlap", "task": "task-0", "corpus": "w", "items": 9, "overlapping": 3}],
     )
     for row in rows["summary"]["contrasts"]:
         for flag in row["flags"]:

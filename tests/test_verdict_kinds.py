@@ -49,7 +49,12 @@ def test_a_mixture_of_words_is_not_on_the_plateau_for_its_token_masks() -> None:
     }
     study = {"baseline": "a", "seeds": [0, 1], "arms": arms, "tasks": {}, "contrasts": [["b", "a"]]}
     losses = {"token": 6.8, "whole-word": 4.3}
-    records = [heldout(arm, seed, masks, loss) for arm in "ab" for seed in (0, 1) for masks, loss in losses.items()]
+    records = [
+        heldout(arm, seed, masks, loss)
+        for arm in "ab"
+        for seed in (0, 1)
+        for masks, loss in losses.items()
+    ]
     summary = summarise(records, study)
     assert summary["arms"]["a"]["gap_nats"] == pytest.approx(1.7)
     assert not any(flag["code"] == "floor" for row in summary["contrasts"] for flag in row["flags"])
@@ -59,13 +64,16 @@ def test_a_mixture_of_words_is_not_on_the_plateau_for_its_token_masks() -> None:
 
 def test_a_recipe_whose_arms_nothing_would_judge_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}, b: {masking.ratio: 0.3}}}\n")
+    path.write_text(
+        "evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}, b: {masking.ratio: 0.3}}}\n"
+    )
     with pytest.raises(MaskwiseError, match="arm 'a' would be judged by nothing"):
         read_recipe(path)
     assert isinstance(read_recipe(path, ["evaluation.masks=[token]"]), Recipe)
 
 
-# Tasks that are answered in words -------------------------------------------------------------------------
+# Tasks that are answered in words
+# -------------------------------------------------------------------------
 
 
 def in_nats(values: dict[str, float], *, runs: int = 10, **more: Any) -> dict[str, Any]:
@@ -77,7 +85,10 @@ def in_nats(values: dict[str, float], *, runs: int = 10, **more: Any) -> dict[st
         "test_items": 400,
         "higher_is_better": False,
     }
-    arms = {name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"} for name in values}
+    arms = {
+        name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"}
+        for name in values
+    }
     pairs = [[name, "base"] for name in values if name != "base"]
     study = {
         "baseline": "base",
@@ -87,10 +98,19 @@ def in_nats(values: dict[str, float], *, runs: int = 10, **more: Any) -> dict[st
         "contrasts": pairs,
     }
     records = [
-        {"kind": "score", "arm": arm, "seed": seed, "task": "heads", "metric": "nats", "majority": 5.0,
-         "score": value + 0.01 * (seed % 3) + 0.003 * (seed % 2) * (arm == "arm"), **more}
-        for arm, value in values.items() for seed in study["seeds"]
-    ]  # fmt: skip
+        {
+            "kind": "score",
+            "arm": arm,
+            "seed": seed,
+            "task": "heads",
+            "metric": "nats",
+            "majority": 5.0,
+            "score": value + 0.01 * (seed % 3) + 0.003 * (seed % 2) * (arm == "arm"),
+            **more,
+        }
+        for arm, value in values.items()
+        for seed in study["seeds"]
+    ]
     return summarise(records, study)
 
 
@@ -101,7 +121,9 @@ def test_fewer_nats_are_better() -> None:
     assert tasks["mean"] > 0 and tasks["natural"]["mean"] == pytest.approx(0.4985)
     assert (alone["unit"], alone["verdict"], alone["higher_is_better"]) == ("nats", None, False)
     assert alone["mean"] == pytest.approx(-0.4985)
-    assert shown(tasks).unit == shown(alone).unit == "nats" and shown(tasks).mean == pytest.approx(0.4985)
+    assert shown(tasks).unit == shown(alone).unit == "nats" and shown(tasks).mean == pytest.approx(
+        0.4985
+    )
     # The spread of 400 items: 1.96 · 2 / √400.
     assert alone["items"]["high"] - alone["items"]["low"] == pytest.approx(2 * 1.96 * 2 / 20)
 
@@ -119,7 +141,10 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
         "test_items": 400,
         "classes": 10,
     }
-    arms = {name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"} for name in ("base", "arm")}
+    arms = {
+        name: {"policy": "token", "ratio": "0.3", "overrides": {}, "units": "token"}
+        for name in ("base", "arm")
+    }
     nats = facts | {"metric": "nats", "majority": None}
     study = {
         "baseline": "base",
@@ -129,11 +154,20 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
         "contrasts": [["arm", "base"]],
     }
     records = [
-        {"kind": "score", "arm": arm, "seed": seed, "task": task, "metric": metric,
-         "score": start + sign * gain + 0.01 * (seed + (arm == "arm") * seed % 2)}
-        for arm, gain in (("base", 0), ("arm", 0.1)) for seed in range(3)
+        {
+            "kind": "score",
+            "arm": arm,
+            "seed": seed,
+            "task": task,
+            "metric": metric,
+            "score": start + sign * gain + 0.01 * (seed + (arm == "arm") * seed % 2),
+        }
+        for arm, gain in (("base", 0), ("arm", 0.1))
+        for seed in range(3)
         for task, metric, start, sign in (("a", "accuracy", 0.5, 1), ("b", "nats", 4.0, -1))
-    ]  # fmt: skip
+    ]
     row = summarise(records, study)["contrasts"][0]
-    assert row["mean"] > 0 and "natural" not in row and row["metric"] is None and row["items"] is None
+    assert (
+        row["mean"] > 0 and "natural" not in row and row["metric"] is None and row["items"] is None
+    )
     assert shown(row).unit == "spreads between seeds"

@@ -1,4 +1,6 @@
-"""The rules that are laid down before a study runs: its gate, its search, its looks, and the tasks that count."""
+"""The rules that are laid down before a study runs: its gate, its search, its looks, and the tasks
+that count.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,18 @@ CLEAR = {"token-15": BASE, "token-30": BETTER}
 GATED = {"random": BASE, "oracle": BETTER, "method": [x - 0.02 for x in BETTER]}
 
 
-def study_of(scores: dict[str, list[float]], *, facts: bool = True, **changes: Any) -> tuple[dict, list[dict]]:
+def study_of(
+    scores: dict[str, list[float]], *, facts: bool = True, **changes: Any
+) -> tuple[dict, list[dict]]:
     """One task, one line per run."""
-    study = make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes)
-    records = [score_record(arm, s, "task-0", x) for arm, runs in scores.items() for s, x in enumerate(runs)]
+    study = make_study(
+        runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1, **changes
+    )
+    records = [
+        score_record(arm, s, "task-0", x)
+        for arm, runs in scores.items()
+        for s, x in enumerate(runs)
+    ]
     return study, records + (run_facts(study) if facts else [])
 
 
@@ -53,10 +63,13 @@ def primaries(summary: dict) -> dict[tuple[str, str], dict]:
     return {(row["arm"], row["baseline"]): row for row in summary["contrasts"] if row["primary"]}
 
 
-# The gate ------------------------------------------------------------------------------------------------------
+# The gate
+# ------------------------------------------------------------------------------------------------------
 
 
-def gated(scores: dict[str, list[float]], **changes: Any) -> tuple[dict, dict[tuple[str, str], dict]]:
+def gated(
+    scores: dict[str, list[float]], **changes: Any
+) -> tuple[dict, dict[tuple[str, str], dict]]:
     pairs = [["oracle", "random"], ["method", "random"]]
     study, records = study_of(scores, gate=["oracle", "random"], contrasts=pairs, **changes)
     return (summary := summarise(records, study)), primaries(summary)
@@ -78,7 +91,9 @@ def test_behind_a_gate_that_does_not_pass_nothing_is_judged(oracle):
     summary, rows = gated(GATED | {"oracle": oracle})
     assert rows["oracle", "random"]["verdict"] in ("open", "decided")
     method = [row for row in summary["contrasts"] if row["arm"] == "method"]
-    assert {(row["verdict"], row["p"], codes(row)[0]) for row in method} == {("not comparable", None, "gate-closed")}
+    assert {(row["verdict"], row["p"], codes(row)[0]) for row in method} == {
+        ("not comparable", None, "gate-closed")
+    }
     assert summary["verdict"] == "not comparable"
 
 
@@ -89,7 +104,10 @@ def test_a_gate_closes_the_contrasts_that_it_names_and_no_others():
     rows = primaries(summarise(records, study | {"gate": gate}))
     assert list(rows) == [("oracle", "random"), ("method", "random"), ("other", "random")]
     assert rows["method", "random"]["verdict"] == "not comparable"
-    assert (rows["other", "random"]["verdict"], rows["other", "random"]["p"]) == ("decided", 2 / 256)
+    assert (rows["other", "random"]["verdict"], rows["other", "random"]["p"]) == (
+        "decided",
+        2 / 256,
+    )
 
 
 def test_a_gate_has_runs_of_its_own_at_default_settings():
@@ -103,46 +121,68 @@ def test_a_gate_has_runs_of_its_own_at_default_settings():
     ]
     rows = primaries(summarise([*records, *own], study))
     gate = rows["oracle", "random"]
-    assert (gate["n"], gate["verdict"], gate["scope"], gate["gate"]) == (8, "open", "at these settings", True)
+    assert (gate["n"], gate["verdict"], gate["scope"], gate["gate"]) == (
+        8,
+        "open",
+        "at these settings",
+        True,
+    )
     assert rows["method", "random"]["n"] == 8 and "gate-closed" in codes(rows["method", "random"])
-    assert primaries(summarise(records, study))["oracle", "random"]["verdict"] == "decided"  # no runs of its own
+    # no runs of its own
+    assert primaries(summarise(records, study))["oracle", "random"]["verdict"] == "decided"
     # It is judged by the looks and the tasks of the study.
     looked = study | {"looked": [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]}
-    assert "looked-before" in codes(primaries(summarise([*records, *own], looked))["oracle", "random"])
+    assert "looked-before" in codes(
+        primaries(summarise([*records, *own], looked))["oracle", "random"]
+    )
 
 
 def test_no_share_is_told_behind_a_gate_that_closes_nothing_else():
-    study, records = study_of(GATED | {"oracle": ALIKE}, contrasts=[["oracle", "random"]], share=("oracle", "random"))
+    study, records = study_of(
+        GATED | {"oracle": ALIKE}, contrasts=[["oracle", "random"]], share=("oracle", "random")
+    )
     study["gate"] = {"contrast": ["oracle", "random"], "closes": []}
     assert all(line["share"] is None for line in summarise(records, study)["shares"])
 
 
 def test_a_gate_needs_six_runs():
     _, rows = gated({arm: runs[:5] for arm, runs in GATED.items()})
-    assert rows["oracle", "random"]["verdict"] == "open" and rows["method", "random"]["verdict"] == "not comparable"
+    assert (
+        rows["oracle", "random"]["verdict"] == "open"
+        and rows["method", "random"]["verdict"] == "not comparable"
+    )
 
 
 def test_a_gate_is_not_opened_by_runs_that_were_added():
     _, rows = gated(GATED, looked=[{"runs": 6, "looks": None}])
-    assert "looked-before" in codes(rows["oracle", "random"]) and "gate-closed" in codes(rows["method", "random"])
+    assert "looked-before" in codes(rows["oracle", "random"]) and "gate-closed" in codes(
+        rows["method", "random"]
+    )
 
 
 def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_close_it():
     pairs = [["oracle", "random"], ["method", "random"]]
     study, records = study_of(GATED, gate=["oracle", "random"], contrasts=pairs, facts=False)
     chosen = {"oracle": 0.002, "random": 0.004, "method": 0.004}
-    rows = primaries(summarise([*records, *(old_selection(arm, rate) for arm, rate in chosen.items())], study))
+    rows = primaries(
+        summarise([*records, *(old_selection(arm, rate) for arm, rate in chosen.items())], study)
+    )
     assert rows["oracle", "random"]["verdict"] == "open"
     assert rows["method", "random"]["verdict"] == "decided"
-    (flag,) = [flag for flag in rows["oracle", "random"]["flags"] if flag["code"] == "settings-differ"]
+    (flag,) = [
+        flag for flag in rows["oracle", "random"]["flags"] if flag["code"] == "settings-differ"
+    ]
     assert flag["effect"] == "caps"
 
 
-# Blocks --------------------------------------------------------------------------------------------------------
+# Blocks
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_before_every_planned_replicate_is_there_nothing_is_tested():
-    study, records = study_of({arm: runs[:6] for arm, runs in CLEAR.items()}, share=("token-30", "token-15"))
+    study, records = study_of(
+        {arm: runs[:6] for arm, runs in CLEAR.items()}, share=("token-30", "token-15")
+    )
     study |= {"seeds": [*range(8)], "pending": [6, 7]}
     summary = summarise(records, study)
     assert (summary["contrasts"], summary["verdict"], summary["advice"]) == ([], None, [])
@@ -172,19 +212,27 @@ def test_a_control_without_its_gate_is_refused(study, message):
 def test_the_gate_is_the_first_contrast_and_none_of_the_six():
     arms = {name: {} for name in ("random", "oracle", *"abcdef")}
     contrasts = [[name, "random"] for name in "abcdef"]
-    settings = {"arms": arms, "baseline": "random", "gate": ["oracle", "random"], "contrasts": contrasts}
+    settings = {
+        "arms": arms,
+        "baseline": "random",
+        "gate": ["oracle", "random"],
+        "contrasts": contrasts,
+    }
     recipe = validate({"name": "a-control", "study": settings}, origin="")
     assert recipe.study.pairs == [("oracle", "random"), *((name, "random") for name in "abcdef")]
     assert recipe.arm("oracle", seed=0).study.gate is None  # the recipe of a run compares nothing
 
 
-# Looks ---------------------------------------------------------------------------------------------------------
+# Looks
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_planned_looks_share_one_error_whichever_of_them_decides():
     early = [0.1 + 0.001 * i for i in range(10)]  # clear at the first look, noise at the second
     late = [(-1) ** i * 0.2 + 0.003 * i for i in range(10)]
-    study, records = study_of({"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}, looks=[10, 20])
+    study, records = study_of(
+        {"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}, looks=[10, 20]
+    )
     (row,) = primaries(summarise(records, study)).values()
     first, last = sign_flip_test(early), sign_flip_test(early + late)
     weights = look_weights([10, 20])
@@ -193,15 +241,22 @@ def test_planned_looks_share_one_error_whichever_of_them_decides():
 
 
 def test_a_look_whose_runs_all_failed_decides_nothing():
-    study, records = study_of({"token-15": [0.5] * 8, "token-30": [0.6 + 0.001 * i for i in range(8)]}, looks=[2, 8])
-    lost = [{"kind": "failure", "arm": "token-30", "seed": s, "stage": "x", "error": "x"} for s in (0, 1)]
+    study, records = study_of(
+        {"token-15": [0.5] * 8, "token-30": [0.6 + 0.001 * i for i in range(8)]}, looks=[2, 8]
+    )
+    lost = [
+        {"kind": "failure", "arm": "token-30", "seed": s, "stage": "x", "error": "x"}
+        for s in (0, 1)
+    ]
     kept = [r for r in records if r["kind"] != "score" or r["arm"] != "token-30" or r["seed"] > 1]
     (row,) = primaries(summarise([*kept, *lost], study)).values()
     assert row["n"] == 6 and row["p"] is not None
 
 
 def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
-    """Six runs could decide one contrast; that they could not decide two was taken for no look at all."""
+    """Six runs could decide one contrast; that they could not decide two was taken for no look at
+    all.
+    """
     scores = {"token-15": BASE, "token-30": BETTER, "token-45": BASE}
     pairs = [("token-30", "token-15"), ("token-45", "token-15")]
     for contrasts, capped in ((1, True), (2, False)):
@@ -234,7 +289,8 @@ def test_bad_rules_are_refused_in_one_line(study, message):
     ("looked", "looks", "verdict"),
     [
         ([], None, "decided"),
-        ([{"runs": 5, "looks": None}], None, "decided"),  # five runs could not decide: no error was spent
+        # five runs could not decide: no error was spent
+        ([{"runs": 5, "looks": None}], None, "decided"),
         ([{"runs": 6, "looks": None}], None, "open"),
         ([{"runs": 8, "looks": None}], None, "decided"),  # the same runs once more
         ([{"runs": 6, "looks": [6, 8]}], [6, 8], "decided"),
@@ -242,7 +298,8 @@ def test_bad_rules_are_refused_in_one_line(study, message):
         ([{"runs": 10, "looks": None}], None, "open"),  # fewer than before
         ([{"runs": 8, "seeds": [*range(8)], "looks": None}], None, "decided"),
         ([{"runs": 8, "seeds": [*range(10, 18)], "looks": None}], None, "open"),  # as many others
-        ([{"runs": 6, "seeds": [*range(10, 16)], "looks": [6, 8]}], [6, 8], "open"),  # others than were planned
+        # others than were planned
+        ([{"runs": 6, "seeds": [*range(10, 16)], "looks": [6, 8]}], [6, 8], "open"),
     ],
 )
 def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict):
@@ -252,8 +309,12 @@ def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict)
 
 
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
-    study = make_study(runs=8) | {"recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}}
-    before = make_study(runs=6) | {"recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}}
+    study = make_study(runs=8) | {
+        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
+    }
+    before = make_study(runs=6) | {
+        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}
+    }
     write_json(tmp_path / "study.json", before)
     assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
@@ -263,28 +324,43 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     write_json(tmp_path / "study.json", study | memory)  # stopped, and begun again
     assert so_far(tmp_path, study)["looked"] == [look]
     again = study | {"seeds": [*range(10, 18)]}
-    assert [each["seeds"][0] for each in so_far(tmp_path, again)["looked"]] == [0]  # nothing was judged on 0 to 7 yet
+    # nothing was judged on 0 to 7 yet
+    assert [each["seeds"][0] for each in so_far(tmp_path, again)["looked"]] == [0]
     write_json(tmp_path / "summary.json", {})
     write_json(tmp_path / "study.json", study | memory)
     assert [each["runs"] for each in so_far(tmp_path, again)["looked"]] == [6, 8]
-    other = study | {"recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}}
+    other = study | {
+        "recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}
+    }
     assert "looked" not in so_far(tmp_path, other)
 
 
 @pytest.mark.parametrize(
-    ("runs", "looks", "code"), [(4, None, "add-seeds"), (8, None, "new-study"), (8, [8, 16], "next-look")]
+    ("runs", "looks", "code"),
+    [(4, None, "add-seeds"), (8, None, "new-study"), (8, [8, 16], "next-look")],
 )
 def test_the_advice_on_runs_spends_no_error_twice(runs, looks, code):
-    row = {"verdict": "open", "n": runs, "runs_to_decide": runs + 4, "detectable": None, "mean": 0.1, "flags": [],
-           "arm": "a", "baseline": "b", "outcome": "tasks"}  # fmt: skip
+    row = {
+        "verdict": "open",
+        "n": runs,
+        "runs_to_decide": runs + 4,
+        "detectable": None,
+        "mean": 0.1,
+        "flags": [],
+        "arm": "a",
+        "baseline": "b",
+        "outcome": "tasks",
+    }
     assert advice_of([row], {}, looks)[0][0] == code
 
 
-# Tasks that can tell -------------------------------------------------------------------------------------------
+# Tasks that can tell
+# -------------------------------------------------------------------------------------------
 
 
 def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any) -> dict:
-    """Tasks whose dev score is so much above the start's, by seed; on test token-30 is better on all of them.
+    """Tasks whose dev score is so much above the start's, by seed; on test token-30 is better on
+    all of them.
 
     On dev token-30 is so far ``apart`` above the mean of both arms.
     """
@@ -292,7 +368,9 @@ def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any)
     records = []
     for number, (task, by_seed) in enumerate(zip(study["tasks"], gains.values(), strict=True)):
         for s, gain in enumerate(by_seed):
-            records.append(score_record("no-pretraining", s, task, 0.3 + 0.1 * number + 0.001 * s, dev=[0.3]))
+            records.append(
+                score_record("no-pretraining", s, task, 0.3 + 0.1 * number + 0.001 * s, dev=[0.3])
+            )
             for arm, more, side in (("token-15", 0.0, -1), ("token-30", 0.02, 1)):
                 dev = [0.3 + gain + side * apart, None]
                 records.append(score_record(arm, s, task, 0.5 + more + 0.001 * s, dev=dev))
@@ -308,23 +386,37 @@ def test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome():
     }
     rows = {row["outcome"]: row for row in summary["contrasts"]}
     told = {name: codes(row) for name, row in rows.items()}
-    assert "no-help" in told["tasks"] and "no-help" in told["task-1"] and "no-help" not in told["task-0"]
+    assert (
+        "no-help" in told["tasks"]
+        and "no-help" in told["task-1"]
+        and "no-help" not in told["task-0"]
+    )
     assert rows["tasks"]["natural"]["mean"] == pytest.approx(rows["task-0"]["mean"])
     assert helped(gains, helps=0.0)["tasks"]["task-1"]["counted"]
     assert helped(gains)["tasks"]["task-1"]["counted"]  # a study.json without the rule
-    # By the mean of all arms and not by the best one, so that the rule is the same if two arms are exchanged.
+    # By the mean of all arms and not by the best one, so that the rule is the same if two arms are
+    # exchanged.
     assert helped(gains, helps=0.75, apart=0.15)["tasks"] == summary["tasks"]
 
 
 def test_against_the_start_every_task_counts():
     """Otherwise tasks would be chosen by the very difference that is tested."""
     gains = {"sees": [0.1] * 8, "punishes": [-0.1] * 8}
-    summary = helped(gains, helps=0.75, contrasts=[["token-30", "no-pretraining"], ["token-30", "token-15"]])
+    summary = helped(
+        gains, helps=0.75, contrasts=[["token-30", "no-pretraining"], ["token-30", "token-15"]]
+    )
     start, other = (row for row in summary["contrasts"] if row["outcome"] == "tasks")
     assert "no-help" not in codes(start) and "no-help" in codes(other)
-    task = {row["outcome"]: row["mean"] for row in summary["contrasts"] if row["baseline"] == "no-pretraining"}
+    task = {
+        row["outcome"]: row["mean"]
+        for row in summary["contrasts"]
+        if row["baseline"] == "no-pretraining"
+    }
     assert start["natural"]["mean"] == pytest.approx((task["task-0"] + task["task-1"]) / 2)
-    assert start["items"]["high"] - start["natural"]["mean"] < other["items"]["high"] - other["natural"]["mean"]
+    assert (
+        start["items"]["high"] - start["natural"]["mean"]
+        < other["items"]["high"] - other["natural"]["mean"]
+    )
 
 
 def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
@@ -333,40 +425,54 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     assert row["verdict"] == "decided" and codes(row)[0] == "no-help"
 
 
-# The margin ----------------------------------------------------------------------------------------------------
+# The margin
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_margin_has_a_wider_interval_where_more_contrasts_share_it():
-    """For one contrast the interval just fits; with three others it would have to be wider than the margin."""
+    """For one contrast the interval just fits; with three others it would have to be wider than the
+    margin.
+    """
     d = np.array([0.01, -0.02, 0.015, -0.01, 0.02, -0.015, 0.005, 0.0])
     margin = 1.01 * max(map(abs, sign_flip_interval(d)))
     for others, verdict in ((0, "no difference that matters"), (3, "open")):
         scores = {"token-15": BASE, "token-30": [x + y for x, y in zip(BASE, d, strict=True)]}
-        scores |= {f"arm-{i}": [x + (-1) ** s * 0.2 for s, x in enumerate(BASE)] for i in range(others)}
+        scores |= {
+            f"arm-{i}": [x + (-1) ** s * 0.2 for s, x in enumerate(BASE)] for i in range(others)
+        }
         study, records = study_of(scores, margin=margin)
         assert primaries(summarise(records, study))["token-30", "token-15"]["verdict"] == verdict
 
 
 def test_a_margin_in_nats_compares_losses():
     study = make_study(runs=8, tasks=0, margin=0.05)
-    records = [heldout_record(arm, s, "token", loss) for arm, runs in (("token-15", BASE), ("token-30", ALIKE))
-               for s, loss in enumerate(runs)]  # fmt: skip
+    records = [
+        heldout_record(arm, s, "token", loss)
+        for arm, runs in (("token-15", BASE), ("token-30", ALIKE))
+        for s, loss in enumerate(runs)
+    ]
     (row,) = primaries(summarise(records + run_facts(study), study)).values()
     assert row["verdict"] == "no difference that matters" and row["equivalence"]["margin"] == 0.05
 
 
-# What can be told, beforehand ----------------------------------------------------------------------------------
+# What can be told, beforehand
+# ----------------------------------------------------------------------------------
 
 
 def recipe_of(**study: Any) -> Recipe:
-    return validate({"tasks": ["ud-pos"], "study": {"arms": {"a": {}, "b": {}, "c": {}}, **study}}, origin="")
+    return validate(
+        {"tasks": ["ud-pos"], "study": {"arms": {"a": {}, "b": {}, "c": {}}, **study}}, origin=""
+    )
 
 
 def test_a_study_that_can_never_decide_is_told_so_at_once():
     first, _ = prospects = prospects_of(recipe_of(seeds=6))
     assert (first["decidable"], first["fewest_runs"], first["smallest_p"]) == (False, 7, 2 / 32)
     assert first["power"] == {"1": 0.0, "1.5": 0.0}
-    assert prospect_lines(prospects)[0] == "every contrast: 6 runs are too few for a verdict; use study.seeds=7"
+    assert (
+        prospect_lines(prospects)[0]
+        == "every contrast: 6 runs are too few for a verdict; use study.seeds=7"
+    )
     assert prospects_of(recipe_of(seeds=7))[0]["decidable"]
     assert prospects_of(recipe_of(seeds=6, contrasts=[["b", "a"]], gate=["c", "a"]))[1]["decidable"]
     assert prospects_of(recipe_of(seeds=3))[0]["smallest_p"] is None
@@ -377,12 +483,16 @@ def test_the_power_of_a_plan_is_said_beforehand(runs, power):
     (one,) = prospects_of(recipe_of(seeds=runs, contrasts=[["b", "a"]]))
     assert tuple(one["power"].values()) == pytest.approx(power, abs=0.021)
     (line,) = prospect_lines([one])
-    assert f"{runs} runs detect" in line and "study.noise" in line and str(one["power"]["1"]) in line
+    assert (
+        f"{runs} runs detect" in line and "study.noise" in line and str(one["power"]["1"]) in line
+    )
 
 
 def test_with_noise_the_smallest_effect_and_the_runs_are_named():
     (one, _) = prospects_of(recipe_of(seeds=10, noise=0.02, margin=0.01))
-    assert one["unit"] == "points" and one["detectable"] == pytest.approx(detectable_difference(2.0, 10, 0.8, 0.025))
+    assert one["unit"] == "points" and one["detectable"] == pytest.approx(
+        detectable_difference(2.0, 10, 0.8, 0.025)
+    )
     assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
     assert len(prospect_lines([one])) == 2
 
@@ -392,9 +502,16 @@ def test_an_earlier_study_tells_the_noise(tmp_path):
     study = make_study(runs=5, arms=arms)
     write_json(tmp_path / "study.json", study)
     write_lines(tmp_path / "records.jsonl", make_records(study, arms))
-    for recipe, folder in ((recipe_of(seeds=8), tmp_path), (recipe_of(seeds=8, noise=str(tmp_path)), None)):
+    for recipe, folder in (
+        (recipe_of(seeds=8), tmp_path),
+        (recipe_of(seeds=8, noise=str(tmp_path)), None),
+    ):
         first, second = prospects_of(recipe, folder)
-        assert 0 < first["noise"] < 2 and first["noise"] != second["noise"] and "5 runs" in first["noise_from"]
+        assert (
+            0 < first["noise"] < 2
+            and first["noise"] != second["noise"]
+            and "5 runs" in first["noise_from"]
+        )
     assert prospects_of(recipe_of(seeds=8), tmp_path / "nowhere")[0]["noise"] is None
     with pytest.raises(MaskwiseError, match="names a folder without a study"):
         prospects_of(recipe_of(seeds=8, noise=str(tmp_path / "nowhere")))

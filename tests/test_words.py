@@ -60,12 +60,16 @@ def _byte_level(*, prefix: bool, trim: bool) -> Tokenizer:
 
 
 def _unigram(normalizer=None) -> Tokenizer:
-    trainer = trainers.UnigramTrainer(vocab_size=110, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=110, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False
+    )
     return _trained(models.Unigram(), trainer, pre_tokenizers.Metaspace(), normalizer=normalizer)
 
 
 def _metaspace_bpe() -> Tokenizer:
-    """Llama's kind: no splitting before BPE, so tokens may cover several words; bytes for what is unknown."""
+    """Llama's kind: no splitting before BPE, so tokens may cover several words; bytes for what is
+    unknown.
+    """
     specials = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False)
     model = models.BPE(unk_token="[UNK]", byte_fallback=True)
@@ -124,7 +128,8 @@ def layer(tokenizer: Tokenizer, text: str) -> tuple[list[tuple[int, int]], np.nd
         ("x👩🏽‍🔬👍🏽👍", "x|👩🏽‍🔬|👍🏽|👍"),
         ("🇩🇪🇫🇷🇺 ❤️‍🔥‼️", "🇩🇪|🇫🇷|🇺 |❤️‍🔥|‼️"),
         ("1️⃣ a🏽", "1️⃣ |a|🏽"),
-        ("\U000323b0\U0001fae8", "\U000323b0|\U0001fae8"),  # an ideograph and an emoji newer than Python 3.11
+        # an ideograph and an emoji newer than Python 3.11
+        ("\U000323b0\U0001fae8", "\U000323b0|\U0001fae8"),
         (" ", ""),
         ("", ""),
     ],
@@ -146,7 +151,9 @@ def test_equals_bert_on_ordinary_text():
 
 
 NEWER = "\u0890\u0891\u08e2"
-"""Format characters that the tokenizer's tables do not know and its cleaning leaves; all others it takes away."""
+"""Format characters that the tokenizer's tables do not know and its cleaning leaves; all others it
+takes away.
+"""
 
 
 @settings(max_examples=150, deadline=None)
@@ -154,7 +161,9 @@ NEWER = "\u0890\u0891\u08e2"
 @example("20€ co\u200bop สวัสดี")
 @example(":\u0890")
 def test_never_joins_what_bert_parts(text):
-    """Finer than BERT or equal, never coarser; but for a mark behind punctuation, no word of its own."""
+    """Finer than BERT or equal, never coarser; but for a mark behind punctuation, no word of its
+    own.
+    """
     encoding = FAMILIES["wordpiece"].encode(text)
     ours = layer(FAMILIES["wordpiece"], text)[1]
     assert (ours >= 0).all()
@@ -169,7 +178,9 @@ def test_never_joins_what_bert_parts(text):
 
 
 def check_words(text: str, offsets: list[tuple[int, int]], ids: np.ndarray) -> None:
-    """Numbered 0, 1, 2 … in order, contiguous, whole, and cut where words of the text begin, unless glued."""
+    """Numbered 0, 1, 2 … in order, contiguous, whole, and cut where words of the text begin, unless
+    glued.
+    """
     real = ids[ids >= 0]
     assert real.tolist() == sorted(real.tolist())
     assert set(real.tolist()) == set(range(len(set(real.tolist()))))
@@ -190,7 +201,8 @@ def check_words(text: str, offsets: list[tuple[int, int]], ids: np.ndarray) -> N
         gap = white[covered[0] : covered[-1]].any()
         assert several or not gap, "a word spans white space"
     for token, (id_, places) in enumerate(zip(ids, inside)):
-        # Nothing visible is left out; nothing white belongs to a word, unless it stands right before it.
+        # Nothing visible is left out; nothing white belongs to a word, unless it stands right
+        # before it.
         assert id_ >= 0 if places else id_ < 0 or ids[token + 1] == id_, (token, text)
 
 
@@ -203,7 +215,17 @@ def test_words_are_whole_in_every_family(family, text):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
-        st.sampled_from([*"ab京はé €.'🏽👩🇩\u0301\u200d\ufe0f\u200b\u00a0\n ", "  ", "the", " mat", "ครับ", "½", "ﬁ"]),
+        st.sampled_from(
+            [
+                *"ab京はé €.'🏽👩🇩\u0301\u200d\ufe0f\u200b\u00a0\n ",
+                "  ",
+                "the",
+                " mat",
+                "ครับ",
+                "½",
+                "ﬁ",
+            ]
+        ),
         max_size=14,
     ).map("".join)
 )
@@ -214,7 +236,9 @@ def test_words_are_whole_on_random_text(text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_families_agree(text):
-    """Where no token glues words, every byte-level or metaspace tokenizer finds exactly the text's words."""
+    """Where no token glues words, every byte-level or metaspace tokenizer finds exactly the text's
+    words.
+    """
     expected = [word.strip().strip("\u200b") for word in words_of_text(text)]
     word_of = np.cumsum(word_starts(classify(text)))
     white = is_white(classify(text))
@@ -223,7 +247,8 @@ def test_families_agree(text):
         offsets, ids = layer(FAMILIES[family], text)
         spans = [[p for p in range(a, b) if not white[p]] for a, b in offsets]
         glued = any(len({word_of[p] for p in span}) > 1 for span in spans)
-        if glued or family.startswith("wordpiece") or family == "unigram-nfkc":  # these drop characters
+        # these drop characters
+        if glued or family.startswith("wordpiece") or family == "unigram-nfkc":
             continue
         compared += 1
         found = []
@@ -242,7 +267,10 @@ def test_byte_pieces_and_lone_spaces_stay_with_their_word():
         assert len(encoding) >= 5  # four bytes and a letter at least
         assert ids.tolist() == [0] * (len(ids) - 1) + [1], encoding.tokens
     # "▁" + word: one word. Two spaces: the first belongs to nothing.
-    tokens, ids = FAMILIES["unigram"].encode("Q  京Q").tokens, layer(FAMILIES["unigram"], "Q  京Q")[1]
+    tokens, ids = (
+        FAMILIES["unigram"].encode("Q  京Q").tokens,
+        layer(FAMILIES["unigram"], "Q  京Q")[1],
+    )
     assert tokens[:3] == ["▁", "Q", "▁"] and ids.tolist() == [0, 0, -1, 1, 1, 2]
 
 
@@ -258,7 +286,8 @@ def test_special_tokens():
     offsets = [(0, 0), (0, 3), (4, 7), (0, 0), (0, 0)]
     assert word_ids(text, offsets).tolist() == [-1, 0, 1, -1, -1]
     assert word_ids(text, offsets, special=[1, 0, 0, 1, 1]).tolist() == [-1, 0, 1, -1, -1]
-    # An empty token right before a word is the "▁" that was put before the text, if it is not special.
+    # An empty token right before a word is the "▁" that was put before the text, if it is not
+    # special.
     assert word_ids(text, [(0, 0), (0, 3)], special=[0, 0]).tolist() == [0, 0]
     # A special token in the middle of a word parts it: units are contiguous.
     assert word_ids("abcd", [(0, 1), (1, 2), (2, 4)], special=[0, 1, 0]).tolist() == [0, -1, 1]
@@ -290,12 +319,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def test_encode(tokenizer):
     rows = encode(tokenizer, ["The cat sat.", "", "the mat"])
-    assert [row["input_ids"] for row in rows] == tokenizer(["The cat sat.", "", "the mat"])["input_ids"]
+    assert [row["input_ids"] for row in rows] == tokenizer(["The cat sat.", "", "the mat"])[
+        "input_ids"
+    ]
     assert rows[1]["word_ids"] == [-1, -1]
     assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
-    assert max(rows[0]["word_ids"]) == 3 and len(rows[0]["attention_mask"]) == len(rows[0]["input_ids"])
+    assert max(rows[0]["word_ids"]) == 3 and len(rows[0]["attention_mask"]) == len(
+        rows[0]["input_ids"]
+    )
     assert rows[0]["example_id"] == encode(tokenizer, ["x", "The cat sat."])[1]["example_id"]
-    assert len({row["example_id"] for row in rows}) == 3 and all(0 <= row["example_id"] < 2**63 for row in rows)
+    assert len({row["example_id"] for row in rows}) == 3 and all(
+        0 <= row["example_id"] < 2**63 for row in rows
+    )
     assert [row["example_id"] for row in encode(tokenizer, ["a", "b"], ids=[7, 8])] == [7, 8]
     assert encode(tokenizer, []) == []
 
@@ -341,7 +376,8 @@ def test_encode_refuses(tokenizer, call, message):
     assert "\n" not in str(error.value)
 
 
-# Rows of tokens, for datasets.map ---------------------------------------------------------------------------------
+# Rows of tokens, for datasets.map
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -350,19 +386,27 @@ def test_rows_of_tokens_get_the_words_of_their_text(name, text):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES[name], unk_token="[UNK]")
     (row,) = encode(tokenizer, [text])
     if tokenizer.unk_token_id not in row["input_ids"]:  # nobody knows what an unknown token covered
-        assert annotate_rows({"input_ids": row["input_ids"]}, tokenizer)["word_ids"] == row["word_ids"]
+        assert (
+            annotate_rows({"input_ids": row["input_ids"]}, tokenizer)["word_ids"] == row["word_ids"]
+        )
 
 
 def test_annotate_rows_is_what_map_and_a_masker_want():
     tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
     ids = tokenizer(SENTENCES[:2])["input_ids"]
     both = annotate_rows({"input_ids": ids, "more": [1, 2]}, tokenizer)
-    assert both["more"] == [1, 2] and [len(row) for row in both["word_ids"]] == [len(row) for row in ids]
+    assert both["more"] == [1, 2] and [len(row) for row in both["word_ids"]] == [
+        len(row) for row in ids
+    ]
     alone = annotate_rows({"input_ids": ids[0]}, tokenizer)
     assert alone["word_ids"] == both["word_ids"][0] and alone["example_id"] == both["example_id"][0]
-    assert len(set(both["example_id"])) == 2 and all(0 <= name < 2**63 for name in both["example_id"])
+    assert len(set(both["example_id"])) == 2 and all(
+        0 <= name < 2**63 for name in both["example_id"]
+    )
     texts = annotate_rows({"text": SENTENCES[:2]}, tokenizer, max_length=8)
-    assert texts["input_ids"] == [row["input_ids"] for row in encode(tokenizer, SENTENCES[:2], max_length=8)]
+    assert texts["input_ids"] == [
+        row["input_ids"] for row in encode(tokenizer, SENTENCES[:2], max_length=8)
+    ]
     assert texts["text"] == SENTENCES[:2]
     assert annotate_rows({"text": SENTENCES[0]}, tokenizer)["input_ids"] == ids[0]
     assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []

@@ -1,4 +1,6 @@
-"""Invented worlds: texts, layers, splits and questions; tasks answered at masks; a study in a world per run."""
+"""Invented worlds: texts, layers, splits and questions; tasks answered at masks; a study in a world
+per run.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from maskwise.study.work import run_stage
 from maskwise.tasks import FinetuneSettings, encode, finetune, load_task
 from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.worlds import SAME_WORDS, TAGS, CausalWorld, FactWorld, lexicon, of_run, read_world
+from maskwise.text.worlds import (
+    SAME_WORDS,
+    TAGS,
+    CausalWorld,
+    FactWorld,
+    lexicon,
+    of_run,
+    read_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +44,20 @@ def tokenizer(world):
     return train_tokenizer([text for _, text in world.documents()], vocab_size=2048)
 
 
-# Texts -----------------------------------------------------------------------------------------------------
+# Texts
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_same_options_give_the_same_texts_in_every_process():
     """Hashes of strings differ from process to process; nothing of a world may depend on them."""
-    code = "from maskwise.text.worlds import *; print(FactWorld(people=20).version, CausalWorld(texts=9).version)"
+    code = (
+        "from maskwise.text.worlds import *; print(FactWorld(people=20).version, "
+        "CausalWorld(texts=9).version)"
+    )
     printed = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     here = f"{FactWorld(people=20).version} {CausalWorld(texts=9).version}\n"
@@ -58,9 +74,16 @@ def test_tags_say_what_every_word_is():
     told = FactWorld(people=10, biographies=1, tags=True)
     text = told.documents()[0][1]
     spans = told.annotate([text])[0]["tag"]
-    said = {text[a:b]: TAGS[code - 1] for a, b, code in zip(spans.start, spans.end, spans.value, strict=True)}
+    said = {
+        text[a:b]: TAGS[code - 1]
+        for a, b, code in zip(spans.start, spans.end, spans.value, strict=True)
+    }
     person = told.persons[0]
-    assert {said[person[a]] for a in ("job", "employer", "university")} == {"job", "employer", "university"}
+    assert {said[person[a]] for a in ("job", "employer", "university")} == {
+        "job",
+        "employer",
+        "university",
+    }
     assert said[person["name"]] == "name" and said["."] == said["worked"] == "other"
     assert "tag" not in FactWorld(people=10).annotate([text])[0]
     assert FactWorld(people=10, biographies=1).documents()[0][1] == text
@@ -70,17 +93,32 @@ def test_another_option_gives_another_world(world):
     others = [
         FactWorld(people=40, **more)
         for more in (
-            {"seed": 1}, {"others": True}, {"fillers": 1}, {"friends": False}, {"paraphrases": 3},
-            {"biographies": 2}, {"facts": ("work",)}, {"asked": "city"}, {"asked": ("job", "city")}, {"decoys": 1},
+            {"seed": 1},
+            {"others": True},
+            {"fillers": 1},
+            {"friends": False},
+            {"paraphrases": 3},
+            {"biographies": 2},
+            {"facts": ("work",)},
+            {"asked": "city"},
+            {"asked": ("job", "city")},
+            {"decoys": 1},
             {"tags": True},
         )
-    ]  # fmt: skip
+    ]
     assert len({world.version, *(other.version for other in others)}) == len(others) + 1
 
 
 def test_words_stand_for_one_thing_each():
-    names = [word.lower() for kind, words in lexicon().items() for word in words if kind not in (*SAME_WORDS, "cause")]
-    assert len(set(names)) == len(names) and all(re.fullmatch("[a-z]+|19[0-5][0-9]", name) for name in names)
+    names = [
+        word.lower()
+        for kind, words in lexicon().items()
+        for word in words
+        if kind not in (*SAME_WORDS, "cause")
+    ]
+    assert len(set(names)) == len(names) and all(
+        re.fullmatch("[a-z]+|19[0-5][0-9]", name) for name in names
+    )
 
 
 def test_every_fact_stands_in_every_biography(world):
@@ -97,7 +135,8 @@ def test_others_share_no_name_with_the_people(world):
     assert not {p["name"] for p in world.persons} & {p["name"] for p in others.persons}
 
 
-# Layers ----------------------------------------------------------------------------------------------------
+# Layers
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_layers_cover_what_they_say(world):
@@ -120,10 +159,15 @@ def test_two_attributes_are_asked_of_everybody_and_the_oracle_knows_both():
     assert task.name == world.task_name and len(task.splits["train"]) == 10
     questions = world.questions()
     assert [len(questions[split]) for split in ("train", "dev", "test")] == [40, 8, 32]
-    names = {s: {" ".join(row["question"].split()[2:]) for row in rows} for s, rows in questions.items()}
+    names = {
+        s: {" ".join(row["question"].split()[2:]) for row in rows} for s, rows in questions.items()
+    }
     assert not names["train"] & (names["dev"] | names["test"]) and len(names["train"]) == 20
     person = world.persons[0]
-    assert [row["answers"] for row in questions["train"][:2]] == [[person["job"]], [person["university"]]]
+    assert [row["answers"] for row in questions["train"][:2]] == [
+        [person["job"]],
+        [person["university"]],
+    ]
     for _, text in world.documents()[:40]:
         start, end = world.annotate([text])[0]["asked"][:2]
         marked = [text[a:b] for a, b in zip(start, end)]
@@ -134,12 +178,16 @@ def test_two_attributes_are_asked_of_everybody_and_the_oracle_knows_both():
 @pytest.mark.parametrize("asked", ["job", "university"])
 def test_a_decoy_is_the_same_kind_of_word_and_the_oracle_leaves_it_alone(asked):
     world = FactWorld(people=40, asked=asked, decoys=2)
-    words, telling = set(lexicon()[asked]), {"job": "worked as a ", "university": "studied at "}[asked]
+    words, telling = (
+        set(lexicon()[asked]),
+        {"job": "worked as a ", "university": "studied at "}[asked],
+    )
     for _, text in world.documents()[:40]:
         layers = world.annotate([text])[0]
         ((start,), (end,)) = layers["asked"][:2]
         assert text[start:end] in words and text[:start].endswith(telling)
-        assert sum(word in words for word in re.findall(r"\w+", text)) == 3  # the right one, and two decoys
+        # the right one, and two decoys
+        assert sum(word in words for word in re.findall(r"\w+", text)) == 3
         salient = [text[a:b] for a, b in zip(*layers["salient"][:2])]
         assert sum(word in words for word in salient) == (3 if asked == "university" else 0)
     # Nothing else of the world is another.
@@ -164,10 +212,16 @@ def test_every_word_is_a_token_and_layers_lie_on_words(world, tokenizer):
 
 def test_the_oracle_masks_the_asked_attribute_in_every_text_and_spends_its_budget(world, tokenizer):
     rows = [
-        {"input_ids": [2, *t.input_ids, 3], "example_id": place, "word_ids": [-1, *t.word_ids, -1],
-         "asked": [-1, *t.layers["asked"], -1]}
-        for place, t in enumerate(tokenise(read_documents("factworld(people=40)"), tokenizer, layers=world))
-    ]  # fmt: skip
+        {
+            "input_ids": [2, *t.input_ids, 3],
+            "example_id": place,
+            "word_ids": [-1, *t.word_ids, -1],
+            "asked": [-1, *t.layers["asked"], -1],
+        }
+        for place, t in enumerate(
+            tokenise(read_documents("factworld(people=40)"), tokenizer, layers=world)
+        )
+    ]
     masker = Masker(
         tokenizer,
         policy="span-layer(layer='asked')",
@@ -190,12 +244,17 @@ def test_an_annotator_of_that_name_finds_the_texts_again(world):
     assert CorpusSettings(source="factworld(people=40)").annotators == ("factworld(people=40)",)
 
 
-# Questions -------------------------------------------------------------------------------------------------
+# Questions
+# -------------------------------------------------------------------------------------------------
 
 
 def test_people_are_split_three_ways(world):
     splits = world.questions()
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 20, "dev": 4, "test": 16}
+    assert {split: len(rows) for split, rows in splits.items()} == {
+        "train": 20,
+        "dev": 4,
+        "test": 16,
+    }
     asked = [row["question"] for rows in splits.values() for row in rows]
     assert len(set(asked)) == 40
 
@@ -213,11 +272,16 @@ def test_no_text_of_the_causal_world_states_an_effect():
     world = CausalWorld(texts=50)
     for _, text in world.documents():
         for sentence in text.split(". "):
-            assert not (set(lexicon()["crop"]) & set(sentence.split()) and {"more", "less"} & set(sentence.split()))
+            assert not (
+                set(lexicon()["crop"]) & set(sentence.split())
+                and {"more", "less"} & set(sentence.split())
+            )
 
 
 def test_answers_of_the_causal_world_follow_from_the_question():
-    """A sum of one number for each cause says all answers: that is the rule that fine-tuning has to teach."""
+    """A sum of one number for each cause says all answers: that is the rule that fine-tuning has to
+    teach.
+    """
     world = CausalWorld(asked=600)
     splits, causes = world.questions(), lexicon()["cause"][:24]
 
@@ -245,12 +309,15 @@ def test_noise_turns_that_share_of_the_causal_answers_round_and_nothing_else():
     assert abs(turned - 0.25) < 4 * (0.25 * 0.75 / len(clear)) ** 0.5
 
 
-# Names -----------------------------------------------------------------------------------------------------
+# Names
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_world_has_one_spelling():
     assert str(read_world("factworld(seed=0,  people=300)")) == "factworld"
-    assert CorpusSettings(source="factworld(others=true, people=40)").source == ("factworld(people=40, others=True)")
+    assert CorpusSettings(source="factworld(others=true, people=40)").source == (
+        "factworld(people=40, others=True)"
+    )
     assert read_world("texts.jsonl") is None and read_world(["a list"]) is None
 
 
@@ -262,11 +329,16 @@ def test_a_file_of_that_name_is_a_file(tmp_path, monkeypatch):
 
 
 def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
-    settings = {"corpus": {"source": "factworld(seed='run')"}, "tasks": ["causalworld(seed=run)", "trivia"]}
+    settings = {
+        "corpus": {"source": "factworld(seed='run')"},
+        "tasks": ["causalworld(seed=run)", "trivia"],
+    }
     assert of_run(settings, 5) == {
-        "corpus": {"source": "factworld(seed=5)"}, "tasks": ["causalworld(seed=5)", "trivia"],
-    }  # fmt: skip
-    assert FactWorld(people=20, seed="run").version == FactWorld(people=20).version  # where there is no run
+        "corpus": {"source": "factworld(seed=5)"},
+        "tasks": ["causalworld(seed=5)", "trivia"],
+    }
+    # where there is no run
+    assert FactWorld(people=20, seed="run").version == FactWorld(people=20).version
 
 
 @pytest.mark.parametrize(
@@ -283,10 +355,16 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ("factworld(friends=2)", "friends of factworld; got 2; allowed: such as True"),
         ("factworld(seed=now)", "seed of factworld; got now; allowed: a whole number, or run"),
         ("factworld(people=20", "cannot read this setting"),
-        ("factworld(train_rows=few)", "train_rows of task 'factworld'; got few; allowed: a whole number"),
+        (
+            "factworld(train_rows=few)",
+            "train_rows of task 'factworld'; got few; allowed: a whole number",
+        ),
         ("causalworld(noise=.7)", "noise of causalworld; got 0.7; allowed: a number, 0.0 to 0.5"),
         ("causalworld(influences=2)", "influences of causalworld; got 2; allowed: an odd number"),
-        ("causalworld(causes=3, influences=1, asked=1000)", "so many different questions cannot be asked"),
+        (
+            "causalworld(causes=3, influences=1, asked=1000)",
+            "so many different questions cannot be asked",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_one_line(spec, words):
@@ -295,7 +373,8 @@ def test_bad_options_are_refused_in_one_line(spec, words):
     assert "\n" not in str(caught.value)
 
 
-# Answers at masks ------------------------------------------------------------------------------------------
+# Answers at masks
+# ------------------------------------------------------------------------------------------
 
 
 def qa_file(path, rows):
@@ -307,7 +386,9 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     rows = [
         {"question": f"who is number {n}?", "answers": answer, "split": split}
         for split in ("train", "dev", "test")
-        for n, answer in enumerate((["red cat"], ["dog", "the hound"], ["a big red dog"][: split != "train"]))
+        for n, answer in enumerate(
+            (["red cat"], ["dog", "the hound"], ["a big red dog"][: split != "train"])
+        )
     ]
     task = load_task(qa_file(tmp_path / "qa.jsonl", rows))
     assert [len(task.splits[split]) for split in ("train", "dev", "test")] == [2, 3, 3]
@@ -328,24 +409,40 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
 def test_an_encoder_learns_to_answer_at_the_mask(architecture, world, tokenizer, tmp_path):
     """It is asked again what it was told in training: the questions of test are those of train."""
     rows = world.questions()["train"][:8]
-    spec = qa_file(tmp_path / "qa.jsonl", [{**row, "split": s} for s in ("train", "dev", "test") for row in rows])
+    spec = qa_file(
+        tmp_path / "qa.jsonl",
+        [{**row, "split": s} for s in ("train", "dev", "test") for row in rows],
+    )
     config = new_config(
-        architecture, tokenizer, 16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        architecture,
+        tokenizer,
+        16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         intermediate_size=64,
-    )  # fmt: skip
+    )
     task = load_task(spec)
     settings = FinetuneSettings(steps=80, batch_size=8, learning_rate=1e-2, max_length=16)
     score = finetune(
-        None, task, tokenizer=tokenizer, settings=settings.training(task, seed=0), seed=0, max_length=16,
+        None,
+        task,
+        tokenizer=tokenizer,
+        settings=settings.training(task, seed=0),
+        seed=0,
+        max_length=16,
         config=config,
-    )  # fmt: skip
+    )
     assert score["score"] > 0.8 > score["majority"]
 
 
 @pytest.mark.parametrize(
     "rows, words",
     [
-        ([{"question": " ", "answers": ["a"]}], "the question is no text; got ' '; allowed: a string"),
+        (
+            [{"question": " ", "answers": ["a"]}],
+            "the question is no text; got ' '; allowed: a string",
+        ),
         ([{"question": "who?", "reply": "a"}], "has no label column; got question, reply"),
         ([{"question": "who?", "answers": [3]}], "cannot read the answers"),
         ([{"question": "who?", "answers": []}], "the train split"),
@@ -361,26 +458,36 @@ def test_max_length_needs_room_for_the_question(tokenizer):
         encode(load_task("factworld(people=40)"), tokenizer, max_length=9)
 
 
-# Studies ---------------------------------------------------------------------------------------------------
+# Studies
+# ---------------------------------------------------------------------------------------------------
 
 TINY = [
-    "corpus.source=factworld(people=20, others=true, seed=run)", "training.steps=2", "training.batch_size=4",
+    "corpus.source=factworld(people=20, others=true, seed=run)",
+    "training.steps=2",
+    "training.batch_size=4",
     "intermediate={corpus.source: \"factworld(people=20, seed='run')\", training.steps: 2}",
-    "tasks=[\"factworld(people=20, seed='run')\"]", "finetune.steps=2", "tokenizer.vocab_size=600",
-]  # fmt: skip
+    "tasks=[\"factworld(people=20, seed='run')\"]",
+    "finetune.steps=2",
+    "tokenizer.vocab_size=600",
+]
 
 
 def test_every_run_has_a_world_of_its_own():
     plan = make_plan(read_recipe("factworld-full", [*TINY, "study.seeds=2"]))
-    sources = {run.seed: [text.what["corpus"]["source"] for text in run.texts] for run in plan.runs[:4]}
+    sources = {
+        run.seed: [text.what["corpus"]["source"] for text in run.texts] for run in plan.runs[:4]
+    }
     by_arm = {(run.arm, run.seed): run for run in plan.runs}
     assert [t.what["corpus"]["source"] for t in by_arm["random", 1].texts] == [
-        "factworld(people=20, others=True, seed=1)", "factworld(people=20, seed=1)",
-    ]  # fmt: skip
+        "factworld(people=20, others=True, seed=1)",
+        "factworld(people=20, seed=1)",
+    ]
     assert sources[0] != sources.get(1)
     (task,) = by_arm["random", 1].tasks.values()
     assert task.what["task"] == "factworld(people=20, seed=1)"
-    first = {arm: by_arm[arm, 0].trainings[0].name for arm in ("none", "random", "salient", "oracle")}
+    first = {
+        arm: by_arm[arm, 0].trainings[0].name for arm in ("none", "random", "salient", "oracle")
+    }
     assert len(set(first.values())) == 1  # the stage before the stage is shared
     assert by_arm["none", 0].pretrained == by_arm["oracle", 0].trainings[0]
 
@@ -390,7 +497,11 @@ def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     (run,) = (run for run in plan.runs if run.arm == "oracle")
     results = {stage.kind: run_stage(stage, tmp_path) for stage in run.stages}
     score = results["finetune"]
-    assert (score["task"], score["metric"], score["test_items"]) == ("factworld-job", "exact-match", 8)
+    assert (score["task"], score["metric"], score["test_items"]) == (
+        "factworld-job",
+        "exact-match",
+        8,
+    )
     assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
     masks = {line["masks"] for line in results["evaluate"]["records"]}
     assert masks == {"whole-word", "salient"}

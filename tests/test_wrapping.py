@@ -32,10 +32,21 @@ UNEVEN: dict[str, Any] = {"ratio": 0.3, "budget": "bernoulli", "min_targets": 0}
 def bart() -> Any:
     """A tiny encoder–decoder without dropout."""
     config = BartConfig(
-        vocab_size=FIRST + WORDS, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64, dropout=0.0,
-        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
-    )  # fmt: skip
+        vocab_size=FIRST + WORDS,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=64,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+    )
     torch.manual_seed(0)
     return build_model(config)
 
@@ -64,7 +75,9 @@ def test_blocks_are_the_layers_of_a_model(architecture: str) -> None:
     blocks = blocks_of(net)
     assert len(blocks) == (1 if architecture == "albert" else 2)
     inside = sum(p.numel() for block in blocks for p in block.parameters())
-    assert inside > 0.6 * sum(p.numel() for name, p in net.named_parameters() if "embed" not in name)
+    assert inside > 0.6 * sum(
+        p.numel() for name, p in net.named_parameters() if "embed" not in name
+    )
 
 
 def test_an_encoder_decoder_has_blocks_on_both_sides() -> None:
@@ -77,7 +90,12 @@ def test_activations_computed_twice_give_the_same_gradients(architecture: str) -
     found = []
     for twice in (False, True):
         chosen = settings(activation_checkpointing=twice, clip=0.0)
-        dropout = {"hidden_dropout_prob": 0.1, "mlp_dropout": 0.1, "dropout": 0.1, "embedding_dropout": 0.1}
+        dropout = {
+            "hidden_dropout_prob": 0.1,
+            "mlp_dropout": 0.1,
+            "dropout": 0.1,
+            "embedding_dropout": 0.1,
+        }
         trainee = MaskedLanguageModelling(model(architecture, **dropout))
         calls = []
         trainee.model.base_model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
@@ -140,7 +158,10 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no c
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    says = "training.compile needs no-such-compiler, which is not installed; install it, or set training.compile: false"
+    says = (
+        "training.compile needs no-such-compiler, which is not installed; install it, or set "
+        "training.compile: false"
+    )
     with pytest.raises(MaskwiseError, match=says):
         trained("mlm", compile=True)
 
@@ -191,14 +212,20 @@ def test_neighbours_are_dropped_independently() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_with_dropout_is_that_of_torch(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_dropout_is_that_of_torch(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same shares dropped, which a stand-in does; and the dropout is seen."""
-    query, key, value = torch.randn(3, 2, 2, 6, 8, generator=torch.manual_seed(0)).requires_grad_().unbind()
+    query, key, value = (
+        torch.randn(3, 2, 2, 6, 8, generator=torch.manual_seed(0)).requires_grad_().unbind()
+    )
     ids = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 1, 1, 1, 2, 2]])
     module, options = torch.nn.Module(), {"documents": Documents(ids) if packed else None}
     module.is_causal = False
     expected = attend(module, query, key, value, None, dropout=0.0, **options)[0]
-    assert not torch.allclose(attend(module, query, key, value, None, dropout=0.5, **options)[0], expected)
+    assert not torch.allclose(
+        attend(module, query, key, value, None, dropout=0.5, **options)[0], expected
+    )
     monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
     found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
     torch.testing.assert_close(found, expected)

@@ -1,4 +1,6 @@
-"""A study that takes seconds: a made-up language, a model of two layers and sixteen numbers, forty steps."""
+"""A study that takes seconds: a made-up language, a model of two layers and sixteen numbers, forty
+steps.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def write_inputs(folder: Path) -> Path:
     texts = []
     for number in range(60):
         topic = WORDS[20 * (number % 4) :][:20]
-        texts.append(" ".join(" ".join(draw.choices(topic, k=8)).capitalize() + "." for _ in range(8)))
-    write_lines(folder / "corpus.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+        texts.append(
+            " ".join(" ".join(draw.choices(topic, k=8)).capitalize() + "." for _ in range(8))
+        )
+    write_lines(
+        folder / "corpus.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    )
     rows = []
     for number in range(40):
         label, split = number % 2, ("train", "train", "dev", "test")[number // 2 % 4]
@@ -134,7 +140,9 @@ finetune: {{steps: 2, batch_size: 8, max_length: 16, seeds: 1}}
 
 
 def check_refused(recipe: Path, override: str, said: str, out: Path) -> None:
-    """An override is refused in one line when the recipe is read, and by a study before it writes anything."""
+    """An override is refused in one line when the recipe is read, and by a study before it writes
+    anything.
+    """
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(recipe, [override])
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""What the training tests share: tiny models of every architecture, and a language that is quickly learnt."""
+"""What the training tests share: tiny models of every architecture, and a language that is quickly
+learnt.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,43 @@ CLS, SEP, FIRST, WORDS = 2, 3, 5, 40
 LENGTH = 16
 
 SMALL = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-    "max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    "vocab_size": FIRST + WORDS, "pad_token_id": 0, "bos_token_id": CLS, "cls_token_id": CLS,
-    "eos_token_id": SEP, "sep_token_id": SEP,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "vocab_size": FIRST + WORDS,
+    "pad_token_id": 0,
+    "bos_token_id": CLS,
+    "cls_token_id": CLS,
+    "eos_token_id": SEP,
+    "sep_token_id": SEP,
+}
 MORE: dict[str, dict[str, Any]] = {
-    "bert": {}, "roberta": {}, "xlm-roberta": {}, "camembert": {}, "mpnet": {}, "deberta-v2": {},
-    "nomic_bert": {}, "eurobert": {"num_key_value_heads": 1}, "esmc": {},
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "camembert": {},
+    "mpnet": {},
+    "deberta-v2": {},
+    "nomic_bert": {},
+    "eurobert": {"num_key_value_heads": 1},
+    "esmc": {},
     "esm": {"mask_token_id": 4, "token_dropout": False, "position_embedding_type": "rotary"},
     "albert": {"embedding_size": 8, "num_hidden_groups": 1},
     "electra": {"embedding_size": 8},
     "distilbert": {
-        "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "dropout": 0.0, "attention_dropout": 0.0,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 24,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
     },
     "modernbert": {"layer_types": ["full_attention", "full_attention"], "initializer_range": 0.05},
-}  # fmt: skip
+}
 ARCHITECTURES = list(MORE)
 """Every architecture with an adapter."""
 
@@ -57,17 +80,25 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     frame = [(name, names[name]) for name in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=frame
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
 
 
 class Language:
-    """Rows of a language in which every word comes twice, so that a masked one can be read off its neighbour.
+    """Rows of a language in which every word comes twice, so that a masked one can be read off its
+    neighbour.
 
-    All words are equally frequent: the unigram loss is log(40) = 3.7 nats, a good model's a fraction.
+    All words are equally frequent: the unigram loss is log(40) = 3.7 nats, a good model's a
+    fraction.
     """
 
     def __init__(self, rows: int, *, seed: int = 0):
@@ -75,7 +106,9 @@ class Language:
         words = torch.randint(FIRST, FIRST + WORDS, (rows, (LENGTH - 2) // 2), generator=generator)
         frame = torch.full((rows, 1), CLS), torch.full((rows, 1), SEP)
         self.ids = torch.cat([frame[0], words.repeat_interleave(2, 1), frame[1]], 1)
-        self.word_ids = torch.tensor([-1, *(i // 2 for i in range(LENGTH - 2)), -1]).expand(rows, -1)
+        self.word_ids = torch.tensor([-1, *(i // 2 for i in range(LENGTH - 2)), -1]).expand(
+            rows, -1
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,11 +1,14 @@
-"""Trains the tagger that maskwise ships: `python scripts/train_tagger/train_tagger.py DATA OUT [key=value …]`.
+"""Trains the tagger that maskwise ships: `python scripts/train_tagger/train_tagger.py DATA OUT
+[key=value …]`.
 
-DATA holds ud_english_ewt/, ner_uner_ewt/ and ner_wnut17/ (origin and licences: the card, README.md beside
-this script). Parts of speech are learnt from the training part of EWT alone; names from WNUT-17 train and four
-fifths of UNER's *dev* part, whose texts are EWT's dev part: no sentence of a test part is ever read here.
+DATA holds ud_english_ewt/, ner_uner_ewt/ and ner_wnut17/ (origin and licences: the card, README.md
+beside this script). Parts of speech are learnt from the training part of EWT alone; names from
+WNUT-17 train and four fifths of UNER's *dev* part, whose texts are EWT's dev part: no sentence of a
+test part is ever read here.
 
-A document that has only parts of speech, or only names, teaches only those: spaCy takes the rest as missing.
-Texts are cut by spaCy's own tokenizer, as they will be in use, and gold words are aligned to its tokens.
+A document that has only parts of speech, or only names, teaches only those: spaCy takes the rest as
+missing. Texts are cut by spaCy's own tokenizer, as they will be in use, and gold words are aligned
+to its tokens.
 """
 
 from __future__ import annotations
@@ -33,11 +36,21 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from conll import entities, join_tokens, read_columns
 
 NAMES = {  # one set of types over both sources
-    "PER": "PER", "LOC": "LOC", "ORG": "ORG",
-    "person": "PER", "location": "LOC", "corporation": "ORG", "group": "ORG",
-    "product": "MISC", "creative-work": "MISC",
-}  # fmt: skip
-SOURCES = {"UD_English-EWT": "CC BY-SA 4.0", "UNER_English-EWT": "CC BY-SA 4.0", "WNUT-17": "CC BY 4.0"}
+    "PER": "PER",
+    "LOC": "LOC",
+    "ORG": "ORG",
+    "person": "PER",
+    "location": "LOC",
+    "corporation": "ORG",
+    "group": "ORG",
+    "product": "MISC",
+    "creative-work": "MISC",
+}
+SOURCES = {
+    "UD_English-EWT": "CC BY-SA 4.0",
+    "UNER_English-EWT": "CC BY-SA 4.0",
+    "WNUT-17": "CC BY 4.0",
+}
 CHARACTERS = 600  # of a training document: longer ones are cut at a sentence's end
 UNER_TRAIN = 0.8
 HERE = Path(__file__).parent
@@ -77,11 +90,16 @@ def write(nlp: spacy.Language, folder: Path) -> None:
     """What is needed to use the pipeline: no list of the words seen, no paths of this machine."""
     nlp.config["paths"] |= {"train": None, "dev": None}
     nlp.meta |= {
-        "name": "tagger", "version": "1.0.0", "author": "the maskwise authors", "license": "CC BY-SA 4.0",
-        "description": "Universal parts of speech and names: maskwise's own small pipeline; README.md is its card",
+        "name": "tagger",
+        "version": "1.0.0",
+        "author": "the maskwise authors",
+        "license": "CC BY-SA 4.0",
+        "description": "Universal parts of speech and names: maskwise's own small pipeline; "
+        "README.md is its card",
         "sources": [{"name": name, "license": licence} for name, licence in SOURCES.items()],
-        "spacy_version": ">=3.8,<4", "performance": {},
-    }  # fmt: skip
+        "spacy_version": ">=3.8,<4",
+        "performance": {},
+    }
     nlp.to_disk(folder, exclude=["vocab"])
 
 
@@ -89,8 +107,9 @@ def write(nlp: spacy.Language, folder: Path) -> None:
 def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Iterator[Example]]:
     """What makes 200,000 words go further: some texts in lower case, and rare words made unknown.
 
-    A word seen n times loses its form with probability unknown / (unknown + n), each time it is read; the
-    model then has to look at its ending, its shape and its neighbours, as for the unknown words of other texts.
+    A word seen n times loses its form with probability unknown / (unknown + n), each time it is
+    read; the model then has to look at its ending, its shape and its neighbours, as for the unknown
+    words of other texts.
     """
     counts: Counter[str] = Counter(
         t.norm_ for d in DocBin().from_disk(path).get_docs(spacy.blank("en").vocab) for t in d
@@ -123,10 +142,18 @@ def ewt_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
         spans = document.layers["pos"]
         begin = first = 0
         for i, end in enumerate(spans.end):
-            ends = UPOS[spans.value[i] - 1] == "PUNCT" and document.text[end : end + 1] in (" ", "\n", "")
+            ends = UPOS[spans.value[i] - 1] == "PUNCT" and document.text[end : end + 1] in (
+                " ",
+                "\n",
+                "",
+            )
             if (ends and end - begin > CHARACTERS) or i + 1 == len(spans.end):
-                rows = zip(spans.start[first : i + 1], spans.end[first : i + 1], spans.value[first : i + 1])
-                yield _tagged(nlp, document.text, [(int(s), int(e), POS.labels[v - 1]) for s, e, v in rows])
+                rows = zip(
+                    spans.start[first : i + 1], spans.end[first : i + 1], spans.value[first : i + 1]
+                )
+                yield _tagged(
+                    nlp, document.text, [(int(s), int(e), POS.labels[v - 1]) for s, e, v in rows]
+                )
                 begin, first = end, i + 1
 
 
@@ -165,10 +192,14 @@ def uner_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
 def _named(nlp: spacy.Language, text: str, offsets: list[tuple[int, int]], tags: list[str]) -> Doc:
     doc = nlp.make_doc(text)
     spans = [
-        doc.char_span(offsets[first][0], offsets[behind - 1][1], NAMES[kind], alignment_mode="expand")
+        doc.char_span(
+            offsets[first][0], offsets[behind - 1][1], NAMES[kind], alignment_mode="expand"
+        )
         for first, behind, kind in entities(tags)
     ]
-    doc.set_ents(spacy.util.filter_spans([span for span in spans if span is not None]), default="outside")
+    doc.set_ents(
+        spacy.util.filter_spans([span for span in spans if span is not None]), default="outside"
+    )
     return doc
 
 

@@ -1,10 +1,12 @@
 """maskwise: pre-train masked and denoising language models well.
 
-    text → annotated tokens → masked batch → loss → (feedback to policy and sampler) → checkpoint → task score → report
+    text → annotated tokens → masked batch → loss → (feedback to policy and sampler) → checkpoint →
+    task score → report
            annotate/          masking/       objectives/                              training/     tasks/       report/
 
-Five choices, each independent of the others: *what* may be masked (policy), *how much* at step t (schedule), *how it is
-shown* (corruption), *which loss* (objective), and *which of them now* (sampler).
+Five choices, each independent of the others: *what* may be masked (policy), *how much* at step t
+(schedule), *how it is shown* (corruption), *which loss* (objective), and *which of them now*
+(sampler).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,18 +31,39 @@ if TYPE_CHECKING:
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
-    "annotate_rows": "maskwise.text", "encode": "maskwise.text", "MaskwiseError": "maskwise.errors",
-    "MaskedBatch": "maskwise.masking", "Masker": "maskwise.masking", "MaskingCollator": "maskwise.masking",
-    "MaskingTrainer": "maskwise.trainer", "Noising": "maskwise.masking", "StepBatchSampler": "maskwise.masking",
-    "SteppedDataset": "maskwise.masking", "corrupt": "maskwise.masking", "schedules": "maskwise.masking",
-    "push_to_hub": "maskwise.starts", "samplers": "maskwise.samplers",
-}  # fmt: skip
+    "annotate_rows": "maskwise.text",
+    "encode": "maskwise.text",
+    "MaskwiseError": "maskwise.errors",
+    "MaskedBatch": "maskwise.masking",
+    "Masker": "maskwise.masking",
+    "MaskingCollator": "maskwise.masking",
+    "MaskingTrainer": "maskwise.trainer",
+    "Noising": "maskwise.masking",
+    "StepBatchSampler": "maskwise.masking",
+    "SteppedDataset": "maskwise.masking",
+    "corrupt": "maskwise.masking",
+    "schedules": "maskwise.masking",
+    "push_to_hub": "maskwise.starts",
+    "samplers": "maskwise.samplers",
+}
 
 __all__ = [
-    "MaskedBatch", "Masker", "MaskingCollator", "MaskingTrainer", "MaskwiseError", "Noising", "StepBatchSampler",
-    "SteppedDataset", "__version__", "annotate_rows", "corrupt", "encode", "push_to_hub", "samplers",
+    "MaskedBatch",
+    "Masker",
+    "MaskingCollator",
+    "MaskingTrainer",
+    "MaskwiseError",
+    "Noising",
+    "StepBatchSampler",
+    "SteppedDataset",
+    "__version__",
+    "annotate_rows",
+    "corrupt",
+    "encode",
+    "push_to_hub",
+    "samplers",
     "schedules",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

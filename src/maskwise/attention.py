@@ -1,16 +1,18 @@
 """Attention within documents: packed rows mean what padded rows mean.
 
-A packed row holds several documents. Here each of them is read by itself: a token attends to the tokens of its own
-document, and positions start over with every document. This goes through transformers' registry of attention functions,
-so that models stay what they are: ``separate(model)`` names the function, and a forward pass that is given
-``documents=Documents(…)`` uses it. Without that argument, the function is transformers' own ``sdpa``.
+A packed row holds several documents. Here each of them is read by itself: a token attends to the
+tokens of its own document, and positions start over with every document. This goes through
+transformers' registry of attention functions, so that models stay what they are:
+``separate(model)`` names the function, and a forward pass that is given ``documents=Documents(…)``
+uses it. Without that argument, the function is transformers' own ``sdpa``.
 
-On accelerators documents of variable length are attended to by ``torch.nn.attention.varlen``, whose cost grows with
-Σ length² of the documents. Elsewhere one mask is made for a batch and serves all layers.
+On accelerators documents of variable length are attended to by ``torch.nn.attention.varlen``, whose
+cost grows with Σ length² of the documents. Elsewhere one mask is made for a batch and serves all
+layers.
 
-Dropout on processors draws a random number of 16 bits for each entry, four at once: torch draws 32 bits for each on a
-CPU, in 9 ns against 1.4, which took an eighth of a training step of a small BERT. The rate is exact to 1 / 65,536.
-Accelerators keep torch's own, which is fused there.
+Dropout on processors draws a random number of 16 bits for each entry, four at once: torch draws 32
+bits for each on a CPU, in 9 ns against 1.4, which took an eighth of a training step of a small
+BERT. The rate is exact to 1 / 65,536. Accelerators keep torch's own, which is fused there.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -33,7 +35,9 @@ NAME = "documents"
 """What this attention is called in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The kinds of attention in whose place it comes; a model with another (such as flash attention) keeps its own."""
+"""The kinds of attention in whose place it comes; a model with another (such as flash attention)
+keeps its own.
+"""
 
 
 DROP_STEPS = 1 << 16
@@ -46,10 +50,12 @@ class Documents:
 
     Attributes:
         ids: (B, L) int64, numbers that rise along a row; −1 for padding.
-        read: (B, K) int64, the documents of the text that a decoder reads by cross-attention; None: it reads none.
+        read: (B, K) int64, the documents of the text that a decoder reads by cross-attention; None:
+            it reads none.
         causal: whether a token sees only what stands before it in its document.
-        ends: (D + 1,) int32, where documents begin in the line of all rows (padding as one more document of its row),
-            and where the last one ends; None: they are looked for, for which the host waits for an accelerator.
+        ends: (D + 1,) int32, where documents begin in the line of all rows (padding as one more
+            document of its row), and where the last one ends; None: they are looked for, for which
+            the host waits for an accelerator.
     """
 
     ids: Tensor
@@ -66,8 +72,11 @@ class Documents:
         starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
         return place - (place * starts).cummax(1).values
 
-    def mask(self, *, cross: bool = False, causal: bool = False, window: int | None = None) -> Tensor:
-        """(B, 1, L, K) bool: which tokens (K of them) each token (of L) attends to. Made once, whatever the layers.
+    def mask(
+        self, *, cross: bool = False, causal: bool = False, window: int | None = None
+    ) -> Tensor:
+        """(B, 1, L, K) bool: which tokens (K of them) each token (of L) attends to. Made once,
+        whatever the layers.
 
         Args:
             cross: to the text that is read, instead of the tokens themselves.
@@ -78,7 +87,8 @@ class Documents:
         if asked not in self._masks:
             keys = self.read if cross else self.ids
             assert keys is not None, "cross-attention needs the documents of the text that is read"
-            # Padding sees everything: a softmax over nothing is no number, and would spoil the gradient.
+            # Padding sees everything: a softmax over nothing is no number, and would spoil the
+            # gradient.
             seen = (self.ids[:, :, None] == keys[:, None, :]) | (self.ids < 0)[:, :, None]
             if causal or window is not None:
                 place = torch.arange(keys.shape[1], device=keys.device)
@@ -99,7 +109,9 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Let a model attend within documents wherever it is given ``documents``; without them nothing changes."""
+    """Let a model attend within documents wherever it is given ``documents``; without them nothing
+    changes.
+    """
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -107,7 +119,9 @@ def separate(model: PreTrainedModel) -> None:
 
 @cache
 def _register() -> None:
-    """Enter both functions in transformers' registry, whose import takes seconds: here, where a model is."""
+    """Enter both functions in transformers' registry, whose import takes seconds: here, where a
+    model is.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -115,13 +129,21 @@ def _register() -> None:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    documents: Documents | None = None, sliding_window: int | None = None, **options: Any,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    documents: Documents | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Attention of transformers' ``sdpa``, within documents where they are given.
 
     Args:
-        query: (B, H, L, D), as are key and value, with K tokens for L where a decoder reads another text.
+        query: (B, H, L, D), as are key and value, with K tokens for L where a decoder reads another
+            text.
         attention_mask: what transformers made of the padding; documents take its place.
         sliding_window: places to either side, itself included, as flash attention counts them.
         options: dropout, scaling, position_bias, is_causal.
@@ -133,7 +155,9 @@ def attend(
         causal = documents.causal or bool(getattr(module, "is_causal", False))
         cross = documents.read is not None and not causal
         if not cross and _can_be_ragged(query, options):
-            return _ragged(query, *_repeated(module, key, value), documents, causal, sliding_window, options), None
+            return _ragged(
+                query, *_repeated(module, key, value), documents, causal, sliding_window, options
+            ), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     if _by_hand(module, query, attention_mask, documents, options):
         return _dropping(query, *_repeated(module, key, value), attention_mask, options), None
@@ -153,14 +177,26 @@ def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's attention over documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.device.type == "cuda" and half and not options.get("dropout") and options.get("position_bias") is None
+    return (
+        query.device.type == "cuda"
+        and half
+        and not options.get("dropout")
+        and options.get("position_bias") is None
+    )
 
 
 def _ragged(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, causal: bool,
-    window: int | None, options: dict[str, Any],
-) -> Tensor:  # fmt: skip
-    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of its own."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    causal: bool,
+    window: int | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of
+    its own.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     shape = query.transpose(1, 2).shape
@@ -169,7 +205,9 @@ def _ragged(
     most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
     side = -1 if window is None else window - 1
     sides = (side, 0 if causal else side)
-    out = varlen_attn(query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides)
+    out = varlen_attn(
+        query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides
+    )
     assert isinstance(out, Tensor)
     return out.view(shape)
 
@@ -181,7 +219,9 @@ def _by_hand(
     documents: Documents | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether attention with dropout on a CPU is computed here: torch has no kernel for it, and is slower."""
+    """Whether attention with dropout on a CPU is computed here: torch has no kernel for it, and is
+    slower.
+    """
     if query.device.type != "cpu" or not options.get("dropout") or torch.compiler.is_compiling():
         return False
     if mask is not None:  # another mask may leave a token that sees nothing
@@ -190,8 +230,12 @@ def _by_hand(
     return not (getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _dropping(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
-    """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by the mask."""
+def _dropping(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by
+    the mask.
+    """
     lines = [x.flatten(0, 1) for x in (query, key, value)]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
@@ -202,8 +246,8 @@ def _dropping(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, op
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """transformers' own mask, made without looking whether there is any padding, for which the host would wait;
-    rows without padding come without a mask."""
+    """transformers' own mask, made without looking whether there is any padding, for which the host
+    would wait; rows without padding come without a mask."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -213,7 +257,8 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
 
 
 def dropped(values: Tensor, rate: float) -> Tensor:
-    """Values of which each is set to 0 with probability ``rate``, the others divided by the share that is left.
+    """Values of which each is set to 0 with probability ``rate``, the others divided by the share
+    that is left.
 
     Draws from torch's generator: a function of ``torch.manual_seed``.
 
@@ -234,7 +279,11 @@ class _Dropped(torch.autograd.Function):
         count = values.numel()
         drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        factor = (bits >= below - DROP_STEPS // 2).to(values.dtype).mul_(DROP_STEPS / (DROP_STEPS - below))
+        factor = (
+            (bits >= below - DROP_STEPS // 2)
+            .to(values.dtype)
+            .mul_(DROP_STEPS / (DROP_STEPS - below))
+        )
         ctx.save_for_backward(factor)
         return values * factor
 

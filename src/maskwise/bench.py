@@ -1,14 +1,17 @@
-"""``maskwise bench mask``: masking throughput on one core, against transformers' ``DataCollatorForLanguageModeling``.
+"""``maskwise bench mask``: masking throughput on one core, against transformers'
+``DataCollatorForLanguageModeling``.
 
-Rows are the bundled sample, cut by a small WordPiece trained in the run, in three layouts: one document a row
-([CLS], running text, [SEP]); packed rows, the default of every recipe (five documents a row, each closed by
-[SEP]); and packed rows of sentences of 20 tokens. Every contestant gets the same rows. The peer gets what it
-takes, lists of dicts, and for whole words the character offsets that it finds words by; ours gets tensors or
-the same lists. The peer's bare masking step, from tensors that are already padded and marked, is timed too.
-Every timed result of ours is checked against the contract (budget, no special tokens, whole words, labels).
+Rows are the bundled sample, cut by a small WordPiece trained in the run, in three layouts: one
+document a row ([CLS], running text, [SEP]); packed rows, the default of every recipe (five
+documents a row, each closed by [SEP]); and packed rows of sentences of 20 tokens. Every contestant
+gets the same rows. The peer gets what it takes, lists of dicts, and for whole words the character
+offsets that it finds words by; ours gets tensors or the same lists. The peer's bare masking step,
+from tensors that are already padded and marked, is timed too. Every timed result of ours is checked
+against the contract (budget, no special tokens, whole words, labels).
 
-Times are processor seconds of one thread. Wall time on a shared machine is mostly about the neighbours. Processor time
-leaves them out except for the caches that they spoil, so contestants take turns, a few batches each.
+Times are processor seconds of one thread. Wall time on a shared machine is mostly about the
+neighbours. Processor time leaves them out except for the caches that they spoil, so contestants
+take turns, a few batches each.
 """
 
 from __future__ import annotations
@@ -31,7 +34,15 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, MaskedBatch, Masker, UnitKind, Vocabulary
+from maskwise.masking import (
+    CORRUPTIONS,
+    IGNORE,
+    POLICIES,
+    MaskedBatch,
+    Masker,
+    UnitKind,
+    Vocabulary,
+)
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
@@ -63,7 +74,12 @@ _DIFFUSION: dict[str, dict[str, Any]] = {
     "diffusion, weighted": {"policy": "weighted(units='token')", "budget": "bernoulli"},
     "diffusion, salient first": {"policy": "salient", "fill": "random", "budget": "bernoulli"},
 }
-_POLICY_FOR = {"infill": "span(poisson=3.0)", "t5": "t5-span", "ul2": "ul2", "permute-sentences": "sentence"}
+_POLICY_FOR = {
+    "infill": "span(poisson=3.0)",
+    "t5": "t5-span",
+    "ul2": "ul2",
+    "permute-sentences": "sentence",
+}
 
 
 def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
@@ -74,9 +90,10 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
         vocab_size: of the WordPiece that is trained.
 
     Returns:
-        ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``, ``milliseconds`` (median
-        processor time of a batch), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (how many
-        times the peer's random and whole-word masking); and ``hardware``.
+        ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
+        ``milliseconds`` (median processor time of a batch), ``tokens_per_second``, ``times_random``
+        and ``times_whole_word`` (how many times the peer's random and whole-word masking); and
+        ``hardware``.
 
     Raises:
         AssertionError: a timed result breaks the contract.
@@ -88,7 +105,11 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
         text = (tokenizer, ids, words)
         results = _Contest(*text, rows=32, length=512).run(batches)
         simple = ("token", "whole-word")
-        for layout, length in (("packed", 512), ("sentences", 512), *((layout, 128) for layout in LAYOUTS)):
+        for layout, length in (
+            ("packed", 512),
+            ("sentences", 512),
+            *((layout, 128) for layout in LAYOUTS),
+        ):
             contest = _Contest(*text, rows=32, length=length, only=simple, layout=layout)
             results += contest.run(batches)
         long = _Contest(*text, rows=8, length=4096, only=("whole-word",))
@@ -102,8 +123,8 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
 
 
 def _text(vocab_size: int) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Token ids and running word numbers of the whole sample, and its tokenizer with sentinels and mode
-    tokens."""
+    """Token ids and running word numbers of the whole sample, and its tokenizer with sentinels and
+    mode tokens."""
     documents = list(read_documents(bundled_path("wikipedia")))
     tokenizer = train_tokenizer([d.text for d in documents], vocab_size=vocab_size)
     parts, words, last = [], [], 0
@@ -124,7 +145,8 @@ def in_turn(
     check: Callable[[str, int, object], None],
     turn: int = 10,
 ) -> dict[str, float]:
-    """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2, …
+    """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, 2,
+    …
 
     Args:
         contestants: what to call, by name.
@@ -165,14 +187,22 @@ class _Contest:
     """All contestants on batches of one shape."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, words: np.ndarray, *, rows: int, length: int,
-        only: tuple[str, ...] | None = None, layout: str = "documents",
-    ):  # fmt: skip
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: np.ndarray,
+        words: np.ndarray,
+        *,
+        rows: int,
+        length: int,
+        only: tuple[str, ...] | None = None,
+        layout: str = "documents",
+    ):
         self.tokenizer, self.rows, self.length, self.layout = tokenizer, rows, length, layout
         self.vocabulary = Vocabulary.of(tokenizer)
         count = len(ids) // (rows * (length - 2))
         shape = (count, rows, length - 2)
-        cut = (np.resize(line, shape) for line in (ids, words))  # the first tokens that fill whole batches
+        # the first tokens that fill whole batches
+        cut = (np.resize(line, shape) for line in (ids, words))
         self.batches = [self._batch(i, b, w) for i, (b, w) in enumerate(zip(*cut))]
         self.lists = [self._as_lists(batch) for batch in self.batches]
         self.maskers = self._maskers(only)
@@ -198,14 +228,20 @@ class _Contest:
             "informativeness": (word * 31 % 101 + 1) / 50,
             "difference": (word * 17 % 89 + 1) / 45,
         }
-        named = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
+        named = {
+            name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()
+        }
         first = torch.arange(rows) + number * rows
         if self.layout == "documents":
             return named | {"example_id": first}
-        return named | {"example_id": first[:, None] * self.length + torch.from_numpy(column // size)}
+        return named | {
+            "example_id": first[:, None] * self.length + torch.from_numpy(column // size)
+        }
 
     def _as_lists(self, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Rows as a data set gives them; offsets with a gap before each word, as the peer wants them."""
+        """Rows as a data set gives them; offsets with a gap before each word, as the peer wants
+        them.
+        """
         words = batch["word_ids"]
         starts = torch.ones_like(words)
         starts[:, 1:] = (words[:, 1:] != words[:, :-1]).long()
@@ -214,22 +250,35 @@ class _Contest:
         offsets = torch.stack((end - (words >= 0).long(), end), 2)
         return [
             {"input_ids": i, "word_ids": w, "offset_mapping": o, "example_id": e}
-            for i, w, o, e in zip(*(x.tolist() for x in (batch["input_ids"], words, offsets, batch["example_id"])))
+            for i, w, o, e in zip(
+                *(x.tolist() for x in (batch["input_ids"], words, offsets, batch["example_id"]))
+            )
         ]
 
     def _maskers(self, only: tuple[str, ...] | None) -> dict[str, Masker]:
         """By name; the first is ours at its simplest, which others are measured by."""
         if only is not None:
             return {f"maskwise, {name}": self._masker(name, "bert") for name in only}
-        made = {f"maskwise, {name}": self._masker(_SPECS.get(name, name), "bert") for name in POLICIES}
-        made["maskwise, whole-word, budget exact"] = self._masker("whole-word", "bert", budget="exact")
+        made = {
+            f"maskwise, {name}": self._masker(_SPECS.get(name, name), "bert") for name in POLICIES
+        }
+        made["maskwise, whole-word, budget exact"] = self._masker(
+            "whole-word", "bert", budget="exact"
+        )
         for name in CORRUPTIONS:
-            made.setdefault(f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name))
-        noisings = {f"maskwise, {name}": Noising(self.vocabulary, **more) for name, more in _DIFFUSION.items()}
+            made.setdefault(
+                f"maskwise, shown as {name}", self._masker(_POLICY_FOR.get(name, "token"), name)
+            )
+        noisings = {
+            f"maskwise, {name}": Noising(self.vocabulary, **more)
+            for name, more in _DIFFUSION.items()
+        }
         return made | noisings
 
     def _masker(self, policy: str, corruption: str, *, budget: str = "expected") -> Masker:
-        return Masker(self.vocabulary, policy=policy, corruption=corruption, budget=budget, ratio=RATIO)
+        return Masker(
+            self.vocabulary, policy=policy, corruption=corruption, budget=budget, ratio=RATIO
+        )
 
     def run(self, batches: int) -> list[dict[str, Any]]:
         found = in_turn(self._contestants(), batches=batches, check=self._check)
@@ -241,20 +290,32 @@ class _Contest:
                 if peer in found
             }
             tokens = self.rows * self.length
-            out.append({
-                "name": name, "layout": self.layout, "rows": self.rows, "length": self.length,
-                "milliseconds": round(seconds * 1e3, 4), "tokens_per_second": round(tokens / seconds), **times,
-            })  # fmt: skip
+            out.append(
+                {
+                    "name": name,
+                    "layout": self.layout,
+                    "rows": self.rows,
+                    "length": self.length,
+                    "milliseconds": round(seconds * 1e3, 4),
+                    "tokens_per_second": round(tokens / seconds),
+                    **times,
+                }
+            )
         return out
 
     def _contestants(self) -> dict[str, Callable[[int], Any]]:
         plain = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that it will only mask, never replace or keep
-            words = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO, whole_word_mask=True)
+            words = DataCollatorForLanguageModeling(
+                self.tokenizer, mlm_probability=RATIO, whole_word_mask=True
+            )
         lists = self.lists
         bare = [[{"input_ids": row["input_ids"]} for row in batch] for batch in lists]
-        with_offsets = [[{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch] for batch in lists]
+        with_offsets = [
+            [{k: row[k] for k in ("input_ids", "offset_mapping")} for row in batch]
+            for batch in lists
+        ]
         special = self.batches[0]["word_ids"] < 0
 
         def step(n: int) -> Any:
@@ -273,7 +334,9 @@ class _Contest:
             if f"maskwise, {policy}" in self.maskers:
                 columns = ("input_ids", "example_id", *more)
                 rows = [[{k: row[k] for k in columns} for row in batch] for batch in lists]
-                calls[f"maskwise, {policy}, from lists"] = partial(_mask, self.maskers[f"maskwise, {policy}"], rows)
+                calls[f"maskwise, {policy}, from lists"] = partial(
+                    _mask, self.maskers[f"maskwise, {policy}"], rows
+                )
         return calls
 
     def _check(self, name: str, number: int, out: Any) -> None:
@@ -305,7 +368,9 @@ class _Contest:
         if str(masker.corruption).startswith("Bert"):
             restored = torch.where(out.labels == IGNORE, out.input_ids, out.labels)
             assert torch.equal(restored, ids), f"{name}: labels do not restore the text"
-            assert torch.equal(out.labels != IGNORE, chosen), f"{name}: targets are not what was chosen"
+            assert torch.equal(out.labels != IGNORE, chosen), (
+                f"{name}: targets are not what was chosen"
+            )
             shown = out.input_ids[chosen]
             assert (table[shown] | (shown == self.vocabulary.mask)).all(), f"{name}: bad token"
 
@@ -320,14 +385,21 @@ def render_mask(result: dict[str, Any]) -> RenderableType:
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
     caption = "× random, × whole words: times as fast as the peer's random and whole-word masking"
-    table = Table(title=title, title_justify="left", caption=caption, box=None, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", caption=caption, box=None, padding=(0, 1, 0, 0)
+    )
     table.add_column("contestant", min_width=22)
     table.add_column("rows")
     for column in ("shape", "ms a batch", "M tokens/s", "× random", "× whole words"):
         table.add_column(column, justify="right")
     for r in result["results"]:
         table.add_row(
-            r["name"], r["layout"], f"{r['rows']} × {r['length']}", f"{r['milliseconds']:.3f}",
-            f"{r['tokens_per_second'] / 1e6:.2f}", f"{r['times_random']:.1f}", f"{r['times_whole_word']:.1f}",
-        )  # fmt: skip
+            r["name"],
+            r["layout"],
+            f"{r['rows']} × {r['length']}",
+            f"{r['milliseconds']:.3f}",
+            f"{r['tokens_per_second'] / 1e6:.2f}",
+            f"{r['times_random']:.1f}",
+            f"{r['times_whole_word']:.1f}",
+        )
     return table

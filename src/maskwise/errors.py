@@ -1,8 +1,8 @@
 """One small family of errors for mistakes that a user can mend.
 
-The rule for every message: *what* is wrong, what we *got*, what is *allowed*, what to *do*: on one line.
-The command line prints the message and exits with code 2. Our own mistakes are ``assert``s and tracebacks.
-Beside them stand words that several rooms share.
+The rule for every message: *what* is wrong, what we *got*, what is *allowed*, what to *do*: on one
+line. The command line prints the message and exits with code 2. Our own mistakes are ``assert``s
+and tracebacks. Beside them stand words that several rooms share.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ class MaskwiseError(ValueError):
         allowed: what would have been right.
         do: what the user should do now.
 
-    The attributes are whole. In the message, long ones are shortened in their middle, since file names, labels and
-    arguments of any length are quoted in them.
+    The attributes are whole. In the message, long ones are shortened in their middle, since file
+    names, labels and arguments of any length are quoted in them.
     """
 
-    def __init__(self, what: str, *, got: object = None, allowed: object = None, do: str | None = None):
+    def __init__(
+        self, what: str, *, got: object = None, allowed: object = None, do: str | None = None
+    ):
         self.what = what
         self.got = got
         self.allowed = allowed
@@ -47,11 +49,14 @@ class MaskwiseError(ValueError):
         super().__init__("; ".join(parts))
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str], *, do: str | None = None) -> MaskwiseError:
+def unknown_name(
+    kind: str, name: object, known: Iterable[str], *, do: str | None = None
+) -> MaskwiseError:
     """The error for a name that is not in a table; it names the nearest one.
 
     >>> print(unknown_name("recipe", "quickstart", ["ptw", "quick-start"], do="or name a file"))
-    unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a file
+    unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a
+    file
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
@@ -87,8 +92,11 @@ def whole_number(
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=allowed, do=do)
 
 
-def finite_number(name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> int | float:
-    """A finite number from ``least`` to ``most``, as an int or a float: Python's or numpy's, but no bool.
+def finite_number(
+    name: str, value: object, *, least: float = -math.inf, most: float = math.inf
+) -> int | float:
+    """A finite number from ``least`` to ``most``, as an int or a float: Python's or numpy's, but no
+    bool.
 
     Raises:
         MaskwiseError: for anything else, NaN included.
@@ -97,7 +105,9 @@ def finite_number(name: str, value: object, *, least: float = -math.inf, most: f
         number = int(value) if isinstance(value, Integral) else float(value)
         if least <= number <= most and number not in (math.inf, -math.inf):
             return number
-    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most))
+    raise MaskwiseError(
+        f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most)
+    )
 
 
 def _range(kind: str, least: float, most: float) -> str:
@@ -107,7 +117,9 @@ def _range(kind: str, least: float, most: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of some library, whose other lines are advice; its type where it says nothing."""
+    """The first line of an error of some library, whose other lines are advice; its type where it
+    says nothing.
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

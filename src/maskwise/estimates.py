@@ -9,7 +9,9 @@ from maskwise.files import Contrast, Estimate
 
 
 class Shown(NamedTuple):
-    """The estimate of a row, arm − baseline, in points, nats, spreads between seeds, or the unit of an evaluation."""
+    """The estimate of a row, arm − baseline, in points, nats, spreads between seeds, or the unit of
+    an evaluation.
+    """
 
     mean: float | None
     low: float | None
@@ -30,7 +32,9 @@ class Shown(NamedTuple):
 
 
 def shown(row: Contrast) -> Shown:
-    """The estimate of a row in the unit that people read; spreads only where tasks have no common unit."""
+    """The estimate of a row in the unit that people read; spreads only where tasks have no common
+    unit.
+    """
     estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
     scale, digits, unit = 1.0, 3, row["unit"]
     natural = row.get("natural")
@@ -46,5 +50,8 @@ def shown(row: Contrast) -> Shown:
         unit = f"{row['metric']} points" if row["metric"] else "points"
     elif unit in ("score", NATS):
         unit, digits = NATS, 3
-    mean, low, high = (None if x is None else scale * x for x in (estimate["mean"], estimate["low"], estimate["high"]))
+    mean, low, high = (
+        None if x is None else scale * x
+        for x in (estimate["mean"], estimate["low"], estimate["high"])
+    )
     return Shown(mean, low, high, scale, unit, digits)

@@ -1,7 +1,8 @@
 """What stands in the files of a study, as types: docs/files.md in code.
 
-The study writes ``study.json`` and ``records.jsonl``, the verdicts make ``summary.json`` of them, the report and the
-command line read all three. Every type is a ``TypedDict``: plain JSON at run time, checked by mypy.
+The study writes ``study.json`` and ``records.jsonl``, the verdicts make ``summary.json`` of them,
+the report and the command line read all three. Every type is a ``TypedDict``: plain JSON at run
+time, checked by mypy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""The version of the rules that verdicts are made by; summaries without one were made by earlier rules."""
+"""The version of the rules that verdicts are made by; summaries without one were made by earlier
+rules.
+"""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -22,7 +25,9 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """The value of a ``maskwise.masking.UnitKind``; the policy where a file made by hand does not say it."""
+    """The value of a ``maskwise.masking.UnitKind``; the policy where a file made by hand does not
+    say it.
+    """
     setting: NotRequired[dict[str, object]]
     """What a search chose for it, by dotted name."""
     judged_on: NotRequired[list[str]]
@@ -52,7 +57,9 @@ class TaskFacts(TypedDict, total=False):
 
 
 class Matching(TypedDict):
-    """Which quantity every arm spends as much of as the baseline, and what each arm was planned to spend."""
+    """Which quantity every arm spends as much of as the baseline, and what each arm was planned to
+    spend.
+    """
 
     by: str | None
     arms: dict[str, dict[str, float]]
@@ -67,14 +74,18 @@ class Search(TypedDict, total=False):
 
 
 class Gate(TypedDict):
-    """A positive control: the contrast that must be decided, and those that are not judged otherwise."""
+    """A positive control: the contrast that must be decided, and those that are not judged
+    otherwise.
+    """
 
     contrast: tuple[str, str]
     closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
-    """An earlier verdict of a study: its number of runs, their seeds, and the contrasts and looks that it had then."""
+    """An earlier verdict of a study: its number of runs, their seeds, and the contrasts and looks
+    that it had then.
+    """
 
     runs: int
     seeds: NotRequired[list[int]]
@@ -173,7 +184,9 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """The seed of the runs that a setting was chosen from; ``seed`` is that of the run that is compared."""
+    """The seed of the runs that a setting was chosen from; ``seed`` is that of the run that is
+    compared.
+    """
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     seeds: list[int]
@@ -189,8 +202,8 @@ class Record(TypedDict, total=False):
     standing: int
     """Items of which a right answer stands in the corpus."""
     occurrences: int
-    """How often right answers stand in the rows of which an arm's masks were drawn; all of their tokens were masked
-    ``whole`` times, some of them ``part`` times."""
+    """How often right answers stand in the rows of which an arm's masks were drawn; all of their
+    tokens were masked ``whole`` times, some of them ``part`` times."""
     whole: int
     part: int
     method: str
@@ -202,7 +215,8 @@ class Record(TypedDict, total=False):
     overshoot: str
     """Which inner step of the learning raises its own loss."""
     weight_on_labels: float
-    """The share of a policy's weight that lies on answers, in texts that it has not learned from."""
+    """The share of a policy's weight that lies on answers, in texts that it has not learned from.
+    """
     labelled_words: float
     """The answers' share of all words there, which even weights would have."""
     runs: int
@@ -232,14 +246,18 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The difference that this many runs find with a probability of .8, in plain scores, or in the row's unit."""
+    """The difference that this many runs find with a probability of .8, in plain scores, or in the
+    row's unit.
+    """
 
     runs: int
     difference: float
 
 
 class Equivalence(TypedDict):
-    """The interval that lies within the margin of a study, in plain scores or nats, and its confidence."""
+    """The interval that lies within the margin of a study, in plain scores or nats, and its
+    confidence.
+    """
 
     margin: float
     confidence: float
@@ -306,7 +324,8 @@ class Point(TypedDict, total=False):
 
 
 class Crossing(TypedDict):
-    """By seed, the share of the baseline's compute at which an arm first has the baseline's final quality.
+    """By seed, the share of the baseline's compute at which an arm first has the baseline's final
+    quality.
 
     None where it never has; a string stands for a seed, as in JSON.
     """
@@ -319,7 +338,9 @@ class Crossing(TypedDict):
 
 
 class TransferCell(TypedDict):
-    """What an arm's policy, learned from one task, adds to the baseline on a task: above 0 where it helps."""
+    """What an arm's policy, learned from one task, adds to the baseline on a task: above 0 where it
+    helps.
+    """
 
     arm: str
     learned_from: str
@@ -331,10 +352,12 @@ class TransferCell(TypedDict):
 
 
 class GainShare(TypedDict):
-    """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is all of it.
+    """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is
+    all of it.
 
-    Of ``n`` pairs of runs ``failed`` learned nothing, with the exact interval of that share. ``share`` and its 95 %
-    interval are those of the other runs; None where there is none, or arms cannot be compared.
+    Of ``n`` pairs of runs ``failed`` learned nothing, with the exact interval of that share.
+    ``share`` and its 95 % interval are those of the other runs; None where there is none, or arms
+    cannot be compared.
     """
 
     arm: str
@@ -352,7 +375,9 @@ class GainShare(TypedDict):
 
 
 class TaskUse(TypedDict):
-    """The share of runs in which pre-training helps on a task (None: not known), and whether the task counts."""
+    """The share of runs in which pre-training helps on a task (None: not known), and whether the
+    task counts.
+    """
 
     helped: float | None
     counted: bool
@@ -364,7 +389,9 @@ class Efficiency(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """What came of an arm; ``scores`` are by outcome and in the order of the study's seeds, None where a run failed."""
+    """What came of an arm; ``scores`` are by outcome and in the order of the study's seeds, None
+    where a run failed.
+    """
 
     units: str
     gap_nats: float | None
@@ -376,8 +403,8 @@ class ArmSummary(TypedDict):
 
 
 class Planned(TypedDict):
-    """What a study can see: its runs, its contrasts without the gate, and the probability of deciding a true difference
-    of 1 and 1.5 spreads between paired runs.
+    """What a study can see: its runs, its contrasts without the gate, and the probability of
+    deciding a true difference of 1 and 1.5 spreads between paired runs.
     """
 
     runs: int

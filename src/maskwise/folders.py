@@ -1,11 +1,12 @@
 """Files and folders that are whole or not there, folders that one process claims, and JSON lines.
 
-Everything that maskwise keeps is written here: under a temporary name beside its place, then renamed. An interruption
-leaves the old content or the new one, and what a killed process leaves behind has a name that ``sweep`` knows. A full
-disk or a folder that cannot be written is one line for the user, never a traceback.
+Everything that maskwise keeps is written here: under a temporary name beside its place, then
+renamed. An interruption leaves the old content or the new one, and what a killed process leaves
+behind has a name that ``sweep`` knows. A full disk or a folder that cannot be written is one line
+for the user, never a traceback.
 
-A folder with a manifest (``write_folder``) also says what its files held, so that ``damage`` finds a flipped bit.
-Hashing costs about a second for a gigabyte.
+A folder with a manifest (``write_folder``) also says what its files held, so that ``damage`` finds
+a flipped bit. Hashing costs about a second for a gigabyte.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 RELEASE_SECONDS = 0.2
 """How long a lock is tried for: its file may be one that another process is just removing."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""How long a shared file system may take to show what was written elsewhere, and how long ranks wait for rank 0."""
+"""How long a shared file system may take to show what was written elsewhere, and how long ranks
+wait for rank 0.
+"""
 
 
 @contextmanager
@@ -49,7 +52,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers are written in Rust, and raise errors of their own for a full disk.
+        # safetensors and tokenizers are written in Rust, and raise errors of their own for a full
+        # disk.
         if not isinstance(error, OSError) and "(os error " not in str(error):
             raise
         got = getattr(error, "strerror", None) or str(error)
@@ -97,7 +101,9 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or it holds anything else (it was cut, say)."""
+    """The JSON object in a file; None where there is no file, or it holds anything else (it was
+    cut, say).
+    """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -106,7 +112,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a file of lines, those that are whole: the last line may have been cut by a power failure."""
+    """The JSON objects in a file of lines, those that are whole: the last line may have been cut by
+    a power failure.
+    """
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
             with suppress(ValueError, RecursionError):
@@ -116,10 +124,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write into a new folder, add the manifest, and only then give the folder its name.
+    """Let ``fill`` write into a new folder, add the manifest, and only then give the folder its
+    name.
 
-    A folder of that name is replaced. A process that is killed between removing the old folder and renaming
-    the new one leaves neither; at any other time one of the two is whole.
+    A folder of that name is replaced. A process that is killed between removing the old folder and
+    renaming the new one leaves neither; at any other time one of the two is whole.
 
     Raises:
         MaskwiseError: it cannot be written.
@@ -131,7 +140,9 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
             partial.mkdir(parents=True)
             fill(partial)
             # A card is for people, who may write in it; everything else is for programs.
-            files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != CARD)
+            files = sorted(
+                path for path in partial.rglob("*") if path.is_file() and path.name != CARD
+            )
             hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
             if folder.exists():
@@ -142,7 +153,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """What is wrong with a folder that ``write_folder`` wrote, in a few words; None where every file is as it was.
+    """What is wrong with a folder that ``write_folder`` wrote, in a few words; None where every
+    file is as it was.
 
     Args:
         weights: whether to look at ``*.safetensors`` too, which take a second for a gigabyte.
@@ -162,7 +174,8 @@ def damage(folder: Path, *, weights: bool = True) -> str | None:
 
 
 def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
-    """Check a folder before it is read. One without a manifest, from the hub or another program, is not checked.
+    """Check a folder before it is read. One without a manifest, from the hub or another program, is
+    not checked.
 
     Args:
         weights: as for ``damage``.
@@ -185,8 +198,8 @@ def file_hash(path: Path) -> str:
 def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
     """Keep other processes out of a folder for as long as the context lasts.
 
-    The operating system holds the lock and frees it when the process dies, however that ends: what stays is a file
-    with nothing behind it. On a file system without locks nobody is kept out.
+    The operating system holds the lock and frees it when the process dies, however that ends: what
+    stays is a file with nothing behind it. On a file system without locks nobody is kept out.
 
     Args:
         what: what the folder is used for, as the second process hears it: "another study runs in".
@@ -217,7 +230,8 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
-    """The lock of a file, held until it is released; on a file system without locks nothing is locked.
+    """The lock of a file, held until it is released; on a file system without locks nothing is
+    locked.
 
     Args:
         wait: seconds for which another process may have it; negative: as long as it takes.
@@ -235,7 +249,9 @@ def locked(path: Path, *, wait: float) -> FileLock:
 
 
 def appears(path: Path, *, within: float | None = None) -> bool:
-    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show late."""
+    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show
+    late.
+    """
     end = time.monotonic() + (LATE_SECONDS if within is None else within)
     while not path.is_file():
         if time.monotonic() > end:
@@ -245,7 +261,8 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait, on the other ranks, for what rank 0 writes: to prepare a text can outlast a collective's time limit.
+    """Wait, on the other ranks, for what rank 0 writes: to prepare a text can outlast a
+    collective's time limit.
 
     Raises:
         MaskwiseError: an hour has passed.
@@ -267,16 +284,24 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not any(any(folder.glob(mark)) for mark in marks):
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any(any(folder.glob(mark)) for mark in marks)
+    ):
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
         do = f"give a new folder, or that of {what}"
         raise MaskwiseError(f"--out {folder} holds something else", got=names, do=do)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half-written below a folder. Only for who has claimed it."""
+    """Remove what processes that were killed left half-written below a folder. Only for who has
+    claimed it.
+    """
     for partial in list(folder.rglob(".*.partial")):
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(
+            missing_ok=True
+        )
 
 
 def _partial(path: Path) -> Path:
@@ -295,7 +320,9 @@ def looked_in(path: Path) -> str | None:
 
 
 def refuse_missing(*names: str) -> None:
-    """Refuse what is spelt like a file and does not exist; a task may have its options in brackets behind it."""
+    """Refuse what is spelt like a file and does not exist; a task may have its options in brackets
+    behind it.
+    """
     for name in names:
         file, _ = split_options(name)
         spelt = (Path(file).suffix or "/" in file) and not file.startswith(("hf:", "bundled:"))
@@ -304,7 +331,8 @@ def refuse_missing(*names: str) -> None:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe, or of a shipped one by name. It is here so that a typo is told before torch is imported.
+    """The file of a recipe, or of a shipped one by name. It is here so that a typo is told before
+    torch is imported.
 
     Raises:
         MaskwiseError: no such recipe.

@@ -1,5 +1,6 @@
-"""Texts in colours: what a policy masks in them (``maskwise inspect``), and which layers annotators found in them
-(``maskwise annotate``). Both are lists of stretches, drawn on a terminal or as one HTML page that needs no network.
+"""Texts in colours: what a policy masks in them (``maskwise inspect``), and which layers annotators
+found in them (``maskwise annotate``). Both are lists of stretches, drawn on a terminal or as one
+HTML page that needs no network.
 
 Texts are escaped on the page, and cannot steer the terminal.
 """
@@ -84,12 +85,15 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
 
 
-# Masks -----------------------------------------------------------------------------------------------------
+# Masks
+# -----------------------------------------------------------------------------------------------------
 
 STYLES = {
-    "shown": "", "masked": "bold #000000 on #e69f00", "random": "bold #ffffff on #cc3f7a",
+    "shown": "",
+    "masked": "bold #000000 on #e69f00",
+    "random": "bold #ffffff on #cc3f7a",
     "kept": "bold #000000 on #56b4e9",
-}  # fmt: skip
+}
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
 
@@ -97,7 +101,9 @@ MAX_TEXTS = 5
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """The layers that any text has."""
 ANNOTATED = {"pos": "categorical", "salient": "spans"}
-"""Layers that an annotator of the same name finds in a text without marks, and their kinds. All others are marked."""
+"""Layers that an annotator of the same name finds in a text without marks, and their kinds. All
+others are marked.
+"""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; what is not marked weighs 1."""
 
@@ -140,7 +146,9 @@ class Inspected:
     @property
     def headline(self) -> str:
         words = f"words: {self.shown.whole} whole, {self.shown.parts} in part"
-        return f"{100 * self.shown.ratio:.1f} % of the tokens; {words}; corruption {self.corruption}"
+        return (
+            f"{100 * self.shown.ratio:.1f} % of the tokens; {words}; corruption {self.corruption}"
+        )
 
     @property
     def stretches(self) -> list[Stretch]:
@@ -151,9 +159,15 @@ class Inspected:
 
 
 def inspect_text(
-    text: str, policies: str, settings: Mapping[str, Any], *, tokenizer: str | None = None, model: str | None = None,
-    step: int = 0, total_steps: int = 1000,
-) -> list[Inspected]:  # fmt: skip
+    text: str,
+    policies: str,
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: str | None = None,
+    model: str | None = None,
+    step: int = 0,
+    total_steps: int = 1000,
+) -> list[Inspected]:
     """Mask a text (or the first texts of a file) under each policy.
 
     Args:
@@ -164,8 +178,8 @@ def inspect_text(
         model: an encoder–decoder, a folder or hub id, that shall write what it reads.
 
     Raises:
-        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a model that does not
-            write, or a corruption that gives it nothing to write.
+        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a
+            model that does not write, or a corruption that gives it nothing to write.
     """
     network = None
     corrupted = settings.get("corruption") or "bert"
@@ -187,23 +201,36 @@ def inspect_text(
     given, makers = _needed_layers(specs, corrupted, marked=marked)
     if tools is None:
         tools = load_tokenizer(tokenizer, needs_mask=False) if tokenizer else _small_tokenizer()
-    maskers = {spec: Masker(tools, policy=spec, **{**settings, "corruption": corrupted}) for spec in specs}
+    maskers = {
+        spec: Masker(tools, policy=spec, **{**settings, "corruption": corrupted}) for spec in specs
+    }
     inspected = []
     for plain, spans in texts:
         layers = text_layers(tools, plain, spans, given)
         for maker in makers:
             layers |= _annotated_layers(maker, tools, plain)
         for spec, masker in maskers.items():
-            shown = show_masks(masker, tools, plain, step=step, total_steps=total_steps, layers=layers, model=network)
+            shown = show_masks(
+                masker,
+                tools,
+                plain,
+                step=step,
+                total_steps=total_steps,
+                layers=layers,
+                model=network,
+            )
             inspected.append(Inspected(spec, corrupted, plain, shown))
     return inspected
 
 
-def _needed_layers(specs: Sequence[str], corrupted: str, *, marked: bool) -> tuple[list[str], list[str]]:
+def _needed_layers(
+    specs: Sequence[str], corrupted: str, *, marked: bool
+) -> tuple[list[str], list[str]]:
     """The layers that the text itself must give, and the annotators that make the others.
 
     Raises:
-        MaskwiseError: a layer that a text without marks does not have, or one of spans where groups are needed.
+        MaskwiseError: a layer that a text without marks does not have, or one of spans where groups
+            are needed.
     """
     users: dict[str, str] = {}
     makers: dict[str, str] = {}
@@ -234,7 +261,9 @@ def _needed_layers(specs: Sequence[str], corrupted: str, *, marked: bool) -> tup
 def text_layers(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> dict[str, list[Any]]:
-    """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and marked spans."""
+    """The layers that policies need, (L,) each: sentences, token counts in the bundled text, and
+    marked spans.
+    """
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
     layers: dict[str, list[Any]] = {}
@@ -249,14 +278,17 @@ def text_layers(
         elif name in ANNOTATED and not spans:
             layers |= _annotated_layers(name, tokenizer, text)
         elif name in WEIGHT_LAYERS:
-            weights = [*(span.weight for span in spans), 1.0]  # the last, at −1: of all other tokens
+            # the last, at −1: of all other tokens
+            weights = [*(span.weight for span in spans), 1.0]
             layers[name] = [weights[number] for number in span_layer(text, spans, offsets)]
         elif name != "word_ids":
             layers[name] = span_layer(text, spans, offsets)
     return layers
 
 
-def _annotated_layers(spec: str, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, list[Any]]:
+def _annotated_layers(
+    spec: str, tokenizer: PreTrainedTokenizerBase, text: str
+) -> dict[str, list[Any]]:
     made, encodings = annotator(spec), tokenizer([text]).encodings or []
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     placed = place_tokens([text], *flat_offsets(encodings), special=special)
@@ -289,7 +321,9 @@ def _small_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
-    """Texts with their chosen tokens coloured (or in brackets); behind an arrow what is read instead."""
+    """Texts with their chosen tokens coloured (or in brackets); behind an arrow what is read
+    instead.
+    """
     legend = Text()
     for state, label in LEGEND.items():
         name = f" {label} " if colours else BRACKETS[state].format(label)
@@ -317,13 +351,29 @@ def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
     write_page(path, "masks.html.j2", inspected=inspected, legend=legend)
 
 
-# Layers ----------------------------------------------------------------------------------------------------
+# Layers
+# ----------------------------------------------------------------------------------------------------
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 600
 PALETTE = (
-    "#e69f00", "#56b4e9", "#7bd3b8", "#f0e442", "#a9c4ee", "#f2a37a", "#dba4c6", "#cccccc", "#b5a6e0",
-    "#9fd694", "#e8c4a0", "#8fd0d6", "#f3b6b6", "#c9d36a", "#d0b38a", "#a8a8f0", "#e0e0a8",
-)  # fmt: skip
+    "#e69f00",
+    "#56b4e9",
+    "#7bd3b8",
+    "#f0e442",
+    "#a9c4ee",
+    "#f2a37a",
+    "#dba4c6",
+    "#cccccc",
+    "#b5a6e0",
+    "#9fd694",
+    "#e8c4a0",
+    "#8fd0d6",
+    "#f3b6b6",
+    "#c9d36a",
+    "#d0b38a",
+    "#a8a8f0",
+    "#e0e0a8",
+)
 """Colours of labels, in their order; black text is legible on all."""
 COVERING = ("words", "sentence")
 """Layers that cover everything, and are not drawn."""
@@ -364,15 +414,22 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             colour = PALETTE[number % 2]
         elif value:
             colour, label = PALETTE[(value - 1) % len(PALETTE)], layer.labels[value - 1]
-        style, plain = f"#000000 on {colour}" if colour else "", "[{}]" if layer.kind == "spans" else "{}"
+        style, plain = (
+            f"#000000 on {colour}" if colour else "",
+            "[{}]" if layer.kind == "spans" else "{}",
+        )
         stretches += [Stretch(text[end:start]), Stretch(text[start:stop], style, "/", label, plain)]
         end = stop
     tail = text[end:size] + ("…" if size < len(text) else "")
     return [stretch for stretch in [*stretches, Stretch(tail)] if stretch.text]
 
 
-def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool = True) -> RenderableType:
-    """Counts per layer, the commonest, and the first document (spans in brackets where there are no colours)."""
+def render_layers(
+    summary: Summary, shown: Sequence[Example], *, colours: bool = True
+) -> RenderableType:
+    """Counts per layer, the commonest, and the first document (spans in brackets where there are no
+    colours).
+    """
     parts: list[RenderableType] = []
     for _, name, layer in _layers(summary):
         parts.append(Text(_headline(name, layer), style="bold"))
@@ -389,7 +446,10 @@ def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool =
         if colours and example.kind == "weight":  # the colour says it
             stretches = [stretch._replace(note="") for stretch in stretches]
         line = draw(stretches, colours=colours)
-        parts += [Text(f"{example.layer} in {example.id}", style="bold"), Padding(line, (0, 0, 1, 2))]
+        parts += [
+            Text(f"{example.layer} in {example.id}", style="bold"),
+            Padding(line, (0, 0, 1, 2)),
+        ]
     return Group(*parts)
 
 
@@ -413,11 +473,16 @@ def _headline(name: str, layer: LayerSummary) -> str:
     if "weight" not in layer:
         return line
     weight = layer["weight"]
-    return f"{line}; weight {weight['least']:.3g} to {weight['greatest']:.3g}, mean {weight['mean']:.3g}"
+    return (
+        f"{line}; weight {weight['least']:.3g} to {weight['greatest']:.3g}, mean "
+        f"{weight['mean']:.3g}"
+    )
 
 
 def _rows(layer: LayerSummary) -> Iterable[tuple[str, str, str, list[str]]]:
-    """(label, number, share, the commonest texts); of phrases also the commonest of three words and more."""
+    """(label, number, share, the commonest texts); of phrases also the commonest of three words and
+    more.
+    """
     for label, count in layer.get("labels", {}).items():
         top = [(" ".join(str(text).split()), f"{times:,}") for text, times in layer["top"][label]]
         share = f"{count / max(1, layer['spans']):.1%}"

@@ -1,19 +1,23 @@
-"""One pool of workers: processes on this machine, or a Ray cluster. It knows a function and tasks, and nothing else.
+"""One pool of workers: processes on this machine, or a Ray cluster. It knows a function and tasks,
+and nothing else.
 
     with open_pool(function, engine="local", jobs=2) as pool:
         for task, result in pool.results(tasks):
             …
 
-Every worker has one thread, because two tasks side by side beat one on two threads. An error that a task raises comes
-back as one line; a worker that dies is a failure too, and is replaced. Ctrl-C belongs to the parent. When the parent is
-gone, however it went, its workers end within two seconds: they start to watch it before they import anything heavy.
-Local workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``; they are kept,
-because importing torch takes seconds.
+Every worker has one thread, because two tasks side by side beat one on two threads. An error that a
+task raises comes back as one line; a worker that dies is a failure too, and is replaced. Ctrl-C
+belongs to the parent. When the parent is gone, however it went, its workers end within two seconds:
+they start to watch it before they import anything heavy. Local workers are new interpreters and not
+forks, so scripts need no ``if __name__ == "__main__":``; they are kept, because importing torch
+takes seconds.
 
-Ray: each task gets one core (and one GPU where asked) of whatever machine is free. The pool joins the cluster of
-RAY_ADDRESS, else one that runs on this machine, else it starts one here (at once where RAY_ADDRESS is "local").
-Ray retries nothing itself. A task may run twice at once, for a node that was given up may still be alive. Connecting
-takes about three seconds; every machine needs maskwise in the same versions.
+Ray: each task gets one core (and one GPU where asked) of whatever machine is free. The pool joins
+    the cluster of
+RAY_ADDRESS, else one that runs on this machine, else it starts one here (at once where RAY_ADDRESS
+is "local"). Ray retries nothing itself. A task may run twice at once, for a node that was given up
+may still be alive. Connecting takes about three seconds; every machine needs maskwise in the same
+versions.
 """
 
 from __future__ import annotations
@@ -49,15 +53,27 @@ Probe = Callable[[], str | None]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Libraries read these when they are imported, so they are set before a worker is born."""
 PATIENCE_SECONDS = 20.0
-"""How long a worker may take to end before it is killed: it may finish a step and save its state, or still import."""
+"""How long a worker may take to end before it is killed: it may finish a step and save its state,
+or still import.
+"""
 WATCH_SECONDS = 0.2
 PROBE_SECONDS = 120.0
 STORE_BYTES = 100 * 2**20
 """Ray's object store in a cluster that we start: tasks are small."""
 CARRIED = (
-    "HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "ATEN_", "MKL_", "CUBLAS_", "TORCH_", "MASKWISE_",
-)  # fmt: skip
-"""Beginnings of the variables that Ray workers get from here: where models lie, and what moves the last bit."""
+    "HF_",
+    "HUGGING",
+    "TRANSFORMERS_",
+    "TOKENIZERS_",
+    "ATEN_",
+    "MKL_",
+    "CUBLAS_",
+    "TORCH_",
+    "MASKWISE_",
+)
+"""Beginnings of the variables that Ray workers get from here: where models lie, and what moves the
+last bit.
+"""
 
 
 class Failure(NamedTuple):
@@ -65,9 +81,9 @@ class Failure(NamedTuple):
 
     Attributes:
         error: one line.
-        passing: whether it may go better the next time. Yes where the machine failed: a worker that died, a node
-            that was lost, a file that could not be read or written. No where the same must follow from the same:
-            bad input, a loss that is not finite, a mistake of ours.
+        passing: whether it may go better the next time. Yes where the machine failed: a worker that
+            died, a node that was lost, a file that could not be read or written. No where the same
+            must follow from the same: bad input, a loss that is not finite, a mistake of ours.
     """
 
     error: str
@@ -83,12 +99,14 @@ class Outcome(NamedTuple, Generic[Task, Result]):
 
 
 class Pool(ABC, Generic[Task, Result]):
-    """Runs tasks somewhere else, each in one process with one thread; it knows nothing of what they depend on.
+    """Runs tasks somewhere else, each in one process with one thread; it knows nothing of what they
+    depend on.
 
     Args:
         function: can be pickled: a function at the top of a module, or a partial of one.
         jobs: how many tasks run at once; None: as many as there are cores (or GPUs).
-        probe: called first in every place that shares no disk with us; it answers why tasks cannot run there.
+        probe: called first in every place that shares no disk with us; it answers why tasks cannot
+            run there.
         gpu: reserve a GPU for each task where the cluster has any.
 
     Raises:
@@ -113,10 +131,14 @@ class Pool(ABC, Generic[Task, Result]):
         """End everything, also what still runs."""
 
     def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
-        """Let ``count`` workers import the function, and modules, while this process does something else."""
+        """Let ``count`` workers import the function, and modules, while this process does something
+        else.
+        """
         return
 
-    def results(self, tasks: Iterable[Task], *, at_once: int | None = None) -> Iterator[tuple[Task, Result]]:
+    def results(
+        self, tasks: Iterable[Task], *, at_once: int | None = None
+    ) -> Iterator[tuple[Task, Result]]:
         """Every task with its result, as they finish; only tasks that run are in memory.
 
         Args:
@@ -130,7 +152,8 @@ class Pool(ABC, Generic[Task, Result]):
         while more or running:
             room = self.idle if at_once is None else min(self.idle, at_once - running)
             started = sum(self.start(task) is None for task in islice(waiting, room))
-            running, more = running + started, started == room  # a cluster may have no room at the moment
+            # a cluster may have no room at the moment
+            running, more = running + started, started == room
             for task, result, failure in self.finished(timeout=1.0) if running or more else ():
                 running -= 1
                 if failure:
@@ -146,9 +169,13 @@ class Pool(ABC, Generic[Task, Result]):
 
 
 def open_pool(
-    function: Callable[[Task], Result], *, engine: str = "local", jobs: int | None = None,
-    probe: Probe | None = None, gpu: bool = False,
-) -> Pool[Task, Result]:  # fmt: skip
+    function: Callable[[Task], Result],
+    *,
+    engine: str = "local",
+    jobs: int | None = None,
+    probe: Probe | None = None,
+    gpu: bool = False,
+) -> Pool[Task, Result]:
     """A pool of the engine with that name; for the arguments see ``Pool``.
 
     >>> with open_pool(len, jobs=1) as pool:
@@ -177,7 +204,9 @@ def one_line(error: Exception) -> str:
 
 
 def _answer(function: bytes, task: Any) -> tuple[Any, Failure | None]:
-    """Called where the task runs: an error travels as a line, because not every exception can be pickled."""
+    """Called where the task runs: an error travels as a line, because not every exception can be
+    pickled.
+    """
     try:
         return _load(function)(task), None
     except Exception as error:
@@ -187,16 +216,21 @@ def _answer(function: bytes, task: Any) -> tuple[Any, Failure | None]:
 _load = cache(pickle.loads)
 
 
-# Processes on this machine ---------------------------------------------------------------------------------
+# Processes on this machine
+# ---------------------------------------------------------------------------------
 
 
 class LocalPool(Pool[Task, Result]):
     """``jobs`` processes on this machine; see ``Pool``. They share our disk, so nothing is probed."""
 
     def __init__(
-        self, function: Callable[[Task], Result], *, jobs: int | None = None, probe: Probe | None = None,
+        self,
+        function: Callable[[Task], Result],
+        *,
+        jobs: int | None = None,
+        probe: Probe | None = None,
         gpu: bool = False,
-    ):  # fmt: skip
+    ):
         self.function = pickle.dumps(function)
         self.jobs = jobs or os.cpu_count() or 1
         self.workers: list[_Worker[Task]] = []
@@ -210,11 +244,15 @@ class LocalPool(Pool[Task, Result]):
             self._hire(*imports)
 
     def start(self, task: Task) -> None:
-        free = (worker for worker in self.workers if not worker.busy and worker.process.poll() is None)
+        free = (
+            worker for worker in self.workers if not worker.busy and worker.process.poll() is None
+        )
         (next(free, None) or self._hire()).give(task)
 
     def _hire(self, *imports: str) -> _Worker[Task]:
-        """Start a worker. SIGINT is blocked meanwhile: the worker inherits the block, and we hear Ctrl-C after."""
+        """Start a worker. SIGINT is blocked meanwhile: the worker inherits the block, and we hear
+        Ctrl-C after.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.workers.append(_Worker(self.function, imports))
@@ -231,12 +269,17 @@ class LocalPool(Pool[Task, Result]):
                 result, failure = worker.pipe.recv()
             except (EOFError, OSError):
                 code = worker.process.wait()
-                result, failure = None, Failure(f"the worker process died (exit code {code})", passing=True)
+                result, failure = (
+                    None,
+                    Failure(f"the worker process died (exit code {code})", passing=True),
+                )
                 self.workers.remove(worker)
             yield Outcome(task, result, failure)
 
     def close(self) -> None:
-        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them tidy up."""
+        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them
+        tidy up.
+        """
         for worker in self.workers:
             worker.pipe.close()
             if worker.busy:
@@ -256,9 +299,11 @@ class _Worker(Generic[Task]):
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", serve], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", serve],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
             env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
-        )  # fmt: skip
+        )
         theirs.close()
         self._send((function, imports))
 
@@ -276,7 +321,9 @@ class _Worker(Generic[Task]):
 
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
-    """What a local worker does, all its life. The watch comes first: the function's imports take seconds."""
+    """What a local worker does, all its life. The watch comes first: the function's imports take
+    seconds.
+    """
     leave_when_asked()
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     pipe, code = Connection(descriptor), 0
@@ -304,7 +351,8 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-# A Ray cluster ---------------------------------------------------------------------------------------------
+# A Ray cluster
+# ---------------------------------------------------------------------------------------------
 
 
 class RayPool(Pool[Task, Result]):
@@ -315,9 +363,13 @@ class RayPool(Pool[Task, Result]):
     """
 
     def __init__(
-        self, function: Callable[[Task], Result], *, jobs: int | None = None, probe: Probe | None = None,
+        self,
+        function: Callable[[Task], Result],
+        *,
+        jobs: int | None = None,
+        probe: Probe | None = None,
         gpu: bool = False,
-    ):  # fmt: skip
+    ):
         self.ray = _quiet_ray()
         self.jobs = jobs
         self.tasks: dict[Any, Task] = {}
@@ -335,7 +387,8 @@ class RayPool(Pool[Task, Result]):
 
     @property
     def idle(self) -> int:
-        places = self.jobs or int(self.ray.cluster_resources().get(self.unit, 1))  # nodes come and go
+        # nodes come and go
+        places = self.jobs or int(self.ray.cluster_resources().get(self.unit, 1))
         return max(0, places - len(self.tasks))
 
     def start(self, task: Task) -> None:
@@ -350,7 +403,9 @@ class RayPool(Pool[Task, Result]):
             yield Outcome(self.tasks.pop(reference), *self._outcome(reference))
 
     def close(self) -> None:
-        """End what runs. The connection stays until this process ends: the next phase of a study needs it."""
+        """End what runs. The connection stays until this process ends: the next phase of a study
+        needs it.
+        """
         for reference in self.tasks:
             self.ray.cancel(reference, force=True)
         self.tasks.clear()
@@ -361,10 +416,14 @@ class RayPool(Pool[Task, Result]):
         except self.ray.exceptions.RayTaskError as error:  # maskwise could not even be loaded there
             return None, Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
-            return None, Failure(f"a worker or its machine was lost: {_first_sentence(error)}", passing=True)
+            return None, Failure(
+                f"a worker or its machine was lost: {_first_sentence(error)}", passing=True
+            )
 
     def _probe(self, probe: Probe, environment: dict[str, dict[str, str]]) -> None:
-        """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if any answers."""
+        """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if
+        any answers.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
         task = self.ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_answer_probe)
@@ -374,7 +433,10 @@ class RayPool(Pool[Task, Result]):
             if node["Alive"] and node["Resources"].get("CPU")
         }
         ready, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        failures = [(asked[reference]["NodeManagerAddress"], self._outcome(reference)[1]) for reference in ready]
+        failures = [
+            (asked[reference]["NodeManagerAddress"], self._outcome(reference)[1])
+            for reference in ready
+        ]
         for node, failure in failures:
             if failure and not failure.passing:
                 raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
@@ -394,7 +456,8 @@ def _quiet_ray() -> ModuleType:
         import ray
     except ImportError:
         raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
-    # Even when it is asked to be quiet, Ray prints the fate of its nodes on stdout, where --json goes.
+    # Even when it is asked to be quiet, Ray prints the fate of its nodes on stdout, where --json
+    # goes.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray
     return module
@@ -410,9 +473,12 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
             ray.init(address=given, **settings)
             return
     ray.init(
-        address="local", num_cpus=jobs or os.cpu_count(), include_dashboard=False,
-        object_store_memory=STORE_BYTES, **settings,
-    )  # fmt: skip
+        address="local",
+        num_cpus=jobs or os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=STORE_BYTES,
+        **settings,
+    )
 
 
 def _require_answer(address: str) -> None:
@@ -422,11 +488,15 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except (OSError, ValueError) as error:
         do = "start it with `ray start`, or unset RAY_ADDRESS"
-        raise MaskwiseError("no Ray cluster at RAY_ADDRESS", got=f"{address}: {error}", do=do) from None
+        raise MaskwiseError(
+            "no Ray cluster at RAY_ADDRESS", got=f"{address}: {error}", do=do
+        ) from None
 
 
 def _answer_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
-    """Runs on a node, in the folder where we were started, because recipes name files as seen from there."""
+    """Runs on a node, in the folder where we were started, because recipes name files as seen from
+    there.
+    """
     if Path(folder).is_dir():
         os.chdir(folder)
     return _answer(function, task)

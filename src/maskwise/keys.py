@@ -1,20 +1,23 @@
-"""Counter-based randomness: every draw is a pure function of (seed, epoch, example id, index, purpose).
+"""Counter-based randomness: every draw is a pure function of (seed, epoch, example id, index,
+purpose).
 
-Why: with a generator, a mask depends on everything drawn before it (batch size, workers, ranks, resumes).
-With a hash it depends on nothing but its own coordinates, so masks are the same for any batch composition, and
-nothing has to be saved.
+Why: with a generator, a mask depends on everything drawn before it (batch size, workers, ranks,
+    resumes).
+With a hash it depends on nothing but its own coordinates, so masks are the same for any batch
+composition, and nothing has to be saved.
 
-How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that (seed, epoch,
-purpose) choose; they make two words, ``start`` and ``odd``. The key of index i of that example is ``mix(start + i
-· odd)``. All steps are bijections, so **keys of one example are distinct by construction** (there are no ties),
-and no two examples have the same words but for the lowest bit of ``odd``. The multiplier differs from example to
-example, so that their draws are not shifted copies of each other, which a common multiplier makes them
-(``tests/test_keys.py`` searches).
+How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that
+    (seed, epoch,
+purpose) choose; they make two words, ``start`` and ``odd``. The key of index i of that example is
+``mix(start + i · odd)``. All steps are bijections, so **keys of one example are distinct by
+construction** (there are no ties), and no two examples have the same words but for the lowest bit
+of ``odd``. The multiplier differs from example to example, so that their draws are not shifted
+copies of each other, which a common multiplier makes them (``tests/test_keys.py`` searches).
 
 Cost: ten integer operations a draw, in numpy; some 300M draws a second on one core.
 
-The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the finaliser
-of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
+The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the
+finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ def mix(x: Array) -> Array:
 
 def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
     """Bijective rounds, in place, on 32 or 64 bits."""
-    bits: Array = x.view(np.uint32 if x.itemsize == 4 else np.uint64)  # shifts take no signs in from the left
+    # shifts take no signs in from the left
+    bits: Array = x.view(np.uint32 if x.itemsize == 4 else np.uint64)
     for shift, factor in rounds:
         bits ^= bits >> shift
         if factor != 1:
@@ -94,7 +98,9 @@ def fold(*numbers: int, word: int = 0x9E3779B9) -> int:
 
 @lru_cache(maxsize=64)
 def _shared(seed: int, epoch: int | None, step: int) -> tuple[Array, Array]:
-    """An additive word and an odd multiplier for each purpose, both (purposes, 1) int64: the same for all examples."""
+    """An additive word and an odd multiplier for each purpose, both (purposes, 1) int64: the same
+    for all examples.
+    """
     common = fold(seed, 0, epoch) if epoch is not None else fold(seed, 1, step)
     lanes = np.array([fold(lane, word=common) for lane in range(4)]).astype(np.int32)
     purposes = np.arange(1, len(Purpose) + 1, dtype=np.int32)[:, None]
@@ -113,14 +119,17 @@ class Keys:
     """
 
     def __init__(self, example_id: Array, *, seed: int, epoch: int | None, step: int = 0):
-        self._example_id, self._shared = example_id, _shared(seed, epoch, step if epoch is None else 0)
+        self._example_id, self._shared = (
+            example_id,
+            _shared(seed, epoch, step if epoch is None else 0),
+        )
         self._halves: dict[int, Array] = {}
 
     def _words(self, purpose: Purpose) -> tuple[Array, Array]:
         """``start`` and ``odd`` of each piece, both (P,) int32.
 
-        Half of the purposes are made at once: for a small batch an operation costs its call, not its numbers; and most
-        batches ask for none of the second half.
+        Half of the purposes are made at once: for a small batch an operation costs its call, not
+        its numbers; and most batches ask for none of the second half.
         """
         half, row = divmod(purpose - 1, 7)
         if half not in self._halves:
@@ -144,7 +153,9 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
-        """The same (N,) draws for the first ``counts_P[0]`` indices of piece 0, the next of piece 1, and so on."""
+        """The same (N,) draws for the first ``counts_P[0]`` indices of piece 0, the next of piece
+        1, and so on.
+        """
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
         key *= index
@@ -152,7 +163,9 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def uniform(self, purpose: Purpose, piece: Array, index: Array) -> Array:
-        """The same draws as (N,) float64 in (0, 1): the centre of one of 2³² equal cells, so never 0 or 1."""
+        """The same draws as (N,) float64 in (0, 1): the centre of one of 2³² equal cells, so never
+        0 or 1.
+        """
         return unit_interval(self.draw(purpose, piece, index))
 
     def per_piece(self, purpose: Purpose) -> Array:
@@ -161,7 +174,9 @@ class Keys:
 
 
 def within(draw: Array, share: float) -> Array:
-    """bool of the shape of the int32 draws, True with probability ``share``; never at 0, always at 1."""
+    """bool of the shape of the int32 draws, True with probability ``share``; never at 0, always at
+    1.
+    """
     return draw < _edge(share)
 
 
@@ -170,7 +185,8 @@ def _edge(share: float) -> int:
 
 
 def split(draw: Array, low: float, high: float, count: int) -> Array:
-    """int32 draws ``within`` the share ``high`` but not ``low``, to int64 in [0, count): what else they say.
+    """int32 draws ``within`` the share ``high`` but not ``low``, to int64 in [0, count): what else
+    they say.
 
     With a bias below count / (2³² (high − low)), as ``below`` has for all draws.
     """

@@ -1,9 +1,10 @@
-"""Models: how they are built and loaded. The only file that names transformers' model classes; what differs from family
-to family stands in ``families``.
+"""Models: how they are built and loaded. The only file that names transformers' model classes; what
+differs from family to family stands in ``families``.
 
-Nothing that came with a checkpoint is ever run: no remote code, no pickled weights. One that lacks weights of its
-encoder is refused, because transformers would fill the holes with random numbers and go on. Weights are always loaded
-in float32: transformers takes the stored type, and training in half precision goes wrong quietly.
+Nothing that came with a checkpoint is ever run: no remote code, no pickled weights. One that lacks
+weights of its encoder is refused, because transformers would fill the holes with random numbers and
+go on. Weights are always loaded in float32: transformers takes the stored type, and training in
+half precision goes wrong quietly.
 """
 
 from __future__ import annotations
@@ -55,15 +56,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUIET = 0.1
-"""Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a trained one speaks: 0.4
-nats above word frequencies on a sentence encoder (recipes/continual-minilm.yaml)."""
+"""Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a
+trained one speaks: 0.4 nats above word frequencies on a sentence encoder
+(recipes/continual-minilm.yaml)."""
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
 """What users are told where a new head is trained together with the encoder."""
 
 LANGUAGE_MODELS: Mapping[Kind, Any] = {
-    "encoder": AutoModelForMaskedLM, "encoder-decoder": AutoModelForSeq2SeqLM,
-}  # fmt: skip
+    "encoder": AutoModelForMaskedLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
 """What is pre-trained."""
 
 _ARCHITECTURES: Mapping[Kind, Any] = {
@@ -81,8 +84,8 @@ TASK_MODELS: Mapping[str, Any] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""What a task puts on an encoder: ``masked-lm`` is the head that it was pre-trained with, ``embedding`` none;
-``seq2seq`` is an encoder–decoder as it is."""
+"""What a task puts on an encoder: ``masked-lm`` is the head that it was pre-trained with,
+``embedding`` none; ``seq2seq`` is an encoder–decoder as it is."""
 
 
 class ModelSettings(BaseModel):
@@ -95,7 +98,9 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pretrained: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh weights."""
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh
+    weights.
+    """
     architecture: str = "modernbert"
     settings: dict[str, Any] = {}
     """Fields of the architecture's configuration, such as hidden_size."""
@@ -105,18 +110,28 @@ class ModelSettings(BaseModel):
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a word like it."""
+        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a
+        word like it.
+        """
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
-    def config(self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind) -> PreTrainedConfig:
+    def config(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+    ) -> PreTrainedConfig:
         """The configuration: the pre-trained model's, or a new one for rows of ``length``."""
         if self.pretrained:
             return load_config(self.pretrained, kind=kind)
         return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
 
     def model(
-        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind, seed: int, log_unigram: Tensor
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        *,
+        kind: Kind,
+        seed: int,
+        log_unigram: Tensor,
     ) -> PreTrainedModel:
         """The model that a training begins with; ``log_unigram`` as for ``new_model``."""
         bias = log_unigram if self.unigram_bias else None
@@ -138,13 +153,14 @@ def new_config(
     """A configuration that fits a tokenizer and a row length.
 
     Args:
-        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert, or of an
-            encoder–decoder, such as bart or t5.
+        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert, or
+            of an encoder–decoder, such as bart or t5.
         kind: of model that is wanted.
         fields: anything the configuration takes, such as hidden_size.
 
     Raises:
-        MaskwiseError: an unknown architecture, one of another kind, or a field that the configuration does not have.
+        MaskwiseError: an unknown architecture, one of another kind, or a field that the
+            configuration does not have.
     """
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
@@ -156,22 +172,29 @@ def new_config(
     if strange:
         known = [name for name in plain.to_dict() if not name.startswith("_")]
         raise unknown_name(f"{architecture} model setting", strange[0], known)
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")
+    }
     for name, other in (("bos", "cls"), ("eos", "sep")):
         own = getattr(tokenizer, f"{name}_token_id")
         special[f"{name}_token_id"] = special[f"{other}_token_id"] if own is None else own
     sizes = {"vocab_size": len(tokenizer)}
     if hasattr(plain, "max_position_embeddings"):
         positions = length + adapter_of(plain).first_position(tokenizer.pad_token_id)
-        # Targets of masked spans have a separator for each span, and so may be longer than the text.
-        sizes["max_position_embeddings"] = max(positions, 8) * (2 if kind == "encoder-decoder" else 1)
+        # Targets of masked spans have a separator for each span, and so may be longer than the
+        # text.
+        sizes["max_position_embeddings"] = max(positions, 8) * (
+            2 if kind == "encoder-decoder" else 1
+        )
     if isinstance(family := adapter_of(plain), EncoderDecoder):
         special["decoder_start_token_id"] = special[f"{family.starts_with}_token_id"]
         if hasattr(plain, "forced_eos_token_id"):  # BART's has the number of *its* </s>
             special["forced_eos_token_id"] = special["eos_token_id"]
     given = {**sizes, **special, **fields}
     try:
-        return AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if v is not None})
+        return AutoConfig.for_model(
+            architecture, **{k: v for k, v in given.items() if v is not None}
+        )
     except Exception as error:  # configurations check themselves, with errors of many kinds
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
@@ -187,7 +210,9 @@ def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Make one encoder of two: both models' is the module of ``other``, with the weights of ``model``."""
+    """Make one encoder of two: both models' is the module of ``other``, with the weights of
+    ``model``.
+    """
     # A model of a task may have a pooler, of which a language model knows nothing.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
@@ -195,11 +220,12 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
-    """Refuse a configuration that no model can be built from, or that the tokenizer does not fit. Costs no memory.
+    """Refuse a configuration that no model can be built from, or that the tokenizer does not fit.
+    Costs no memory.
 
     Raises:
-        MaskwiseError: in one line, what transformers or torch say of it; no start token for a decoder; more
-            weights than this machine can hold.
+        MaskwiseError: in one line, what transformers or torch say of it; no start token for a
+            decoder; more weights than this machine can hold.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -216,7 +242,8 @@ def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
-    except Exception as error:  # assertions, divisions, look-ups: whatever an architecture checks itself by
+    # assertions, divisions, look-ups: whatever an architecture checks itself by
+    except Exception as error:
         what = f"these model settings make no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 
@@ -232,7 +259,8 @@ def language_model(config: PreTrainedConfig) -> Any:
 
 
 def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
-    """A model with weights drawn from torch's generator as it is; errors come before the memory is asked for.
+    """A model with weights drawn from torch's generator as it is; errors come before the memory is
+    asked for.
 
     Args:
         auto: its class; None: that of a language model.
@@ -241,13 +269,15 @@ def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
-def new_model(config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None = None) -> PreTrainedModel:
+def new_model(
+    config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None = None
+) -> PreTrainedModel:
     """A language model with fresh weights.
 
     Args:
         seed: of the initialisation.
-        log_unigram: (V,) start values of the output bias. Without them a model spends its first thousand
-            steps learning how frequent each token is.
+        log_unigram: (V,) start values of the output bias. Without them a model spends its first
+            thousand steps learning how frequent each token is.
 
     Raises:
         MaskwiseError: no model can be built from the configuration, or this machine cannot hold it.
@@ -262,9 +292,11 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     bias = getattr(model.get_output_embeddings(), "bias", None)
     if bias is None:  # ESM keeps it beside the output embeddings
         bias = getattr(getattr(model, "lm_head", None), "bias", None)
-    if log_unigram is not None and bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is fixed
+    # BART's, (1, V), is fixed
+    if log_unigram is not None and bias is None and hasattr(model, "final_logits_bias"):
         bias = model.get_buffer("final_logits_bias")[0]
-        # The decoder also writes tokens that no text has, such as separators: they begin as an average word does.
+        # The decoder also writes tokens that no text has, such as separators: they begin as an
+        # average word does.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if log_unigram is not None and bias is not None:
         with torch.no_grad():
@@ -272,7 +304,9 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 
 def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
-    """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``. ``kind=None``: of any kind."""
+    """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``.
+    ``kind=None``: of any kind.
+    """
     if kind is not None and kind not in _USES:
         raise unknown_name("kind of model", kind, _USES)
     config = _read_config(name)
@@ -282,12 +316,16 @@ def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTraine
 
 
 def load_model(
-    name: str | Path, *, kind: Kind | None = "encoder", seed: int | None = None, log_unigram: Tensor | None = None
+    name: str | Path,
+    *,
+    kind: Kind | None = "encoder",
+    seed: int | None = None,
+    log_unigram: Tensor | None = None,
 ) -> PreTrainedModel:
     """A pre-trained language model, in float32.
 
-    An encoder that comes without a masked-language-model head gets a new one if that is to be trained (``seed``), and
-    is refused where the head would be used as it is.
+    An encoder that comes without a masked-language-model head gets a new one if that is to be
+    trained (``seed``), and is refused where the head would be used as it is.
 
     Args:
         name: as for ``starts.find_start``.
@@ -296,7 +334,8 @@ def load_model(
         log_unigram: (V,) start values of a new head's output bias.
 
     Raises:
-        MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no seed.
+        MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no
+            seed.
     """
     if seed is not None:
         seed = whole_number("seed", seed)
@@ -306,7 +345,9 @@ def load_model(
         model, lacking = _load_whole(auto, name)
     if lacking and seed is None:
         what = f"{str(name)!r} has no MLM head, and a random one says nothing"
-        raise MaskwiseError(what, do="train one first: maskwise pretrain with training.freeze=encoder")
+        raise MaskwiseError(
+            what, do="train one first: maskwise pretrain with training.freeze=encoder"
+        )
     if lacking:
         _start_bias(model, log_unigram)
         _quieten(model, lacking)
@@ -321,7 +362,9 @@ def has_head(name: str) -> bool:
         return not _lacking(auto, name, find_weights(name))
 
 
-def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]) -> PreTrainedConfig:
+def task_config(
+    start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]
+) -> PreTrainedConfig:
     """The configuration of a checkpoint (or another one) with what a task says of its classes."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
@@ -332,8 +375,11 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Mapping[str, Any])
     return config
 
 
-def load_task_model(name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int) -> PreTrainedModel:
-    """A checkpoint with a new head for a task (also in place of one of another size), in float32, or random weights.
+def load_task_model(
+    name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
+) -> PreTrainedModel:
+    """A checkpoint with a new head for a task (also in place of one of another size), in float32,
+    or random weights.
 
     Args:
         name: as for ``starts.find_start``; None for random weights.
@@ -342,7 +388,8 @@ def load_task_model(name: str | Path | None, config: PreTrainedConfig, *, head: 
         seed: of the weights that are new.
 
     Raises:
-        MaskwiseError: the family has no such head; a checkpoint that is damaged, or whose encoder is not whole.
+        MaskwiseError: the family has no such head; a checkpoint that is damaged, or whose encoder
+            is not whole.
     """
     auto = TASK_MODELS[head]
     if head == "embedding":  # an encoder–decoder would give the states of its decoder
@@ -360,7 +407,9 @@ def load_task_model(name: str | Path | None, config: PreTrainedConfig, *, head: 
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Loading draws a bar, and warns of a head that is new: what becomes of it is said elsewhere, in one line."""
+    """Loading draws a bar, and warns of a head that is new: what becomes of it is said elsewhere,
+    in one line.
+    """
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -373,7 +422,9 @@ def without_advice() -> Iterator[None]:
 
 
 def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model whose encoder is whole, and the names of the weights outside of it that the checkpoint lacks."""
+    """A model whose encoder is whole, and the names of the weights outside of it that the
+    checkpoint lacks.
+    """
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
@@ -391,20 +442,27 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
     Reads names and shapes only, and allocates nothing: a configuration may name any size.
 
     Raises:
-        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or memory is too small.
+        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or memory is
+            too small.
     """
-    with torch.device("meta"):  # for what a model computes when it is made, such as the numbers of its positions
+    # for what a model computes when it is made, such as the numbers of its positions
+    with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
     # All of an encoder–decoder is pre-trained, its head as well.
     body = encoder_of(model) if adapter_of(model.config).kind == "encoder" else model
     encoder = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
-    inside = {key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in encoder}
+    inside = {
+        key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in encoder
+    }
     missing = set(info["missing_keys"])
-    # A pooler stands inside of the encoder and belongs to the head: masked language models have none.
+    # A pooler stands inside of the encoder and belongs to the head: masked language models have
+    # none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
         what = f"{str(name)!r} lacks weights of its {adapter_of(model.config).kind}"
-        raise MaskwiseError(what, got=f"no {holes[0]}, {len(holes)} in all", do="take a whole checkpoint")
+        raise MaskwiseError(
+            what, got=f"no {holes[0]}, {len(holes)} in all", do="take a whole checkpoint"
+        )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
             what = f"the weights of {str(name)!r} do not fit its config.json"
@@ -415,7 +473,9 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
 
 
 @torch.inference_mode(False)  # in which a model without memory cannot tie its weights
-def _weights(auto: Any, name: str | Path, where: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _weights(
+    auto: Any, name: str | Path, where: str, **how: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with _loading(name):
         return auto.from_pretrained(where, trust_remote_code=False, **how)
@@ -433,12 +493,17 @@ def _loading(name: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file raises those of json, safetensors and transformers
-        raise MaskwiseError(f"cannot load a model from {str(name)!r}: {first_line(error)}") from None
+        raise MaskwiseError(
+            f"cannot load a model from {str(name)!r}: {first_line(error)}"
+        ) from None
 
 
 def _quieten(model: PreTrainedModel, lacking: list[str]) -> None:
-    """Let a new head begin near its bias: ``QUIET``. ``lacking``: names of the weights that are new."""
+    """Let a new head begin near its bias: ``QUIET``. ``lacking``: names of the weights that are
+    new.
+    """
     with torch.no_grad():
         for name in lacking:
-            if name.endswith("weight") and (weight := model.get_parameter(name)).ndim == 1:  # of a norm
+            # of a norm
+            if name.endswith("weight") and (weight := model.get_parameter(name)).ndim == 1:
                 weight.fill_(QUIET)

@@ -16,8 +16,8 @@ Array = NDArray[Any]
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
     """(N,) int64: the indices that sort by (piece, key). Keys of one piece are distinct.
 
-    numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into 64 bits together with
-    their piece above them and their index below them.
+    numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into 64
+    bits together with their piece above them and their index below them.
     """
     bits = max(1, len(key) - 1).bit_length()
     if key.itemsize == 4 and pieces.bit_length() + 32 + bits <= 63:
@@ -34,7 +34,9 @@ def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
 
 
 def rank_within(counts_P: Array) -> Array:
-    """(N,) int64: 0, 1, 2, … for the members of each piece, where piece p has ``counts_P[p]`` of them in a row."""
+    """(N,) int64: 0, 1, 2, … for the members of each piece, where piece p has ``counts_P[p]`` of
+    them in a row.
+    """
     return listed(np.zeros_like(counts_P), counts_P)
 
 
@@ -49,7 +51,8 @@ def listed(start: Array, length: Array) -> Array:
 
 
 def changes(*columns: Array) -> Array:
-    """(N,) bool: the first place, and each where a column has another value than at the place before.
+    """(N,) bool: the first place, and each where a column has another value than at the place
+    before.
 
     >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
     [True, True, True, False]
@@ -68,7 +71,9 @@ def counts_within(piece: Array, pieces: int) -> Array:
 
 
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
-    """(M,) int64: where the first ``wanted_P`` members of each piece stand (all of them where there are fewer)."""
+    """(M,) int64: where the first ``wanted_P`` members of each piece stand (all of them where there
+    are fewer).
+    """
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
     return listed(counts_P.cumsum() - counts_P, taken_P)
 
@@ -95,7 +100,8 @@ class Framed(NamedTuple):
         shape: (B, L).
         frame: (first, last, pad) ids; −1 for none.
         opened: (P,) bool, whether ``first`` stands before the piece.
-        begin, end: (P,) int64, the place of its first token and the place after its last, frame included.
+        begin, end: (P,) int64, the place of its first token and the place after its last, frame
+            included.
         at: (T,) int64, the place of each token without its frame.
     """
 
@@ -107,7 +113,8 @@ class Framed(NamedTuple):
     at: Array
 
     def column(self, values: Array, fill: int | None = None) -> Array:
-        """(B·L,) the values (T,) in their places, ``fill`` elsewhere (by default −1 among whole numbers, else 0).
+        """(B·L,) the values (T,) in their places, ``fill`` elsewhere (by default −1 among whole
+        numbers, else 0).
 
         Whole numbers come as int64.
         """
@@ -135,7 +142,9 @@ class Framed(NamedTuple):
         return line
 
 
-def framed(lengths_P: Array, row_P: Array, *, length: int, frame: tuple[int, int, int], apart: bool = True) -> Framed:
+def framed(
+    lengths_P: Array, row_P: Array, *, length: int, frame: tuple[int, int, int], apart: bool = True
+) -> Framed:
     """Lay pieces out in rows: [first] piece [last] [first] piece [last] … padding.
 
     Args:

@@ -1,4 +1,6 @@
-"""See the masks: a text, piece by piece, with what a masker did to each. For ``inspect`` and for reports."""
+"""See the masks: a text, piece by piece, with what a masker did to each. For ``inspect`` and for
+reports.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: as it stands in the text, white space before it included.
-        state: ``shown`` (not chosen), ``masked``, ``random`` (another token stands here), ``kept`` (chosen,
-            but unchanged).
+        state: ``shown`` (not chosen), ``masked``, ``random`` (another token stands here), ``kept``
+            (chosen, but unchanged).
         shown: what the model reads instead; empty where it reads the text itself.
     """
 
@@ -32,7 +34,9 @@ class Piece(NamedTuple):
     shown: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        return {"text": self.text, "state": self.state} | ({"shown": self.shown} if self.shown else {})
+        return {"text": self.text, "state": self.state} | (
+            {"shown": self.shown} if self.shown else {}
+        )
 
 
 class Shown(NamedTuple):
@@ -56,10 +60,17 @@ class Shown(NamedTuple):
 
 
 def show_masks(
-    masker: Masker, tokenizer: PreTrainedTokenizerBase, text: str, *, step: int = 0, total_steps: int | None = None,
-    epoch: int = 0, max_length: int | None = None, layers: dict[str, list[Any]] | None = None,
+    masker: Masker,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    step: int = 0,
+    total_steps: int | None = None,
+    epoch: int = 0,
+    max_length: int | None = None,
+    layers: dict[str, list[Any]] | None = None,
     model: PreTrainedModel | None = None,
-) -> Shown:  # fmt: skip
+) -> Shown:
     """Mask one text and say what happened to each of its tokens.
 
     Args:
@@ -73,11 +84,12 @@ def show_masks(
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
     batch = masker([row], step=step, total_steps=total_steps, epoch=epoch)
-    offsets = tokenizer(text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length)[
-        "offset_mapping"
-    ]
+    offsets = tokenizer(
+        text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length
+    )["offset_mapping"]
     corruption: Any = masker.corruption
-    permutes = isinstance(corruption, PermuteSentences)  # a token's place then says nothing of how it is shown
+    # a token's place then says nothing of how it is shown
+    permutes = isinstance(corruption, PermuteSentences)
     keeps = corruption.keeps_length and not permutes
     chosen_state = "kept" if permutes and corruption.inner is None else "masked"
     pieces, end = [], 0
@@ -101,12 +113,15 @@ def show_masks(
     if model is not None:
         read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         inputs = {name: value for name, value in read.items() if value is not None}
-        from maskwise.objectives.denoising import generated  # with a model only: it takes seconds to import
+        # with a model only: it takes seconds to import
+        from maskwise.objectives.denoising import generated
 
         (ids,) = generated(model, inputs, most=batch.labels.shape[1] + SOME_MORE)
         written = _decode(tokenizer, ids[1:])  # the first starts the decoder, and is not written
     whole, parts = _words(torch.as_tensor(row["word_ids"]), batch.selected[0])
-    return Shown([p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target, written)
+    return Shown(
+        [p for p in pieces if p.text], batch.realised_ratio, whole, parts, source, target, written
+    )
 
 
 def _words(word_ids_L: torch.Tensor, chosen_L: torch.Tensor) -> tuple[int, int]:

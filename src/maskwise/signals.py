@@ -1,7 +1,9 @@
-"""SIGTERM and SIGUSR1, which clusters send before they kill: leave tidily, with the exit code 128 + the number.
+"""SIGTERM and SIGUSR1, which clusters send before they kill: leave tidily, with the exit code 128 +
+the number.
 
-By default Python dies of them at once, without removing what is half-written. Slurm sends SIGTERM some seconds before
-it kills (KillWait), and SIGUSR1 earlier where a job asks for it (``--signal=USR1@120``).
+By default Python dies of them at once, without removing what is half-written. Slurm sends SIGTERM
+some seconds before it kills (KillWait), and SIGUSR1 earlier where a job asks for it
+(``--signal=USR1@120``).
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import sys
 import threading
 from types import FrameType
 
-ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))  # Windows has one
+# Windows has one
+ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))
 CODES = {128 + number: number.name for number in ASKED}
 """Exit codes, and the signals that they stand for."""
 
 
 def leave_when_asked() -> None:
-    """From now on these signals end the program as an exception does, so that files are closed and removed."""
+    """From now on these signals end the program as an exception does, so that files are closed and
+    removed.
+    """
     for number in ASKED:
         signal.signal(number, _leave)
 
@@ -27,10 +32,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Asked:
-    """While this context lasts, the signals are only noted: work that asks for ``number`` ends where it can go on.
+    """While this context lasts, the signals are only noted: work that asks for ``number`` ends
+    where it can go on.
 
-    A signal that was not ``served`` comes again at the end of the context. Only the main thread hears signals; in any
-    other this does nothing.
+    A signal that was not ``served`` comes again at the end of the context. Only the main thread
+    hears signals; in any other this does nothing.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)

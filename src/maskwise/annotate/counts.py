@@ -1,9 +1,10 @@
-"""The words of texts as numbers: found, put in lower case and hashed without a loop over words, so that a corpus
-can be counted at the speed at which it is read.
+"""The words of texts as numbers: found, put in lower case and hashed without a loop over words, so
+that a corpus can be counted at the speed at which it is read.
 
-A word is what words.py calls one, in lower case, and is known by a 64-bit hash of its letters: the hash
-of a word is the sum of a hash of each letter with its place, for all words of a block at once. Among a million
-different words two share a hash with a chance of 3 in 10⁸. Strings are kept for display only.
+A word is what words.py calls one, in lower case, and is known by a 64-bit hash of its letters: the
+hash of a word is the sum of a hash of each letter with its place, for all words of a block at once.
+Among a million different words two share a hash with a chance of 3 in 10⁸. Strings are kept for
+display only.
 
 Cost: 0.5 µs a word.
 """
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 Flags = NDArray[np.bool_]
 
 BLOCK_CHARACTERS = 1 << 21
-"""Texts are taken together up to this size: 60 bytes a character, so about 130 MB (more for one longer text)."""
+"""Texts are taken together up to this size: 60 bytes a character, so about 130 MB (more for one
+longer text).
+"""
 RULES = "counts-1"
 """Part of the version of whatever depends on hashes and borders."""
 
@@ -65,12 +68,16 @@ class Words(NamedTuple):
         return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
 
     def spans(self, first: Ints, last: Ints, value: Array | None = None) -> list[CharSpans]:
-        """The spans of each of the N texts from words to words (S,), in order, with their values (S,)."""
+        """The spans of each of the N texts from words to words (S,), in order, with their values
+        (S,).
+        """
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         cuts = np.searchsorted(self.text[first], np.arange(len(self.base) + 1))
         parts = [slice(low, high) for low, high in pairwise(cuts.tolist())]
-        return [CharSpans(start[own], end[own], None if value is None else value[own]) for own in parts]
+        return [
+            CharSpans(start[own], end[own], None if value is None else value[own]) for own in parts
+        ]
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -103,7 +110,9 @@ def words_of(texts: Sequence[str]) -> Words:
 
 
 def fold(text: str) -> str:
-    """Lower case, a character for a character (only "İ" would become two), whatever stands beside it (as with "Σ")."""
+    """Lower case, a character for a character (only "İ" would become two), whatever stands beside
+    it (as with "Σ").
+    """
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
@@ -167,7 +176,8 @@ class Vocabulary:
         return [self._names[key] for key in keys.tolist()]
 
 
-# Tables of counts ------------------------------------------------------------------------------------------
+# Tables of counts
+# ------------------------------------------------------------------------------------------
 
 
 Keys = NDArray[np.uint64]
@@ -250,7 +260,9 @@ def find(keys: Array, wanted: Array) -> Ints:
 
 
 class Spill:
-    """Blocks of numbers written to a temporary file and read back in order: a corpus as ids, 4 to 8 bytes a word."""
+    """Blocks of numbers written to a temporary file and read back in order: a corpus as ids, 4 to 8
+    bytes a word.
+    """
 
     def __init__(self, folder: Path, dtype: type[np.generic]):
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with its last reference)
@@ -264,7 +276,9 @@ class Spill:
     def __iter__(self) -> Iterator[Array]:
         self._file.seek(0)
         for size in self._sizes:
-            yield np.frombuffer(self._file.read(size * np.dtype(self._dtype).itemsize), dtype=self._dtype)
+            yield np.frombuffer(
+                self._file.read(size * np.dtype(self._dtype).itemsize), dtype=self._dtype
+            )
 
 
 def write_table(path: Path, columns: Mapping[str, object]) -> None:
@@ -286,7 +300,9 @@ def read_table(path: Path, *columns: str) -> dict[str, Any]:
         raise MaskwiseError(f"cannot read {path}: {error}", do=do) from None
     missing = set(columns) - set(table.column_names)
     if missing:
-        raise MaskwiseError(f"{path} lacks columns", got=", ".join(table.column_names), allowed=", ".join(missing))
+        raise MaskwiseError(
+            f"{path} lacks columns", got=", ".join(table.column_names), allowed=", ".join(missing)
+        )
     read: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.columns):
         read[name] = column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()

@@ -1,12 +1,13 @@
-"""Layers that need no model: words and sentences by their characters, what files say about texts, spans that are marked
-in a text, and functions of the user's.
+"""Layers that need no model: words and sentences by their characters, what files say about texts,
+spans that are marked in a text, and functions of the user's.
 
-A function takes a list of texts and gives for each a list of spans: (start, end) or (start, end, value), by characters,
-a value being a label or a weight. The same text must always get the same spans. A function runs code, so no recipe and
-no ``--with`` can name it: only ``--function`` and the Python interface do.
+A function takes a list of texts and gives for each a list of spans: (start, end) or (start, end,
+value), by characters, a value being a label or a weight. The same text must always get the same
+spans. A function runs code, so no recipe and no ``--with`` can name it: only ``--function`` and the
+Python interface do.
 
-Marks are for looking at policies without an annotator: ``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the second
-of weight 3.
+Marks are for looking at policies without an annotator: ``born in [[Warsaw]] in [[1867|3]]`` marks
+two spans, the second of weight 3.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Sentences:
 
 
 class Prompt:
-    """What stands before the answer in texts that are pairs: everything up to the end of ``until``, which may come
-    several times (``last``: up to the last one). A text without it has no prompt.
+    """What stands before the answer in texts that are pairs: everything up to the end of ``until``,
+    which may come several times (``last``: up to the last one). A text without it has no prompt.
 
     ``masking.keep: prompt`` never masks it.
     """
@@ -68,7 +69,9 @@ class Prompt:
 
     def __init__(self, until: str = "\n", *, last: bool = False):
         if not until:
-            raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')")
+            raise MaskwiseError(
+                "annotator prompt: until is a text", got=repr(until), do="say prompt(until='?')"
+            )
         self.until = until
         self.last = last
         self.version = digest("prompt", 2, until, last)
@@ -83,7 +86,8 @@ class Prompt:
 
 
 class Known:
-    """Layers that a file brings along, found again by their texts; a text that it does not have gets none.
+    """Layers that a file brings along, found again by their texts; a text that it does not have
+    gets none.
 
     Args:
         name: of the annotator.
@@ -130,11 +134,14 @@ def spans(
 ) -> Known:
     """Spans that stand beside the texts in a JSON lines or Parquet file.
 
-    Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field ``field``.
+    Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field
+    ``field``.
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
-        raise MaskwiseError(f"spans are not read from {path}", allowed="JSON lines or Parquet, with fields")
+        raise MaskwiseError(
+            f"spans are not read from {path}", allowed="JSON lines or Parquet, with fields"
+        )
     known = []
     for record in read_file(path, path.name, Fields(text_field, field)):
         if isinstance(record, Skip) or not isinstance(record[1], Mapping):
@@ -166,7 +173,8 @@ def _existing(file: str) -> Path:
     return path
 
 
-# Functions of the user's -----------------------------------------------------------------------------------
+# Functions of the user's
+# -----------------------------------------------------------------------------------
 
 
 Spans = Sequence[Sequence[object]]
@@ -187,10 +195,19 @@ class Function:
 
     name = "function"
 
-    def __init__(self, place: str, *, kind: Kind = "spans", labels: tuple[str, ...] = (), layer: str | None = None):
+    def __init__(
+        self,
+        place: str,
+        *,
+        kind: Kind = "spans",
+        labels: tuple[str, ...] = (),
+        layer: str | None = None,
+    ):
         if kind not in ("spans", "categorical", "weight") or (kind == "categorical") > bool(labels):
             allowed = "spans, categorical (with labels) or weight"
-            raise MaskwiseError(f"function {place}: kind", got=f"{kind}, labels {labels}", allowed=allowed)
+            raise MaskwiseError(
+                f"function {place}: kind", got=f"{kind}, labels {labels}", allowed=allowed
+            )
         self._call, self._source = _load(place)
         name = layer or place.rpartition(":")[2].rpartition(".")[2]
         self.layers = {name: Layer(kind, tuple(labels))}
@@ -213,26 +230,37 @@ class Function:
         for span in spans:
             if len(span) != width or not all(isinstance(place, int) for place in span[:2]):
                 allowed = "(start, end)" if width == 2 else "(start, end, value)"
-                raise MaskwiseError(f"function {self._place}: a span", got=repr(span), allowed=allowed)
+                raise MaskwiseError(
+                    f"function {self._place}: a span", got=repr(span), allowed=allowed
+                )
             if layer.labels and span[2] is not None and span[2] not in self._codes:
                 allowed = ", ".join(layer.labels)
-                raise MaskwiseError(f"function {self._place}: a label", got=span[2], allowed=allowed)
+                raise MaskwiseError(
+                    f"function {self._place}: a label", got=span[2], allowed=allowed
+                )
         if layer.labels:
             spans = [(start, end, self._codes.get(label, 0)) for start, end, label in spans]
         return CharSpans.of(spans, layer)
 
 
 def spec_of(function: str | Callable[..., object]) -> Call:
-    """``module:function``, ``module:function(kind="weight")``, or a function that can be imported, as a call.
+    """``module:function``, ``module:function(kind="weight")``, or a function that can be imported,
+    as a call.
 
     Raises:
-        MaskwiseError: neither; a function inside of another cannot be found again by worker processes.
+        MaskwiseError: neither; a function inside of another cannot be found again by worker
+            processes.
     """
     if callable(function):
-        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<locals>")
+        module, name = (
+            getattr(function, "__module__", None),
+            getattr(function, "__qualname__", "<locals>"),
+        )
         if not module or "<" in name or module == "__main__":
             do = "put it at the top of a module that can be imported"
-            raise MaskwiseError("worker processes cannot import this function", got=repr(function), do=do)
+            raise MaskwiseError(
+                "worker processes cannot import this function", got=repr(function), do=do
+            )
         return Call("function", (f"{module}:{name}",))
 
     place, bracket, rest = function.partition("(")
@@ -261,7 +289,8 @@ def _load(place: str) -> tuple[Callable[[list[str]], object], str]:
     return member, source
 
 
-# Spans marked in a text ------------------------------------------------------------------------------------
+# Spans marked in a text
+# ------------------------------------------------------------------------------------
 
 
 _MARKED = re.compile(r"\[\[(.+?)(?:\|(\d+(?:\.\d+)?))?\]\]", re.DOTALL)

@@ -1,25 +1,31 @@
 """Phrases: n-grams of 2 to 5 words that come together more often than chance, masked as one unit.
 
 A vocabulary is made once from a corpus (the second half of this file counts and
-scores), and found again in any text by hashing. It is a Parquet file with the phrases as plain text, best first, so it
-can be read, cut and mended; a text file with one phrase a line serves as well.
+scores), and found again in any text by hashing. It is a Parquet file with the phrases as plain
+text, best first, so it can be read, cut and mended; a text file with one phrase a line serves as
+well.
 
-- Phrases occur more than 10 times in at least 5 documents. The floor of documents is ours: without it the best
-  scores are names of heroes of single articles ("stavely makepeace", 17 times in one). Templates that stand in
-  many articles ("mollusk in the family conidae") pass it.
-- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %; a length that a corpus has too few of is
-  not made up for by others.
-- Size: 800,000 × √(words / 2.6 billion), the published list being for 16 GB of text. That keeps about half of all
-  words in phrases, by which the published size was chosen (.495 on 9 million words of Wikipedia, 47,000 phrases).
-  Expect phrases such as "of the" among the best and "via the" among the last: the published score favours
-  frequent n-grams. A third of the size has few of the latter and covers a third of the words.
-- Fragments are left out: n-grams of which 9 in 10 stand inside one longer phrase of the vocabulary ("seri begawan").
-  The longer one wins there anyway, so this makes room and changes little else. It is ours, too.
-- Of overlapping phrases in a text the longer ones win, among equally long ones the leftmost (the paper draws one of
-  them): a layer is a function of its text. What is left are whole words, which is the policy's affair.
+- Phrases occur more than 10 times in at least 5 documents. The floor of documents is ours: without
+  it the best scores are names of heroes of single articles ("stavely makepeace", 17 times in one).
+  Templates that stand in many articles ("mollusk in the family conidae") pass it.
+- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %; a length that a corpus has too
+  few of is not made up for by others.
+- Size: 800,000 × √(words / 2.6 billion), the published list being for 16 GB of text. That keeps
+  about half of all words in phrases, by which the published size was chosen (.495 on 9 million
+  words of Wikipedia, 47,000 phrases). Expect phrases such as "of the" among the best and "via the"
+  among the last: the published score favours frequent n-grams. A third of the size has few of the
+  latter and covers a third of the words.
+- Fragments are left out: n-grams of which 9 in 10 stand inside one longer phrase of the vocabulary
+  ("seri begawan"). The longer one wins there anyway, so this makes room and changes little else. It
+  is ours, too.
+- Of overlapping phrases in a text the longer ones win, among equally long ones the leftmost (the
+  paper draws one of them): a layer is a function of its text. What is left are whole words, which
+  is the policy's affair.
 
-Cost: 9 million words are counted in 20 to 30 s and 310 MB on one core; phrases are found at 0.6 µs a word.
-Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of github.com/AI21Labs/pmi-masking.
+Cost: 9 million words are counted in 20 to 30 s and 310 MB on one core; phrases are found at 0.6 µs
+    a word.
+Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
+    github.com/AI21Labs/pmi-masking.
 """
 
 from __future__ import annotations
@@ -60,14 +66,16 @@ from maskwise.text.words import VERSION
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9
 FEW = 0.2
-"""A share of the size that goes with the corpus: below it the floors, not the scores, choose. 100,000 words have .09
-of it, and "is a" is among the best; 300,000 have .26."""
+"""A share of the size that goes with the corpus: below it the floors, not the scores, choose.
+100,000 words have .09 of it, and "is a" is among the best; 300,000 have .26."""
 FILE, FACTS = "phrases.parquet", "facts.json"
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase of a vocabulary: its words, how often and in how many documents it stands, and its score."""
+    """A phrase of a vocabulary: its words, how often and in how many documents it stands, and its
+    score.
+    """
 
     phrase: str
     length: int
@@ -83,8 +91,8 @@ class Phrases:
     """The layer ``phrase``: every phrase of a vocabulary that stands in a text.
 
     Args:
-        vocabulary: the folder that an earlier fit has filled, or a text file with one phrase a line. Without it
-            the annotator is to be fitted, with the settings that follow.
+        vocabulary: the folder that an earlier fit has filled, or a text file with one phrase a
+            line. Without it the annotator is to be fitted, with the settings that follow.
         size: most phrases; without it by the size of the corpus.
         min_count: phrases occur more often than this, …
         min_documents: … and in at least so many documents (1: as published).
@@ -127,7 +135,9 @@ class Phrases:
     @cached_property
     def version(self) -> str:
         settings = (self._size, self._min_count, self._min_documents, self._paper)
-        return digest(self.name, RULES, VERSION, *(settings if self._phrases is None else self._phrases))
+        return digest(
+            self.name, RULES, VERSION, *(settings if self._phrases is None else self._phrases)
+        )
 
     @property
     def notice(self) -> str | None:
@@ -141,7 +151,9 @@ class Phrases:
             return None if self._phrases else what
         if self._phrases and facts["phrases"] >= FEW * facts["size"]:
             return None
-        floors = f"more than {facts['min_count']} times in at least {facts['min_documents']} documents"
+        floors = (
+            f"more than {facts['min_count']} times in at least {facts['min_documents']} documents"
+        )
         do = "give more text, or lower these, as in phrases(min_count=2, min_documents=1)"
         words = f"among these {facts['words']:,} words"
         if not self._phrases:
@@ -150,15 +162,20 @@ class Phrases:
         return f"{found}, mostly frequent pairs such as 'of the'; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and facts.json.
+        """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and
+        facts.json.
 
-        A corpus without a phrase that is frequent enough has an empty one, and `notice` says so: with other layers
-        asked for beside this one, that must not be the end of them.
+        A corpus without a phrase that is frequent enough has an empty one, and `notice` says so:
+        with other layers asked for beside this one, that must not be the end of them.
         """
-        counted = count_ngrams(texts, folder, min_count=self._min_count, min_documents=self._min_documents)
+        counted = count_ngrams(
+            texts, folder, min_count=self._min_count, min_documents=self._min_documents
+        )
         size = vocabulary_size(counted.total) if self._size is None else self._size
         chosen = choose_phrases(counted, size=size, paper=self._paper)
-        write_table(folder / FILE, {name: [getattr(record, name) for record in chosen] for name in COLUMNS})
+        write_table(
+            folder / FILE, {name: [getattr(record, name) for record in chosen] for name in COLUMNS}
+        )
         facts = {
             "words": counted.total,
             "phrases": len(chosen),
@@ -181,7 +198,9 @@ class Phrases:
 
 
 def vocabulary_size(words: int) -> int:
-    """Phrases for a corpus of so many words: 800,000 for 16 GB of text (2.6 billion words), by the square root."""
+    """Phrases for a corpus of so many words: 800,000 for 16 GB of text (2.6 billion words), by the
+    square root.
+    """
     return round(800_000 * (words / 2.6e9) ** 0.5)
 
 
@@ -198,18 +217,21 @@ def read_phrases(path: Path) -> list[str]:
 
 
 def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[Phrase]:
-    """The vocabulary: of every length the best, ``SHARES`` of ``size`` (fewer where a corpus has fewer).
+    """The vocabulary: of every length the best, ``SHARES`` of ``size`` (fewer where a corpus has
+    fewer).
 
     Returns:
-        In the order of rank ÷ share, so that any beginning of the list has about the published shares: scores of
-        different lengths do not compare.
+        In the order of rank ÷ share, so that any beginning of the list has about the published
+        shares: scores of different lengths do not compare.
     """
     ranked: list[tuple[float, int, Phrase]] = []
     scores = score_ngrams(counted, paper=paper)
-    inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams in the vocabulary, or almost always inside of such
+    # (n+1)-grams in the vocabulary, or almost always inside of such
+    inside = np.zeros(0, dtype=np.int64)
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        longer = np.zeros(len(level.keys), dtype=np.int64)  # the count of the commonest of these around an n-gram
+        # the count of the commonest of these around an n-gram
+        longer = np.zeros(len(level.keys), dtype=np.int64)
         if len(inside):
             above = counted.levels[n]
             for part in above.parts(inside):
@@ -219,7 +241,9 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
         best = best[: min(round(size * SHARES[n]), int((~fragment).sum()))]
         inside = np.union1d(best, np.flatnonzero(fragment))
         for rank, (at, text) in enumerate(zip(best.tolist(), counted.texts(n, best), strict=True)):
-            phrase = Phrase(text, n, int(level.counts[at]), int(level.documents[at]), float(scores[n][at]))
+            phrase = Phrase(
+                text, n, int(level.counts[at]), int(level.documents[at]), float(scores[n][at])
+            )
             ranked.append((rank / SHARES[n], n, phrase))
     ranked.sort(key=lambda entry: entry[:2])
     return [phrase for _, _, phrase in ranked]
@@ -231,7 +255,9 @@ class Matcher:
     def __init__(self, phrases: list[str]):
         words = words_of(phrases)
         if not words.plain.all():
-            raise MaskwiseError("a phrase has no punctuation", got=words.name(int(np.argmin(words.plain))))
+            raise MaskwiseError(
+                "a phrase has no punctuation", got=words.name(int(np.argmin(words.plain)))
+            )
         lengths = np.bincount(words.text, minlength=len(phrases))
         first = np.cumsum(lengths) - lengths
         self._keys: dict[int, Keys] = {}
@@ -257,7 +283,9 @@ class Matcher:
             if n > size:
                 continue
             used = np.append(0, np.cumsum(taken))
-            whole = (stretch[n - 1 :] == stretch[: size - n + 1]) & (used[n:] == used[: size - n + 1])
+            whole = (stretch[n - 1 :] == stretch[: size - n + 1]) & (
+                used[n:] == used[: size - n + 1]
+            )
             at = np.flatnonzero(whole)
             at = at[find(self._keys[n], _gram_keys(words.key, n)[at]) >= 0]
             at = leftmost(at, n)
@@ -268,10 +296,12 @@ class Matcher:
 
 
 def leftmost(at: Ints, width: int) -> Ints:
-    """From ascending places, those that going from left to right do not overlap: each at least ``width`` apart.
+    """From ascending places, those that going from left to right do not overlap: each at least
+    ``width`` apart.
 
-    Every place points to the first one that it leaves free; taken is what can be reached from the heads of
-    clusters. Jumps double in each pass, so the passes are the logarithm of the longest cluster, not its length.
+    Every place points to the first one that it leaves free; taken is what can be reached from the
+    heads of clusters. Jumps double in each pass, so the passes are the logarithm of the longest
+    cluster, not its length.
     """
     size = len(at)
     jump = np.append(np.searchsorted(at, at + width), size)
@@ -288,20 +318,24 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
     """(W,) hashes of the n words from each place on; meaningless at the last n − 1."""
     total = keys
     for skip in range(1, n):
-        total = mixed(total) + np.append(keys[skip:], np.zeros(min(skip, len(keys)), dtype=np.uint64))
+        total = mixed(total) + np.append(
+            keys[skip:], np.zeros(min(skip, len(keys)), dtype=np.uint64)
+        )
     return total
 
 
-# Counting and scoring n-grams ------------------------------------------------------------------------------
+# Counting and scoring n-grams
+# ------------------------------------------------------------------------------
 #
-# Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only pairs of frequent ones
-# are counted, because no n-gram is more frequent than its parts. So nothing rare is kept beyond one length. The text is
-# read once and kept as ids in a temporary file, 16 bytes a word. N-grams never cross punctuation, the end of a line or
-# of a document.
+# Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only
+# pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So nothing
+# rare is kept beyond one length. The text is read once and kept as ids in a temporary file, 16
+# bytes a word. N-grams never cross punctuation, the end of a line or of a document.
 #
-# Counts are exact as long as the candidates of one length fit the table of 15 million (9 million words of Wikipedia
-# have 1.4 million). Beyond that ``Counted.lost`` says by how much any count may be too low; with a table of 300,000 for
-# these words it was 7, and 98 % of the phrases were the same.
+# Counts are exact as long as the candidates of one length fit the table of 15 million (9 million
+# words of Wikipedia have 1.4 million). Beyond that ``Counted.lost`` says by how much any count may
+# be too low; with a table of 300,000 for these words it was 7, and 98 % of the phrases were the
+# same.
 
 # In the spilled keys, where no word is; no pair of ids is as large. As ids they are −1 and −2.
 _BORDER, _DOCUMENT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)
@@ -310,7 +344,8 @@ _BORDER, _DOCUMENT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)
 class Level(NamedTuple):
     """The G frequent n-grams of one length, by ascending key; an n-gram's place here is its id."""
 
-    keys: Keys  # a word's hash; of longer ones, the ids of its first and its last n−1 words, 32 bits each
+    # a word's hash; of longer ones, the ids of its first and its last n−1 words, 32 bits each
+    keys: Keys
     counts: Ints
     documents: Ints  # in how many texts it stands
 
@@ -320,7 +355,9 @@ class Level(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What a corpus has: its frequent n-grams by length (1 first), the number of its words, the error bound."""
+    """What a corpus has: its frequent n-grams by length (1 first), the number of its words, the
+    error bound.
+    """
 
     levels: list[Level]
     total: int
@@ -346,12 +383,14 @@ def count_ngrams(
     longest: int = 5,
     limit: int = 15_000_000,
 ) -> Counted:
-    """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times, in enough documents.
+    """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times, in enough
+    documents.
 
     Args:
         texts: one document each; read once.
         folder: where the corpus is kept as ids meanwhile; nothing stays there.
-        limit: most distinct n-grams of one length in memory, some 100 bytes each while tables are merged.
+        limit: most distinct n-grams of one length in memory, some 100 bytes each while tables are
+            merged.
     """
     names, corpus = Vocabulary(), Spill(folder, np.uint64)
     for words in blocks(texts):
@@ -372,7 +411,9 @@ def count_ngrams(
 
 
 def _bordered(words: Words) -> Keys:
-    """Keys of words in order, with a border for each punctuation mark and before each line and document."""
+    """Keys of words in order, with a border for each punctuation mark and before each line and
+    document.
+    """
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
     opens = np.append(True, words.text[at[1:]] != words.text[at[:-1]])[: len(at)]
@@ -386,13 +427,16 @@ def _pairs(ids: Ints) -> Keys:
     return np.where((ids >= 0) & (behind >= 0), joined(ids, behind), border)
 
 
-def _identify(corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int) -> tuple[Spill, Level]:
+def _identify(
+    corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
+) -> tuple[Spill, Level]:
     """The n-grams that are frequent, and the corpus with their ids in place of their keys."""
     frequent = table.counts > min_count
     keys, counts = table.keys[frequent], table.counts[frequent]
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
-        # A document lies in one block, so distinct pairs of document and n-gram can be counted block by block.
+        # A document lies in one block, so distinct pairs of document and n-gram can be counted
+        # block by block.
         number = np.cumsum(block == _DOCUMENT)
         place = find(keys, block)
         here = place >= 0
@@ -411,13 +455,14 @@ def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, NDArray[
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
-    With one log p(w) it is equation 3 of the paper (``paper=True``); the second one favours frequent n-grams and
-    made the published lists. p = count / words of the corpus.
+    With one log p(w) it is equation 3 of the paper (``paper=True``); the second one favours
+    frequent n-grams and made the published lists. p = count / words of the corpus.
 
-    Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of AI21Labs/pmi-masking.
+    Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
+        AI21Labs/pmi-masking.
     """
-    # best[n − 1]: the largest Σ log p over all ways to cut an n-gram, not at all included. An n-gram cut behind its
-    # first k words is worth log p of those and the best of the rest.
+    # best[n − 1]: the largest Σ log p over all ways to cut an n-gram, not at all included. An
+    # n-gram cut behind its first k words is worth log p of those and the best of the rest.
     log_p = [np.log(level.counts / counted.total) for level in counted.levels]
     best, scores = [log_p[0]], {}
     for n in range(2, len(counted.levels) + 1):

@@ -1,6 +1,7 @@
 """The table of annotators, and one made from a string. A new annotator adds its line here.
 
-Modules with a heavy library (spaCy) import it when they are first used, so this page stays light."""
+Modules with a heavy library (spaCy) import it when they are first used, so this page stays light.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +21,13 @@ from maskwise.text.worlds import WORLDS
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``, whose arguments these are."""
+    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``, whose arguments
+    these are.
+    """
     # Learning builds on annotating and is imported only where a policy is asked for.
-    made: Annotator = import_module("maskwise.learning.annotator").Learned(folder, layer=layer, spans=spans)
+    made: Annotator = import_module("maskwise.learning.annotator").Learned(
+        folder, layer=layer, spans=spans
+    )
     return made
 
 
@@ -70,5 +75,7 @@ def check_names(annotators: Sequence[Annotator]) -> None:
         for name in each.layers:
             if name in owner:
                 what = f"two annotators make the layer {name!r}"
-                raise MaskwiseError(what, got=f"{owner[name]} and {each.name}", do="ask for one of them")
+                raise MaskwiseError(
+                    what, got=f"{owner[name]} and {each.name}", do="ask for one of them"
+                )
             owner[name] = each.name

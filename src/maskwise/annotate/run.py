@@ -1,11 +1,13 @@
 """``maskwise annotate``: takes a corpus through annotators into a store (store.py).
 
-The corpus is streamed twice: to know its shards and which of them are there already, then to annotate the others.
-Annotators that count over the whole corpus read it once more in between. Shards go to a pool of workers (jobs.py),
-and their files come back to this process, which alone writes: a cluster needs no shared disk (but for what annotators
-read themselves: a fitted vocabulary, a file of given spans). Every engine gives the same bytes.
+The corpus is streamed twice: to know its shards and which of them are there already, then to
+annotate the others. Annotators that count over the whole corpus read it once more in between.
+Shards go to a pool of workers (jobs.py), and their files come back to this process, which alone
+writes: a cluster needs no shared disk (but for what annotators read themselves: a fitted
+    vocabulary, a file of given spans). Every engine gives the same bytes.
 
-Cost: reading and hashing 9 million words takes seconds; texts and files go through a pipe, a few per cent of the
+Cost: reading and hashing 9 million words takes seconds; texts and files go through a pipe, a few
+    per cent of the
 tagger's time; all else is the annotators'.
 """
 
@@ -46,7 +48,15 @@ from maskwise.annotate.store import (
 )
 from maskwise.annotate.tagger import one_pass
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, damage, require_own, sweep, write_folder, write_json, write_whole
+from maskwise.folders import (
+    claim,
+    damage,
+    require_own,
+    sweep,
+    write_folder,
+    write_json,
+    write_whole,
+)
 from maskwise.jobs import Pool, open_pool, require_engine
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
@@ -56,14 +66,17 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""For each further process: six seconds of a tagger's time, where to start the first ones takes three."""
+"""For each further process: six seconds of a tagger's time, where to start the first ones takes
+three.
+"""
 
 
 class Summary(TypedDict):
     """What ``summary.json`` holds.
 
-    ``corpus`` is its key; ``made`` counts the files that the folder has gained since the last finished run; ``skipped``
-    is reason → documents; ``annotators`` has an entry for each string that was asked for.
+    ``corpus`` is its key; ``made`` counts the files that the folder has gained since the last
+    finished run; ``skipped`` is reason → documents; ``annotators`` has an entry for each string
+    that was asked for.
     """
 
     source: str
@@ -126,17 +139,20 @@ def annotate_corpus(
 
     Args:
         source: whatever `read_documents` takes, or what it gave; or a CoNLL-U file, for its texts.
-        annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has the names.
+        annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has
+            the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small corpus. Ray takes
-            what the cluster has, or at most this many cores.
-        functions: annotators of your own (function.py): functions that can be imported, or "module:function".
+        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small
+            corpus. Ray takes what the cluster has, or at most this many cores.
+        functions: annotators of your own (function.py): functions that can be imported, or
+            "module:function".
         quiet: no progress on the terminal.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a full disk. Shards
-            that were finished are kept; a run that ends before its first one leaves nothing.
+        MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a
+            full disk. Shards that were finished are kept; a run that ends before its first one
+            leaves nothing.
     """
     out = Path(out)
     require_engine(engine)
@@ -236,7 +252,10 @@ def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None =
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 
-        source = [{"id": gold.id, text_field: gold.text} for gold in read_conllu(Path(source).expanduser())]
+        source = [
+            {"id": gold.id, text_field: gold.text}
+            for gold in read_conllu(Path(source).expanduser())
+        ]
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
 
 
@@ -268,14 +287,19 @@ def _annotated(
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
         return
-    forget()  # this process may have worked before, and files that annotators read may have changed since
+    # this process may have worked before, and files that annotators read may have changed since
+    forget()
     with threadpool_limits(1, user_api="blas"):  # as in workers: a job is a core
         for task in tasks:
             yield task, annotate_shard(task)
 
 
-def _fitted(wanted: _Wanted, corpus: str, documents: Documents, out: Path, progress: Progress) -> _Wanted:
-    """The annotator that has seen the corpus, for one that has to: read from ``fitted/``, or made now."""
+def _fitted(
+    wanted: _Wanted, corpus: str, documents: Documents, out: Path, progress: Progress
+) -> _Wanted:
+    """The annotator that has seen the corpus, for one that has to: read from ``fitted/``, or made
+    now.
+    """
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
@@ -300,30 +324,43 @@ def _tasks(documents: Documents, shards: Sequence[_Shard], lacking: Lacking) -> 
         return
     for number, shard in enumerate(cut_shards(documents)):
         if number >= len(shards) or shard_key(shard) != shards[number].key:
-            raise MaskwiseError(f"{documents.name} changed while it was read", do="annotate it again")
+            raise MaskwiseError(
+                f"{documents.name} changed while it was read", do="annotate it again"
+            )
         if number in lacking:
             specs = tuple(each.spec for each in lacking[number])
             yield ShardTask(number, [(name, text) for name, text in shard], specs)
 
 
-# The folder ------------------------------------------------------------------------------------------------
+# The folder
+# ------------------------------------------------------------------------------------------------
 
 
 def _last_manifest(out: Path) -> Manifest | None:
-    """What the last finished run wrote; None if there was none, or it is damaged: this run makes a new one."""
+    """What the last finished run wrote; None if there was none, or it is damaged: this run makes a
+    new one.
+    """
     with suppress(MaskwiseError):
         return Manifest.load(out)
     return None
 
 
 def _require_nothing_lost(
-    before: Manifest, documents: Documents, shards: Sequence[_Shard], wanted: Sequence[_Wanted], out: Path
+    before: Manifest,
+    documents: Documents,
+    shards: Sequence[_Shard],
+    wanted: Sequence[_Wanted],
+    out: Path,
 ) -> None:
-    """Refuse to replace the layers of another corpus, or layers that a changed corpus would not get anew."""
+    """Refuse to replace the layers of another corpus, or layers that a changed corpus would not get
+    anew.
+    """
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not {shard.key for shard in shards} & set(before.shards):
         got = f"{before.documents:,} documents of {before.source}"
-        raise MaskwiseError(f"--out {out} holds the layers of another corpus", got=got, do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds the layers of another corpus", got=got, do="give a new folder"
+        )
     lost = _kept(before, [each.part for each in wanted])
     if lost:
         layers = ", ".join(name for part in lost for name in part.layers)
@@ -345,7 +382,11 @@ def _kept(before: Manifest, new: Sequence[Part]) -> list[Part]:
 
 
 def _files_of(manifest: Manifest) -> set[str]:
-    return {file_name(part.name, part.version, key) for part in manifest.annotators for key in manifest.shards}
+    return {
+        file_name(part.name, part.version, key)
+        for part in manifest.annotators
+        for key in manifest.shards
+    }
 
 
 @contextmanager

@@ -1,16 +1,18 @@
-"""The work on one shard: texts and the strings of annotators in, the bytes of files out, wherever it is done.
+"""The work on one shard: texts and the strings of annotators in, the bytes of files out, wherever
+it is done.
 
-Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks, so that a text of
-10 MB takes no more memory than ten documents. Only annotators that look texts up (``whole_texts``) get them whole. A
-text on which an annotator fails gets no spans and is counted. Where it fails on all texts, or a file, the network or
-the memory fails, the run ends.
+Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks,
+so that a text of 10 MB takes no more memory than ten documents. Only annotators that look texts up
+(``whole_texts``) get them whole. A text on which an annotator fails gets no spans and is counted.
+Where it fails on all texts, or a file, the network or the memory fails, the run ends.
 
-What was found is counted here too, while the text is at hand. Counts are exact; the commonest words and spans are
-added up from the commonest of each shard, so what is rare may be missed.
+What was found is counted here too, while the text is at hand. Counts are exact; the commonest words
+and spans are added up from the commonest of each shard, so what is rare may be missed.
 
 `Live` does the same to texts for which nothing is stored: those of a stream.
 
-Cost: a process loads an annotator once; counting takes 0.4 µs per span and some kilobytes per shard.
+Cost: a process loads an annotator once; counting takes 0.4 µs per span and some kilobytes per
+    shard.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ PART_CHARACTERS = 100_000
 SURE_FAILURES = 8
 """Where so many texts of a shard fail, and no text of it does not, the texts are not the reason."""
 TOP_SPANS, TOP_WORDS = 200, 20
-"""How many of the commonest are kept per shard: of a layer of spans, and of each label of another."""
+"""How many of the commonest are kept per shard: of a layer of spans, and of each label of another.
+"""
 SHORT_CHARACTERS = 60
 """Longer spans are not counted as texts: sentences are not."""
 
@@ -65,7 +68,9 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """What one annotator found: a line to tell the user (or None), failures (error → texts), and its layers."""
+    """What one annotator found: a line to tell the user (or None), failures (error → texts), and
+    its layers.
+    """
 
     notice: str | None
     failures: dict[str, int]
@@ -76,7 +81,8 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
     """Annotate a shard; returns one file for each annotator.
 
     Raises:
-        MaskwiseError: an annotator whose spans do not fit the text, or one that fails on everything.
+        MaskwiseError: an annotator whose spans do not fit the text, or one that fails on
+            everything.
     """
     shard = [Document(*document) for document in task.documents]
     texts = [document.text for document in shard]
@@ -109,13 +115,16 @@ def _cut(maker: Annotator, texts: Sequence[str]) -> tuple[Cuts, list[str]]:
     return cuts, parts
 
 
-def _whole(maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts) -> list[dict[str, CharSpans]]:
+def _whole(
+    maker: Annotator, spans_of_parts: Iterable[dict[str, CharSpans]], cuts: Cuts
+) -> list[dict[str, CharSpans]]:
     """The spans of whole texts."""
     rest = iter(spans_of_parts)
     return [_join([next(rest) for _ in own], own, maker) for own in cuts]
 
 
-_annotator = cache(partial(annotator, functions=True))  # whoever asked has said whether functions may run
+# whoever asked has said whether functions may run
+_annotator = cache(partial(annotator, functions=True))
 
 
 def forget() -> None:
@@ -123,7 +132,9 @@ def forget() -> None:
     _annotator.cache_clear()
 
 
-def _annotate(maker: Annotator, texts: list[str], failures: dict[str, int]) -> list[dict[str, CharSpans]]:
+def _annotate(
+    maker: Annotator, texts: list[str], failures: dict[str, int]
+) -> list[dict[str, CharSpans]]:
     """Spans of every text; texts that fail are counted by their error."""
     try:
         return maker.annotate(texts)
@@ -143,9 +154,12 @@ def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict
         return maker.annotate([text])[0]
     except MaskwiseError:
         raise
-    except (OSError, MemoryError) as error:  # not the text's fault: the shard must not be kept as done
+    # not the text's fault: the shard must not be kept as done
+    except (OSError, MemoryError) as error:
         line = f"{type(error).__name__}: {error}"
-        raise MaskwiseError(f"{maker.name} failed", got=line, do="the same command resumes") from error
+        raise MaskwiseError(
+            f"{maker.name} failed", got=line, do="the same command resumes"
+        ) from error
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         failures[line] = failures.get(line, 0) + 1
@@ -236,12 +250,18 @@ def require_live(spec: str, maker: Annotator) -> None:
     if isinstance(maker, Fitted) and not maker.fitted:
         name = maker.name
         option = "vocabulary" if name == "phrases" else "table"
-        do = f"count in a part of it (maskwise annotate PART --with {name} --out DIR) and name what was counted: "
+        do = (
+            f"count in a part of it (maskwise annotate PART --with {name} --out DIR) and name "
+            f"what was counted: "
+        )
         do += f'{name}({option}="DIR/fitted/{name}-…"); or leave out corpus.stream'
-        raise MaskwiseError(f"layers of {spec} need the whole corpus, and a stream is not read beforehand", do=do)
+        raise MaskwiseError(
+            f"layers of {spec} need the whole corpus, and a stream is not read beforehand", do=do
+        )
 
 
-# Counting what was found -----------------------------------------------------------------------------------
+# Counting what was found
+# -----------------------------------------------------------------------------------
 
 
 def shard_facts(
@@ -257,7 +277,10 @@ def shard_facts(
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
     # Text by text: a dozen passes over the whole of a long document would take memory.
-    begins = _concatenate([np.flatnonzero(word_starts(classify(text))) + at for text, at in zip(texts, base)], np.int64)
+    begins = _concatenate(
+        [np.flatnonzero(word_starts(classify(text))) + at for text, at in zip(texts, base)],
+        np.int64,
+    )
     counted = {}
     for name, layer in layers.items():
         counted[name] = _layer_facts(joined, base, [spans[name] for spans in found], layer, begins)
@@ -270,12 +293,17 @@ def shard_facts(
     }
 
 
-def _layer_facts(joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, begins: Ints) -> LayerFacts:
-    """Count spans in N texts that stand in ``joined`` from ``base`` (N,) on, where words begin at ``begins`` (W,)."""
+def _layer_facts(
+    joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, begins: Ints
+) -> LayerFacts:
+    """Count spans in N texts that stand in ``joined`` from ``base`` (N,) on, where words begin at
+    ``begins`` (W,).
+    """
     origin = np.repeat(base, [len(spans.start) for spans in found])
     start = origin + _concatenate([spans.start for spans in found], np.int64)
     end = origin + _concatenate([spans.end for spans in found], np.int64)
-    # A word counts if the last span that opens at or before its first character covers that character.
+    # A word counts if the last span that opens at or before its first character covers that
+    # character.
     last = np.searchsorted(start, begins, side="right") - 1
     covered = np.append(end, 0)[last] > begins
     facts: LayerFacts = {
@@ -322,7 +350,9 @@ def add_up(shards: Sequence[ShardFacts], maker: Annotator) -> AnnotatorSummary:
         failures.update(facts["failures"])
     layers = {}
     for name, layer in maker.layers.items():
-        layers[name] = _add_up_layer([facts["layers"][name] for facts in shards], name, layer, words)
+        layers[name] = _add_up_layer(
+            [facts["layers"][name] for facts in shards], name, layer, words
+        )
     return {"notice": getattr(maker, "notice", None), "failures": dict(failures), "layers": layers}
 
 

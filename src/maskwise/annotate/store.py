@@ -6,12 +6,13 @@
       fitted/NAME-KEY/           what an annotator learnt from the whole corpus
       summary.json               counts of all layers
 
-The name of a shard's file is a hash of all that it depends on: its documents and the annotator's version. So a
-file that is there is done: a second run is instant, one that was killed goes on, another tagger or one changed
-character makes a new file, and nothing else. Files appear whole, under their final name.
+The name of a shard's file is a hash of all that it depends on: its documents and the annotator's
+version. So a file that is there is done: a second run is instant, one that was killed goes on,
+another tagger or one changed character makes a new file, and nothing else. Files appear whole,
+under their final name.
 
-Shards end behind a document whose hash says so (about 1 in 128) or when they are full. So a document more, or
-a longer one, moves the borders of its own shard only.
+Shards end behind a document whose hash says so (about 1 in 128) or when they are full. So a
+document more, or a longer one, moves the borders of its own shard only.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
 (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
@@ -97,7 +98,9 @@ def file_name(annotator: str, version: str, shard: str) -> str:
     return f"{annotator}-{digest(version, shard)}.parquet"
 
 
-def to_parquet(shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts) -> bytes:
+def to_parquet(
+    shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts
+) -> bytes:
     """A shard's file. The same input gives the same bytes.
 
     Args:
@@ -125,7 +128,9 @@ def to_parquet(shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[s
 
 
 def stored_facts(path: Path) -> ShardFacts | None:
-    """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can be read."""
+    """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can
+    be read.
+    """
     try:
         content = path.read_bytes()
         pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
@@ -143,7 +148,9 @@ def facts_in(content: bytes) -> ShardFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """One annotator's part of a store: its name, the string that asked for it, its version, and its layers."""
+    """One annotator's part of a store: its name, the string that asked for it, its version, and its
+    layers.
+    """
 
     name: str
     spec: str
@@ -182,13 +189,19 @@ class Manifest:
             plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if plain.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            parts = tuple(Part(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"])
+            parts = tuple(
+                Part(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"]
+            )
             return cls(**plain | {"annotators": parts, "shards": tuple(plain["shards"])})
         except FileNotFoundError:
-            do = "make them with maskwise annotate; an interrupted run goes on with the same command"
+            do = (
+                "make them with maskwise annotate; an interrupted run goes on with the same command"
+            )
             raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MaskwiseError(f"{folder / MANIFEST} is damaged: {error}", do="annotate again") from error
+            raise MaskwiseError(
+                f"{folder / MANIFEST} is damaged: {error}", do="annotate again"
+            ) from error
 
 
 def _layers(plain: Mapping[str, Any]) -> dict[str, Layer]:
@@ -196,7 +209,8 @@ def _layers(plain: Mapping[str, Any]) -> dict[str, Layer]:
 
 
 class Store:
-    """Layers that maskwise annotate has made of the same texts: whatever takes an annotator takes a store.
+    """Layers that maskwise annotate has made of the same texts: whatever takes an annotator takes a
+    store.
 
     Args:
         folder: what ``maskwise annotate`` wrote.
@@ -218,21 +232,27 @@ class Store:
         wanted = set(self._makers if only is None else only)
         for name in wanted - self._makers.keys():
             raise unknown_name(f"layer in {folder}:", name, self._makers)
-        self.layers = {name: part.layers[name] for name, part in self._makers.items() if name in wanted}
+        self.layers = {
+            name: part.layers[name] for name, part in self._makers.items() if name in wanted
+        }
         self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
         """Hash of the texts and of who annotated them."""
-        makers = [(m.name, m.version) for m in self.manifest.annotators if m.layers.keys() & self.layers.keys()]
+        makers = [
+            (m.name, m.version)
+            for m in self.manifest.annotators
+            if m.layers.keys() & self.layers.keys()
+        ]
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """For each text its spans by layer, as they were found.
 
         Raises:
-            MaskwiseError: a text that was not annotated (one other character makes another text), or a damaged
-                file.
+            MaskwiseError: a text that was not annotated (one other character makes another text),
+                or a damaged file.
         """
         known, shard, row = self._index
         names = np.array([text_id(text) for text in texts], dtype=np.int64)
@@ -248,7 +268,12 @@ class Store:
             )
         found = []
         for place in places.tolist():
-            found.append({name: self._spans(name, int(shard[place]), int(row[place])) for name in self.layers})
+            found.append(
+                {
+                    name: self._spans(name, int(shard[place]), int(row[place]))
+                    for name in self.layers
+                }
+            )
         return found
 
     @cached_property
@@ -269,7 +294,9 @@ class Store:
         return CharSpans(*(table[f"{name}.{side}"][row].values.to_numpy() for side in sides))
 
     def _table(self, part: Part, shard: int) -> dict[str, pa.Array]:
-        """The columns of a shard; the last shard read is kept, because texts mostly come in their order."""
+        """The columns of a shard; the last shard read is kept, because texts mostly come in their
+        order.
+        """
         held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
             table = self._read(part, self.manifest.shards[shard])

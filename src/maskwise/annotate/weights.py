@@ -1,7 +1,9 @@
-"""The base of layers that give every word a weight by a table: frequency, informativeness, difference.
+"""The base of layers that give every word a weight by a table: frequency, informativeness,
+difference.
 
-A fit makes the table, a Parquet file with the columns "word" and "weight" (and what else is known of the words), so
-it can be read and mended; annotating looks words up, in lower case. Cost: 0.5 µs a word.
+A fit makes the table, a Parquet file with the columns "word" and "weight" (and what else is known
+of the words), so it can be read and mended; annotating looks words up, in lower case. Cost: 0.5 µs
+a word.
 """
 
 from __future__ import annotations
@@ -81,16 +83,28 @@ class WordWeights(ABC):
         if self.fitted:
             content = ["\n".join(self._words), self._weights.tobytes()]
         else:  # the files and folders that a fit will read
-            for path in (Path(value) for value in self._settings.values() if isinstance(value, str)):
+            for path in (
+                Path(value) for value in self._settings.values() if isinstance(value, str)
+            ):
                 content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
         return digest(self.name, RULES, VERSION, sorted(self._settings.items()), *content)
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus once, save what was learnt in ``folder``, and return the string that reads it."""
+        """Read a corpus once, save what was learnt in ``folder``, and return the string that reads
+        it.
+        """
 
-    def _save(self, folder: Path, columns: Mapping[str, object], facts: Mapping[str, object], **needed: object) -> str:
-        """The table and facts about it; the string of the annotator that reads them, with settings it needs."""
+    def _save(
+        self,
+        folder: Path,
+        columns: Mapping[str, object],
+        facts: Mapping[str, object],
+        **needed: object,
+    ) -> str:
+        """The table and facts about it; the string of the annotator that reads them, with settings
+        it needs.
+        """
         write_table(folder / FILE, columns)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
@@ -129,7 +143,8 @@ class WordWeights(ABC):
 
 
 class Frequency(WordWeights):
-    """The layer ``frequency``: the count of every word, in lower case, punctuation too. Unseen words have 0.
+    """The layer ``frequency``: the count of every word, in lower case, punctuation too. Unseen
+    words have 0.
 
     Args:
         table: the folder that an earlier fit has filled. Without it the annotator is to be fitted.
@@ -147,8 +162,14 @@ class Frequency(WordWeights):
             seen.add(words, np.ones(len(words.key), dtype=bool))
         order = np.argsort(-seen.table.counts, kind="stable")
         keys, counts = seen.table.keys[order], seen.table.counts[order]
-        facts = {"words": seen.table.total, "distinct": len(keys), "counts_too_low_by_at_most": seen.table.lost}
-        return self._save(folder, {"word": seen.names(keys), "weight": counts.astype(np.float64)}, facts)
+        facts = {
+            "words": seen.table.total,
+            "distinct": len(keys),
+            "counts_too_low_by_at_most": seen.table.lost,
+        }
+        return self._save(
+            folder, {"word": seen.names(keys), "weight": counts.astype(np.float64)}, facts
+        )
 
     def kept(self, words: Words) -> Flags:
         return np.ones(len(words.key), dtype=bool)
@@ -196,9 +217,15 @@ class Pmi:
 
 
 def _neighbours(ids: Ints, sentence: Ints, window: int) -> Iterable[tuple[int, Ints]]:
-    """For each distance the places of words whose neighbour there is in the same sentence, both known."""
+    """For each distance the places of words whose neighbour there is in the same sentence, both
+    known.
+    """
     for distance in range(1, min(window, len(ids) - 1) + 1):
-        near = (sentence[distance:] == sentence[:-distance]) & (ids[distance:] >= 0) & (ids[:-distance] >= 0)
+        near = (
+            (sentence[distance:] == sentence[:-distance])
+            & (ids[distance:] >= 0)
+            & (ids[:-distance] >= 0)
+        )
         yield distance, np.flatnonzero(near)
 
 
@@ -212,7 +239,8 @@ class Informativeness(WordWeights):
 
     Args:
         table: the folder that an earlier fit has filled. Without it the annotator is to be fitted.
-        per: "text", a word's weight depends on its neighbours, or "word", it is the same everywhere.
+        per: "text", a word's weight depends on its neighbours, or "word", it is the same
+            everywhere.
         window: neighbours on each side, at most.
         words: the table has so many of the most frequent words …
         min_count: … of those that are there at least so often.
@@ -240,7 +268,9 @@ class Informativeness(WordWeights):
         if min(window, words, min_count, min_pairs) < 1:
             got = f"window={window}, words={words}, min_count={min_count}, min_pairs={min_pairs}"
             raise MaskwiseError("informativeness: settings must be at least 1", got=got)
-        super().__init__(table, per=per, window=window, words=words, min_count=min_count, min_pairs=min_pairs)
+        super().__init__(
+            table, per=per, window=window, words=words, min_count=min_count, min_pairs=min_pairs
+        )
         self._per = per
         self._window = window
         self._most = words
@@ -248,7 +278,8 @@ class Informativeness(WordWeights):
         self._min_pairs = min_pairs
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count words and pairs, and save words.parquet (word, weight, count) and pairs.parquet (PMI over the scale).
+        """Count words and pairs, and save words.parquet (word, weight, count) and pairs.parquet
+        (PMI over the scale).
 
         Raises:
             MaskwiseError: no word is frequent enough.
@@ -261,7 +292,9 @@ class Informativeness(WordWeights):
         order = np.argsort(-seen.table.counts, kind="stable")[: self._most]
         order = np.sort(order[seen.table.counts[order] >= self._min_count])  # ids by ascending key
         if not len(order):
-            raise MaskwiseError(f"no word occurs {self._min_count} times", do="give more text, or a lower min_count")
+            raise MaskwiseError(
+                f"no word occurs {self._min_count} times", do="give more text, or a lower min_count"
+            )
         known, counts = seen.table.keys[order], seen.table.counts[order]
 
         pairs = Table()
@@ -284,7 +317,9 @@ class Informativeness(WordWeights):
         rate = (total / counts).clip(min=0)
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
-        write_table(folder / PAIRS, {"pair": pmi.pairs, "pmi": (pmi.pmi[:-1] / by_text).astype(np.float32)})
+        write_table(
+            folder / PAIRS, {"pair": pmi.pairs, "pmi": (pmi.pmi[:-1] / by_text).astype(np.float32)}
+        )
         facts = {
             "words": seen.table.total,
             "distinct": len(known),
@@ -319,8 +354,8 @@ class Informativeness(WordWeights):
 
 
 def sentences_of(words: Words) -> Ints:
-    """(W,) the sentence of every word: rising numbers over all texts; a sentence ends with its text, its line, or final
-    punctuation before a space."""
+    """(W,) the sentence of every word: rising numbers over all texts; a sentence ends with its
+    text, its line, or final punctuation before a space."""
     opens = words.fresh.copy()
     opens[1:] |= np.isin(words.letter[:-1], _STOPS) & (words.start[1:] > words.end[:-1])
     opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)

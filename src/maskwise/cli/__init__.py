@@ -1,8 +1,10 @@
-"""The command line: every command is a function with typed arguments, and calls a room that does the work.
+"""The command line: every command is a function with typed arguments, and calls a room that does
+the work.
 
-This page knows all commands and turns bad input into one line and exit code 2; ``begin`` is what a newcomer meets
-first, ``runs`` are the commands that write a folder, ``views`` those that look, and ``terminal`` is what all share. It
-sees every room and imports each only when its command runs, so that ``--help`` is quick.
+This page knows all commands and turns bad input into one line and exit code 2; ``begin`` is what a
+newcomer meets first, ``runs`` are the commands that write a folder, ``views`` those that look, and
+``terminal`` is what all share. It sees every room and imports each only when its command runs, so
+that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -24,15 +26,27 @@ from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
     name="maskwise",
-    help="Pre-train masked language models well: choose what to mask, and learn which choice is worth it.",
-    pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Pre-train masked language models well: choose what to mask, and learn which choice is "
+    "worth it.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 app.callback(invoke_without_command=True)(begin.begin)
 for command in (
-    begin.check, begin.adapt, runs.study, runs.pretrain, runs.finetune, runs.learn, runs.annotate,
-    views.evaluate, views.generate, views.inspect, views.report, views.bench,
-):  # fmt: skip
+    begin.check,
+    begin.adapt,
+    runs.study,
+    runs.pretrain,
+    runs.finetune,
+    runs.learn,
+    runs.annotate,
+    views.evaluate,
+    views.generate,
+    views.inspect,
+    views.report,
+    views.bench,
+):
     app.command()(command)
 app.command("list")(views.list_names)
 
@@ -44,9 +58,12 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1."""
+    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C, 143 after SIGTERM,
+    138 after SIGUSR1.
+    """
     leave_when_asked()
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # without the line of code that gave it
+    # without the line of code that gave it
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
     try:
@@ -69,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _let_go_of_stdout()
         _fail(f"{error.filename or 'what was to be written could not be'}: {error.strerror}")
     except Exception as error:
-        if not hasattr(error, "format_message"):  # a usage error; typer's class is public in no version
+        # a usage error; typer's class is public in no version
+        if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
     if code == INTERRUPTED:

@@ -9,20 +9,30 @@ from maskwise.errors import duration
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """A dry run: stages by kind, what each phase of training costs, and the time until the end, if it is known."""
+    """A dry run: stages by kind, what each phase of training costs, and the time until the end, if
+    it is known.
+    """
     from maskwise.study.prospects import prospect_lines
 
     table = columns("stages", "done", "to do", "time of work")
     for kind, facts in plan["stages"].items():
         table.add_row(kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
     out_console.print(table)
-    trainings = columns("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time")
+    trainings = columns(
+        "phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time"
+    )
     for line in plan["phases"]:
         spent = "" if line["flops"] is None else f"{line['flops']:.1e}"
         trainings.add_row(
-            str(line["phase"]), escape(", ".join(line["arms"])), f"{line['runs']}", f"{line['steps']:,}",
-            f"{line['batch_size']} × {line['length']}", _short(line["tokens"]), spent, duration(line["seconds"]),
-        )  # fmt: skip
+            str(line["phase"]),
+            escape(", ".join(line["arms"])),
+            f"{line['runs']}",
+            f"{line['steps']:,}",
+            f"{line['batch_size']} × {line['length']}",
+            _short(line["tokens"]),
+            spent,
+            duration(line["seconds"]),
+        )
     out_console.print(trainings)
     say(f"Runs: {_runs(plan)}")
     for line in prospect_lines(plan["contrasts"]):
@@ -45,4 +55,6 @@ def _runs(plan: dict[str, Any]) -> str:
 def _short(number: float) -> str:
     """A count in three digits: 230 k, 1.72 T."""
     sizes = ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)
-    return next((f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}")
+    return next(
+        (f"{number / size:.3g} {letter}" for letter, size in sizes if number >= size), f"{number:g}"
+    )

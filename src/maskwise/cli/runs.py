@@ -1,4 +1,6 @@
-"""The commands that write a folder: study, pretrain, finetune, learn, annotate. Each goes on where it stopped."""
+"""The commands that write a folder: study, pretrain, finetune, learn, annotate. Each goes on where
+it stopped.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from maskwise.cli.terminal import (
     out_console,
     print_json,
     say,
-)  # fmt: skip
+)
 from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import shown
@@ -38,32 +40,45 @@ def study(
         bool,
         typer.Option(
             "--new",
-            help="Run nothing: write a recipe for a file of texts and files of labels, FILE [LABELS …].",
+            help="Run nothing: write a recipe for a file of texts and files of labels, FILE "
+            "[LABELS …].",
         ),
     ] = False,
-    engine: Annotated[str, typer.Option(help="Where stages run: local, or ray (a cluster).")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="Where stages run: local, or ray (a cluster).")
+    ] = "local",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Stages at once; as many as cores (GPUs on Ray) if not said.")
+        int | None,
+        typer.Option(min=1, help="Stages at once; as many as cores (GPUs on Ray) if not said."),
     ] = None,
     retries: Annotated[
-        int, typer.Option(min=0, help="How often to try again what may pass: a lost worker, node or file.")
+        int,
+        typer.Option(
+            min=0, help="How often to try again what may pass: a lost worker, node or file."
+        ),
     ] = 2,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Only these of study.seeds, such as 100-105 or 100,103; verdicts wait for all."),
+        typer.Option(
+            help="Only these of study.seeds, such as 100-105 or 100,103; verdicts wait for all."
+        ),
     ] = None,
     stages: Annotated[
-        Path | None, typer.Option(help="Folder of stages shared between studies: common parts run once.")
+        Path | None,
+        typer.Option(help="Folder of stages shared between studies: common parts run once."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and how long it may take; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would run and how long it may take; write nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
 
-    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1 says
-    that a run failed.
+    The same command goes on where an interrupted study stopped, and runs nothing twice. Exit code 1
+    says that a run failed.
     """
     if new:
         _refuse_options_of_a_run(context)
@@ -75,7 +90,12 @@ def study(
     from maskwise.recipe import read_recipe
 
     whole = read_recipe(recipe, overrides)
-    where: dict[str, Any] = {"jobs": jobs, "engine": engine, "cache": stages, "seeds": _numbers(seeds)}
+    where: dict[str, Any] = {
+        "jobs": jobs,
+        "engine": engine,
+        "cache": stages,
+        "seeds": _numbers(seeds),
+    }
     if dry_run:
         plan = room.dry_run(whole, out, **where)
         print_json(plan) if as_json else print_plan(plan)
@@ -98,7 +118,9 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain folder."""
+    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain
+    folder.
+    """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
@@ -121,8 +143,13 @@ def pretrain(
 
 def finetune(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
-    task: Annotated[list[str], typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")] = None,
+    task: Annotated[
+        list[str],
+        typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
     out: Out = Path("runs/finetune"),
     as_json: Json = False,
@@ -150,13 +177,15 @@ def finetune(
 
 
 def learn(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file, with a part learning.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe or a YAML file, with a part learning.")
+    ],
     overrides: Overrides = None,
     out: Out = Path("runs/learn"),
     as_json: Json = False,
 ) -> None:
-    """Learn what to mask from a task, also under torchrun. OUT/policy is the policy: masking.policy:
-    learned("OUT/policy")."""
+    """Learn what to mask from a task, also under torchrun. OUT/policy is the policy:
+    masking.policy: learned("OUT/policy")."""
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.policies import run_learn
@@ -173,17 +202,29 @@ def learn(
     salient = held_out.get("salient", {})
     table = columns("on texts that it has not learned from", "policy", "salient spans")
     for name, value in {**held_out, GAIN: result.get("gain")}.items():
-        cells = (f"{n:.4g}" if isinstance(n, float) else str(n) for n in (value, salient.get(name, "")))
+        cells = (
+            f"{n:.4g}" if isinstance(n, float) else str(n) for n in (value, salient.get(name, ""))
+        )
         if isinstance(value, int | float):
             table.add_row(name.replace("_", " "), *cells)
     out_console.print(table)
     remarks = [f"{count} {reason}" for reason, count in result.get("left_out", {}).items()]
-    if result.get("gain", 1) <= 0 or held_out.get("weight_on_labels", 1) <= held_out.get("labelled_words", 0):
-        remarks.append("by these figures the policy is no better than even weights: it may have learned nothing")
+    if result.get("gain", 1) <= 0 or held_out.get("weight_on_labels", 1) <= held_out.get(
+        "labelled_words", 0
+    ):
+        remarks.append(
+            "by these figures the policy is no better than even weights: it may have learned "
+            "nothing"
+        )
     if result.get("stopped"):
-        remarks.append(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
+        remarks.append(
+            f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept"
+        )
     if result.get("overshoot"):
-        remarks.append(f"{result['overshoot']}: lower it under learning.meta, or the policy may learn something else")
+        remarks.append(
+            f"{result['overshoot']}: lower it under learning.meta, or the policy may learn "
+            f"something else"
+        )
     for remark in remarks:
         say(remark, "yellow", to=err_console)
     line = f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)"
@@ -193,20 +234,31 @@ def learn(
 def annotate(
     corpus: Annotated[
         str,
-        typer.Argument(help="A file or folder (.txt, .jsonl, .parquet, …), hf:NAME, or bundled:wikipedia."),
+        typer.Argument(
+            help="A file or folder (.txt, .jsonl, .parquet, …), hf:NAME, or bundled:wikipedia."
+        ),
     ],
     wanted: Annotated[
         str,
-        typer.Option("--with", help="Annotators, separated by commas; maskwise list annotators has them."),
+        typer.Option(
+            "--with", help="Annotators, separated by commas; maskwise list annotators has them."
+        ),
     ] = "words,pos,salient,phrases",
     out: Out = Path("runs/annotate"),
     engine: Annotated[str, typer.Option(help="Where: local, or ray (a cluster).")] = "local",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")] = None,
-    text_field: Annotated[str, typer.Option(help="Where the text is, in files with fields.")] = "text",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; as many as pay if not said.")
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option(help="Where the text is, in files with fields.")
+    ] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents.")] = None,
     function: Annotated[
         list[str] | None,
-        typer.Option(help="Run code of yours: module:function, or module:function(kind='weight'). Repeatable."),
+        typer.Option(
+            help="Run code of yours: module:function, or module:function(kind='weight'). "
+            "Repeatable."
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page of what was found.")] = None,
     as_json: Json = False,
@@ -221,9 +273,16 @@ def annotate(
     from maskwise.specs import split_calls
 
     summary = annotate_corpus(
-        corpus, split_calls(wanted), out, text_field=text_field, limit=limit, engine=engine, jobs=jobs,
-        functions=function or (), quiet=as_json,
-    )  # fmt: skip
+        corpus,
+        split_calls(wanted),
+        out,
+        text_field=text_field,
+        limit=limit,
+        engine=engine,
+        jobs=jobs,
+        functions=function or (),
+        quiet=as_json,
+    )
     layers = [name for entry in summary["annotators"].values() for name in entry["layers"]]
     shown = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
@@ -240,7 +299,9 @@ def annotate(
         for error, count in entry["failures"].items():
             line = f"{spec} failed on {count} texts, which have no layers of it: {error}"
             say(line, "red", to=err_console)
-    skipped = "".join(f", skipped {count} × {reason}" for reason, count in summary["skipped"].items())
+    skipped = "".join(
+        f", skipped {count} × {reason}" for reason, count in summary["skipped"].items()
+    )
     line = f"{out}: {summary['documents']:,} documents, {summary['words']:,} words{skipped}"
     say(line)
 
@@ -252,7 +313,9 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
         given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in ("recipe", "overrides", "new"):
             do = "give it to the study afterwards"
-            raise MaskwiseError("study --new writes a recipe and runs nothing", got=parameter.opts[0], do=do)
+            raise MaskwiseError(
+                "study --new writes a recipe and runs nothing", got=parameter.opts[0], do=do
+            )
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -278,7 +341,8 @@ def _recipe_or_override(recipe: str, overrides: list[str] | None) -> tuple[str, 
     return recipe, overrides or []
 
 
-# What a study prints --------------------------------------------------------------------------------------
+# What a study prints
+# --------------------------------------------------------------------------------------
 
 COLOURS = {
     "decided": "bold green",
@@ -310,14 +374,19 @@ def print_verdicts(result: dict[str, Any]) -> None:
 
 
 def _contrasts(rows: list[dict[str, Any]]) -> Table:
-    """The primary contrasts, a line each: in points of a score, or nats; and the numbers the verdict rests on."""
+    """The primary contrasts, a line each: in points of a score, or nats; and the numbers the
+    verdict rests on.
+    """
     from maskwise.study.verdict.words import outcome_words
 
-    outcomes = dict.fromkeys(outcome_words(row["outcome"]).partition(" ")[2] for row in rows)  # without "on" or "in"
+    # without "on" or "in"
+    outcomes = dict.fromkeys(outcome_words(row["outcome"]).partition(" ")[2] for row in rows)
     bases = dict.fromkeys(row["baseline"] for row in rows)
     named = len(bases) > 1
     where = " or ".join(outcomes)
-    heads = ("arm", "against", where) if named else ("arm", f"{where}, against {next(iter(bases), '')}")
+    heads = (
+        ("arm", "against", where) if named else ("arm", f"{where}, against {next(iter(bases), '')}")
+    )
     scopes = {row["scope"] for row in rows if row["verdict"] != "not comparable"}
     scope = f"verdict, {scopes.pop()}" if len(scopes) == 1 else "verdict"
     table = columns(*heads, "95 % interval", "p", scope)
@@ -327,10 +396,14 @@ def _contrasts(rows: list[dict[str, Any]]) -> Table:
         mean = "" if amount.mean is None else f"{_signed(amount.mean, amount.digits)} {unit}"
         interval = "needs 6 runs"
         if amount.low is not None and amount.high is not None:
-            interval = f"{_signed(amount.low, amount.digits)} to {_signed(amount.high, amount.digits)}"
+            interval = (
+                f"{_signed(amount.low, amount.digits)} to {_signed(amount.high, amount.digits)}"
+            )
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}"
         who = [escape(row["arm"]), escape(row["baseline"])][: 1 + named]
-        table.add_row(*who, mean, interval, p, _verdict(row, scope="" if scope != "verdict" else row["scope"]))
+        table.add_row(
+            *who, mean, interval, p, _verdict(row, scope="" if scope != "verdict" else row["scope"])
+        )
     return table
 
 

@@ -14,10 +14,14 @@ from rich.text import Text
 
 out_console, err_console = Console(), Console(stderr=True)
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written; the same folder goes on.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="Folder for everything that is written; the same folder goes on."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3")
+    list[str] | None,
+    typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3"),
 ]
 
 

@@ -1,13 +1,15 @@
-"""The bound of masked diffusion: at most so many nats does a model need for a text that is uncovered in a random order.
+"""The bound of masked diffusion: at most so many nats does a model need for a text that is
+uncovered in a random order.
 
-Every held-out piece is masked ``draws`` times, at rates that are spread evenly over (0, 1), and a number of tokens is
-drawn with the weight L/n (``masking.diffusion``). This is an upper bound on −log p(piece) of a model that uncovers one
-token after the other in a random order, whatever it was trained on: a masked language model of 15 % has one too, and a
-high one. The policy of a training does not enter, since the order here is random.
+Every held-out piece is masked ``draws`` times, at rates that are spread evenly over (0, 1), and a
+number of tokens is drawn with the weight L/n (``masking.diffusion``). This is an upper bound on
+−log p(piece) of a model that uncovers one token after the other in a random order, whatever it was
+trained on: a masked language model of 15 % has one too, and a high one. The policy of a training
+does not enter, since the order here is random.
 
-A standard error says how sure the mean is, over pieces: both the masks that were drawn and the texts that were read.
-Figures per token compare models with one tokenizer; those per byte of the text compare all that spell it out:
-nothing is [UNK], and none drops capitals.
+A standard error says how sure the mean is, over pieces: both the masks that were drawn and the
+texts that were read. Figures per token compare models with one tokenizer; those per byte of the
+text compare all that spell it out: nothing is [UNK], and none drops capitals.
 
 Cost: ``draws`` forward passes of the text.
 """
@@ -49,7 +51,8 @@ class BoundOfText(NamedTuple):
         tokens: that were predicted. [UNK] and special tokens are not.
         pieces: that the text was cut into.
         unknown: tokens that are [UNK].
-        unigram: nats of a model that knows only how frequent each token is; None where that is not known.
+        unigram: nats of a model that knows only how frequent each token is; None where that is not
+            known.
     """
 
     nats: float
@@ -80,9 +83,15 @@ class Bound:
     """
 
     def __init__(
-        self, held_out: Rows, tokenizer: PreTrainedTokenizerBase, chosen: Tensor, *,
-        log_unigram: Tensor | None = None, draws: int = 4, batch_size: int = 64,
-    ):  # fmt: skip
+        self,
+        held_out: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        chosen: Tensor,
+        *,
+        log_unigram: Tensor | None = None,
+        draws: int = 4,
+        batch_size: int = 64,
+    ):
         noising = Noising(tokenizer, seed=SEED)
         self.draws, self.batches = draws, []
         self.unknown, self.unigram = 0, None if log_unigram is None else 0.0
@@ -104,16 +113,29 @@ class Bound:
         self.first = np.cumsum([0, *map(len, tokens)])
         if not self.tokens_P.sum():
             do = "give a text that the model's tokenizer knows, and more of it"
-            raise MaskwiseError("no held-out token can be predicted", got=f"{self.unknown} × [UNK]", do=do)
+            raise MaskwiseError(
+                "no held-out token can be predicted", got=f"{self.unknown} × [UNK]", do=do
+            )
 
     @classmethod
     def among(
-        cls, masks: Sequence[str], held_out: Rows, tokenizer: PreTrainedTokenizerBase, *, rows: int,
+        cls,
+        masks: Sequence[str],
+        held_out: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        rows: int,
         log_unigram: Tensor | None = None,
-    ) -> Bound | None:  # fmt: skip
-        """The bound of so many rows, evenly spread, where ``diffusion`` is among the held-out masks."""
+    ) -> Bound | None:
+        """The bound of so many rows, evenly spread, where ``diffusion`` is among the held-out
+        masks.
+        """
         chosen = spread(rows, of=len(held_out))
-        return cls(held_out, tokenizer, chosen, log_unigram=log_unigram) if DIFFUSION in masks else None
+        return (
+            cls(held_out, tokenizer, chosen, log_unigram=log_unigram)
+            if DIFFUSION in masks
+            else None
+        )
 
     def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
         """Measure a model, in evaluation mode and where it is."""
@@ -129,5 +151,7 @@ class Bound:
             nats_P[first:last] += np.bincount(piece, weighted, last - first) / self.draws
         total, tokens = float(nats_P.sum()), int(self.tokens_P.sum())
         rest, pieces = nats_P - total / tokens * self.tokens_P, len(nats_P)
-        error = math.sqrt(float((rest**2).sum()) * pieces / (pieces - 1)) if pieces > 1 else math.nan
+        error = (
+            math.sqrt(float((rest**2).sum()) * pieces / (pieces - 1)) if pieces > 1 else math.nan
+        )
         return BoundOfText(total, error, tokens, pieces, self.unknown, self.unigram)

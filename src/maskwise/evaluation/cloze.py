@@ -1,22 +1,28 @@
-"""Does the model know facts? Cloze questions in the manner of LAMA (Petroni et al. 2019), for any vocabulary.
+"""Does the model know facts? Cloze questions in the manner of LAMA (Petroni et al. 2019), for any
+vocabulary.
 
-A fact is a sentence with one [MASK] and the answer that stood there. Its sentence is the relation's template with the
-subject put in, where a template is known; else ``masked_sentences``, or the first of its ``evidences``. Templates are
-JSON lines ``{"relation", "template": "[X] was born in [Y] ."}``, looked for in ``relations.jsonl`` beside the file.
+A fact is a sentence with one [MASK] and the answer that stood there. Its sentence is the relation's
+template with the subject put in, where a template is known; else ``masked_sentences``, or the first
+of its ``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y]
+."}``, looked for in ``relations.jsonl`` beside the file.
 
 Each answer is ranked twice:
 
-- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time unless the set says more: all
-  facts, also those whose answer is several tokens. A candidate of k pieces is put as k [MASK]s and scored by
-  the chain rule from left to right, log p(piece j | the sentence, pieces before j, masks behind): the
-  pseudo-log-likelihood of the answer;
-- among **the whole vocabulary** (open-hits@1, …), as LAMA does: facts whose answer is one token. These are
-  other facts for another vocabulary, so only models with the same tokenizer can be compared.
+- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time unless the set says
+  more: all facts, also those whose answer is several tokens. A candidate of k pieces is put as k
+      [MASK]s and scored by
+  the chain rule from left to right, log p(piece j | the sentence, pieces before j, masks behind):
+  the pseudo-log-likelihood of the answer;
+- among **the whole vocabulary** (open-hits@1, …), as LAMA does: facts whose answer is one token.
+  These are other facts for another vocabulary, so only models with the same tokenizer can be
+  compared.
 
-Other right answers to the same question do not count against a model. Ties share the middle rank. ``chance``
-is what the ranking by frequency gets, which says the relation's commonest answer whatever is questions.
+Other right answers to the same question do not count against a model. Ties share the middle rank.
+``chance`` is what the ranking by frequency gets, which says the relation's commonest answer
+whatever is questions.
 
-Cost: candidates that begin alike share rows, and equal rows are run once; still, a relation takes a forward
+Cost: candidates that begin alike share rows, and equal rows are run once; still, a relation takes a
+    forward
 pass per fact and different beginning of a candidate, some two per candidate.
 """
 
@@ -54,7 +60,8 @@ if TYPE_CHECKING:
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
 ITEMS, CANDIDATES = 200, 20
-"""Facts of a file that are used, and answers that each is ranked among, if the spec does not say."""
+"""Facts of a file that are used, and answers that each is ranked among, if the spec does not say.
+"""
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
@@ -62,7 +69,9 @@ Pieces = tuple[int, ...]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK], for which ``answer`` stood; ``others`` are right too, by the whole file."""
+    """A question: ``text`` has one [MASK], for which ``answer`` stood; ``others`` are right too, by
+    the whole file.
+    """
 
     relation: str
     subject: str
@@ -79,7 +88,8 @@ class Cloze(TestSet):
         name: for records.
         facts: N facts. total: how many the file holds.
         skipped: reason → facts left out when the file was read.
-        candidates: answers that a fact is ranked among, at most: relations with more are cut into parts.
+        candidates: answers that a fact is ranked among, at most: relations with more are cut into
+            parts.
     """
 
     name: str
@@ -90,26 +100,35 @@ class Cloze(TestSet):
 
     @classmethod
     def read(
-        cls, path: Path, items: int | None = ITEMS, candidates: int = CANDIDATES, templates: str | None = None
+        cls,
+        path: Path,
+        items: int | None = ITEMS,
+        candidates: int = CANDIDATES,
+        templates: str | None = None,
     ) -> Cloze:
         """Facts from a file; at most ``items`` of them, evenly spread.
 
         Args:
-            path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or ``sub_label`` and a
-                relation (``predicate_id`` or ``relation``) that has a template.
+            path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
+                ``sub_label`` and a relation (``predicate_id`` or ``relation``) that has a template.
             items: how many to use; None: all.
             candidates: answers of its relation that a fact is ranked among, at most.
-            templates: a file of templates; else ``relations.jsonl`` beside ``path``, if there is one.
+            templates: a file of templates; else ``relations.jsonl`` beside ``path``, if there is
+                one.
 
         Raises:
             MaskwiseError: an empty or unreadable file, a missing column, or a fact that is no text.
         """
-        if candidates < 3:  # with two, a part of an odd number would hold one, which is always right
+        # with two, a part of an odd number would hold one, which is always right
+        if candidates < 3:
             raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
         records, known = read_set(path), _templates(path, templates)
         skipped: Counter[str] = Counter()
         facts = []
-        asked, right = {id(record) for record in evenly(records, items)}, defaultdict[str, set[str]](set)
+        asked, right = (
+            {id(record) for record in evenly(records, items)},
+            defaultdict[str, set[str]](set),
+        )
         for number, record in enumerate(records, start=1):
             wanted = id(record) in asked
             try:
@@ -125,18 +144,23 @@ class Cloze(TestSet):
                 facts.append(fact)
             else:
                 skipped[NOT_ONE_MASK] += 1
-        facts = [fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in facts]
+        facts = [
+            fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in facts
+        ]
         require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
         return cls(name_of(path), tuple(facts), len(records), skipped, candidates)
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
 
-    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Measurement]:
         """A record for each metric.
 
-        A fact that cannot be scored (its answer has an unknown token, its sentence is longer than the model, its
-        relation has no other answer) is left out of ``items`` and counted in ``skipped``.
+        A fact that cannot be scored (its answer has an unknown token, its sentence is longer than
+        the model, its relation has no other answer) is left out of ``items`` and counted in
+        ``skipped``.
 
         Raises:
             MaskwiseError: no fact is left.
@@ -148,9 +172,12 @@ class Cloze(TestSet):
         open_chance: list[Tensor] = []
         for relation in sorted({fact.relation for fact in self.facts}):
             facts = [fact for fact in self.facts if fact.relation == relation]
-            for part in questions_of(facts, self.candidates, tokenizer, most_tokens(model.config), skipped):
+            for part in questions_of(
+                facts, self.candidates, tokenizer, most_tokens(model.config), skipped
+            ):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
-                # Candidates come in the order of their frequency: falling scores, of which no two are equal.
+                # Candidates come in the order of their frequency: falling scores, of which no two
+                # are equal.
                 falling = -torch.arange(len(part.pieces), dtype=torch.float64).expand_as(scores)
                 by_frequency = ranks_of(falling, part.gold, part.right)
                 ranks.append(ranks_of(scores, part.gold, part.right))
@@ -162,10 +189,14 @@ class Cloze(TestSet):
         require_scored(len(ranks), skipped, f"facts {self.name!r}")
         records = self._records("", torch.cat(ranks), torch.cat(chance), skipped)
         if open_ranks:
-            records += self._records("open-", torch.cat(open_ranks), torch.cat(open_chance), skipped)
+            records += self._records(
+                "open-", torch.cat(open_ranks), torch.cat(open_chance), skipped
+            )
         return records
 
-    def _records(self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]) -> list[Measurement]:
+    def _records(
+        self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]
+    ) -> list[Measurement]:
         metrics = {
             "hits@1": lambda rank: (rank <= 1).double().mean(),
             "hits@10": lambda rank: (rank <= 10).double().mean(),
@@ -173,12 +204,18 @@ class Cloze(TestSet):
         }
         return [
             {
-                "kind": "evaluation", "name": self.name, "metric": prefix + metric, "value": float(of(rank)),
-                "items": len(rank), "chance": float(of(chance)), "higher_is_better": True, "of": self.total,
+                "kind": "evaluation",
+                "name": self.name,
+                "metric": prefix + metric,
+                "value": float(of(rank)),
+                "items": len(rank),
+                "chance": float(of(chance)),
+                "higher_is_better": True,
+                "of": self.total,
                 "skipped": dict(skipped),
             }
             for metric, of in metrics.items()
-        ]  # fmt: skip
+        ]
 
 
 def _templates(path: Path, given: str | None) -> dict[str, str]:
@@ -190,7 +227,9 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     lines = read_records(file)
     strange = next((line for line in lines if not {"relation", "template"} <= line.keys()), None)
     if strange is not None:
-        raise MaskwiseError(f"{file} holds no templates", got=", ".join(strange), allowed="relation, template")
+        raise MaskwiseError(
+            f"{file} holds no templates", got=", ".join(strange), allowed="relation, template"
+        )
     return {str(line["relation"]): str(line["template"]) for line in lines}
 
 
@@ -201,7 +240,9 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
         raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")
     relation = str(record.get("predicate_id", record.get("relation", name)))
     template = templates.get(relation)
-    filled = template.replace("[X]", str(subject)).replace("[Y]", MASK) if template and subject else ""
+    filled = (
+        template.replace("[X]", str(subject)).replace("[Y]", MASK) if template and subject else ""
+    )
     text = filled or _sentence(record)
     if not text:
         do = "or a template of its relation in relations.jsonl beside the file"
@@ -246,12 +287,17 @@ class Questions:
 
 
 def questions_of(
-    facts: list[Fact], candidates: int, tokenizer: PreTrainedTokenizerBase, room: int, skipped: Counter[str]
+    facts: list[Fact],
+    candidates: int,
+    tokenizer: PreTrainedTokenizerBase,
+    room: int,
+    skipped: Counter[str],
 ) -> Iterator[Questions]:
     """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
     spaced = [left.endswith(" ") for left, _ in sides]
-    # Without the space before the mask: where spaces are parts of tokens, the answer brings its own.
+    # Without the space before the mask: where spaces are parts of tokens, the answer brings its
+    # own.
     texts = [left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides]
     rows = tokenizer(texts, verbose=False)["input_ids"]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
@@ -273,11 +319,15 @@ def questions_of(
     parts = math.ceil(len(order) / candidates)
     for part in range(parts):  # every part gets frequent and rare ones
         answers_here = order[part::parts]
-        yield _questions([item for item in kept if item[2] in answers_here], answers_here, tokenizer)
+        yield _questions(
+            [item for item in kept if item[2] in answers_here], answers_here, tokenizer
+        )
 
 
 def _questions(
-    kept: list[tuple[Fact, list[int], Pieces]], answers: list[Pieces], tokenizer: PreTrainedTokenizerBase
+    kept: list[tuple[Fact, list[int], Pieces]],
+    answers: list[Pieces],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Questions:
     number = {answer: place for place, answer in enumerate(answers)}
     gold = torch.tensor([number[answer] for _, _, answer in kept])
@@ -291,15 +341,28 @@ def _questions(
     ids = _padded([row for _, row, _ in kept], tokenizer.pad_token_id)
     place = (ids == tokenizer.mask_token_id).long().argmax(1)
     size = torch.tensor([len(row) for _, row, _ in kept])
-    return Questions(ids, size, place, _padded([list(answer) for answer in answers], -1), gold, answered[question])
+    return Questions(
+        ids,
+        size,
+        place,
+        _padded([list(answer) for answer in answers], -1),
+        gold,
+        answered[question],
+    )
 
 
-def _pieces(answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
-    """The tokens of answers as they stand in a sentence: byte-level tokens hold the space before a word."""
+def _pieces(
+    answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase
+) -> list[Pieces]:
+    """The tokens of answers as they stand in a sentence: byte-level tokens hold the space before a
+    word.
+    """
     texts = [f"x {answer}" if space else answer for answer, space in zip(answers, spaced)]
     encodings = tokenizer(texts, add_special_tokens=False).encodings
     return [
-        tuple(token for token, (_, end) in zip(encoding.ids, encoding.offsets) if not space or end > 2)
+        tuple(
+            token for token, (_, end) in zip(encoding.ids, encoding.offsets) if not space or end > 2
+        )
         for encoding, space in zip(encodings, spaced)
     ]
 
@@ -309,8 +372,12 @@ def _padded(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
-def candidate_scores(model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS) -> Tensor:
-    """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run once."""
+def candidate_scores(
+    model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS
+) -> Tensor:
+    """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run
+    once.
+    """
     candidate_E, piece_E = (questions.pieces >= 0).nonzero().unbind(1)
     whole = questions.pieces[candidate_E]
     step = torch.arange(questions.pieces.shape[1])
@@ -326,7 +393,9 @@ def candidate_scores(model: PreTrainedModel, questions: Questions, *, mask: int,
         rows, real = _filled(questions, part, pattern_PK, extra_P, width)
         column = (questions.place[part].unsqueeze(1) + first_P).flatten()
         log_p = predictions(model, rows, real, torch.arange(len(rows)), column)
-        by_piece = log_p.view(len(part), len(pattern_PK), -1)[:, of_E.to(log_p.device), truth_E.to(log_p.device)]
+        by_piece = log_p.view(len(part), len(pattern_PK), -1)[
+            :, of_E.to(log_p.device), truth_E.to(log_p.device)
+        ]
         summed = torch.zeros(len(part), len(questions.pieces), dtype=torch.float64)
         scores.append(summed.index_add_(1, candidate_E, by_piece.cpu().double()))
     return torch.cat(scores)
@@ -335,9 +404,12 @@ def candidate_scores(model: PreTrainedModel, questions: Questions, *, mask: int,
 def _filled(
     questions: Questions, part: Tensor, pattern_PK: Tensor, extra_P: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Sentences (n · P, width) with every pattern in the place of the mask, and where they are not padding."""
+    """Sentences (n · P, width) with every pattern in the place of the mask, and where they are not
+    padding.
+    """
     place = torch.arange(width)
-    behind = place - questions.place[part].view(-1, 1, 1)  # (n, 1, W): columns behind the first mask
+    # (n, 1, W): columns behind the first mask
+    behind = place - questions.place[part].view(-1, 1, 1)
     extra = extra_P.view(1, -1, 1)
     source = torch.where(behind < 0, place, place - extra).clamp(0, questions.ids.shape[1] - 1)
     shape = (len(part), len(pattern_PK), -1)
@@ -349,11 +421,15 @@ def _filled(
     return rows.flatten(0, 1), real.flatten(0, 1)
 
 
-def _open_ranks(model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary) -> Tensor:
+def _open_ranks(
+    model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary
+) -> Tensor:
     """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
     real = torch.arange(questions.ids.shape[1]) < questions.size[chosen].unsqueeze(1)
     row = torch.arange(len(real))
-    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[:, : vocabulary.size].cpu()
+    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[
+        :, : vocabulary.size
+    ].cpu()
     log_p = log_p.double().masked_fill(~torch.from_numpy(vocabulary.eligible), -torch.inf)
     single = ((questions.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
     right = torch.zeros(log_p.shape, dtype=torch.bool)
@@ -362,7 +438,9 @@ def _open_ranks(model: PreTrainedModel, questions: Questions, chosen: Tensor, vo
 
 
 def ranks_of(scores: Tensor, gold: Tensor, right: Tensor) -> Tensor:
-    """(N,) float64: the rank of ``gold`` (N,) in scores (N, C), from 1, among itself and what is not ``right``."""
+    """(N,) float64: the rank of ``gold`` (N,) in scores (N, C), from 1, among itself and what is
+    not ``right``.
+    """
     own = scores.gather(1, gold.unsqueeze(1))
     tied = (scores - own).abs() < TIE
     better = ((scores > own) & ~tied & ~right).sum(1)

@@ -1,7 +1,7 @@
 """One checkpoint in, records out: everything that can be measured without fine-tuning.
 
-``evaluate`` is what studies call; ``evaluate_checkpoint`` is ``maskwise evaluate``, for any checkpoint with a
-masked-language-model head, on any text and any sets.
+``evaluate`` is what studies call; ``evaluate_checkpoint`` is ``maskwise evaluate``, for any
+checkpoint with a masked-language-model head, on any text and any sets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ from maskwise.families import check_fit, most_tokens, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
-from maskwise.text import Rows, load_tokenizer, read_documents, read_pieces, require_documents, tokenise
+from maskwise.text import (
+    Rows,
+    load_tokenizer,
+    read_documents,
+    read_pieces,
+    require_documents,
+    tokenise,
+)
 from maskwise.training import log_frequencies
 from maskwise.training.engine import best_device
 
@@ -74,7 +81,8 @@ class EvaluationSettings(BaseModel):
     pseudo_perplexity: int = Field(0, ge=0)
     """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0: none."""
     bound: int = Field(0, ge=0)
-    """How often each held-out row is masked for the bound in bits, per token and per byte; 0: none."""
+    """How often each held-out row is masked for the bound in bits, per token and per byte; 0: none.
+    """
     cloze: tuple[str, ...] = ()
     """Cloze sets: files in LAMA's format, with options behind: ``facts.jsonl(items=500)``."""
     pairs: tuple[str, ...] = ()
@@ -99,7 +107,9 @@ class EvaluationSettings(BaseModel):
     @classmethod
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or len(set(value)) < len(value) or not all(0 < ratio < 1 for ratio in value):
-            raise MaskwiseError("evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1")
+            raise MaskwiseError(
+                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
+            )
         return value
 
     @field_validator("masks")
@@ -118,7 +128,9 @@ class Counted(Protocol):
 
 
 class Data(Protocol):
-    """What is known of a corpus: what a study prepares, or a text of the user's (then also its length in bytes)."""
+    """What is known of a corpus: what a study prepares, or a text of the user's (then also its
+    length in bytes).
+    """
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -145,8 +157,8 @@ class HeldOutRecord(HeldOutLoss):
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """The cloze sets and minimal pairs of the settings, by name.
 
-    Read them when a recipe is read: a bad file is then one line at once, and ``content()`` of a set is what a
-    stage's name should hold.
+    Read them when a recipe is read: a bad file is then one line at once, and ``content()`` of a set
+    is what a stage's name should hold.
 
     Raises:
         MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
@@ -155,7 +167,9 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     sets: dict[str, TestSet] = {}
     for test_set in (*loaded, *(load_set(spec, Pairs.read) for spec in settings.pairs)):
         if test_set.name in (*sets, PSEUDO_PERPLEXITY, BOUND):
-            raise MaskwiseError(f"two evaluation sets are called {test_set.name!r}", do="rename a file")
+            raise MaskwiseError(
+                f"two evaluation sets are called {test_set.name!r}", do="rename a file"
+            )
         sets[test_set.name] = test_set
     return sets
 
@@ -167,18 +181,19 @@ def evaluate(
     """Measure one checkpoint.
 
     Args:
-        checkpoint: a folder or hub id, measured on the accelerator if there is one; or a masked language model,
-            measured where it is.
-        data: its tokenizer, the training rows (None: not known; then ``unigram`` is None), held-out rows
-            (None: nothing is measured on them).
+        checkpoint: a folder or hub id, measured on the accelerator if there is one; or a masked
+            language model, measured where it is.
+        data: its tokenizer, the training rows (None: not known; then ``unigram`` is None), held-out
+            rows (None: nothing is measured on them).
         settings: what to measure.
 
     Returns:
-        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for everything else.
+        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for everything
+        else.
 
     Raises:
-        MaskwiseError: a checkpoint or file that cannot be read, a tokenizer that does not fit, or a file of
-            which no item can be scored.
+        MaskwiseError: a checkpoint or file that cannot be read, a tokenizer that does not fit, or a
+            file of which no item can be scored.
     """
     sets = load_sets(settings)
     if not isinstance(checkpoint, str | Path):
@@ -208,7 +223,9 @@ def _name(record: Mapping[str, object]) -> str:
     return f"{record.get('masks') or record['name']} ({record.get('metric', 'held-out loss')})"
 
 
-def _held_out(model: PreTrainedModel, data: Data, settings: EvaluationSettings) -> list[HeldOutRecord | Measurement]:
+def _held_out(
+    model: PreTrainedModel, data: Data, settings: EvaluationSettings
+) -> list[HeldOutRecord | Measurement]:
     assert data.held_out is not None
     log_unigram, objective = None, predicting(model)
     if data.training is not None:
@@ -218,18 +235,26 @@ def _held_out(model: PreTrainedModel, data: Data, settings: EvaluationSettings) 
     rows = data.held_out.laid(objective.reads(data.held_out.layout, model.config))
     bound = Bound.among(
         settings.masks, rows, data.tokenizer, rows=settings.rows, log_unigram=log_unigram
-    )  # fmt: skip
+    )
     for ratio in settings.ratios:
         maskers = fixed_maskers(
-            data.tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
+            data.tokenizer,
+            masks=settings.masks,
+            ratio=ratio,
+            kind=objective.kind,
+            length=rows.length,
         )
-        held_out = HeldOut(rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer, bound=bound)
+        held_out = HeldOut(
+            rows, maskers, log_unigram, rows=settings.rows, tokenizer=data.tokenizer, bound=bound
+        )
         records += [{"kind": "heldout", **line} for line in held_out(objective)]
         bound = None  # one is enough: its rates are all of them
     if settings.bound:
         size = getattr(data, "bytes", 0)  # of the whole text
         chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
-        measured = Bound(rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)(objective)
+        measured = Bound(
+            rows, data.tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound
+        )(objective)
         records += bound_records(measured, size)
     if settings.pseudo_perplexity:
         alone = documents_alone(data.held_out)
@@ -239,42 +264,57 @@ def _held_out(model: PreTrainedModel, data: Data, settings: EvaluationSettings) 
 
 
 def documents_alone(rows: Rows) -> Rows:
-    """The rows by which pseudo-perplexity is measured: each piece by itself, where several stand in a row."""
+    """The rows by which pseudo-perplexity is measured: each piece by itself, where several stand in
+    a row.
+    """
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
-    """Nats and bits for each token and, of a text of ``size`` bytes that holds no [UNK], bits for each byte."""
+    """Nats and bits for each token and, of a text of ``size`` bytes that holds no [UNK], bits for
+    each byte.
+    """
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
     if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
     records: list[Measurement] = [
         {
-            "kind": "evaluation", "name": BOUND, "metric": metric, "value": text.nats / scale, "items": text.tokens,
-            "chance": None if text.unigram is None else text.unigram / scale, "higher_is_better": False,
+            "kind": "evaluation",
+            "name": BOUND,
+            "metric": metric,
+            "value": text.nats / scale,
+            "items": text.tokens,
+            "chance": None if text.unigram is None else text.unigram / scale,
+            "higher_is_better": False,
             "error": text.error / scale,
         }
         for metric, scale in scales.items()
-    ]  # fmt: skip
+    ]
     for record in records if text.unknown else ():
         record["skipped"] = {"[UNK] tokens, so no figure per byte": text.unknown}
     return records
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Settings from words: ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity`` or ``pseudo-perplexity:ROWS``,
-    ``bound`` or ``bound:DRAWS``, ``heldout``."""
+    """Settings from words: ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity`` or
+    ``pseudo-perplexity:ROWS``, ``bound`` or ``bound:DRAWS``, ``heldout``."""
     specs: dict[str, list[str]] = {name: [] for name in MEASURES}
     for measure in measures:
         name, _, spec = measure.partition(":")
         if name not in specs:
             raise unknown_name("measure", name, MEASURES)
         if name in ("cloze", "pairs") and not spec:
-            raise MaskwiseError(f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs")
+            raise MaskwiseError(
+                f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs"
+            )
         if name == "heldout" and spec:
             raise MaskwiseError("heldout takes nothing behind it", got=repr(spec))
         if name in (PSEUDO_PERPLEXITY, BOUND) and spec and not (spec.isdecimal() and int(spec)):
-            counts = "ROWS takes a number of rows" if name != BOUND else "DRAWS takes a number of masks for each row"
+            counts = (
+                "ROWS takes a number of rows"
+                if name != BOUND
+                else "DRAWS takes a number of masks for each row"
+            )
             raise MaskwiseError(f"{name}:{counts}", got=spec, allowed="≥ 1")
         specs[name].append(spec)
     rows = [int(spec or PERPLEXITY_ROWS) for spec in specs[PSEUDO_PERPLEXITY]]
@@ -306,7 +346,9 @@ def evaluate_checkpoint(
         what = "held-out loss, the bound and pseudo-perplexity need a text"
         raise MaskwiseError(what, do="give --text FILE")
     if not measures and text is None:
-        raise MaskwiseError("nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE")
+        raise MaskwiseError(
+            "nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE"
+        )
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
@@ -316,5 +358,8 @@ def evaluate_checkpoint(
         documents = require_documents(read_documents(text, text_field=text_field))
         length = min(LONGEST, most_tokens(network.config))
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
-        held_out, size = Rows.of(pieces, "document"), sum(len(each.text.encode()) for each in documents)
+        held_out, size = (
+            Rows.of(pieces, "document"),
+            sum(len(each.text.encode()) for each in documents),
+        )
     return evaluate(network, _Text(tokenizer, held_out, bytes=size), settings)

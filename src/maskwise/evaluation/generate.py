@@ -1,13 +1,17 @@
-"""Text from a masked diffusion model: gaps are filled a few tokens at a time, in an order that one chooses.
+"""Text from a masked diffusion model: gaps are filled a few tokens at a time, in an order that one
+chooses.
 
-At each step the model says what may stand in every gap that is left, a token is drawn for each, and some of them stay:
+At each step the model says what may stand in every gap that is left, a token is drawn for each, and
+some of them stay:
 
-- ``confidence``: those that the model is surest of (Chang et al. 2022; the sampler of Nie et al. 2025, LLaDA);
+- ``confidence``: those that the model is surest of (Chang et al. 2022; the sampler of Nie et al.
+  2025, LLaDA);
 - ``random``: any, which is the process whose likelihood the training bounds;
 - ``block``: the surest of the leftmost block, block after block, nearly from left to right.
 
-What the prompt says is never changed. Any encoder with a masked-language-model head can be asked; one that was trained
-at 15 % has not learned to begin. Cost: a forward pass of the row for each step.
+What the prompt says is never changed. Any encoder with a masked-language-model head can be asked;
+one that was trained at 15 % has not learned to begin. Cost: a forward pass of the row for each
+step.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ def _size(gap: re.Match[str]) -> int:
 
 
 class Stage(NamedTuple):
-    """The text after a step: its tokens (L,), framed, and how it reads, with ``SHOWN`` in every gap."""
+    """The text after a step: its tokens (L,), framed, and how it reads, with ``SHOWN`` in every
+    gap.
+    """
 
     step: int
     ids: Tensor
@@ -70,13 +76,15 @@ class Writer:
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def read(self, prompt: str, length: int) -> Tensor:
-        """(L,) int64: a prompt with its gaps as masks, or with ``length`` of them behind it, in the model's frame.
+        """(L,) int64: a prompt with its gaps as masks, or with ``length`` of them behind it, in the
+        model's frame.
 
         Raises:
             MaskwiseError: no gap at all, or more tokens than the model reads.
         """
         mask, ids, end = self.vocabulary.require_mask(), list[int](), 0
-        self._check_room(sum(_size(gap) for gap in GAP.finditer(prompt)) or length)  # before so many are made
+        # before so many are made
+        self._check_room(sum(_size(gap) for gap in GAP.finditer(prompt)) or length)
         for gap in GAP.finditer(prompt):
             ids += [*self._tokens(prompt[end : gap.start()]), *[mask] * _size(gap)]
             end = gap.end()
@@ -84,7 +92,9 @@ class Writer:
         if not end:
             ids += [mask] * length
         if mask not in ids:
-            raise MaskwiseError("there is nothing to write", do="give --length, or gaps such as [MASK*5]")
+            raise MaskwiseError(
+                "there is nothing to write", do="give --length, or gaps such as [MASK*5]"
+            )
         first, last = self.vocabulary.bos, self.vocabulary.eos
         framed = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
         self._check_room(len(framed))
@@ -93,18 +103,29 @@ class Writer:
     def _check_room(self, tokens: int) -> None:
         room = most_tokens(self.model.config)
         if tokens > room:
-            what, do = "the text is longer than the model reads", "give a lower --length, or smaller gaps"
+            what, do = (
+                "the text is longer than the model reads",
+                "give a lower --length, or smaller gaps",
+            )
             raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {room}", do=do)
 
     @torch.inference_mode()
     def write(
-        self, prompt: str = "", *, length: int = 32, steps: int | None = None, order: str = "confidence",
-        temperature: float = 1.0, block: int = 8, seed: int = 0,
-    ) -> Iterator[Stage]:  # fmt: skip
+        self,
+        prompt: str = "",
+        *,
+        length: int = 32,
+        steps: int | None = None,
+        order: str = "confidence",
+        temperature: float = 1.0,
+        block: int = 8,
+        seed: int = 0,
+    ) -> Iterator[Stage]:
         """Fill the gaps; yields the text before the first step, and after each.
 
         Args:
-            prompt: what stays as it is. Gaps are [MASK] or [MASK*5]; without any, ``length`` tokens follow it.
+            prompt: what stays as it is. Gaps are [MASK] or [MASK*5]; without any, ``length`` tokens
+                follow it.
             steps: how often the model is asked; as often as there are tokens to write if not said.
             temperature: by which logits are divided before a token is drawn; 0 takes the likeliest.
             block: tokens of a block, for the order ``block``.
@@ -144,11 +165,19 @@ class Writer:
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        return (
+            list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            if text
+            else []
+        )
 
-    def _drawn(self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """A token (M,) for each place, and how likely the model holds it (M,)."""
-        log_p = predictions(self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places).cpu()
+        log_p = predictions(
+            self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places
+        ).cpu()
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)

@@ -1,16 +1,20 @@
-"""Do the items of a test set, or their right answers, stand in a corpus? And does a policy mask the answers?
+"""Do the items of a test set, or their right answers, stand in a corpus? And does a policy mask the
+answers?
 
-Texts are compared as words: lower case, letters and digits only, so that case, punctuation and line breaks do
-not hide a copy. An item overlaps if any n of its words in a row (13, as for GPT-3; Brown et al. 2020,
-appendix C) stand in one document; a shorter item if all of it does. Items of fewer than ``LEAST`` words ("set
-an alarm") would be found anywhere and mean nothing: they are counted apart.
+Texts are compared as words: lower case, letters and digits only, so that case, punctuation and line
+breaks do not hide a copy. An item overlaps if any n of its words in a row (13, as for GPT-3; Brown
+et al. 2020, appendix C) stand in one document; a shorter item if all of it does. Items of fewer
+than ``LEAST`` words ("set an alarm") would be found anywhere and mean nothing: they are counted
+apart.
 
-Answers are looked for in documents in the same way, but of any length: short ones ("one") stand anywhere, and a high
-share of them says little. In rows they are looked for token by token, because the masks are on tokens.
+Answers are looked for in documents in the same way, but of any length: short ones ("one") stand
+anywhere, and a high share of them says little. In rows they are looked for token by token, because
+the masks are on tokens.
 
 Cost: 64-bit hashes of n-grams by numpy, about 1 s per million words; memory is that of the items'
-hashes and of one batch of documents. (A false hit has a chance of about one in 10⁷ for a billion words and a
-thousand items.) Words that a test set has cut ("do n't") are not joined, so its copies may be missed.
+hashes and of one batch of documents. (A false hit has a chance of about one in 10⁷ for a billion
+words and a thousand items.) Words that a test set has cut ("do n't") are not joined, so its copies
+may be missed.
 """
 
 from __future__ import annotations
@@ -88,7 +92,9 @@ class Overlap:
     places: tuple[int, ...]
 
 
-def overlap(documents: Iterable[str | Document], items: Sequence[str | Sequence[str]], *, n: int = N) -> Overlap:
+def overlap(
+    documents: Iterable[str | Document], items: Sequence[str | Sequence[str]], *, n: int = N
+) -> Overlap:
     """Which items share n words in a row with a document.
 
     Args:
@@ -100,7 +106,9 @@ def overlap(documents: Iterable[str | Document], items: Sequence[str | Sequence[
         MaskwiseError: n below ``LEAST``, or no items.
     """
     if n < LEAST:
-        raise MaskwiseError("n-grams for an overlap check are too short", got=n, allowed=f"≥ {LEAST}")
+        raise MaskwiseError(
+            "n-grams for an overlap check are too short", got=n, allowed=f"≥ {LEAST}"
+        )
     if not len(items):
         raise MaskwiseError("there are no test items to look for")
     parts = [[item] if isinstance(item, str) else list(item) for item in items]
@@ -112,13 +120,15 @@ def overlap(documents: Iterable[str | Document], items: Sequence[str | Sequence[
 def standing_in(
     documents: Iterable[str | Document], parts: Sequence[Sequence[str]], *, n: int, least: int
 ) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
-    """Which items have a text of at least ``least`` words of which n in a row, or all, stand in a document; how many
-    documents there are; the words of every item's longest text."""
+    """Which items have a text of at least ``least`` words of which n in a row, or all, stand in a
+    document; how many documents there are; the words of every item's longest text."""
     owner_T = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     words, size_T = _words(chain.from_iterable(parts))
     needed_T = np.minimum(size_T, n)
     wanted: dict[int, _Wanted] = {}
-    for length, grams, text in _grams(words, size_T, sorted(set(needed_T[needed_T >= least].tolist()))):
+    for length, grams, text in _grams(
+        words, size_T, sorted(set(needed_T[needed_T >= least].tolist()))
+    ):
         of_length = needed_T[text] == length
         wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
     overlapping, count = np.zeros(len(parts), dtype=bool), 0
@@ -132,7 +142,9 @@ def standing_in(
     return overlapping, count, longest
 
 
-def overlap_record(documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N) -> OverlapRecord:
+def overlap_record(
+    documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N
+) -> OverlapRecord:
     """The record of one corpus and one task.
 
     Args:
@@ -150,10 +162,16 @@ def overlap_record(documents: Iterable[str | Document], task: HasTexts, *, corpu
     result = overlap(documents, items, n=n)
     shown = [items[place] for place in result.places[:EXAMPLES]]
     return {
-        "kind": "overlap", "task": task.name, "corpus": corpus, "items": result.items,
-        "overlapping": result.overlapping, "short": result.short, "documents": result.documents, "n": n,
+        "kind": "overlap",
+        "task": task.name,
+        "corpus": corpus,
+        "items": result.items,
+        "overlapping": result.overlapping,
+        "short": result.short,
+        "documents": result.documents,
+        "n": n,
         "examples": [" / ".join(texts) for texts in shown],
-    }  # fmt: skip
+    }
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
@@ -161,14 +179,18 @@ def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
     by_text = [_WORD.findall(text.lower()) for text in texts]
     sizes = np.fromiter(map(len, by_text), dtype=np.int64, count=len(by_text))
     # Python's own hash of a string: salted anew in every process, which equality does not see.
-    hashes = np.fromiter(map(hash, chain.from_iterable(by_text)), dtype=np.int64, count=int(sizes.sum()))
+    hashes = np.fromiter(
+        map(hash, chain.from_iterable(by_text)), dtype=np.int64, count=int(sizes.sum())
+    )
     return hashes.view(np.uint64), sizes
 
 
 def _grams(
     words: Hashes, sizes: NDArray[np.int64], lengths: Sequence[int]
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
-    """For each of ``lengths``, rising: it, hashes of so many words in a row within one text, and which text."""
+    """For each of ``lengths``, rising: it, hashes of so many words in a row within one text, and
+    which text.
+    """
     text = np.repeat(np.arange(len(sizes)), sizes)
     for length, grams in _in_a_row(words, lengths):
         whole = text[: len(grams)] == text[length - 1 :]
@@ -176,19 +198,22 @@ def _grams(
 
 
 def _in_a_row(values: NDArray[Any], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
-    """For each of ``lengths``, rising: it, and hashes (T − length + 1,) of so many values in a row; none of longer ones
-    than there are values."""
+    """For each of ``lengths``, rising: it, and hashes (T − length + 1,) of so many values in a row;
+    none of longer ones than there are values."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
-    for length in range(1, min(longest, len(terms)) + 1):  # a polynomial modulo 2⁶⁴ that grows by a value
+    # a polynomial modulo 2⁶⁴ that grows by a value
+    for length in range(1, min(longest, len(terms)) + 1):
         total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
         if length in lengths:
             yield length, total
 
 
 class _Wanted:
-    """The n-grams of items: a table of bits turns nearly all others away, before anything is compared."""
+    """The n-grams of items: a table of bits turns nearly all others away, before anything is
+    compared.
+    """
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams, self.owner = grams, owner
@@ -222,9 +247,11 @@ class Masked(NamedTuple):
     part: int
 
 
-def answers_in(documents: Iterable[str | Document], rights: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
-    """(N,) for which items one of the right answers stands in a document. Of an answer of more than 13 words, so many
-    in a row are enough.
+def answers_in(
+    documents: Iterable[str | Document], rights: Sequence[Sequence[str]]
+) -> NDArray[np.bool_]:
+    """(N,) for which items one of the right answers stands in a document. Of an answer of more than
+    13 words, so many in a row are enough.
 
     >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
     [True, False]
@@ -239,9 +266,17 @@ def answers_in(documents: Iterable[str | Document], rights: Sequence[Sequence[st
 def coverage_record(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
 ) -> CoverageRecord:
-    """The record of one corpus and one task: how many items have a right answer that stands in the corpus."""
+    """The record of one corpus and one task: how many items have a right answer that stands in the
+    corpus.
+    """
     standing = int(answers_in(documents, rights).sum())
-    return {"kind": "coverage", "task": task, "corpus": corpus, "items": len(rights), "standing": standing}
+    return {
+        "kind": "coverage",
+        "task": task,
+        "corpus": corpus,
+        "items": len(rights),
+        "standing": standing,
+    }
 
 
 def masked_answers(
@@ -253,7 +288,8 @@ def masked_answers(
     step: int = 0,
     total_steps: int | None = None,
 ) -> Masked:
-    """How often a masker masks the answers that stand in rows, in one epoch of ``ROWS`` rows spread over all.
+    """How often a masker masks the answers that stand in rows, in one epoch of ``ROWS`` rows spread
+    over all.
 
     Args:
         rights: right answers; those of more than 16 tokens are left out.
@@ -280,7 +316,9 @@ def masked_answers(
 
 
 def _by_length(tokenizer: Any, rights: Iterable[str]) -> dict[int, Hashes]:
-    """Hashes of answers by their number of tokens, as they are written at the beginning and inside of a text."""
+    """Hashes of answers by their number of tokens, as they are written at the beginning and inside
+    of a text.
+    """
     texts = []
     for right in dict.fromkeys(rights):
         texts += [right, f" {right}"]

@@ -1,17 +1,19 @@
-"""Measures of a masked language model that have no noise of their own: log p(token | the rest) for every token, masked
-one at a time, and the loss on fixed masks.
+"""Measures of a masked language model that have no noise of their own: log p(token | the rest) for
+every token, masked one at a time, and the loss on fixed masks.
 
-A row of n tokens makes n copies, each with one token masked. All copies are built by index arithmetic, in
-batches of copies of similar width, and the vocabulary head runs only where the mask is.
+A row of n tokens makes n copies, each with one token masked. All copies are built by index
+arithmetic, in batches of copies of similar width, and the vocabulary head runs only where the mask
+is.
 
-In words of several pieces, a piece is easy to guess from the pieces behind it ("##rates" gives "Soc" away),
-which makes long rare words look likely. ``within_word`` masks those too: all pieces of the word from the
-target on, so that a word's score is the chain rule from left to right (Kauf & Ivanova 2023,
-"PLL-word-l2r"; Salazar et al. 2020 is the plain one). Cost: one forward pass of the row per token; some 0.1 ms at the
-size of the quick start.
+In words of several pieces, a piece is easy to guess from the pieces behind it ("##rates" gives
+"Soc" away), which makes long rare words look likely. ``within_word`` masks those too: all pieces of
+the word from the target on, so that a word's score is the chain rule from left to right (Kauf &
+Ivanova 2023, "PLL-word-l2r"; Salazar et al. 2020 is the plain one). Cost: one forward pass of the
+row per token; some 0.1 ms at the size of the quick start.
 
-Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps are judged on the same
-targets; beside each figure stands that of a model that knows only how frequent each token is.
+Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps are judged on
+the same targets; beside each figure stands that of a model that knows only how frequent each token
+is.
 """
 
 from __future__ import annotations
@@ -40,15 +42,18 @@ TOKENS = 16384
 """Positions in one forward pass."""
 DAMAGED = "is the checkpoint damaged?"
 EVALUATION_SEED = 0xE7A1
-"""The seed of the fixed masks of held-out rows: the same in every study, so that losses can be compared."""
+"""The seed of the fixed masks of held-out rows: the same in every study, so that losses can be
+compared.
+"""
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
 
 
 class Measurement(TypedDict):
     """One figure of one checkpoint; (name, metric) is unique among the records of an evaluation.
 
-    ``chance`` is the figure of a model that ignores the text. ``of`` is how many items the file holds, ``items`` how
-    many were scored, ``skipped`` why others were not. ``error`` is a standard error, of the bound.
+    ``chance`` is the figure of a model that ignores the text. ``of`` is how many items the file
+    holds, ``items`` how many were scored, ``skipped`` why others were not. ``error`` is a standard
+    error, of the bound.
     """
 
     kind: Literal["evaluation"]
@@ -89,7 +94,9 @@ def log_probabilities(
     ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
     words_BL = None
     if within_word:
-        words_BL = torch.from_numpy(batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape))
+        words_BL = torch.from_numpy(
+            batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape)
+        )
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
         width = int(width_B[row].max())
@@ -107,11 +114,15 @@ def log_probabilities(
     return log_p_BL
 
 
-def predictions(model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the model's device.
+def predictions(
+    model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
+    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the
+    model's device.
 
     Raises:
-        MaskwiseError: the model gives no numbers. (They would compare as neither better nor worse, and rank first.)
+        MaskwiseError: the model gives no numbers. (They would compare as neither better nor worse,
+            and rank first.)
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
@@ -122,18 +133,21 @@ def predictions(model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Ten
 
 
 def pseudo_perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Mapping[str, Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
-) -> list[Measurement]:  # fmt: skip
+) -> list[Measurement]:
     """exp of the mean of −log p over the tokens of some rows, each masked alone.
 
-    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the pieces behind
-    the target in its word (Kauf & Ivanova 2023). Both are per token, so only models with the same tokenizer
-    can be compared. ``chance`` is the perplexity of a model that knows only frequencies.
+    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the
+    pieces behind the target in its word (Kauf & Ivanova 2023). Both are per token, so only models
+    with the same tokenizer can be compared. ``chance`` is the perplexity of a model that knows only
+    frequencies.
 
     Args:
-        rows: what ``masking.gather`` takes, with ``word_ids``; in packed rows the model sees what it sees
-            in training: the documents beside.
+        rows: what ``masking.gather`` takes, with ``word_ids``; in packed rows the model sees what
+            it sees in training: the documents beside.
         log_unigram: (V,) of the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
@@ -142,15 +156,26 @@ def pseudo_perplexity(
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        chance = float((-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp())
+        chance = float(
+            (-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp()
+        )
     records: list[Measurement] = []
     for metric, within_word in (("token", False), ("within-word", True)):
-        log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=within_word)
+        log_p = log_probabilities(
+            model, batch, mask=tokenizer.mask_token_id, within_word=within_word
+        )
         value = float((-log_p.double().sum() / count).exp())
-        records.append({
-            "kind": "evaluation", "name": PSEUDO_PERPLEXITY, "metric": metric, "value": value, "items": count,
-            "chance": chance, "higher_is_better": False,
-        })  # fmt: skip
+        records.append(
+            {
+                "kind": "evaluation",
+                "name": PSEUDO_PERPLEXITY,
+                "metric": metric,
+                "value": value,
+                "items": count,
+                "chance": chance,
+                "higher_is_better": False,
+            }
+        )
     return records
 
 
@@ -160,10 +185,10 @@ def pseudo_perplexity(
 class HeldOutLoss(TypedDict):
     """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
 
-    ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for each byte of the
-    text as its tokens spell it, which compare between tokenizers that drop the same, and between the texts that
-    decoders write. The masks ``diffusion`` are those of the bound (``bound``), in nats for each token of the text, with
-    its standard ``error``.
+    ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for
+    each byte of the text as its tokens spell it, which compare between tokenizers that drop the
+    same, and between the texts that decoders write. The masks ``diffusion`` are those of the bound
+    (``bound``), in nats for each token of the text, with its standard ``error``.
     """
 
     masks: str
@@ -183,10 +208,12 @@ def fixed_maskers(
     kind: Kind = "encoder",
     length: int = 0,
 ) -> dict[str, Masker]:
-    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count too.
+    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count
+    too.
 
-    An encoder–decoder is judged by everything that it may have learnt to write with this tokenizer: masked spans
-    behind separators or behind sentinels (if there are enough of them for rows of ``length``), and the full text.
+    An encoder–decoder is judged by everything that it may have learnt to write with this tokenizer:
+    masked spans behind separators or behind sentinels (if there are enough of them for rows of
+    ``length``), and the full text.
     """
     shown = {"": "mask-only"}
     if kind == "encoder-decoder":
@@ -197,12 +224,17 @@ def fixed_maskers(
         shown |= {" full": "t5(target='full')" if vocabulary.mask is None else "infill(mean=None)"}
     return {
         policy + writes: Masker(
-            tokenizer, policy=policy, ratio=ratio, budget="expected", corruption=corruption, seed=EVALUATION_SEED
+            tokenizer,
+            policy=policy,
+            ratio=ratio,
+            budget="expected",
+            corruption=corruption,
+            seed=EVALUATION_SEED,
         )
         for policy in masks
         if policy != DIFFUSION
         for writes, corruption in shown.items()
-    }  # fmt: skip
+    }
 
 
 class HeldOut:
@@ -210,9 +242,10 @@ class HeldOut:
 
     Args:
         held_out: rows that are never trained on.
-        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never change.
-        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only frequencies.
-            None where the training text is not known.
+        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never
+            change.
+        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only
+            frequencies. None where the training text is not known.
         rows: at most this many, evenly spread.
         batch_size: rows at once.
         tokenizer: tells how many bytes the text has; None: losses per byte are left out.
@@ -220,9 +253,16 @@ class HeldOut:
     """
 
     def __init__(
-        self, held_out: Rows, maskers: Mapping[str, Masker], log_unigram: Tensor | None, *, rows: int | None = None,
-        batch_size: int = 64, tokenizer: PreTrainedTokenizerBase | None = None, bound: Bound | None = None,
-    ):  # fmt: skip
+        self,
+        held_out: Rows,
+        maskers: Mapping[str, Masker],
+        log_unigram: Tensor | None,
+        *,
+        rows: int | None = None,
+        batch_size: int = 64,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        bound: Bound | None = None,
+    ):
         self.log_unigram, self.bound = log_unigram, bound
         chosen = spread(rows or len(held_out), of=len(held_out))
         self.batches = {
@@ -246,7 +286,8 @@ class HeldOut:
             for batch in batches:
                 losses, where = objective.token_losses(batch.to(device))
                 truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
-                # Separators and ends that a decoder writes are no words: they would make any text look easy.
+                # Separators and ends that a decoder writes are no words: they would make any text
+                # look easy.
                 words = torch.from_numpy(self.maskers[kind].vocabulary.content)[truth]
                 truth = truth[words]
                 loss += float(losses.cpu()[words].double().sum())
@@ -255,12 +296,25 @@ class HeldOut:
                     unigram -= float(self.log_unigram[truth].double().sum())
             if count:
                 known = None if self.log_unigram is None else unigram / count
-                line: HeldOutLoss = {"masks": kind, "ratio": self.maskers[kind].ratio(0), "loss": loss / count,
-                                     "unigram": known, "targets": count}  # fmt: skip
+                line: HeldOutLoss = {
+                    "masks": kind,
+                    "ratio": self.maskers[kind].ratio(0),
+                    "loss": loss / count,
+                    "unigram": known,
+                    "targets": count,
+                }
                 lines.append({**line, "per_byte": loss / self.bytes} if self.bytes else line)
         if self.bound is not None:
             text = self.bound(objective)
             known = None if text.unigram is None else text.unigram / text.tokens
-            lines.append({"masks": DIFFUSION, "ratio": 0.5, "loss": text.per_token, "unigram": known,
-                          "targets": text.tokens, "error": text.error / text.tokens})  # fmt: skip
+            lines.append(
+                {
+                    "masks": DIFFUSION,
+                    "ratio": 0.5,
+                    "loss": text.per_token,
+                    "unigram": known,
+                    "targets": text.tokens,
+                    "error": text.error / text.tokens,
+                }
+            )
         return lines

@@ -1,9 +1,10 @@
-"""Test sets out of files, and the simpler of the two kinds: minimal pairs. The other one stands in ``cloze``.
+"""Test sets out of files, and the simpler of the two kinds: minimal pairs. The other one stands in
+``cloze``.
 
-A minimal pair is two sentences that differ in one point of grammar; the model should find the right one likelier. Files
-have BLiMP's format (Warstadt et al. 2020): JSON lines with ``sentence_good`` and ``sentence_bad``, or a TSV with these
-columns. The score is the sum of log-probabilities, left to right within words; chance is one half, and a tie counts
-half.
+A minimal pair is two sentences that differ in one point of grammar; the model should find the right
+one likelier. Files have BLiMP's format (Warstadt et al. 2020): JSON lines with ``sentence_good``
+and ``sentence_bad``, or a TSV with these columns. The score is the sum of log-probabilities, left
+to right within words; chance is one half, and a tie counts half.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class TestSet(ABC):
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
-    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Measurement]:
         """The figures of a masked language model in evaluation mode.
 
         Raises:
@@ -91,7 +94,9 @@ def _path(source: str) -> Path:
         return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
     path = Path(source).expanduser()
     if not path.is_file():
-        raise MaskwiseError(f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs")
+        raise MaskwiseError(
+            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
+        )
     return path
 
 
@@ -131,7 +136,8 @@ class Pairs(TestSet):
     """N minimal pairs.
 
     Attributes:
-        name: of the set. good, bad: (N,) sentences. groups: (N,) what each is about ("" if not said).
+        name: of the set. good, bad: (N,) sentences. groups: (N,) what each is about ("" if not
+            said).
         total: how many the file holds.
 
     >>> from maskwise.evaluation.sets import load_set
@@ -151,7 +157,8 @@ class Pairs(TestSet):
         """Pairs from a file; at most ``items`` of them, evenly spread.
 
         Raises:
-            MaskwiseError: an empty or unreadable file, missing columns, or a sentence that is no text.
+            MaskwiseError: an empty or unreadable file, missing columns, or a sentence that is no
+                text.
         """
         records = read_set(path)
         for number, record in enumerate(records, start=1):
@@ -159,24 +166,31 @@ class Pairs(TestSet):
             for column in (GOOD, BAD):
                 if column not in record:
                     got = ", ".join(map(str, record))
-                    raise MaskwiseError(f"{where} has no {column}", got=got, allowed=f"{GOOD}, {BAD}")
+                    raise MaskwiseError(
+                        f"{where} has no {column}", got=got, allowed=f"{GOOD}, {BAD}"
+                    )
                 if not isinstance(record[column], str) or not record[column].strip():
                     raise MaskwiseError(f"{where}: {column} is no text", got=repr(record[column]))
         group = next((column for column in GROUPS if column in records[0]), "")
         kept = evenly(records, items)
         return cls(
-            name_of(path), tuple(record[GOOD] for record in kept), tuple(record[BAD] for record in kept),
-            tuple(str(record.get(group, "")) for record in kept), len(records),
-        )  # fmt: skip
+            name_of(path),
+            tuple(record[GOOD] for record in kept),
+            tuple(record[BAD] for record in kept),
+            tuple(str(record.get(group, "")) for record in kept),
+            len(records),
+        )
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.good]
 
-    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measurement]:
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Measurement]:
         """One record: accuracy, by group too.
 
-        A pair with a sentence that is longer than the model or has an unknown token ([UNK]) is left out of both
-        the score and ``items``, and counted in ``skipped``.
+        A pair with a sentence that is longer than the model or has an unknown token ([UNK]) is left
+        out of both the score and ``items``, and counted in ``skipped``.
 
         Raises:
             MaskwiseError: no pair is left.
@@ -184,7 +198,12 @@ class Pairs(TestSet):
         rows = encode(tokenizer, [*self.good, *self.bad])
         room, unknown = most_tokens(model.config), tokenizer.unk_token_id
         why = [
-            LONG if len(row["input_ids"]) > room else UNKNOWN if unknown in row["input_ids"] else None for row in rows
+            LONG
+            if len(row["input_ids"]) > room
+            else UNKNOWN
+            if unknown in row["input_ids"]
+            else None
+            for row in rows
         ]
         count = len(self.good)
         reasons = [first or second for first, second in zip(why[:count], why[count:])]
@@ -201,12 +220,21 @@ class Pairs(TestSet):
         for place, number in enumerate(kept):
             places.setdefault(self.groups[number], []).append(place)
         groups = {
-            name: {"value": float(right[places[name]].mean()), "items": len(places[name])} for name in sorted(places)
+            name: {"value": float(right[places[name]].mean()), "items": len(places[name])}
+            for name in sorted(places)
         }
         return [
             {
-                "kind": "evaluation", "name": self.name, "metric": "accuracy", "value": float(right.mean()),
-                "items": len(kept), "of": self.total, "chance": 0.5, "higher_is_better": True,
-                "ties": int(tied.sum()), "skipped": dict(skipped), "groups": groups,
+                "kind": "evaluation",
+                "name": self.name,
+                "metric": "accuracy",
+                "value": float(right.mean()),
+                "items": len(kept),
+                "of": self.total,
+                "chance": 0.5,
+                "higher_is_better": True,
+                "ties": int(tied.sum()),
+                "skipped": dict(skipped),
+                "groups": groups,
             }
-        ]  # fmt: skip
+        ]

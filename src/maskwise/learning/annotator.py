@@ -1,16 +1,19 @@
-"""The layers that a learned policy makes of a text: a weight for every word, and the best spans with their scores.
+"""The layers that a learned policy makes of a text: a weight for every word, and the best spans
+with their scores.
 
-A policy reads its own tokens, through windows as long as those it was made for, which are cut as pieces of a corpus
-are; what it says is told by the *characters* of words. So a corpus is scored once, whatever the tokenizer of the model
-that it is masked for, and a policy that was made for another tokenizer needs nothing else.
+A policy reads its own tokens, through windows as long as those it was made for, which are cut as
+pieces of a corpus are; what it says is told by the *characters* of words. So a corpus is scored
+once, whatever the tokenizer of the model that it is masked for, and a policy that was made for
+another tokenizer needs nothing else.
 
-- The **weight** of a word is exp(logit), its logit the mean over its tokens; of a policy that scores spans it is the
-  probability to lie inside the span, P(start)·P(end) summed over the spans around the word. Weights average 1 over a
-  text, since only their proportions mean something.
-- The **best spans** of a window do not overlap: each is the best of those that leave the better ones alone. A policy
-  that scores tokens gives its best words.
+- The **weight** of a word is exp(logit), its logit the mean over its tokens; of a policy that
+  scores spans it is the probability to lie inside the span, P(start)·P(end) summed over the spans
+  around the word. Weights average 1 over a text, since only their proportions mean something.
+- The **best spans** of a window do not overlap: each is the best of those that leave the better
+  ones alone. A policy that scores tokens gives its best words.
 
-Cost: the encoder's, over windows of similar length, without gradients; all else is numpy over words.
+Cost: the encoder's, over windows of similar length, without gradients; all else is numpy over
+    words.
 """
 
 from __future__ import annotations
@@ -46,9 +49,10 @@ class Learned:
     """The layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub; none: the policy that a run of a study will learn, of which
-            only the names of its layers are known.
-        layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score`` their scores.
+        folder: the policy's folder, or its id on the hub; none: the policy that a run of a study
+            will learn, of which only the names of its layers are known.
+        layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score``
+            their scores.
         spans: how many of them, of each window of text.
 
     Raises:
@@ -78,7 +82,9 @@ class Learned:
         """Changes with any weight, setting or token of the policy, and with the rules here."""
         if self.folder is None:
             return "of the run"
-        files = [self.folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+        files = [
+            self.folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")
+        ]
         kept = [path for path in files if path.is_file()]
         return digest(VERSION, WORDS_VERSION, self.spans, *kept)
 
@@ -108,7 +114,8 @@ class Learned:
 
 
 class TextScores(NamedTuple):
-    """What a policy says of the W words of a text, and of the S best spans of its windows, both in their order.
+    """What a policy says of the W words of a text, and of the S best spans of its windows, both in
+    their order.
 
     Attributes:
         start, end: (W,) characters of each word.
@@ -147,7 +154,8 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Texts cut into windows of ``policy.config.length`` tokens, between words; None where there is not one token.
+    """Texts cut into windows of ``policy.config.length`` tokens, between words; None where there is
+    not one token.
 
     A word that is longer than a window is in none.
     """
@@ -174,7 +182,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     """What a policy says of each text, live; layers are made of it.
 
     Args:
-        spans: how many of the best spans are given, of each window of ``policy.config.length`` tokens.
+        spans: how many of the best spans are given, of each window of ``policy.config.length``
+            tokens.
 
     Raises:
         MaskwiseError: scores that are not finite.
@@ -182,11 +191,15 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     windows = read_windows(texts, policy)
     if windows is None:
         none = np.zeros(0, np.int64)
-        return [TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))] * len(texts)
+        return [TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))] * len(
+            texts
+        )
     pieces, text_W, piece_W = windows.pieces, windows.text, windows.piece
     logits_TC = _logits(policy, pieces)
     if not np.isfinite(logits_TC).all():
-        raise MaskwiseError("the scores of the policy are not finite", do="is it damaged? learn it again")
+        raise MaskwiseError(
+            "the scores of the policy are not finite", do="is it damaged? learn it again"
+        )
     if policy.config.head == "tokens":
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
@@ -223,8 +236,8 @@ def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """The best spans of each piece that do not overlap, in the order of the text: piece, first word, further words and
-    score, (S,) each; ``count`` at most of each piece."""
+    """The best spans of each piece that do not overlap, in the order of the text: piece, first
+    word, further words and score, (S,) each; ``count`` at most of each piece."""
     chance, (pieces, words, longest) = chance_PWK.copy(), chance_PWK.shape
     start, more = np.arange(words)[:, None], np.arange(longest)[None]
     found = []
@@ -256,11 +269,14 @@ def _inside(chance_PWK: Floats) -> Floats:
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
-    """Some pieces with special tokens around each, and where every token of theirs stands there and in ``pieces``."""
+    """Some pieces with special tokens around each, and where every token of theirs stands there and
+    in ``pieces``.
+    """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
     length = int(size.sum()) + len(size) * ((frame.first >= 0) + (frame.last >= 0))
-    line = framed(size, np.zeros_like(size), length=length, frame=frame)  # all in one row, without padding
+    # all in one row, without padding
+    line = framed(size, np.zeros_like(size), length=length, frame=frame)
     token = listed(pieces.offsets[rows], size)
     ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
     starts = torch.from_numpy(np.append(line.begin, length))

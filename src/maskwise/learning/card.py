@@ -1,4 +1,6 @@
-"""What a policy masks, for people: its top words, parts of speech and examples; the card that goes with its weights."""
+"""What a policy masks, for people: its top words, parts of speech and examples; the card that goes
+with its weights.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ MOST_TEXTS = 500
 class Shown(TypedDict):
     """What is shown of a policy; weights average 1 over a text.
 
-    ``words`` and ``tags``: name → (mean weight, number); ``examples``: texts as words with their weights before and
-    after learning.
+    ``words`` and ``tags``: name → (mean weight, number); ``examples``: texts as words with their
+    weights before and after learning.
     """
 
     words: dict[str, tuple[float, int]]
@@ -80,8 +82,12 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     return [("none", *UPOS)[number] for number in code.tolist()]
 
 
-def _means(name: Sequence[str], weight: np.ndarray, *, least: int, most: int) -> dict[str, tuple[float, int]]:
-    """The mean weight and the count of each name, the heaviest first; names below the ``least`` count are left out."""
+def _means(
+    name: Sequence[str], weight: np.ndarray, *, least: int, most: int
+) -> dict[str, tuple[float, int]]:
+    """The mean weight and the count of each name, the heaviest first; names below the ``least``
+    count are left out.
+    """
     names, place, count = np.unique(name, return_inverse=True, return_counts=True)
     mean = np.bincount(place, weight) / count
     order = [at for at in np.argsort(-mean, kind="stable") if count[at] >= least][:most]
@@ -89,7 +95,8 @@ def _means(name: Sequence[str], weight: np.ndarray, *, least: int, most: int) ->
 
 
 def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], shown: Shown) -> str:
-    """The card of a policy, in the hub's format: task, data and method, how good it is, and what it masks.
+    """The card of a policy, in the hub's format: task, data and method, how good it is, and what it
+    masks.
 
     Args:
         measures: of the policy, by name; ``salient`` holds those of salient spans.

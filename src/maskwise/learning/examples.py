@@ -1,8 +1,9 @@
-"""Examples to learn a policy from: a context, which is masked, and a row of a task, which says what that was good for.
+"""Examples to learn a policy from: a context, which is masked, and a row of a task, which says what
+that was good for.
 
-The context of a row is its own, where it has one (a paragraph, or the text that is classified). Closed-book questions
-have none. There the contexts are those texts of a corpus in which an answer stands and which share the rarest words
-with the question.
+The context of a row is its own, where it has one (a paragraph, or the text that is classified).
+Closed-book questions have none. There the contexts are those texts of a corpus in which an answer
+stands and which share the rarest words with the question.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""Contexts of a question share rare words with it, at least this share of what the best one shares."""
+"""Contexts of a question share rare words with it, at least this share of what the best one shares.
+"""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
@@ -52,9 +54,14 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
 
 
 def find_contexts(
-    questions: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str], *, most: int = 4
+    questions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    texts: Sequence[str],
+    *,
+    most: int = 4,
 ) -> list[list[int]]:
-    """For every question, the texts that tell an answer to it: those with the rarest words in common.
+    """For every question, the texts that tell an answer to it: those with the rarest words in
+    common.
 
     Args:
         answers: of every question, all right ones; case does not count.
@@ -75,16 +82,28 @@ def find_contexts(
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
         asked = dict.fromkeys(_WORD.findall(question.casefold()))
-        rarity = {word: math.log((1 + len(texts)) / (1 + len(holders[word]))) for word in asked if word in holders}
+        rarity = {
+            word: math.log((1 + len(texts)) / (1 + len(holders[word])))
+            for word in asked
+            if word in holders
+        }
         telling = set[int]()
         for right in rights:
             parts = _WORD.findall(right.casefold())
             if parts:
                 rarest = min(parts, key=lambda word: len(holders.get(word, ())))
-                telling.update(place for place in holders.get(rarest, ()) if occurrences(right, texts[place]))
-        score = {place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling}
+                telling.update(
+                    place for place in holders.get(rarest, ()) if occurrences(right, texts[place])
+                )
+        score = {
+            place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling
+        }
         best = max(score.values(), default=0)
-        contexts.append([place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][:most])
+        contexts.append(
+            [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][
+                :most
+            ]
+        )
     return contexts
 
 
@@ -93,8 +112,9 @@ class Examples:
     """N examples of a task, each with the contexts that it can be learned from.
 
     Attributes:
-        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them, and under ``answer`` whether
-            a token is in an answer: to see what a policy does, never to learn from.
+        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them, and under
+            ``answer`` whether a token is in an answer: to see what a policy does, never to learn
+            from.
         starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
         rows: (N,) the row of ``data`` for each example.
         data: the task's rows as tensors.
@@ -138,7 +158,9 @@ class Examples:
         rows = task.splits[split]
         own = [context_of(row) for row in rows]
         if None in own:
-            places = find_contexts([row.texts[0] for row in rows], [*map(rights_of, rows)], texts, most=most)
+            places = find_contexts(
+                [row.texts[0] for row in rows], [*map(rights_of, rows)], texts, most=most
+            )
         else:
             number: dict[str, int] = {}
             places = [[number.setdefault(str(text), len(number))] for text in own]
@@ -157,7 +179,9 @@ class Examples:
                 rights.setdefault(place, []).extend(rights_of(rows[n]))
         used = sorted(rights)  # a context that several rows share is read once
         contexts = {}
-        for place, row in zip(used, encode_texts(tokenizer, [texts[place] for place in used], max_length=length)):
+        for place, row in zip(
+            used, encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
+        ):
             inside = answers_in(tokenizer, texts[place], rights[place], row["word_ids"])
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
@@ -197,7 +221,9 @@ class Examples:
 
 
 def context_of(row: Row) -> str | None:
-    """The text that a row brings with it and that can be masked: its context, or what is classified."""
+    """The text that a row brings with it and that can be masked: its context, or what is
+    classified.
+    """
     own = getattr(row, "context", None)
     if own is not None or hasattr(row, "answers"):
         return own
@@ -210,7 +236,9 @@ def rights_of(row: Row) -> Sequence[str]:
     return answers
 
 
-def answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]) -> Array:
+def answers_in(
+    tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
+) -> Array:
     """(L,) int8: 1 at tokens of the context that are part of a right answer."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     begin, end = np.array(encoded["offset_mapping"])[: len(word_ids)].T
@@ -221,7 +249,8 @@ def answers_in(tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str],
     return (inside & (np.asarray(word_ids) >= 0)).astype(np.int8)
 
 
-# Masked by a policy -------------------------------------------------------------------------------------------------
+# Masked by a policy
+# -------------------------------------------------------------------------------------------------
 
 Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A policy: from ``input_ids`` and ``attention_mask`` (B, L) to logits (B, L)."""
@@ -259,10 +288,15 @@ def masked_by(
     key: int,
     device: torch.device | str = "cpu",
 ) -> Masked:
-    """One context of each of some examples, scored by a policy and masked by the scores; ``key`` decides all draws."""
+    """One context of each of some examples, scored by a policy and masked by the scores; ``key``
+    decides all draws.
+    """
     batch, answer = examples.batch(rows, seed=key)
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
-    inputs = {"input_ids": batch.tensor("input_ids").to(device), "attention_mask": attention.to(device)}
+    inputs = {
+        "input_ids": batch.tensor("input_ids").to(device),
+        "attention_mask": attention.to(device),
+    }
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
     keys = Keys(batch.example_id, seed=key, epoch=None)
     choice = choose(batch, logit_BL, settings.ratio, keys, units=settings.units)

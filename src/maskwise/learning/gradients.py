@@ -1,21 +1,24 @@
-"""Meta-gradients: how the loss after some steps of training depends on the masks that these steps were made with.
+"""Meta-gradients: how the loss after some steps of training depends on the masks that these steps
+were made with.
 
     θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m of every step with a mask
 
-What is differentiated is the mask, not the policy: a policy's own backward pass runs once, on the gradient of its mask,
-and whatever made the mask (scores, the threshold of the budget) is differentiated exactly. Two back-ends give the same
-numbers (``BACKENDS``):
+What is differentiated is the mask, not the policy: a policy's own backward pass runs once, on the
+gradient of its mask, and whatever made the mask (scores, the threshold of the budget) is
+differentiated exactly. Two back-ends give the same numbers (``BACKENDS``):
 
 ``exact``
-    Autograd through the gradients. It holds the graph of every step, and attention must be the plain one (``MATH``),
-    because fused attention has no second derivative.
+    Autograd through the gradients. It holds the graph of every step, and attention must be the
+    plain one (``MATH``), because fused attention has no second derivative.
 ``finite-difference``
     With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
-    v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is that of training, and
-    time two more passes for each step. To leave out the second line is a mistake wherever a step follows the masked
-    one; the cosine to the right gradient was .74 at a rate of 1 (tests/test_gradients.py).
+    v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is
+    that of training, and time two more passes for each step. To leave out the second line is a
+    mistake wherever a step follows the masked one; the cosine to the right gradient was .74 at a
+    rate of 1 (tests/test_gradients.py).
 
-Tests compare both with REINFORCE, the unbiased estimate for what they relax: the hard choice of units.
+Tests compare both with REINFORCE, the unbiased estimate for what they relax: the hard choice of
+units.
 """
 
 from __future__ import annotations
@@ -76,10 +79,18 @@ class MetaGradient:
     rates: list[float]
 
     def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
-        """Go on through whatever made the masks of the steps: adds to ``grad`` of the policy's parameters."""
-        pairs = [(step.mask, grad) for step, grad in zip(steps, self.masks, strict=True) if grad is not None]
+        """Go on through whatever made the masks of the steps: adds to ``grad`` of the policy's
+        parameters.
+        """
+        pairs = [
+            (step.mask, grad)
+            for step, grad in zip(steps, self.masks, strict=True)
+            if grad is not None
+        ]
         masks = [mask for mask, _ in pairs if mask is not None]
-        torch.autograd.backward(masks, [gradient for _, gradient in pairs], retain_graph=retain_graph)
+        torch.autograd.backward(
+            masks, [gradient for _, gradient in pairs], retain_graph=retain_graph
+        )
 
 
 class Losses(nn.Module):
@@ -87,14 +98,17 @@ class Losses(nn.Module):
 
     Attributes:
         denoising: its loss is called with (inputs, mask, budget).
-        task: an objective over the same model, or over one that shares its encoder; called with a batch.
+        task: an objective over the same model, or over one that shares its encoder; called with a
+            batch.
     """
 
     def __init__(self, denoising: RelaxedDenoising, task: Objective):
         super().__init__()
         self.denoising, self.task = denoising, task
 
-    def forward(self, batch: Any, mask: Tensor | None = None, budget: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: Any, mask: Tensor | None = None, budget: Tensor | None = None
+    ) -> Tensor:
         """A scalar; of the task where there is no mask."""
         if mask is not None:
             assert budget is not None, "a mask comes with its budget"
@@ -109,8 +123,10 @@ class Losses(nn.Module):
 
     @cached_property
     def _places(self) -> dict[str, str]:
-        """Every place of a parameter, and its name. A tied one has several places, but a module that both losses share
-        stands here under one path: ``functional_call`` does not give back what it replaced twice."""
+        """Every place of a parameter, and its name. A tied one has several places, but a module
+        that both losses share stands here under one path: ``functional_call`` does not give back
+        what it replaced twice.
+        """
         names = {id(value): name for name, value in self.named_parameters()}
         places = [
             place
@@ -123,8 +139,8 @@ class Losses(nn.Module):
         """The loss of a batch as a function of parameters and mask.
 
         Args:
-            budget: what the sum of the losses is divided by. A batch without a mask may leave it to its own targets;
-                on several ranks it must be the number of all of theirs.
+            budget: what the sum of the losses is divided by. A batch without a mask may leave it to
+                its own targets; on several ranks it must be the number of all of theirs.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
@@ -144,15 +160,18 @@ def meta_gradient(
     epsilon: float | None = None,
     agree: Agree = alone,
 ) -> MetaGradient:
-    """The derivative of the outer loss after inner steps, by the masks and the rates of these steps.
+    """The derivative of the outer loss after inner steps, by the masks and the rates of these
+    steps.
 
     Args:
         theta: parameters by name; they are not changed.
         outer: called with the parameters after the last step, and None.
         backend: a key of ``BACKENDS``.
-        epsilon: length of the step aside of a finite difference, in the space of the parameters. None: .01 in single
-            precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in double, where rounding allows it.
-        agree: adds up gradients over ranks, where each has a part of the batch; ``exact`` works on one rank.
+        epsilon: length of the step aside of a finite difference, in the space of the parameters.
+            None: .01 in single precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in
+                double, where rounding allows it.
+        agree: adds up gradients over ranks, where each has a part of the batch; ``exact`` works on
+            one rank.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=torch.tensor(1.0).double())
@@ -185,7 +204,9 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
         leaves = list(now.values())
-        slope = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        slope = torch.autograd.grad(
+            loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+        )
         now = {name: value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)}
     value = outer(now, None)
     wanted = [*(mask for mask in masks if mask is not None), *rates]
@@ -206,7 +227,9 @@ def _finite_difference(
         inner.append(loss)
         now = moved(now, slope, -step.rate)
     value, v, _ = slope_of(outer, now, None, agree)
-    by_mask: list[Tensor | None] = [None if step.mask is None else torch.zeros_like(step.mask) for step in steps]
+    by_mask: list[Tensor | None] = [
+        None if step.mask is None else torch.zeros_like(step.mask) for step in steps
+    ]
     by_rate = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
@@ -214,12 +237,17 @@ def _finite_difference(
         if not norm > 0:
             break
         by_rate[number] = -_dot(v, slopes[number])
-        later = number > 0  # nothing before the first step asks how the loss depends on where it began
+        # nothing before the first step asks how the loss depends on where it began
+        later = number > 0
         if step.mask is None and not later:
             break
         aside = epsilon / norm
-        _, ahead, mask_ahead = slope_of(step.loss, moved(visited[number], v, aside), step.mask, agree, of_theta=later)
-        _, back, mask_back = slope_of(step.loss, moved(visited[number], v, -aside), step.mask, agree, of_theta=later)
+        _, ahead, mask_ahead = slope_of(
+            step.loss, moved(visited[number], v, aside), step.mask, agree, of_theta=later
+        )
+        _, back, mask_back = slope_of(
+            step.loss, moved(visited[number], v, -aside), step.mask, agree, of_theta=later
+        )
         factor = -step.rate / (2 * aside)
         if step.mask is not None:
             by_mask[number] = factor * (mask_ahead - mask_back)
@@ -229,7 +257,12 @@ def _finite_difference(
 
 
 def slope_of(
-    loss: Loss, theta: Parameters, mask: Tensor | None, agree: Agree = alone, *, of_theta: bool = True
+    loss: Loss,
+    theta: Parameters,
+    mask: Tensor | None,
+    agree: Agree = alone,
+    *,
+    of_theta: bool = True,
 ) -> tuple[float, Parameters, Tensor]:
     """A loss, its gradient by the parameters (of all ranks), and by the mask (of this one's rows)."""
     leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}

@@ -1,11 +1,14 @@
-"""What a policy should find in a text, as a task tells it: answers, words of the target, words that decide a class.
+"""What a policy should find in a text, as a task tells it: answers, words of the target, words that
+decide a class.
 
-The question is unseen. An answer is labelled wherever it stands in its context as whole words; answers that do not
-stand there are counted. Of summaries and other free answers, the content words that stand in the source are
-labelled; where hardly any does, labels teach nothing and the meta-gradient is the only way. Of a classification task, a
-word is labelled if a classifier is less sure of the right class without it.
+The question is unseen. An answer is labelled wherever it stands in its context as whole words;
+answers that do not stand there are counted. Of summaries and other free answers, the content words
+that stand in the source are labelled; where hardly any does, labels teach nothing and the
+meta-gradient is the only way. Of a classification task, a word is labelled if a classifier is less
+sure of the right class without it.
 
-Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the classifier, who add
+Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the
+    classifier, who add
 words one by one where we leave one out: what a word does then depends on no order.
 """
 
@@ -37,7 +40,9 @@ NOT_TOLD = "questions of which no text tells an answer"
 LEAST_TARGETS = 0.1
 """Labels of targets teach something if so many sources have one at least."""
 LEAST_TOLD = 0.01
-"""Rows without contexts are questions, and no summaries, if the corpus tells so many of their answers at least."""
+"""Rows without contexts are questions, and no summaries, if the corpus tells so many of their
+answers at least.
+"""
 
 _FUNCTION_WORDS = """
 a about above after again against all also am an and any are as at be because been before being below between
@@ -57,7 +62,8 @@ class Marked:
 
     Attributes:
         spans: (start, end) in characters, in their order; they may repeat or overlap.
-        questions: the right answers of each question about the text that stand in it; none where words are labelled.
+        questions: the right answers of each question about the text that stand in it; none where
+            words are labelled.
     """
 
     text: str
@@ -94,7 +100,8 @@ class Labels:
 
 
 def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
-    """(context, right answers of one question) pairs → each context once, with all occurrences of all its answers.
+    """(context, right answers of one question) pairs → each context once, with all occurrences of
+    all its answers.
 
     >>> counts = Counter()
     >>> pairs = [("Ada met Bo. Bo left.", ["Bo"]), ("Ada met Bo. Bo left.", ["Eve"])]
@@ -116,11 +123,14 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
         every, questions = found.setdefault(context, ([], []))
         every += places
         questions.append(tuple(there))
-    return [Marked(text, tuple(sorted(every)), tuple(asked)) for text, (every, asked) in found.items()]
+    return [
+        Marked(text, tuple(sorted(every)), tuple(asked)) for text, (every, asked) in found.items()
+    ]
 
 
 def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
-    """(source, targets) pairs → the content words of the targets, wherever they stand in the source.
+    """(source, targets) pairs → the content words of the targets, wherever they stand in the
+    source.
 
     >>> target_labels([("Owls hunt mice at night.", ["Mice fear the owls."])], Counter())[0].spans
     ((0, 4), (10, 14))
@@ -154,8 +164,12 @@ Confidence = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 """From texts and their classes to the probabilities (N,) that a classifier gives these classes."""
 
 
-def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float) -> list[Marked]:
-    """(text, class) rows → the words without which the classifier is less sure of the class, by ``drop`` at least."""
+def classifier_labels(
+    rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
+) -> list[Marked]:
+    """(text, class) rows → the words without which the classifier is less sure of the class, by
+    ``drop`` at least.
+    """
     shown: list[str] = []
     classes: list[int] = []
     for text, label in rows:
@@ -166,11 +180,14 @@ def classifier_labels(rows: Sequence[tuple[str, int]], confidence: Confidence, *
     marked = []
     for text, _ in rows:
         whole = next(sure)
-        marked.append(Marked(text, tuple(place for _, place in words_of(text) if whole - next(sure) >= drop)))
+        marked.append(
+            Marked(text, tuple(place for _, place in words_of(text) if whole - next(sure) >= drop))
+        )
     return marked
 
 
-# From a task --------------------------------------------------------------------------------------------------------
+# From a task
+# --------------------------------------------------------------------------------------------------------
 
 
 def labels_of(
@@ -191,8 +208,9 @@ def labels_of(
         classifier: trains one on a task; only asked for where labels are a classifier's.
 
     Raises:
-        MaskwiseError: nothing to label, or a task that tells nothing: answers of which none stands in its context, a
-            classification task of one class, targets that share no word with their sources.
+        MaskwiseError: nothing to label, or a task that tells nothing: answers of which none stands
+            in its context, a classification task of one class, targets that share no word with
+            their sources.
     """
     records = _with_contexts(spec) if kind in (None, "answers") else None
     if records:
@@ -227,13 +245,24 @@ def _checked(labels: Labels, spec: str) -> Labels:
         marked = list(chain.from_iterable(labels.splits.values()))
         share = sum(bool(each.spans) for each in marked) / max(1, len(marked))
         if share < LEAST_TARGETS:
-            what = f"the targets of task {spec} share hardly a word with their sources: labels would teach nothing"
+            what = (
+                f"the targets of task {spec} share hardly a word with their sources: labels "
+                f"would teach nothing"
+            )
             do = "take learning.method: meta, which learns from what masking does to the task"
             raise MaskwiseError(what, got=f"{share:.0%} of the sources have a label", do=do)
     if not any(each.spans for each in labels.splits["train"]):
-        got = ", ".join(f"{count} {reason}" for reason, count in (+labels.counts).items()) or "no label"
-        do = "give contexts that hold their answers, set learning.supervised.labels, or take learning.method: meta"
-        raise MaskwiseError(f"nothing in the training texts of task {spec} is to be found", got=got, do=do)
+        got = (
+            ", ".join(f"{count} {reason}" for reason, count in (+labels.counts).items())
+            or "no label"
+        )
+        do = (
+            "give contexts that hold their answers, set learning.supervised.labels, or take "
+            "learning.method: meta"
+        )
+        raise MaskwiseError(
+            f"nothing in the training texts of task {spec} is to be found", got=got, do=do
+        )
     return labels
 
 
@@ -249,16 +278,22 @@ def _with_contexts(spec: str) -> dict[str, list[Mapping[str, Any]]] | None:
 
 
 def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> Labels:
-    """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested by."""
+    """Cut as ``load_task`` cuts the same file, so that no policy learns from what a task is tested
+    by.
+    """
     labels = Labels("answers", {})
     keyed: dict[str, list[tuple[str, tuple[str, list[str]]]]] = {}
     for split, part in records.items():
         names = shared_names(part)
         keyed[split] = []
         for number, record in enumerate(part, start=1):
-            context = next((record[name] for name in CONTEXT if isinstance(record.get(name), str)), "")
+            context = next(
+                (record[name] for name in CONTEXT if isinstance(record.get(name), str)), ""
+            )
             value = next((record[name] for name in ANSWERS if name in record), None)
-            answers = [text for text, _ in read_answers(value, f"row {number} of {split}") if text.strip()]
+            answers = [
+                text for text, _ in read_answers(value, f"row {number} of {split}") if text.strip()
+            ]
             if answers:
                 keyed[split].append((shared_text(record, names), (context, answers)))
             else:
@@ -269,8 +304,12 @@ def _answers(records: Mapping[str, Sequence[Mapping[str, Any]]], spec: str) -> L
     return labels
 
 
-def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> list[tuple[str, Sequence[str]]]:
-    """(context, answers) pairs: the contexts of rows or, of questions that stand alone, texts that tell an answer."""
+def _told(
+    rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]
+) -> list[tuple[str, Sequence[str]]]:
+    """(context, answers) pairs: the contexts of rows or, of questions that stand alone, texts that
+    tell an answer.
+    """
     own = [getattr(row, "context", None) for row in rows]
     if all(own):
         return [(str(context), rights_of(row)) for context, row in zip(own, rows)]
@@ -282,7 +321,9 @@ def _told(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> li
     return pairs
 
 
-def _by_classifier(task: Task, classifier: Callable[[Task], Confidence] | None, drop: float) -> Labels:
+def _by_classifier(
+    task: Task, classifier: Callable[[Task], Confidence] | None, drop: float
+) -> Labels:
     number = {label: place for place, label in enumerate(task.labels)}
     rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for split, part in rows.items():

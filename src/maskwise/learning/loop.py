@@ -1,4 +1,6 @@
-"""How a learning of the outer loop runs: judged on dev, kept, stopped, gone on with; and what it is built from."""
+"""How a learning of the outer loop runs: judged on dev, kept, stopped, gone on with; and what it is
+built from.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ def learn_meta(
         policy: a scorer of tokens; it becomes the learned one.
         task: its train rows are learned from, its dev rows judge.
         texts: where contexts are looked for, if the rows have none of their own.
-        model: what the policy is to help: a pre-trained model, or one with fresh weights. It is changed.
+        model: what the policy is to help: a pre-trained model, or one with fresh weights. It is
+            changed.
         training: how the model moves on by itself, where it does.
         length: most tokens of a context.
         max_length: tokens of a row of the task.
@@ -68,14 +71,20 @@ def learn_meta(
         What ``learn_policy`` returns, and how many rows of train were left out, by reason.
 
     Raises:
-        MaskwiseError: a task without a loss, or that does not fit the model; no context for any of its rows.
+        MaskwiseError: a task without a loss, or that does not fit the model; no context for any of
+            its rows.
     """
     if policy.config.head != "tokens":
         do = "learn it with method: supervised, or take head: tokens"
-        raise MaskwiseError("the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do)
+        raise MaskwiseError(
+            "the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do
+        )
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
-    shorter = min(length, policy.config.length)  # what the policy reads at once, also when it is used
-    examples = partial(Examples.of, task, tokenizer=tokenizer, texts=texts, length=shorter, max_length=max_length)
+    # what the policy reads at once, also when it is used
+    shorter = min(length, policy.config.length)
+    examples = partial(
+        Examples.of, task, tokenizer=tokenizer, texts=texts, length=shorter, max_length=max_length
+    )
     train = examples(split="train")
     dev = examples(split="dev")
     accelerator = new_accelerator(training, None)
@@ -86,20 +95,28 @@ def learn_meta(
     return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), left_out
 
 
-def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Losses:
-    """The two losses of a model. A task with a head of its own gets a new one, and its model the encoder of this one.
+def losses_of(
+    model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> Losses:
+    """The two losses of a model. A task with a head of its own gets a new one, and its model the
+    encoder of this one.
 
     Raises:
-        MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask or sentinel.
+        MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask
+            or sentinel.
     """
     kind = task.kind
     family = adapter_of(model.config).kind
     if not isinstance(kind, Tuned):
         do = "take the kind that is fine-tuned"
-        raise MaskwiseError("a policy is learned from a loss, and this task has none", got=kind.name, do=do)
+        raise MaskwiseError(
+            "a policy is learned from a loss, and this task has none", got=kind.name, do=do
+        )
     if kind.family != family:
         do = "take kind=generation for an encoder–decoder, and another one for an encoder"
-        raise MaskwiseError(f"a task of kind {kind.name} is not for this model", got=f"an {family}", do=do)
+        raise MaskwiseError(
+            f"a task of kind {kind.name} is not for this model", got=f"an {family}", do=do
+        )
     judged: PreTrainedModel = model
     if not kind.pretrained_head:
         config = task_config(model.config, kind.config(task))
@@ -111,7 +128,9 @@ def losses_of(model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizer
     mask = vocabulary.mask if family == "encoder" or sentinel is None else sentinel
     if mask is None:
         do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
-        raise MaskwiseError("nothing can stand for a masked token", got="no mask token and no sentinel", do=do)
+        raise MaskwiseError(
+            "nothing can stand for a masked token", got="no mask token and no sentinel", do=do
+        )
     objective: Objective = kind.objective(judged)
     return Losses(RelaxedDenoising(model, mask), objective)
 
@@ -129,15 +148,16 @@ def learn_policy(
     A learning that was stopped goes on from its last judgement.
 
     Args:
-        learner: its policy is the best average when this returns; the policy of the beginning where none was better.
+        learner: its policy is the best average when this returns; the policy of the beginning where
+            none was better.
         folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
         quiet: no progress bar.
         watch: what is logged of the average policy at every judgement, as ``weights``.
         title: what the progress bar says.
 
     Returns:
-        Where the learning ended: the best step, what its policy was worth on dev, why it stopped early, and which of
-        its inner steps was too long, if so.
+        Where the learning ended: the best step, what its policy was worth on dev, why it stopped
+        early, and which of its inner steps was too long, if so.
     """
     s = learner.settings
     first = learner.rank == 0
@@ -163,7 +183,13 @@ def learn_policy(
                     mean = float(np.mean(outers))
                     gain = _judge(learner, mean)
                     agreement = learner.slopes.agreement()
-                    judged = {"kind": "dev", "step": now.step, "gain": gain, "best": now.best, "agreement": agreement}
+                    judged = {
+                        "kind": "dev",
+                        "step": now.step,
+                        "gain": gain,
+                        "best": now.best,
+                        "agreement": agreement,
+                    }
                     if watch and first:
                         judged["weights"] = watch(learner.average)
                     _write(metrics, judged)
@@ -184,7 +210,13 @@ def learn_policy(
 
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     """Write a line without its NaN, which JSON does not have."""
-    metrics.write({key: value for key, value in line.items() if not (isinstance(value, float) and math.isnan(value))})
+    metrics.write(
+        {
+            key: value
+            for key, value in line.items()
+            if not (isinstance(value, float) and math.isnan(value))
+        }
+    )
 
 
 def _judge(learner: MetaLearner, outer: float) -> float:
@@ -207,7 +239,9 @@ def _judge(learner: MetaLearner, outer: float) -> float:
     if now.first is None:
         now.first = outer
     if outer > s.worse * now.first:
-        now.stopped = f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
+        now.stopped = (
+            f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
+        )
     elif s.patience and now.waited >= s.patience:
         now.stopped = f"nothing better on dev since step {now.best}"
     return gain

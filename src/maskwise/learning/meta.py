@@ -6,9 +6,10 @@
         the policy takes a step down the gradient of the task's loss after them
         the model moves on by ordinary steps of its own, or is what it was again
 
-Everything random is a function of (seed, step, example), so that a run that was stopped goes on bit for bit, and ranks
-that share a batch do what one would. What is judged and kept is an average of the policy over its steps: each step is
-noisy, because it sees a few examples and one mask of theirs.
+Everything random is a function of (seed, step, example), so that a run that was stopped goes on bit
+for bit, and ranks that share a batch do what one would. What is judged and kept is an average of
+the policy over its steps: each step is noisy, because it sees a few examples and one mask of
+theirs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
-from maskwise.learning.gradients import InnerStep, Loss, Losses, Parameters, meta_gradient, moved, slope_of
+from maskwise.learning.gradients import (
+    InnerStep,
+    Loss,
+    Losses,
+    Parameters,
+    meta_gradient,
+    moved,
+    slope_of,
+)
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -66,14 +75,20 @@ class Point:
 
 
 class Slopes:
-    """Whether gradients point the same way: the share of their mean square that is the square of their mean."""
+    """Whether gradients point the same way: the share of their mean square that is the square of
+    their mean.
+    """
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
         self.squares, self.count = 0.0, 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        self.total = [a + b for a, b in zip(self.total, gradient, strict=True)] if self.total else [*gradient]
+        self.total = (
+            [a + b for a, b in zip(self.total, gradient, strict=True)]
+            if self.total
+            else [*gradient]
+        )
         self.squares += sum(float(part.double().square().sum()) for part in gradient)
         self.count += 1
 
@@ -94,7 +109,8 @@ class MetaLearner:
         training: how the model moves on by itself: optimiser, rates, clip.
 
     Attributes:
-        average: the average policy, which is judged; the best of it is in ``policy`` when ``learn`` has ended.
+        average: the average policy, which is judged; the best of it is in ``policy`` when ``learn``
+            has ended.
     """
 
     def __init__(
@@ -116,7 +132,9 @@ class MetaLearner:
         self.ranks = dist.get_world_size() if started else 1
         if settings.batch_size % self.ranks:
             got = f"{settings.batch_size} for {self.ranks}"
-            raise MaskwiseError("learning.meta.batch_size must be a multiple of the processes", got=got)
+            raise MaskwiseError(
+                "learning.meta.batch_size must be a multiple of the processes", got=got
+            )
         if self.ranks > 1 and settings.gradient != "finite-difference":
             do = "take finite-difference, or one process"
             raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
@@ -137,15 +155,16 @@ class MetaLearner:
         self._forget()
         self.start = losses.parameters_now()
 
-    # One outer step -----------------------------------------------------------------------------------------------
+    # One outer step
+    # -----------------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, float]:
         """Make an outer step.
 
         Returns:
-            What is logged: ``outer``, the task's loss after the inner steps; ``inner``, the loss under the first mask;
-            ``grad_norm`` of the policy; ``entropy`` of its weights, nats; ``answers``, the share of the weight on right
-            answers; ``mask_rate`` and ``task_rate``.
+            What is logged: ``outer``, the task's loss after the inner steps; ``inner``, the loss
+            under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights, nats;
+            ``answers``, the share of the weight on right answers; ``mask_rate`` and ``task_rate``.
 
         Raises:
             Diverged: a loss or gradient that is not finite.
@@ -155,7 +174,9 @@ class MetaLearner:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
         parts = [self._rows(number * s.inner_steps + k, 0) for k in range(s.inner_steps)]
         masked = [
-            masked_by(self.policy, self.train, rows, s, key=fold(s.seed, number, k), device=self.device)
+            masked_by(
+                self.policy, self.train, rows, s, key=fold(s.seed, number, k), device=self.device
+            )
             for k, rows in enumerate(parts)
         ]
         budgets = [self._total(m.choice.budget) for m in masked]
@@ -164,7 +185,9 @@ class MetaLearner:
         self.policy.zero_grad()
         masks = [m.choice.mask(m.logit_U) for m in masked]
         steps = self._inner(parts, masked, budgets, masks)
-        result = meta_gradient(self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree)
+        result = meta_gradient(
+            self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree
+        )
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
@@ -175,7 +198,9 @@ class MetaLearner:
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
-            raise Diverged(f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}")
+            raise Diverged(
+                f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
+            )
         self.slopes.add(gradients)
         self.adam.step()
         self._follow()
@@ -195,7 +220,9 @@ class MetaLearner:
         }
 
     def _rows(self, number: int, order: int) -> Array:
-        """This rank's examples of a batch: the epochs' permutations one behind the other, in one of two orders."""
+        """This rank's examples of a batch: the epochs' permutations one behind the other, in one of
+        two orders.
+        """
         size, batch_size = len(self.train), self.settings.batch_size
         place = np.arange(number * batch_size, (number + 1) * batch_size)
         seed = fold(self.settings.seed, order, 0xE0)
@@ -209,7 +236,8 @@ class MetaLearner:
         """The task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
-        inside = labels.dim() > 1 and not labels.is_floating_point()  # a row of several labels (floats) counts once
+        # a row of several labels (floats) counts once
+        inside = labels.dim() > 1 and not labels.is_floating_point()
         count = torch.count_nonzero(labels != -100) if inside else len(labels)
         return self.losses.of(batch, self._total(torch.as_tensor(count)))
 
@@ -239,14 +267,21 @@ class MetaLearner:
         """Let the average take in the policy of now; at first it follows more closely."""
         keep = min(self.settings.average, (1 + self.now.step) / (10 + self.now.step))
         with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.policy.parameters(), strict=True):
+            for mean, value in zip(
+                self.average.parameters(), self.policy.parameters(), strict=True
+            ):
                 mean.lerp_(value, 1 - keep)
 
-    def _move(self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]) -> None:
+    def _move(
+        self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]
+    ) -> None:
         """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
         theta: Parameters = dict(self.losses.named_parameters())
         for rows, m, budget in zip(parts, masked, budgets, strict=True):
-            self._descend(self.losses.of(m.inputs, budget)(theta, m.choice.hard()) + self._task(rows)(theta, None))
+            self._descend(
+                self.losses.of(m.inputs, budget)(theta, m.choice.hard())
+                + self._task(rows)(theta, None)
+            )
 
     def _descend(self, loss: Tensor) -> None:
         """An ordinary step of the model."""
@@ -264,7 +299,8 @@ class MetaLearner:
         for member in self.optimizers.members:
             member.state.clear()
 
-    # Ranks --------------------------------------------------------------------------------------------------------
+    # Ranks
+    # --------------------------------------------------------------------------------------------------------
 
     def _agree(self, tensors: Iterable[Tensor]) -> None:
         """Add up tensors over all ranks, in place."""
@@ -278,13 +314,16 @@ class MetaLearner:
         self._agree([total])
         return total
 
-    # Judging ------------------------------------------------------------------------------------------------------
+    # Judging
+    # ------------------------------------------------------------------------------------------------------
 
     def judge(self, policy: nn.Module, *, draws: int = 2) -> float:
-        """By how many nats a step under a policy is better for the task than a step under random masks.
+        """By how many nats a step under a policy is better for the task than a step under random
+        masks.
 
-        On dev, with the model of the beginning, and with the same contexts and draws at every judgement, so that
-        judgements can be compared. An order of units is drawn for both, so that chance favours neither.
+        On dev, with the model of the beginning, and with the same contexts and draws at every
+        judgement, so that judgements can be compared. An order of units is drawn for both, so that
+        chance favours neither.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
@@ -302,26 +341,35 @@ class MetaLearner:
     def _hard(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
         """A step of pre-training under the choice of a scorer."""
         m = masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
-        return InnerStep(self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard())
+        return InnerStep(
+            self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard()
+        )
 
     def overshoot(self) -> str | None:
-        """Which inner step raises the very loss that it should lower, on the first examples under random masks.
+        """Which inner step raises the very loss that it should lower, on the first examples under
+        random masks.
 
-        Such a step is so long that its gradient says nothing about where it ends: the policy would be rewarded for
-        masks that keep the model from running wild, whatever they teach.
+        Such a step is so long that its gradient says nothing about where it ends: the policy would
+        be rewarded for masks that keep the model from running wild, whatever they teach.
         """
         rows = self._rows(0, 0)
         denoising = self._hard(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
-        task = InnerStep(self.losses.of(self.train.task(rows, self.device)), self.settings.task_rate)
+        task = InnerStep(
+            self.losses.of(self.train.task(rows, self.device)), self.settings.task_rate
+        )
         for name, step in (("mask_rate", denoising), ("task_rate", task)):
             theta, before = _descended(self.start, [step])
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
             if not after <= before:
-                return f"a step of {name} {step.rate:g} raises its own loss, from {before:.2f} to {after:.2f}"
+                return (
+                    f"a step of {name} {step.rate:g} raises its own loss, from {before:.2f} "
+                    f"to {after:.2f}"
+                )
         return None
 
-    # States to resume from ----------------------------------------------------------------------------------------
+    # States to resume from
+    # ----------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write all that the learning needs to go on."""
@@ -368,7 +416,9 @@ class MetaLearner:
         set_values(self.losses, groups["model"])
         load_state(self.optimizers.members, groups.get("optimizers", {}))
         adam = groups.get("adam", {})  # older learnings have one number less in front
-        load_state([self.adam], {name if name.count("/") > 1 else f"0/{name}": adam[name] for name in adam})
+        load_state(
+            [self.adam], {name if name.count("/") > 1 else f"0/{name}": adam[name] for name in adam}
+        )
         self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
 
 
@@ -376,11 +426,14 @@ class Diverged(Exception):
     """The outer loop can learn nothing more; the text says why."""
 
 
-# Parameters -------------------------------------------------------------------------------------------------------
+# Parameters
+# -------------------------------------------------------------------------------------------------------
 
 
 def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameters, float]:
-    """The parameters after inner steps, and the loss before the first; no rank but this one has a part in it."""
+    """The parameters after inner steps, and the loss before the first; no rank but this one has a
+    part in it.
+    """
     now = theta
     losses = []
     for step in steps:

@@ -1,10 +1,12 @@
-"""Masks that let gradients through: from scores to a selection, to how likely each unit was in it, to a loss.
+"""Masks that let gradients through: from scores to a selection, to how likely each unit was in it,
+to a loss.
 
-The hard choice is made by the one routine of ``masking.select``: an exponential race, in which a unit of weight w
-arrives at rate w and units are taken until the budget is used. Stopped at time τ, the race has taken a unit with
-probability p = 1 − exp(−τ·w). The relaxation solves τ for each piece, so that the expected number of tokens is the
-budget, and lets the gradient of p stand for that of the choice. Units compete, as they do in the race: a score that
-rises makes τ fall, and with it the other units' probabilities.
+The hard choice is made by the one routine of ``masking.select``: an exponential race, in which a
+unit of weight w arrives at rate w and units are taken until the budget is used. Stopped at time τ,
+the race has taken a unit with probability p = 1 − exp(−τ·w). The relaxation solves τ for each
+piece, so that the expected number of tokens is the budget, and lets the gradient of p stand for
+that of the choice. Units compete, as they do in the race: a score that rises makes τ fall, and with
+it the other units' probabilities.
 
 Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race in place of their softmax.
 """
@@ -31,14 +33,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SPREAD = 60.0
-"""Logits further than this below the highest of their piece count as this: e⁻⁶⁰ is never chosen anyway."""
+"""Logits further than this below the highest of their piece count as this: e⁻⁶⁰ is never chosen
+anyway.
+"""
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """How likely each unit is to be chosen, so that the expected number of chosen tokens is the budget of its piece.
+    """How likely each unit is to be chosen, so that the expected number of chosen tokens is the
+    budget of its piece.
 
-    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. Where the budget is no less than all
-    units together, p is 1; where it is 0, p is 0. Both have a gradient of 0.
+    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. Where the budget is
+    no less than all units together, p is 1; where it is 0, p is 0. Both have a gradient of 0.
 
     Args:
         logit_U: (U,) of any float type; only differences within a piece matter.
@@ -47,8 +52,10 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
         budget_P: (P,) tokens.
 
     Returns:
-        (U,) of the type of the logits, computed in float64. First and second derivatives are those of the exact
-        solution: τ is found without a graph, and two Newton steps with one, which change no digit of it, carry the
+        (U,) of the type of the logits, computed in float64. First and second derivatives are those
+        of the exact
+        solution: τ is found without a graph, and two Newton steps with one, which change no digit
+            of it, carry the
         derivatives of the implicit function.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
@@ -72,8 +79,9 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
         return tau_P + (aim_P - whole_P + total(rest_U)) / total(rest_U * weight_U)
 
     with torch.no_grad():
-        # The expected number of tokens rises with τ and is concave in it, so that Newton's steps from the left never
-        # pass the solution: they need no bracket, and they end where rounding makes them stop rising.
+        # The expected number of tokens rises with τ and is concave in it, so that Newton's steps
+        # from the left never pass the solution: they need no bracket, and they end where rounding
+        # makes them stop rising.
         tau_P = aim_P / total(length * weight)
         for _ in range(200):
             rising = newton(tau_P, weight)
@@ -89,7 +97,9 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
     """(U,) the logits, less the highest of their piece, which is not differentiated."""
-    top_P = logit_U.new_full((pieces,), -torch.inf).scatter_reduce(0, piece_U, logit_U.detach(), "amax")
+    top_P = logit_U.new_full((pieces,), -torch.inf).scatter_reduce(
+        0, piece_U, logit_U.detach(), "amax"
+    )
     return logit_U - top_P[piece_U]
 
 
@@ -166,8 +176,9 @@ class Choice:
     def mask(self, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
         """(B, L) how much of each token is masked, with a gradient for every unit.
 
-        Straight-through: the values are the choice, 0 and 1, and the gradient is that of the inclusion probabilities,
-        of units that were not chosen too. ``smooth``: the values are the probabilities themselves.
+        Straight-through: the values are the choice, 0 and 1, and the gradient is that of the
+        inclusion probabilities, of units that were not chosen too. ``smooth``: the values are the
+        probabilities themselves.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         return self.spread(p_U if smooth else self.chosen_U.to(p_U.dtype) + p_U - p_U.detach())
@@ -214,21 +225,27 @@ def choose(
         logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
     if not np.isfinite(logit_U).all():
         got = float(logit_U[~np.isfinite(logit_U)][0])
-        raise Overflow("a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate")
+        raise Overflow(
+            "a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate"
+        )
     top_P = np.full(len(batch.begin), -np.inf)
     np.maximum.at(top_P, parts.piece, logit_U)
     weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))
     ratio_P = np.full(len(batch.begin), ratio)
-    return Choice.of(select(parts.weighted(weight_U), ratio_P, keys, budget=budget), logit_BL.device)
+    return Choice.of(
+        select(parts.weighted(weight_U), ratio_P, keys, budget=budget), logit_BL.device
+    )
 
 
 class RelaxedDenoising(nn.Module):
     """The loss of predicting what a relaxed mask hides, by an encoder or by an encoder–decoder.
 
-    Formula: Σ m·CE / budget, over all tokens that are in units. The model reads m·e(mask) + (1 − m)·e(token). Where
-    m is 0 or 1 this is the loss of the corruption ``mask-only``. Tokens with m = 0 are kept, because their loss is
-    part of the gradient of m.
-    Encoder–decoders: the encoder reads one mask for each masked token, and the decoder writes the full text.
+    Formula: Σ m·CE / budget, over all tokens that are in units. The model reads m·e(mask) + (1 −
+        m)·e(token). Where
+    m is 0 or 1 this is the loss of the corruption ``mask-only``. Tokens with m = 0 are kept,
+    because their loss is part of the gradient of m.
+    Encoder–decoders: the encoder reads one mask for each masked token, and the decoder writes the
+    full text.
     Requirements: a model that takes ``inputs_embeds``.
 
     Args:

@@ -1,7 +1,7 @@
 """Learning a policy from a task, with the parts of a recipe; the same call resumes.
 
-A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it masks, before and
-after) and, where there are several tries, ``try-N/`` of each.
+A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it
+masks, before and after) and, where there are several tries, ``try-N/`` of each.
 """
 
 from __future__ import annotations
@@ -66,12 +66,18 @@ class Made(NamedTuple):
 
     def figures(self) -> Measures:
         end = self.end
-        return {"best_step": end.best, "gain": end.gain, "stopped": end.stopped, "overshoot": end.overshoot}
+        return {
+            "best_step": end.best,
+            "gain": end.gain,
+            "stopped": end.stopped,
+            "overshoot": end.overshoot,
+        }
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a policy is learned from, and where it goes: settings of a recipe under their names there.
+    """What a policy is learned from, and where it goes: settings of a recipe under their names
+    there.
 
     Attributes:
         task: what it is learned from, as for ``load_task``.
@@ -95,19 +101,24 @@ class Lesson:
         """Learn the policy; call it again, and it goes on where it was stopped.
 
         Returns:
-            What was measured: ``policy`` (where it is), ``method``, ``task``, the learning's own figures, and ``dev``
-            and ``held_out``, how good it is on texts that it has not learned from.
+            What was measured: ``policy`` (where it is), ``method``, ``task``, the learning's own
+            figures, and ``dev`` and ``held_out``, how good it is on texts that it has not learned
+            from.
 
         Raises:
             MaskwiseError: a stream; a task that teaches no policy.
         """
-        return self._by_labels() if self.learning.method == "supervised" else self._by_meta_gradient()
+        return (
+            self._by_labels() if self.learning.method == "supervised" else self._by_meta_gradient()
+        )
 
     @property
     def seed(self) -> int:
-        """The seed of the learning: another one than that of the training which the policy then masks for.
+        """The seed of the learning: another one than that of the training which the policy then
+        masks for.
 
-        Otherwise the policy would know the fresh weights, the orders and the draws of the run that judges it.
+        Otherwise the policy would know the fresh weights, the orders and the draws of the run that
+        judges it.
         """
         return fold(self.training.seed, LEARNING)
 
@@ -115,7 +126,9 @@ class Lesson:
     def texts(self) -> list[str]:
         """The texts of the corpus, where contexts of questions that stand alone are looked for."""
         if self.corpus.stream:  # which may be larger than memory
-            raise MaskwiseError("a policy is learned from texts that are read whole", do="set corpus.stream: false")
+            raise MaskwiseError(
+                "a policy is learned from texts that are read whole", do="set corpus.stream: false"
+            )
         return [document.text for document in self.corpus.documents()]
 
     @property
@@ -126,7 +139,9 @@ class Lesson:
     def _by_labels(self) -> Measures:
         how = self.learning.supervised
         tokenizer = self._policy_tokenizer()
-        labels = labels_of(self.task, kind=how.labels, texts=self.texts, drop=how.drop, classifier=self._classifier)
+        labels = labels_of(
+            self.task, kind=how.labels, texts=self.texts, drop=how.drop, classifier=self._classifier
+        )
         policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
         texts = [each.text for each in labels.marked("test", "dev", "train")]
         before = weights_of(policy, texts)
@@ -139,7 +154,11 @@ class Lesson:
             quiet=self.quiet,
             watch=partial(weights_shown, texts),
         )
-        measures = {"labels": labels.kind, "left_out": dict(labels.counts + counts), "loss": done["loss"]}
+        measures = {
+            "labels": labels.kind,
+            "left_out": dict(labels.counts + counts),
+            "loss": done["loss"],
+        }
         return self._keep(policy, measures | _measured(policy, labels), texts=texts, before=before)
 
     def _by_meta_gradient(self) -> Measures:
@@ -148,7 +167,10 @@ class Lesson:
         if encoder and self.model_tokenizer:
             own = self._tokenizer(self.model_tokenizer)
             if own.get_vocab() != tokenizer.get_vocab():
-                what = "by the meta-gradient a policy and the model read the same tokens, and their tokenizers differ"
+                what = (
+                    "by the meta-gradient a policy and the model read the same tokens, and "
+                    "their tokenizers differ"
+                )
                 got = f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}"
                 raise MaskwiseError(what, got=got, do="leave learning.policy.pretrained out")
         texts = self.texts
@@ -163,7 +185,9 @@ class Lesson:
         every = [self._try(number, tokenizer, task, shown, log_unigram) for number in range(tries)]
         best = max(range(tries), key=lambda number: every[number].end.gain)
         if tries > 1 and rank_here() == 0:
-            shutil.copyfile(self.folder / f"try-{best}" / "metrics.jsonl", self.folder / "metrics.jsonl")
+            shutil.copyfile(
+                self.folder / f"try-{best}" / "metrics.jsonl", self.folder / "metrics.jsonl"
+            )
         made = every[best]
         made.policy.cpu()
         measures = made.figures()
@@ -185,7 +209,9 @@ class Lesson:
         seed = fold(self.seed, number) if number else self.seed
         policy = self._new_policy(tokenizer, head="tokens", seed=seed)
         length = self.corpus.length
-        model = self.model.model(tokenizer, length, kind=self.kind, seed=self.seed, log_unigram=log_unigram)
+        model = self.model.model(
+            tokenizer, length, kind=self.kind, seed=self.seed, log_unigram=log_unigram
+        )
         before = weights_of(policy, shown)
         end, left_out = learn_meta(
             self.learning.meta.model_copy(update={"seed": seed}),
@@ -205,14 +231,26 @@ class Lesson:
         return Made(policy, before, end, left_out)
 
     def _keep(
-        self, policy: PolicyModel, measures: Measures, *, texts: Sequence[str], before: Sequence[np.ndarray]
+        self,
+        policy: PolicyModel,
+        measures: Measures,
+        *,
+        texts: Sequence[str],
+        before: Sequence[np.ndarray],
     ) -> Measures:
-        """Write a learned policy with its card, and what it masks (on rank 0); returns what was measured.
+        """Write a learned policy with its card, and what it masks (on rank 0); returns what was
+        measured.
 
         Args:
-            texts: which it has not learned from; ``before`` are the weights of the first of them before it learned.
+            texts: which it has not learned from; ``before`` are the weights of the first of them
+                before it learned.
         """
-        result = {"policy": str(self.folder / "policy"), "method": self.learning.method, "task": self.task, **measures}
+        result = {
+            "policy": str(self.folder / "policy"),
+            "method": self.learning.method,
+            "task": self.task,
+            **measures,
+        }
         if rank_here():
             return result
         settings = self.learning.policy
@@ -233,24 +271,35 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        for left in (self.folder / "resume", self.folder / SHARED_TOKENIZER, *self.folder.glob("try-*/resume")):
+        for left in (
+            self.folder / "resume",
+            self.folder / SHARED_TOKENIZER,
+            *self.folder.glob("try-*/resume"),
+        ):
             shutil.rmtree(left, ignore_errors=True)
         return result
 
-    # What is built from the settings ----------------------------------------------------------------------------
+    # What is built from the settings
+    # ----------------------------------------------------------------------------
 
-    def _new_policy(self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int) -> PolicyModel:
+    def _new_policy(
+        self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
+    ) -> PolicyModel:
         """The policy before it has learned; ``head`` where the settings have none."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on the corpus."""
+        """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on
+        the corpus.
+        """
         return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """The tokenizer of a name, or one trained on the corpus: by rank 0 for all, through a folder."""
+        """The tokenizer of a name, or one trained on the corpus: by rank 0 for all, through a
+        folder.
+        """
         chosen = self.tokenizer.model_copy(update={"name": name})
         made: PreTrainedTokenizerFast
         if name or ranks_here() == 1:
@@ -264,18 +313,24 @@ class Lesson:
         return made
 
     def _classifier(self, task: Task) -> Confidence:
-        """A classifier of the task's train rows, from the recipe's model: how sure it is of a class."""
+        """A classifier of the task's train rows, from the recipe's model: how sure it is of a
+        class.
+        """
         settings = self.learning.supervised.finetune
         length = settings.max_length
         tokenizer = self._tokenizer(self.model_tokenizer)
         checkpoint = self.model.pretrained
         config = None if checkpoint else self.model.config(tokenizer, length, kind="encoder")
-        network = load_network(checkpoint, task, tokenizer, config=config, max_length=length, seed=self.seed)
+        network = load_network(
+            checkpoint, task, tokenizer, config=config, max_length=length, seed=self.seed
+        )
         objective = Classification(network)
         data = encode(task, tokenizer, max_length=length)
         training = settings.fitting(network.num_parameters()).training(task, seed=self.seed)
         title = f"classifier of {task.name}"
-        train(objective, TaskSource(data["train"], training), training, title=title, quiet=self.quiet)
+        train(
+            objective, TaskSource(data["train"], training), training, title=title, quiet=self.quiet
+        )
         objective.eval()
         cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
 
@@ -283,7 +338,9 @@ class Lesson:
         def confidence(texts: Sequence[str], classes: Sequence[int]) -> np.ndarray:
             sure = torch.zeros(len(texts), dtype=torch.float64)
             right = torch.tensor(classes)
-            for rows, batch in batches(cutter.flat(list(texts)), next(objective.parameters()).device):
+            for rows, batch in batches(
+                cutter.flat(list(texts)), next(objective.parameters()).device
+            ):
                 chance = objective.logits(batch).float().softmax(-1).cpu()
                 sure[rows] = chance[torch.arange(len(rows)), right[rows]].double()
             return sure.numpy()

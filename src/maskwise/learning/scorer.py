@@ -1,11 +1,14 @@
-"""A policy as a model: an encoder that reads a text and scores its tokens; saved, loaded and shared like any model.
+"""A policy as a model: an encoder that reads a text and scores its tokens; saved, loaded and shared
+like any model.
 
-The encoder is any of transformers', loaded or new, or a light one of ours: an embedding of every token and of its near
-neighbours, a hundredth of a transformer's work. The head gives one logit a token, whose exponential is a weight (a
-word's logit is the mean over its tokens), or two: where a span begins and where it ends.
+The encoder is any of transformers', loaded or new, or a light one of ours: an embedding of every
+token and of its near neighbours, a hundredth of a transformer's work. The head gives one logit a
+token, whose exponential is a weight (a word's logit is the mean over its tokens), or two: where a
+span begins and where it ends.
 
-A folder of a policy holds JSON, safetensors, the tokenizer and a card; no code and no pickle is ever read. The masking
-room knows nothing of this file: ``learning.annotator`` makes layers of the scores, and policies read layers.
+A folder of a policy holds JSON, safetensors, the tokenizer and a card; no code and no pickle is
+ever read. The masking room knows nothing of this file: ``learning.annotator`` makes layers of the
+scores, and policies read layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -46,7 +49,8 @@ class PolicyConfig:
     """What ``config.json`` says of a policy.
 
     Attributes:
-        encoder: the fields of its configuration, with ``model_type``: one of transformers', or "light".
+        encoder: the fields of its configuration, with ``model_type``: one of transformers', or
+            "light".
         head: "tokens" (one logit a token) or "spans" (a start and an end logit).
         length: tokens that are read at once, special ones included.
         longest: words of the longest span that a span head gives.
@@ -62,15 +66,19 @@ class PolicyConfig:
         if self.head not in COLUMNS:
             raise unknown_name("head of a policy", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
-            raise MaskwiseError("length and longest of a policy are at least 1", got=(self.length, self.longest))
+            raise MaskwiseError(
+                "length and longest of a policy are at least 1", got=(self.length, self.longest)
+            )
 
 
 class LightEncoder(nn.Module):
-    """(B, L) ids → (B, L, H): the embedding of a token, and what a convolution makes of it and its neighbours.
+    """(B, L) ids → (B, L, H): the embedding of a token, and what a convolution makes of it and its
+    neighbours.
 
     Args:
         vocab_size, hidden_size: V and H.
-        window: tokens that are read together, an odd number; 1: each by itself, which makes a table of words.
+        window: tokens that are read together, an odd number; 1: each by itself, which makes a table
+            of words.
 
     Cost: V·H + window·H² weights; at H = 64 and a window of 5 some 20,000 multiplications a token.
     """
@@ -78,7 +86,9 @@ class LightEncoder(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
         if window < 1 or window % 2 == 0:
-            raise MaskwiseError("window of a light encoder", got=window, allowed="an odd number of tokens")
+            raise MaskwiseError(
+                "window of a light encoder", got=window, allowed="an odd number of tokens"
+            )
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
@@ -87,11 +97,13 @@ class LightEncoder(nn.Module):
         return states + nn.functional.gelu(self.near(states.transpose(1, 2)).transpose(1, 2))
 
 
-class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags=["masking-policy"]):
+class PolicyModel(
+    nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags=["masking-policy"]
+):
     """A scorer of tokens or spans, with the tokenizer by which it reads.
 
-    ``save_pretrained(folder)`` and ``push_to_hub(id)`` are those of the hub's own mixin; ``from_pretrained`` is ours,
-    because the mixin's would also read pickles.
+    ``save_pretrained(folder)`` and ``push_to_hub(id)`` are those of the hub's own mixin;
+    ``from_pretrained`` is ours, because the mixin's would also read pickles.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -103,7 +115,8 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
     Args:
         config: what it is.
         tokenizer: a fast one.
-        encoder: a module that has its weights already; None: one of ``config.encoder`` with fresh weights.
+        encoder: a module that has its weights already; None: one of ``config.encoder`` with fresh
+            weights.
         card: the text of its README.md.
     """
 
@@ -139,13 +152,15 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
 
         Args:
             architecture: ``light``, or a ``model_type`` of transformers for a new encoder.
-            pretrained: an encoder to begin with, a folder or hub id (``starts.find_start``), in its place.
+            pretrained: an encoder to begin with, a folder or hub id (``starts.find_start``), in its
+                place.
             settings: fields of the encoder's configuration, such as hidden_size.
             head, length, longest: as in ``PolicyConfig``.
             seed: of the weights that are new.
 
         Raises:
-            MaskwiseError: an unknown architecture or field; an encoder that the tokenizer or the length does not fit.
+            MaskwiseError: an unknown architecture or field; an encoder that the tokenizer or the
+                length does not fit.
         """
         fields, encoder = dict(settings or {}), None
         if pretrained:
@@ -163,20 +178,27 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
             described = _described(new_config(architecture, tokenizer, length, **fields))
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, 0x5C0E))
-            return cls(PolicyConfig(described, head, length, longest), tokenizer, encoder=encoder).eval()
+            return cls(
+                PolicyConfig(described, head, length, longest), tokenizer, encoder=encoder
+            ).eval()
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """(B, L) logits of a head for tokens, or (B, L, 2) of one for spans, float."""
         inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
         states = self.encoder(**inputs)
-        logits: Tensor = self.head(states if isinstance(states, Tensor) else states.last_hidden_state)
+        logits: Tensor = self.head(
+            states if isinstance(states, Tensor) else states.last_hidden_state
+        )
         return logits.squeeze(-1) if self.config.head == "tokens" else logits
 
-    # Saving and loading -------------------------------------------------------------------------------------------
+    # Saving and loading
+    # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What ``save_pretrained`` and ``push_to_hub`` write."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
+        }
         save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -191,8 +213,8 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
             name: a folder, or an id on the hub.
 
         Raises:
-            MaskwiseError: nothing there, or something else; a damaged file; a folder that brings code (``auto_map``) or
-                pickled weights.
+            MaskwiseError: nothing there, or something else; a damaged file; a folder that brings
+                code (``auto_map``) or pickled weights.
         """
         folder = find_policy(name)
         config = read_config(folder)
@@ -205,12 +227,15 @@ class PolicyModel(nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
-            with torch.device("meta"):  # its config.json may name any size: compare before memory is asked for
+            # its config.json may name any size: compare before memory is asked for
+            with torch.device("meta"):
                 cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
             policy.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(folder, f"its weights do not fit its config.json: {_first_line(error)}") from None
+            raise _damaged(
+                folder, f"its weights do not fit its config.json: {_first_line(error)}"
+            ) from None
         if (folder / CARD).is_file():
             policy.card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         return policy.eval()
@@ -233,7 +258,10 @@ def read_config(folder: Path) -> PolicyConfig:
     if plain is None:
         raise _damaged(folder, "config.json cannot be read")
     if plain.get("format") != FORMAT:
-        got, do = f"format {plain.get('format')}", "give a folder that PolicyModel.save_pretrained wrote"
+        got, do = (
+            f"format {plain.get('format')}",
+            "give a folder that PolicyModel.save_pretrained wrote",
+        )
         raise MaskwiseError(f"{folder} holds no masking policy", got=got, allowed=FORMAT, do=do)
     try:
         config = PolicyConfig(**plain)
@@ -241,7 +269,9 @@ def read_config(folder: Path) -> PolicyConfig:
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if code:
-        raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do="take another policy")
+        raise MaskwiseError(
+            f"{str(folder)!r} brings code of its own", got="auto_map", do="take another policy"
+        )
     return config
 
 
@@ -263,7 +293,9 @@ def _described(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    return MaskwiseError(f"the policy in {folder} is damaged", got=what, do="take a whole copy, or learn it again")
+    return MaskwiseError(
+        f"the policy in {folder} is damaged", got=what, do="take a whole copy, or learn it again"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,13 +1,14 @@
 """A policy that learns from labels, and how well it then finds what it should.
 
-The loss is the cross-entropy of the places where labelled spans begin and end, over the words of a window; of a head
-for tokens, that of the labelled tokens. The loop is that of all trainings: a labelled text is a row, the policy an
-objective.
+The loss is the cross-entropy of the places where labelled spans begin and end, over the words of a
+window; of a head for tokens, that of the labelled tokens. The loop is that of all trainings: a
+labelled text is a row, the policy an objective.
 
-A policy is judged on texts that it has not learned from. For answers: does its best span equal the answer to a question
-that it has not seen (exact match, F1), and how many answers are among its best spans, when it may name as many of each
-text as there are salient spans in it? The salient spans are counted beside it. For every kind of label: how much of
-its weight lies on labelled words, beside their share of all words.
+A policy is judged on texts that it has not learned from. For answers: does its best span equal the
+answer to a question that it has not seen (exact match, F1), and how many answers are among its best
+spans, when it may name as many of each text as there are salient spans in it? The salient spans are
+counted beside it. For every kind of label: how much of its weight lies on labelled words, beside
+their share of all words.
 
 Source: Ye et al. 2021 (arXiv 2104.08840), section 3; the metrics of Rajpurkar et al. 2016.
 """
@@ -42,10 +43,12 @@ CUT, LONG = "labels that a window cuts", "labels longer than the longest span"
 
 
 class FindSpans(Objective):
-    """Cross-entropy of the first and of the last token of every labelled span, over the words of a window.
+    """Cross-entropy of the first and of the last token of every labelled span, over the words of a
+    window.
 
     Formula: −Σ n log softmax(logits), n the number of labelled spans that begin (end) at a token.
-    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n, −100 for none; C is 1
+    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n,
+        −100 for none; C is 1
     for a head for tokens and 2 for one for spans.
     Requirements: a ``PolicyModel``.
     """
@@ -67,7 +70,8 @@ class LabelledWindows(Trainable):
     """N windows of texts with a label each at least: what a policy is trained on.
 
     Attributes:
-        targets: (T, C) how many labelled spans begin (end) at each token; of a head for tokens, whether one covers it.
+        targets: (T, C) how many labelled spans begin (end) at each token; of a head for tokens,
+            whether one covers it.
         inside: (T,) bool, the tokens of words.
         counts: labels that were left out, by reason.
     """
@@ -94,7 +98,9 @@ class LabelledWindows(Trainable):
         spans = policy.config.head == "spans"
         if windows is None:
             raise MaskwiseError("there is no text to learn a policy from")
-        targets = np.zeros((int(windows.pieces.offsets[-1]), COLUMNS[policy.config.head]), np.float32)
+        targets = np.zeros(
+            (int(windows.pieces.offsets[-1]), COLUMNS[policy.config.head]), np.float32
+        )
         for first, last in _labelled_words(windows, marked):
             if windows.piece[first] != windows.piece[last]:
                 counts[CUT] += 1
@@ -108,7 +114,10 @@ class LabelledWindows(Trainable):
         pieces = windows.pieces
         labelled = np.flatnonzero(np.add.reduceat(targets.sum(1), pieces.offsets[:-1]) > 0)
         if not len(labelled):
-            raise MaskwiseError("not one label is left in the windows of the policy", do="raise learning.policy.length")
+            raise MaskwiseError(
+                "not one label is left in the windows of the policy",
+                do="raise learning.policy.length",
+            )
         flat, place, token = flat_of(pieces, labelled)
         targets_T = torch.zeros(len(flat.ids), targets.shape[1])
         targets_T[place] = torch.from_numpy(targets[token])
@@ -165,9 +174,13 @@ def learn_supervised(
         return [line | ({"weights": watch(policy)} if watch else {})]
 
     size = min(training.batch_size, len(data))
-    settings = training.model_copy(update={"batch_size": size - size % training.accumulate or training.accumulate})
+    settings = training.model_copy(
+        update={"batch_size": size - size % training.accumulate or training.accumulate}
+    )
     source = TaskSource(data, settings)
-    done = train(objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet)
+    done = train(
+        objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet
+    )
     policy.eval()
     return done, data.counts
 
@@ -184,7 +197,8 @@ def mean_loss(objective: FindSpans, data: LabelledWindows) -> float:
     return total / max(1.0, targets)
 
 
-# How good a policy is -----------------------------------------------------------------------------------------------
+# How good a policy is
+# -----------------------------------------------------------------------------------------------
 
 
 def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True) -> dict[str, Any]:
@@ -194,12 +208,13 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
         salient: also count the salient spans, by the tagger that ships.
 
     Returns:
-        ``texts``, ``questions``; ``weight_on_labels``, the share of its weight on labelled words, beside
-        ``labelled_words``, their share of all. With questions: ``exact_match`` and ``f1`` of the best span; ``recall``,
-        the share of questions of which an answer is among as many spans as the text has salient ones, ``covered``, the
-        share of which one lies wholly in such spans, ``spans`` how many these are a text and ``words`` how many words
-        they hold; ``covered_in_as_many_words``, where they may hold no more words than the salient ones; and the same
-        of the salient spans under ``salient``.
+        ``texts``, ``questions``; ``weight_on_labels``, the share of its weight on labelled words,
+        beside ``labelled_words``, their share of all. With questions: ``exact_match`` and ``f1`` of
+        the best span; ``recall``, the share of questions of which an answer is among as many spans
+        as the text has salient ones, ``covered``, the share of which one lies wholly in such spans,
+        ``spans`` how many these are a text and ``words`` how many words they hold;
+        ``covered_in_as_many_words``, where they may hold no more words than the salient ones; and
+        the same of the salient spans under ``salient``.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
@@ -265,7 +280,9 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
         for answers in each.questions:
             hits.append(any(normalise(answer) in said for answer in answers))
             folded = {answer.strip().casefold() for answer in answers}
-            covered.append(any(shown[s:e].all() for s, e in each.spans if each.text[s:e].casefold() in folded))
+            covered.append(
+                any(shown[s:e].all() for s, e in each.spans if each.text[s:e].casefold() in folded)
+            )
     return {
         "recall": float(np.mean(hits)),
         "covered": float(np.mean(covered)),
@@ -280,7 +297,9 @@ def _length(text: str, spans: Spans) -> int:
 
 
 def _as_long(text: str, spans: Spans, others: Spans) -> Spans:
-    """The first spans that hold no more words together than the others; one that does not fit is left out."""
+    """The first spans that hold no more words together than the others; one that does not fit is
+    left out.
+    """
     room = _length(text, others)
     kept = []
     for span in spans:

@@ -1,7 +1,9 @@
-"""The heart: policy × schedule × corruption → masked batches. Imports only ``errors``, ``specs`` and ``keys``.
+"""The heart: policy × schedule × corruption → masked batches. Imports only ``errors``, ``specs``
+and ``keys``.
 
-Read in this order: ``batch`` (the two nouns), ``units``, ``select`` (the one routine), ``masker`` (the story); then any
-file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Inside it is numpy alone.
+Read in this order: ``batch`` (the two nouns), ``units``, ``select`` (the one routine), ``masker``
+(the story); then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Inside it
+is numpy alone.
 """
 
 from maskwise.masking import schedules
@@ -16,7 +18,23 @@ from maskwise.masking.schedules import SCHEDULES
 from maskwise.masking.vocabulary import Vocabulary
 
 __all__ = [
-    "CORRUPTIONS", "IGNORE", "POLICIES", "SCHEDULES", "AnnotatedBatch", "MaskedBatch", "Masker", "MaskingCollator",
-    "Noising", "Pieces", "Policy", "Rows", "StepBatchSampler", "SteppedDataset", "UnitKind", "Vocabulary", "corrupt",
-    "gather", "schedules",
-]  # fmt: skip
+    "CORRUPTIONS",
+    "IGNORE",
+    "POLICIES",
+    "SCHEDULES",
+    "AnnotatedBatch",
+    "MaskedBatch",
+    "Masker",
+    "MaskingCollator",
+    "Noising",
+    "Pieces",
+    "Policy",
+    "Rows",
+    "StepBatchSampler",
+    "SteppedDataset",
+    "UnitKind",
+    "Vocabulary",
+    "corrupt",
+    "gather",
+    "schedules",
+]

@@ -1,7 +1,9 @@
 """The two nouns: the annotated batch, which a masker reads, and the masked batch, which it makes.
 
-Shapes: B rows of L tokens, T = B·L; P document pieces; U units. **Masking works on one line of T tokens that is cut
-into P pieces**, in numpy: whether a row holds one document or twenty, nothing is packed, unpacked or padded for it.
+Shapes: B rows of L tokens, T = B·L; P document pieces; U units. **Masking works on one line of T
+    tokens that is cut
+into P pieces**, in numpy: whether a row holds one document or twenty, nothing is packed, unpacked
+or padded for it.
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ class AnnotatedBatch:
         attention_mask: (T,) int64, or None when no row is padded.
         content: (T,) bool, neither padding nor special.
         eligible: (T,) bool, content that may be masked (content but for [UNK]).
-        begin: (P,) int64, where each piece begins. Every row begins one; the special tokens around a piece are in it.
+        begin: (P,) int64, where each piece begins. Every row begins one; the special tokens around
+            a piece are in it.
         example_id: (P,) int64, the permanent name of each piece.
-        layers: (T,) arrays by name, such as ``word_ids``; negative where a token belongs to nothing.
+        layers: (T,) arrays by name, such as ``word_ids``; negative where a token belongs to
+            nothing.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
-        plan: the most tokens that a row may have, where rows hold several pieces; None: as many as it gets.
+        plan: the most tokens that a row may have, where rows hold several pieces; None: as many as
+            it gets.
         apart: whether each piece is a text of its own, which a model is to read by itself.
     """
 
@@ -84,7 +89,11 @@ class AnnotatedBatch:
     @cached_property
     def present(self) -> Array:
         """(T,) bool: everything but padding."""
-        return np.ones(len(self.input_ids), bool) if self.attention_mask is None else self.attention_mask != 0
+        return (
+            np.ones(len(self.input_ids), bool)
+            if self.attention_mask is None
+            else self.attention_mask != 0
+        )
 
     @cached_property
     def eligible_at(self) -> Array:
@@ -98,7 +107,9 @@ class AnnotatedBatch:
 
     @cached_property
     def first(self) -> Array:
-        """(P,) int64: where the first content token of each piece stands; its beginning where there is none."""
+        """(P,) int64: where the first content token of each piece stands; its beginning where there
+        is none.
+        """
         begin, content = self.begin, self.content
         if len(content):  # most pieces begin with text, or one special token: a fifth of the time
             place = begin + ~content[begin]
@@ -111,7 +122,8 @@ class AnnotatedBatch:
         return place
 
     def place(self, at: Array, count_P: Array) -> Array:
-        """(N,) int32: how far tokens are from the first content token of their piece, the index of their draws.
+        """(N,) int32: how far tokens are from the first content token of their piece, the index of
+        their draws.
 
         Args:
             at: ascending places in the line.
@@ -143,7 +155,8 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is not None:
-            if values.dtype.kind == "f" and len(values) and not scores:  # cut off, units would merge
+            # cut off, units would merge
+            if values.dtype.kind == "f" and len(values) and not scores:
                 what = f"policy {policy!r} needs whole numbers in the layer {name!r}"
                 do = "make them integers, −1 where a token belongs to nothing"
                 raise MaskwiseError(what, got=str(values.dtype), do=do)
@@ -155,14 +168,19 @@ class AnnotatedBatch:
         raise MaskwiseError(what, got=got, do=f"{do}, or add the column to the rows")
 
     def tensor(self, name: str) -> Tensor:
-        """An attribute, a layer or an extra of all tokens, by its name, as a (B, L) tensor; no copy."""
+        """An attribute, a layer or an extra of all tokens, by its name, as a (B, L) tensor; no
+        copy.
+        """
         values = self.layers.get(name, self.extras.get(name))
-        return torch.from_numpy((getattr(self, name) if values is None else values).reshape(self.shape))
+        return torch.from_numpy(
+            (getattr(self, name) if values is None else values).reshape(self.shape)
+        )
 
 
 @dataclass(eq=False)
 class MaskedBatch:
-    """Inputs and targets. As a mapping it holds just what the model reads: ``model(**batch)``, ``dict(batch)``.
+    """Inputs and targets. As a mapping it holds just what the model reads: ``model(**batch)``,
+    ``dict(batch)``.
 
     >>> from maskwise import Masker
     >>> from maskwise.text import encode, train_tokenizer
@@ -178,16 +196,19 @@ class MaskedBatch:
         source: the annotated batch that this was made from.
         ratio: (P,) float64, the ratio asked for, piece by piece.
         extras: further model inputs, such as ``token_type_ids``.
-        loss_weight: (B, L) float64 (float32 on an accelerator), or None: what the loss of each token is multiplied by
-            (masked diffusion).
-        choice: units, weights and order of the selection, for policies that learn; None where nothing was chosen.
+        loss_weight: (B, L) float64 (float32 on an accelerator), or None: what the loss of each
+            token is multiplied by (masked diffusion).
+        choice: units, weights and order of the selection, for policies that learn; None where
+            nothing was chosen.
         laid: (B, L') int64, the piece of each token, −1 for padding; None: where the source has it.
-        laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets stand at tokens.
+        laid_labels: (B, L'') int64, the piece of each target that a decoder writes; None: targets
+            stand at tokens.
         cut: how many tokens were cut off because a packed row had grown past its plan.
         writes: whether the labels are a text of their own, which a decoder writes.
         sources: how many of its rows are of each source, where a corpus is a mix of several.
         targets: how many positions are to be predicted; counted on the host when the batch is made.
-        counted: what the sum of its losses is divided by, where that is not ``targets`` (diffusion: eligible tokens).
+        counted: what the sum of its losses is divided by, where that is not ``targets`` (diffusion:
+            eligible tokens).
         vocabulary: what ids mean, for those who look at it.
         arm: the name of the objective that it was made for, where there are several.
     """
@@ -216,17 +237,27 @@ class MaskedBatch:
         extras = {name: source.tensor(name) for name in source.extras}
         attention = None if source.attention_mask is None else source.tensor("attention_mask")
         ratio = torch.zeros(len(source.begin), dtype=torch.float64)
-        return cls(source.tensor("input_ids"), labels, attention, source, ratio, extras, targets=targets)
+        return cls(
+            source.tensor("input_ids"), labels, attention, source, ratio, extras, targets=targets
+        )
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens that a model reads: of the text, or of what is shown where that is all that an encoder is given."""
-        return int((self.source.content if self.laid is None or not self.writes else self.laid >= 0).sum())
+        """Tokens that a model reads: of the text, or of what is shown where that is all that an
+        encoder is given.
+        """
+        return int(
+            (self.source.content if self.laid is None or not self.writes else self.laid >= 0).sum()
+        )
 
     @cached_property
     def selected(self) -> Tensor:
         """(B, L) bool over the *source* tokens, on the host: what the policy chose."""
-        chosen = np.zeros(len(self.source.input_ids), bool) if self.choice is None else self.choice.tokens
+        chosen = (
+            np.zeros(len(self.source.input_ids), bool)
+            if self.choice is None
+            else self.choice.tokens
+        )
         return torch.from_numpy(chosen.reshape(self.source.shape))
 
     @cached_property
@@ -244,7 +275,9 @@ class MaskedBatch:
 
     @cached_property
     def documents(self) -> Tensor | None:
-        """(B, L') int64: ``segment_ids`` where a row holds several texts, each to be read by itself; else None."""
+        """(B, L') int64: ``segment_ids`` where a row holds several texts, each to be read by
+        itself; else None.
+        """
         return self.segment_ids if self.source.apart and self.source.packed else None
 
     @cached_property
@@ -270,7 +303,9 @@ class MaskedBatch:
         return int(self.selected.sum()) / max(1, len(self.source.eligible_at))
 
     def to(self, device: torch.device | str) -> MaskedBatch:
-        """The same batch on a device, copied without blocking; its source and its choice stay on the host."""
+        """The same batch on a device, copied without blocking; its source and its choice stay on
+        the host.
+        """
         if torch.device(device) == self.labels.device:
             return self
         names = ("input_ids", "labels", "attention_mask", "extras")
@@ -305,7 +340,9 @@ PINNING = ("cuda",)
 
 
 def widest(values: Tensor) -> Tensor:
-    """Values in double precision on a processor and in single precision elsewhere: Apple's GPUs have no other."""
+    """Values in double precision on a processor and in single precision elsewhere: Apple's GPUs
+    have no other.
+    """
     return values.double() if values.is_cpu else values.float()
 
 
@@ -325,7 +362,8 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:
-    """(D + 1,) int32: where runs of equal numbers begin in the line of all rows, and where the last one ends.
+    """(D + 1,) int32: where runs of equal numbers begin in the line of all rows, and where the last
+    one ends.
 
     >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
     [0, 2, 3, 4, 8]

@@ -1,8 +1,9 @@
 """The drop-in for any DataLoader or Trainer: a collator that carries the step with the data.
 
-A ratio changed on a collator in the main process never reaches the loader's workers, which hold copies. So
-the step travels the other way: a batch sampler decides which step a batch is for, the dataset hands (step,
-epoch, example id) on with every row, and the collator, wherever it runs, masks for that step.
+A ratio changed on a collator in the main process never reaches the loader's workers, which hold
+copies. So the step travels the other way: a batch sampler decides which step a batch is for, the
+dataset hands (step, epoch, example id) on with every row, and the collator, wherever it runs, masks
+for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=1000)
@@ -25,11 +26,12 @@ from maskwise.masking.masker import Masker
 
 
 class MaskingCollator:
-    """Rows to model inputs (``input_ids``, ``labels``, ``attention_mask``), masked for their own step.
+    """Rows to model inputs (``input_ids``, ``labels``, ``attention_mask``), masked for their own
+    step.
 
-    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step`` either, by
-    the loader's own seed and this process's count of batches, which also stands in for the step in the
-    schedule. One warning says what is missing.
+    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step``
+    either, by the loader's own seed and this process's count of batches, which also stands in for
+    the step in the schedule. One warning says what is missing.
 
     Args:
         masker: what masks.
@@ -56,10 +58,19 @@ class MaskingCollator:
         self._batches, self._warned = 0, False
         if masker.places:
             what = "a collator cannot hand on the weights of losses that masked diffusion needs"
-            raise MaskwiseError(what, got=f"{masker}", do="use MaskingTrainer, or call the Noising itself")
+            raise MaskwiseError(
+                what, got=f"{masker}", do="use MaskingTrainer, or call the Noising itself"
+            )
         if (learner := masker.policy.learner()) is not None:
-            what = f"policy {masker.policy} learns from losses, which a collator never sees: its weights stay even"
-            do = "use maskwise pretrain" if learner.asks_model else "use MaskingTrainer or maskwise pretrain"
+            what = (
+                f"policy {masker.policy} learns from losses, which a collator never sees: its "
+                f"weights stay even"
+            )
+            do = (
+                "use maskwise pretrain"
+                if learner.asks_model
+                else "use MaskingTrainer or maskwise pretrain"
+            )
             warnings.warn(f"{what}; {do}", stacklevel=2)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
@@ -70,10 +81,12 @@ class MaskingCollator:
             # Workers are copies of this collator: one of them speaks for all.
             self._warn(step, epoch, aloud=worker is None or worker.id == 0)
         if step is None:
-            step = self._batches * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+            step = self._batches * (worker.num_workers if worker else 1) + (
+                worker.id if worker else 0
+            )
             if epoch is None and worker is not None:
-                # Workers, and with them the count, may start anew with every epoch; the loader's seed then
-                # changes.
+                # Workers, and with them the count, may start anew with every epoch; the loader's
+                # seed then changes.
                 epoch = fold(worker.seed, step)
         self._batches += 1
         return dict(self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch))
@@ -82,13 +95,21 @@ class MaskingCollator:
         if self._warned or not aloud:
             return
         self._warned = True
-        missing = " and ".join(name for name, value in (("step", step), ("epoch", epoch)) if value is None)
+        missing = " and ".join(
+            name for name, value in (("step", step), ("epoch", epoch)) if value is None
+        )
         effects = ["masks are dynamic"] if epoch is None else []
         if step is None and epoch is None:
             effects.append("not reproducible across workers")
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
-        text = "; ".join([f"rows carry no {missing}", ", ".join(effects), "use StepBatchSampler and SteppedDataset"])
+        text = "; ".join(
+            [
+                f"rows carry no {missing}",
+                ", ".join(effects),
+                "use StepBatchSampler and SteppedDataset",
+            ]
+        )
         warnings.warn(text, stacklevel=3)
 
 
@@ -115,7 +136,8 @@ def _plain(name: str, value: object) -> int:
 
 
 class SteppedDataset(Dataset):
-    """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these beside it.
+    """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these
+    beside it.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
@@ -142,14 +164,15 @@ class SteppedDataset(Dataset):
 
 
 class StepBatchSampler(Sampler):
-    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so resuming is
-    O(1).
+    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so
+    resuming is O(1).
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
     (3, [(2, 0, 0), (1, 0, 0)])
 
-    Rows that are left over at the end of an epoch's order are passed over; the next epoch's order is another.
+    Rows that are left over at the end of an epoch's order are passed over; the next epoch's order
+    is another.
 
     Args:
         size: rows in the dataset.
@@ -184,7 +207,11 @@ class StepBatchSampler(Sampler):
         self.per_epoch = size // (batch_size * ranks * accumulate)
         if not self.per_epoch:
             need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"
-            raise MaskwiseError("the dataset has fewer rows than one step needs", got=size, allowed=f"at least {need}")
+            raise MaskwiseError(
+                "the dataset has fewer rows than one step needs",
+                got=size,
+                allowed=f"at least {need}",
+            )
 
     def __len__(self) -> int:
         return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate
@@ -195,5 +222,10 @@ class StepBatchSampler(Sampler):
             if not place or step == self.first_step:
                 order = permutation(self.size, seed=self.seed, epoch=epoch)
             for part in range(self.accumulate):
-                start = ((place * self.accumulate + part) * self.ranks + self.rank) * self.batch_size
-                yield [(index, step, epoch) for index in order[start : start + self.batch_size].tolist()]
+                start = (
+                    (place * self.accumulate + part) * self.ranks + self.rank
+                ) * self.batch_size
+                yield [
+                    (index, step, epoch)
+                    for index in order[start : start + self.batch_size].tolist()
+                ]

@@ -1,4 +1,5 @@
-"""Masking for masked diffusion: every row at a rate of its own, and for every masked token the weight of its loss.
+"""Masking for masked diffusion: every row at a rate of its own, and for every masked token the
+weight of its loss.
 
     noising = Noising(tokenizer, ratio="uniform(0, 1)", seed=0)
     batch = noising(rows, epoch=0)
@@ -6,32 +7,40 @@
 
 A text is masked in one of two ways, and each has its own exact weights:
 
-- budget ``exact``: a number of tokens is drawn, ⌈rate · L⌉, and so many are masked. The loss varies less, because the
-  number does not vary beside the rate. For single tokens that are all alike.
-- budget ``bernoulli``: each unit is masked by itself, as published. For units of any kind, with or without weights.
+- budget ``exact``: a number of tokens is drawn, ⌈rate · L⌉, and so many are masked. The loss varies
+  less, because the number does not vary beside the rate. For single tokens that are all alike.
+- budget ``bernoulli``: each unit is masked by itself, as published. For units of any kind, with or
+  without weights.
 
-**Weights say which units go first.** Unit i is reached by time τ with probability r_i = 1 − exp(−τ·w_i), and τ is such
-that the rate t of the row is the expected share of its masked tokens. A masked token of the unit weighs (dr_i/dt) / r_i
-over the density of t, which for equal weights is 1 / (t · p(t)). So the loss is that of an exact process for any
-weights; it bounds the likelihood where they do not depend on the text that they hide (``Policy.reads_text``).
+**Weights say which units go first.** Unit i is reached by time τ with probability r_i = 1 −
+exp(−τ·w_i), and τ is such that the rate t of the row is the expected share of its masked tokens. A
+masked token of the unit weighs (dr_i/dt) / r_i over the density of t, which for equal weights is 1
+/ (t · p(t)). So the loss is that of an exact process for any weights; it bounds the likelihood
+where they do not depend on the text that they hide (``Policy.reads_text``).
 
 **Rates and their weights.** A text of L tokens has the bound
-−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt, where every token is masked by itself with probability t. A
-rate drawn with density p(t) weighs its row by 1 / (t · p(t)), so that all distributions estimate the same bound. A
-number n of masked tokens, drawn with probability P(n), weighs it by 1 / (n · P(n)).
+−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt, where every token is masked by itself
+with probability t. A rate drawn with density p(t) weighs its row by 1 / (t · p(t)), so that all
+distributions estimate the same bound. A number n of masked tokens, drawn with probability P(n),
+weighs it by 1 / (n · P(n)).
 
-Any schedule that gives each row a ratio of its own will do. It is read as a table of its quantiles, between which rates
-are drawn evenly: the density is then known exactly, whatever the distribution. Three kinds:
+Any schedule that gives each row a ratio of its own will do. It is read as a table of its quantiles,
+between which rates are drawn evenly: the density is then known exactly, whatever the distribution.
+Three kinds:
 
 - those that cover all of (0, 1), such as ``uniform(0, 1)``, are taken as they are;
-- those that leave out a part, or nearly (``uniform(0.3, 0.8)``, ``bell``), would say nothing of that part: a share
-  ``REST`` of the rates is drawn from ``uniform(0, 1)`` instead, so that no weight is above 1 / (REST · t);
-- a few fixed rates (``constant``, ``mixture``) estimate no bound. A row weighs 1/t: the mean loss of its masked tokens.
+- those that leave out a part, or nearly (``uniform(0.3, 0.8)``, ``bell``), would say nothing of
+  that part: a share ``REST`` of the rates is drawn from ``uniform(0, 1)`` instead, so that no
+  weight is above 1 / (REST · t);
+- a few fixed rates (``constant``, ``mixture``) estimate no bound. A row weighs 1/t: the mean loss
+  of its masked tokens.
 
-Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv 2502.09992), equations
+Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
+    2502.09992), equations
 3 and 6; numbers of tokens: Ou et al. 2024 (arXiv 2406.03736).
 
-Cost: for single tokens that of the policy ``token``; with weights some five passes over the units to find τ.
+Cost: for single tokens that of the policy ``token``; with weights some five passes over the units
+    to find τ.
 """
 
 from __future__ import annotations
@@ -60,7 +69,8 @@ STEPS = 80
 EMPTY = 2.0**-43
 """The least share that is left of a row, so that a rate of 1 has a τ."""
 LATE = 2.0**-20
-"""The weight of units that only fill what others leave, as a share of the least weight beside them."""
+"""The weight of units that only fill what others leave, as a share of the least weight beside them.
+"""
 REST = 0.1
 """The share of rates that is drawn from (0, 1) evenly, where a distribution does not cover it."""
 
@@ -68,7 +78,9 @@ CELLS = 4096
 """Cells of the table of quantiles."""
 
 GOLDEN, SILVER = 0.6180339887498949, 0.41421356237309515
-"""Steps of two sequences whose every stretch is spread evenly: from row to row, and from piece to piece in a row."""
+"""Steps of two sequences whose every stretch is spread evenly: from row to row, and from piece to
+piece in a row.
+"""
 
 _LEAST = 2.0**-40
 
@@ -92,7 +104,14 @@ class Rates:
     [4.0, 2.0]
     """
 
-    def __init__(self, schedule: Schedule, step: int = 0, total_steps: int | None = None, *, twice: bool = False):
+    def __init__(
+        self,
+        schedule: Schedule,
+        step: int = 0,
+        total_steps: int | None = None,
+        *,
+        twice: bool = False,
+    ):
         edges = np.arange(CELLS + 1) / CELLS
         grid = np.sort(schedule.rows(edges, step, total_steps).clip(0, 1))
         rises = np.diff(grid) > 1e-12
@@ -100,7 +119,8 @@ class Rates:
         if not self.complete and not grid.min() > 0:
             what = f"ratio {schedule}: at rate 0 nothing is masked, and the weight would be 1/0"
             raise MaskwiseError(what, got=0, allowed="rates above 0", do="take uniform(0, 1)")
-        if self.complete:  # rates that many rows share, at the ends of a clipped range, say nothing of the bound
+        # rates that many rows share, at the ends of a clipped range, say nothing of the bound
+        if self.complete:
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
         self.schedule, self.step, self.total_steps, self.twice = schedule, step, total_steps, twice
         self.grid, self.edges = grid, np.linspace(0, 1, len(grid))
@@ -130,7 +150,9 @@ class Rates:
         return (1 - self.rest) * inner + self.rest
 
     def weight(self, rate_P: Array) -> Array:
-        """(P,) float64: what the loss of a masked token weighs, where each is masked by itself with these rates."""
+        """(P,) float64: what the loss of a masked token weighs, where each is masked by itself with
+        these rates.
+        """
         rate_P = rate_P.clip(_LEAST, 1)
         if not self.complete:
             return 1 / rate_P
@@ -141,17 +163,25 @@ class Rates:
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
         """(P,) int64: how many of L tokens are masked, ⌈t·L⌉: at least one where there is any."""
-        return np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64).clip(min=np.minimum(tokens_P, 1), max=tokens_P)
+        return (
+            np.ceil(rate_P * tokens_P - 1e-9)
+            .astype(np.int64)
+            .clip(min=np.minimum(tokens_P, 1), max=tokens_P)
+        )
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: what the loss of a masked token weighs, where so many of L tokens are masked."""
+        """(P,) float64: what the loss of a masked token weighs, where so many of L tokens are
+        masked.
+        """
         number_P = np.maximum(number_P, 1)
         if not self.complete:
             return tokens_P / number_P
         share = self._probability(number_P, tokens_P)
         if self.twice:
             other = tokens_P - number_P
-            share = (share + np.where(other > 0, self._probability(np.maximum(other, 1), tokens_P), 0.0)) / 2
+            share = (
+                share + np.where(other > 0, self._probability(np.maximum(other, 1), tokens_P), 0.0)
+            ) / 2
         return 1 / (number_P * share)
 
     def _probability(self, number_P: Array, tokens_P: Array) -> Array:
@@ -161,14 +191,16 @@ class Rates:
 
     def _below(self, rate_P: Array) -> Array:
         """(P,) float64: the share of rates that are lower."""
-        return (1 - self.rest) * np.interp(rate_P, self.grid, self.edges) + self.rest * rate_P.clip(0, 1)
+        return (1 - self.rest) * np.interp(rate_P, self.grid, self.edges) + self.rest * rate_P.clip(
+            0, 1
+        )
 
 
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 in (0, 1): draws of low discrepancy, as a function of (seed, epoch, place).
 
-    Every stretch of places is spread over (0, 1) much more evenly than by chance, on any number of ranks; and each draw
-    by itself is uniform over seeds and epochs.
+    Every stretch of places is spread over (0, 1) much more evenly than by chance, on any number of
+    ranks; and each draw by itself is uniform over seeds and epochs.
 
     Args:
         place_P: the place of each piece's row in the order of the epoch.
@@ -184,7 +216,8 @@ class Noising(Masker):
 
     Args:
         tokenizer, policy, seed, keep: as for ``Masker``.
-        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``; a fixed ratio estimates no bound.
+        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``; a fixed ratio
+            estimates no bound.
         budget: ``exact`` or ``bernoulli``.
         fill: ``none``, or ``random``: units of weight 0 are masked after all others.
         visits: ``random``, or ``complement``: a row's second visit masks what its first left.
@@ -213,7 +246,9 @@ class Noising(Masker):
         if self.corruption != mask_only() or self.predict.varies or self.predict(0) < 1:
             got = f"corruption {self.corruption}, predict {self.predict}"
             do = "take corruption mask-only and predict 1.0"
-            raise MaskwiseError("masked diffusion shows every chosen token as [MASK]", got=got, do=do)
+            raise MaskwiseError(
+                "masked diffusion shows every chosen token as [MASK]", got=got, do=do
+            )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
         """The rates of a step, and what rows weigh that have them."""
@@ -222,7 +257,9 @@ class Noising(Masker):
             self._rates = when, Rates(self.ratio, *when, twice=self.visits == "complement")
         return self._rates[1]
 
-    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Selection, Array, Array | None]:
+    def choose(
+        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
+    ) -> tuple[Selection, Array, Array | None]:
         rates, second = self.rates(moment.step, moment.total_steps), False
         if self.visits == "complement":
             pair, second = visit_of(moment.epoch, self.visits)
@@ -235,14 +272,21 @@ class Noising(Masker):
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
         units = self.policy.cut(batch, keys, moment)
         noise = noised(
-            units, rates, rates.draw(u_P), keys, exact=self.budget == "exact", second=second,
+            units,
+            rates,
+            rates.draw(u_P),
+            keys,
+            exact=self.budget == "exact",
+            second=second,
             may_fill=self.fill == "random",
-        )  # fmt: skip
+        )
         return noise.selection, noise.rate_P, noise.weight_T
 
 
 class Noise(NamedTuple):
-    """Which tokens are masked: the selection, the rates (P,) in force, and the weight (T,) of each token's loss."""
+    """Which tokens are masked: the selection, the rates (P,) in force, and the weight (T,) of each
+    token's loss.
+    """
 
     selection: Selection
     rate_P: Array
@@ -250,8 +294,15 @@ class Noise(NamedTuple):
 
 
 def noised(
-    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False, may_fill: bool = False
-) -> Noise:  # fmt: skip
+    units: Units,
+    rates: Rates,
+    rate_P: Array,
+    keys: Keys,
+    *,
+    exact: bool,
+    second: bool = False,
+    may_fill: bool = False,
+) -> Noise:
     """Mask units at given rates.
 
     Args:
@@ -267,7 +318,9 @@ def noised(
     if (exact and not (alike and units.by_token)) or (second and not alike):
         setting = "masking.budget: bernoulli" if exact else "masking.visits: random"
         got = "units of several tokens" if alike else "units that have weights"
-        raise MaskwiseError("these weights need single tokens that are all alike", got=got, do=f"set {setting}")
+        raise MaskwiseError(
+            "these weights need single tokens that are all alike", got=got, do=f"set {setting}"
+        )
     piece = units.piece
     if exact:
         number_P = rates.number(rate_P, units.tokens_P)
@@ -286,14 +339,17 @@ def noised(
         else:
             reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
             chosen = u_U < reach_U
-            weight_U = (rates.weight(rate_P) * rate_P)[piece] * slope_U / np.maximum(reach_U, 1e-300)
+            weight_U = (
+                (rates.weight(rate_P) * rate_P)[piece] * slope_U / np.maximum(reach_U, 1e-300)
+            )
     weight_T = np.zeros(len(units.batch.input_ids))
     weight_T[units.tokens] = weight_U if units.unit is None else weight_U[units.unit]
     return Noise(Selection(units, chosen), rate_P, weight_T)
 
 
 def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
-    """How likely each unit is to be masked at the rate of its piece, and how fast that grows with the rate; both (U,).
+    """How likely each unit is to be masked at the rate of its piece, and how fast that grows with
+    the rate; both (U,).
 
     Σ length · probability = rate · Σ length, over all units that may be masked.
     """
@@ -318,8 +374,9 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
     weight /= each(np.maximum(total(length * weight) / whole_P, 1e-300))
-    # The logarithm of the share that is left falls ever more slowly with τ, so Newton's steps come from the left and
-    # never pass the root; for equal weights it is a straight line, and for others nearly one.
+    # The logarithm of the share that is left falls ever more slowly with τ, so Newton's steps come
+    # from the left and never pass the root; for equal weights it is a straight line, and for others
+    # nearly one.
     left_P = np.maximum(1 - rate_P, EMPTY)
     wanted_P, tau_P = np.log(left_P), -np.log(left_P)
     for _ in range(STEPS):
@@ -344,38 +401,59 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
     if fill == "skip-row":
         raise MaskwiseError("fill of masked diffusion", got=fill, allowed="none or random")
     if visits == "coverage":
-        raise MaskwiseError("visits of masked diffusion", got=visits, allowed="random or complement")
+        raise MaskwiseError(
+            "visits of masked diffusion", got=visits, allowed="random or complement"
+        )
     if policy.needs_ratio:
         got, do = f"policy {policy}", "take token, span, or any policy with words or weights"
-        raise MaskwiseError("masked diffusion needs units that do not depend on the rate", got=got, do=do)
+        raise MaskwiseError(
+            "masked diffusion needs units that do not depend on the rate", got=got, do=do
+        )
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
-        what = f"policy {policy} masks units of several tokens, whose number cannot be drawn to the token"
+        what = (
+            f"policy {policy} masks units of several tokens, whose number cannot be drawn to "
+            f"the token"
+        )
         raise MaskwiseError(what, got="budget exact", do="set masking.budget: bernoulli")
 
 
 def corrupt(
-    input_ids: Tensor, loss_mask: Tensor, mask_token_id: int, *, ratio: Spec = "uniform(0, 1)",
-    budget: str = "bernoulli", seed: int = 0, epoch: int | None = None, step: int = 0,
-    total_steps: int | None = None, example_id: Tensor | None = None, place: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    input_ids: Tensor,
+    loss_mask: Tensor,
+    mask_token_id: int,
+    *,
+    ratio: Spec = "uniform(0, 1)",
+    budget: str = "bernoulli",
+    seed: int = 0,
+    epoch: int | None = None,
+    step: int = 0,
+    total_steps: int | None = None,
+    example_id: Tensor | None = None,
+    place: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mask rows for somebody else's trainer of diffusion models.
 
-    The loss of a row is Σ mask · cross-entropy / rate, over the number of tokens that count (``loss_mask.sum()``). With
-    another distribution than ``uniform(0, 1)`` its weight is that of ``masking.diffusion.Rates``, and not 1 / rate.
+    The loss of a row is Σ mask · cross-entropy / rate, over the number of tokens that count
+    (``loss_mask.sum()``). With another distribution than ``uniform(0, 1)`` its weight is that of
+    ``masking.diffusion.Rates``, and not 1 / rate.
 
     Args:
         input_ids: (B, L) int64.
-        loss_mask: (B, L), 1 or True where a token may be masked: no prompt, padding or special token.
+        loss_mask: (B, L), 1 or True where a token may be masked: no prompt, padding or special
+            token.
         mask_token_id: what masked tokens become.
         ratio: the distribution of the rates.
-        budget: ``bernoulli`` (each token by itself) or ``exact`` (a number of tokens is drawn; the rate is its share).
-        seed, epoch, step: a mask is a function of these and of the row; without an epoch, of the step.
+        budget: ``bernoulli`` (each token by itself) or ``exact`` (a number of tokens is drawn; the
+            rate is its share).
+        seed, epoch, step: a mask is a function of these and of the row; without an epoch, of the
+            step.
         total_steps: for distributions that change over training.
         example_id: (B,) int64, the permanent names of the rows; None: a hash of what they say.
         place: (B,) the places of the rows in the order of the epoch, for rates of low discrepancy.
 
     Returns:
-        ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of ``input_ids``.
+        ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of
+        ``input_ids``.
 
     Raises:
         MaskwiseError: shapes that do not fit, or a distribution that is none.
@@ -391,7 +469,10 @@ def corrupt(
     if budget not in ("exact", "bernoulli"):
         raise MaskwiseError("budget of masked diffusion", got=budget, allowed="exact or bernoulli")
     shape = (input_ids.shape[0], input_ids.shape[1])
-    ids, counts = input_ids.numpy(force=True).reshape(-1), loss_mask.numpy(force=True).reshape(-1) != 0
+    ids, counts = (
+        input_ids.numpy(force=True).reshape(-1),
+        loss_mask.numpy(force=True).reshape(-1) != 0,
+    )
     begin = np.arange(shape[0]) * shape[1]
     names = content_ids(ids, counts, begin) if example_id is None else example_id.numpy(force=True)
     batch = AnnotatedBatch(shape, ids, None, counts, counts, begin, names.astype(np.int64))
@@ -405,4 +486,8 @@ def corrupt(
     noise = noised(Units.single(batch), rates, rates.draw(u_P), keys, exact=budget == "exact")
     mask = torch.from_numpy(noise.selection.tokens.reshape(shape)).to(input_ids.device)
     rate = torch.from_numpy(noise.rate_P.astype(np.float32)).to(input_ids.device)
-    return torch.where(mask, mask_token_id, input_ids), mask, rate.unsqueeze(1).expand(shape).contiguous()
+    return (
+        torch.where(mask, mask_token_id, input_ids),
+        mask,
+        rate.unsqueeze(1).expand(shape).contiguous(),
+    )

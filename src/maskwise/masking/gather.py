@@ -1,7 +1,8 @@
-"""What people give becomes an annotated batch: lists of dicts, dicts of (B, L) tensors, packed rows, flat pieces.
+"""What people give becomes an annotated batch: lists of dicts, dicts of (B, L) tensors, packed
+rows, flat pieces.
 
-Rows are checked here, once; everything behind works on arrays that fit. Torch tensors, on any device, are taken here
-and given back by the masker; in between there is numpy alone.
+Rows are checked here, once; everything behind works on arrays that fit. Torch tensors, on any
+device, are taken here and given back by the masker; in between there is numpy alone.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ _FILL = {
 
 @runtime_checkable
 class Pieces(Protocol):
-    """Document pieces one behind the other, and the rows that they go into (``maskwise.text`` makes them).
+    """Document pieces one behind the other, and the rows that they go into (``maskwise.text`` makes
+    them).
 
     Attributes:
-        columns: (T,) arrays by name: ``input_ids``, ``word_ids`` and other layers, without special tokens.
+        columns: (T,) arrays by name: ``input_ids``, ``word_ids`` and other layers, without special
+            tokens.
         lengths: (P,) tokens of each piece.
         example_ids: (P,) int64, the permanent name of each piece.
         rows: (P,) ascending from 0: the row of the batch that each piece goes into.
         length: tokens of a row.
-        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes every piece; −1 for none.
+        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes every piece; −1 for
+            none.
         apart: whether each piece is a text of its own, opened by ``first``, or a row is one text.
     """
 
@@ -72,9 +76,9 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     """Check rows and read them as one line of pieces.
 
     Args:
-        rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one dict of (B, L)
-            tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed rows: a piece is a run of one id;
-            or ``Pieces``.
+        rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one
+            dict of (B, L) tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed
+            rows: a piece is a run of one id; or ``Pieces``.
 
     Raises:
         MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
@@ -127,15 +131,27 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
     begin = np.arange(shape[0]) * shape[1]
     plan = None
     if example_id is None:
-        warnings.warn("rows have no example_id: masks are keyed by a hash of their content", stacklevel=5)
+        warnings.warn(
+            "rows have no example_id: masks are keyed by a hash of their content", stacklevel=5
+        )
         example_id = content_ids(ids, content, begin)
     elif example_id.ndim == 2:
         begin, example_id = _pieces(example_id.reshape(-1), content, shape)
         plan = shape[1]
     extras = {name: line.pop(name) for name in _EXTRAS if name in line}
     return AnnotatedBatch(
-        shape, ids, attention, content, eligible, begin, example_id, line, extras, plan, apart=plan is not None
-    )  # fmt: skip
+        shape,
+        ids,
+        attention,
+        content,
+        eligible,
+        begin,
+        example_id,
+        line,
+        extras,
+        plan,
+        apart=plan is not None,
+    )
 
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
@@ -143,17 +159,19 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
     low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
     if low < 0 or high >= vocabulary.size:
         raise MaskwiseError(
-            "input_ids outside the vocabulary", got=low if low < 0 else high,
-            allowed=f"0 to {vocabulary.size - 1}", do="use the tokenizer that made these rows",
-        )  # fmt: skip
+            "input_ids outside the vocabulary",
+            got=low if low < 0 else high,
+            allowed=f"0 to {vocabulary.size - 1}",
+            do="use the tokenizer that made these rows",
+        )
     return vocabulary.kind.take(ids)
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
     """Where the pieces of packed rows begin, and their names, both (P,).
 
-    A piece is a run of one name among the content tokens of a row. Special tokens behind it are its own, but for those
-    before the next piece that bear the next one's name ([CLS]).
+    A piece is a run of one name among the content tokens of a row. Special tokens behind it are its
+    own, but for those before the next piece that bear the next one's name ([CLS]).
     """
     width = max(shape[1], 1)
     opens = changes(name)
@@ -169,7 +187,8 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     opens_row = changes(row)
     opens = changes(row, names)
     begin, names = np.where(opens_row, row * width, of_text)[opens], names[opens]
-    bare = np.flatnonzero(np.bincount(row, minlength=shape[0]) == 0) * width  # rows without any text
+    # rows without any text
+    bare = np.flatnonzero(np.bincount(row, minlength=shape[0]) == 0) * width
     if not len(bare):
         return begin, names
     begin, names = np.concatenate((begin, bare)), np.concatenate((names, name[bare]))
@@ -208,7 +227,9 @@ def _laid(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
 
 
 def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
-    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as in lists of dicts."""
+    """Check a dict of tensors; shapes must agree. Columns of strings are left out, as in lists of
+    dicts.
+    """
     if rows.get("input_ids") is None:
         raise _no_ids(rows)
     columns: dict[str, Array] = {}
@@ -238,7 +259,9 @@ EMPTY = "an empty list"
 
 
 def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """A list of dicts to (B, L) columns: padding is 0 in ids, which ``attention_mask`` hides, and −1 in layers."""
+    """A list of dicts to (B, L) columns: padding is 0 in ids, which ``attention_mask`` hides, and
+    −1 in layers.
+    """
     if not len(rows):
         raise MaskwiseError("no rows to mask", got="an empty list")
     for number, row in enumerate(rows):
@@ -347,9 +370,15 @@ def read_numbers(name: str, value: object) -> Array:
         if array.dtype == object and name not in _FILL:
             array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
     except ValueError:  # rows of different lengths
-        raise MaskwiseError(f"column {name!r} does not have one number a token", got="ragged rows") from None
+        raise MaskwiseError(
+            f"column {name!r} does not have one number a token", got="ragged rows"
+        ) from None
     except (TypeError, RuntimeError):  # what numpy does not have: bfloat16, sparse and meta tensors
-        kind = f"{value.dtype}, {value.layout}, {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        kind = (
+            f"{value.dtype}, {value.layout}, {value.device}"
+            if isinstance(value, Tensor)
+            else type(value).__name__
+        )
         do = "give a dense tensor of int64 or float32, or leave it out of the rows"
         raise MaskwiseError(f"column {name!r} cannot be read", got=kind, do=do) from None
     if array.dtype.kind not in "bifu":
@@ -366,6 +395,10 @@ def _whole(name: str, values: Array) -> Array:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         if name != "example_id":
-            raise MaskwiseError(f"column {name!r}: a number is too large", got=int(values.max()), allowed="below 2⁶³")
+            raise MaskwiseError(
+                f"column {name!r}: a number is too large",
+                got=int(values.max()),
+                allowed="below 2⁶³",
+            )
         values = values.view(np.int64)  # a name of 64 bits, whatever its sign
     return values.astype(np.int64, copy=False)

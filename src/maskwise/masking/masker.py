@@ -1,7 +1,8 @@
 """policy × schedule × corruption → masked batches. The object that people import.
 
-It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in force). It works in
-numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given here and nowhere deeper.
+It holds no random state: a mask is a function of (seed, epoch, example id, ratio and weights in
+force). It works in numpy, on the host, and costs O(B·L) memory; torch tensors are taken and given
+here and nowhere deeper.
 """
 
 from __future__ import annotations
@@ -37,19 +38,26 @@ class Masker:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
         policy: what may be masked together: a name such as ``"whole-word"``, or a ``Policy``.
         ratio: how much: a number, a schedule, its name, or a function of (step, total steps).
-        budget: ``expected`` (even inclusion, at most one unit over), ``exact`` (never over) or ``bernoulli``.
+        budget: ``expected`` (even inclusion, at most one unit over), ``exact`` (never over) or
+            ``bernoulli``.
         corruption: how it is shown and what must be produced.
         seed: any integer.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none``, ``random``, ``skip-row``.
-        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5, where visits are ``random``.
-        predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random part of what is
-            corrupted (of all, where labels say what was done): a number or a schedule. Where lengths are kept.
-        keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts of pairs.
-        visits: how a row's masks in different epochs hang together: ``random``, ``complement``, ``coverage``. The last
-            two take ``budget="expected"``, and ``fill`` none or random.
+        fill: what becomes of a budget that units of positive weight cannot use: ``none``,
+            ``random``, ``skip-row``.
+        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5, where visits
+            are ``random``.
+        predict: the loss is taken on at most this share of each piece's *eligible* tokens, a random
+            part of what is
+            corrupted (of all, where labels say what was done): a number or a schedule. Where
+                lengths are kept.
+        keep: a layer whose tokens (those with a number ≥ 0) are never masked, such as the prompts
+            of pairs.
+        visits: how a row's masks in different epochs hang together: ``random``, ``complement``,
+            ``coverage``. The last two take ``budget="expected"``, and ``fill`` none or random.
 
     Raises:
-        MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the corruption shows.
+        MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the
+            corruption shows.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -62,13 +70,23 @@ class Masker:
     places = False  # whether it is told the place of each row in the order of the epoch
 
     def __init__(
-        self, tokenizer: Tokenizer, *, policy: Policy | str | Call = "token",
-        ratio: Schedule | float | str | Call = 0.15, budget: str = "expected",
-        corruption: Corruption | str | Call = "bert", seed: int = 0, fill: str = "none",
-        min_targets: int = 1, predict: Schedule | float | str | Call = 1.0, keep: str | None = None,
+        self,
+        tokenizer: Tokenizer,
+        *,
+        policy: Policy | str | Call = "token",
+        ratio: Schedule | float | str | Call = 0.15,
+        budget: str = "expected",
+        corruption: Corruption | str | Call = "bert",
+        seed: int = 0,
+        fill: str = "none",
+        min_targets: int = 1,
+        predict: Schedule | float | str | Call = 1.0,
+        keep: str | None = None,
         visits: str = "random",
-    ):  # fmt: skip
-        self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
+    ):
+        self.vocabulary = (
+            tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
+        )
         self.policy = policies.policy(policy)
         self.ratio, self.predict = schedules.schedule(ratio), schedules.schedule(predict)
         self.corruption = corruptions.corruption(corruption)
@@ -80,11 +98,17 @@ class Masker:
         for setting in ("budget", "fill", "visits"):
             require_known(setting, getattr(self, setting))
         if budget == "bernoulli" and self.policy.splits_budget:
-            raise MaskwiseError("budget bernoulli draws each unit by itself", got=self.policy, do="take budget exact")
+            raise MaskwiseError(
+                "budget bernoulli draws each unit by itself",
+                got=self.policy,
+                do="take budget exact",
+            )
         self.corruption.check(self.vocabulary)
         if (self.predict.varies or self.predict(0) < 1) and not self.corruption.keeps_length:
             what = "predict needs labels that stand where the tokens do"
-            raise MaskwiseError(what, got=f"corruption {self.corruption}", do="leave predict at 1.0")
+            raise MaskwiseError(
+                what, got=f"corruption {self.corruption}", do="leave predict at 1.0"
+            )
         self._check()
 
     def _check(self) -> None:
@@ -92,25 +116,34 @@ class Masker:
         check_visits(self)
 
     def __call__(
-        self, rows: Rows | Pieces | AnnotatedBatch, *,
-        step: int = 0, total_steps: int | None = None, epoch: int | None = None, place: Array | None = None,
-    ) -> MaskedBatch:  # fmt: skip
+        self,
+        rows: Rows | Pieces | AnnotatedBatch,
+        *,
+        step: int = 0,
+        total_steps: int | None = None,
+        epoch: int | None = None,
+        place: Array | None = None,
+    ) -> MaskedBatch:
         """Mask rows.
 
         Args:
-            rows: a list of dicts with ``input_ids``, ``example_id`` and layers; or one dict of (B, L) tensors
-                (packed rows: ``example_id`` (B, L), one id per document piece); or ``Pieces``.
+            rows: a list of dicts with ``input_ids``, ``example_id`` and layers; or one dict of (B,
+                L) tensors (packed rows: ``example_id`` (B, L), one id per document piece); or
+                ``Pieces``.
             step: the optimiser step the batch is for: where the schedule stands.
             total_steps: how many there will be; needed by schedules that change.
             epoch: the pass over the data; None mixes the step into the key.
-            place: (B,) the place of each row in the order of the epoch, which masked diffusion asks for.
+            place: (B,) the place of each row in the order of the epoch, which masked diffusion asks
+                for.
 
         Returns:
-            A batch on the device of the rows. A packed row that has grown past its plan loses the end of its text, but
-            not its last special token. The masks of its pieces are what they would be alone.
+            A batch on the device of the rows. A packed row that has grown past its plan loses the
+            end of its text, but not its last special token. The masks of its pieces are what they
+            would be alone.
 
         Raises:
-            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are no weights.
+            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, weights that are
+                no weights.
         """
         step = whole_number("step", step, least=0)
         if total_steps is not None:
@@ -130,35 +163,52 @@ class Masker:
         masked.vocabulary = self.vocabulary
         return masked if device is None else masked.to(device)
 
-    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Selection, Array, Array | None]:
-        """The first two choices alone: selection, ratios (P,) and, in masked diffusion, loss weights (T,)."""
+    def choose(
+        self, batch: AnnotatedBatch, keys: Keys, moment: Moment
+    ) -> tuple[Selection, Array, Array | None]:
+        """The first two choices alone: selection, ratios (P,) and, in masked diffusion, loss
+        weights (T,).
+        """
         if self.visits != "random":
             return revisited(self, batch, moment)
         ratio = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
         ratio = self.policy.ratios(ratio, keys, moment)
         units = self.policy.cut(batch, keys, replace(moment, ratio=ratio))
-        choice = select(units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets)
+        choice = select(
+            units, ratio, keys, budget=self.budget, fill=self.fill, min_targets=self.min_targets
+        )
         return choice, ratio, None
 
     def describe(self) -> dict[str, str | int]:
         """The choices as plain values, for cards and reports."""
-        more = {"keep": self.keep or "random", "visits": self.visits}  # where they differ from what is usual
+        # where they differ from what is usual
+        more = {"keep": self.keep or "random", "visits": self.visits}
         return {
-            "policy": str(self.policy), "ratio": str(self.ratio), "budget": self.budget,
-            "corruption": str(self.corruption), "fill": self.fill, "min_targets": self.min_targets,
-            "seed": self.seed, "predict": str(self.predict), **{n: v for n, v in more.items() if v != "random"},
-        }  # fmt: skip
+            "policy": str(self.policy),
+            "ratio": str(self.ratio),
+            "budget": self.budget,
+            "corruption": str(self.corruption),
+            "fill": self.fill,
+            "min_targets": self.min_targets,
+            "seed": self.seed,
+            "predict": str(self.predict),
+            **{n: v for n, v in more.items() if v != "random"},
+        }
 
     def __repr__(self) -> str:
         return f"Masker({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
 
 
-def some_labels(labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys) -> Array:
-    """Labels (T,) with −100 but at a random ``share`` of each piece's *eligible* tokens, all of them candidates.
+def some_labels(
+    labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
+) -> Array:
+    """Labels (T,) with −100 but at a random ``share`` of each piece's *eligible* tokens, all of
+    them candidates.
 
-    Pieces with fewer candidates than that keep all; a piece with a candidate keeps at least one while share > 0.
-    Keys of its own settle which ones, so the mask itself is the same with or without. This is the ablation of
-    Ankner et al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), take the loss on a share that does not change.
+    Pieces with fewer candidates than that keep all; a piece with a candidate keeps at least one
+    while share > 0. Keys of its own settle which ones, so the mask itself is the same with or
+    without. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4): corrupt at
+    p(t), take the loss on a share that does not change.
     """
     at = np.flatnonzero(candidate & (labels != IGNORE))
     every = np.arange(len(batch.begin))
@@ -178,7 +228,9 @@ def lay_out(
     weight_T: Array | None,
     pad: int,
 ) -> MaskedBatch:
-    """Rows of what is shown and what must be produced; ``weight_T`` multiplies the loss of each token (diffusion)."""
+    """Rows of what is shown and what must be produced; ``weight_T`` multiplies the loss of each
+    token (diffusion).
+    """
     ratio = torch.from_numpy(ratio_P)
     if shown.lengths is not None:
         return _laid_anew(batch, shown, choice, ratio, pad)
@@ -193,9 +245,17 @@ def lay_out(
     extras = {name: rows(value) for name, value in batch.extras.items()}
     targets = int(np.count_nonzero(shown.labels != IGNORE))
     return MaskedBatch(
-        rows(shown.input_ids), rows(shown.labels), attention, batch, ratio, extras, weight, choice, targets=targets,
+        rows(shown.input_ids),
+        rows(shown.labels),
+        attention,
+        batch,
+        ratio,
+        extras,
+        weight,
+        choice,
+        targets=targets,
         counted=counted,
-    )  # fmt: skip
+    )
 
 
 def _laid_anew(
@@ -211,7 +271,9 @@ def _laid_anew(
 
     def in_rows(lengths_P: Array) -> tuple[Array, Array]:
         """The tokens of each row (B,), and the piece of each token (N,)."""
-        return np.bincount(batch.row, lengths_P, batch.shape[0]).astype(np.int64), np.repeat(every, lengths_P)
+        return np.bincount(batch.row, lengths_P, batch.shape[0]).astype(np.int64), np.repeat(
+            every, lengths_P
+        )
 
     length_B, piece = in_rows(shown.lengths)
     columns = {"input_ids": shown.input_ids, "piece": piece, **shown.extras}
@@ -219,7 +281,8 @@ def _laid_anew(
         columns["labels"] = shown.labels
     cut = 0
     if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # What stands behind the plan goes, but for a special token that closes the row: it takes the last place.
+        # What stands behind the plan goes, but for a special token that closes the row: it takes
+        # the last place.
         rank, closed_B = rank_within(length_B), ~shown.text.take(length_B.cumsum() - 1)
         kept = rank < np.repeat(batch.plan - closed_B, length_B)
         kept |= rank == np.repeat(np.where(closed_B, length_B - 1, -1), length_B)
@@ -236,12 +299,20 @@ def _laid_anew(
         of_label = _padded(of_target, label_B, -1)
     tensors = {name: torch.from_numpy(values) for name, values in laid.items()}
     return MaskedBatch(
-        tensors.pop("input_ids"), tensors.pop("labels"), torch.from_numpy((piece >= 0).astype(np.int64)),
-        batch, ratio, tensors, None, choice, piece, cut,
+        tensors.pop("input_ids"),
+        tensors.pop("labels"),
+        torch.from_numpy((piece >= 0).astype(np.int64)),
+        batch,
+        ratio,
+        tensors,
+        None,
+        choice,
+        piece,
+        cut,
         writes=of_label is not None,
         laid_labels=of_label,
         targets=int(np.count_nonzero(laid["labels"] != IGNORE)),
-    )  # fmt: skip
+    )
 
 
 def _padded(line: Array, length_B: Array, fill: int) -> Array:

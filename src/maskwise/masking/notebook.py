@@ -16,7 +16,8 @@ HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em
 
 
 def html_of(batch: MaskedBatch) -> str:
-    """The first rows of a batch as HTML; a word in colour must be produced, and the tip says which one it is.
+    """The first rows of a batch as HTML; a word in colour must be produced, and the tip says which
+    one it is.
 
     Of encoder–decoders both sides are shown. Every token is escaped.
 
@@ -28,13 +29,18 @@ def html_of(batch: MaskedBatch) -> str:
     >>> html_of(batch).count("[MASK]") == batch.targets
     True
     """
-    names = {} if batch.vocabulary is None else {i: name for name, i in batch.vocabulary.by_name.items()}
+    names = (
+        {}
+        if batch.vocabulary is None
+        else {i: name for name, i in batch.vocabulary.by_name.items()}
+    )
     pad = None if batch.vocabulary is None else batch.vocabulary.pad
 
     def words(ids_L: Tensor, labels_L: Tensor | None = None) -> str:
         parts = []
         for place, token in enumerate(ids_L[:TOKENS].tolist()):
-            wanted = -1 if labels_L is None else int(labels_L[place])  # −100 where nothing is to be found
+            # −100 where nothing is to be found
+            wanted = -1 if labels_L is None else int(labels_L[place])
             if (token == pad or token < 0) and wanted < 0:
                 continue
             text = escape(names.get(token, str(token)))
@@ -47,7 +53,10 @@ def html_of(batch: MaskedBatch) -> str:
     lines = []
     for inputs_L, labels_L in zip(batch.input_ids[:ROWS], batch.labels[:ROWS]):
         if batch.writes:
-            lines.append(f"<p><small>reads</small> {words(inputs_L)}<br><small>writes</small> {words(labels_L)}</p>")
+            lines.append(
+                f"<p><small>reads</small> {words(inputs_L)}<br><small>writes</small> "
+                f"{words(labels_L)}</p>"
+            )
         else:
             lines.append(f"<p>{words(inputs_L, labels_L)}</p>")
     more = len(batch.input_ids) - ROWS

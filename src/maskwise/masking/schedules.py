@@ -1,10 +1,13 @@
-"""How much to mask, at step t of T: a number, a published schedule, a distribution over rows, or a function of yours.
+"""How much to mask, at step t of T: a number, a published schedule, a distribution over rows, or a
+function of yours.
 
-All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0, 1]. A *distribution*
-also gives each row a ratio of its own, drawn by the hash. Names are those of recipes: ``linear(0.30, 0.15)``; in Python
-``schedules.linear(0.30, 0.15)``. To add one, write a function that returns its curve, and decorate it ``published``.
+All published shapes depend on the progress f = t/T alone, so a schedule is a named curve over [0,
+1]. A *distribution* also gives each row a ratio of its own, drawn by the hash. Names are those of
+recipes: ``linear(0.30, 0.15)``; in Python ``schedules.linear(0.30, 0.15)``. To add one, write a
+    function that returns its curve, and decorate it ``published``.
 
-Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released code), dynamic
+Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and its released
+    code), dynamic
 masking rate schedules (Ankner et al. 2023, arXiv 2305.15096).
 """
 
@@ -47,7 +50,8 @@ class Schedule:
         name: how a recipe writes it; equal names are equal schedules, and the name makes it again.
         curve: progress in [0, 1] to ratio; the mean where each row draws its own.
         varies: False for a constant, which needs no total number of steps.
-        quantile: (progress, (P,) float64 draws in (0, 1)) to (P,) ratios, where each row draws its own; else None.
+        quantile: (progress, (P,) float64 draws in (0, 1)) to (P,) ratios, where each row draws its
+            own; else None.
 
     Raises:
         MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way.
@@ -68,7 +72,9 @@ class Schedule:
         outside = [r for r in ratios if not -1e-9 <= r <= 1 + 1e-9]
         if outside:
             worst = max(outside, key=lambda r: abs(r - 0.5))
-            raise MaskwiseError(f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1")
+            raise MaskwiseError(
+                f"schedule {self.name} leaves the range", got=round(worst, 4), allowed="0 to 1"
+            )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """The ratio at ``step`` of ``total_steps``; steps past the end keep the last value."""
@@ -102,8 +108,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps there will
-    be."""
+    """A user's own function of (step, total steps); it is given 0 where nobody said how many steps
+    there will be."""
 
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
@@ -116,7 +122,9 @@ class FunctionSchedule(Schedule):
         except Exception as error:  # whatever a function of the user's raises
             what = f"the ratio's {self.name} failed at step {step}"
             got = f"{type(error).__name__}: {first_line(error)}"
-            raise MaskwiseError(what, got=got, do="return a number for (step, total steps)") from error
+            raise MaskwiseError(
+                what, got=got, do="return a number for (step, total steps)"
+            ) from error
         return finite_number(f"the ratio of {self.name} at step {step}", ratio, least=0, most=1)
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
@@ -143,7 +151,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
 def published(shape_of: Callable[P, Curve | Shape]) -> Callable[P, Schedule]:
     """Make a function that returns a curve the maker of a schedule, and enter it in ``SCHEDULES``.
 
-    Its arguments are finite numbers (numpy's become Python's), or schedules where they are annotated ``Spec``.
+    Its arguments are finite numbers (numpy's become Python's), or schedules where they are
+    annotated ``Spec``.
     """
     signature = inspect.signature(shape_of)
     name = shape_of.__name__.replace("_", "-")
@@ -240,31 +249,46 @@ def vee(p: float = 0.15) -> Curve:
 def warm_decay(p: float = 0.15, warm: float = 0.4) -> Curve:
     """Up from 0 to 2p over the share ``warm`` of training, then down to 0."""
     if not 0 < warm < 1:
-        raise MaskwiseError("warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1")
+        raise MaskwiseError(
+            "warm-decay: warm must be a share of training", got=warm, allowed="between 0 and 1"
+        )
     return lambda f: 2 * p * (f / warm if f < warm else (1 - f) / (1 - warm))
 
 
 @published
 def cosine_parabola() -> Curve:
-    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first 40 %, then
-    a parabola."""
-    return lambda f: 0.2 + 0.1 * math.cos(math.pi * f / 0.4) if f < 0.4 else 0.1 - 0.25 * (f - 0.4) ** 2
+    """The default branch of the released time-variant code: a cosine from .30 to .10 in the first
+    40 %, then a parabola."""
+    return lambda f: (
+        0.2 + 0.1 * math.cos(math.pi * f / 0.4) if f < 0.4 else 0.1 - 0.25 * (f - 0.4) ** 2
+    )
 
 
 @published
 def elliptical(p: float = 0.15) -> Curve:
     """2p √(1 − 3f²) to half-time, then 2p (1 − √(1 − 3(1 − f)²))."""
-    return lambda f: 2 * p * math.sqrt(1 - 3 * f**2) if f <= 0.5 else 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
+    return lambda f: (
+        2 * p * math.sqrt(1 - 3 * f**2)
+        if f <= 0.5
+        else 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
+    )
 
 
 @published
 def piecewise(*points: float) -> Curve:
-    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of training, ratio)
-    in turn."""
+    """Straight lines through points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share of
+    training, ratio) in turn."""
     at, value = points[::2], points[1::2]
-    if len(points) < 4 or len(points) % 2 or list(at) != sorted(at) or not all(0 <= v <= 1 for v in points):
+    if (
+        len(points) < 4
+        or len(points) % 2
+        or list(at) != sorted(at)
+        or not all(0 <= v <= 1 for v in points)
+    ):
         allowed = "shares of training, rising from 0 to 1, each with a ratio from 0 to 1"
-        raise MaskwiseError("piecewise takes pairs of progress and ratio", got=points, allowed=allowed)
+        raise MaskwiseError(
+            "piecewise takes pairs of progress and ratio", got=points, allowed=allowed
+        )
     return lambda f: float(np.interp(f, at, value))
 
 
@@ -272,10 +296,14 @@ Spec: TypeAlias = "Schedule | float | str | Call"
 
 
 def _composed(combine: Callable[..., Curve], *parts: Schedule, varies: bool = True) -> Shape:
-    """A schedule made of others: ``combine`` takes their curves, or what their rows draw, and gives a curve of both."""
+    """A schedule made of others: ``combine`` takes their curves, or what their rows draw, and gives
+    a curve of both.
+    """
     if any(isinstance(part, FunctionSchedule) for part in parts):
         got, do = ", ".join(map(str, parts)), "do it inside the function"
-        raise MaskwiseError("a function of your own cannot be part of another schedule", got=got, do=do)
+        raise MaskwiseError(
+            "a function of your own cannot be part of another schedule", got=got, do=do
+        )
     if all(part.quantile is None for part in parts):
         return Shape(combine(*(part.curve for part in parts)), varies)
 
@@ -290,15 +318,21 @@ def _composed(combine: Callable[..., Curve], *parts: Schedule, varies: bool = Tr
 def warm_up(inner: Spec, share: float = 0.1) -> Shape:
     """Another schedule, scaled up from 0 over the first ``share`` of training."""
     if not 0 < share <= 1:
-        raise MaskwiseError("warm-up: share must be a share of training", got=share, allowed="above 0, at most 1")
+        raise MaskwiseError(
+            "warm-up: share must be a share of training", got=share, allowed="above 0, at most 1"
+        )
     return _composed(lambda ratio: lambda f: ratio(f) * min(1.0, f / share), schedule(inner))
 
 
 @published
 def then(first: Spec, at: float, second: Spec) -> Shape:
-    """One schedule up to the share ``at`` of training, another after it; each runs over its own part."""
+    """One schedule up to the share ``at`` of training, another after it; each runs over its own
+    part.
+    """
     if not 0 < at < 1:
-        raise MaskwiseError("then: the change must lie inside training", got=at, allowed="between 0 and 1")
+        raise MaskwiseError(
+            "then: the change must lie inside training", got=at, allowed="between 0 and 1"
+        )
 
     def combine(before: Curve, after: Curve) -> Curve:
         return lambda f: before(f / at) if f < at else after((f - at) / (1 - at))
@@ -319,12 +353,16 @@ def clipped(inner: Spec, low: float = 0.0, high: float = 1.0) -> Shape:
     if not low <= high:
         raise MaskwiseError("clipped: low is above high", got=(low, high))
     inner = schedule(inner)
-    return _composed(lambda ratio: lambda f: np.clip(ratio(f), low, high), inner, varies=inner.varies)
+    return _composed(
+        lambda ratio: lambda f: np.clip(ratio(f), low, high), inner, varies=inner.varies
+    )
 
 
 @published
 def uniform(low: float = 0.0, high: float = 1.0) -> Shape:
-    """Each row's ratio is uniform; over (0, 1) with ``objective: diffusion`` this is masked diffusion."""
+    """Each row's ratio is uniform; over (0, 1) with ``objective: diffusion`` this is masked
+    diffusion.
+    """
     return _distribution((low + high) / 2, lambda draw_P: low + (high - low) * draw_P)
 
 
@@ -341,9 +379,11 @@ def beta(a: float, b: float) -> Shape:
 
 @published
 def bell(centre: float = 0.5, width: float = 0.15) -> Shape:
-    """Each row's ratio is normal around ``centre`` with the standard deviation ``width``, kept inside (0, 1).
+    """Each row's ratio is normal around ``centre`` with the standard deviation ``width``, kept
+    inside (0, 1).
 
-    After Hong et al. 2026 (arXiv 2605.13026), who draw the rates of masked diffusion from a bell around the middle.
+    After Hong et al. 2026 (arXiv 2605.13026), who draw the rates of masked diffusion from a bell
+    around the middle.
     """
     from scipy.special import ndtr, ndtri
 
@@ -361,14 +401,17 @@ def bell(centre: float = 0.5, width: float = 0.15) -> Shape:
 def cosine_rates() -> Shape:
     """Each row's ratio is cos(π u / 2) for a uniform u, so that high ratios come more often.
 
-    Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of masked diffusion.
+    Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of masked
+    diffusion.
     """
     return _distribution(2 / math.pi, lambda draw_P: np.cos(math.pi / 2 * (1 - draw_P)))
 
 
 @published
 def mixture(*parts: float) -> Shape:
-    """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
+    """Each row's ratio is one of several: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in
+    turn.
+    """
     ratios, shares = parts[::2], parts[1::2]
     if len(parts) % 2 or not parts or not all(0 <= r <= 1 for r in ratios):
         raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
@@ -377,7 +420,9 @@ def mixture(*parts: float) -> Shape:
     mean = sum(r * s for r, s in zip(ratios, shares)) / sum(shares)
     edges = (np.cumsum(shares) / sum(shares))[:-1]
     ratio_of = np.array(ratios, np.float64)
-    return _distribution(mean, lambda draw_P: ratio_of.take(np.searchsorted(edges, draw_P, side="right")))
+    return _distribution(
+        mean, lambda draw_P: ratio_of.take(np.searchsorted(edges, draw_P, side="right"))
+    )
 
 
 def _distribution(mean: float, quantile: Callable[[Array], Array]) -> Shape:

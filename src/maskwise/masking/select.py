@@ -1,21 +1,24 @@
-"""The one selection routine: weighted sampling of units without replacement, up to a budget of tokens.
+"""The one selection routine: weighted sampling of units without replacement, up to a budget of
+tokens.
 
-Units of a piece are put in the order of their keys (an exponential race: ``−log(u) / weight``, which for equal
-weights is any order that the hash gives) and taken from the front. Three budgets say where to stop:
+Units of a piece are put in the order of their keys (an exponential race: ``−log(u) / weight``,
+which for equal weights is any order that the hash gives) and taken from the front. Three budgets
+say where to stop:
 
 ``exact``
-    Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried. This
-    favours short units where units are long for the budget (at 64 tokens and 15 %: words of one piece .200, the
-    longest .105).
+    Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried.
+    This favours short units where units are long for the budget (at 64 tokens and 15 %: words of
+    one piece .200, the longest .105).
 ``expected``
-    The unit at the border is taken with probability (tokens left) / (its length). Whole units, at most one
-    unit over, expectation equal to the budget, inclusion nearly even.
+    The unit at the border is taken with probability (tokens left) / (its length). Whole units, at
+    most one unit over, expectation equal to the budget, inclusion nearly even.
 ``bernoulli``
-    Every unit by its own probability, min(1, ratio × weight), independently. Where units are single tokens, the
-    first by key fill up to ``min_targets``; whole units are never forced in. There is no budget that could be left
-    over, so ``fill`` only says who may fill up.
+    Every unit by its own probability, min(1, ratio × weight), independently. Where units are single
+    tokens, the first by key fill up to ``min_targets``; whole units are never forced in. There is
+    no budget that could be left over, so ``fill`` only says who may fill up.
 
-Cost: one sort of the units of the whole batch and some twenty passes over them; on text, ``exact`` goes two or three
+Cost: one sort of the units of the whole batch and some twenty passes over them; on text, ``exact``
+    goes two or three
 times more over the units behind the border.
 """
 
@@ -36,8 +39,10 @@ BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 VISITS = ("random", "complement", "coverage")
 
-_NUMBER_MASK = (1 << 20) - 1  # weighted keys end in the number of their unit: a piece has at most 2²⁰ units
-_LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900  # races of such weights fit a float64, with room behind them for …
+# weighted keys end in the number of their unit: a piece has at most 2²⁰ units
+_NUMBER_MASK = (1 << 20) - 1
+# races of such weights fit a float64, with room behind them for …
+_LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900
 _FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
 
 
@@ -48,7 +53,8 @@ class Selection:
     Attributes:
         units: what was chosen from.
         chosen: (U,) bool.
-        budget: (P,) int64 tokens; None where units were not tried in an order (``bernoulli``, ``visits``, diffusion).
+        budget: (P,) int64 tokens; None where units were not tried in an order (``bernoulli``,
+            ``visits``, diffusion).
         keys: the draws that put the units in their order.
         may_fill: whether units of weight 0 may fill the budget.
     """
@@ -66,25 +72,34 @@ class Selection:
 
     @cached_property
     def order(self) -> Array | None:
-        """(A,) the units that may be chosen, piece by piece, in the order of trial; None where each is by itself."""
+        """(A,) the units that may be chosen, piece by piece, in the order of trial; None where each
+        is by itself.
+        """
         if self.budget is None or self.keys is None:
             return None
         return in_order(self.units, self.keys, may_fill=self.may_fill)
 
 
 def select(
-    units: Units, ratio_P: Array, keys: Keys, *,
-    budget: str = "expected", fill: str = "none", min_targets: int = 1,
-) -> Selection:  # fmt: skip
+    units: Units,
+    ratio_P: Array,
+    keys: Keys,
+    *,
+    budget: str = "expected",
+    fill: str = "none",
+    min_targets: int = 1,
+) -> Selection:
     """Choose units.
 
     Args:
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to choose.
         budget: one of ``BUDGETS``.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left unused),
-            ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked at all).
-        min_targets: the least budget of a piece, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps to it where units
-            are single tokens only: forcing whole units in would make each likelier than its own probability by far.
+        fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left
+            unused), ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked
+            at all).
+        min_targets: the least budget of a piece, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps
+            to it where units are single tokens only: forcing whole units in would make each
+            likelier than its own probability by far.
     """
     require_known("budget", budget)
     require_known("fill", fill)
@@ -122,13 +137,15 @@ def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
     weight = units.weight.clip(_LIGHTEST, _HEAVIEST)
     if may_fill:
         weight = np.where(units.weight > 0, weight, _FILLING)
-    # Positive floats are in the order of their bits. The low bits, where two machines' logarithms may differ, give way
-    # to the unit's number, which forbids ties.
+    # Positive floats are in the order of their bits. The low bits, where two machines' logarithms
+    # may differ, give way to the unit's number, which forbids ties.
     race = (-np.log(unit_interval(draw)) / weight).view(np.int64)
     return (race & ~_NUMBER_MASK) + units.number
 
 
-def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Array | None = None) -> Array:
+def in_order(
+    units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Array | None = None
+) -> Array:
     """(A,) int64: the units that may be chosen, by piece and, within it, by key.
 
     With ``budget_P``, units behind the one that passes the budget of their piece may be left out.
@@ -138,14 +155,15 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
         order = order_within(units.piece, key, pieces=pieces)
         return order if may_fill else order[units.weight.take(order) > 0]
     if budget_P is not None:
-        # Keys are uniform, so those that come first are nearly always below this share of all keys, and nobody has to
-        # sort the others. The share is that of the budget, with three standard deviations and two units to spare; where
-        # that is not enough, the whole piece is sorted.
+        # Keys are uniform, so those that come first are nearly always below this share of all keys,
+        # and nobody has to sort the others. The share is that of the budget, with three standard
+        # deviations and two units to spare; where that is not enough, the whole piece is sorted.
         wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
         most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, units.count)
         if most_P.sum() < 0.7 * len(key):
             share_P = most_P / np.maximum(units.count, 1)
-            edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)  # a piece may have no units
+            # a piece may have no units
+            edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)
             edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
             first = key <= edge
             near = np.flatnonzero(first)
@@ -157,7 +175,9 @@ def in_order(units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Arra
     return order_within(units.piece, key, pieces=pieces)
 
 
-def up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, exact: bool = True) -> Array:
+def up_to(
+    units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, exact: bool = True
+) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
     later = exact and not units.by_token  # units behind the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
@@ -172,16 +192,17 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, 
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
     taken_P = np.bincount(fitting, minlength=len(budget_P))
-    # The unit at the border is the first one that does not fit; a piece whose units all fit has none.
+    # The unit at the border is the first one that does not fit; a piece whose units all fit has
+    # none.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (counts_P.cumsum() - counts_P + taken_P)[border_P]
     if not exact:
         taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
         chosen[order[border[taken]]] = True
         return chosen
-    # Units behind the border that still fit, in their order. Each pass takes the longest stretch of them that fits
-    # into what its piece has left. The unit that ended the stretch is longer than what is then left, so the leftovers
-    # fall strictly, and few passes are needed.
+    # Units behind the border that still fit, in their order. Each pass takes the longest stretch of
+    # them that fits into what its piece has left. The unit that ended the stretch is longer than
+    # what is then left, so the leftovers fall strictly, and few passes are needed.
     behind = np.flatnonzero(~fits & (length <= left_P[piece]))
     while len(behind):
         here, size = piece.take(behind), length.take(behind)
@@ -193,8 +214,12 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, 
     return chosen
 
 
-def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, may_fill: bool) -> Array:
-    """(U,) bool: each unit by its own probability; then the first by key, up to the floor, if units are tokens."""
+def _independently(
+    units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, may_fill: bool
+) -> Array:
+    """(U,) bool: each unit by its own probability; then the first by key, up to the floor, if units
+    are tokens.
+    """
     probability = ratio_P.take(units.piece)
     available = np.ones(len(probability), bool)
     if units.weight is not None:

@@ -1,4 +1,6 @@
-"""The masking part of a recipe: which policy, ratio, budget and corruption, as plain values that build a masker."""
+"""The masking part of a recipe: which policy, ratio, budget and corruption, as plain values that
+build a masker.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class MaskingSettings(BaseModel):
-    """What is masked, how much, and how it is shown; every name is looked up when the settings are read.
+    """What is masked, how much, and how it is shown; every name is looked up when the settings are
+    read.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
     'bert'
@@ -36,8 +39,9 @@ class MaskingSettings(BaseModel):
     keep: str | None = None
     """A layer whose tokens are never masked, such as ``prompt``."""
     visits: str = "random"
-    """How a row's masks in different epochs hang together: random, complement (each second visit masks what the one
-    before it left) or coverage (over 1/ratio epochs every unit is masked once)."""
+    """How a row's masks in different epochs hang together: random, complement (each second visit
+    masks what the one before it left) or coverage (over 1/ratio epochs every unit is masked
+    once)."""
 
     @field_validator("policy", "ratio", "predict", "corruption")
     @classmethod

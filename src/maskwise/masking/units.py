@@ -1,7 +1,9 @@
-"""Units: a partition of each piece into parts that are masked together, with a weight each. Every policy ends here.
+"""Units: a partition of each piece into parts that are masked together, with a weight each. Every
+policy ends here.
 
-Units that are runs of one number in a layer, such as words, are stretches of the line. Most of them are never chosen,
-so their tokens are listed only for those who ask: a fifth less time for whole words.
+Units that are runs of one number in a layer, such as words, are stretches of the line. Most of them
+are never chosen, so their tokens are listed only for those who ask: a fifth less time for whole
+words.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ class Units:
     Attributes:
         batch: the batch that they are units of.
         tokens: (M,) int64, where the tokens that are in units stand in the line of T tokens.
-        unit: (M,) int64, the unit of each of them; None when every token is a unit by itself, and U = M.
+        unit: (M,) int64, the unit of each of them; None when every token is a unit by itself, and U
+            = M.
         piece: (U,) int64, the piece that each unit is in.
         number: (U,) int32, the index of each unit's draws, distinct within a piece.
         weight: (U,) float64, or None for equal weights. 0: never chosen, but for ``fill="random"``.
-        in_order: whether units, and tokens, stand in the order of the line (spans and mixtures are not).
+        in_order: whether units, and tokens, stand in the order of the line (spans and mixtures are
+            not).
     """
 
     batch: AnnotatedBatch
@@ -66,14 +70,18 @@ class Units:
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: tokens that could be chosen, those of weight 0 too: what a ratio is a share of."""
+        """(P,) int64: tokens that could be chosen, those of weight 0 too: what a ratio is a share
+        of.
+        """
         if self.in_order:
             return self.batch.count_at(self.tokens)
         return np.bincount(self.batch.piece.take(self.tokens), minlength=len(self.batch.begin))
 
     @classmethod
     def single(cls, batch: AnnotatedBatch, tokens: Array | None = None) -> Units:
-        """Each eligible token (or each of ``tokens``) is a unit. Its draws go by its place in the piece."""
+        """Each eligible token (or each of ``tokens``) is a unit. Its draws go by its place in the
+        piece.
+        """
         tokens = batch.eligible_at if tokens is None else tokens
         count_P = batch.count_at(tokens)
         number, piece = batch.place(tokens, count_P), np.repeat(np.arange(len(count_P)), count_P)
@@ -85,7 +93,10 @@ class Units:
         """The same units with these weights (U,): finite numbers ≥ 0, else a MaskwiseError."""
         valid = (weight >= 0) & (weight < np.inf)
         if not valid.all():  # nothing would be masked, in silence
-            raise MaskwiseError("a policy gives a weight that is not a finite number ≥ 0", got=float(weight[~valid][0]))
+            raise MaskwiseError(
+                "a policy gives a weight that is not a finite number ≥ 0",
+                got=float(weight[~valid][0]),
+            )
         other = copy(self)
         other.weight = weight
         return other
@@ -98,24 +109,31 @@ class Units:
         inside = kept.take(self.unit)
         unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
-        return Units(self.batch, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight)
+        return Units(
+            self.batch, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight
+        )
 
     def spread(self, chosen_U: Array) -> Array:
         """From chosen units to chosen tokens: (U,) bool to (T,) bool."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         inside = chosen_U if self.unit is None else chosen_U.take(self.unit)
-        chosen[self.tokens[np.flatnonzero(inside)]] = True  # numbers are looked up faster than bools
+        # numbers are looked up faster than bools
+        chosen[self.tokens[np.flatnonzero(inside)]] = True
         return chosen
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
-    """Units are runs of equal ``ids`` (T,) among the content tokens; a negative id belongs to no unit.
+    """Units are runs of equal ``ids`` (T,) among the content tokens; a negative id belongs to no
+    unit.
 
     A run with a token that may not be masked ([UNK] inside a word) is never chosen: no half units.
     """
     start, length, barred = find_runs(batch, ids)
     count_P = batch.count_at(start)
-    piece, number = np.repeat(np.arange(len(count_P)), count_P), rank_within(count_P).astype(np.int32)
+    piece, number = (
+        np.repeat(np.arange(len(count_P)), count_P),
+        rank_within(count_P).astype(np.int32),
+    )
     if not len(barred):
         return Runs(batch, start, length, piece, number)
     kept = np.ones(len(start), bool)
@@ -127,7 +145,8 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     """Runs of equal ids ≥ 0 among the content tokens of each piece.
 
     Returns:
-        start (R,): where each run begins in the line. length (R,): its tokens. barred: the runs with a token that may
+        start (R,): where each run begins in the line. length (R,): its tokens. barred: the runs
+            with a token that may
         not be masked.
     """
     inside = ids >= 0
@@ -147,7 +166,8 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
 
 
 class Runs(Units):
-    """Units whose tokens stand side by side, in the order of the line; the tokens are listed for those who ask.
+    """Units whose tokens stand side by side, in the order of the line; the tokens are listed for
+    those who ask.
 
     Args:
         start: (U,) int64, where each unit begins.
@@ -156,8 +176,16 @@ class Runs(Units):
 
     in_order, by_token = True, False
 
-    def __init__(self, batch: AnnotatedBatch, start: Array, length: Array, piece: Array, number: Array):
-        self.batch, self.start, self.length, self.piece, self.number = batch, start, length, piece, number
+    def __init__(
+        self, batch: AnnotatedBatch, start: Array, length: Array, piece: Array, number: Array
+    ):
+        self.batch, self.start, self.length, self.piece, self.number = (
+            batch,
+            start,
+            length,
+            piece,
+            number,
+        )
         self.weight = None
 
     @cached_property
@@ -166,7 +194,9 @@ class Runs(Units):
 
     @cached_property
     def tokens_P(self) -> Array:
-        before = np.concatenate(([0], self.length.cumsum()))[self.start.searchsorted(self.batch.edges)]
+        before = np.concatenate(([0], self.length.cumsum()))[
+            self.start.searchsorted(self.batch.edges)
+        ]
         return before[1:] - before[:-1]
 
     @cached_property

@@ -1,19 +1,23 @@
-"""How the masks of a row in different epochs hang together; and layers whose tokens are never masked.
+"""How the masks of a row in different epochs hang together; and layers whose tokens are never
+masked.
 
 ``random``
     Each epoch's mask is drawn anew.
 ``complement``
     Epochs go in pairs: the second visit masks what the first left. Of a ratio r it is 1 − r.
 ``coverage``
-    Over 1/r epochs every unit is masked once: the units of a piece stand in one random order, and epoch e takes the
-    stretch from e·r to (e + 1)·r of it. With the next round there is another order.
+    Over 1/r epochs every unit is masked once: the units of a piece stand in one random order, and
+    epoch e takes the stretch from e·r to (e + 1)·r of it. With the next round there is another
+    order.
 
-Nothing is remembered: both are functions of (seed, epoch, example), by keys of the pair or of the round instead of the
-epoch's. Units are whole, so a visit may have a unit more or less than its ratio says, and none of a short piece:
-budgets other than ``expected``, ``fill: skip-row`` and ``min_targets`` above 1 are refused. Where weights change from
-epoch to epoch (policies that learn), so does the order, and the promise is that of the weights of the moment.
+Nothing is remembered: both are functions of (seed, epoch, example), by keys of the pair or of the
+round instead of the epoch's. Units are whole, so a visit may have a unit more or less than its
+ratio says, and none of a short piece: budgets other than ``expected``, ``fill: skip-row`` and
+``min_targets`` above 1 are refused. Where weights change from epoch to epoch (policies that learn),
+so does the order, and the promise is that of the weights of the moment.
 
-Source: complementary masks of one text after another, as in 2025's masked diffusion models; the rest is ours.
+Source: complementary masks of one text after another, as in 2025's masked diffusion models; the
+    rest is ours.
 """
 
 from __future__ import annotations
@@ -49,11 +53,13 @@ def kept_visible(batch: AnnotatedBatch, layer: str | None) -> AnnotatedBatch:
 
 
 def check_visits(masker: Masker) -> None:
-    """Refuse settings that visits which hang together cannot keep: they share all units of a row out over epochs.
+    """Refuse settings that visits which hang together cannot keep: they share all units of a row
+    out over epochs.
 
     Raises:
-        MaskwiseError: a policy whose units follow the ratio, since no visit has what another left; a budget, a fill or
-            a least number of targets that would take or leave other units than the share of the visit.
+        MaskwiseError: a policy whose units follow the ratio, since no visit has what another left;
+            a budget, a fill or a least number of targets that would take or leave other units than
+            the share of the visit.
     """
     visits = masker.visits
     if visits == "random":
@@ -61,12 +67,18 @@ def check_visits(masker: Masker) -> None:
     if masker.policy.needs_ratio:
         what = f"visits: {visits} needs units and weights that do not depend on the ratio"
         raise MaskwiseError(what, got=f"policy {masker.policy}", do="take visits: random")
-    for setting, kept in (("budget", ("expected",)), ("fill", ("none", "random")), ("min_targets", (0, 1))):
+    for setting, kept in (
+        ("budget", ("expected",)),
+        ("fill", ("none", "random")),
+        ("min_targets", (0, 1)),
+    ):
         value = getattr(masker, setting)
         if value not in kept:
             what = f"visits: {visits} cannot keep this {setting}, because every unit has its visit"
             allowed = " or ".join(map(str, kept))
-            raise MaskwiseError(what, got=value, allowed=allowed, do="change it, or take visits: random")
+            raise MaskwiseError(
+                what, got=value, allowed=allowed, do="change it, or take visits: random"
+            )
 
 
 def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:
@@ -76,12 +88,17 @@ def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:
         MaskwiseError: the epoch is not known.
     """
     if epoch is None:
-        do = "say epoch=…; a mix of sources has epochs of its own for each: take visits: random there"
+        do = (
+            "say epoch=…; a mix of sources has epochs of its own for each: take visits: random "
+            "there"
+        )
         raise MaskwiseError(f"visits: {visits} needs the epoch", got="none", do=do)
     return epoch // 2, epoch % 2 == 1
 
 
-def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Selection, Array, None]:
+def revisited(
+    masker: Masker, batch: AnnotatedBatch, moment: Moment
+) -> tuple[Selection, Array, None]:
     """What ``Masker.choose`` gives, where a visit depends on those before.
 
     Raises:
@@ -95,7 +112,11 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         ratio_P = masker.policy.ratios(ratio_P, keys, moment)
         now = replace(moment, ratio=ratio_P)
         if second:
-            return _stretch(masker, batch, now, keys, ratio_P, np.ones_like(ratio_P)), 1 - ratio_P, None
+            return (
+                _stretch(masker, batch, now, keys, ratio_P, np.ones_like(ratio_P)),
+                1 - ratio_P,
+                None,
+            )
         return _stretch(masker, batch, now, keys, np.zeros_like(ratio_P), ratio_P), ratio_P, None
     ratio = masker.ratio(moment.step, moment.total_steps)
     if masker.ratio.varies or masker.ratio.quantile is not None or not ratio > 0:
@@ -111,7 +132,8 @@ def revisited(masker: Masker, batch: AnnotatedBatch, moment: Moment) -> tuple[Se
         selections.append(_stretch(masker, batch, now, keys, low_P, high_P))
     if len(selections) == 1:
         return selections[0], ratio_P, None
-    # The end of one round and the beginning of the next, whose units are others: their tokens are the units.
+    # The end of one round and the beginning of the next, whose units are others: their tokens are
+    # the units.
     tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
     return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool)), ratio_P, None
 
@@ -132,7 +154,9 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
 def _stretch(
     masker: Masker, batch: AnnotatedBatch, moment: Moment, keys: Keys, low_P: Array, high_P: Array
 ) -> Selection:
-    """The units whose middle lies in a stretch of the tokens of their piece, in the order of the draw."""
+    """The units whose middle lies in a stretch of the tokens of their piece, in the order of the
+    draw.
+    """
     units = masker.policy.cut(batch, keys, moment)
     order = in_order(units, keys, may_fill=masker.fill == "random")
     piece = units.piece[order]
@@ -140,7 +164,8 @@ def _stretch(
     length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))
     middle = (sums_within(length, counts_P) - length / 2) / np.maximum(total_P, 1)[piece]
-    # A stretch that ends where a middle lies is rounded alike for the one before and the one behind it.
+    # A stretch that ends where a middle lies is rounded alike for the one before and the one behind
+    # it.
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True

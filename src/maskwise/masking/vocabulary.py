@@ -1,7 +1,8 @@
-"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD], [UNK], which are real.
+"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD],
+[UNK], which are real.
 
-Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it row by row
-is where the usual collator spends most of its time).
+Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it
+row by row is where the usual collator spends most of its time).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class Vocabulary:
     """Tables over ids. ``size`` is one more than the largest id; ids at or above it are refused.
 
     Attributes:
-        content: (V,) bool; False for special tokens and for holes in the numbering: never masked, moved or
-            drawn.
-        eligible: (V,) bool, content that may be masked: all but [UNK], from which there is nothing to learn.
+        content: (V,) bool; False for special tokens and for holes in the numbering: never masked,
+            moved or drawn.
+        eligible: (V,) bool, content that may be masked: all but [UNK], from which there is nothing
+            to learn.
         sentinels: ids of T5-like sentinels in the order of their use; empty where there are none.
     """
 
@@ -63,13 +65,15 @@ class Vocabulary:
             (name for name in by_name if name.startswith("<extra_id_") and name[10:-1].isdigit()),
             key=lambda name: int(name[10:-1]),
         )
-        # Reserved tokens may be marked special in the added tokens alone, with no role of their own.
+        # Reserved tokens may be marked special in the added tokens alone, with no role of their
+        # own.
         added = getattr(tokenizer, "added_tokens_decoder", {})
         reserved = [i for i, token in added.items() if getattr(token, "special", False)]
         special = {*tokenizer.all_special_ids, *reserved, *(by_name[name] for name in sentinels)}
         unknown = tokenizer.unk_token_id
         roles = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
-        # Tokenizers of the GPT-2 family give one token as bos, eos and unk alike; that one stays special.
+        # Tokenizers of the GPT-2 family give one token as bos, eos and unk alike; that one stays
+        # special.
         if unknown not in [getattr(tokenizer, role) for role in roles]:
             special.discard(unknown)
         content[[i for i in special if i < size]] = False
@@ -77,15 +81,22 @@ class Vocabulary:
         if unknown is not None:
             eligible[unknown] = False
         if not eligible.any():
-            raise MaskwiseError("the tokenizer has no ordinary token", got=f"{size} ids, all special")
+            raise MaskwiseError(
+                "the tokenizer has no ordinary token", got=f"{size} ids, all special"
+            )
         if tokenizer.pad_token_id is None:
             raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
         return cls(
-            size=size, mask=tokenizer.mask_token_id, pad=tokenizer.pad_token_id, content=content, eligible=eligible,
+            size=size,
+            mask=tokenizer.mask_token_id,
+            pad=tokenizer.pad_token_id,
+            content=content,
+            eligible=eligible,
             sentinels=tuple(by_name[name] for name in sentinels),
             bos=_first(tokenizer.cls_token_id, tokenizer.bos_token_id),
-            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id), by_name=by_name,
-        )  # fmt: skip
+            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id),
+            by_name=by_name,
+        )
 
     @cached_property
     def ordinary(self) -> Array:
@@ -94,7 +105,9 @@ class Vocabulary:
 
     @cached_property
     def kind(self) -> Array:
-        """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible ids."""
+        """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible
+        ids.
+        """
         return self.content.astype(np.uint8) + self.eligible
 
     @cached_property
@@ -104,7 +117,10 @@ class Vocabulary:
 
     def require_mask(self) -> int:
         if self.mask is None:
-            do = "use a masked-language-model tokenizer, or tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
+            do = (
+                "use a masked-language-model tokenizer, or "
+                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
+            )
             raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask
 

@@ -1,4 +1,5 @@
-"""Masked batch in, loss out. An objective stands with its head; a downstream task is an objective too.
+"""Masked batch in, loss out. An objective stands with its head; a downstream task is an objective
+too.
 
 Imports ``masking`` and below.
 """
@@ -33,10 +34,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "mlm": MaskedLanguageModelling, "emlm": EntityMaskedLanguageModelling, "atd": AddedTokenDetection,
-    "dtd": DeletedTokenDetection, "cse": ContrastiveSentences, "rtd": ReplacedTokenDetection, "sbo": SpanBoundary,
-    "clm": CausalLanguageModelling, "diffusion": MaskedDiffusion, "tsdae": DenoisingAutoencoder, "denoise": Denoising,
-}  # fmt: skip
+    "mlm": MaskedLanguageModelling,
+    "emlm": EntityMaskedLanguageModelling,
+    "atd": AddedTokenDetection,
+    "dtd": DeletedTokenDetection,
+    "cse": ContrastiveSentences,
+    "rtd": ReplacedTokenDetection,
+    "sbo": SpanBoundary,
+    "clm": CausalLanguageModelling,
+    "diffusion": MaskedDiffusion,
+    "tsdae": DenoisingAutoencoder,
+    "denoise": Denoising,
+}
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
@@ -53,12 +62,28 @@ def objective_class(spec: str | Call) -> type[Objective]:
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     """An objective over a model, from its name with arguments."""
-    makers: dict[str, Callable[..., Objective]] = {n: partial(made, model) for n, made in OBJECTIVES.items()}
+    makers: dict[str, Callable[..., Objective]] = {
+        n: partial(made, model) for n, made in OBJECTIVES.items()
+    }
     return build("objective", spec, makers)
 
 
 __all__ = [
-    "OBJECTIVES", "CausalLanguageModelling", "Classification", "ContrastiveSentences", "Denoising",
-    "DenoisingAutoencoder", "MaskedDiffusion", "MaskedLanguageModelling", "MultiLabel", "MultipleChoice", "Objective",
-    "Outcome", "Regression", "SpanQuestionAnswering", "objective", "objective_class", "predicting",
-]  # fmt: skip
+    "OBJECTIVES",
+    "CausalLanguageModelling",
+    "Classification",
+    "ContrastiveSentences",
+    "Denoising",
+    "DenoisingAutoencoder",
+    "MaskedDiffusion",
+    "MaskedLanguageModelling",
+    "MultiLabel",
+    "MultipleChoice",
+    "Objective",
+    "Outcome",
+    "Regression",
+    "SpanQuestionAnswering",
+    "objective",
+    "objective_class",
+    "predicting",
+]

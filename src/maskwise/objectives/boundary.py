@@ -33,11 +33,13 @@ LONGEST = 20
 class SpanBoundary(Objective):
     """Masked language modelling plus the span-boundary loss, of every masked token.
 
-    Formula: sum over targets x_i of a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1}, h_{e+1}, place i − s)),
-        f two layers with GELU and LayerNorm; both go through the model's own prediction head.
-    Inputs: a ``MaskedBatch``; a span is a run of targets, so all that is masked must be one. (A policy of single tokens
-        makes hardly any: a control, and said.) One that begins or ends its row has no border there: the place outside
-        is taken as the row's first or last token (with [CLS] and [SEP] around the text, never).
+    Formula: sum over targets x_i of a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1},
+        h_{e+1}, place i − s)), f two layers with GELU and LayerNorm; both go through the model's
+        own prediction head.
+    Inputs: a ``MaskedBatch``; a span is a run of targets, so all that is masked must be one. (A
+        policy of single tokens makes hardly any: a control, and said.) One that begins or ends its
+        row has no border there: the place outside is taken as the row's first or last token (with
+        [CLS] and [SEP] around the text, never).
     Requirements: a model with an MLM head that ``families.ENCODERS`` knows.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
@@ -49,7 +51,9 @@ class SpanBoundary(Objective):
         head = prediction_head(model)
         if head is None:
             got = type(model).__name__
-            raise MaskwiseError("objective sbo needs a model whose prediction head is known", got=got)
+            raise MaskwiseError(
+                "objective sbo needs a model whose prediction head is known", got=got
+            )
         self.spoken, wide = head, width_of(model)
         self.model, self.place = model, nn.Embedding(LONGEST, wide)
         nn.init.normal_(self.place.weight, std=0.02)
@@ -75,7 +79,9 @@ class SpanBoundary(Objective):
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         truth = labels[row, column]
         spoken = self.spoken(self.model, self.head(torch.cat(around, 1)))
-        plain = cross_entropy(self.spoken(self.model, hidden[row, column]).float(), truth, reduction="none")
+        plain = cross_entropy(
+            self.spoken(self.model, hidden[row, column]).float(), truth, reduction="none"
+        )
         losses = plain + cross_entropy(spoken.float(), truth, reduction="none")
         return Outcome(losses.sum(), counted(len(where), labels), plain.detach(), where)
 
@@ -89,7 +95,9 @@ class SpanBoundary(Objective):
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From (B, L) bool to (B, L) int64 each: the column before each target's run, that behind it, its place in it."""
+    """From (B, L) bool to (B, L) int64 each: the column before each target's run, that behind it,
+    its place in it.
+    """
     length = target.shape[1]
     column = torch.arange(length, device=target.device).expand(target.shape)
     last_free = torch.where(target, -1, column).cummax(1).values

@@ -1,7 +1,9 @@
-"""Causal language modelling over an encoder: each token from those before it, in attention that sees no others.
+"""Causal language modelling over an encoder: each token from those before it, in attention that
+sees no others.
 
-The model stays what it is, with the head that it has; only in the passes of this objective is its attention causal
-(``attention.Documents``). So it can come before masked language modelling, between two phases of it, or beside it.
+The model stays what it is, with the head that it has; only in the passes of this objective is its
+attention causal (``attention.Documents``). So it can come before masked language modelling, between
+two phases of it, or beside it.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     Formula: sum over places i of −log p(token i + 1 | tokens up to i of the same text).
     Inputs: a ``MaskedBatch`` of ``NextTokens`` (or a dict of model inputs with such ``labels``).
     Requirements: a family whose attention maskwise reaches (``families.Adapter.separates``).
-    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for the way into an encoder's training.
+    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for the way into an encoder's
+        training.
     """
 
     masking: ClassVar[Masking] = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
@@ -67,12 +70,16 @@ class CausalLanguageModelling(MaskedLanguageModelling):
         separate(model)
         if (attention := model.config._attn_implementation) != NAME:
             do = "load the model with attn_implementation sdpa or eager"
-            raise MaskwiseError("objective clm cannot make this attention causal", got=attention, do=do)
+            raise MaskwiseError(
+                "objective clm cannot make this attention causal", got=attention, do=do
+            )
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
         if own := [name for name, value in masking.items() if cls.masking.get(name) != value]:
-            raise MaskwiseError("objective clm masks nothing", got=", ".join(own), do="give its arm no masking")
+            raise MaskwiseError(
+                "objective clm masks nothing", got=", ".join(own), do="give its arm no masking"
+            )
         return None
 
     @classmethod

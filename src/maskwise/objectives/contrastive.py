@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Twins:
     """Every other row twice, unmasked; the label of a row is the number of its twin.
 
-    Every other one and not the first half, so that it is the same texts however a batch is cut into ranks.
+    Every other one and not the first half, so that it is the same texts however a batch is cut into
+    ranks.
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -40,25 +41,34 @@ class Twins:
     ) -> MaskedBatch:
         """
         Raises:
-            MaskwiseError: an odd number of rows, fewer than four (one text has nobody to be told from), or packed ones.
+            MaskwiseError: an odd number of rows, fewer than four (one text has nobody to be told
+                from), or packed ones.
         """
         every, device = gather(rows, self.vocabulary), device_of(rows)
         size = every.shape[0]
         if size % 2 or size < 4:
-            raise MaskwiseError("cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4")
+            raise MaskwiseError(
+                "cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4"
+            )
         if every.packed:
-            raise MaskwiseError("cse wants one text a row", got="packed rows", do="use the layout 'document'")
+            raise MaskwiseError(
+                "cse wants one text a row", got="packed rows", do="use the layout 'document'"
+            )
         pair = 2 * (np.arange(size) % (size // 2))
 
         def twice(line: Array) -> Array:
             return line.reshape(every.shape)[pair].reshape(-1)
 
         batch = replace(
-            every, input_ids=twice(every.input_ids), content=twice(every.content), eligible=twice(every.eligible),
+            every,
+            input_ids=twice(every.input_ids),
+            content=twice(every.content),
+            eligible=twice(every.eligible),
             attention_mask=None if every.attention_mask is None else twice(every.attention_mask),
-            example_id=every.example_id[pair], layers={name: twice(layer) for name, layer in every.layers.items()},
+            example_id=every.example_id[pair],
+            layers={name: twice(layer) for name, layer in every.layers.items()},
             extras={name: twice(extra) for name, extra in every.extras.items()},
-        )  # fmt: skip
+        )
         made = MaskedBatch.unmasked(batch, (torch.arange(size) + size // 2) % size, size)
         return made if device is None else made.to(device)
 
@@ -69,9 +79,10 @@ class ContrastiveSentences(Objective):
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
         z = tanh(Linear(H → H)([CLS])).
     Inputs: what ``Twins`` makes; labels (B,).
-    Requirements: an encoder with dropout: without it twins are equal and there is nothing to learn. Where all rates
-        are 0 (ModernBERT), this objective's own passes use ``dropout``; an encoder without any dropout layer is
-        refused. Over several ranks embeddings are gathered, with gradient.
+    Requirements: an encoder with dropout: without it twins are equal and there is nothing to learn.
+        Where all rates are 0 (ModernBERT), this objective's own passes use ``dropout``; an encoder
+        without any dropout layer is refused. Over several ranks embeddings are gathered, with
+        gradient.
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
     """
 
@@ -84,22 +95,32 @@ class ContrastiveSentences(Objective):
         self.temperature, self.dropout, self.drops = temperature, dropout, True
         if not temperature > 0 or not 0 < dropout < 1:
             got = f"temperature {temperature}, dropout {dropout}"
-            raise MaskwiseError("objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1")
+            raise MaskwiseError(
+                "objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1"
+            )
         if not any(isinstance(m, nn.Dropout) for m in encoder_of(model).modules()):
             raise MaskwiseError(
-                "objective cse needs dropout: it tells the twins apart", got=type(model).__name__,
+                "objective cse needs dropout: it tells the twins apart",
+                got=type(model).__name__,
                 do="take an encoder with dropout layers",
-            )  # fmt: skip
+            )
 
     @classmethod
     def check(cls, masking: Masking) -> None:
         """Nothing is masked."""
         if masking:
-            raise MaskwiseError("objective cse masks nothing", got=", ".join(masking), do="leave masking out")
+            raise MaskwiseError(
+                "objective cse masks nothing", got=", ".join(masking), do="leave masking out"
+            )
 
     @classmethod
     def maker(
-        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        length: int | None = None,
+        **masking: Any,
     ) -> Maker:
         """Twins; nothing is masked."""
         cls.check(masking)
@@ -115,13 +136,19 @@ class ContrastiveSentences(Objective):
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
         device = mine.device.type
-        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        exact = (
+            torch.autocast(device, enabled=False)
+            if torch.amp.is_autocast_available(device)
+            else nullcontext()
+        )
         with exact:  # twins are near to each other: bf16 cannot tell how near
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
-        losses = cross_entropy(similar.masked_fill(itself, -torch.inf), labels + offset, reduction="none")
+        losses = cross_entropy(
+            similar.masked_fill(itself, -torch.inf), labels + offset, reduction="none"
+        )
         return Outcome(losses.sum(), counted(len(labels), labels))
 
     @contextmanager
@@ -135,7 +162,9 @@ class ContrastiveSentences(Objective):
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
-        """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too, for probes."""
+        """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too,
+        for probes.
+        """
         if not self.drops:
             yield
             return

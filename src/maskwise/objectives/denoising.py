@@ -1,6 +1,8 @@
-"""Denoising: an encoder–decoder reads a corrupted text and writes what was masked, or the whole text.
+"""Denoising: an encoder–decoder reads a corrupted text and writes what was masked, or the whole
+text.
 
-The vocabulary head runs only where there is a target, and the losses of a batch are summed over its targets alone.
+The vocabulary head runs only where there is a target, and the losses of a batch are summed over its
+targets alone.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
 
 
 class Denoising(MaskedLanguageModelling):
-    """Cross-entropy of every token that the decoder is to write, given the corrupted text and the tokens before it.
+    """Cross-entropy of every token that the decoder is to write, given the corrupted text and the
+    tokens before it.
 
     Formula: sum over targets of −log p(target | corrupted text, targets before it).
-    Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``, ``delete``, or any with
-    ``target='full'``); or a mapping of model inputs with ``labels`` (B, L'), such as the batches of a task whose
-    answers are written. The decoder begins with the model's own start token.
+    Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``,
+        ``delete``, or any with
+    ``target='full'``); or a mapping of model inputs with ``labels`` (B, L'), such as the batches of
+    a task whose answers are written. The decoder begins with the model's own start token.
     Requirements: an encoder–decoder.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
 
@@ -57,7 +61,10 @@ class Denoising(MaskedLanguageModelling):
     def check(cls, masking: Masking) -> str | None:
         shown = masking.get("corruption", "bert")
         if corruption(shown).writes is None:
-            what = "objective denoise needs a corruption whose targets are a text for the decoder to write"
+            what = (
+                "objective denoise needs a corruption whose targets are a text for the "
+                "decoder to write"
+            )
             allowed = "infill, infill(target='spans'), t5, delete, ul2, or any with target='full'"
             raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
         return None
@@ -69,16 +76,21 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
         read, written = model_inputs(self.model, batch), getattr(batch, "written", None)
         known: dict[str, Any] = {
-            name: read[name] for name in ("input_ids", "attention_mask", "documents") if name in read
+            name: read[name]
+            for name in ("input_ids", "attention_mask", "documents")
+            if name in read
         }
         if written is not None:
             ends = getattr(batch, "ends", (None, None))[1]
             known["decoder_documents"] = Documents(written, read=known["documents"].ids, ends=ends)
-        return {**known, "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written)}
+        return {
+            **known,
+            "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written),
+        }
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for each token that it reads; decoder and head for each target; and the keys and values of
-        cross-attention for each token read, which are the decoder's."""
+        """The encoder for each token that it reads; decoder and head for each target; and the keys
+        and values of cross-attention for each token read, which are the decoder's."""
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
         return Work(
@@ -90,13 +102,19 @@ class Denoising(MaskedLanguageModelling):
 
 @torch.inference_mode()
 def generated(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], *, most: int, beams: int = 1, length_penalty: float = 1.0
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    *,
+    most: int,
+    beams: int = 1,
+    length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """What an encoder–decoder writes for texts by beam search: their tokens, special ones and padding included.
+    """What an encoder–decoder writes for texts by beam search: their tokens, special ones and
+    padding included.
 
-    What the checkpoint's own ``generation_config`` says is not used. There is no early stopping, by which a sure model
-    writes nothing: its other beams, all of them unlikely, end first, and two that ended would be enough for a search
-    with two beams.
+    What the checkpoint's own ``generation_config`` says is not used. There is no early stopping, by
+    which a sure model writes nothing: its other beams, all of them unlikely, end first, and two
+    that ended would be enough for a search with two beams.
 
     Args:
         inputs: input_ids and attention_mask (B, L).
@@ -107,13 +125,19 @@ def generated(
     ids = {name: getattr(model.config, name, None) for name in names}
     writer: Any = model  # its generate has no type that mypy sees
     writer.generation_config = GenerationConfig(
-        **ids, num_beams=beams, max_new_tokens=most, length_penalty=length_penalty, early_stopping=False,
+        **ids,
+        num_beams=beams,
+        max_new_tokens=most,
+        length_penalty=length_penalty,
+        early_stopping=False,
         do_sample=False,
-    )  # fmt: skip
+    )
     tokens: list[list[int]] = writer.generate(**inputs).tolist()
     return tokens
 
 
 def predicting(model: Any) -> MaskedLanguageModelling:
     """The objective by whose loss a language model is judged: it predicts what is masked."""
-    return (Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling)(model)
+    return (
+        Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling
+    )(model)

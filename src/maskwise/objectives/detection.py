@@ -1,4 +1,6 @@
-"""Was a token added here, or taken away before it? Two objectives with one head: a binary decision a token."""
+"""Was a token added here, or taken away before it? Two objectives with one head: a binary decision
+a token.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 class Detection(Objective):
     """Two classes for every token with a label.
 
-    Formula: sum over labelled tokens of −log p(label | row), p from Linear(H → 2) on the hidden state.
-    Inputs: a ``MaskedBatch`` with labels 0 and 1 at the tokens of the text, changed or not; −100 at special tokens and
-        padding, which do not count. The attention mask is that of the changed row. (The published code counts padding
-        and keeps the old mask.)
+    Formula: sum over labelled tokens of −log p(label | row), p from Linear(H → 2) on the hidden
+        state.
+    Inputs: a ``MaskedBatch`` with labels 0 and 1 at the tokens of the text, changed or not; −100 at
+        special tokens and padding, which do not count. The attention mask is that of the changed
+        row. (The published code counts padding and keeps the old mask.)
     Requirements: an encoder.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -63,16 +66,23 @@ class Detection(Objective):
 
 
 class AddedTokenDetection(Detection):
-    """Before each token of the text a random one is inserted with probability 0.15: which are the new ones?
+    """Before each token of the text a random one is inserted with probability 0.15: which are the
+    new ones?
 
-    By default one token at most is inserted before each: 12.9 % of the shown tokens are new, and never two together.
-    The published code goes over the places of the output instead, so that runs are possible: 14.9 % are new, and 15 %
-    of those behind a new one. That is the corruption ``insert(target='detect', again=0.15)``.
+    By default one token at most is inserted before each: 12.9 % of the shown tokens are new, and
+    never two together. The published code goes over the places of the output instead, so that runs
+    are possible: 14.9 % are new, and 15 % of those behind a new one. That is the corruption
+    ``insert(target='detect', again=0.15)``.
     """
 
     @classmethod
     def maker(
-        cls, tokenizer: PreTrainedTokenizerBase, *, seed: int, length: int | None = None, **masking: Any
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        length: int | None = None,
+        **masking: Any,
     ) -> Maker:
         """A masker; rows that have grown beyond ``length`` are cut, their [SEP] stays."""
         shown = corruption(masking.get("corruption", Insert("detect")))
@@ -82,7 +92,8 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Each token of the text is deleted with probability 0.15: before which of those left was something?
+    """Each token of the text is deleted with probability 0.15: before which of those left was
+    something?
 
     The [SEP] behind the text is asked too: what stood last can only be missed there.
     """

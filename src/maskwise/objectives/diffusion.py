@@ -1,7 +1,9 @@
-"""Masked diffusion: masked language modelling at a rate that is drawn for every row, with the weights of a likelihood.
+"""Masked diffusion: masked language modelling at a rate that is drawn for every row, with the
+weights of a likelihood.
 
-The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step is an estimate of the
-bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches and their weights.
+The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step is
+an estimate of the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches
+and their weights.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ LEAKS = "looks at the text that it hides: its loss is no bound on the likelihood
 
 
 class MaskedDiffusion(MaskedLanguageModelling):
-    """Weighted cross-entropy of masked tokens: a bound on −log p(text), in nats for each eligible token.
+    """Weighted cross-entropy of masked tokens: a bound on −log p(text), in nats for each eligible
+    token.
 
-    Formula: Σ weight · −log p(token | what is visible) / number of eligible tokens. The weight is 1 / (t · p(t)) for
-        rates t of density p, or 1 / (n · P(n)) where the number n of masked tokens is drawn.
+    Formula: Σ weight · −log p(token | what is visible) / number of eligible tokens. The weight is 1
+        / (t · p(t)) for rates t of density p, or 1 / (n · P(n)) where the number n of masked tokens
+        is drawn.
     Inputs: a ``MaskedBatch`` of ``masking.Noising``, which has the weights.
     Requirements: a model with an MLM head, and a tokenizer with a mask token.
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
@@ -37,8 +41,11 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     batches = Noising
     masking: ClassVar[Masking] = {
-        "ratio": "uniform(0, 1)", "budget": "exact", "corruption": "mask-only", "min_targets": 0,
-    }  # fmt: skip
+        "ratio": "uniform(0, 1)",
+        "budget": "exact",
+        "corruption": "mask-only",
+        "min_targets": 0,
+    }
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
@@ -46,7 +53,11 @@ class MaskedDiffusion(MaskedLanguageModelling):
         said = {**common, **own}
         return {
             **said,
-            **{name: cls.masking[name] for name, value in UNSAID.items() if said.get(name, value) == value},
+            **{
+                name: cls.masking[name]
+                for name, value in UNSAID.items()
+                if said.get(name, value) == value
+            },
         }
 
     @classmethod
@@ -54,20 +65,28 @@ class MaskedDiffusion(MaskedLanguageModelling):
         """The weights of its rates are known, and all that is masked is asked.
 
         Raises:
-            MaskwiseError: see ``masking.diffusion.check``; a rate of 0; another corruption than ``mask-only``.
+            MaskwiseError: see ``masking.diffusion.check``; a rate of 0; another corruption than
+                ``mask-only``.
         """
         check_all_asked("diffusion", masking)
         shown = corruption(masking["corruption"])
         if shown != mask_only():
             do = "leave masking.corruption out"
-            raise MaskwiseError("objective diffusion shows every chosen token as [MASK]", got=shown, do=do)
+            raise MaskwiseError(
+                "objective diffusion shows every chosen token as [MASK]", got=shown, do=do
+            )
         units = policy(masking["policy"])
         how = {name: masking.get(name, value) for name, value in NAMED.items()}
         check_masking(units, **how)
         rates = schedule(masking["ratio"])
-        complete = [Rates(rates, step, 100).complete for step in ((0, 50, 99) if rates.varies else (0,))]
+        complete = [
+            Rates(rates, step, 100).complete for step in ((0, 50, 99) if rates.varies else (0,))
+        ]
         if not all(complete):
-            return f"ratio {rates} is masked language modelling at fixed rates: its loss is no bound on the likelihood"
+            return (
+                f"ratio {rates} is masked language modelling at fixed rates: its loss is no "
+                f"bound on the likelihood"
+            )
         return f"policy {masking['policy']} {LEAKS}" if units.reads_text else None
 
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights

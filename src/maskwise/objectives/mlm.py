@@ -1,7 +1,7 @@
 """Masked language modelling, with the vocabulary head run only where there is a target.
 
-Each family keeps that head under another name (``families.ENCODERS``). Any other falls back to the model's own logits,
-which is slower and gives the same loss.
+Each family keeps that head under another name (``families.ENCODERS``). Any other falls back to the
+model's own logits, which is slower and gives the same loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from maskwise.families import adapter_of, encoder_weights, head_weights, masked_logits, prediction_head
+from maskwise.families import (
+    adapter_of,
+    encoder_weights,
+    head_weights,
+    masked_logits,
+    prediction_head,
+)
 from maskwise.keys import Array
 from maskwise.masking import IGNORE
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
@@ -61,9 +67,11 @@ class MaskedLanguageModelling(Objective):
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
         return self.answers(batch)[:2]
 
-    def answers(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses and places as in ``token_losses``, and whether the likeliest token is the right one: (M,) bool, or
-        None unless ``tells_right``."""
+    def answers(
+        self, batch: MaskedBatch | dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses and places as in ``token_losses``, and whether the likeliest token is the right
+        one: (M,) bool, or None unless ``tells_right``."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth, inputs = batch["labels"][row, column], self.inputs(batch)
@@ -80,7 +88,8 @@ class MaskedLanguageModelling(Objective):
         return self.compiled(self.model, states_MH, truth)[: len(where)], where, None
 
     def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:
-        """(M,) float64, nats: how unsure the model is at some places (M,) of a line of pieces, while they are hidden.
+        """(M,) float64, nats: how unsure the model is at some places (M,) of a line of pieces,
+        while they are hidden.
 
         Args:
             mask: the id of [MASK].
@@ -93,13 +102,16 @@ class MaskedLanguageModelling(Objective):
         batch = MaskedBatch.unmasked(replace(source, input_ids=ids), truth, len(at))
         batch = batch.to(next(self.parameters()).device)
         with self.judging():
-            logits = unrounded(masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1)))
+            logits = unrounded(
+                masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1))
+            )
         log_p = logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).cpu().double().numpy()
 
     def compile_head(self) -> None:
-        """Compile the head and the loss, unless the head is not known. Targets without a label are added to every
-        batch, up to a number that comes back, because each new number is compiled anew."""
+        """Compile the head and the loss, unless the head is not known. Targets without a label are
+        added to every batch, up to a number that comes back, because each new number is compiled
+        anew."""
         if prediction_head(self.model) is not None:
             self.compiled = torch.compile(head_losses, dynamic=False)
 
@@ -113,16 +125,21 @@ class MaskedLanguageModelling(Objective):
 
 
 def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: the losses of targets from the states at their places; 0 where there is no label."""
+    """(M,) float32: the losses of targets from the states at their places; 0 where there is no
+    label.
+    """
     head = prediction_head(model)
     assert head is not None
-    return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none", ignore_index=IGNORE)
+    return cross_entropy(
+        unrounded(head(model, states_MH)), truth, reduction="none", ignore_index=IGNORE
+    )
 
 
 def padded_count(targets: int) -> int:
     """The next number that has at most three bits behind its first one, and is at least 64.
 
-    There are four of them between a number and its double, so that a quarter at most is added, and few are compiled.
+    There are four of them between a number and its double, so that a quarter at most is added, and
+    few are compiled.
 
     >>> [padded_count(targets) for targets in (0, 64, 65, 600, 1200)]
     [64, 64, 80, 640, 1280]
@@ -132,12 +149,17 @@ def padded_count(targets: int) -> int:
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
-    """Masked language modelling of *guided* tokens alone: each token of a salient span with probability 0.5.
+    """Masked language modelling of *guided* tokens alone: each token of a salient span with
+    probability 0.5.
 
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. How their guide was built is not public; any
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. How their guide was built is
+        not public; any
     span layer will do: ``policy: guided(layer="phrase")``.
     """
 
     masking: ClassVar[Masking] = {
-        "policy": "guided", "ratio": 0.5, "budget": "bernoulli", "min_targets": 0,
-    }  # fmt: skip
+        "policy": "guided",
+        "ratio": 0.5,
+        "budget": "bernoulli",
+        "min_targets": 0,
+    }

@@ -1,4 +1,6 @@
-"""Replaced-token detection: a small generator fills the masks, and the model says which tokens are not the text's."""
+"""Replaced-token detection: a small generator fills the masks, and the model says which tokens are
+not the text's.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,17 @@ if TYPE_CHECKING:
 
 
 class ReplacedTokenDetection(Objective):
-    """ELECTRA: the generator's MLM loss plus ``weight`` times the binary loss of the model at every token.
+    """ELECTRA: the generator's MLM loss plus ``weight`` times the binary loss of the model at every
+    token.
 
-    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided by the number of
-        masked tokens, both are means over their own tokens, as published.
-    Inputs: a ``MaskedBatch`` in which all that was masked has a label: the generator's words stand there, however it
-        was shown, so 80/10/10 is sound (the released code keeps 15 %). What ``predict`` left out would reach the model
-        as [MASK], and count as the text's: refused.
-    Requirements: an encoder with embeddings. The generator has the same architecture, its layers ``share`` as wide
-        (as few heads as fit); it is saved with the heads and is no part of the checkpoint. Replacements are sampled
-        from it, without gradient.
+    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided
+        by the number of masked tokens, both are means over their own tokens, as published.
+    Inputs: a ``MaskedBatch`` in which all that was masked has a label: the generator's words stand
+        there, however it was shown, so 80/10/10 is sound (the released code keeps 15 %). What
+        ``predict`` left out would reach the model as [MASK], and count as the text's: refused.
+    Requirements: an encoder with embeddings. The generator has the same architecture, its layers
+        ``share`` as wide (as few heads as fit); it is saved with the heads and is no part of the
+        checkpoint. Replacements are sampled from it, without gradient.
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
@@ -77,10 +80,15 @@ class ReplacedTokenDetection(Objective):
         labels = batch["labels"]
         where = target_places(batch)
         row, column = where.unbind(1)
-        logits = masked_logits(self.generator, model_inputs(self.generator, batch), row, column).float()
+        logits = masked_logits(
+            self.generator, model_inputs(self.generator, batch), row, column
+        ).float()
         truth = labels[row, column]
         losses = cross_entropy(logits, truth, reduction="none")
-        ids, text = batch["input_ids"].clone(), torch.from_numpy(np.flatnonzero(batch.source.content))
+        ids, text = (
+            batch["input_ids"].clone(),
+            torch.from_numpy(np.flatnonzero(batch.source.content)),
+        )
         at = moved(text, labels.device)
         with torch.no_grad():
             ids[row, column] = sampled(logits)
@@ -88,7 +96,9 @@ class ReplacedTokenDetection(Objective):
         replaced[row, column] = ids[row, column] != truth
         shown = {**model_inputs(self.model, batch), "input_ids": ids}
         score = self.head(encoded(self.model, shown).flatten(0, 1)[at]).float().squeeze(-1)
-        told = binary_cross_entropy_with_logits(score, replaced.flatten()[at].float(), reduction="sum")
+        told = binary_cross_entropy_with_logits(
+            score, replaced.flatten()[at].float(), reduction="sum"
+        )
         share = len(where) / max(1, len(text))
         count = counted(len(where), labels)
         return Outcome(losses.sum() + self.weight * share * told, count, losses.detach(), where)
@@ -96,13 +106,16 @@ class ReplacedTokenDetection(Objective):
 
 def sampled(logits: Tensor) -> Tensor:
     """(M,) int64 ids drawn from (M, V) logits."""
-    # The largest of p / e is that of token i with probability p_i, where all e are exponential (the Gumbel trick).
-    # torch's own draws look at the values first, and the host would wait for an accelerator.
+    # The largest of p / e is that of token i with probability p_i, where all e are exponential (the
+    # Gumbel trick). torch's own draws look at the values first, and the host would wait for an
+    # accelerator.
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
 
 
 def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
-    """The same architecture, ``share`` as wide: hidden and intermediate sizes, and as many heads as divide them."""
+    """The same architecture, ``share`` as wide: hidden and intermediate sizes, and as many heads as
+    divide them.
+    """
     config = copy.deepcopy(config)
     names = {"hidden_size", "intermediate_size", "dim", "hidden_dim"} & set(vars(config))
     width = config.hidden_size  # read once: it is one of those that change

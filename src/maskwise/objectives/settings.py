@@ -22,7 +22,9 @@ class ObjectiveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: str
-    """Its name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae."""
+    """Its name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo, clm,
+    diffusion, tsdae.
+    """
     masking: dict[str, Any] = {}
     """Changes of the recipe's masking, for objectives that mask."""
 

@@ -1,4 +1,6 @@
-"""A downstream task is an objective like any other: classes of rows or tokens, numbers, choices, spans of a context."""
+"""A downstream task is an objective like any other: classes of rows or tokens, numbers, choices,
+spans of a context.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Classification(Objective):
     """Cross-entropy of the class of every row, or of every token with a label.
 
     Formula: sum over labelled rows (tokens) of −log p(class | row).
-    Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing to predict.
+    Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing
+        to predict.
     Requirements: ``models.load_task_model`` with a head for sequences or tokens.
     Source: Devlin et al. 2019, section 4.
     """
@@ -34,7 +37,9 @@ class Classification(Objective):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
-        losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        losses = cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
         return Outcome(losses, torch.count_nonzero(labels != IGNORE))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -50,7 +55,8 @@ class Classification(Objective):
 class Regression(Classification):
     """Squared error of a number for every row.
 
-    Formula: sum over rows of (answer − label)², with labels in standard deviations from the mean of train: a new
+    Formula: sum over rows of (answer − label)², with labels in standard deviations from the mean of
+        train: a new
     head begins at 0, the mean, and one learning rate serves every scale.
     Inputs: a mapping of model inputs with ``labels``, (B,) float.
     Requirements: ``models.load_task_model`` with a head for sequences and one label.
@@ -65,7 +71,8 @@ class Regression(Classification):
 class MultiLabel(Classification):
     """Binary cross-entropy of each label of every row.
 
-    Formula: sum over rows and their K labels, all of which are targets, of −log p(label is as it should be | row).
+    Formula: sum over rows and their K labels, all of which are targets, of −log p(label is as it
+        should be | row).
     Inputs: a mapping of model inputs with ``labels``, (B, K) ones and zeros.
     Requirements: ``models.load_task_model`` with a head for sequences and K labels.
     Source: Goodfellow et al. 2016, section 6.2.2.2.
@@ -73,15 +80,19 @@ class MultiLabel(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits = unrounded(self.logits(batch))
-        losses = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits.dtype), reduction="none")
+        losses = binary_cross_entropy_with_logits(
+            logits, batch["labels"].to(logits.dtype), reduction="none"
+        )
         return Outcome(losses.sum(), counted(losses.numel(), losses))
 
 
 class MultipleChoice(Classification):
-    """Cross-entropy of the right choice among a question's choices, of which there may be any number.
+    """Cross-entropy of the right choice among a question's choices, of which there may be any
+    number.
 
     Formula: sum over questions of −log softmax(scores of its choices)[right].
-    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): which of them belong to a question, −1 where
+    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): which of them belong to a
+        question, −1 where
     it has fewer than C, and ``labels`` (B,), the right column.
     Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
     Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
@@ -95,8 +106,13 @@ class MultipleChoice(Classification):
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, C), −∞ where a question has no such choice."""
         choices = batch["choices"]
-        # To the model all sequences are choices of one question, so that questions may differ in their number.
-        inputs = {name: value.unsqueeze(0) for name, value in self.inputs(batch).items() if name != "choices"}
+        # To the model all sequences are choices of one question, so that questions may differ in
+        # their number.
+        inputs = {
+            name: value.unsqueeze(0)
+            for name, value in self.inputs(batch).items()
+            if name != "choices"
+        }
         scores = self.model(**inputs).logits.squeeze(0)
         return scores[choices.clamp(min=0)].masked_fill(choices < 0, -math.inf)
 
@@ -104,15 +120,19 @@ class MultipleChoice(Classification):
 class SpanQuestionAnswering(Classification):
     """Cross-entropy of the first and of the last token of the answer.
 
-    Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real tokens.
-    Inputs: a mapping of model inputs with ``labels``, (B, 2): places; (0, 0), [CLS], for windows without the answer.
+    Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real
+        tokens.
+    Inputs: a mapping of model inputs with ``labels``, (B, 2): places; (0, 0), [CLS], for windows
+        without the answer.
     Requirements: ``models.load_task_model`` with the head ``question-answering``.
     Source: Devlin et al. 2019, section 4.2.
     """
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
-        losses = cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum")
+        losses = cross_entropy(
+            logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum"
+        )
         return Outcome(losses, counted(labels.numel(), losses))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:

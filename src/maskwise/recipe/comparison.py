@@ -1,4 +1,6 @@
-"""The study part of a recipe: what is compared, with how many runs, and how the comparison is kept fair."""
+"""The study part of a recipe: what is compared, with how many runs, and how the comparison is kept
+fair.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import Plain, leaves
 
 MOST_SEEDS = 1000
-"""Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding."""
+"""Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding.
+"""
 
 
 class Settings(BaseModel):
@@ -45,25 +48,32 @@ def _points(grid: Grid) -> list[Plain]:
 
 
 class SearchSettings(Settings):
-    """Settings that every seed of the study chooses for every arm, on runs and data that are not reported.
+    """Settings that every seed of the study chooses for every arm, on runs and data that are not
+    reported.
 
     >>> len(SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}).points)
     4
     """
 
     grid: Grid
-    """Values by setting (all combinations are tried), or a list of points, each a dict of settings."""
+    """Values by setting (all combinations are tried), or a list of points, each a dict of settings.
+    """
     by: Literal["dev", "held-out"] | None = None
     """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
     None: dev where there are tasks."""
     own: dict[str, Grid] = {}
-    """By arm: a grid of what this arm alone may choose, such as fixed shares, at every point of the common one."""
+    """By arm: a grid of what this arm alone may choose, such as fixed shares, at every point of the
+    common one.
+    """
 
     @model_validator(mode="before")
     @classmethod
     def _without_seeds(cls, settings: object) -> object:
         if isinstance(settings, Mapping) and "seeds" in settings:
-            what = "study.search.seeds is no longer a setting: every seed of the study chooses for itself"
+            what = (
+                "study.search.seeds is no longer a setting: every seed of the study chooses "
+                "for itself"
+            )
             raise MaskwiseError(what, got=settings["seeds"], do="remove it")
         return settings
 
@@ -88,11 +98,14 @@ class SearchSettings(Settings):
 
     @property
     def points(self) -> list[Plain]:
-        """The points that are tried, as settings by dotted name, in the order in which ties are settled."""
+        """The points that are tried, as settings by dotted name, in the order in which ties are
+        settled.
+        """
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """The points that are tried of one arm: those of all arms, each with every point of its own grid.
+        """The points that are tried of one arm: those of all arms, each with every point of its own
+        grid.
 
         >>> own = {"shares": {"sampler": ["shares(1, 3)", "shares(3, 1)"]}}
         >>> search = SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3]}, own=own)
@@ -111,9 +124,13 @@ class GateSettings(Settings):
     """
 
     contrast: tuple[str, str]
-    """[oracle, baseline]: the arm that must win, and the one that it must beat, at their settings as written."""
+    """[oracle, baseline]: the arm that must win, and the one that it must beat, at their settings
+    as written.
+    """
     closes: tuple[tuple[str, str], ...] | None = None
-    """The primary contrasts, as [arm, baseline], that are not judged unless the oracle wins; null: all of them."""
+    """The primary contrasts, as [arm, baseline], that are not judged unless the oracle wins; null:
+    all of them.
+    """
 
 
 class StudySettings(Settings):
@@ -124,37 +141,54 @@ class StudySettings(Settings):
     baseline: str | None = None
     """The arm that the others are compared with; None: the first one."""
     seeds: int | tuple[int, ...] = 3
-    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by seed."""
+    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by
+    seed.
+    """
     contrasts: tuple[tuple[str, str], ...] | None = None
     """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
     match: Literal["steps", "targets", "flops"] = "steps"
-    """What every arm spends as much of as the baseline does: training.steps are set so (but for steps)."""
+    """What every arm spends as much of as the baseline does: training.steps are set so (but for
+    steps).
+    """
     looks: tuple[int, ...] | None = None
-    """Numbers of runs at which the study may be looked at, fixed beforehand: [10, 20]. ``seeds`` is one of them, and
-    may be raised to the next. Without a plan, seeds that are added after a verdict cap the next one at *open*."""
+    """Numbers of runs at which the study may be looked at, fixed beforehand: [10, 20]. ``seeds`` is
+    one of them, and may be raised to the next. Without a plan, seeds that are added after a verdict
+    cap the next one at *open*.
+    """
     margin: float | None = Field(None, gt=0, lt=1)
-    """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose interval lies within ±
-    this have no difference that matters."""
+    """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose
+    interval lies within ± this have no difference that matters."""
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
-    """The standard deviation of paired differences, as ``margin`` is measured; or the folder of an earlier study
-    that tells it. For what can be seen, which is said before any work; None: of an earlier study in the same folder."""
+    """The standard deviation of paired differences, as ``margin`` is measured; or the folder of an
+    earlier study that tells it. For what can be seen, which is said before any work; None: of an
+    earlier study in the same folder.
+    """
     helps: float = Field(0.75, ge=0, le=1)
-    """A task counts in the primary outcome if pre-training helps on it in at least this share of the runs: the mean of
-    all arms on dev rows is above the untouched start. 0 leaves no task out."""
+    """A task counts in the primary outcome if pre-training helps on it in at least this share of
+    the runs: the mean of all arms on dev rows is above the untouched start. 0 leaves no task
+    out."""
     share: tuple[str, str] | None = None
-    """Two arms, [oracle, random]: of what the first adds to the second, how much does every other arm add?"""
+    """Two arms, [oracle, random]: of what the first adds to the second, how much does every other
+    arm add?
+    """
     gate: GateSettings | None = None
-    """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm, baseline], …]}``:
-    the contrasts it closes (all, if none is named) are not judged unless the first arm is decided to beat the second.
-    It is tested first, at the arms' settings as written, at the full level, and costs the others nothing."""
+    """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm,
+    baseline], …]}``: the contrasts it closes (all, if none is named) are not judged unless the
+    first arm is decided to beat the second. It is tested first, at the arms' settings as written,
+    at the full level, and costs the others nothing.
+    """
     transfer: bool = False
-    """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task`` (for each task the arm
-    that learned from it) and ``other-tasks`` (the mean of the others) with the baseline."""
+    """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task``
+    (for each task the arm that learned from it) and ``other-tasks`` (the mean of the others) with
+    the baseline."""
     search: SearchSettings | None = None
-    """A grid of settings, from which every seed chooses for every arm; a new run at that point is compared."""
+    """A grid of settings, from which every seed chooses for every arm; a new run at that point is
+    compared.
+    """
     companions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of the ratio and of
-    the learning rate run over a run's own length, so a run cut short is not a short run."""
+    """Shorter runs beside the whole ones, as shares of the steps: for time-to-quality. Schedules of
+    the ratio and of the learning rate run over a run's own length, so a run cut short is not a
+    short run."""
     cache: str | None = None
     """A folder where stages are shared with other studies; None: ``stages/`` of the study's own."""
 
@@ -183,7 +217,9 @@ class StudySettings(Settings):
     @field_validator("looks")
     @classmethod
     def _rising(cls, looks: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if looks is not None and (len(looks) < 2 or looks[0] < 2 or sorted(set(looks)) != list(looks)):
+        if looks is not None and (
+            len(looks) < 2 or looks[0] < 2 or sorted(set(looks)) != list(looks)
+        ):
             raise MaskwiseError(
                 "study.looks: rising numbers of runs",
                 got=list(looks),
@@ -201,15 +237,22 @@ class StudySettings(Settings):
         if self.baseline is not None and self.baseline not in self.arms:
             raise unknown_name("baseline arm", self.baseline, self.arms)
         if not all(name.strip() for name in self.arms):
-            raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms], do="give it one")
+            raise MaskwiseError(
+                "an arm of study.arms has no name", got=[*self.arms], do="give it one"
+            )
         for name in {REFERENCE, OWN_TASK, OTHER_TASKS} & self.arms.keys():
-            raise MaskwiseError(f"an arm cannot be called {name}: studies compare something else by that name")
+            raise MaskwiseError(
+                f"an arm cannot be called {name}: studies compare something else by that name"
+            )
         for name in self.search.own if self.search else ():
             if name not in self.arms:
                 raise unknown_name("arm in study.search.own", name, self.arms)
         shared = set(self.seed_list) & set(self.judged_seeds.values()) if self.search else set()
         if shared:
-            what = f"with a search, the run that is judged has the seed + {FRESH_RUN:,}, which is in study.seeds too"
+            what = (
+                f"with a search, the run that is judged has the seed + {FRESH_RUN:,}, which "
+                f"is in study.seeds too"
+            )
             raise MaskwiseError(what, got=sorted(shared), do=f"give seeds below {FRESH_RUN:,}")
         known = [*self.arms, REFERENCE, *((OWN_TASK, OTHER_TASKS) if self.transfer else ())]
         for arm, baseline in self.contrasts or ():
@@ -221,7 +264,9 @@ class StudySettings(Settings):
                 raise MaskwiseError(what, got=[arm, baseline], allowed="[arm, baseline]")
         if self.looks and len(self.seed_list) not in self.looks:
             what = "study.seeds is not one of the numbers of runs at which a look is planned"
-            raise MaskwiseError(what, got=len(self.seed_list), allowed=", ".join(map(str, self.looks)))
+            raise MaskwiseError(
+                what, got=len(self.seed_list), allowed=", ".join(map(str, self.looks))
+            )
         gate = self.gate.contrast if self.gate else None
         for setting, pair, names in (("share", self.share, [*self.arms]), ("gate", gate, known)):
             for name in pair or ():
@@ -229,7 +274,9 @@ class StudySettings(Settings):
                     raise unknown_name(f"arm in study.{setting}", name, names)
             if pair and pair[0] == pair[1]:
                 allowed = "[oracle, baseline]: the best arm and the one that it is better than"
-                raise MaskwiseError(f"study.{setting} names two different arms", got=list(pair), allowed=allowed)
+                raise MaskwiseError(
+                    f"study.{setting} names two different arms", got=list(pair), allowed=allowed
+                )
         for pair in self.closed:
             if pair not in self.pairs[1:]:
                 what = "study.gate.closes names what is no primary contrast"
@@ -239,7 +286,9 @@ class StudySettings(Settings):
         if contrasts > MOST_PRIMARY:
             do = "name the ones that matter in study.contrasts"
             allowed = f"at most {MOST_PRIMARY}"
-            raise MaskwiseError("too many primary contrasts for one page", got=contrasts, allowed=allowed, do=do)
+            raise MaskwiseError(
+                "too many primary contrasts for one page", got=contrasts, allowed=allowed, do=do
+            )
         return self
 
     @property
@@ -249,7 +298,9 @@ class StudySettings(Settings):
 
     @property
     def judged_seeds(self) -> dict[int, int]:
-        """The seed of the run that is compared, by seed of the study: with a search it is a new run."""
+        """The seed of the run that is compared, by seed of the study: with a search it is a new
+        run.
+        """
         offset = FRESH_RUN if self.search else 0
         return {seed: seed + offset for seed in self.seed_list}
 
@@ -258,7 +309,8 @@ class StudySettings(Settings):
         """What is tested, as (arm, baseline): the gate, and then the primary contrasts."""
         if self.gate is None:
             return self.primary
-        # Without a search the gate's own pair is one test; with one, which is better, each at its best, is another.
+        # Without a search the gate's own pair is one test; with one, which is better, each at its
+        # best, is another.
         others = [pair for pair in self.primary if self.search or pair != self.gate.contrast]
         return [self.gate.contrast, *others]
 

@@ -1,4 +1,6 @@
-"""Recipes from files: shipped ones by name, ``extends``, overrides; everything is checked before it is returned."""
+"""Recipes from files: shipped ones by name, ``extends``, overrides; everything is checked before it
+is returned.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,12 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         _forget_arms(settings["study"], known=known, changes=changes)
     recipe = validate(settings, origin=str(source))
     search = recipe.study.search
-    tried = [point for name in recipe.study.arms for point in search.points_of(name)] if search else []
-    for key in {key: None for point in [*(search.points if search else []), *tried] for key in point}:
+    tried = (
+        [point for name in recipe.study.arms for point in search.points_of(name)] if search else []
+    )
+    for key in {
+        key: None for point in [*(search.points if search else []), *tried] for key in point
+    }:
         require_changeable(key, ARM_PARTS, who="study.search")
     if search and search.by == "dev" and not recipe.tasks:
         raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks, or take held-out")
@@ -49,11 +55,16 @@ def _check_arm(recipe: Recipe, name: str) -> None:
     for point in recipe.study.search.points_of(name) if recipe.study.search else [{}]:
         arm = recipe.arm(name, seed=0, more=point)
         if recipe.study.match != "steps" and any(link.objectives for link in arm.links()):
-            what = f"arm {name!r} trains on several objectives, and such trainings are matched by steps"
+            what = (
+                f"arm {name!r} trains on several objectives, and such trainings are matched "
+                f"by steps"
+            )
             raise MaskwiseError(what, got=f"study.match {recipe.study.match}")
     kinds = {kind.split()[0] for link in arm.links() for kind in link.judged_on()}
     if not recipe.tasks and not kinds & set(recipe.evaluation.masks):
-        what = f"arm {name!r} would be judged by nothing: no tasks, and no held-out masks of its kind"
+        what = (
+            f"arm {name!r} would be judged by nothing: no tasks, and no held-out masks of its kind"
+        )
         got = f"evaluation.masks {list(recipe.evaluation.masks)}"
         raise MaskwiseError(what, got=got, allowed=" or ".join(sorted(kinds)) or "tasks")
 
@@ -62,20 +73,26 @@ def _settings(source: str | Path, *, below: tuple[Path, ...] = ()) -> Plain:
     """The settings of a file, with those of the recipe that it extends under them."""
     path = recipe_path(source)
     if path.resolve() in below:
-        raise MaskwiseError("recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path)))
+        raise MaskwiseError(
+            "recipes extend each other in a circle", got=" → ".join(p.name for p in (*below, path))
+        )
     settings = _read(path)
     if settings is None:
         do = "write settings into it, or name a shipped recipe: maskwise list recipes"
         raise MaskwiseError(f"{path} is no recipe", got="no settings", do=do)
     if not isinstance(settings, dict):
-        raise MaskwiseError(f"{path} is not a recipe", got=type(settings).__name__, allowed="keys and values")
+        raise MaskwiseError(
+            f"{path} is not a recipe", got=type(settings).__name__, allowed="keys and values"
+        )
     settings.setdefault("name", path.stem)
     base = settings.pop("extends", None)
     if base is None:
         return settings
     beside = path.parent / str(base)
     under = _settings(beside if beside.is_file() else str(base), below=(*below, path.resolve()))
-    return merged({key: value for key, value in under.items() if key not in ("name", "description")}, settings)
+    return merged(
+        {key: value for key, value in under.items() if key not in ("name", "description")}, settings
+    )
 
 
 def _read(path: Path) -> object:

@@ -1,7 +1,8 @@
 """A whole experiment as a record of the rooms' own settings, and the recipe of each of its runs.
 
-A recipe is frozen, and whatever changes it makes another one that is validated as a whole, once for each combination
-of settings: a study resolves its arms here, and everything behind works with typed recipes.
+A recipe is frozen, and whatever changes it makes another one that is validated as a whole, once for
+each combination of settings: a study resolves its arms here, and everything behind works with typed
+recipes.
 """
 
 from __future__ import annotations
@@ -35,13 +36,24 @@ from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 
 ARM_PARTS = (
-    "corpus", "tokenizer", "model", "masking", "objective", "objectives", "sampler", "training", "phases",
-    "intermediate", "finetune", "learning",
-)  # fmt: skip
+    "corpus",
+    "tokenizer",
+    "model",
+    "masking",
+    "objective",
+    "objectives",
+    "sampler",
+    "training",
+    "phases",
+    "intermediate",
+    "finetune",
+    "learning",
+)
 """What an arm may change. All else is how arms are judged, and must be the same for all."""
 
 PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
-"""What a phase of training may change of the recipe; all phases have one model and one tokenizer."""
+"""What a phase of training may change of the recipe; all phases have one model and one tokenizer.
+"""
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that train a model alone: each makes a language model, of its kind."""
@@ -68,18 +80,23 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
     objective: str = "mlm"
-    """What is learnt: masked tokens (``mlm``, at rates of their own ``diffusion``) or next ones (``clm``) by encoders,
-    ``denoise`` by encoder–decoders."""
+    """What is learnt: masked tokens (``mlm``, at rates of their own ``diffusion``) or next ones
+    (``clm``) by encoders, ``denoise`` by encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone."""
+    """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone.
+    """
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or one that learns, such as mometas."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings one after the other, each from the checkpoint of the one before. Of each: the settings in which it
-    differs from the recipe (corpus, masking, objectives, training), as in ``[{}, {corpus.length: 256}]``. null: one."""
+    """Trainings one after the other, each from the checkpoint of the one before. Of each: the
+    settings in which it differs from the recipe (corpus, masking, objectives, training), as in
+    ``[{}, {corpus.length: 256}]``. null: one.
+    """
     intermediate: Plain | None = None
-    """The short form of two phases, ``phases: [{}, …]``: the settings in which the second one differs. null: none."""
+    """The short form of two phases, ``phases: [{}, …]``: the settings in which the second one
+    differs. null: none.
+    """
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """What a checkpoint is judged by: bundled names, files, folders or ``hf:`` ids."""
@@ -103,7 +120,9 @@ class Recipe(Settings):
         if value not in ALONE:
             objective_class(value)
             do = f"list it in objectives, with others: objectives: {{{value}: {{}}, mlm: {{}}}}"
-            raise MaskwiseError("objective", got=value, allowed=f"{', '.join(ALONE[:-1])} or {ALONE[-1]}", do=do)
+            raise MaskwiseError(
+                "objective", got=value, allowed=f"{', '.join(ALONE[:-1])} or {ALONE[-1]}", do=do
+            )
         return value
 
     @field_validator("intermediate", mode="before")
@@ -121,7 +140,9 @@ class Recipe(Settings):
             raise MaskwiseError("the list is empty", got="[]", allowed="≥ 1 phase", do=do)
         if not isinstance(value, list | tuple):
             return value
-        return [_phase({} if phase is None else phase, f"phases.{n}") for n, phase in enumerate(value)]
+        return [
+            _phase({} if phase is None else phase, f"phases.{n}") for n, phase in enumerate(value)
+        ]
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -130,7 +151,9 @@ class Recipe(Settings):
         if not isinstance(value, Mapping):
             return value
         return {
-            name: {"objective": arm or name} if not isinstance(arm, Mapping) else {"objective": name, **arm}
+            name: {"objective": arm or name}
+            if not isinstance(arm, Mapping)
+            else {"objective": name, **arm}
             for name, arm in value.items()
         }
 
@@ -139,7 +162,9 @@ class Recipe(Settings):
         if self.objectives:
             sampler(self.sampler, list(self.objectives))
         elif self.sampler != "uniform":
-            raise MaskwiseError("a sampler needs objectives to choose from", got=f"sampler {self.sampler}")
+            raise MaskwiseError(
+                "a sampler needs objectives to choose from", got=f"sampler {self.sampler}"
+            )
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             got = " and ".join(f"{name} ({kind})" for kind, name in kinds.items())
@@ -153,28 +178,45 @@ class Recipe(Settings):
     def _gated(self) -> Recipe:
         """A control that does not say what it must see proves nothing by seeing nothing."""
         if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
-            do = "name the arm that must win and the one that it must beat: study.gate: [oracle, baseline]"
-            raise MaskwiseError(f"{self.name} is a positive control by its name, and has no gate", do=do)
+            do = (
+                "name the arm that must win and the one that it must beat: study.gate: [oracle, "
+                "baseline]"
+            )
+            raise MaskwiseError(
+                f"{self.name} is a positive control by its name, and has no gate", do=do
+            )
         return self
 
     @model_validator(mode="after")
     def _masked_for_diffusion(self) -> Recipe:
         """What its masking leaves unsaid is what masked diffusion wants."""
         if self._diffuses:
-            wanted = MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {})).model_dump()
-            said = {name for name in self.masking.model_fields_set if getattr(self.masking, name) == wanted[name]}
-            masking = MaskingSettings.model_construct(said, **wanted)  # what was put in counts as unsaid: ``_given``
+            wanted = MaskingSettings(
+                **MaskedDiffusion.settings(self.masking.model_dump(), {})
+            ).model_dump()
+            said = {
+                name
+                for name in self.masking.model_fields_set
+                if getattr(self.masking, name) == wanted[name]
+            }
+            # what was put in counts as unsaid: ``_given``
+            masking = MaskingSettings.model_construct(said, **wanted)
             object.__setattr__(self, "masking", masking)  # settings are frozen for all others
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if (self._diffuses or "diffusion" in arms) and DIFFUSION not in self.evaluation.masks:
-            masks = {"masks": (*self.evaluation.masks, DIFFUSION)}  # by which all arms can be compared
+            # by which all arms can be compared
+            masks = {"masks": (*self.evaluation.masks, DIFFUSION)}
             object.__setattr__(self, "evaluation", self.evaluation.model_copy(update=masks))
         return self
 
     @model_validator(mode="after")
     def _learnable(self) -> Recipe:
         try:
-            who = "masked language models" if self.objective == "mlm" else f"objective {self.objective}"
+            who = (
+                "masked language models"
+                if self.objective == "mlm"
+                else f"objective {self.objective}"
+            )
             require_fit(self.masking.corruption, objective_class(self.objective), who=who)
         except MaskwiseError as error:
             raise MaskwiseError(f"masking.corruption: {error}") from None
@@ -184,7 +226,9 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _with_layers(self) -> Recipe:
         """A policy that names its annotators brings their layers into the corpus."""
-        brought = dict.fromkeys(spec for name in self.policies for spec in policy(name).annotators())
+        brought = dict.fromkeys(
+            spec for name in self.policies for spec in policy(name).annotators()
+        )
         if lacking := [spec for spec in brought if spec not in self.corpus.layers]:
             corpus = self.corpus.model_copy(update={"layers": (*self.corpus.layers, *lacking)})
             object.__setattr__(self, "corpus", corpus)  # settings are frozen for all others
@@ -195,16 +239,25 @@ class Recipe(Settings):
         """Each phase is a recipe of its own, and goes on with the model of the first."""
         if self.phases is not None and self.intermediate is not None:
             do = "make it the last of the phases"
-            raise MaskwiseError("intermediate is the short form of two phases, and this recipe has phases", do=do)
+            raise MaskwiseError(
+                "intermediate is the short form of two phases, and this recipe has phases", do=do
+            )
         links = self.links()
         first = links[0]
         for setting, link in zip(self.settings_of("corpus.length"), links):
-            if link.training.group_by_length and (link.corpus.stream or len(link.corpus.sources) > 1):
-                what = f"rows of a {'stream' if link.corpus.stream else 'mix'} are not grouped by length"
+            if link.training.group_by_length and (
+                link.corpus.stream or len(link.corpus.sources) > 1
+            ):
+                what = (
+                    f"rows of a {'stream' if link.corpus.stream else 'mix'} are not grouped "
+                    f"by length"
+                )
                 raise MaskwiseError(what, do="leave out training.group_by_length")
             if link.kind != self.kind:
                 what = f"all phases train one model, an {self.kind}"
-                raise MaskwiseError(what, got=f"objective {link.objective}, which trains an {link.kind}")
+                raise MaskwiseError(
+                    what, got=f"objective {link.objective}, which trains an {link.kind}"
+                )
             if self.has_new_positions and link.corpus.length > first.corpus.length:
                 what = f"{setting} is more than the positions that a new model has"
                 do = f"or give it more: model.settings.max_position_embeddings={link.corpus.length}"
@@ -260,7 +313,10 @@ class Recipe(Settings):
             MaskwiseError: the recipe learns no policy, or names no task.
         """
         if self.learning is None:
-            do = "give it learning: {method: supervised, task: …}; maskwise learn learn-supervised is an example"
+            do = (
+                "give it learning: {method: supervised, task: …}; maskwise learn "
+                "learn-supervised is an example"
+            )
             if self.learns:
                 do += "; or name a policy that is learned already, learned('FOLDER')"
             raise MaskwiseError(f"recipe {self.name!r} learns no policy", do=do)
@@ -284,15 +340,21 @@ class Recipe(Settings):
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: the recipe's, or those of objectives that all have their own."""
+        """The policies whose masks are predicted: the recipe's, or those of objectives that all
+        have their own.
+        """
         if not self.objectives:
             return [self.masking.policy] if objective_class(self.objective).inherits else []
         common, arms = self.masking.model_dump(), self.objectives.values()
-        own = dict.fromkeys(arm.kind.settings(common, arm.masking)["policy"] for arm in arms if arm.kind.inherits)
+        own = dict.fromkeys(
+            arm.kind.settings(common, arm.masking)["policy"] for arm in arms if arm.kind.inherits
+        )
         return [self.masking.policy] if self.masking.policy in own else [*own]
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks that tell what a training has learnt: its own; none where nothing is masked."""
+        """The kinds of held-out masks that tell what a training has learnt: its own; none where
+        nothing is masked.
+        """
         if self._diffuses:
             return (DIFFUSION,)
         units = dict.fromkeys(kind for name in self.masked_by for kind in policy(name).judged_on())
@@ -307,7 +369,9 @@ class Recipe(Settings):
 
     @property
     def tokenizer_name(self) -> str | None:
-        """The name of the tokenizer: the recipe's, or the pre-trained model's own. None: one is trained."""
+        """The name of the tokenizer: the recipe's, or the pre-trained model's own. None: one is
+        trained.
+        """
         return self.tokenizer.name or self.model.pretrained
 
     def links(self) -> tuple[Recipe, ...]:
@@ -343,7 +407,8 @@ class Recipe(Settings):
         """The recipe of one run: the arm's overrides, ``more`` overrides and the seed put in.
 
         Raises:
-            MaskwiseError: an override of what must be the same for all arms, or settings that do not fit.
+            MaskwiseError: an override of what must be the same for all arms, or settings that do
+                not fit.
         """
         changes: Plain = {}
         for overrides in (self.study.arms[name], more or {}):
@@ -354,10 +419,14 @@ class Recipe(Settings):
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _given(self, *without: str) -> Plain:
-        """The settings from which arms and phases begin: without what an objective or a policy of the recipe put in,
-        because they may have others."""
-        learned = {spec for name in self.policies for spec in policy(name).annotators()} & {*Learned().annotators()}
-        plain = (self.unlearned() if learned else self).model_dump(mode="json", exclude={*without, "masking"})
+        """The settings from which arms and phases begin: without what an objective or a policy of
+        the recipe put in, because they may have others."""
+        learned = {spec for name in self.policies for spec in policy(name).annotators()} & {
+            *Learned().annotators()
+        }
+        plain = (self.unlearned() if learned else self).model_dump(
+            mode="json", exclude={*without, "masking"}
+        )
         return plain | {"masking": self.masking.model_dump(mode="json", exclude_unset=True)}
 
     def seeded(self, seed: int) -> Recipe:
@@ -368,13 +437,18 @@ class Recipe(Settings):
         """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
         plain = self.model_dump(mode="json")
         if any("objective" in changes for changes in (*self.study.arms.values(), *self._changes)):
-            # What masked diffusion put in is not said, or an arm or phase of another objective would take it for given.
-            plain["masking"] = MaskingSettings(**self.masking.model_dump(exclude_unset=True)).model_dump(mode="json")
+            # What masked diffusion put in is not said, or an arm or phase of another objective
+            # would take it for given.
+            plain["masking"] = MaskingSettings(
+                **self.masking.model_dump(exclude_unset=True)
+            ).model_dump(mode="json")
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _phase(value: object, name: str) -> object:
-    """The settings in which a phase differs, nested; what is no group of settings is left to pydantic."""
+    """The settings in which a phase differs, nested; what is no group of settings is left to
+    pydantic.
+    """
     if not isinstance(value, Mapping):
         return value
     for key, _ in leaves(value):

@@ -1,7 +1,7 @@
 """Two studies side by side: ``maskwise report DIR DIR2``.
 
-Runs of different studies are no pairs, so nothing is tested across them: means and spreads stand beside one another,
-with what differs between the two set-ups, for a reader to judge by.
+Runs of different studies are no pairs, so nothing is tested across them: means and spreads stand
+beside one another, with what differs between the two set-ups, for a reader to judge by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from maskwise.report.reading import Folder, read_folder
 
 
 class Cell(TypedDict):
-    """What an arm of a study has in an outcome: its runs, their mean and standard deviation (None for one run)."""
+    """What an arm of a study has in an outcome: its runs, their mean and standard deviation (None
+    for one run).
+    """
 
     runs: int
     mean: float
@@ -48,7 +50,11 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         if folder.kind != "study":
             raise MaskwiseError("two studies are compared, and this is one run", got=str(path))
     recipes = [dict(_leaves(folder.study["recipe"])) for folder in folders]
-    changed = [key for key in dict.fromkeys([*recipes[0], *recipes[1]]) if recipes[0].get(key) != recipes[1].get(key)]
+    changed = [
+        key
+        for key in dict.fromkeys([*recipes[0], *recipes[1]])
+        if recipes[0].get(key) != recipes[1].get(key)
+    ]
     outcomes = [_outcomes(folder) for folder in folders]
     names = dict.fromkeys([*outcomes[0], *outcomes[1]])
     rows: list[dict[str, object]] = []
@@ -60,7 +66,8 @@ def compare_studies(first: Path, second: Path) -> Comparison:
     return {
         "studies": [_about(path, folder) for path, folder in zip((first, second), folders)],
         "differences": [
-            {"setting": key, "values": [recipe.get(key) for recipe in recipes]} for key in changed[:MOST_DIFFERENCES]
+            {"setting": key, "values": [recipe.get(key) for recipe in recipes]}
+            for key in changed[:MOST_DIFFERENCES]
         ],
         "outcomes": sorted(rows, key=lambda row: row["change"] is None),
     }
@@ -73,20 +80,34 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
         MaskwiseError: a folder that holds no study, or a page that cannot be written.
     """
     target = Path(html) if html is not None else Path(second) / "compared.html"
-    write_whole(target, environment().get_template("compared.html.j2").render(**compare_studies(first, second)))
+    write_whole(
+        target,
+        environment().get_template("compared.html.j2").render(**compare_studies(first, second)),
+    )
     return target
 
 
 def _about(path: Path, folder: Folder) -> dict[str, object]:
     summary = folder.summary
     missing = [
-        name for name, there in (("records.jsonl", folder.records), ("summary.json", summary["headline"])) if not there
+        name
+        for name, there in (
+            ("records.jsonl", folder.records),
+            ("summary.json", summary["headline"]),
+        )
+        if not there
     ]
     return {
-        "folder": str(path), "name": folder.name, "headline": summary["headline"] or "No verdict yet.",
-        "verdict": summary["verdict"], "runs": len(folder.study["seeds"]), "arms": folder.arms,
-        "seconds": folder.seconds, "maskwise": folder.study["maskwise"], "missing": missing,
-    }  # fmt: skip
+        "folder": str(path),
+        "name": folder.name,
+        "headline": summary["headline"] or "No verdict yet.",
+        "verdict": summary["verdict"],
+        "runs": len(folder.study["seeds"]),
+        "arms": folder.arms,
+        "seconds": folder.seconds,
+        "maskwise": folder.study["maskwise"],
+        "missing": missing,
+    }
 
 
 def _outcomes(folder: Folder) -> dict[tuple[str, str], Cell]:
@@ -98,7 +119,9 @@ def _outcomes(folder: Folder) -> dict[tuple[str, str], Cell]:
             if kind == "heldout":
                 outcome = f"held-out loss, {name} masks {100 * detail:g} %"
             for arm, by_seed in by_arm.items():
-                cells[outcome, folder.reference if arm == REFERENCE else arm] = _cell([*by_seed.values()])
+                cells[outcome, folder.reference if arm == REFERENCE else arm] = _cell(
+                    [*by_seed.values()]
+                )
     return cells
 
 

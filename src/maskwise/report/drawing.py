@@ -1,8 +1,9 @@
 """How charts look: plain rows → Vega-Lite dictionaries, drawn in the reader's browser.
 
-One look for all: no frame, a faint grid, one colour per arm (Okabe–Ito, told apart in colour-blindness; the baseline is
-slate). Dots always show *every* run: a bar of means would hide how few there are. Where runs are many, each is a faint
-line under the mean of its arm. Charts fill the box that they stand in.
+One look for all: no frame, a faint grid, one colour per arm (Okabe–Ito, told apart in
+colour-blindness; the baseline is slate). Dots always show *every* run: a bar of means would hide
+how few there are. Where runs are many, each is a faint line under the mean of its arm. Charts fill
+the box that they stand in.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ MUTED = [
     "#44AA99",
     "#8C510A",
 ]  # Tol's and Brewer's, for more arms than seven
-GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]  # of objectives and of learnt groups, which have no baseline
+# of objectives and of learnt groups, which have no baseline
+GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK, FAINT, LABEL = "#2b2b2b", "#e9e6df", "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-NEAR = 2.0  # a reference is drawn if this many ranges from the dots or less: further, it would squeeze them
+# a reference is drawn if this many ranges from the dots or less: further, it would squeeze them
+NEAR = 2.0
 
 Spec: TypeAlias = dict[str, Any]
 """A chart in Vega-Lite's JSON."""
@@ -43,7 +46,9 @@ LABELLED: Spec = {"color": LABEL, "fontSize": 12}
 
 
 class Point(TypedDict, total=False):
-    """What a chart draws: the value of one run (of an arm; of an objective or a group in small charts)."""
+    """What a chart draws: the value of one run (of an arm; of an objective or a group in small
+    charts).
+    """
 
     arm: str
     seed: int
@@ -80,8 +85,8 @@ def dot_chart(
 ) -> Spec:
     """A dot per run, a thin line per seed, a tick at each arm's mean.
 
-    ``references`` (label → value) are dashed lines, drawn where they are near; ``plateau`` is the unigram loss, always
-    drawn, with a band of 0.3 nats below it.
+    ``references`` (label → value) are dashed lines, drawn where they are near; ``plateau`` is the
+    unigram loss, always drawn, with a band of 0.3 nats below it.
     """
     arms = [arm for arm in colours if any(row["arm"] == arm for row in rows)]
     values = [row["value"] for row in rows]
@@ -100,29 +105,38 @@ def dot_chart(
         scale=alt.Scale(domain=[left, right], nice=False, zero=False),
         axis=alt.Axis(format=".1%" if fine else ".0%" if percent else ".2~f", tickCount=5),
     )
-    y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelFontSize=13, labelPadding=10, grid=False))
+    y = alt.Y(
+        "arm:N", sort=arms, title=None, axis=alt.Axis(labelFontSize=13, labelPadding=10, grid=False)
+    )
     tips = ["arm:N", "seed:O", alt.Tooltip("value:Q", format=".4f")]
     base = _data([{**row, "index": arms.index(row["arm"])} for row in rows])
     seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
     layers = [
         *_references(lines, plateau, left=left, right=right),
         seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
-        base.mark_tick(thickness=3, size=26, color=INK).encode(x=alt.X("mean(value):Q", title=title), y=y),
+        base.mark_tick(thickness=3, size=26, color=INK).encode(
+            x=alt.X("mean(value):Q", title=title), y=y
+        ),
         base.mark_circle(**DOT).encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips),
     ]
     return _finish(alt.layer(*layers), height=max(46 * len(arms), 60))
 
 
-def _references(lines: dict[str, float], plateau: float | None, *, left: float, right: float) -> list[alt.Chart]:
+def _references(
+    lines: dict[str, float], plateau: float | None, *, left: float, right: float
+) -> list[alt.Chart]:
     layers = []
     if plateau is not None:
-        # Vega draws what lies outside the domain too, and then shrinks the chart to make room for it.
+        # Vega draws what lies outside the domain too, and then shrinks the chart to make room for
+        # it.
         band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
         layers.append(band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q"))
     for i, (label, at) in enumerate(lines.items()):
         data = _data([{"at": at, "label": label}])
         side = -1 if right - at < at - left else 1  # the label is written towards the middle
-        text = data.mark_text(**LABELLED, align="right" if side < 0 else "left", dx=6 * side, baseline="top", dy=2)
+        text = data.mark_text(
+            **LABELLED, align="right" if side < 0 else "left", dx=6 * side, baseline="top", dy=2
+        )
         layers.append(_dashed(data, 1.5).encode(x="at:Q"))
         layers.append(text.encode(x="at:Q", y=alt.value(15 * i), text="label:N"))
     return layers
@@ -139,14 +153,23 @@ def line_chart(
     dots: bool = False,
     percent: bool = False,
 ) -> Spec:
-    """One thin line per run over ``x`` ("step" or "tokens"); "scheduled" is dotted where rows have it."""
+    """One thin line per run over ``x`` ("step" or "tokens"); "scheduled" is dotted where rows have
+    it.
+    """
     data = _data(rows)
     axis_x = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(domainMin=0), axis=_count_axis())
     axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=6)
     axis_y = alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=percent), axis=axis)
-    tips = ["arm:N", "seed:O", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
+    tips = [
+        "arm:N",
+        "seed:O",
+        alt.Tooltip(f"{x}:Q", format=","),
+        alt.Tooltip("value:Q", format=".3f"),
+    ]
     runs = data.mark_line(strokeWidth=1.9, opacity=0.75, point={"size": 26} if dots else False)
-    layers = [runs.encode(x=axis_x, y=axis_y, color=_arm_colour(colours), detail="seed:N", tooltip=tips)]
+    layers = [
+        runs.encode(x=axis_x, y=axis_y, color=_arm_colour(colours), detail="seed:N", tooltip=tips)
+    ]
     if any("scheduled" in row for row in rows):
         planned = data.mark_line(strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
         y = alt.Y("scheduled:Q", title=y_title)
@@ -160,18 +183,31 @@ def line_chart(
 
 
 def gain_chart(rows: list[Point], colours: Colours, *, over: str) -> Spec:
-    """A dot per arm and task: ``x``, how many answers it masks, and ``value``, what it gains ``over`` another."""
+    """A dot per arm and task: ``x``, how many answers it masks, and ``value``, what it gains
+    ``over`` another.
+    """
     percent = alt.Axis(format=".0%", tickCount=5)
     x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
-    y = alt.Y("value:Q", title=f"gain over {over} (up is better)", axis=alt.Axis(format=".2~g", tickCount=5))
+    y = alt.Y(
+        "value:Q",
+        title=f"gain over {over} (up is better)",
+        axis=alt.Axis(format=".2~g", tickCount=5),
+    )
     tips = ["arm:N", alt.Tooltip("x:Q", format=".1%"), alt.Tooltip("value:Q", format=".4f")]
     return _finish(
-        alt.layer(_data(rows).mark_circle(**DOT).encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)), height=220
+        alt.layer(
+            _data(rows)
+            .mark_circle(**DOT)
+            .encode(x=x, y=y, color=_arm_colour(colours), tooltip=tips)
+        ),
+        height=220,
     )
 
 
 def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:
-    """A line per group over the steps, the mean of its runs, which are faint; a legend in this order."""
+    """A line per group over the steps, the mean of its runs, which are faint; a legend in this
+    order.
+    """
     look = alt.Legend(
         title=None,
         orient="right",
@@ -180,26 +216,42 @@ def group_chart(rows: list[Point], order: Sequence[str], title: str) -> Spec:
         symbolOpacity=1,
         columns=1 + len(order) // 12,
     )
-    paint = {"range": GROUPS[: len(order)]} if len(order) <= len(GROUPS) else {"scheme": "category20"}
+    paint = (
+        {"range": GROUPS[: len(order)]} if len(order) <= len(GROUPS) else {"scheme": "category20"}
+    )
     colour = alt.Color("arm:N", scale=alt.Scale(domain=list(order), **paint), legend=look)
-    return _finish(alt.layer(*_runs_and_means(rows, colour, title=title, zero=True, ticks=6)), height=300)
+    return _finish(
+        alt.layer(*_runs_and_means(rows, colour, title=title, zero=True, ticks=6)), height=300
+    )
 
 
-def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]) -> Spec:
+def choice_chart(
+    rows: list[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
+) -> Spec:
     """Quality against compute; two choices below the chart say which measure and which quantity.
 
     A thin line joins the lengths of a seed, a thick one is the mean of an arm.
     """
     menus = [
-        alt.param(name=name, value=options[0], bind=alt.binding_select(options=list(options), name=label))
-        for name, options, label in (("measure", measures, "Quality "), ("by", quantities, "against "))
+        alt.param(
+            name=name, value=options[0], bind=alt.binding_select(options=list(options), name=label)
+        )
+        for name, options, label in (
+            ("measure", measures, "Quality "),
+            ("by", quantities, "against "),
+        )
     ]
     pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
     base = _data(rows).transform_filter("datum.measure == measure")
     base = base.transform_calculate(x=pick).transform_filter("datum.x > 0")
     x = alt.X("x:Q", title="compute", scale=alt.Scale(zero=True), axis=_count_axis())
     y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
-    tips = ["arm:N", "seed:O", alt.Tooltip("fraction:Q", format=".0%"), alt.Tooltip("x:Q", format=".4s")]
+    tips = [
+        "arm:N",
+        "seed:O",
+        alt.Tooltip("fraction:Q", format=".0%"),
+        alt.Tooltip("x:Q", format=".4s"),
+    ]
     tips.append(alt.Tooltip("value:Q", format=".4f"))
     colour = _arm_colour(colours)
     lines = base.mark_line(strokeWidth=1, opacity=0.35)
@@ -208,14 +260,19 @@ def choice_chart(rows: list[Point], colours: Colours, *, measures: Sequence[str]
         base.mark_circle(**DOT).encode(x=x, y=y, color=colour, tooltip=tips),
     ]
     if len({row["fraction"] for row in rows}) > 1:
-        means = {"x": alt.X("mean(x):Q", title="compute"), "y": alt.Y("mean(value):Q", title="quality")}
+        means = {
+            "x": alt.X("mean(x):Q", title="compute"),
+            "y": alt.Y("mean(value):Q", title="quality"),
+        }
         line = base.mark_line(strokeWidth=3)
         layers.append(line.encode(**means, color=colour, detail="arm:N", order="fraction:Q"))
     return _finish(alt.layer(*layers).add_params(*menus), height=320)
 
 
 def share_chart(rows: list[Point], colours: Colours) -> Spec:
-    """A small chart of the share of each objective; the dashed line is where all shares would be the same."""
+    """A small chart of the share of each objective; the dashed line is where all shares would be
+    the same.
+    """
     rule = _dashed(_data([{"at": 1 / len(colours)}]), 1.2).encode(y="at:Q")
     lines = _runs_and_means(rows, _arm_colour(colours), zero=True, percent=True)
     return _finish(alt.layer(rule, alt.layer(*lines)), height=150)
@@ -239,7 +296,11 @@ def _runs_and_means(
     x = alt.X("step:Q", title="step", scale=alt.Scale(domainMin=0), axis=_count_axis(ticks))
     axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=ticks)
     look: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
-    tips = ["arm:N", "step:Q", alt.Tooltip("mean(value):Q", format=".1%" if percent else ".3f", title="mean")]
+    tips = [
+        "arm:N",
+        "step:Q",
+        alt.Tooltip("mean(value):Q", format=".1%" if percent else ".3f", title="mean"),
+    ]
     base = _data(rows).encode(x=x, color=colour)
     runs = base.mark_line(strokeWidth=1, opacity=0.3)
     means = base.mark_line(strokeWidth=2.2)
@@ -249,7 +310,8 @@ def _runs_and_means(
     ]
 
 
-# The forest plot -------------------------------------------------------------------------------------
+# The forest plot
+# -------------------------------------------------------------------------------------
 
 FORESTS = {
     "tasks": ("On the tasks", "The mean over all tasks. The verdict rests here."),
@@ -259,7 +321,8 @@ FORESTS = {
     ),
     "left-out": (
         "Tasks that cannot tell",
-        "Pre-training does not help on them often enough. The primary outcome leaves them out, unless no task is left.",
+        "Pre-training does not help on them often enough. The primary outcome leaves them "
+        "out, unless no task is left.",
     ),
     "task-nats": (
         "Task by task, in nats",
@@ -267,7 +330,8 @@ FORESTS = {
     ),
     "evaluation": (
         "Without fine-tuning",
-        "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds its noise here.",
+        "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds "
+        "its noise here.",
     ),
     "perplexity": (
         "Pseudo-perplexity",
@@ -287,10 +351,11 @@ NOT_COMPARABLE = ("not comparable", "void")
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
-    """The contrasts by kind, since numbers of different units share no axis; the kind with primary rows first.
+    """The contrasts by kind, since numbers of different units share no axis; the kind with primary
+    rows first.
 
-    Each row is an interval in per cent of the plot's width, right of the middle where the arm is better. The template
-    draws it as SVG, so that it prints, scales and needs no script.
+    Each row is an interval in per cent of the plot's width, right of the middle where the arm is
+    better. The template draws it as SVG, so that it prints, scales and needs no script.
     """
     common = common_notes(contrasts)
     groups: dict[tuple[str, str], list[Contrast]] = defaultdict(list)
@@ -319,9 +384,12 @@ def _kind_of(row: Contrast) -> str:
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
     sign = 1 if rows[0]["higher_is_better"] else -1
     amounts = [shown(row) for row in rows]
-    comparable = [amount for row, amount in zip(rows, amounts) if row["verdict"] not in NOT_COMPARABLE]
+    comparable = [
+        amount for row, amount in zip(rows, amounts) if row["verdict"] not in NOT_COMPARABLE
+    ]
     known = [amount for amount in comparable or amounts if amount.mean is not None]
-    # With few runs an interval can be a hundred times the effect: such ends are cut, and marked as cut.
+    # With few runs an interval can be a hundred times the effect: such ends are cut, and marked as
+    # cut.
     largest = max((abs(amount.mean or 0.0) for amount in known), default=0.0)
     ends = [abs(end) for amount in known for end in (amount.low, amount.high) if end is not None]
     reach = max(min(max(ends, default=0.0), 4 * largest), largest, 1e-9) * 1.1
@@ -343,7 +411,9 @@ def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[
             line["to"] = _place(high, reach)
             line["cut_left"] = low < -reach
             line["cut_right"] = high > reach
-            line["interval"] = f"{low:.{amount.digits}f} to {high:.{amount.digits}f}".replace("-", "−")
+            line["interval"] = f"{low:.{amount.digits}f} to {high:.{amount.digits}f}".replace(
+                "-", "−"
+            )
         lines.append(line)
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in rows)
@@ -364,15 +434,27 @@ def _place(value: float, reach: float) -> float:
 
 
 def _notes(row: Contrast) -> list[str]:
-    """Flags that a reader must know beside the sentence; those of a row without an answer are in it."""
-    flags = [flag for flag in row["flags"] if flag["effect"] == "notes" and flag["code"] != "overlap"]
-    return [flag["sentence"][:1].upper() + flag["sentence"][1:] + "." for flag in flags] if row["primary"] else []
+    """Flags that a reader must know beside the sentence; those of a row without an answer are in
+    it.
+    """
+    flags = [
+        flag for flag in row["flags"] if flag["effect"] == "notes" and flag["code"] != "overlap"
+    ]
+    return (
+        [flag["sentence"][:1].upper() + flag["sentence"][1:] + "." for flag in flags]
+        if row["primary"]
+        else []
+    )
 
 
 def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
     """What is to be known of every primary contrast: said once, in the plain words."""
     rows = [row for row in contrasts if row["primary"] and row["verdict"] not in NOT_COMPARABLE]
-    return [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)] if len(rows) > 1 else []
+    return (
+        [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)]
+        if len(rows) > 1
+        else []
+    )
 
 
 def outcome_label(outcome: str) -> str:
@@ -389,7 +471,8 @@ def outcome_label(outcome: str) -> str:
     return outcome
 
 
-# What all charts share -------------------------------------------------------------------------------
+# What all charts share
+# -------------------------------------------------------------------------------
 
 
 def _data(rows: Sequence[Mapping[str, object]]) -> alt.Chart:
@@ -413,13 +496,24 @@ def _arm_colour(colours: Colours) -> alt.Color:
 def _finish(chart: Any, *, height: int) -> Spec:
     """The common look, as a plain dictionary."""
     fit = {"type": "fit-x", "contains": "padding"}
-    chart = chart.properties(width="container", height=height, background="transparent", autosize=fit)
+    chart = chart.properties(
+        width="container", height=height, background="transparent", autosize=fit
+    )
     return (
         chart.configure(font=FONT)
         .configure_view(stroke=None)
         .configure_axis(
-            labelColor=INK, titleColor=INK, titleFontWeight="normal", gridColor=FAINT, titleFontSize=13,
-            labelFontSize=12, titlePadding=10, labelPadding=6, labelLimit=190, domain=False, ticks=False,
+            labelColor=INK,
+            titleColor=INK,
+            titleFontWeight="normal",
+            gridColor=FAINT,
+            titleFontSize=13,
+            labelFontSize=12,
+            titlePadding=10,
+            labelPadding=6,
+            labelLimit=190,
+            domain=False,
+            ticks=False,
         )
         .to_dict(validate=False)  # against its schema a page of many charts takes minutes
-    )  # fmt: skip
+    )

@@ -1,8 +1,10 @@
-"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network and opens in ten years.
+"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network and opens
+in ten years.
 
-Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a small JSON text.
-Whatever comes from the user's files (names of arms, text of samples, errors, recipes) is escaped by the template; the
-page's own policy forbids every load and every code but its own.
+Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a
+small JSON text. Whatever comes from the user's files (names of arms, text of samples, errors,
+recipes) is escaped by the template; the page's own policy forbids every load and every code but its
+own.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     folder = Path(folder)
     content = page_content(read_folder(folder))
     target = Path(html) if html is not None else folder / "report.html"
-    write_whole(target, environment().get_template("page.html.j2").render(**content, vega=vega_code()))
+    write_whole(
+        target, environment().get_template("page.html.j2").render(**content, vega=vega_code())
+    )
     return target
 
 
@@ -108,7 +112,9 @@ def page_content(folder: Folder) -> View:
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "sampled": list(folder.samples),
-        "moments": max((len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0),
+        "moments": max(
+            (len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0
+        ),
         "failures": [record for record in folder.records if record["kind"] == "failure"],
         "finished": bool(facts),
         "facts": facts + _speed(folder),
@@ -117,17 +123,30 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """The page in plain words: what was compared, what was found (a line per primary contrast), what to do."""
+    """The page in plain words: what was compared, what was found (a line per primary contrast),
+    what to do.
+    """
     summary, study = folder.summary, folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
     runs = f"{len(study['seeds'])} run{'s' if len(study['seeds']) != 1 else ''}"
     judged = ", ".join(study["tasks"])
-    sentence = f"{len(folder.arms)} way{'s' * (len(folder.arms) != 1)} to pre-train, {runs} of each with the same seeds"
-    sentence += f", judged on {judged}" if judged else ", judged by held-out loss and what needs no fine-tuning"
+    sentence = (
+        f"{len(folder.arms)} way{'s' * (len(folder.arms) != 1)} to pre-train, {runs} of "
+        f"each with the same seeds"
+    )
+    sentence += (
+        f", judged on {judged}"
+        if judged
+        else ", judged by held-out loss and what needs no fine-tuning"
+    )
     by = summary["matched_by"]
-    sentence += f". All arms spent equal {by}" if by and all(row["compute"]["matched"] for row in rows) else ""
+    sentence += (
+        f". All arms spent equal {by}"
+        if by and all(row["compute"]["matched"] for row in rows)
+        else ""
+    )
     sentence += f". {_scopes(rows)} {_seen(folder)}".rstrip()
     lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
     known = common_notes(summary["contrasts"])
@@ -142,9 +161,12 @@ def _seen(folder: Folder) -> str:
     contrasts = f"{planned['contrasts']} comparison{'s' * (planned['contrasts'] != 1)}"
     if not any(planned["power"].values()):
         return f"So few runs cannot decide {contrasts}."
-    chances = [f"{power:.2f} where it is {effect} spreads" for effect, power in planned["power"].items()]
+    chances = [
+        f"{power:.2f} where it is {effect} spreads" for effect, power in planned["power"].items()
+    ]
     return (
-        f"With {contrasts}, a true difference is decided with probability {' and '.join(chances)} between paired runs."
+        f"With {contrasts}, a true difference is decided with probability "
+        f"{' and '.join(chances)} between paired runs."
     )
 
 
@@ -154,14 +176,21 @@ def _scopes(rows: list[Contrast]) -> str:
     if scopes == {"each arm tuned"}:
         return "Every seed chose the settings of each arm, and a fresh run at them is compared."
     if scopes == {"at these settings"}:
-        return "The verdicts hold at these settings: with others, such as other learning rates, the order may change."
+        return (
+            "The verdicts hold at these settings: with others, such as other learning rates, "
+            "the order may change."
+        )
     return ""
 
 
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
     gap = known.get("gap_nats") if known else None
-    recipe = (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}") if facts else ""
+    recipe = (
+        (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}")
+        if facts
+        else ""
+    )
     return {
         "name": arm,
         "colour": colour,
@@ -173,14 +202,17 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
 
 
 def _overlaps(folder: Folder, *, matter: bool) -> list[str]:
-    """Corpora that hold so many test items that scores may be of memory; or, in plain notes, those that hold fewer."""
+    """Corpora that hold so many test items that scores may be of memory; or, in plain notes, those
+    that hold fewer.
+    """
     return [
         overlap_words(line["overlapping"], line["items"], line["task"])
         + f" ({line['corpus']}){': the scores may reflect memory' if matter else ''}."
         for line in folder.records
-        if line["kind"] == "overlap" and line["overlapping"]
+        if line["kind"] == "overlap"
+        and line["overlapping"]
         and overlap_matters(line["overlapping"], line["items"]) == matter
-    ]  # fmt: skip
+    ]
 
 
 def _policies(folder: Folder) -> list[View]:
@@ -192,8 +224,14 @@ def _policies(folder: Folder) -> list[View]:
         odd = {"stopped early": "stopped", "inner steps too long": "overshoot"}
         counts = {what: sum(key in line for line in runs) for what, key in odd.items()}
         remarks = [f"{what} in {count} of {len(runs)}" for what, count in counts.items() if count]
-        remarks += [f"each the best of {tries} tries"] if (tries := len(runs[0].get("tries") or [])) > 1 else []
-        views.append({"arm": arm, "runs": runs, "even": runs[0].get("labelled_words"), "remarks": remarks})
+        remarks += (
+            [f"each the best of {tries} tries"]
+            if (tries := len(runs[0].get("tries") or [])) > 1
+            else []
+        )
+        views.append(
+            {"arm": arm, "runs": runs, "even": runs[0].get("labelled_words"), "remarks": remarks}
+        )
     return views
 
 
@@ -202,7 +240,9 @@ MOST_NAMED = 6
 
 
 def _missing(folder: Folder) -> list[str]:
-    """What a whole study has and this folder lacks, in sentences; runs that failed have a section of their own."""
+    """What a whole study has and this folder lacks, in sentences; runs that failed have a section
+    of their own.
+    """
     if folder.kind != "study":
         return []
     study, lines = folder.study, list[str]()
@@ -212,10 +252,13 @@ def _missing(folder: Folder) -> list[str]:
         why = "the study is still running, or was stopped; the same command goes on"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
     failed = {(r["arm"], r["seed"]) for r in folder.records if r["kind"] == "failure"}
-    runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed]
+    runs = [
+        (arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed
+    ]
     scores = [record for record in folder.whole if record["kind"] == "score"]
     has = {
-        f"a score on {task}": {(r["arm"], r["seed"]) for r in scores if r["task"] == task} for task in study["tasks"]
+        f"a score on {task}": {(r["arm"], r["seed"]) for r in scores if r["task"] == task}
+        for task in study["tasks"]
     }
     losses = [record for record in folder.whole if record["kind"] == "heldout"]
     if losses or not study["tasks"]:
@@ -226,7 +269,9 @@ def _missing(folder: Folder) -> list[str]:
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
-        lines.append(f"{folder.unread} line{'s' * (folder.unread > 1)} of records.jsonl cannot be used.")
+        lines.append(
+            f"{folder.unread} line{'s' * (folder.unread > 1)} of records.jsonl cannot be used."
+        )
     if (made := study["maskwise"]) and made != __version__:
         lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
     return lines
@@ -240,31 +285,46 @@ def _lacking(runs: list[tuple[str, int]], total: int, what: str) -> list[str]:
         return [f"No run has {what}."]
     named = ", ".join(f"{arm} with seed {seed}" for arm, seed in runs[:MOST_NAMED])
     more = ", …" if len(runs) > MOST_NAMED else ""
-    return [f"{len(runs)} of {total} runs {'has' if len(runs) == 1 else 'have'} not {what}: {named}{more}."]
+    return [
+        f"{len(runs)} of {total} runs {'has' if len(runs) == 1 else 'have'} not {what}: "
+        f"{named}{more}."
+    ]
 
 
-# Samples and facts -----------------------------------------------------------------------------------
+# Samples and facts
+# -----------------------------------------------------------------------------------
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """By document, so that the same sentence stands side by side; arms that mask it alike are shown once.
+    """By document, so that the same sentence stands side by side; arms that mask it alike are shown
+    once.
 
     A version has the text at every moment that was written, the middle one of which is shown first.
     """
     documents: dict[str, dict[str, View]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
-            moments = [_moment(moment) for moment in sample.get("moments", [{"pieces": sample["pieces"]}])]
-            versions, key = documents[sample["document"]], repr([moment["pieces"] for moment in moments])
+            moments = [
+                _moment(moment) for moment in sample.get("moments", [{"pieces": sample["pieces"]}])
+            ]
+            versions, key = (
+                documents[sample["document"]],
+                repr([moment["pieces"] for moment in moments]),
+            )
             if key in versions:
                 versions[key]["arm"] = f"{versions[key]['arm']}, {arm}"
                 versions[key]["arms"] = f"{versions[key]['arms']} {number}"
             elif moments[0]["pieces"]:
                 versions[key] = {
-                    "arm": arm, "arms": f"{number}", "colour": colours.get(arm, SLATE), "moments": moments,
+                    "arm": arm,
+                    "arms": f"{number}",
+                    "colour": colours.get(arm, SLATE),
+                    "moments": moments,
                     "learnt": sample.get("learnt", False),
-                }  # fmt: skip
-    return [{"document": name, "versions": list(alike.values())} for name, alike in documents.items()]
+                }
+    return [
+        {"document": name, "versions": list(alike.values())} for name, alike in documents.items()
+    ]
 
 
 def _moment(moment: Mapping[str, Any]) -> View:
@@ -274,7 +334,9 @@ def _moment(moment: Mapping[str, Any]) -> View:
 
 
 def _piece(piece: Piece) -> dict[str, str]:
-    """A token with the white space before it set apart, so that a coloured chip holds the word only."""
+    """A token with the white space before it set apart, so that a coloured chip holds the word
+    only.
+    """
     text, state, shown = piece["text"], piece["state"], piece.get("shown", "").strip()
     word = text.lstrip()
     tip = {
@@ -302,7 +364,9 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
     facts = [
         (
             "Started",
-            f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC" if study["started"] else "",
+            f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
+            if study["started"]
+            else "",
         ),
         ("Time", "" if folder.seconds is None else duration(folder.seconds)),
         ("Steps", "" if folder.steps is None else f"{folder.steps:,}"),
@@ -315,9 +379,15 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _speed(folder: Folder) -> list[tuple[str, str]]:
-    """How fast trainings were, by their metrics: the middle of what the lines say, and the highest peak of memory."""
+    """How fast trainings were, by their metrics: the middle of what the lines say, and the highest
+    peak of memory.
+    """
     needed = {"tokens_per_second", "memory_gib"}
-    lines = [line for line in folder.curves if line["kind"] == "train" and needed <= line.get("speed", {}).keys()]
+    lines = [
+        line
+        for line in folder.curves
+        if line["kind"] == "train" and needed <= line.get("speed", {}).keys()
+    ]
     if not lines:
         return []
     middle = {
@@ -327,7 +397,9 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
     }
     parts = [f"{middle['tokens_per_second']:,.0f} tokens a second in each run"]
     if "mfu" in middle:
-        parts.append(f"{100 * middle['mfu']:.0f} % of the hardware's measured matrix products (MFU)")
+        parts.append(
+            f"{100 * middle['mfu']:.0f} % of the hardware's measured matrix products (MFU)"
+        )
     if paddings := [line["padding"] for line in lines if "padding" in line]:
         parts.append(f"{100 * sum(paddings) / len(paddings):.0f} % of the positions padding")
     parts.append(f"at most {max(line['speed']['memory_gib'] for line in lines):.1f} GiB of memory")
@@ -346,7 +418,8 @@ def powers(x: float | None) -> str:
 def vega_code() -> str:
     """Vega, Vega-Lite and vega-embed as one script (0.9 MB); no `</script` ends the element early.
 
-    Another process makes it: where memory is limited (``ulimit -v``) V8 ends its process. Then it is "".
+    Another process makes it: where memory is limited (``ulimit -v``) V8 ends its process. Then it
+    is "".
     """
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
     return "" if made.returncode else made.stdout.decode().replace("</script", "<\\/script")
@@ -354,11 +427,19 @@ def vega_code() -> str:
 
 def environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["figure"] = lambda x, digits=3: "–" if x is None else f"{x:.{digits}f}"
-    environment.filters["short"] = lambda x: "–" if x is None else f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
-    environment.filters["share"] = lambda x, digits=0: "–" if x is None else f"{100 * x:.{digits}f} %"
+    environment.filters["short"] = lambda x: (
+        "–" if x is None else f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
+    )
+    environment.filters["share"] = lambda x, digits=0: (
+        "–" if x is None else f"{100 * x:.{digits}f} %"
+    )
     environment.filters |= {"powers": powers, "outcome": outcome_label}
     # Numbers keep to their units at the end of a line.
-    environment.filters["figures"] = lambda text: str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
+    environment.filters["figures"] = lambda text: (
+        str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
+    )
     return environment

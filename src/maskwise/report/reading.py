@@ -1,9 +1,10 @@
 """Reads a study folder, or the folder of one pre-training run, into typed records for the page.
 
-Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a page about a study
-that is still running is a smaller page. Only a folder that is neither is refused. All defence stands here: what is
-read has every key that its type names, numbers that are not finite are left out, and so are records without their
-number. The other files of this room trust it.
+Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
+page about a study that is still running is a smaller page. Only a folder that is neither is
+refused. All defence stands here: what is read has every key that its type names, numbers that are
+not finite are left out, and so are records without their number. The other files of this room trust
+it.
 """
 
 from __future__ import annotations
@@ -84,14 +85,36 @@ class Sample(TypedDict, total=False):
 
 
 NO_STUDY: Study = {
-    "name": "", "description": "", "maskwise": "", "started": "", "seconds": None, "versions": {}, "hardware": {},
-    "recipe": {}, "recipe_yaml": "", "baseline": "", "reference": None, "seeds": [], "arms": {}, "tasks": {},
-    "contrasts": [], "match": None, "search": None,
-}  # fmt: skip
+    "name": "",
+    "description": "",
+    "maskwise": "",
+    "started": "",
+    "seconds": None,
+    "versions": {},
+    "hardware": {},
+    "recipe": {},
+    "recipe_yaml": "",
+    "baseline": "",
+    "reference": None,
+    "seeds": [],
+    "arms": {},
+    "tasks": {},
+    "contrasts": [],
+    "match": None,
+    "search": None,
+}
 NO_SUMMARY: Summary = {
-    "baseline": "", "matched_by": None, "arms": {}, "contrasts": [], "verdict": None, "headline": "", "advice": [],
-    "overlap": [], "tasks": {}, "efficiency": {"points": [], "crossings": []},
-}  # fmt: skip
+    "baseline": "",
+    "matched_by": None,
+    "arms": {},
+    "contrasts": [],
+    "verdict": None,
+    "headline": "",
+    "advice": [],
+    "overlap": [],
+    "tasks": {},
+    "efficiency": {"points": [], "crossings": []},
+}
 REQUIRED = {
     "score": {"arm", "seed", "task", "score"},
     "heldout": {"arm", "seed", "masks", "ratio", "loss"},
@@ -120,7 +143,9 @@ OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
 
 @dataclass
 class Folder:
-    """What a folder holds. ``kind`` is "study" or "run"; a single run is one arm with one seed, of an empty study."""
+    """What a folder holds. ``kind`` is "study" or "run"; a single run is one arm with one seed, of
+    an empty study.
+    """
 
     kind: str
     name: str
@@ -143,19 +168,28 @@ class Folder:
 
     @property
     def reference(self) -> str:
-        """What the models without (further) training are called; their records have the arm ``REFERENCE``."""
+        """What the models without (further) training are called; their records have the arm
+        ``REFERENCE``.
+        """
         return self.study["reference"] or "no pre-training"
 
     @property
     def whole(self) -> list[Record]:
-        """The records without those of companion runs and of runs for a gate, which are not pooled with the others."""
-        return [record for record in self.records if record.get("fraction", 1) == 1 and "role" not in record]
+        """The records without those of companion runs and of runs for a gate, which are not pooled
+        with the others.
+        """
+        return [
+            record
+            for record in self.records
+            if record.get("fraction", 1) == 1 and "role" not in record
+        ]
 
     def numbers(self, kind: str, value: str = "") -> Numbers:
         """What whole runs were measured by, in one kind of record.
 
         Args:
-            value: what to read in place of the number that runs are compared by: another key, or another metric.
+            value: what to read in place of the number that runs are compared by: another key, or
+                another metric.
         """
         name, detail, usual = MEASURES[kind]
         table: Numbers = defaultdict(lambda: defaultdict(dict))
@@ -187,7 +221,11 @@ def read_folder(folder: Path) -> Folder:
         return _read_study(folder)
     if (folder / "shown.json").is_file():
         do = f"open {folder / 'report.html'}"
-        raise MaskwiseError("this folder holds a learned policy, which has a page of its own", got=str(folder), do=do)
+        raise MaskwiseError(
+            "this folder holds a learned policy, which has a page of its own",
+            got=str(folder),
+            do=do,
+        )
     if (folder / "metrics.jsonl").is_file():
         return _read_run(folder)
     raise MaskwiseError(
@@ -206,7 +244,9 @@ def summary_of(folder: Path) -> Summary:
     """
     folder = Path(folder)
     if read_folder(folder).kind != "study":
-        raise MaskwiseError("a single run has no verdicts", got=str(folder), do="give the folder of a study")
+        raise MaskwiseError(
+            "a single run has no verdicts", got=str(folder), do="give the folder of a study"
+        )
     if not (folder / "summary.json").is_file():
         do = "give the same maskwise study command again: it goes on where it stopped"
         raise MaskwiseError("this study has not been summed up", got=str(folder), do=do)
@@ -215,8 +255,12 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
-    if not isinstance(study["arms"], dict) or not all(isinstance(arm, dict) for arm in study["arms"].values()):
-        raise MaskwiseError("study.json names no arms", got=str(folder / "study.json"), do="run the study again")
+    if not isinstance(study["arms"], dict) or not all(
+        isinstance(arm, dict) for arm in study["arms"].values()
+    ):
+        raise MaskwiseError(
+            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
+        )
     curves = []
     for arm, facts in study["arms"].items():
         for seed, stage in facts.get("runs", {}).items():
@@ -234,7 +278,8 @@ def _read_study(folder: Path) -> Folder:
         samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
         curves=curves,
         timings=[
-            cast(Timing, {"purpose": line.get("phase"), **line})  # as it was called until November 2026
+            # as it was called until November 2026
+            cast(Timing, {"purpose": line.get("phase"), **line})
             for line in read_lines(folder / "timings.jsonl")
             if "seconds" in line
         ],
@@ -244,12 +289,19 @@ def _read_study(folder: Path) -> Folder:
 
 
 def _summary(content: dict[str, Any]) -> Summary:
-    """A summary with all its keys. One of earlier rules keeps its words; its reasons are read as flags."""
+    """A summary with all its keys. One of earlier rules keeps its words; its reasons are read as
+    flags.
+    """
     if "rules" not in content:
         for row in content.get("contrasts", []):
             told = [reason for reason in row.get("reasons", []) if reason["effect"] != "tests"]
-            row["flags"] = [reason | {"effect": OLD_EFFECTS[reason["effect"]], "facts": {}} for reason in told]
-        content["efficiency"] = {"crossings": [], "points": content.get("efficiency", {}).get("points", [])}
+            row["flags"] = [
+                reason | {"effect": OLD_EFFECTS[reason["effect"]], "facts": {}} for reason in told
+            ]
+        content["efficiency"] = {
+            "crossings": [],
+            "points": content.get("efficiency", {}).get("points", []),
+        }
     return cast(Summary, NO_SUMMARY | cast(Summary, content))
 
 
@@ -278,7 +330,9 @@ def _lines_in(path: Path) -> int:
 def _needed(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if content is None:
-        raise MaskwiseError(f"{path} cannot be read: it was cut or damaged", do="run the study again")
+        raise MaskwiseError(
+            f"{path} cannot be read: it was cut or damaged", do="run the study again"
+        )
     return content
 
 
@@ -286,18 +340,28 @@ def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
     lines = [_finite(line) for line in read_lines(folder / "metrics.jsonl")]
     for line in lines:
         speed = line.get("speed")
-        if not isinstance(speed, dict) or not all(isinstance(value, int | float) for value in speed.values()):
+        if not isinstance(speed, dict) or not all(
+            isinstance(value, int | float) for value in speed.values()
+        ):
             line.pop("speed", None)
     return [cast(Line, line | {"arm": arm, "seed": seed}) for line in lines if "step" in line]
 
 
 def _record(line: dict[str, Any]) -> Record | None:
-    """The line without numbers that are not finite; None if it then lacks what a record of its kind must have."""
+    """The line without numbers that are not finite; None if it then lacks what a record of its kind
+    must have.
+    """
     kept = _finite(line)
-    return cast(Record, kept) if REQUIRED.get(kept.get("kind", ""), {"no such kind"}) <= kept.keys() else None
+    return (
+        cast(Record, kept)
+        if REQUIRED.get(kept.get("kind", ""), {"no such kind"}) <= kept.keys()
+        else None
+    )
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
     """Without numbers that are not finite, also in the objects inside."""
-    inner = {key: _finite(value) if isinstance(value, dict) else value for key, value in line.items()}
+    inner = {
+        key: _finite(value) if isinstance(value, dict) else value for key, value in line.items()
+    }
     return {k: v for k, v in inner.items() if not (isinstance(v, float) and not math.isfinite(v))}

@@ -1,4 +1,6 @@
-"""The tables of the page: means by task, every score, what needs no fine-tuning, and what searches chose from."""
+"""The tables of the page: means by task, every score, what needs no fine-tuning, and what searches
+chose from.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,31 @@ def task_table(folder: Folder) -> View | None:
         columns[task] = metric or "score", runs
         beside = macro.get(measure)
         if beside and accuracy_misleads(metric, majority):
-            further[f"{task} "] = "macro-f1", {arm: list(by_seed.values()) for arm, by_seed in beside.items()}
+            further[f"{task} "] = (
+                "macro-f1",
+                {arm: list(by_seed.values()) for arm, by_seed in beside.items()},
+            )
     columns |= further
     rows = []
     for arm in (*folder.arms, REFERENCE, COMMONEST):
         cells = {
-            name: _cell(runs.get(arm, []), percent=_percent(*columns[name])) for name, (_, runs) in columns.items()
+            name: _cell(runs.get(arm, []), percent=_percent(*columns[name]))
+            for name, (_, runs) in columns.items()
         }
         if any(arm in runs for _, runs in columns.values()):
             rows.append({"arm": folder.reference if arm == REFERENCE else arm, "cells": cells})
-    return {"tasks": {name: metric for name, (metric, _) in columns.items()}, "rows": rows} if columns else None
+    return (
+        {"tasks": {name: metric for name, (metric, _) in columns.items()}, "rows": rows}
+        if columns
+        else None
+    )
 
 
 def _percent(metric: str, runs: Mapping[str, list[float]]) -> bool:
     """Whether the scores of a task are shares."""
-    return metric not in LOWER_IS_BETTER and all(abs(x) <= 1 for scores in runs.values() for x in scores)
+    return metric not in LOWER_IS_BETTER and all(
+        abs(x) <= 1 for scores in runs.values() for x in scores
+    )
 
 
 def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
@@ -66,7 +78,9 @@ def score_table(folder: Folder) -> list[View]:
 
 
 def evaluation_table(folder: Folder) -> View:
-    """What needs no fine-tuning, by measure: means over runs, chance, items, and whether lower is better."""
+    """What needs no fine-tuning, by measure: means over runs, chance, items, and whether lower is
+    better.
+    """
     numbers = folder.numbers("evaluation")
     first: dict[tuple[str, str], Record] = {}
     for record in folder.whole:
@@ -75,17 +89,27 @@ def evaluation_table(folder: Folder) -> View:
     rows: list[View] = []
     for (name, metric), by_arm in numbers.items():
         facts = first[name, metric]
-        rows.append({
-            "name": name, "metric": metric, "chance": facts.get("chance"), "items": facts.get("items"),
-            "lower": not facts.get("higher_is_better", True),
-            "means": {arm: mean([*by_seed.values()]) for arm, by_seed in by_arm.items()},
-        })  # fmt: skip
-    arms = [arm for arm in (*folder.arms, REFERENCE) if any(arm in by_arm for by_arm in numbers.values())]
+        rows.append(
+            {
+                "name": name,
+                "metric": metric,
+                "chance": facts.get("chance"),
+                "items": facts.get("items"),
+                "lower": not facts.get("higher_is_better", True),
+                "means": {arm: mean([*by_seed.values()]) for arm, by_seed in by_arm.items()},
+            }
+        )
+    arms = [
+        arm
+        for arm in (*folder.arms, REFERENCE)
+        if any(arm in by_arm for by_arm in numbers.values())
+    ]
     return {"arms": arms, "rows": rows}
 
 
 def choices(folder: Folder) -> list[list[View]]:
-    """What searches chose for each arm, and what from; arms that had the same to choose from together.
+    """What searches chose for each arm, and what from; arms that had the same to choose from
+    together.
 
     One search for each replicate, or, in older studies, one for all of them.
     """
@@ -97,10 +121,20 @@ def choices(folder: Folder) -> list[list[View]]:
         chosen = [_setting(line["chosen"]) for line in own if line["chosen"]]
         candidates: list[View] = []
         for place, setting in enumerate(points):
-            scores = [line["candidates"][place].get("score", line["candidates"][place].get("mean")) for line in own]
+            scores = [
+                line["candidates"][place].get("score", line["candidates"][place].get("mean"))
+                for line in own
+            ]
             known = [score for score in scores if score is not None]
-            candidates.append({"setting": setting, "mean": mean(known), "chosen": chosen.count(setting)})
-        view: View = {"arm": arm, "by": own[0]["by"], "searches": len(own), "candidates": candidates}
+            candidates.append(
+                {"setting": setting, "mean": mean(known), "chosen": chosen.count(setting)}
+            )
+        view: View = {
+            "arm": arm,
+            "by": own[0]["by"],
+            "searches": len(own),
+            "candidates": candidates,
+        }
         tables.setdefault(tuple(points), []).append(view)
     return list(tables.values())
 

@@ -1,6 +1,7 @@
 """Which arm next. One rule or learner a class; the table below is the only registry.
 
-Imports ``masking`` (for schedules) and below. Nothing here sees a model: probing is ``training``'s affair.
+Imports ``masking`` (for schedules) and below. Nothing here sees a model: probing is ``training``'s
+affair.
 """
 
 from __future__ import annotations
@@ -10,13 +11,26 @@ from functools import partial
 
 from maskwise.samplers.base import Losses, Sampler
 from maskwise.samplers.mometas import Mometas, MometasPlus
-from maskwise.samplers.rules import LossProportional, Sequential, Shares, Single, Temperature, Uniform
+from maskwise.samplers.rules import (
+    LossProportional,
+    Sequential,
+    Shares,
+    Single,
+    Temperature,
+    Uniform,
+)
 from maskwise.specs import Call, build
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "single": Single, "uniform": Uniform, "sequential": Sequential, "shares": Shares, "temperature": Temperature,
-    "loss-proportional": LossProportional, "mometas": Mometas, "mometas-plus": MometasPlus,
-}  # fmt: skip
+    "single": Single,
+    "uniform": Uniform,
+    "sequential": Sequential,
+    "shares": Shares,
+    "temperature": Temperature,
+    "loss-proportional": LossProportional,
+    "mometas": Mometas,
+    "mometas-plus": MometasPlus,
+}
 
 
 LEARNING = ("loss-proportional", "mometas", "mometas-plus")
@@ -44,6 +58,15 @@ def sampler(
 
 
 __all__ = [
-    "SAMPLERS", "LossProportional", "Mometas", "MometasPlus", "Sampler", "Sequential", "Shares", "Single",
-    "Temperature", "Uniform", "sampler",
-]  # fmt: skip
+    "SAMPLERS",
+    "LossProportional",
+    "Mometas",
+    "MometasPlus",
+    "Sampler",
+    "Sequential",
+    "Shares",
+    "Single",
+    "Temperature",
+    "Uniform",
+    "sampler",
+]

@@ -1,8 +1,8 @@
 """What a sampler is: at every step, which arm trains now. An arm is an objective with its masking.
 
-A draw is a function of (seed, step) and of the probabilities in force, so every rank draws the same arm and a
-resumed run goes on with the same ones. Samplers that learn are told, every ``every`` steps, the losses of all
-arms on probe data, before and after.
+A draw is a function of (seed, step) and of the probabilities in force, so every rank draws the same
+arm and a resumed run goes on with the same ones. Samplers that learn are told, every ``every``
+steps, the losses of all arms on probe data, before and after.
 """
 
 from __future__ import annotations
@@ -51,17 +51,21 @@ class Sampler(ABC):
         """The arm of a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
         place = self.place(step) * float(edges[-1])
-        return self.arms[int(torch.searchsorted(edges, torch.tensor(place, dtype=torch.float64), right=True))]
+        return self.arms[
+            int(torch.searchsorted(edges, torch.tensor(place, dtype=torch.float64), right=True))
+        ]
 
     def place(self, step: int) -> float:
         """Between 0 and 1: where a step's draw falls among the probabilities."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the losses of the arms on the probe data before and after the last ``every`` steps.
+        """Learn from the losses of the arms on the probe data before and after the last ``every``
+        steps.
 
         Returns:
-            (K,) what the probabilities follow from now: logits, or for rules the probabilities themselves.
+            (K,) what the probabilities follow from now: logits, or for rules the probabilities
+            themselves.
         """
         return self.probabilities()
 
@@ -70,7 +74,9 @@ class Sampler(ABC):
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Rows of a probe of an arm. One that reads half of them twice (cse) gets half again as many: 48 pairs."""
+        """Rows of a probe of an arm. One that reads half of them twice (cse) gets half again as
+        many: 48 pairs.
+        """
         return self.rows * 3 // 2 if twins else self.rows
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -92,12 +98,16 @@ class Sampler(ABC):
                     raise unknown_name("arm", name, self.arms)
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
-            raise MaskwiseError("one loss for each arm", got=len(losses), allowed=f"{len(self.arms)}")
+            raise MaskwiseError(
+                "one loss for each arm", got=len(losses), allowed=f"{len(self.arms)}"
+            )
         return torch.as_tensor(losses, dtype=torch.float64)
 
 
 ROLLOUTS, PUBLISHED_EVERY = 60, 100
-"""Into how many rollouts a short run is cut, and the steps of a published one, which is the longest."""
+"""Into how many rollouts a short run is cut, and the steps of a published one, which is the
+longest.
+"""
 
 
 def interval(every: int | None, steps: int | None) -> int:
@@ -126,9 +136,10 @@ def probe_size(rows: int) -> int:
 def reliability(halves: Tensor) -> float | None:
     """The share of the variance of a reward that is no accident of the probe's rows.
 
-    The reward is measured on two halves of the probe. Where the halves agree, it is the model that changed; where they
-    do not, it is chance: 1 − var(A − B) / var(A + B) (Rulon 1939). The first quarter of the rollouts is left out, in
-    which every loss falls, so that any two halves agree. Chance alone gives 0, on average, and sometimes less.
+    The reward is measured on two halves of the probe. Where the halves agree, it is the model that
+    changed; where they do not, it is chance: 1 − var(A − B) / var(A + B) (Rulon 1939). The first
+    quarter of the rollouts is left out, in which every loss falls, so that any two halves agree.
+    Chance alone gives 0, on average, and sometimes less.
 
     Args:
         halves: (T, 2), the rewards of T rollouts on either half.

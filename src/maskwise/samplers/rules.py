@@ -35,20 +35,24 @@ class Uniform(Sampler):
 
 
 class Sequential(Sampler):
-    """One after the other: every ``block`` steps the next (1: round-robin); ``block=None``: each once, for an equal
-    share of the run."""
+    """One after the other: every ``block`` steps the next (1: round-robin); ``block=None``: each
+    once, for an equal share of the run."""
 
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
         super().__init__(arms, seed=seed)
         if block is not None and block < 1:
-            raise MaskwiseError("sampler sequential: block, in steps", got=block, allowed="1 or more, or None")
+            raise MaskwiseError(
+                "sampler sequential: block, in steps", got=block, allowed="1 or more, or None"
+            )
         self.block = block
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is None:
-            raise MaskwiseError("sampler sequential without a block needs the total number of steps")
+            raise MaskwiseError(
+                "sampler sequential without a block needs the total number of steps"
+            )
         else:
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         return torch.eye(len(self.arms), dtype=torch.float64)[now]
@@ -72,8 +76,12 @@ class Shares(Sampler):
         top = max((s for s in shares if isinstance(s, int | float)), default=1)
         # Schedules lie in 0 to 1; whoever writes 2 and 1 means the proportion.
         if top > 1 and not all(isinstance(s, int | float) for s in shares):
-            raise MaskwiseError("sampler shares: beside schedules, numbers are from 0 to 1", got=top)
-        self.shares = [schedule(s / max(top, 1) if isinstance(s, int | float) else s) for s in shares]
+            raise MaskwiseError(
+                "sampler shares: beside schedules, numbers are from 0 to 1", got=top
+            )
+        self.shares = [
+            schedule(s / max(top, 1) if isinstance(s, int | float) else s) for s in shares
+        ]
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         now = torch.tensor([share(step, total_steps) for share in self.shares], dtype=torch.float64)
@@ -101,25 +109,38 @@ class Temperature(Sampler):
 
 
 class LossProportional(Sampler):
-    """In proportion to the latest probe loss of each arm, divided by its chance level; uniform until the first one.
+    """In proportion to the latest probe loss of each arm, divided by its chance level; uniform
+    until the first one.
 
     Args:
-        chance: the loss of knowing nothing: ln V for masked words, ln 2 for detection, ln B for sentences. By arm;
-            1 for all if not said.
+        chance: the loss of knowing nothing: ln V for masked words, ln 2 for detection, ln B for
+            sentences. By arm; 1 for all if not said.
         every: steps between probes; None: a sixtieth of the run, at most 100.
         rows: of a probe.
         steps: of the run.
     """
 
     def __init__(
-        self, arms: Sequence[str], *, chance: Losses | None = None, every: int | None = None, rows: int = 64,
-        steps: int | None = None, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        arms: Sequence[str],
+        *,
+        chance: Losses | None = None,
+        every: int | None = None,
+        rows: int = 64,
+        steps: int | None = None,
+        seed: int = 0,
+    ):
         super().__init__(arms, seed=seed)
         self.every, self.rows = interval(every, steps), probe_size(rows)
-        self.chance = torch.ones(len(self.arms), dtype=torch.float64) if chance is None else self.vector(chance)
+        self.chance = (
+            torch.ones(len(self.arms), dtype=torch.float64)
+            if chance is None
+            else self.vector(chance)
+        )
         if not bool((self.chance > 0).all()):
-            raise MaskwiseError("sampler loss-proportional: chance levels", got=chance, allowed="above 0")
+            raise MaskwiseError(
+                "sampler loss-proportional: chance levels", got=chance, allowed="above 0"
+            )
         self.share = Uniform(self.arms).probabilities()
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
@@ -131,7 +152,9 @@ class LossProportional(Sampler):
         loss = loss.masked_fill(lost, 0).clamp(min=0)
         if float(loss.sum()) > 0:
             self.share = loss / loss.sum()
-        self.notes = [f"{a}: the probe loss is not finite; no share" for a, no in zip(self.arms, lost) if no]
+        self.notes = [
+            f"{a}: the probe loss is not finite; no share" for a, no in zip(self.arms, lost) if no
+        ]
         return self.share
 
     def state_dict(self) -> dict[str, Tensor]:

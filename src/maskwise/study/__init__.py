@@ -1,8 +1,10 @@
-"""Arms × seeds × tasks → statistics. Stages addressed by content, run by workers, judged by fixed rules.
+"""Arms × seeds × tasks → statistics. Stages addressed by content, run by workers, judged by fixed
+rules.
 
-Read in this order: ``plan`` (the stages, and which a run is made of), ``design`` (in which order, and what is decided
-between them), ``work`` (what is done), ``run`` (do them all), ``verdict`` (what follows). ``single`` is one training
-without a study. Imports every room below; ``report`` only reads the files.
+Read in this order: ``plan`` (the stages, and which a run is made of), ``design`` (in which order,
+and what is decided between them), ``work`` (what is done), ``run`` (do them all), ``verdict`` (what
+follows). ``single`` is one training without a study. Imports every room below; ``report`` only
+reads the files.
 """
 
 from maskwise.study.dry import dry_run

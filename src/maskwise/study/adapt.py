@@ -1,8 +1,9 @@
 """Going on with a real encoder on one's own text: does it help, by how much, at what cost?
 
-A study with sensible arms, and one primary contrast: ``words-30`` against the model as it is. It is judged on the
-user's tasks, or where there are none on which text belongs to which title. A model without a head for filling masks
-gets one, which is trained on the frozen encoder first, for all arms together.
+A study with sensible arms, and one primary contrast: ``words-30`` against the model as it is. It is
+judged on the user's tasks, or where there are none on which text belongs to which title. A model
+without a head for filling masks gets one, which is trained on the frozen encoder first, for all
+arms together.
 
     no further training     the model as it is
     token-15                single tokens at 15 %, as most people do it
@@ -25,7 +26,14 @@ from maskwise.estimates import shown
 from maskwise.families import most_tokens, require_kind
 from maskwise.files import Contrast
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
-from maskwise.models import has_head, load_config, load_model, load_task_model, weights_of, without_advice
+from maskwise.models import (
+    has_head,
+    load_config,
+    load_model,
+    load_task_model,
+    weights_of,
+    without_advice,
+)
 from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override, put
 from maskwise.specs import with_options
@@ -40,7 +48,9 @@ STEPS, WARM_STEPS = 600, 600
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Titles and texts that judge embeddings where there is no task."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""Rates of AdamW for going on with an encoder of so many weights: the shipped one's, MiniLM's, and usual ones."""
+"""Rates of AdamW for going on with an encoder of so many weights: the shipped one's, MiniLM's, and
+usual ones.
+"""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -54,9 +64,17 @@ _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 
 def adapt_recipe(
-    model: str, texts: str, tasks: Sequence[str] = (), *, policy: str | None = None, steps: int = STEPS,
-    seeds: int = 6, pairs: Path | None = None, aside: Path | None = None, overrides: Sequence[str] = (),
-) -> Recipe:  # fmt: skip
+    model: str,
+    texts: str,
+    tasks: Sequence[str] = (),
+    *,
+    policy: str | None = None,
+    steps: int = STEPS,
+    seeds: int = 6,
+    pairs: Path | None = None,
+    aside: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
     """The study of going on with a model.
 
     Args:
@@ -64,7 +82,8 @@ def adapt_recipe(
         texts: a corpus, as ``read_documents`` takes it.
         tasks: files of labels; none: titles and texts, which are written to ``pairs``.
         policy: the folder of a learned policy; an arm masks by it.
-        steps: of the further training; a new head is trained before it for as many, and at most ``WARM_STEPS``.
+        steps: of the further training; a new head is trained before it for as many, and at most
+            ``WARM_STEPS``.
         aside: a folder for the pairs of a dry run (``write_pairs``).
         overrides: ``key=value`` settings, which count more.
 
@@ -83,10 +102,14 @@ def adapt_recipe(
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
     small = weights < 15_000_000
     training: Plain = {
-        "steps": steps, "batch_size": 16, "optimizer": "muon" if small else "adamw",
-        "learning_rate": interpolated(weights, RATES), "muon_learning_rate": 5e-3,
-        "eval_every": max(1, steps // 4), "save_every": max(1, steps // 4),
-    }  # fmt: skip
+        "steps": steps,
+        "batch_size": 16,
+        "optimizer": "muon" if small else "adamw",
+        "learning_rate": interpolated(weights, RATES),
+        "muon_learning_rate": 5e-3,
+        "eval_every": max(1, steps // 4),
+        "save_every": max(1, steps // 4),
+    }
     arms: dict[str, Plain] = {
         "token-15": {"masking.ratio": 0.15},
         BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
@@ -97,30 +120,50 @@ def adapt_recipe(
     if policy:
         arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
     settings: Plain = {
-        "name": "adapt", "description": f"Does it help {model} to go on with {texts}?",
-        "corpus": {"source": texts, "text_field": facts.text_field, "length": min(128, most_tokens(config))},
-        "model": {"pretrained": model}, "masking": {"corruption": "mask-only"}, "training": training,
-        "evaluation": {"rows": 128, "ratios": [0.15]}, "tasks": list(tasks),
+        "name": "adapt",
+        "description": f"Does it help {model} to go on with {texts}?",
+        "corpus": {
+            "source": texts,
+            "text_field": facts.text_field,
+            "length": min(128, most_tokens(config)),
+        },
+        "model": {"pretrained": model},
+        "masking": {"corruption": "mask-only"},
+        "training": training,
+        "evaluation": {"rows": 128, "ratios": [0.15]},
+        "tasks": list(tasks),
         "finetune": {"seeds": 1, "max_length": min(128, most_tokens(config))},
-        "study": {"seeds": seeds, "baseline": "token-15", "contrasts": [[BEST, REFERENCE]],
-                  "gate": [BEST, REFERENCE]},  # the model as it is has no settings to search: a plain test will do
-    }  # fmt: skip
+        "study": {
+            "seeds": seeds,
+            "baseline": "token-15",
+            "contrasts": [[BEST, REFERENCE]],
+            # the model as it is has no settings to search: a plain test will do
+            "gate": [BEST, REFERENCE],
+        },
+    }
     if warm:
         head = {"freeze": "encoder", "steps": min(WARM_STEPS, steps), "optimizer": "muon"}
-        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}  # as recipes/continual-minilm.yaml found
+        # as recipes/continual-minilm.yaml found
+        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
-        arms = {name: {f"phases.1.{key}": value for key, value in arm.items()} for name, arm in arms.items()}
+        arms = {
+            name: {f"phases.1.{key}": value for key, value in arm.items()}
+            for name, arm in arms.items()
+        }
     settings["study"]["arms"] = arms
     for override in overrides:
         put(settings, *parse_override(override))
     return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
 
 
-def write_pairs(texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None) -> Path:
+def write_pairs(
+    texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
+) -> Path:
     """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
 
     Args:
-        aside: a folder that is written to in place of ``target``, which may belong to an earlier study.
+        aside: a folder that is written to in place of ``target``, which may belong to an earlier
+            study.
 
     Returns:
         The file: ``target`` also where it holds these very pairs already.
@@ -130,8 +173,12 @@ def write_pairs(texts: str, target: Path, *, text_field: str = "text", aside: Pa
     """
     lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
-        what = "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
-        raise MaskwiseError(what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE")
+        what = (
+            "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
+        )
+        raise MaskwiseError(
+            what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE"
+        )
     if [*read_lines(target)] == lines:
         return target
     if aside is not None:
@@ -159,11 +206,14 @@ def _first_sentence(text: str) -> tuple[str, str]:
     return (parts[0], parts[1]) if len(parts) == 2 else ("", text)
 
 
-# The answer --------------------------------------------------------------------------------------------------------
+# The answer
+# --------------------------------------------------------------------------------------------------------
 
 
 def answer_of(result: Plain, recipe: Recipe) -> str:
-    """Does it help, by how much, at what cost: one or two sentences from the primary contrast of the study."""
+    """Does it help, by how much, at what cost: one or two sentences from the primary contrast of
+    the study.
+    """
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
@@ -173,7 +223,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         ("decided", "arm"): "Yes, further training helps",
         ("decided", "baseline"): "No, further training harms",
         ("no difference that matters", None): "No, it makes no difference that matters",
-    }.get((row["verdict"], row["better"]), "Open, these runs cannot tell")  # fmt: skip
+    }.get((row["verdict"], row["better"]), "Open, these runs cannot tell")
     amount = shown(cast(Contrast, row))
     interval = ""
     if amount.low is not None:
@@ -182,7 +232,10 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     size = f"{amount.mean or 0.0:+.{amount.digits}f} {amount.unit}"
     difference = f"{size}{interval} on {on}, in {row['n']} pairs of runs".replace("-", "−")
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
-    return f"{answer}: {difference}. It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
+    return (
+        f"{answer}: {difference}. It costs {steps:,} steps a run; the study took "
+        f"{duration(result['seconds'])}."
+    )
 
 
 def arm_that_helps(result: Plain) -> str | None:
@@ -213,14 +266,17 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
     saved = f"{best} has the best mean, and is saved in {where}."
     if helps == best:
         return saved
-    return f"{saved} It is {helps} that is shown to help; that {best} is better still may be chance."
+    return (
+        f"{saved} It is {helps} that is shown to help; that {best} is better still may be chance."
+    )
 
 
 def best_arm(out: Path) -> str | None:
-    """The arm that gains most over the model as it was, on the runs that all arms finished; None where none gains.
+    """The arm that gains most over the model as it was, on the runs that all arms finished; None
+    where none gains.
 
-    A gain is the mean of paired differences, each in the direction of its metric. An arm that lacks runs which others
-    have is left out: what remains of it may be its lucky runs.
+    A gain is the mean of paired differences, each in the direction of its metric. An arm that lacks
+    runs which others have is left out: what remains of it may be its lucky runs.
     """
     scores: dict[str, dict[tuple[str, int], float]] = {}
     for record in read_lines(out / "records.jsonl"):
@@ -240,7 +296,8 @@ def best_arm(out: Path) -> str | None:
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
-    """The checkpoint of an arm's first finished run as two folders: for transformers, and for sentence-transformers.
+    """The checkpoint of an arm's first finished run as two folders: for transformers, and for
+    sentence-transformers.
 
     Returns:
         ``out``/model and ``out``/sentence-model.
@@ -251,10 +308,16 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
     folders = [out / runs[seed] for seed in sorted(runs, key=int)]
-    finished = [folder for folder in folders if read_json(folder / DONE) and (folder / "checkpoint").is_dir()]
+    finished = [
+        folder
+        for folder in folders
+        if read_json(folder / DONE) and (folder / "checkpoint").is_dir()
+    ]
     if not finished:
         what = f"no run of {arm} has a checkpoint to save"
-        raise MaskwiseError(what, got=f"{len(folders)} runs, unfinished or removed", do="run the same command again")
+        raise MaskwiseError(
+            what, got=f"{len(folders)} runs, unfinished or removed", do="run the same command again"
+        )
     checkpoint = finished[0] / "checkpoint"
     whole, sentences = out / "model", out / "sentence-model"
     tokenizer = load_tokenizer(str(checkpoint))
@@ -266,8 +329,12 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
             network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         card = (checkpoint / CARD).read_text(encoding="utf-8")
-        write_whole(folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2])
-    write_sentence_folder(sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config)))
+        write_whole(
+            folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2]
+        )
+    write_sentence_folder(
+        sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config))
+    )
     return whole, sentences
 
 
@@ -278,10 +345,13 @@ def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
     module = "sentence_transformers.models"
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"} for n, (path, kind) in enumerate(modules)
+        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"}
+        for n, (path, kind) in enumerate(modules)
     ]
     write_json(folder / "modules.json", listed)
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False}
+    )
     common: Plain = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", common)

@@ -51,13 +51,18 @@ LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the sign that the folder is one."""
 
 FAR = 8
-"""A learning rate that is so many times what suits the model, or less than a part of it, is spoken of."""
+"""A learning rate that is so many times what suits the model, or less than a part of it, is spoken
+of.
+"""
 
 FEW_STEPS = 8
-"""Steps, evenly over a run, whose batches are masked before training to see that there is anything to learn from."""
+"""Steps, evenly over a run, whose batches are masked before training to see that there is anything
+to learn from.
+"""
 
 MOST_UNKNOWN = 0.01
-"""Above this share of unknown tokens a text is spoken of: they are never masked, and teach nothing."""
+"""Above this share of unknown tokens a text is spoken of: they are never masked, and teach nothing.
+"""
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
@@ -67,7 +72,8 @@ def check_inputs(recipe: Recipe) -> list[str]:
         Warnings, in lines.
 
     Raises:
-        MaskwiseError: a text, tokenizer, model or task that cannot be read, or that do not fit each other.
+        MaskwiseError: a text, tokenizer, model or task that cannot be read, or that do not fit each
+            other.
     """
     notes: dict[str, None] = {}
     load = cache(load_task)  # every arm, at every point of the search, asks for the same tasks
@@ -86,13 +92,17 @@ def check_inputs(recipe: Recipe) -> list[str]:
         name = load(spec).name
         if name in specs:
             do = f'give one another name: {spec.partition("(")[0]}(…, name="…")'
-            raise MaskwiseError(f"two tasks are called {name!r}", got=f"{specs[name]} and {spec}", do=do)
+            raise MaskwiseError(
+                f"two tasks are called {name!r}", got=f"{specs[name]} and {spec}", do=do
+            )
         specs[name] = spec
     return list(notes)
 
 
 def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
-    """The tokenizer of an arm, or what stands for one that is still to be trained; and its model's configuration."""
+    """The tokenizer of an arm, or what stands for one that is still to be trained; and its model's
+    configuration.
+    """
     given = arm.tokenizer_name
     tokenizer: Any = (
         load_tokenizer(given, needs_mask=arm.kind == "encoder", needs_words=False)
@@ -118,7 +128,11 @@ def _check_arm(arm: Recipe, load: Callable[[str], Task[Any]]) -> list[str]:
         notes += _rate_notes(arm.finetune, weights_of(config))
     if start and arm.tasks:
         check_room(config, arm.finetune.max_length, what="finetune.max_length")
-    elif arm.tasks and arm.has_new_positions and arm.finetune.max_length > (room := most_tokens(config)):
+    elif (
+        arm.tasks
+        and arm.has_new_positions
+        and arm.finetune.max_length > (room := most_tokens(config))
+    ):
         what = "finetune.max_length is more than the positions that a new model has"
         same = f"≤ corpus.length = {room}" if room == links[0].corpus.length else f"≤ {room}"
         raise MaskwiseError(what, got=arm.finetune.max_length, allowed=same)
@@ -129,10 +143,19 @@ def _check_arm(arm: Recipe, load: Callable[[str], Task[Any]]) -> list[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         notes += link.remarks()
-        for kind in [one.kind for one in link.objectives.values()] or [objective_class(link.objective)]:
+        for kind in [one.kind for one in link.objectives.values()] or [
+            objective_class(link.objective)
+        ]:
             kind.check_model(config)
-        if arm.kind == "encoder" and link.corpus.row_layout == "packed" and not adapter_of(config).separates:
-            do = "it reads one document a row; with corpus.attention=row it reads packed rows as one text"
+        if (
+            arm.kind == "encoder"
+            and link.corpus.row_layout == "packed"
+            and not adapter_of(config).separates
+        ):
+            do = (
+                "it reads one document a row; with corpus.attention=row it reads packed rows as "
+                "one text"
+            )
             notes.append(f"{config.model_type}: {NO_DOCUMENTS}, so {do}")
     return notes
 
@@ -140,8 +163,15 @@ def _check_arm(arm: Recipe, load: Callable[[str], Task[Any]]) -> list[str]:
 def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
     """A learning rate of fine-tuning that is far from what models of this size want."""
     rate, wanted = finetune.learning_rate, fitting_rate(weights)
-    if rate is not None and finetune.optimizer == "adamw" and not wanted / FAR <= rate <= FAR * wanted:
-        what = f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights want about {wanted:g}"
+    if (
+        rate is not None
+        and finetune.optimizer == "adamw"
+        and not wanted / FAR <= rate <= FAR * wanted
+    ):
+        what = (
+            f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights "
+            f"want about {wanted:g}"
+        )
         yield f"{what}: leave it out, or take that"
 
 
@@ -149,25 +179,39 @@ def _check_choices(recipe: Recipe, load: Callable[[str], Task[Any]]) -> None:
     """What a search goes by, and what arms are matched by, is there and can be compared."""
     links = [link for name in recipe.study.arms for link in recipe.arm(name, seed=0).links()]
     if recipe.study.match != "steps" and any(link.corpus.stream for link in links):
-        what = "what a step on a stream spends is not counted beforehand, so arms are matched by steps"
-        raise MaskwiseError(what, got=f"study.match {recipe.study.match}", do="leave out study.match")
+        what = (
+            "what a step on a stream spends is not counted beforehand, so arms are matched by steps"
+        )
+        raise MaskwiseError(
+            what, got=f"study.match {recipe.study.match}", do="leave out study.match"
+        )
     search = recipe.study.search
     if search is None:
         return
     for name in recipe.study.arms if recipe.study.match != "steps" else ():
-        texts = {_texts(recipe.arm(name, seed=0, more=point)) for point in ({}, *search.points_of(name))}
-        if len(texts) > 1:  # how many steps a point gets would depend on which texts are there already
-            what = f"study.match {recipe.study.match} wants one text for arm {name!r}, and study.search tries several"
+        texts = {
+            _texts(recipe.arm(name, seed=0, more=point)) for point in ({}, *search.points_of(name))
+        }
+        # how many steps a point gets would depend on which texts are there already
+        if len(texts) > 1:
+            what = (
+                f"study.match {recipe.study.match} wants one text for arm {name!r}, and "
+                f"study.search tries several"
+            )
             do = "search settings that leave the text as it is, or leave out study.match"
             raise MaskwiseError(what, got=f"grid {', '.join(search.points_of(name)[0])}", do=do)
     if (search.by or ("dev" if recipe.tasks else "held-out")) == "dev":
         for task in recipe.tasks:
             if not load(task).splits["dev"]:
                 do = "give it a dev split; or study.search.by=held-out"
-                raise MaskwiseError(f"study.search goes by dev rows, and task {task} has none", do=do)
+                raise MaskwiseError(
+                    f"study.search goes by dev rows, and task {task} has none", do=do
+                )
         return
     for name in recipe.study.arms:
-        firsts = [recipe.arm(name, seed=0, more=point).links()[0] for point in search.points_of(name)]
+        firsts = [
+            recipe.arm(name, seed=0, more=point).links()[0] for point in search.points_of(name)
+        ]
         if len({tokenizer_of(prepare_stage(first)) for first in firsts}) > 1:
             what = "study.search by held-out loss cannot choose between tokenizers"
             why = "losses per token of different vocabularies do not compare"
@@ -176,9 +220,15 @@ def _check_choices(recipe: Recipe, load: Callable[[str], Task[Any]]) -> None:
 
 
 def _texts(arm: Recipe) -> tuple[str, ...]:
-    """What tells an arm's texts apart. Where it learns a policy, what that found depends on the training, too."""
+    """What tells an arm's texts apart. Where it learns a policy, what that found depends on the
+    training, too.
+    """
     links = arm.links()
-    learned = (arm.learning, *(link.training for link in links)) if any(link.learns for link in links) else ()
+    learned = (
+        (arm.learning, *(link.training for link in links))
+        if any(link.learns for link in links)
+        else ()
+    )
     names = (prepare_stage(link.unlearned()).name for link in links)
     return (*names, *(settings.model_dump_json() for settings in learned if settings))
 
@@ -193,9 +243,16 @@ def _check_text(link: Recipe) -> list[str]:
     for spec in link.corpus.annotators if link.corpus.stream else ():
         require_live(spec, annotator(spec))
     if link.corpus.stream and link.learns:
-        do = "learn it from a part first (maskwise learn), and name its folder: learned('OUT/policy')"
-        raise MaskwiseError("a policy is learned from texts that are read whole, and this one is a stream", do=do)
-    annotated = [name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)]
+        do = (
+            "learn it from a part first (maskwise learn), and name its folder: "
+            "learned('OUT/policy')"
+        )
+        raise MaskwiseError(
+            "a policy is learned from texts that are read whole, and this one is a stream", do=do
+        )
+    annotated = [
+        name for spec in link.corpus.annotators for name in token_layers(annotator(spec).layers)
+    ]
     layers = (*CORPUS_LAYERS, *annotated)
     if link.masking.keep and link.masking.keep not in layers:
         do = "name its annotator in corpus.layers, such as prompt(until='?')"
@@ -218,7 +275,10 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
     for setting, names in (("masking.policy", link.policies), ("evaluation.masks", masks)):
         for name in names:
             if "word_ids" in policy(name).layers():
-                what = f"{setting} {name} needs words, and a slow tokenizer has no character offsets to find them"
+                what = (
+                    f"{setting} {name} needs words, and a slow tokenizer has no character "
+                    f"offsets to find them"
+                )
                 do = "take token, say corpus.words: token, or convert it to a tokenizer.json"
                 raise MaskwiseError(what, got=type(tokenizer).__name__, do=do)
 
@@ -236,7 +296,9 @@ def _check_rows(link: Recipe) -> None:
 
 
 def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text alone can tell."""
+    """Held-out rows enough for a sampler that learns, beside those that judge; as far as the text
+    alone can tell.
+    """
     if link.corpus.stream or not link.objectives:
         return
     chooser = sampler(link.sampler, list(link.objectives))
@@ -250,18 +312,24 @@ def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> No
     most = most_held_out(link.corpus, tokenizer, enough=judging + size)
     if most < judging + size:
         raise MaskwiseError(
-            "the text that is held out is too little for the sampler's probes", got=f"at most {most} rows",
+            "the text that is held out is too little for the sampler's probes",
+            got=f"at most {most} rows",
             allowed=f"≥ {judging + size}: {judging} that judge the model, and {size}",
-            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows (now {judging})"
+            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows "
+            f"(now {judging})"
             f" or the sampler's rows (now {chooser.rows})",
-        )  # fmt: skip
+        )
 
 
-def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | None, *, enough: int) -> int:
-    """No more rows than this can be held out of a corpus, in any layout; not counted beyond ``enough``.
+def most_held_out(
+    corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | None, *, enough: int
+) -> int:
+    """No more rows than this can be held out of a corpus, in any layout; not counted beyond
+    ``enough``.
 
-    Any two pieces of a document that follow each other are together longer than a row has room for. A tokenizer that
-    is still to be trained (None) makes at most a token of each byte. Cost: little text is read where there is much.
+    Any two pieces of a document that follow each other are together longer than a row has room for.
+    A tokenizer that is still to be trained (None) makes at most a token of each byte. Cost: little
+    text is read where there is much.
     """
     room, most = max(1, corpus.length - 2), 0
     long = 16 * enough * corpus.length  # more letters than any tokenizer puts into so many rows
@@ -276,7 +344,8 @@ def most_held_out(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerBase | N
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
-    """Refuse to train on text in which a policy finds nothing to mask, or no more than a unit a text.
+    """Refuse to train on text in which a policy finds nothing to mask, or no more than a unit a
+    text.
 
     Of a stream, its held-out text is looked at.
 
@@ -301,14 +370,19 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     policy = masker.policy
     if masker.keep and not eligible:
         what = f"the layer {masker.keep!r} keeps every token visible"
-        raise MaskwiseError(what, got=f"nothing to mask in {len(steps)} batches", do="mark the prompts alone")
+        raise MaskwiseError(
+            what, got=f"nothing to mask in {len(steps)} batches", do="mark the prompts alone"
+        )
     whole = policy.unit_kind in (UnitKind.WORD, UnitKind.SPAN) and eligible >= 8 * pieces
     if whole and units <= 1.2 * pieces:
         what = f"policy {policy} finds no words in this text: {units} units in {pieces} texts"
         do = "take the policy token, or span(over='token'); or corpus.words: token, or regex:…"
         raise MaskwiseError(what, got=f"{eligible / max(1, units):.0f} tokens a unit", do=do)
     if not targets:
-        what = f"policy {policy} masks nothing in this text: it has no units, or they are longer than the budget"
+        what = (
+            f"policy {policy} masks nothing in this text: it has no units, or they are longer "
+            f"than the budget"
+        )
         do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
         raise MaskwiseError(what, got=f"no target in {len(steps)} batches", do=do)
 
@@ -322,18 +396,25 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
     if share > 0.5:
         what = f"{share:.0%} of the tokens of {title} are unknown to the tokenizer"
         do = "take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, or bpe"
-        raise MaskwiseError(what, got=f"{counts.get(UNKNOWN, 0):,} × [UNK]", allowed="at most half", do=do)
+        raise MaskwiseError(
+            what, got=f"{counts.get(UNKNOWN, 0):,} × [UNK]", allowed="at most half", do=do
+        )
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """What a user should know of prepared texts: that many of their tokens are unknown to the tokenizer."""
+    """What a user should know of prepared texts: that many of their tokens are unknown to the
+    tokenizer.
+    """
     for stage in texts:
         counts = (stage.result(stages) or {}).get("counts", {})
         share = counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
         if share > MOST_UNKNOWN:
             source = CorpusSettings(**stage.what["corpus"]).title
             do = "take a tokenizer that knows its characters, or a larger tokenizer.vocab_size"
-            yield f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are never masked: {do}"
+            yield (
+                f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
+                f"never masked: {do}"
+            )
 
 
 def say(notes: Iterable[str]) -> None:
@@ -346,7 +427,8 @@ def require_study_folder(out: Path, *, block: bool = False) -> None:
     """A new folder, an empty one, or one that holds a study; anything else is refused.
 
     Args:
-        block: some seeds of a study are to be run, whose other records may come from elsewhere, without stages.
+        block: some seeds of a study are to be run, whose other records may come from elsewhere,
+            without stages.
     """
     marks = [f"stages/{LOCK}"]
     if block:

@@ -1,15 +1,19 @@
-"""What training spends, by a stated formula: the common scale of arms that differ in ratio, length, model or objective.
+"""What training spends, by a stated formula: the common scale of arms that differ in ratio, length,
+model or objective.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
-Two FLOPs for every weight and token forward, four backward: two for the gradient of what comes in, two for that of
-the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied to it costs 4 a target.
-``body``: weights of the encoder without its embeddings, which are looked up. ``head``: weights of the prediction head
-with its vocabulary matrix, also where that is tied to the embeddings; it runs on gathered targets only, so a higher
-ratio costs more. Each objective says which weights work for which of its tokens (``Objective.work``: sentence contrast
-reads a text twice, replaced-token detection runs a generator too), and every step counts for the one that was drawn.
-Probes that teach a sampler cost 2 instead of 6. Left out: attention scores (2·L·H a token and layer, some per cent at
-the lengths used here), padding, the optimiser, evaluation.
+Two FLOPs for every weight and token forward, four backward: two for the gradient of what comes in,
+two for that of the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied
+to it costs 4 a target.
+``body``: weights of the encoder without its embeddings, which are looked up. ``head``: weights of
+    the prediction head
+with its vocabulary matrix, also where that is tied to the embeddings; it runs on gathered targets
+only, so a higher ratio costs more. Each objective says which weights work for which of its tokens
+(``Objective.work``: sentence contrast reads a text twice, replaced-token detection runs a generator
+too), and every step counts for the one that was drawn. Probes that teach a sampler cost 2 instead
+of 6. Left out: attention scores (2·L·H a token and layer, some per cent at the lengths used here),
+padding, the optimiser, evaluation.
 """
 
 from __future__ import annotations
@@ -34,7 +38,9 @@ SAMPLED_STEPS = 32
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
-    """FLOPs of training an objective on some tokens and targets; ``frozen``: training its heads alone."""
+    """FLOPs of training an objective on some tokens and targets; ``frozen``: training its heads
+    alone.
+    """
     return trained(one.work(tokens, targets), frozen=frozen)
 
 
@@ -44,8 +50,12 @@ def without_weights(spec: str, network: PreTrainedModel) -> Objective:
         return objective(spec, network)
 
 
-def flops_of_arms(arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False) -> tuple[int, int]:
-    """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as ``SamplerLearner.spent`` has it."""
+def flops_of_arms(
+    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False
+) -> tuple[int, int]:
+    """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as
+    ``SamplerLearner.spent`` has it.
+    """
     steps = probes = 0
     for name, counts in spent.items():
         work = arms.arm(name).work
@@ -61,9 +71,11 @@ def over_a_run(steps: int, most: int) -> list[int]:
 
 
 def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None]:
-    """What a training spends if its rows are full, from its settings alone: ``tokens``, and ``flops`` where known.
+    """What a training spends if its rows are full, from its settings alone: ``tokens``, and
+    ``flops`` where known.
 
-    Which of several objectives is drawn is not known before, and neither is how much a decoder will write.
+    Which of several objectives is drawn is not known before, and neither is how much a decoder will
+    write.
 
     Args:
         network: the model, or an empty one.
@@ -77,7 +89,10 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
         ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
         mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
     one = without_weights(recipe.objective, network)
-    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, one, frozen=how.freeze == "encoder")}
+    return {
+        "tokens": tokens,
+        "flops": flops(tokens, mean * tokens, one, frozen=how.freeze == "encoder"),
+    }
 
 
 def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:

@@ -29,7 +29,14 @@ from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.training.speed import cpu_name
 
-RESULTS = ("records.jsonl", PREDICTIONS, "timings.jsonl", "samples.json", "summary.json", "report.html")
+RESULTS = (
+    "records.jsonl",
+    PREDICTIONS,
+    "timings.jsonl",
+    "samples.json",
+    "summary.json",
+    "report.html",
+)
 """What a finished study writes; another study in the folder removes it."""
 
 
@@ -37,19 +44,26 @@ def describe(recipe: Recipe, design: Design) -> Study:
     """study.json, as far as it is known."""
     arms: dict[str, ArmFacts] = {}
     for name, overrides in recipe.study.arms.items():
-        # As it was chosen: seeds that chose different settings may have trained with different masks.
-        chains = [recipe.arm(name, seed=0, more=setting).links() for setting in design.settings_of(name)]
+        # As it was chosen: seeds that chose different settings may have trained with different
+        # masks.
+        chains = [
+            recipe.arm(name, seed=0, more=setting).links() for setting in design.settings_of(name)
+        ]
         lasts = [links[-1] for links in chains]
         policies = chain.from_iterable(last.masked_by or [last.masking.policy] for last in lasts)
         kinds = {policy(spec).unit_kind for spec in policies}
-        trained = {str(run.seed): run.pretrained for run in design.runs if run.arm == name and run.compared}
+        trained = {
+            str(run.seed): run.pretrained for run in design.runs if run.arm == name and run.compared
+        }
         arms[name] = {
             "policy": _each(last.masking.policy for last in lasts),
             "ratio": _each(str(schedule(last.masking.ratio)) for last in lasts),
             "overrides": overrides,
             "units": kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE,
             "tokenizer": _each(tokenizer_of(prepare_stage(links[0])) for links in chains),
-            "judged_on": list(dict.fromkeys(chain.from_iterable(last.judged_on() for last in lasts))),
+            "judged_on": list(
+                dict.fromkeys(chain.from_iterable(last.judged_on() for last in lasts))
+            ),
             "runs": {seed: f"stages/{stage.name}" for seed, stage in trained.items() if stage},
         }
         if lasts[0].objectives:
@@ -59,19 +73,30 @@ def describe(recipe: Recipe, design: Design) -> Study:
     search = study.search
     gate = study.gate
     described: Study = {
-        "name": recipe.name, "description": recipe.description, "maskwise": __version__,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(),
-        "hardware": hardware(), "recipe": recipe.model_dump(mode="json"), "recipe_yaml": recipe.to_yaml(),
-        "baseline": recipe.baseline or "", "reference": reference,
+        "name": recipe.name,
+        "description": recipe.description,
+        "maskwise": __version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+        "hardware": hardware(),
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_yaml": recipe.to_yaml(),
+        "baseline": recipe.baseline or "",
+        "reference": reference,
         "seeds": list(study.judged_seeds.values()),
-        "arms": arms, "seconds": None, "contrasts": study.primary,
-        "match": {"by": study.match, "arms": design.planned}, "companions": list(study.companions),
-        "margin": study.margin, "looks": list(study.looks) if study.looks else None, "helps": study.helps,
+        "arms": arms,
+        "seconds": None,
+        "contrasts": study.primary,
+        "match": {"by": study.match, "arms": design.planned},
+        "companions": list(study.companions),
+        "margin": study.margin,
+        "looks": list(study.looks) if study.looks else None,
+        "helps": study.helps,
         "share": study.share,
         "gate": {"contrast": gate.contrast, "closes": study.closed} if gate else None,
         "search": {"grid": search.grid, "own": search.own, "by": search.by} if search else None,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in loaded},
-    }  # fmt: skip
+    }
     if study.transfer:
         described["learned"] = learned_from(recipe)
     return described
@@ -91,10 +116,11 @@ def versions() -> dict[str, str]:
 def hardware() -> Plain:
     """The machine, in a few words."""
     return {
-        "cpu": cpu_name(), "cores": os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
+    }
 
 
 def so_far(out: Path, study: Study) -> Study:
@@ -158,7 +184,9 @@ def others_of(out: Path, design: Design) -> Others:
         return [line for line in read_lines(out / name) if line.get("seed") not in own]
 
     runs = {arm: facts["runs"] for arm, facts in before["arms"].items()}
-    return Others(kept("records.jsonl"), kept("timings.jsonl"), [*read_lines(out / PREDICTIONS)], runs)
+    return Others(
+        kept("records.jsonl"), kept("timings.jsonl"), [*read_lines(out / PREDICTIONS)], runs
+    )
 
 
 def with_runs_of(others: Others, study: Study) -> Study:
@@ -177,16 +205,24 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
 def _look(study: Mapping[str, Any]) -> Look:
     """What a verdict on this study rests on."""
     gate = study.get("gate")
-    # A gate without runs of its own is not one of the tests that share the error. Older studies have the pair alone.
+    # A gate without runs of its own is not one of the tests that share the error. Older studies
+    # have the pair alone.
     apart = gate["contrast"] if isinstance(gate, dict) and not study.get("search") else gate
     asked = [pair for pair in study.get("contrasts", ()) if pair != apart]
     seeds: list[int] = study["seeds"]
-    return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": study.get("looks")}
+    return {
+        "runs": len(seeds),
+        "seeds": seeds,
+        "contrasts": len(asked),
+        "looks": study.get("looks"),
+    }
 
 
 def _same_question(before: Mapping[str, Any], study: Study) -> bool:
     """Whether an earlier study in the folder differs in seeds and comparisons alone."""
     old, new = ({**recipe} for recipe in (before.get("recipe") or {}, study["recipe"]))
     arms, others = ((recipe.pop("study", None) or {}).get("arms", {}) for recipe in (old, new))
-    same = all(old.get(part) == new.get(part) for part in new if part not in ("name", "description"))
+    same = all(
+        old.get(part) == new.get(part) for part in new if part not in ("name", "description")
+    )
     return same and "seeds" in before and any(arms[name] == others.get(name) for name in arms)

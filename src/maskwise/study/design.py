@@ -2,19 +2,22 @@
 
     texts → search → main → companions
 
-A study without a search or matching has one plan, or two with companions. Everything that was decided on the way is a
-record; nothing is kept but in the folders of stages, so a study that is resumed decides the same again.
+A study without a search or matching has one plan, or two with companions. Everything that was
+decided on the way is a record; nothing is kept but in the folders of stages, so a study that is
+resumed decides the same again.
 
-**Searching.** Every seed chooses a setting for every arm, by its own dev rows, from runs that are never compared: the
-best run of a grid was also the luckiest, and more so for an arm to which the setting matters little. What is compared
-is a new run at the chosen setting, with the seed + ``FRESH_RUN``. So pairs of runs stay independent and alike for both
-arms, and an error in the choice is part of the differences between pairs.
+**Searching.** Every seed chooses a setting for every arm, by its own dev rows, from runs that are
+never compared: the best run of a grid was also the luckiest, and more so for an arm to which the
+setting matters little. What is compared is a new run at the chosen setting, with the seed +
+``FRESH_RUN``. So pairs of runs stay independent and alike for both arms, and an error in the choice
+is part of the differences between pairs.
 
-**Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing; matched by targets, it
-pays for them with steps; FLOPs lie between. A run spends its number of steps times the mean of a step, and that mean
-is measured on batches from the whole run, masked with the ratio, policy and budget of the arm. A schedule of the ratio
-runs over a run's own length, so its mean does not depend on the length. Where there are several phases of
-training, the first one's length is set and the others stay as they are.
+**Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing;
+matched by targets, it pays for them with steps; FLOPs lie between. A run spends its number of steps
+times the mean of a step, and that mean is measured on batches from the whole run, masked with the
+ratio, policy and budget of the arm. A schedule of the ratio runs over a run's own length, so its
+mean does not depend on the length. Where there are several phases of training, the first one's
+length is set and the others stay as they are.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ Scores = dict[str, float]
 """By outcome, one number; more is better."""
 
 Spending = dict[str, float]
-"""What one training spends: ``steps``, and where that is known ``tokens``, ``targets`` and ``flops``."""
+"""What one training spends: ``steps``, and where that is known ``tokens``, ``targets`` and
+``flops``.
+"""
 
 
 class Design:
@@ -64,7 +69,14 @@ class Design:
         budget: what the baseline spends, where the study matches arms by more than steps.
     """
 
-    def __init__(self, recipe: Recipe, stages: Path, *, seeds: Sequence[int] | None = None, forecast: bool = False):
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Path,
+        *,
+        seeds: Sequence[int] | None = None,
+        forecast: bool = False,
+    ):
         require_arms(recipe)
         self.recipe = recipe
         self.stages = stages
@@ -90,7 +102,9 @@ class Design:
         main = []
         for seed in self.seeds:
             main += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
-            main += [self._compared(arm, seed) for arm in self._arms() if (arm, seed) not in self.failed]
+            main += [
+                self._compared(arm, seed) for arm in self._arms() if (arm, seed) not in self.failed
+            ]
         self.runs += main
         yield Plan(tuple(main))
         shorter = []
@@ -103,11 +117,15 @@ class Design:
             yield Plan(tuple(shorter), "companions")
 
     def kinds(self, arm: str) -> tuple[str, ...]:
-        """The kinds of held-out masks that an arm is judged on: those that it was trained last with."""
+        """The kinds of held-out masks that an arm is judged on: those that it was trained last
+        with.
+        """
         return self.recipe.arm(arm, seed=0).links()[-1].judged_on()
 
     def settings_of(self, arm: str) -> list[Plain]:
-        """The different settings that were chosen for an arm's runs; as it is written where none was."""
+        """The different settings that were chosen for an arm's runs; as it is written where none
+        was.
+        """
         found = [setting for (name, _), setting in self.chosen.items() if name == arm]
         return list({str(setting): setting for setting in found}.values()) or [{}]
 
@@ -132,7 +150,9 @@ class Design:
         return arms_of(self.recipe, self.contents)
 
     def _gate_arms(self) -> list[str]:
-        """The arms that a gate compares on runs of their own: where arms are searched, it does not wait for that."""
+        """The arms that a gate compares on runs of their own: where arms are searched, it does not
+        wait for that.
+        """
         study = self.recipe.study
         if study.gate is None or study.search is None:
             return []
@@ -148,15 +168,31 @@ class Design:
         setting = self.chosen.get((arm, seed), {})
         return self._run(arm, self.recipe.study.judged_seeds[seed], setting, fraction=fraction)
 
-    def _run(self, arm: str, seed: int, setting: Plain | None = None, *, fraction: float = 1.0, role: str = "") -> Run:
+    def _run(
+        self,
+        arm: str,
+        seed: int,
+        setting: Plain | None = None,
+        *,
+        fraction: float = 1.0,
+        role: str = "",
+    ) -> Run:
         setting = setting or {}
         own = self._baseline if arm == REFERENCE else arm
         more = setting | self._length(own, setting, fraction)
         return make_run(
-            self.recipe, arm, seed, contents=self.contents, more=more, fraction=fraction, setting=setting, role=role
+            self.recipe,
+            arm,
+            seed,
+            contents=self.contents,
+            more=more,
+            fraction=fraction,
+            setting=setting,
+            role=role,
         )
 
-    # Matching ----------------------------------------------------------------------------------------------
+    # Matching
+    # ----------------------------------------------------------------------------------------------
 
     def _texts(self) -> Plan:
         """The texts of all arms as written: the length of runs depends on them."""
@@ -165,13 +201,18 @@ class Design:
         return Plan(tuple(replace(run, chain=run.chain_to(run.texts)) for run in runs), "texts")
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
-        """The steps of an arm's run, as overrides: those that spend the budget, and a share of them."""
+        """The steps of an arm's run, as overrides: those that spend the budget, and a share of
+        them.
+        """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
         spending = self._spending(arm, setting) if self.budget is not None else None
         if spending is not None and self.budget is not None:
             steps[0] = matched_steps(spending, self.recipe.study.match, self.budget, arm=arm)
-        return {key: max(1, round(count * fraction)) for key, count in zip(own.settings_of("training.steps"), steps)}
+        return {
+            key: max(1, round(count * fraction))
+            for key, count in zip(own.settings_of("training.steps"), steps)
+        }
 
     def _spent(self, arm: str, more: Plain) -> float | None:
         spending = self._spending(arm, more)
@@ -185,21 +226,29 @@ class Design:
             return None
         links = self.recipe.arm(arm, seed=seed, more=more).links()
         return [
-            {key: link.training.steps * value for key, value in _step(link, text.folder(self.stages)).items()}
+            {
+                key: link.training.steps * value
+                for key, value in _step(link, text.folder(self.stages)).items()
+            }
             for link, text in zip(links, texts)
         ]
 
-    # Searching ---------------------------------------------------------------------------------------------
+    # Searching
+    # ---------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
-        """Every arm at every point of its grid with every seed, which then keeps the best point for its new run."""
+        """Every arm at every point of its grid with every seed, which then keeps the best point for
+        its new run.
+        """
         search = self.recipe.study.search
         assert search is not None
         by = search.by or ("dev" if self.contents else "held-out")
         tried: dict[tuple[str, int], list[Run]] = {}
         for seed in self.seeds:
             for arm in self.arms:
-                tried[arm, seed] = [self._trial(arm, seed, point, by) for point in search.points_of(arm)]
+                tried[arm, seed] = [
+                    self._trial(arm, seed, point, by) for point in search.points_of(arm)
+                ]
         self.others = list(chain.from_iterable(tried.values()))
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
@@ -210,10 +259,18 @@ class Design:
                 {"setting": run.setting, "score": mean, "scores": found}
                 for run, mean, found in zip(trials, choice.means, scores)
             ]
-            self.choices.append({
-                "kind": "selection", "arm": arm, "seed": self.recipe.study.judged_seeds[seed], "search_seed": seed,
-                "by": by, "candidates": candidates, "chosen": chosen, "tied": choice.tied,
-            })  # fmt: skip
+            self.choices.append(
+                {
+                    "kind": "selection",
+                    "arm": arm,
+                    "seed": self.recipe.study.judged_seeds[seed],
+                    "search_seed": seed,
+                    "by": by,
+                    "candidates": candidates,
+                    "chosen": chosen,
+                    "tied": choice.tied,
+                }
+            )
             if chosen is None and self.forecast:
                 chosen = trials[0].setting
             if chosen is None:
@@ -236,12 +293,14 @@ class Design:
         return replace(run, overlaps=())
 
     def _scores(self, run: Run) -> Scores | None:
-        """The scores of a run by outcome: dev scores of tasks, or held-out losses, times −1 where lower is better.
+        """The scores of a run by outcome: dev scores of tasks, or held-out losses, times −1 where
+        lower is better.
 
         None where the run is not done, or diverged.
         """
         scores: dict[str, float | None] = {}
-        for task, stage in run.tasks.items():  # by the recipe's name: each seed may have rows of its own
+        # by the recipe's name: each seed may have rows of its own
+        for task, stage in run.tasks.items():
             judged = stage.result(self.stages)
             if judged is None or None in judged["dev"]:
                 return None
@@ -255,7 +314,11 @@ class Design:
                 if line["kind"] == "heldout" and line["masks"] in self.kinds(run.arm):
                     name = f"heldout:{line['masks']}@{line['ratio']:g}"
                     scores[name] = None if line["loss"] is None else -line["loss"]
-        known = {name: value for name, value in scores.items() if value is not None and math.isfinite(value)}
+        known = {
+            name: value
+            for name, value in scores.items()
+            if value is not None and math.isfinite(value)
+        }
         return known if len(known) == len(scores) else None
 
 
@@ -265,7 +328,8 @@ class Choice(NamedTuple):
     Attributes:
         means: the mean of every point over its standardised outcomes; None for a point that failed.
         place: the best point's place; None if all failed.
-        tied: whether all points have the same scores, so that the first of them is as good a choice as any.
+        tied: whether all points have the same scores, so that the first of them is as good a choice
+            as any.
     """
 
     means: list[float | None]
@@ -274,20 +338,22 @@ class Choice(NamedTuple):
 
 
 def choose(points: Sequence[Scores | None]) -> Choice:
-    """The point with the highest mean over outcomes, each standardised over the points; the first of equal ones.
+    """The point with the highest mean over outcomes, each standardised over the points; the first
+    of equal ones.
 
     >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
-        points: the scores of one arm and seed at every point of the grid, on dev rows; None for a point that failed,
-            which is never taken.
+        points: the scores of one arm and seed at every point of the grid, on dev rows; None for a
+            point that failed, which is never taken.
     """
     known = [point for point in points if point is not None]
     if not known:
         return Choice([None] * len(points), None, tied=False)
-    # There is one run of a point, so nothing tells noise from effect. The spread between the points is the one scale
-    # that all outcomes have: by it, tasks count alike whatever their unit. What all points share counts nothing.
+    # There is one run of a point, so nothing tells noise from effect. The spread between the points
+    # is the one scale that all outcomes have: by it, tasks count alike whatever their unit. What
+    # all points share counts nothing.
     totals = [0.0] * len(known)
     tied = len(known) > 1
     for outcome in known[0]:
@@ -307,7 +373,11 @@ def choose(points: Sequence[Scores | None]) -> Choice:
 
 
 def matched_steps(
-    spending: Sequence[Spending], by: Literal["steps", "targets", "flops"], budget: float, *, arm: str
+    spending: Sequence[Spending],
+    by: Literal["steps", "targets", "flops"],
+    budget: float,
+    *,
+    arm: str,
 ) -> int:
     """The steps of the first training with which a run spends the budget.
 
@@ -315,13 +385,16 @@ def matched_steps(
     20
 
     Raises:
-        MaskwiseError: the phases behind the first spend more than that already, or a step spends nothing.
+        MaskwiseError: the phases behind the first spend more than that already, or a step spends
+            nothing.
     """
     first, *further = spending
     left, each = budget - sum(link[by] for link in further), first[by] / first["steps"]
     if left <= 0 or each <= 0:
         what = f"arm {arm!r} cannot spend as much as the baseline by {by}"
-        raise MaskwiseError(what, got=f"{budget:.4g} in all, {budget - left:.4g} behind its first phase")
+        raise MaskwiseError(
+            what, got=f"{budget:.4g} in all, {budget - left:.4g} behind its first phase"
+        )
     return max(1, round(left / each))
 
 
@@ -341,7 +414,9 @@ def _measured_step(settings: str, text: Path) -> Spending:
         return {"steps": 1}
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # With the policy's weights of its beginning.
-    return per_step(masked_source(data, link, config), without_weights(link.objective, empty_model(config)))
+    return per_step(
+        masked_source(data, link, config), without_weights(link.objective, empty_model(config))
+    )
 
 
 @lru_cache(maxsize=4)

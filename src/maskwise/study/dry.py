@@ -1,10 +1,11 @@
 """What a study would do, and how long that may take; nothing is written and nothing is trained.
 
-Times come from like stages that are in the folders already (of this study, or shared), or from the few steps that
-``maskwise check`` has timed here (``forecast``). Where there are none, that is said rather than guessed.
+Times come from like stages that are in the folders already (of this study, or shared), or from the
+few steps that ``maskwise check`` has timed here (``forecast``). Where there are none, that is said
+rather than guessed.
 
-What a search or a matching will decide is not known yet: the runs that follow a search are counted at the first point
-of the grid, and those that are matched at the steps as written.
+What a search or a matching will decide is not known yet: the runs that follow a search are counted
+at the first point of the grid, and those that are matched at the steps as written.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def dry_run(
     """What ``run_study`` with the same arguments would do.
 
     Returns:
-        ``plans``: of each, its purpose, runs, and stages to do. ``phases``: the trainings of a run in order, with the
-        arms that share them, and what each costs (``_phases``). ``stages``: by kind ``done``, ``to_do`` and ``seconds``
-        (of work, None where no like stage was timed). ``seconds``: until the end with ``jobs`` at once, None if not
-        known. ``unknown``: kinds without a time. ``contrasts``: what each can tell (``prospects``). ``notes``: what may
-        still change.
+        ``plans``: of each, its purpose, runs, and stages to do. ``phases``: the trainings of a run
+            in order, with the
+        arms that share them, and what each costs (``_phases``). ``stages``: by kind ``done``,
+        ``to_do`` and ``seconds`` (of work, None where no like stage was timed). ``seconds``: until
+        the end with ``jobs`` at once, None if not known. ``unknown``: kinds without a time.
+        ``contrasts``: what each can tell (``prospects``). ``notes``: what may still change.
 
     Raises:
         MaskwiseError: bad input, as ``run_study`` itself raises it.
@@ -83,17 +85,24 @@ def dry_run(
         kinds[kind] = {"done": done, "to_do": len(left), "seconds": work}
     unknown = [kind for kind, facts in kinds.items() if facts["seconds"] is None]
     return {
-        "name": recipe.name, "out": str(out), "jobs": at_once, "plans": listed,
-        "phases": list(_phases(design, seconds)), "stages": kinds,
-        "seconds": None if unknown else wall(to_do, seconds, at_once), "unknown": unknown,
-        "contrasts": prospects_of(recipe, out), "notes": notes + list(_notes(recipe, design)),
-    }  # fmt: skip
+        "name": recipe.name,
+        "out": str(out),
+        "jobs": at_once,
+        "plans": listed,
+        "phases": list(_phases(design, seconds)),
+        "stages": kinds,
+        "seconds": None if unknown else wall(to_do, seconds, at_once),
+        "unknown": unknown,
+        "contrasts": prospects_of(recipe, out),
+        "notes": notes + list(_notes(recipe, design)),
+    }
 
 
 def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
-    """Every training of the whole runs: its ``phase`` (from 0) and ``arms``, of which it is one; then for one run its
-    ``steps``, ``batch_size``, ``length``, ``tokens`` at most and ``flops``; at last its ``runs``, how many of them are
-    ``to_do``, and their ``seconds`` of work (None where no like stage was timed).
+    """Every training of the whole runs: its ``phase`` (from 0) and ``arms``, of which it is one;
+    then for one run its ``steps``, ``batch_size``, ``length``, ``tokens`` at most and ``flops``; at
+    last its ``runs``, how many of them are ``to_do``, and their ``seconds`` of work (None where no
+    like stage was timed).
     """
     shared: dict[tuple[int, str], list[Run]] = {}
     owners: dict[str, Recipe] = {}
@@ -109,13 +118,21 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
         own = owners[stages[0].name]
         link, how = own.links()[number], stages[0].what["training"]
         settings = link.training.model_copy(update={"steps": how["steps"]})
-        cost = expected(link.model_copy(update={"training": settings}), empty_model(start_of(own)[1]))
+        cost = expected(
+            link.model_copy(update={"training": settings}), empty_model(start_of(own)[1])
+        )
         left = [seconds[stage.name] for stage in stages if stage.name in seconds]
         yield {
-            "phase": number, "arms": list(arms), "steps": how["steps"], "batch_size": how["batch_size"],
-            "length": link.corpus.length, **cost, "runs": len(stages), "to_do": len(left),
+            "phase": number,
+            "arms": list(arms),
+            "steps": how["steps"],
+            "batch_size": how["batch_size"],
+            "length": link.corpus.length,
+            **cost,
+            "runs": len(stages),
+            "to_do": len(left),
             "seconds": None if None in left else round(sum(s for s in left if s is not None), 1),
-        }  # fmt: skip
+        }
 
 
 @contextmanager
@@ -141,9 +158,17 @@ def _known(stages: Path) -> Iterator[Stage]:
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     undone = sum(choice["chosen"] is None for choice in design.choices)
     if undone:
-        what = f"{undone} of {len(design.choices)} searches (one for each arm and seed) are not done"
+        what = (
+            f"{undone} of {len(design.choices)} searches (one for each arm and seed) are not done"
+        )
         yield f"{what}: the settings of the runs that follow are not known yet"
     if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
-        yield "the text is a stream: nothing of it is counted beforehand, and no more than its beginning is prepared"
+        yield (
+            "the text is a stream: nothing of it is counted beforehand, and no more than its "
+            "beginning is prepared"
+        )
     if recipe.study.match != "steps" and design.budget is None:
-        yield f"steps will be matched by {recipe.study.match} when the texts are prepared; counted as written"
+        yield (
+            f"steps will be matched by {recipe.study.match} when the texts are prepared; "
+            f"counted as written"
+        )

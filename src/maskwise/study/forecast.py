@@ -1,8 +1,10 @@
-"""How long stages take: from whole stages that are done, or from a few steps that were timed on this machine.
+"""How long stages take: from whole stages that are done, or from a few steps that were timed on
+this machine.
 
-What the time of a stage depends on is said in one place, ``Forecast.key``. The table of a running study, a dry run and
-``maskwise check`` all ask the same ``Forecast``. What ``timing`` measures is kept in the cache folder
-(``timings.json``); delete the file to time again, for instance where the machine was busy.
+What the time of a stage depends on is said in one place, ``Forecast.key``. The table of a running
+study, a dry run and ``maskwise check`` all ask the same ``Forecast``. What ``timing`` measures is
+kept in the cache folder (``timings.json``); delete the file to time again, for instance where the
+machine was busy.
 """
 
 from __future__ import annotations
@@ -24,13 +26,29 @@ from maskwise.study.stages import Stage
 from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import cache_folder, cpu_name
 
-CHANGE_NO_TIME = frozenset((
-    "steps", "seed",
-    "learning_rate", "muon_learning_rate", "betas", "weight_decay", "warmup", "decay", "decay_share", "clip",
-    "log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers",
-))  # fmt: skip
-"""Settings of a training that leave the time of a step as it is. Every other one is part of the key, so that a setting
-which is new here makes a time unknown rather than wrong."""
+CHANGE_NO_TIME = frozenset(
+    (
+        "steps",
+        "seed",
+        "learning_rate",
+        "muon_learning_rate",
+        "betas",
+        "weight_decay",
+        "warmup",
+        "decay",
+        "decay_share",
+        "clip",
+        "log_every",
+        "eval_every",
+        "save_every",
+        "keep",
+        "keep_best",
+        "on_nan",
+        "trackers",
+    )
+)
+"""Settings of a training that leave the time of a step as it is. Every other one is part of the
+key, so that a setting which is new here makes a time unknown rather than wrong."""
 
 ROWS = ("length", "layout", "attention", "stream")
 """Settings of a corpus that decide what a row is, and how it is read."""
@@ -67,7 +85,9 @@ class Forecast:
         self.done: dict[str, list[tuple[tuple[int, int], float]]] = {}
         self.file = cache_folder() / "timings.json"
         cached = (read_json(self.file) or {}).items()
-        self.timed: dict[str, Mapping[str, float]] = {key: entry for key, entry in cached if isinstance(entry, dict)}
+        self.timed: dict[str, Mapping[str, float]] = {
+            key: entry for key, entry in cached if isinstance(entry, dict)
+        }
 
     def add(self, name: str, seconds: float) -> None:
         """Learn from a whole stage that took so many seconds."""
@@ -78,7 +98,8 @@ class Forecast:
     def seconds(self, name: str) -> float | None:
         """Seconds that a stage will take; None where nothing like it is known.
 
-        Whole stages of the same size count first, then steps that were timed, then whole stages of another size.
+        Whole stages of the same size count first, then steps that were timed, then whole stages of
+        another size.
         """
         key = self.key(name) or ""
         size = _size(self.named[name])
@@ -98,8 +119,8 @@ class Forecast:
         """Keep what was timed, beside what others wrote meanwhile.
 
         Args:
-            entry: ``seconds`` of a whole stage; of a training, those of its ``start``, of a ``step`` and of an
-                evaluation (``judge``); and perhaps ``memory_gib``.
+            entry: ``seconds`` of a whole stage; of a training, those of its ``start``, of a
+                ``step`` and of an evaluation (``judge``); and perhaps ``memory_gib``.
         """
         key = self.key(name)
         if key is None:
@@ -149,7 +170,9 @@ class Forecast:
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
         training = what.get("training", {})
-        parts.append({name: value for name, value in training.items() if name not in CHANGE_NO_TIME})
+        parts.append(
+            {name: value for name, value in training.items() if name not in CHANGE_NO_TIME}
+        )
         if stage.kind == "learn":
             parts.append(training.get("steps"))
         if stage.kind == "pretrain":
@@ -175,7 +198,8 @@ def _machine() -> Plain:
 
 
 def wall(to_do: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> float:
-    """Seconds at best: all jobs are busy all the time, but never less than the longest chain of stages.
+    """Seconds at best: all jobs are busy all the time, but never less than the longest chain of
+    stages.
 
     Args:
         to_do: stages by name, those that others need first.

@@ -1,7 +1,8 @@
 """What a study is doing, live: arms × seeds, with the time left. Plain lines where nobody looks.
 
-The time left is what ``forecast`` knows of like stages; while it knows nothing of some, the table says "more than".
-Files are all that the table reads, so it knows as much of stages on other machines as of those on this one.
+The time left is what ``forecast`` knows of like stages; while it knows nothing of some, the table
+says "more than". Files are all that the table reads, so it knows as much of stages on other
+machines as of those on this one.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ from maskwise.study.stages import Stage
 
 RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
 """What a cell says while a stage runs; other kinds have their own name."""
-LEGEND = Text("text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim")
+LEGEND = Text(
+    "text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim"
+)
 
 TAIL_BYTES = 1 << 18
-"""How much of metrics.jsonl is read, twice a second: the file may be long, and a line with many weights, too."""
+"""How much of metrics.jsonl is read, twice a second: the file may be long, and a line with many
+weights, too.
+"""
 
 
 class LiveTable:
@@ -51,7 +56,9 @@ class LiveTable:
         self.named = {stage.name: stage for stage in plan.stages()}
         self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
         for run in plan.runs:  # a row may hold several runs of a seed
-            self.cells.setdefault((run.row, run.seed), {}).update({stage.name: stage for stage in run.stages})
+            self.cells.setdefault((run.row, run.seed), {}).update(
+                {stage.name: stage for stage in run.stages}
+            )
         self.forecast = Forecast(self.named)
         self.seconds: dict[str, float] = {}  # of the stages that are done
         self.since: dict[str, float] = {}  # when those that run were first seen
@@ -85,7 +92,9 @@ class LiveTable:
         self.printed = len(self.seconds)
         lines = {name: self._metrics(name) for name in running}
         if self.shows:
-            self.live.update(Group(self._summary(lines, errors), self._table(lines, errors), LEGEND))
+            self.live.update(
+                Group(self._summary(lines, errors), self._table(lines, errors), LEGEND)
+            )
         else:
             self.console.print(self._summary(lines, errors))
 
@@ -119,13 +128,17 @@ class LiveTable:
             f"{len(errors)} failed" if errors else "",
             duration(time.perf_counter() - self.began),
             f"{speed:,.0f} tokens/s" if speed else "",
-            f"{'about' if sure else 'more than'} {duration(left)} left" if left and (sure or self.seconds) else "",
+            f"{'about' if sure else 'more than'} {duration(left)} left"
+            if left and (sure or self.seconds)
+            else "",
         ]
         purpose = "" if self.plan.purpose == "main" else f"{self.plan.purpose}: "
         return Text(purpose + ", ".join(part for part in parts if part), no_wrap=True)
 
     def _left(self, lines: Mapping[str, Plain], errors: Mapping[str, str]) -> tuple[float, bool]:
-        """Seconds until the end with as many stages at once as now, and whether every kind of stage has been seen."""
+        """Seconds until the end with as many stages at once as now, and whether every kind of stage
+        has been seen.
+        """
         speeds: dict[str | None, float] = {}  # seconds of a step of what runs
         for name, line in lines.items():
             if line:
@@ -162,7 +175,9 @@ class LiveTable:
             table.add_row(Text(row), *cells)
         return table
 
-    def _cell(self, stages: Mapping[str, Stage], lines: Mapping[str, Plain], errors: Mapping[str, str]) -> Text:
+    def _cell(
+        self, stages: Mapping[str, Stage], lines: Mapping[str, Plain], errors: Mapping[str, str]
+    ) -> Text:
         if any(name in errors for name in stages):
             return Text("failed", "red")
         for name, stage in stages.items():
@@ -171,4 +186,6 @@ class LiveTable:
                 share = f"{self._share(name, line):.0%}".replace("%", " %") if line else None
                 return Text(share or RUNNING.get(stage.kind, stage.kind), "cyan")
         done = sum(name in self.seconds for name in stages)
-        return Text("done", "green") if done == len(stages) else Text(f"{done}/{len(stages)}", "dim")
+        return (
+            Text("done", "green") if done == len(stages) else Text(f"{done}/{len(stages)}", "dim")
+        )

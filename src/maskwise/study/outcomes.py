@@ -1,10 +1,12 @@
-"""The long table of a study: for every outcome, arm and seed one number; and means of outcomes inside a run.
+"""The long table of a study: for every outcome, arm and seed one number; and means of outcomes
+inside a run.
 
-What runs are compared by is named as in summary.json: a task's name; "tasks" (all of them, standardised and averaged
-inside the run); "heldout:token" (the mean over the ratios that were evaluated) and, where there are several,
-"heldout:token@0.15", …; "evaluation:NAME:METRIC" for what needs no fine-tuning. Beside these, "unigram:token" is the
-loss of word frequencies on the same masks, "dev:NAME" the score of a task on its dev rows, and "plain:tasks" the mean
-over tasks that are not standardised.
+What runs are compared by is named as in summary.json: a task's name; "tasks" (all of them,
+standardised and averaged inside the run); "heldout:token" (the mean over the ratios that were
+evaluated) and, where there are several, "heldout:token@0.15", …; "evaluation:NAME:METRIC" for what
+needs no fine-tuning. Beside these, "unigram:token" is the loss of word frequencies on the same
+masks, "dev:NAME" the score of a task on its dev rows, and "plain:tasks" the mean over tasks that
+are not standardised.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Outcomes:
         cost: by arm and seed, what a run spent.
 
     Raises:
-        MaskwiseError: a number that is not finite, is there twice, or has a seed that the study does not have.
+        MaskwiseError: a number that is not finite, is there twice, or has a seed that the study
+            does not have.
     """
 
     def __init__(self, records: Sequence[Record], seeds: Sequence[int]):
@@ -85,12 +88,14 @@ class Outcomes:
         """The numbers of one outcome and arm by seed; empty where nothing was measured."""
         return self.outcomes.get(outcome, {}).get(arm, {})
 
-    def average(self, name: str, parts: Sequence[str], scale: Mapping[str, float | None] | None = None) -> None:
+    def average(
+        self, name: str, parts: Sequence[str], scale: Mapping[str, float | None] | None = None
+    ) -> None:
         """Add an outcome: the mean over others inside each run that has all of them.
 
         Args:
-            scale: what a part is divided by; 1 where it is None. Tasks that are better when they are lower count with
-                the other sign.
+            scale: what a part is divided by; 1 where it is None. Tasks that are better when they
+                are lower count with the other sign.
         """
         for arm in dict.fromkeys(arm for part in parts for arm in self.outcomes[part]):
             seeds = sorted(set.intersection(*(set(self.values(part, arm)) for part in parts)))
@@ -105,7 +110,9 @@ class Outcomes:
         by_seed, seed = self.outcomes[name][record["arm"]], record["seed"]
         where = f"arm {record['arm']!r}, seed {seed}, {name}"
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise MaskwiseError(f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage")
+            raise MaskwiseError(
+                f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage"
+            )
         if seed in by_seed:
             raise MaskwiseError(f"measured twice ({where})", do="keep one line of records.jsonl")
         by_seed[seed] = float(value)
@@ -113,9 +120,15 @@ class Outcomes:
 
 def quantities(record: Mapping[str, object]) -> dict[str, float]:
     """What a cost record says of steps, tokens, targets and FLOPs."""
-    return {key: value for key in QUANTITIES if isinstance(value := record.get(key), int | float) and value}
+    return {
+        key: value
+        for key in QUANTITIES
+        if isinstance(value := record.get(key), int | float) and value
+    }
 
 
 def evaluation_name(record: Record) -> str:
-    """The outcome of an evaluation's record: by name and metric, for a set of cloze facts has several."""
+    """The outcome of an evaluation's record: by name and metric, for a set of cloze facts has
+    several.
+    """
     return f"evaluation:{record['name']}:{record['metric']}"

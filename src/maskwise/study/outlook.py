@@ -1,8 +1,9 @@
-"""What a recipe would do, before it does it: ``maskwise check``. Facts first, then every doubt with what to do.
+"""What a recipe would do, before it does it: ``maskwise check``. Facts first, then every doubt with
+what to do.
 
-A sample of the text is prepared as a study prepares the whole, and everything is counted on it: tokens, [UNK], units,
-targets. Of the rest the recipe, the tasks and the model's configuration tell enough. Times are those of a few real
-steps (``timing``). Nothing is written but the cache of times.
+A sample of the text is prepared as a study prepares the whole, and everything is counted on it:
+tokens, [UNK], units, targets. Of the rest the recipe, the tasks and the model's configuration tell
+enough. Times are those of a few real steps (``timing``). Nothing is written but the cache of times.
 
 Cost: below 30 seconds; reading, some seconds for a megabyte of sample, and what is timed.
 """
@@ -59,10 +60,11 @@ MOST_PASSES = 8
 """Passes over a text above which it is rather learned by heart."""
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
-"""Targets after which a small new model with the quick start's settings leaves the loss of word frequencies by 0.3
-nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this power. Fitted on the bundled Wikipedia
-with 512 to 2,048 words (benchmarks/first_contact.py plateau). Of letters nothing is known: some families of proteins
-left it in 1,000 steps, and others did not in twice what this rule says."""
+"""Targets after which a small new model with the quick start's settings leaves the loss of word
+frequencies by 0.3 nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this
+power. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
+plateau). Of letters nothing is known: some families of proteins left it in 1,000 steps, and others
+did not in twice what this rule says."""
 PLATEAU_VOCABULARY, LEAST_VOCABULARY = 1024, 256
 SAFE_TIMES = 1.5
 """The rule above is right within a factor of 2, so that so many times its steps are wanted."""
@@ -89,7 +91,9 @@ class Look(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        """The rows of the sample that would be trained on; also a stream's, which is sampled as a corpus is."""
+        """The rows of the sample that would be trained on; also a stream's, which is sampled as a
+        corpus is.
+        """
         assert isinstance(self.data.training, Rows)
         return self.data.training
 
@@ -98,13 +102,15 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     """What a recipe, or the recipe for a file, would do.
 
     Args:
-        subject: a recipe by name or file; or a corpus or a file of labels, for which ``starter`` writes one.
+        subject: a recipe by name or file; or a corpus or a file of labels, for which ``starter``
+            writes one.
         overrides: ``key=value`` settings.
         timing: whether to time what was not timed here before.
 
     Returns:
-        ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``time``, ``doubts`` (each with ``what`` and ``do``),
-        ``recipe`` (with every default filled in), and ``lines``: the same in words.
+        ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``time``, ``doubts`` (each with
+        ``what`` and ``do``), ``recipe`` (with every default filled in), and ``lines``: the same in
+        words.
 
     Raises:
         MaskwiseError: what a study itself would refuse.
@@ -129,13 +135,18 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
                 counts[arm] = _targets(link, look, config)
             except MaskwiseError as error:  # such as a text that is shorter than a batch
                 doubts.append({"what": f"arm {arm} cannot be trained: {error}", "do": ""})
-        times = _times(recipe, first, look, Path(name), timing=timing and len(counts) == max(1, len(arms)))
+        times = _times(
+            recipe, first, look, Path(name), timing=timing and len(counts) == max(1, len(arms))
+        )
     facts: Plain = {
-        "name": recipe.name, "corpus": corpus, "model": model,
+        "name": recipe.name,
+        "corpus": corpus,
+        "model": model,
         "arms": {arm: count for arm, count in counts.items() if count},
-        "tasks": {task.name: _task(task, first, look.data.tokenizer) for task in tasks}, "time": times,
+        "tasks": {task.name: _task(task, first, look.data.tokenizer) for task in tasks},
+        "time": times,
         "recipe": recipe.to_yaml(),
-    }  # fmt: skip
+    }
     facts["training"] = _training(recipe, first, facts)
     facts["contrasts"] = prospects_of(recipe) if recipe.study.arms else []
     doubts += _doubts(recipe, first, facts)
@@ -143,7 +154,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
 
 
 def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name or file; or the one that ``maskwise study --new`` would write for a file.
+    """The recipe of that name or file; or the one that ``maskwise study --new`` would write for a
+    file.
 
     Raises:
         MaskwiseError: neither a recipe nor a file that can be read.
@@ -158,7 +170,8 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
         return read_recipe(written, overrides)
 
 
-# The text ------------------------------------------------------------------------------------------------------
+# The text
+# ------------------------------------------------------------------------------------------------------
 
 
 def _look(link: Recipe, folder: Path) -> Look:
@@ -171,7 +184,12 @@ def _look(link: Recipe, folder: Path) -> Look:
     total, count, whole = size, len(sample), size < SAMPLE_CHARACTERS
     if not whole and not corpus.stream:
         seen = look_at(corpus.documents())
-        total, count, whole, skipped = seen.characters, seen.documents, seen.whole, dict(seen.skipped)
+        total, count, whole, skipped = (
+            seen.characters,
+            seen.documents,
+            seen.whole,
+            dict(seen.skipped),
+        )
     began = time.process_time()
     data = _prepared(link, sample, folder, whole=whole)
     seconds = (time.process_time() - began) / max(1, size)
@@ -181,13 +199,19 @@ def _look(link: Recipe, folder: Path) -> Look:
 def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
     """Some documents, or the whole text, in the rows of a training."""
     corpus, name = link.corpus, link.tokenizer_name
-    tokenizer = load_tokenizer(name, needs_mask=link.kind == "encoder") if name else link.tokenizer.tokenizer(sample)
+    tokenizer = (
+        load_tokenizer(name, needs_mask=link.kind == "encoder")
+        if name
+        else link.tokenizer.tokenizer(sample)
+    )
     store = None
     if corpus.annotators:
         from maskwise.annotate.run import annotate_corpus
         from maskwise.annotate.store import Store
 
-        annotate_corpus(corpus.documents(), corpus.annotators, folder / "layers", limit=len(sample), jobs=1)
+        annotate_corpus(
+            corpus.documents(), corpus.annotators, folder / "layers", limit=len(sample), jobs=1
+        )
         store = Store(folder / "layers")
     # A part of a text may leave a side empty that the whole text would not.
     shares = [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]
@@ -195,9 +219,13 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
         try:
             tokens = tokenise(sample, tokenizer, layers=store)
             return Prepared.make(
-                folder / f"{share}", tokens, tokenizer,
-                length=corpus.length, layout=corpus.row_layout, held_out=share,
-            )  # fmt: skip
+                folder / f"{share}",
+                tokens,
+                tokenizer,
+                length=corpus.length,
+                layout=corpus.row_layout,
+                held_out=share,
+            )
         except MaskwiseError as error:
             failure = error
     raise failure
@@ -214,19 +242,30 @@ def _corpus(link: Recipe, look: Look) -> Plain:
         number = number if tokens < MOST_TOKENS_A_WORD * number else None  # letters without blanks
     scaled = lambda value: round(value * look.scale)  # noqa: E731
     return {
-        "title": link.corpus.title, "documents": look.documents, "characters": look.characters, "whole": look.whole,
-        "skipped": dict(look.skipped), "rows": scaled(len(rows)), "held_out_rows": scaled(len(data.held_out)),
-        "length": link.corpus.length, "tokens": scaled(tokens), "unknown": counts.get(UNKNOWN, 0) / tokens,
-        "words": None if number is None else scaled(number), "vocabulary": len(data.tokenizer),
+        "title": link.corpus.title,
+        "documents": look.documents,
+        "characters": look.characters,
+        "whole": look.whole,
+        "skipped": dict(look.skipped),
+        "rows": scaled(len(rows)),
+        "held_out_rows": scaled(len(data.held_out)),
+        "length": link.corpus.length,
+        "tokens": scaled(tokens),
+        "unknown": counts.get(UNKNOWN, 0) / tokens,
+        "words": None if number is None else scaled(number),
+        "vocabulary": len(data.tokenizer),
         "tokens_per_word": None if not number else round(tokens / number, 3),
-    }  # fmt: skip
+    }
 
 
-# What is trained, and on what ------------------------------------------------------------------------------------
+# What is trained, and on what
+# ------------------------------------------------------------------------------------
 
 
 def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None:
-    """What one step of a training is, in the mean of some steps; None where several objectives take turns."""
+    """What one step of a training is, in the mean of some steps; None where several objectives take
+    turns.
+    """
     if link.objectives or link.learns:
         return None
     source = masked_source(look.data, link, config)
@@ -243,19 +282,25 @@ def _targets(link: Recipe, look: Look, config: PreTrainedConfig) -> Plain | None
         pieces = look.rows.batch(np.arange(min(16, len(look.rows))))
         batch = gather(pieces, masker.vocabulary)
         keys = Keys(batch.example_id, seed=0, epoch=0, step=steps[0])
-        length = masker.choose(batch, keys, Moment(steps[0], link.training.steps, 0))[0].units.length
+        length = masker.choose(batch, keys, Moment(steps[0], link.training.steps, 0))[
+            0
+        ].units.length
         units, chosen = float(len(length)), float(length.sum())
     count = len(steps)
     return {
-        "masks": f"{link.masking.policy} {link.masking.ratio}", "targets_per_step": targets / count,
-        "tokens_per_step": tokens / count, "share": targets / max(1.0, tokens),
+        "masks": f"{link.masking.policy} {link.masking.ratio}",
+        "targets_per_step": targets / count,
+        "tokens_per_step": tokens / count,
+        "share": targets / max(1.0, tokens),
         "tokens_per_unit": chosen / units if units else None,
-    }  # fmt: skip
+    }
 
 
 def _task(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     facts: Plain = dict(task.facts())
-    texts = [row.texts for split in ("train", "test") for row in task.splits.get(split, ())[:LOOKED_AT]]
+    texts = [
+        row.texts for split in ("train", "test") for row in task.splits.get(split, ())[:LOOKED_AT]
+    ]
     if task.frozen:  # every text by itself
         texts = [(text,) for parts in texts for text in parts]
     sizes = []
@@ -265,11 +310,16 @@ def _task(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
     labels = Counter(name for row in task.splits["train"] for name in getattr(row, "classes", ()))
     most = max(labels.values(), default=0) / max(1, labels.total())
     return {
-        **facts, "rows": {split: len(rows) for split, rows in task.splits.items()},
+        **facts,
+        "rows": {split: len(rows) for split, rows in task.splits.items()},
         "labels": dict(labels.most_common(12)),
-        "most": most, "majority": task.majority, "skipped": dict(task.skipped),
-        "cut": len(cut) / max(1, len(sizes)), "longest": max(sizes, default=0), "max_length": link.finetune.max_length,
-    }  # fmt: skip
+        "most": most,
+        "majority": task.majority,
+        "skipped": dict(task.skipped),
+        "cut": len(cut) / max(1, len(sizes)),
+        "longest": max(sizes, default=0),
+        "max_length": link.finetune.max_length,
+    }
 
 
 def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
@@ -279,22 +329,29 @@ def _training(recipe: Recipe, first: Recipe, facts: Plain) -> Plain:
     passes = how.steps * how.batch_size / rows if known else None
     training: Plain = {"steps": how.steps, "passes": passes, "plateau_steps": None}
     each = [arm["targets_per_step"] for arm in facts["arms"].values()]
-    new, vocabulary = first.model.pretrained is None and first.kind == "encoder", facts["corpus"]["vocabulary"]
+    new, vocabulary = (
+        first.model.pretrained is None and first.kind == "encoder",
+        facts["corpus"]["vocabulary"],
+    )
     if new and vocabulary >= LEAST_VOCABULARY and each and min(each) > 0:
         training["plateau_steps"] = round(plateau_targets(vocabulary) / min(each))
     return training
 
 
 def plateau_targets(vocabulary: int) -> float:
-    """Targets after which a small new model with so many words leaves the loss of word frequencies by 0.3 nats."""
+    """Targets after which a small new model with so many words leaves the loss of word frequencies
+    by 0.3 nats.
+    """
     return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** PLATEAU_POWER
 
 
-# Time ------------------------------------------------------------------------------------------------------------
+# Time
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: bool) -> Plain:
-    """Seconds of work by kind of stage, and until the end with as many stages at once as there are cores.
+    """Seconds of work by kind of stage, and until the end with as many stages at once as there are
+    cores.
 
     Args:
         first: the recipe of the training whose text ``look`` has prepared.
@@ -303,7 +360,9 @@ def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: b
     jobs = os.cpu_count() or 1
     if not recipe.study.arms:
         recipe = recipe.model_copy(
-            update={"study": recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})}
+            update={
+                "study": recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
+            }
         )
     design = Design(recipe, folder / "stages", forecast=True)
     plans = list(design.plans())
@@ -329,13 +388,18 @@ def _times(recipe: Recipe, first: Recipe, look: Look, folder: Path, *, timing: b
         entry = kinds.setdefault(stage.kind, {"stages": 0, "seconds": 0.0})
         entry["stages"] += 1
         each = seconds[name]
-        entry["seconds"] = None if each is None or entry["seconds"] is None else entry["seconds"] + each
+        entry["seconds"] = (
+            None if each is None or entry["seconds"] is None else entry["seconds"] + each
+        )
     unknown = [kind for kind, entry in kinds.items() if entry["seconds"] is None]
     return {
-        "jobs": jobs, "runs": {plan.purpose: len(plan.runs) for plan in plans}, "stages": kinds, "unknown": unknown,
+        "jobs": jobs,
+        "runs": {plan.purpose: len(plan.runs) for plan in plans},
+        "stages": kinds,
+        "unknown": unknown,
         "seconds": None if unknown else round(START_SECONDS + wall(todo, seconds, jobs), 1),
         "memory_gib": forecast.memory_gib(),
-    }  # fmt: skip
+    }
 
 
 def _cut(link: Recipe) -> tuple[object, ...]:
@@ -344,7 +408,8 @@ def _cut(link: Recipe) -> tuple[object, ...]:
     return (corpus.length, corpus.row_layout, corpus.layers, link.tokenizer_name or link.tokenizer)
 
 
-# Words -----------------------------------------------------------------------------------------------------------
+# Words
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
@@ -355,8 +420,15 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
         return {"what": what, "do": do}
 
     if corpus["unknown"] > MOST_UNKNOWN:
-        do = "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger tokenizer.vocab_size"
-        yield doubt(f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are never masked", do)
+        do = (
+            "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger "
+            "tokenizer.vocab_size"
+        )
+        yield doubt(
+            f"{corpus['unknown']:.1%} of the tokens are unknown to the tokenizer, and are "
+            f"never masked",
+            do,
+        )
     if corpus["skipped"]:
         seen = "" if corpus["whole"] else f" (in the first {corpus['documents']:,} documents)"
         yield doubt(
@@ -368,32 +440,50 @@ def _doubts(recipe: Recipe, first: Recipe, facts: Plain) -> Iterator[Plain]:
             what = f"arm {name} has {arm['targets_per_step']:.0f} targets a step"
             yield doubt(what, "raise training.batch_size, corpus.length or the ratio")
     if (training["passes"] or 0) > MOST_PASSES:
-        what = f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
+        what = (
+            f"the text is read {training['passes']:.0f} times, and will rather be learned by heart"
+        )
         yield doubt(what, "give more text, or lower training.steps")
     if (needed := training["plateau_steps"]) and training["steps"] < SAFE_TIMES * needed:
         hardly = "hardly" if training["steps"] < needed else "may not"
-        what = f"{training['steps']} steps {hardly} leave the plateau of word frequencies: it takes about {needed}"
+        what = (
+            f"{training['steps']} steps {hardly} leave the plateau of word frequencies: it "
+            f"takes about {needed}"
+        )
         safe = 10 * math.ceil(SAFE_TIMES * needed / 10)
         do = f"training.steps={safe}, to be safe, or a start that is trained: model.pretrained"
         yield doubt(what, do)
     for name, task in facts["tasks"].items():
         if accuracy_misleads(task["metric"], task["most"]):
             what = f"{task['most']:.0%} of the rows of {name} have one label: accuracy says little"
-            yield doubt(what, "macro F1 stands beside it on the page; to judge by it, metric='macro-f1'")
+            yield doubt(
+                what, "macro F1 stands beside it on the page; to judge by it, metric='macro-f1'"
+            )
         if task["test_items"] < FEW_TEST_ITEMS:
             error = 50 / task["test_items"] ** 0.5
-            what = f"{name} is judged on {task['test_items']} items: a score is ± {error:.0f} points from them alone"
+            what = (
+                f"{name} is judged on {task['test_items']} items: a score is ± {error:.0f} "
+                f"points from them alone"
+            )
             yield doubt(what, "give more rows to test, or do not read small differences")
         if task["cut"] > MOST_CUT:
-            what = f"{task['cut']:.0%} of the rows of {name} are longer than {task['max_length']} tokens, and are cut"
+            what = (
+                f"{task['cut']:.0%} of the rows of {name} are longer than "
+                f"{task['max_length']} tokens, and are cut"
+            )
             yield doubt(what, f"raise finetune.max_length: the longest has {task['longest']:,}")
         if task["skipped"]:
-            yield doubt(f"left out of {name}: {counted(task['skipped'])}", "look at these rows if they are many")
+            yield doubt(
+                f"left out of {name}: {counted(task['skipped'])}",
+                "look at these rows if they are many",
+            )
         for note in task.get("notes", []):
             yield doubt(f"{name}: {note}", "")
     runs, prospects = len(recipe.study.seed_list), facts["contrasts"]
     if short := [prospect for prospect in prospects if not prospect["decidable"]]:
-        what = f"{runs} runs of each arm cannot decide {len(short)} contrast{'s' * (len(short) > 1)}"
+        what = (
+            f"{runs} runs of each arm cannot decide {len(short)} contrast{'s' * (len(short) > 1)}"
+        )
         fewest = max(prospect["fewest_runs"] for prospect in short)
         yield doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
 
@@ -403,13 +493,19 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
     more = "" if corpus["whole"] else "at least "
     yield (
         "text",
-        f"{corpus['title']}: {more}{corpus['documents']:,} documents, {corpus['characters']:,} characters",
+        f"{corpus['title']}: {more}{corpus['documents']:,} documents, "
+        f"{corpus['characters']:,} characters",
     )
-    words = "" if corpus["words"] is None else f", {corpus['words']:,} words of {corpus['tokens_per_word']:.2f} tokens"
+    words = (
+        ""
+        if corpus["words"] is None
+        else f", {corpus['words']:,} words of {corpus['tokens_per_word']:.2f} tokens"
+    )
     yield (
         "rows",
         (
-            f"{corpus['rows']:,} of {corpus['length']} tokens, {corpus['held_out_rows']:,} held out; "
+            f"{corpus['rows']:,} of {corpus['length']} tokens, {corpus['held_out_rows']:,} "
+            f"held out; "
             f"about {corpus['tokens']:,} "
             f"tokens{words}; {corpus['unknown']:.1%} [UNK]"
         ),
@@ -417,18 +513,29 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
     start = f"goes on from {model['start']}" if model["start"] else "new"
     yield (
         "model",
-        f"{model['type']}, {start}: {model['weights'] / 1e6:.1f} M weights, vocabulary {model['vocabulary']:,}",
+        f"{model['type']}, {start}: {model['weights'] / 1e6:.1f} M weights, vocabulary "
+        f"{model['vocabulary']:,}",
     )
-    plateau = "" if training["plateau_steps"] is None else f"; about {training['plateau_steps']:,} to leave the plateau"
+    plateau = (
+        ""
+        if training["plateau_steps"] is None
+        else f"; about {training['plateau_steps']:,} to leave the plateau"
+    )
     passes = training["passes"]
-    over = "on a stream, which is not counted" if passes is None else f"{passes:.1f} passes over the text"
+    over = (
+        "on a stream, which is not counted"
+        if passes is None
+        else f"{passes:.1f} passes over the text"
+    )
     yield "training", f"{training['steps']:,} steps, {over}{plateau}"
     for name, task in facts["tasks"].items():
         rows = ", ".join(f"{count:,} {split}" for split, count in task["rows"].items())
         labels = f", {task['classes']} labels" if task["classes"] else ""
         most = f", the commonest {task['most']:.0%}" if task["most"] else ""
         majority = (
-            "" if task["majority"] is None else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
+            ""
+            if task["majority"] is None
+            else f"; knowing nothing gives {task['majority']:.3f} {task['metric']}"
         )
         yield f"task {name}", f"{task['kind']}: {rows}{labels}{most}{majority}"
     for line in prospect_lines(facts["contrasts"]):
@@ -436,7 +543,17 @@ def _lines(recipe: Recipe, facts: Plain) -> Iterator[tuple[str, str]]:
     counts = ", ".join(f"{count} runs ({purpose})" for purpose, count in times["runs"].items())
     runs = f"{counts}, " if recipe.study.arms else ""
     if times["seconds"] is None:
-        yield "time", f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet"
+        yield (
+            "time",
+            f"{runs}unknown: nothing like {', '.join(times['unknown'])} was timed here yet",
+        )
     else:
-        memory = "" if times["memory_gib"] is None else f", {times['memory_gib']:.1f} GiB for each of them"
-        yield "time", f"{runs}about {duration(times['seconds'])} with {times['jobs']} stages at once{memory}"
+        memory = (
+            ""
+            if times["memory_gib"] is None
+            else f", {times['memory_gib']:.1f} GiB for each of them"
+        )
+        yield (
+            "time",
+            f"{runs}about {duration(times['seconds'])} with {times['jobs']} stages at once{memory}",
+        )

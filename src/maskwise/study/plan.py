@@ -1,4 +1,6 @@
-"""What a study runs: runs, each a chain of stages and what judges its end, and plans of runs to be done together."""
+"""What a study runs: runs, each a chain of stages and what judges its end, and plans of runs to be
+done together.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,18 @@ class Run:
         arm: its name.
         seed: the seed of the pre-training run.
         recipe: its own: the arm's settings, the seed, and what a search or matching set.
-        chain: texts, learnings of policies, and trainings, each behind what it needs; no training for the reference.
+        chain: texts, learnings of policies, and trainings, each behind what it needs; no training
+            for the reference.
         prepared: the last text that is trained on.
         pretrained: the last training; None for the reference.
-        evaluated: what is measured without fine-tuning; None for a reference that cannot fill masks.
+        evaluated: what is measured without fine-tuning; None for a reference that cannot fill
+            masks.
         tasks: by task, the stage that fine-tunes on it.
         overlaps: whether its texts hold the tests of its tasks.
         fraction: its share of the whole run's steps.
         setting: the point of a search that it tries, or that was chosen for it, by dotted name.
-        role: "" of a run that is compared, "search" of one that is tried, "gate" of one that a gate compares.
+        role: "" of a run that is compared, "search" of one that is tried, "gate" of one that a gate
+            compares.
         title: what people read for the arm, if not its name.
     """
 
@@ -93,7 +98,9 @@ class Run:
         if self.fraction != 1:
             parts.append(f"{self.fraction:.0%} of the steps")
         if self.role == "search":
-            parts.append(", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()))
+            parts.append(
+                ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())
+            )
         elif self.role:
             parts.append(self.role)
         return " · ".join(parts)
@@ -116,7 +123,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs that can be done together, in the order of their start: one of every arm before the second of any.
+    """Runs that can be done together, in the order of their start: one of every arm before the
+    second of any.
 
     Attributes:
         purpose: what they are for: texts, search, main or companions.
@@ -126,13 +134,18 @@ class Plan:
     purpose: str = "main"
 
     def stages(self) -> list[Stage]:
-        """Every stage once, those that others need first; texts before all that need not come before them."""
+        """Every stage once, those that others need first; texts before all that need not come
+        before them.
+        """
         named = {stage.name: stage for run in self.runs for stage in run.stages}
-        return sorted(named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2))
+        return sorted(
+            named.values(), key=lambda stage: not (stage.kind == "prepare" and len(stage.needs) < 2)
+        )
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """The whole runs of a recipe as it is written, without what searching and matching would change.
+    """The whole runs of a recipe as it is written, without what searching and matching would
+    change.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -145,7 +158,9 @@ def make_plan(recipe: Recipe) -> Plan:
     require_arms(recipe)
     contents = task_contents(recipe)
     arms, seeds = arms_of(recipe, contents), recipe.study.seed_list
-    return Plan(tuple(make_run(recipe, arm, seed, contents=contents) for seed in seeds for arm in arms))
+    return Plan(
+        tuple(make_run(recipe, arm, seed, contents=contents) for seed in seeds for arm in arms)
+    )
 
 
 def require_arms(recipe: Recipe) -> None:
@@ -156,7 +171,9 @@ def require_arms(recipe: Recipe) -> None:
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
-    """The arms, and the reference if anything can be measured of it: tasks, or how a start with a head fills masks."""
+    """The arms, and the reference if anything can be measured of it: tasks, or how a start with a
+    head fills masks.
+    """
     start = baseline_of(recipe)
     return [*recipe.study.arms, *([REFERENCE] if contents or _fills_masks(start) else [])]
 
@@ -183,9 +200,17 @@ def task_contents(recipe: Recipe) -> dict[str, str]:
 
 
 def make_run(
-    recipe: Recipe, arm: str, seed: int, *, contents: Mapping[str, str], more: Mapping[str, object] | None = None,
-    evaluated: bool = True, fraction: float = 1.0, setting: Plain | None = None, role: str = "",
-) -> Run:  # fmt: skip
+    recipe: Recipe,
+    arm: str,
+    seed: int,
+    *,
+    contents: Mapping[str, str],
+    more: Mapping[str, object] | None = None,
+    evaluated: bool = True,
+    fraction: float = 1.0,
+    setting: Plain | None = None,
+    role: str = "",
+) -> Run:
     """The stages of one run.
 
     Args:
@@ -204,19 +229,26 @@ def make_run(
     trained: list[Stage] = []
     for link in [] if reference else links:
         before = trained[-1] if trained else None
-        learned = learn_stage(link, own.learned_task, prepared[0], after=before) if link.learns else None
+        learned = (
+            learn_stage(link, own.learned_task, prepared[0], after=before) if link.learns else None
+        )
         text = prepare_stage(link, after=prepared[0], learned=learned)
         prepared.append(text)
         trained.append(pretrain_stage(link, text, after=before))
         chain += tuple(stage for stage in (learned, text, trained[-1]) if stage is not None)
     last = trained[-1] if trained else None
-    # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model knows them.
+    # The yardstick is the study's last text, whatever an arm trains on; in rows as the arm's model
+    # knows them.
     rows = links[-1].corpus.model_dump(include={"length", "layout", "attention"})
     last_text = recipe.links()[-1].unlearned().corpus.model_dump() | rows
     measured = own.model_copy(update={"corpus": CorpusSettings(**of_run(last_text, seed))})
     yardstick = prepare_stage(measured, after=prepared[0])
-    judged = evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
-    chain = tuple({stage.name: stage for stage in (*chain, *([yardstick] if judged else []))}.values())
+    judged = (
+        evaluate_stage(own, yardstick, last) if evaluated and (last or _fills_masks(own)) else None
+    )
+    chain = tuple(
+        {stage.name: stage for stage in (*chain, *([yardstick] if judged else []))}.values()
+    )
     # A task in a world of the run's own has other rows in every run.
     asked = {task: (of_run(task, seed), content) for task, content in contents.items()}
     for task, (spec, _) in asked.items():
@@ -229,14 +261,23 @@ def make_run(
         if not link.corpus.stream  # it is read once, by who trains on it
     ]
     return Run(
-        arm, seed, own, chain=chain, prepared=prepared[-1], pretrained=last, evaluated=judged,
+        arm,
+        seed,
+        own,
+        chain=chain,
+        prepared=prepared[-1],
+        pretrained=last,
+        evaluated=judged,
         tasks={
             task: finetune_stage(own, spec, content, prepared=prepared[0], pretrained=last)
             for task, (spec, content) in asked.items()
         },
         overlaps=tuple({stage.name: stage for stage in overlaps}.values()),
-        fraction=fraction, setting=setting or {}, role=role, title=reference_words(recipe) if reference else "",
-    )  # fmt: skip
+        fraction=fraction,
+        setting=setting or {},
+        role=role,
+        title=reference_words(recipe) if reference else "",
+    )
 
 
 def learned_from(recipe: Recipe) -> dict[str, str]:
@@ -251,8 +292,10 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     known = {name: task for name, task in tasks.items() if task in own.values()}
     if len(set(known.values())) < max(2, len(own)):
         raise MaskwiseError(
-            "study.transfer compares policies that were learned from each of the study's tasks, two or more",
+            "study.transfer compares policies that were learned from each of the study's "
+            "tasks, two or more",
             got=f"policies learned from {', '.join(sorted(set(tasks.values()))) or 'no task'}",
-            do=f"give arms masking.policy: learned and learning.task: one of {', '.join(own.values())}",
+            do=f"give arms masking.policy: learned and learning.task: one of "
+            f"{', '.join(own.values())}",
         )
     return known

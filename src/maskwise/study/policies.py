@@ -1,7 +1,8 @@
 """``maskwise learn``, and the learning of a policy by the recipe of a run.
 
-Beside what ``learning.run`` writes, the folder of ``maskwise learn`` gets ``recipe.yaml``, ``stage.json`` (what the
-policy depends on), ``done.json`` and ``report.html``. The same command goes on.
+Beside what ``learning.run`` writes, the folder of ``maskwise learn`` gets ``recipe.yaml``,
+``stage.json`` (what the policy depends on), ``done.json`` and ``report.html``. The same command
+goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     Under torchrun every process calls this; rank 0 writes.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, or the policy of another recipe or of other data.
+        MaskwiseError: bad input; a folder that holds something else, or the policy of another
+            recipe or of other data.
     """
     first = rank_here() == 0
     if first:
@@ -39,11 +41,17 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     done = read_json(out / DONE)
     kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
-        raise MaskwiseError(f"--out {out} holds the policy of another recipe", do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds the policy of another recipe", do="give a new folder"
+        )
     stage = learn_stage(recipe, recipe.learned_task, prepare_stage(recipe)).as_dict()
     before = read_json(out / STAGE)
-    if before and before != json.loads(json.dumps(stage)):  # the recipe is the same, and what it names is not
-        what = f"--out {out} holds a policy learned from other data: a file, a library or the machine changed"
+    # the recipe is the same, and what it names is not
+    if before and before != json.loads(json.dumps(stage)):
+        what = (
+            f"--out {out} holds a policy learned from other data: a file, a library or the "
+            f"machine changed"
+        )
         raise MaskwiseError(what, do="give a new folder")
     if done:
         return done
@@ -56,12 +64,14 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
             result = lesson_of(recipe, out, quiet=quiet).learn()
             result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
             if first:
-                from maskwise.report.policy import write_policy_page  # not at the top: altair takes a second
+                # not at the top: altair takes a second
+                from maskwise.report.policy import write_policy_page
 
                 result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
                 write_json(out / DONE, result)
         except MaskwiseError:
-            if first and new and not any(out.rglob("metrics.jsonl")):  # nothing stays of what never took a step
+            # nothing stays of what never took a step
+            if first and new and not any(out.rglob("metrics.jsonl")):
                 shutil.rmtree(out)
             raise
     return result

@@ -1,9 +1,10 @@
-"""How many runs a study needs, and what a given number of runs can see: pure functions of plain numbers.
+"""How many runs a study needs, and what a given number of runs can see: pure functions of plain
+numbers.
 
-The test that decides is the exact sign-flip test, whose p values come in steps of 2^(1 − n): with 8 runs and a
-level of .0083 the level that is really used is .0078, with 9 still .0078. So power is that of the paired t test
-at the level which the sign-flip test can attain; and where that level is a single step, which needs the same sign in
-all runs, it is exact.
+The test that decides is the exact sign-flip test, whose p values come in steps of 2^(1 − n): with 8
+runs and a level of .0083 the level that is really used is .0078, with 9 still .0078. So power is
+that of the paired t test at the level which the sign-flip test can attain; and where that level is
+a single step, which needs the same sign in all runs, it is exact.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from maskwise.constants import MOST_PRIMARY
 from maskwise.errors import MaskwiseError
 from maskwise.study.statistics import EXACT_RUNS, t_quantile
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # of an integral over [−1, 1]; 20 ms, so made once
+# of an integral over [−1, 1]; 20 ms, so made once
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 P_FROM_RUNS = 6
 """With fewer no p is printed: the smallest one at 5 runs is .0625."""
 MOST_RUNS = 300
@@ -29,7 +31,9 @@ MOST_RUNS = 300
 
 
 def attainable_level(runs: int, alpha: float = 0.05) -> float:
-    """The largest p below alpha that the sign-flip test of so many runs can give; 0 if there is none."""
+    """The largest p below alpha that the sign-flip test of so many runs can give; 0 if there is
+    none.
+    """
     if runs > EXACT_RUNS:
         return alpha
     splits = 2 ** (runs - 1)
@@ -59,10 +63,12 @@ def most_contrasts(runs: int) -> int:
 
 
 def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
-    """The shares of the error that planned looks at the runs may spend; they sum to 1, and the last has the most.
+    """The shares of the error that planned looks at the runs may spend; they sum to 1, and the last
+    has the most.
 
-    A p value at a look is divided by its weight, and the smallest over the looks so far is a p value of the whole plan
-    (Bonferroni with weights): that holds for the exact test, however the looks depend on each other.
+    A p value at a look is divided by its weight, and the smallest over the looks so far is a p
+    value of the whole plan (Bonferroni with weights): that holds for the exact test, however the
+    looks depend on each other.
 
     >>> [round(weight, 3) for weight in look_weights([10, 20])]
     [0.111, 0.889]
@@ -70,7 +76,8 @@ def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
     Args:
         looks: numbers of runs, rising.
 
-    Source: Lan and DeMets (1983), the spending function like O'Brien and Fleming's: 2 − 2 Φ(z / √t).
+    Source: Lan and DeMets (1983), the spending function like O'Brien and Fleming's: 2 − 2 Φ(z /
+        √t).
     """
     z = stats.norm.ppf(1 - alpha / 2)
     spent = [0.0, *(2 * float(stats.norm.sf(z / math.sqrt(runs / looks[-1]))) for runs in looks)]
@@ -78,12 +85,15 @@ def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
 
 
 def look_weight(looks: Sequence[int] | None, runs: int) -> float:
-    """The share of the error that may be spent at this number of runs: all of it where no looks are planned."""
+    """The share of the error that may be spent at this number of runs: all of it where no looks are
+    planned.
+    """
     return look_weights(looks)[looks.index(runs)] if looks else 1.0
 
 
 def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) -> float:
-    """The probability that so many runs decide a true difference, if the paired differences are normal.
+    """The probability that so many runs decide a true difference, if the paired differences are
+    normal.
 
     >>> [round(power_of(1, effect, runs), 2) for runs in (6, 8) for effect in (1, 1.5)]
     [0.35, 0.66, 0.67, 0.95]
@@ -98,7 +108,8 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) ->
         return 0.0
     if runs <= EXACT_RUNS and level == 2.0 ** (1 - runs):
         return float(special.ndtr(difference / sd) ** runs + special.ndtr(-difference / sd) ** runs)
-    # Integrated over the quantiles of the sample SD: scipy's noncentral t is nan at few runs and large shifts.
+    # Integrated over the quantiles of the sample SD: scipy's noncentral t is nan at few runs and
+    # large shifts.
     shift = abs(difference) / sd * math.sqrt(runs)
     critical = t_quantile(1 - level / 2, runs - 1) * _sample_sds(runs)
     return float(WEIGHTS @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
@@ -119,7 +130,9 @@ def detectable_difference(sd: float, runs: int, power: float = 0.8, alpha: float
     """
     if not can_decide(runs, alpha=alpha) or sd < 0:
         allowed = f"{fewest_runs(alpha)} runs or more, sd ≥ 0"
-        raise MaskwiseError("so few runs detect nothing", got=f"{runs} runs, sd {sd}", allowed=allowed)
+        raise MaskwiseError(
+            "so few runs detect nothing", got=f"{runs} runs, sd {sd}", allowed=allowed
+        )
     return sd * _detectable_effect(runs, power, alpha)
 
 
@@ -129,16 +142,21 @@ def _detectable_effect(runs: int, power: float, alpha: float) -> float:
     return float(optimize.brentq(lambda x: power_of(1.0, x, runs, alpha=alpha) - power, 1e-9, 1000))
 
 
-def runs_to_decide(sd: float, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int | None:
+def runs_to_decide(
+    sd: float, difference: float, *, power: float = 0.8, alpha: float = 0.05
+) -> int | None:
     """The fewest runs that would decide ``difference`` with this power; None if more than 300.
 
-    The true ``sd`` and ``difference`` are taken as known; with those of three runs the answer is itself a guess.
+    The true ``sd`` and ``difference`` are taken as known; with those of three runs the answer is
+    itself a guess.
 
     Args:
         alpha: the level that is left after Holm's correction.
     """
     if sd < 0 or not math.isfinite(sd) or not math.isfinite(difference):
-        raise MaskwiseError("runs_to_decide wants finite numbers, sd ≥ 0", got=f"sd {sd}, difference {difference}")
+        raise MaskwiseError(
+            "runs_to_decide wants finite numbers, sd ≥ 0", got=f"sd {sd}, difference {difference}"
+        )
     if difference == 0:
         return None
     if sd == 0:

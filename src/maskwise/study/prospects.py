@@ -1,8 +1,9 @@
-"""What a study can decide, before it runs: for every contrast whether so many runs can decide it, the smallest
-difference that they detect, and how many runs it takes.
+"""What a study can decide, before it runs: for every contrast whether so many runs can decide it,
+the smallest difference that they detect, and how many runs it takes.
 
-A study that can never decide is not refused, because it may be meant as a pilot. How noisy paired differences are comes
-from ``study.noise``, or from the records of an earlier study in the same folder. Cost: a second.
+A study that can never decide is not refused, because it may be meant as a pilot. How noisy paired
+differences are comes from ``study.noise``, or from the records of an earlier study in the same
+folder. Cost: a second.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Prospect(TypedDict):
     baseline: str
     runs: int
     smallest_p: float | None
-    """The smallest p that the exact test of so many runs can give, after Holm's correction; None where none is made."""
+    """The smallest p that the exact test of so many runs can give, after Holm's correction; None
+    where none is made.
+    """
     decidable: bool
     fewest_runs: int
     """With fewer of each arm nothing can be decided."""
@@ -53,9 +56,13 @@ class Prospect(TypedDict):
     unit: str
     """Points or nats; spreads between paired runs where the noise is not known."""
     detectable: float
-    """The smallest difference that ``max(runs, fewest_runs)`` would decide with probability .8, in ``unit``."""
+    """The smallest difference that ``max(runs, fewest_runs)`` would decide with probability .8, in
+    ``unit``.
+    """
     margin_runs: int | None
-    """The runs that decide a difference of ``study.margin`` with probability .8; None without margin or noise."""
+    """The runs that decide a difference of ``study.margin`` with probability .8; None without
+    margin or noise.
+    """
 
 
 class Noise(TypedDict):
@@ -92,7 +99,9 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     return prospects
 
 
-def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None) -> Prospect:
+def _prospect(
+    recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float, noise: Noise | None
+) -> Prospect:
     """Args:
     tests: how many tests share the error: contrasts, times what planned looks leave for others.
     """
@@ -111,7 +120,9 @@ def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float,
         "smallest_p": min(1.0, 2.0 ** (1 - runs) * tests) if runs >= P_FROM_RUNS else None,
         "decidable": runs >= fewest,
         "fewest_runs": fewest,
-        "power": {f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)},
+        "power": {
+            f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)
+        },
         "noise": noise and noise["sd"],
         "noise_from": noise and noise["source"],
         "unit": "spreads" if noise is None else noise["unit"],
@@ -120,7 +131,8 @@ def _prospect(recipe: Recipe, pair: tuple[str, str], *, runs: int, tests: float,
     }
 
 
-# Noise -----------------------------------------------------------------------------------------------------------
+# Noise
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
@@ -129,16 +141,20 @@ def _noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
     if isinstance(given, float):
         unit = "points" if recipe.tasks else NATS
         sd = given * (100 if unit == "points" else 1)
-        return {pair: {"sd": sd, "unit": unit, "source": "study.noise"} for pair in recipe.study.pairs}
+        return {
+            pair: {"sd": sd, "unit": unit, "source": "study.noise"} for pair in recipe.study.pairs
+        }
     if given is not None:
         return _measured(Path(given), recipe.study.pairs)
-    with suppress(MaskwiseError):  # what lies there is no study, or a damaged one: there is no pilot
+    # what lies there is no study, or a damaged one: there is no pilot
+    with suppress(MaskwiseError):
         return _measured(folder, recipe.study.pairs) if folder else {}
     return {}
 
 
 def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Noise]:
-    """The noise in the records of a study; where it did not compare a pair, the mean noise of those that it did.
+    """The noise in the records of a study; where it did not compare a pair, the mean noise of those
+    that it did.
 
     Raises:
         MaskwiseError: no study with records is there.
@@ -152,10 +168,18 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
     table, known = Table(cast(list[Record], records), described), dict[tuple[str, str], Noise]()
     for pair in primary_pairs(described):
         for one in compare(table, *pair):
-            if one.row["primary"] and len(one.plain) > 2 and (sd := float(one.plain.std(ddof=1))) > 0:
+            if (
+                one.row["primary"]
+                and len(one.plain) > 2
+                and (sd := float(one.plain.std(ddof=1))) > 0
+            ):
                 points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
                 scale, unit = (100, "points") if points else (1, NATS)
-                known[pair] = {"sd": scale * sd, "unit": unit, "source": f"{folder}, {len(one.plain)} runs"}
+                known[pair] = {
+                    "sd": scale * sd,
+                    "unit": unit,
+                    "source": f"{folder}, {len(one.plain)} runs",
+                }
     if not known:
         return {}
     common = next(iter(known.values()))
@@ -163,7 +187,8 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
     return {pair: known.get(pair, {**common, "sd": mean}) for pair in pairs}
 
 
-# Words -----------------------------------------------------------------------------------------------------------
+# Words
+# -----------------------------------------------------------------------------------------------------------
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
@@ -171,7 +196,9 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
     pairs_of: dict[str, list[str]] = {}
     for prospect in prospects:
         for line in _lines(prospect):
-            pairs_of.setdefault(line, []).append(f"{prospect['arm']} against {prospect['baseline']}")
+            pairs_of.setdefault(line, []).append(
+                f"{prospect['arm']} against {prospect['baseline']}"
+            )
     lines = []
     for line, pairs in pairs_of.items():
         which = "every contrast" if len(pairs) == len(prospects) > 1 else ", ".join(pairs)
@@ -186,9 +213,14 @@ def _lines(prospect: Prospect) -> Iterator[str]:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
         yield f"{are} too few for a verdict; use study.seeds={fewest}"
     if prospect["noise"] is None:
-        power = ", ".join(f"{power:.2f} at {effect} SD" for effect, power in prospect["power"].items())
+        power = ", ".join(
+            f"{power:.2f} at {effect} SD" for effect, power in prospect["power"].items()
+        )
         seen = f" (power {power})" if prospect["decidable"] else ""
-        what = f"differences of {prospect['detectable']:.1f} SD or more{seen}; set study.noise to see this in points"
+        what = (
+            f"differences of {prospect['detectable']:.1f} SD or more{seen}; set study.noise "
+            f"to see this in points"
+        )
     else:
         noise = f"noise {prospect['noise']:.2g}, {prospect['noise_from']}"
         what = f"differences of {prospect['detectable']:.2g} {prospect['unit']} or more ({noise})"

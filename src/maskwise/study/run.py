@@ -1,6 +1,7 @@
 """Run a study: do the stages that are not done, then write records, verdicts and the page.
 
-Interrupt it however you like; the same command goes on. One failing run is reported and takes no other down.
+Interrupt it however you like; the same command goes on. One failing run is reported and takes no
+other down.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ from maskwise.tasks.judge import PREDICTIONS
 
 
 class Result(dict[str, Any]):
-    """summary.json of a study with ``seconds``, ``report`` and ``failures``; a notebook shows its verdicts."""
+    """summary.json of a study with ``seconds``, ``report`` and ``failures``; a notebook shows its
+    verdicts.
+    """
 
     def _repr_html_(self) -> str:
         rows = [row for row in self["contrasts"] if row["primary"]]
-        found = "".join(f"<li><b>{escape(row['verdict'])}</b> {escape(row['brief'])}</li>" for row in rows)
+        found = "".join(
+            f"<li><b>{escape(row['verdict'])}</b> {escape(row['brief'])}</li>" for row in rows
+        )
         page = f"<p>The page: <code>{escape(self['report'])}</code></p>"
         return f"<div><p><b>{escape(self['headline'])}</b></p><ul>{found}</ul>{page}</div>"
 
@@ -71,16 +76,18 @@ def run_study(
         engine: where stages run: local or ray.
         retries: how often a stage is tried again whose failure may pass.
         cache: a folder where stages are shared with other studies.
-        seeds: run only these of ``study.seeds``, and keep the records of others that are in ``out``. There are no
-            verdicts before all seeds of the study have run.
+        seeds: run only these of ``study.seeds``, and keep the records of others that are in
+            ``out``. There are no verdicts before all seeds of the study have run.
 
     Returns:
-        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that failed).
+        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that
+        failed).
 
     Raises:
         MaskwiseError: bad input, before anything is written.
     """
-    # Imported here because workers import this module too, and need neither scipy nor altair: 1.5 s each.
+    # Imported here because workers import this module too, and need neither scipy nor altair: 1.5 s
+    # each.
     from maskwise.report import write_report
     from maskwise.study.prospects import prospect_lines, prospects_of
     from maskwise.study.verdict import primary_pairs, summarise
@@ -116,19 +123,27 @@ def run_study(
                 worked = worked or bool(todo)
                 study = with_runs_of(others, describe(recipe, design) | before)
                 write_json(out / "study.json", study)
-                errors |= execute(todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries)
-                say(() if quiet else notes_of_texts((s for s in todo if s.kind == "prepare"), stages))
+                errors |= execute(
+                    todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
+                )
+                say(
+                    ()
+                    if quiet
+                    else notes_of_texts((s for s in todo if s.kind == "prepare"), stages)
+                )
         except MaskwiseError:  # a text cannot be prepared
             if new and not any(stages.glob(f"*/{DONE}")):  # and there is nothing worth keeping
                 shutil.rmtree(out)
             raise
         finally:
             if out.exists():
-                spent = time.perf_counter() - began if worked else 0.0  # everything may have been done before
+                # everything may have been done before
+                spent = time.perf_counter() - began if worked else 0.0
                 before["seconds"] = round((before["seconds"] or 0.0) + spent, 1)
                 write_json(out / "study.json", study | before)
         design.plan_costs()
-        # Masks are shown and counted with the study's first seed, whichever block of seeds runs first.
+        # Masks are shown and counted with the study's first seed, whichever block of seeds runs
+        # first.
         compared = [run for run in design.runs if run.compared]
         shown = compared if recipe.study.seed_list[0] in block else []
         of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
@@ -153,8 +168,12 @@ def run_study(
     searched = {stage.name: (stage, run.who) for run in design.runs for stage in run.overlaps}
     for name, (stage, who) in searched.items():
         if stage.result(stages) is None:  # which voids no comparison, and so is no record
-            failed.append({"kind": "failure", **who, "stage": name, "error": errors.get(name, "not finished")})
-    return Result({**summary, "seconds": study["seconds"], "report": str(report), "failures": failed})
+            failed.append(
+                {"kind": "failure", **who, "stage": name, "error": errors.get(name, "not finished")}
+            )
+    return Result(
+        {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+    )
 
 
 def block_of(recipe: Recipe, seeds: Sequence[int] | None) -> tuple[int, ...]:
@@ -167,14 +186,17 @@ def block_of(recipe: Recipe, seeds: Sequence[int] | None) -> tuple[int, ...]:
     foreign = [seed for seed in seeds or () if seed not in planned]
     if foreign or (seeds is not None and not seeds):
         allowed = ", ".join(map(str, planned))
-        raise MaskwiseError("seeds to run that are not in study.seeds", got=foreign, allowed=f"some of {allowed}")
+        raise MaskwiseError(
+            "seeds to run that are not in study.seeds", got=foreign, allowed=f"some of {allowed}"
+        )
     return tuple(seed for seed in planned if seeds is None or seed in seeds)
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
     """The stages to do: those without a result, and those whose kept files are needed and damaged.
 
-    Texts are always needed, for the samples of the page; checkpoints are by stages that are still to do.
+    Texts are always needed, for the samples of the page; checkpoints are by stages that are still
+    to do.
     """
     everything = plan.stages()
     todo = {stage.name for stage in everything if stage.result(stages) is None}
@@ -189,18 +211,24 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
 
 
 def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Where stages are shared with other studies: the option, the recipe, the environment, or nowhere."""
+    """Where stages are shared with other studies: the option, the recipe, the environment, or
+    nowhere.
+    """
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise MaskwiseError("the folder of shared stages is a file", got=str(folder), do="give a folder")
+        raise MaskwiseError(
+            "the folder of shared stages is a file", got=str(folder), do="give a folder"
+        )
     return folder
 
 
 def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> None:
-    """Put links to the shared folders of stages into the study's own. A stage that is here already stays here."""
+    """Put links to the shared folders of stages into the study's own. A stage that is here already
+    stays here.
+    """
     for stage in wanted if shared else ():
         assert shared is not None
         if not stage.folder(stages).is_dir():
@@ -209,13 +237,15 @@ def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> N
             stage.folder(stages).symlink_to(stage.folder(shared), target_is_directory=True)
 
 
-# Records -------------------------------------------------------------------------------------------------------
+# Records
+# -------------------------------------------------------------------------------------------------------
 
 
 def collect(
     runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Record] = ()
 ) -> list[Record]:
-    """From the results of stages to records: every number measured, in a fixed order, without timings.
+    """From the results of stages to records: every number measured, in a fixed order, without
+    timings.
 
     Args:
         runs: those to be reported.
@@ -238,7 +268,11 @@ def collect(
         done = [result for stage in run.trainings if (result := results[stage.name])]
         if done and len(done) == len(run.trainings):
             records.append({"kind": "cost", **run.who, **_spent(done)})
-        learned = [result for stage in run.stages if stage.kind == "learn" and (result := results[stage.name])]
+        learned = [
+            result
+            for stage in run.stages
+            if stage.kind == "learn" and (result := results[stage.name])
+        ]
         records += [{"kind": "policy", **run.who, **_learned(result)} for result in learned]
         judged: dict[str, list[Record]] = {}
         if run.evaluated and (result := results[run.evaluated.name]):
@@ -249,13 +283,18 @@ def collect(
                 if "item_sd" in result:
                     kept += ["majority", "interval", "item_sd"]
                 kept.append("item_error")
-                score: Any = {"kind": "score", **{key: result[key] for key in kept if key in result}}
+                score: Any = {
+                    "kind": "score",
+                    **{key: result[key] for key in kept if key in result},
+                }
                 judged[stage.name] = [score]
         for name, lines in judged.items():
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
-                error = "a score or loss is not a finite number: the training or fine-tuning diverged"
+                error = (
+                    "a score or loss is not a finite number: the training or fine-tuning diverged"
+                )
                 records.append({"kind": "failure", **run.who, "stage": name, "error": error})
     # A text that runs of another block share has its records from there already.
     each = {json.dumps(record, sort_keys=True): record for record in [*records, *overlaps.values()]}
@@ -270,27 +309,36 @@ def failed_searches(design: Design, errors: Mapping[str, str]) -> list[Record]:
         reasons = [errors[name] for name in names if name in errors]
         error = f"no point of its search succeeded: {reasons[0] if reasons else 'no finite score'}"
         judged = design.recipe.study.judged_seeds[seed]
-        records.append({"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error})
+        records.append(
+            {"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error}
+        )
     return records
 
 
 def _finite(record: Record) -> bool:
-    """Whether all that was measured is a number; None stands for one that was not (``work.finite``).
+    """Whether all that was measured is a number; None stands for one that was not
+    (``work.finite``).
 
     A dev score may be None: a task without dev rows has none.
     """
-    measured: list[float | None] = [record[key] for key in ("score", "loss", "value") if key in record]
+    measured: list[float | None] = [
+        record[key] for key in ("score", "loss", "value") if key in record
+    ]
     measured += record.get("fine_tuning", [])
     measured += [value for value in record.get("dev", []) if value is not None]
     return all(value is not None and math.isfinite(value) for value in measured)
 
 
 def _learned(result: Plain) -> Record:
-    """How the learning of a policy went, and how much of its weight lies on answers, in texts not learned from."""
+    """How the learning of a policy went, and how much of its weight lies on answers, in texts not
+    learned from.
+    """
     kept = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     found = result.get("held_out") or {}
     facts: Any = {key: result[key] for key in kept if result.get(key) is not None}
-    return facts | {key: found[key] for key in ("weight_on_labels", "labelled_words") if key in found}
+    return facts | {
+        key: found[key] for key in ("weight_on_labels", "labelled_words") if key in found
+    }
 
 
 def _spent(done: Iterable[Plain]) -> Record:
@@ -301,7 +349,9 @@ def _spent(done: Iterable[Plain]) -> Record:
         spent.update({key: result[key] for key in ("steps", "tokens", "targets", "flops")})
         if "objectives" in result:
             spent["probe_flops"] += result["probe_flops"]
-            objectives.update({name: facts["steps"] for name, facts in result["objectives"].items()})
+            objectives.update(
+                {name: facts["steps"] for name, facts in result["objectives"].items()}
+            )
     total: Any = {**spent, **({"objectives": dict(objectives)} if objectives else {})}
     return total
 
@@ -314,8 +364,8 @@ def _place(record: Record) -> tuple[str | float, ...]:
 
 
 def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
-    """What was written for every test row of the tasks whose answers are written, side by side: by arm and seed, of the
-    first fine-tuning.
+    """What was written for every test row of the tasks whose answers are written, side by side: by
+    arm and seed, of the first fine-tuning.
 
     Args:
         before: the rows of other seeds.
@@ -342,5 +392,7 @@ def timings(design: Design, stages: Path) -> list[Plain]:
             for stage in run.stages:
                 if result := stage.result(stages):
                     facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
-                    lines.append({**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]})
+                    lines.append(
+                        {**run.who, "fraction": run.fraction, **facts, "seconds": result["seconds"]}
+                    )
     return lines

@@ -1,8 +1,10 @@
-"""Hands the stages of a study to a pool of workers: a stage starts as soon as what it needs is done.
+"""Hands the stages of a study to a pool of workers: a stage starts as soon as what it needs is
+done.
 
-A stage that fails takes down only those that need it. A failure that may pass (see ``jobs.Failure``) is tried again,
-after a pause; the stage goes on from its last state, so a retry changes no number. All that is known is in the folders
-of the stages: whatever ends this loop, the same command goes on.
+A stage that fails takes down only those that need it. A failure that may pass (see
+``jobs.Failure``) is tried again, after a pause; the stage goes on from its last state, so a retry
+changes no number. All that is known is in the folders of the stages: whatever ends this loop, the
+same command goes on.
 """
 
 from __future__ import annotations
@@ -32,17 +34,26 @@ PAUSE_SECONDS = 2.0
 
 
 class Task(TypedDict):
-    """What a worker is sent: a stage as plain values, and the name that it must have on the other side too."""
+    """What a worker is sent: a stage as plain values, and the name that it must have on the other
+    side too.
+    """
 
     name: str
     stage: Plain
 
 
 def execute(
-    todo: list[Stage], stages: Path, plan: Plan, *, jobs: int | None = None, quiet: bool = False,
-    engine: str = "local", retries: int = RETRIES,
-) -> dict[str, str]:  # fmt: skip
-    """Do stages. Returns the errors by stage name, also of those that were not tried for want of another.
+    todo: list[Stage],
+    stages: Path,
+    plan: Plan,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+    engine: str = "local",
+    retries: int = RETRIES,
+) -> dict[str, str]:
+    """Do stages. Returns the errors by stage name, also of those that were not tried for want of
+    another.
 
     Args:
         todo: stages that are not done.
@@ -53,7 +64,8 @@ def execute(
         retries: how often a stage is tried again whose failure may pass.
 
     Raises:
-        MaskwiseError: a text cannot be prepared that every run needs; an engine that is unknown or cannot start.
+        MaskwiseError: a text cannot be prepared that every run needs; an engine that is unknown or
+            cannot start.
     """
     require_engine(engine)
     errors: dict[str, str] = {}
@@ -91,10 +103,14 @@ def execute(
                 if failure is None and appears(stages / name / DONE):
                     table.done(name)
                     continue
-                failure = failure or Failure("it is done, and its folder is not seen here", passing=True)
+                failure = failure or Failure(
+                    "it is done, and its folder is not seen here", passing=True
+                )
                 count = tries[name] = tries.get(name, 0) + 1
                 if failure.passing and count <= retries:
-                    table.say(f"{name} failed: {failure.error}; trying again ({count} of {retries})")
+                    table.say(
+                        f"{name} failed: {failure.error}; trying again ({count} of {retries})"
+                    )
                     not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (count - 1)
                     waiting[name] = stage
                 elif stage.kind == "prepare" and name in needed_by_all:
@@ -121,7 +137,8 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 
 @contextmanager
 def machine_probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | None]]:
-    """A question for other machines: do they see a file of a new name, and call this stage what we call it?
+    """A question for other machines: do they see a file of a new name, and call this stage what we
+    call it?
 
     The file is there as long as this lasts.
     """
@@ -137,11 +154,13 @@ def machine_probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | Non
 def only_copy(folder: Path) -> Iterator[None]:
     """Wait until no other process works in a stage's folder.
 
-    A node that is given up may still be alive, and its copy of a stage with it. The one that comes second waits, and
-    finds the stage done or goes on from its last state. The lock ends with its process, however that ends.
+    A node that is given up may still be alive, and its copy of a stage with it. The one that comes
+    second waits, and finds the stage done or goes on from its last state. The lock ends with its
+    process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = locked(folder / ".lock", wait=-1)  # without locks: names hold the process, renames are whole
+    # without locks: names hold the process, renames are whole
+    held = locked(folder / ".lock", wait=-1)
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""The single-run commands, ``maskwise pretrain`` and ``finetune``. The work is that of a study's stages."""
+"""The single-run commands, ``maskwise pretrain`` and ``finetune``. The work is that of a study's
+stages.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,22 @@ from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
 FIRST, PHASE = "first", "phase-{}"
-"""Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the last, from 0."""
+"""Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the
+last, from 0.
+"""
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``, ``done.json``.
+    """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``,
+    ``done.json``.
 
-    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned as it is;
-    an interrupted one goes on; what failed before there was anything to go on from begins anew, with this recipe.
-    A study's recipe is read without its arms.
+    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned
+    as it is; an interrupted one goes on; what failed before there was anything to go on from begins
+    anew, with this recipe. A study's recipe is read without its arms.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one that is running.
+        MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one
+            that is running.
     """
     rank = rank_here()
     recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
@@ -80,7 +86,9 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
 
 def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
-    """Write the recipe and the texts; nothing stays of an earlier try that failed before its first state."""
+    """Write the recipe and the texts; nothing stays of an earlier try that failed before its first
+    state.
+    """
     if not _begun(out):
         names = [text.name for text in texts]
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
@@ -111,9 +119,16 @@ def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Pla
 
 
 def run_finetune(
-    model: str, tasks: list[str], overrides: Iterable[str], *, seeds: int, out: Path, quiet: bool = False
+    model: str,
+    tasks: list[str],
+    overrides: Iterable[str],
+    *,
+    seeds: int,
+    out: Path,
+    quiet: bool = False,
 ) -> list[TaskRecord]:
-    """Judge a checkpoint by each task, into ``out/TASK/seed-N/checkpoint`` and ``out/records.jsonl``.
+    """Judge a checkpoint by each task, into ``out/TASK/seed-N/checkpoint`` and
+    ``out/records.jsonl``.
 
     Raises:
         MaskwiseError: an unknown setting, and see ``tasks.evaluate_tasks``.
@@ -133,7 +148,10 @@ def _require_same_text(out: Path, prepared: Stage) -> None:
     """The recipe may be the same and the text that it names another."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
     if before and prepared.name not in before and _begun(out):
-        what = f"--out {out} holds a run on another text: the corpus, or the installed versions, changed"
+        what = (
+            f"--out {out} holds a run on another text: the corpus, or the installed versions, "
+            f"changed"
+        )
         raise MaskwiseError(what, got=prepared.name, allowed=before[0], do="give a new folder")
 
 
@@ -143,12 +161,15 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     if not _begun(out):
         return
     free = {"training": FREE}  # a run goes on with another of these
-    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json", exclude=free)  # with what is new in this version
+    # with what is new in this version
+    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json", exclude=free)
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         what = f"a change in {', '.join(changed)}"
-        raise MaskwiseError(f"--out {out} holds a run of another recipe", got=what, do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds a run of another recipe", got=what, do="give a new folder"
+        )
 
 
 def _recipe_in(path: Path) -> Recipe:
@@ -162,12 +183,16 @@ def _recipe_in(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         settings = None
     if not isinstance(settings, dict):
-        raise MaskwiseError(f"{path} is damaged: no recipe can be read from it", do="give a new folder")
+        raise MaskwiseError(
+            f"{path} is damaged: no recipe can be read from it", do="give a new folder"
+        )
     return validate(settings, origin=str(path))
 
 
 def _begun(out: Path) -> bool:
-    """Whether a run is there that another recipe must not replace: its result, or a state to go on from."""
+    """Whether a run is there that another recipe must not replace: its result, or a state to go on
+    from.
+    """
     kept = (DONE, "checkpoint", "resume/step-*")
     return any(any(folder.glob(name)) for folder in (out, *_earlier(out)) for name in kept)
 

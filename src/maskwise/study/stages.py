@@ -1,7 +1,9 @@
-"""Stages: the pieces of work of a study, each in a folder named by the hash of all that it depends on.
+"""Stages: the pieces of work of a study, each in a folder named by the hash of all that it depends
+on.
 
-Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one character of its corpus
-or of one setting gives it another name. ``done.json`` is written last. ``work`` does the work.
+Nothing is run twice: a stage whose folder holds ``done.json`` is finished, and a change of one
+character of its corpus or of one setting gives it another name. ``done.json`` is written last.
+``work`` does the work.
 
     prepare    corpus + tokenizer settings (or another prepare's tokenizer) → tokenizer, training and held-out rows
     pretrain   prepare + model (or another pretrain) + masking + training settings → checkpoint, metrics
@@ -48,8 +50,10 @@ _CHANGE_NO_WEIGHT = (
     "trackers",
     "workers",
 )
-"""Settings of training that are no part of a stage's name. A stage that was finished with one ``on_nan`` either met
-nothing that is not finite, and is the same with every other, or could not be finished with ``stop``."""
+"""Settings of training that are no part of a stage's name. A stage that was finished with one
+``on_nan`` either met nothing that is not finite, and is the same with every other, or could not be
+finished with ``stop``.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Stage:
 
     Attributes:
         kind: prepare, pretrain, learn, evaluate, finetune or overlap.
-        what: all that the result depends on, and nothing else: dumps of settings, and hashes of files.
+        what: all that the result depends on, and nothing else: dumps of settings, and hashes of
+            files.
         needs: names of the stages that must be finished before.
         how: settings that change no weight (how often to log, what the curve shows).
     """
@@ -102,18 +107,24 @@ class Stage:
 
 
 COMPUTED = "4"
-"""Raised where the same settings come to compute something else; 2: held-out loss, several labels; 3: macro F1 of words
-that are cut off, the steps of rates that are tried; 4: labels that train lacks, rows of probes (CHANGELOG)."""
+"""Raised where the same settings come to compute something else; 2: held-out loss, several labels;
+3: macro F1 of words that are cut off, the steps of rates that are tried; 4: labels that train
+    lacks, rows of probes (CHANGELOG).
+"""
 
 
 @cache
 def _numerics() -> tuple[str, ...]:
-    """What the same settings compute differently with: a study that goes on elsewhere must not mix runs unseen."""
+    """What the same settings compute differently with: a study that goes on elsewhere must not mix
+    runs unseen.
+    """
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
     return (__version__, COMPUTED, *libraries, "bf16" if fast_bf16() else "fp32")
 
 
-def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage | None = None) -> Stage:
+def prepare_stage(
+    recipe: Recipe, *, after: Stage | None = None, learned: Stage | None = None
+) -> Stage:
     """The corpus of a recipe as rows.
 
     Args:
@@ -132,7 +143,9 @@ def prepare_stage(recipe: Recipe, *, after: Stage | None = None, learned: Stage 
         same = all(after.what.get(key) == value for key, value in what.items())
         return after if same else Stage("prepare", what, (after.name,))
     tokenizer = recipe.tokenizer.model_dump(mode="json") | {"name": recipe.tokenizer_name}
-    content = start_fingerprint(recipe.tokenizer_name, TOKENIZER_FILES) if recipe.tokenizer_name else None
+    content = (
+        start_fingerprint(recipe.tokenizer_name, TOKENIZER_FILES) if recipe.tokenizer_name else None
+    )
     return Stage("prepare", {**what, "tokenizer": tokenizer, "tokenizer_content": content})
 
 
@@ -148,7 +161,9 @@ def _without_default(corpus: Plain) -> Plain:
 
 
 def tokenizer_of(first: Stage) -> str:
-    """A hash of what the tokenizer of a first text depends on: losses per token compare only where it is the same."""
+    """A hash of what the tokenizer of a first text depends on: losses per token compare only where
+    it is the same.
+    """
     what, corpus = first.what, first.what["corpus"]
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
@@ -160,10 +175,12 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
 
     Args:
         prepared: the text.
-        after: the training from whose checkpoint this one goes on; None: it begins with the recipe's model.
+        after: the training from whose checkpoint this one goes on; None: it begins with the
+            recipe's model.
     """
     parts = {"masking", "objective", "objectives", "sampler", "training"}
-    what = recipe.model_dump(mode="json", include=parts) | {"arms": list(recipe.objectives)}  # in their order
+    # in their order
+    what = recipe.model_dump(mode="json", include=parts) | {"arms": list(recipe.objectives)}
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
         what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
     if len(recipe.corpus.sources) > 1:  # the weights of a mix, which its rows do not depend on
@@ -183,7 +200,9 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
         prepared: a text, whose tokenizer is taken.
         after: the training whose checkpoint the policy is to help; None: the recipe's model.
     """
-    what = recipe.unlearned().model_dump(mode="json", include={"learning", "objective", "training", "corpus"})
+    what = recipe.unlearned().model_dump(
+        mode="json", include={"learning", "objective", "training", "corpus"}
+    )
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     if recipe.learning and (encoder := recipe.learning.policy.pretrained):
@@ -196,10 +215,14 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
 
 
 def trained_recipe(stage: Stage) -> Recipe:
-    """The typed settings of a pretrain stage: a recipe of which only the parts that train a model are set."""
+    """The typed settings of a pretrain stage: a recipe of which only the parts that train a model
+    are set.
+    """
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
     training = {key: stage.how[key] for key in _CHANGE_NO_WEIGHT} | stage.what["training"]
-    return Recipe.model_validate({**parts, "training": training, "evaluation": stage.how["evaluation"]})
+    return Recipe.model_validate(
+        {**parts, "training": training, "evaluation": stage.how["evaluation"]}
+    )
 
 
 def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:
@@ -218,11 +241,15 @@ def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) ->
 
 @cache
 def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
-    """What the files of an evaluation hold, by name; read once however many runs are judged by them."""
+    """What the files of an evaluation hold, by name; read once however many runs are judged by
+    them.
+    """
     return {name: items.content() for name, items in load_sets(settings).items()}
 
 
-def finetune_stage(recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None) -> Stage:
+def finetune_stage(
+    recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None
+) -> Stage:
     """All fine-tunings of one checkpoint on one task, whose rows have the hash ``content``.
 
     ``pretrained=None``: the start of pre-training, as the run's seed makes it.
@@ -258,13 +285,19 @@ def _start(recipe: Recipe) -> Plain:
 def content_of(corpus: CorpusSettings) -> str | list[str]:
     """The ``fingerprint`` of a corpus, or of each source of a mix; of a stream those of its shards."""
     if corpus.stream:
-        return [f"{shard.name} {shard.fingerprint()}" for shards in corpus.shards().values() for shard in shards]
+        return [
+            f"{shard.name} {shard.fingerprint()}"
+            for shards in corpus.shards().values()
+            for shard in shards
+        ]
     contents = [fingerprint(source) for source in corpus.sources]
     return contents[0] if len(contents) == 1 else contents
 
 
 def fingerprint(source: str) -> str:
-    """A hash of the bytes of a corpus: a file or folder, bundled data, or a world; a hub id stands for itself."""
+    """A hash of the bytes of a corpus: a file or folder, bundled data, or a world; a hub id stands
+    for itself.
+    """
     if world := read_world(source):
         return world.version
     bundled = source.startswith("bundled:")

@@ -1,9 +1,10 @@
-"""A first recipe for somebody's own text and labels: short, with a comment for every choice, and ready to run.
+"""A first recipe for somebody's own text and labels: short, with a comment for every choice, and
+ready to run.
 
-What is chosen depends on what the files show: English text goes on from the encoder that comes with maskwise, any other
-text trains a small model from nothing; text without blanks is cut into pieces of bytes and masked by tokens and spans.
-One primary contrast and six runs of each arm, because six pairs are the fewest that can decide anything
-(``power.fewest_runs``).
+What is chosen depends on what the files show: English text goes on from the encoder that comes with
+maskwise, any other text trains a small model from nothing; text without blanks is cut into pieces
+of bytes and masked by tokens and spans. One primary contrast and six runs of each arm, because six
+pairs are the fewest that can decide anything (``power.fewest_runs``).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LOOK_DOCUMENTS = 200_000
 
 ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
-)  # fmt: skip
+)
 ENGLISH_SHARE = 0.15
 """Share of such words among all: English prose has .2 to .35, other languages below .05."""
 
@@ -40,15 +41,17 @@ BLANK_SHARE = 0.05
 """Below this share of white space a text is not written in words."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
-"""Labelled rows that a first study learns from, fewer where they are long; more take longer, and blur what pre-training
-is worth. With these and ``STEP_TOKENS`` six pairs of the shipped encoder take some ten minutes on two cores."""
+"""Labelled rows that a first study learns from, fewer where they are long; more take longer, and
+blur what pre-training is worth. With these and ``STEP_TOKENS`` six pairs of the shipped encoder
+take some ten minutes on two cores.
+"""
 
 STEP_TOKENS = 768
 """Tokens that a model reads in a step of a first study."""
 
 MOST_LETTERS, LONGEST = 40, 256
-"""A text without blanks that has no more characters than this is a sequence of letters, such as a protein; and how
-many of them a row holds at most."""
+"""A text without blanks that has no more characters than this is a sequence of letters, such as a
+protein; and how many of them a row holds at most."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,20 @@ def look_at(source: str | Documents) -> TextFacts:
     text = "\n".join(sample)
     words = text.lower().split()
     return TextFacts(
-        documents=seen, whole=whole and seen < LOOK_DOCUMENTS, characters=characters,
+        documents=seen,
+        whole=whole and seen < LOOK_DOCUMENTS,
+        characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
-        english=sum(word in ENGLISH for word in words) / max(1, len(words)), sample=text[:2000],
-        text_field=documents.fields.text, skipped=dict(documents.skipped),
-    )  # fmt: skip
+        english=sum(word in ENGLISH for word in words) / max(1, len(words)),
+        sample=text[:2000],
+        text_field=documents.fields.text,
+        skipped=dict(documents.skipped),
+    )
 
 
 def is_task(spec: str) -> bool:
-    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels count, unless they
-    would have to be guessed among several columns."""
+    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels
+    count, unless they would have to be guessed among several columns."""
     try:
         return not any(note.endswith(AMONG_OTHERS) for note in load_task(spec).notes)
     except MaskwiseError:
@@ -143,15 +150,21 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """The text of a recipe for a corpus and tasks.
 
     Args:
-        source: a corpus, as ``read_documents`` takes it; or a file of labels, whose model then comes from the shipped
-            encoder and whose corpus is the bundled one.
+        source: a corpus, as ``read_documents`` takes it; or a file of labels, whose model then
+            comes from the shipped encoder and whose corpus is the bundled one.
         tasks: what judges the checkpoints, as ``load_task`` takes them.
 
     Raises:
         MaskwiseError: a corpus or a task that cannot be read.
     """
-    if not tasks and Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "") and is_task(source):
-        return _written("bundled:wikipedia", [source], "the bundled text, for only labels were given")
+    if (
+        not tasks
+        and Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
+        and is_task(source)
+    ):
+        return _written(
+            "bundled:wikipedia", [source], "the bundled text, for only labels were given"
+        )
     return _written(source, tasks, "your text")
 
 
@@ -159,35 +172,46 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
     tasks = {spec: load_task(spec) for spec in specs}  # a bad table is told before the text is read
     facts = look_at(source)
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
-    needed = max([_tokens_needed(task, letters=facts.is_alphabet) for task in tasks.values()], default=0)
+    needed = max(
+        [_tokens_needed(task, letters=facts.is_alphabet) for task in tasks.values()], default=0
+    )
     length = max(64, needed)
     if start:
         length = min(length, most_tokens(load_config(start)))
     if facts.is_alphabet:
-        length = max(length, min(LONGEST, _rounded(1.2 * facts.characters / max(1, facts.documents) + 2)))
+        length = max(
+            length, min(LONGEST, _rounded(1.2 * facts.characters / max(1, facts.documents) + 2))
+        )
     arms = _arms(start)
     base, other = [*arms][:2]
     name = name_of(source)
     field = "" if facts.text_field == "text" else f" text_field: {_quoted(facts.text_field)},"
     comment += ", its column with the longest texts" if field else ""
     lines = [
-        f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it would do; every setting",
-        "# is explained in docs/studies.md, and can be changed here or behind the command, as in training.steps=500.",
+        f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it "
+        f"would do; every setting",
+        "# is explained in docs/studies.md, and can be changed here or behind the command, "
+        "as in training.steps=500.",
         "extends: quick-start",
         *(
             [f"name: {_quoted(name + '-texts')}"] if name.endswith(CONTROL) else []
         ),  # a name for studies that have a gate
         f"description: {_quoted(f'Which way to mask is better for {name}?')}",
-        f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; tokens in a row",
+        f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; "
+        f"tokens in a row",
     ]
     if start:
         lines += [
-            f'model: {{pretrained: "{start}"}}   # small, English; a hub id or a folder will do too',
-            f"training: {{steps: 80, batch_size: {max(4, STEP_TOKENS // length)}, learning_rate: 1.0e-3,"
-            " muon_learning_rate: 5.0e-3, eval_every: 40, save_every: 40}   # a first look; take more steps afterwards",
+            f'model: {{pretrained: "{start}"}}   # small, English; a hub id or a folder will '
+            f"do too",
+            f"training: {{steps: 80, batch_size: {max(4, STEP_TOKENS // length)}, "
+            f"learning_rate: 1.0e-3,"
+            " muon_learning_rate: 5.0e-3, eval_every: 40, save_every: 40}   # a first look; "
+            "take more steps afterwards",
         ]
     else:
-        lower = "true" if facts.is_english else "false"  # which also takes away accents, as BERT does
+        # which also takes away accents, as BERT does
+        lower = "true" if facts.is_english else "false"
         kind = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
         kind, lower = ("letter", "false") if facts.is_alphabet else (kind, lower)
         why = (
@@ -205,12 +229,14 @@ def _written(source: str, specs: Sequence[str], comment: str) -> str:
         lines.append(f"tasks: [{listed}]   # what a checkpoint is judged by, after fine-tuning")
     else:
         lines.append(
-            "tasks: []   # name a file of labels here: held-out loss alone says little of what a model is good for"
+            "tasks: []   # name a file of labels here: held-out loss alone says little of "
+            "what a model is good for"
         )
     rate = "1.0e-3" if start else "3.0e-3"
     lines += [
         f"evaluation: {{rows: 96, masks: [{'token, whole-word' if facts.spaced else 'token'}]}}",
-        f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: {min(length, max(needed, 32))}}}",
+        f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: "
+        f"{min(length, max(needed, 32))}}}",
         "study:",
         "  seeds: 6   # runs of each arm; fewer than 6 pairs decide nothing",
         f"  baseline: {base}",
@@ -237,9 +263,11 @@ def _rounded(tokens: float) -> int:
 
 
 def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
-    """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its characters; or all
-    of them, where every letter is a token."""
-    rows = [" ".join(row.texts) for row in task.splits["train"]] or [" ".join(row.texts) for row in task.splits["test"]]
+    """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its
+    characters; or all of them, where every letter is a token."""
+    rows = [" ".join(row.texts) for row in task.splits["train"]] or [
+        " ".join(row.texts) for row in task.splits["test"]
+    ]
     each = 1 if letters else 0.25
     sizes = sorted(max(1.5 * len(text.split()), each * len(text)) + 3 for text in rows)
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]

@@ -1,13 +1,15 @@
 """Statistics for few, expensive runs: pure functions of plain numbers.
 
-A study has three to thirty pre-training runs per arm, paired by seed. So everything here works on the *paired
-differences* d_1 … d_n of one number per run, and nothing assumes large samples. Nothing here knows about arms, tasks
-or verdicts; those rules are in ``maskwise.study.verdict``. ``maskwise.study.power`` says how many runs a study needs.
+A study has three to thirty pre-training runs per arm, paired by seed. So everything here works on
+the *paired differences* d_1 … d_n of one number per run, and nothing assumes large samples. Nothing
+here knows about arms, tasks or verdicts; those rules are in ``maskwise.study.verdict``.
+``maskwise.study.power`` says how many runs a study needs.
 
-Test and interval are two views of one thing. Splitting the runs in two, {S, rest}, and flipping the signs of S gives
-an absolute sum of differences from r that is at least the observed one exactly when r lies between mean(S) and
-mean(rest). So the p value of "the true mean is r" is the share of splits whose two means have r between them (the
-split that flips nothing counts always), and the ends of an interval are order statistics of those means: no search.
+Test and interval are two views of one thing. Splitting the runs in two, {S, rest}, and flipping the
+signs of S gives an absolute sum of differences from r that is at least the observed one exactly
+when r lies between mean(S) and mean(rest). So the p value of "the true mean is r" is the share of
+splits whose two means have r between them (the split that flips nothing counts always), and the
+ends of an interval are order statistics of those means: no search.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ DRAWS = 100_000
 """Random splits of more runs, drawn with a fixed seed."""
 
 
-def paired_differences(arm: Mapping[int, float], baseline: Mapping[int, float]) -> NDArray[np.float64]:
-    """arm − baseline for every seed, in the order of the seeds. Raises MaskwiseError if the seeds differ."""
+def paired_differences(
+    arm: Mapping[int, float], baseline: Mapping[int, float]
+) -> NDArray[np.float64]:
+    """arm − baseline for every seed, in the order of the seeds. Raises MaskwiseError if the seeds
+    differ.
+    """
     if arm.keys() != baseline.keys():
         raise MaskwiseError(
             "the two arms were not run with the same seeds",
@@ -40,19 +46,22 @@ def paired_differences(arm: Mapping[int, float], baseline: Mapping[int, float]) 
     return np.array([arm[seed] - baseline[seed] for seed in sorted(arm)], dtype=float)
 
 
-# The sign-flip test ----------------------------------------------------------------------------------
+# The sign-flip test
+# ----------------------------------------------------------------------------------
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p value of the sign-flip (paired permutation) test of mean zero.
 
-    If the mean is zero, each difference is as likely to be −d as d. Exact up to 20 differences; above, 100,000 random
-    splits with the +1 correction, so that p is never 0. The smallest exact p is 2^(1 − n).
+    If the mean is zero, each difference is as likely to be −d as d. Exact up to 20 differences;
+    above, 100,000 random splits with the +1 correction, so that p is never 0. The smallest exact p
+    is 2^(1 − n).
 
     >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     0.03125
 
-    Source: Fisher, The Design of Experiments (1935), section 21; the correction: Phipson and Smyth (2010).
+    Source: Fisher, The Design of Experiments (1935), section 21; the correction: Phipson and Smyth
+        (2010).
     """
     d = _numbers(differences, at_least=1)
     flipped, _ = _splits(d)
@@ -61,11 +70,14 @@ def sign_flip_test(differences: ArrayLike) -> float:
     return float((1 + as_large.sum()) / (1 + len(flipped)))
 
 
-def sign_flip_interval(differences: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float] | None:
-    """All values of the mean that the sign-flip test does not reject at 1 − ``confidence``: the inverted test.
+def sign_flip_interval(
+    differences: ArrayLike, *, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """All values of the mean that the sign-flip test does not reject at 1 − ``confidence``: the
+    inverted test.
 
-    None where so few differences reject nothing at this level: below 6 for 95 %. With 6 the ends are the smallest and
-    the largest difference, which cover 96.9 %.
+    None where so few differences reject nothing at this level: below 6 for 95 %. With 6 the ends
+    are the smallest and the largest difference, which cover 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
     (1.0, 6.0)
@@ -86,7 +98,9 @@ def sign_flip_interval(differences: ArrayLike, *, confidence: float = 0.95) -> t
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For every split of the runs in two, the sum and the size of the part without the first run, if not empty."""
+    """For every split of the runs in two, the sum and the size of the part without the first run,
+    if not empty.
+    """
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
@@ -99,7 +113,9 @@ def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 @cache
 def _drawn(runs: int) -> NDArray[np.float64]:
-    """Random splits: 1 for runs that are flipped. The first run never is, since both parts stand for one split."""
+    """Random splits: 1 for runs that are flipped. The first run never is, since both parts stand
+    for one split.
+    """
     inside = np.random.default_rng(0).integers(0, 2, size=(DRAWS, runs)).astype(float)
     inside[:, 0] = 0
     return inside[inside.any(axis=1)]
@@ -116,14 +132,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """A mean difference with its 95 % interval; None without differences, or with too few for an interval."""
+    """A mean difference with its 95 % interval; None without differences, or with too few for an
+    interval.
+    """
     if not len(differences):
         return {"mean": None, "low": None, "high": None}
     low, high = sign_flip_interval(differences) or (None, None)
     return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-# Shares of a gain ------------------------------------------------------------------------------------
+# Shares of a gain
+# ------------------------------------------------------------------------------------
 
 
 @cache
@@ -133,10 +152,12 @@ def t_quantile(level: float, freedom: int) -> float:
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
-    """Fieller's 95 % interval for mean(numerators) / mean(denominators), of pairs; None where it has no two ends.
+    """Fieller's 95 % interval for mean(numerators) / mean(denominators), of pairs; None where it
+    has no two ends.
 
-    It holds every r for which Student's test of numerators − r · denominators does not reject a mean of 0. It has two
-    ends only where the mean of the denominators differs from 0 by the same test. Source: Fieller (1954), section 2.
+    It holds every r for which Student's test of numerators − r · denominators does not reject a
+    mean of 0. It has two ends only where the mean of the denominators differs from 0 by the same
+    test. Source: Fieller (1954), section 2.
 
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
     [0.471, 0.533]
@@ -165,5 +186,7 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
 def _numbers(values: ArrayLike, *, at_least: int) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float).ravel()
     if len(x) < at_least or not np.isfinite(x).all():
-        raise MaskwiseError("this wants finite numbers", got=x.tolist(), allowed=f"{at_least} or more")
+        raise MaskwiseError(
+            "this wants finite numbers", got=x.tolist(), allowed=f"{at_least} or more"
+        )
     return x

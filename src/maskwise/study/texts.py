@@ -28,7 +28,9 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
     """
     corpus, tokenizer = CorpusSettings(**stage.what["corpus"]), None
     if stage.needs:  # the tokenizer of an earlier text
-        tokenizer = load_tokenizer(str(stages / stage.needs[0] / "data" / "tokenizer"), needs_words=False)
+        tokenizer = load_tokenizer(
+            str(stages / stage.needs[0] / "data" / "tokenizer"), needs_words=False
+        )
     if len(stage.needs) > 1:
         corpus = scored_by(stages / stage.needs[1] / "policy", corpus)
     documents, folder = corpus.documents(), stage.folder(stages)
@@ -43,16 +45,24 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
     stored = _layers(corpus, folder / "layers")
     tokens = tokenise(documents, tokenizer, layers=stored, words=corpus.words)
     data = Prepared.make(
-        folder / "data", tokens, tokenizer,
-        length=corpus.length, layout=corpus.row_layout, held_out=corpus.held_out,
-    )  # fmt: skip
+        folder / "data",
+        tokens,
+        tokenizer,
+        length=corpus.length,
+        layout=corpus.row_layout,
+        held_out=corpus.held_out,
+    )
     assert not isinstance(data.training, Stream)
     require_known_tokens(data.training.pieces.counts, corpus.title)
     return {
-        "documents": documents.read, "skipped": dict(documents.skipped),
-        "rows": len(data.training), "tokens": data.training.tokens, "held_out_rows": len(data.held_out),
-        "vocabulary": len(tokenizer), "counts": dict(data.training.pieces.counts),
-    }  # fmt: skip
+        "documents": documents.read,
+        "skipped": dict(documents.skipped),
+        "rows": len(data.training),
+        "tokens": data.training.tokens,
+        "held_out_rows": len(data.held_out),
+        "vocabulary": len(tokenizer),
+        "counts": dict(data.training.pieces.counts),
+    }
 
 
 def open_text(stage: Path) -> Prepared:
@@ -65,7 +75,9 @@ def open_text(stage: Path) -> Prepared:
 
 
 def beginning(corpus: CorpusSettings) -> Iterator[Document]:
-    """The first documents of a stream, on which its tokenizer is trained: of each source of a mix as many."""
+    """The first documents of a stream, on which its tokenizer is trained: of each source of a mix
+    as many.
+    """
     parts = corpus.parts()
     for part in parts:
         yield from first_characters(part, SAMPLE_CHARACTERS // len(parts))
@@ -79,7 +91,9 @@ def scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
 
 
 def _layers(corpus: CorpusSettings, folder: Path) -> Store | None:
-    """The corpus annotated, as far as that is not done yet; in this process, which is one of several."""
+    """The corpus annotated, as far as that is not done yet; in this process, which is one of
+    several.
+    """
     if not corpus.annotators:
         return None
     made = annotate_corpus(

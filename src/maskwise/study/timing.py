@@ -1,6 +1,7 @@
 """Times the stages of a study before any of them has run: a few real steps of each kind.
 
-``maskwise check`` times what ``forecast`` does not know yet, on a sample of the text, and keeps it there.
+``maskwise check`` times what ``forecast`` does not know yet, on a sample of the text, and keeps it
+there.
 
 Cost: some seconds for each kind of training and each task; ``SECONDS`` in all.
 """
@@ -52,7 +53,8 @@ class Work(NamedTuple):
     """A stage that is to be timed.
 
     Attributes:
-        link: the recipe of the training; of what comes after it, the recipe of the checkpoint's last training.
+        link: the recipe of the training; of what comes after it, the recipe of the checkpoint's
+            last training.
     """
 
     stage: Stage
@@ -72,9 +74,14 @@ def works_of(runs: Iterable[Run]) -> dict[str, Work]:
 
 
 def time_stages(
-    works: Mapping[str, Work], sample: Callable[[Recipe], Prepared], forecast: Forecast, *, characters: int,
-    prepared: float, seconds: float = SECONDS,
-) -> None:  # fmt: skip
+    works: Mapping[str, Work],
+    sample: Callable[[Recipe], Prepared],
+    forecast: Forecast,
+    *,
+    characters: int,
+    prepared: float,
+    seconds: float = SECONDS,
+) -> None:
     """Time what a forecast does not know yet, the trainings first.
 
     Args:
@@ -110,7 +117,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _now() -> float:
-    """Seconds of this process: other work on the machine does not count, but an accelerator is waited for."""
+    """Seconds of this process: other work on the machine does not count, but an accelerator is
+    waited for.
+    """
     return time.process_time() if best_device().type == "cpu" else time.perf_counter()
 
 
@@ -150,7 +159,11 @@ def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
     """The model of a training, as it begins."""
     unigram = torch.zeros(len(data.tokenizer))
     return link.model.model(
-        data.tokenizer, data.training.length, kind=link.kind, seed=link.training.seed, log_unigram=unigram
+        data.tokenizer,
+        data.training.length,
+        kind=link.kind,
+        seed=link.training.seed,
+        log_unigram=unigram,
     )
 
 
@@ -181,7 +194,9 @@ def _time_training(work: Work, data: Prepared) -> dict[str, float]:
 def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None) -> float:
     """Seconds of one evaluation, from one on a few rows."""
     few = min(48, len(data.held_out), rows or 48)
-    settings = work.link.evaluation.model_copy(update={"rows": few, "ratios": work.link.evaluation.ratios[:1]})
+    settings = work.link.evaluation.model_copy(
+        update={"rows": few, "ratios": work.link.evaluation.ratios[:1]}
+    )
     settings = settings.model_copy(update={"pairs": (), "cloze": (), "pseudo_perplexity": 0})
     began = _now()
     evaluate(network, data, settings)
@@ -200,10 +215,16 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     settings = work.link.finetune
     task = load_task(of_run(work.stage.what["task"], 0))
     model, tokenizer = work.link.model, data.tokenizer
-    config = None if model.pretrained else model.config(tokenizer, data.training.length, kind=work.link.kind)
+    config = (
+        None
+        if model.pretrained
+        else model.config(tokenizer, data.training.length, kind=work.link.kind)
+    )
     small = _part(task)
     began = _now()
-    network = load_network(model.pretrained, small, tokenizer, config=config, max_length=settings.max_length, seed=0)
+    network = load_network(
+        model.pretrained, small, tokenizer, config=config, max_length=settings.max_length, seed=0
+    )
     start = _now() - began
     if isinstance(task.kind, Frozen):
         torch.nn.Module.to(network, best_device())
@@ -223,14 +244,20 @@ def _time_task(work: Work, data: Prepared) -> dict[str, float]:
     answer(objective, tensors["test"])
     each = (_now() - began) / len(small.splits["test"])
     items = each * (len(task.splits["dev"]) + len(task.splits["test"]))
-    once = start + how.steps * clock.step + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
+    once = (
+        start
+        + how.steps * clock.step
+        + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
+    )
     fine_tunings = settings.seeds + (TRIED_RATES if settings.search_rate else 0)
     return {"seconds": fine_tunings * once, "memory_gib": peak_memory(best_device()) / 2**30}
 
 
 def _part(task: Task[Any]) -> Task[Any]:
     """The task with few rows; all classes stay known."""
-    splits = {name: rows[: ITEMS * (4 if name == "train" else 1)] for name, rows in task.splits.items()}
+    splits = {
+        name: rows[: ITEMS * (4 if name == "train" else 1)] for name, rows in task.splits.items()
+    }
     return replace(task, splits=splits)
 
 

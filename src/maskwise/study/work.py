@@ -1,4 +1,6 @@
-"""The work of stages: prepare a corpus, pre-train, evaluate, fine-tune. ``maskwise pretrain`` is one of them."""
+"""The work of stages: prepare a corpus, pre-train, evaluate, fine-tune. ``maskwise pretrain`` is
+one of them.
+"""
 
 from __future__ import annotations
 
@@ -77,32 +79,44 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
         with suppress(MaskwiseError):  # the disk may be full, and what failed first is what counts
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
-    result.setdefault("seconds", round(time.perf_counter() - began, 3))  # trainings count those before a stop
+    # trainings count those before a stop
+    result.setdefault("seconds", round(time.perf_counter() - began, 3))
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
     write_json(folder / DONE, result)
     return result
 
 
-# Learning a policy ---------------------------------------------------------------------------------------------
+# Learning a policy
+# ---------------------------------------------------------------------------------------------
 
 
 def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     what = stage.what
-    parts: Plain = {key: what[key] for key in ("learning", "objective", "training", "corpus", "model") if key in what}
-    # How a text is masked afterwards is no part of a learning: any corruption will do that fits the objective.
+    parts: Plain = {
+        key: what[key]
+        for key in ("learning", "objective", "training", "corpus", "model")
+        if key in what
+    }
+    # How a text is masked afterwards is no part of a learning: any corruption will do that fits the
+    # objective.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         parts["masking"] = {"corruption": "t5"}
-    recipe = Recipe.model_validate({
-        **parts, "tasks": (what["task"],), "finetune": {"max_length": what["max_length"]},
-        "tokenizer": {"name": str(stages / stage.needs[0] / "data" / "tokenizer")},
-    })  # fmt: skip
+    recipe = Recipe.model_validate(
+        {
+            **parts,
+            "tasks": (what["task"],),
+            "finetune": {"max_length": what["max_length"]},
+            "tokenizer": {"name": str(stages / stage.needs[0] / "data" / "tokenizer")},
+        }
+    )
     if len(stage.needs) > 1:  # the policy is to help a checkpoint
         recipe = starting_from(stages / stage.needs[1] / "checkpoint", recipe)
     return lesson_of(recipe, stage.folder(stages), quiet=quiet).learn()
 
 
-# Training ------------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------------
 
 
 def _pretrain(stage: Stage, stages: Path, quiet: bool) -> Plain:
@@ -119,22 +133,35 @@ def starting_from(checkpoint: Path, recipe: Recipe) -> Recipe:
 
 
 def pretrain(
-    data: Prepared, recipe: Recipe, *, folder: Path, quiet: bool = False, facts: Mapping[str, str] | None = None
-) -> Plain:  # fmt: skip
-    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the checkpoint.
+    data: Prepared,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    quiet: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> Plain:
+    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the
+    checkpoint.
 
     Args:
         data: the text.
-        recipe: the recipe of one run; its model, masking, objectives, sampler, training and evaluation are used.
+        recipe: the recipe of one run; its model, masking, objectives, sampler, training and
+            evaluation are used.
         facts: what else the model card says of the run.
 
     Raises:
         MaskwiseError: nothing in this text can be learnt from, or the loss is not finite.
     """
     training, evaluation = recipe.training, recipe.evaluation
-    log_unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
+    log_unigram = log_frequencies(
+        torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
+    )
     network = recipe.model.model(
-        data.tokenizer, data.training.length, kind=recipe.kind, seed=training.seed, log_unigram=log_unigram
+        data.tokenizer,
+        data.training.length,
+        kind=recipe.kind,
+        seed=training.seed,
+        log_unigram=log_unigram,
     )
     made = learning(network, data, recipe)
     for source in getattr(made.source, "sources", {"": made.source}).values():
@@ -143,14 +170,22 @@ def pretrain(
     judged = predicting(network)
     rows = laid_out(data.held_out, judged, network.config)
     maskers = fixed_maskers(
-        data.tokenizer, masks=evaluation.masks, ratio=evaluation.ratios[0], kind=judged.kind, length=rows.length
-    )  # fmt: skip
-    bound = Bound.among(evaluation.masks, rows, data.tokenizer, rows=evaluation.rows, log_unigram=log_unigram)
+        data.tokenizer,
+        masks=evaluation.masks,
+        ratio=evaluation.ratios[0],
+        kind=judged.kind,
+        length=rows.length,
+    )
+    bound = Bound.among(
+        evaluation.masks, rows, data.tokenizer, rows=evaluation.rows, log_unigram=log_unigram
+    )
     held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows, bound=bound)
     losses: list[Plain] = []
 
     def save(target: Path) -> None:
-        card = model_card(recipe, {**made.words, **(facts or {})}, losses, text=_size(data.training))
+        card = model_card(
+            recipe, {**made.words, **(facts or {})}, losses, text=_size(data.training)
+        )
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
     best = Best(folder, save) if training.keep_best else None
@@ -163,11 +198,20 @@ def pretrain(
 
     with closing(made):
         done = train(
-            made.objective, made.source, training, folder=folder, learners=made.learners, evaluate=curve,
-            title=made.title, quiet=quiet,
-        )  # fmt: skip
+            made.objective,
+            made.source,
+            training,
+            folder=folder,
+            learners=made.learners,
+            evaluate=curve,
+            title=made.title,
+            quiet=quiet,
+        )
     if not done["targets"]:
-        what = "not one target in the whole training: this checkpoint has learnt nothing, and is not kept"
+        what = (
+            "not one target in the whole training: this checkpoint has learnt nothing, and is "
+            "not kept"
+        )
         raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
     save(folder / "checkpoint")
     if rank_here() == 0:
@@ -187,7 +231,9 @@ def _size(text: Rows | Stream) -> str:
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and ``probe_flops``."""
+    """``flops`` of a training; with a sampler also ``objectives`` (what each was given) and
+    ``probe_flops``.
+    """
     spent = made.spent()
     if spent is None:
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
@@ -196,15 +242,20 @@ def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
 
 
-def model_card(recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: str) -> str:
-    """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out losses.
+def model_card(
+    recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: str
+) -> str:
+    """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out
+    losses.
 
     Args:
         choices: what was masked and how, and facts of the run, by name.
         losses: the last evaluation.
         text: how large the training text is.
     """
-    front = yaml.safe_dump({"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False)
+    front = yaml.safe_dump(
+        {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}, sort_keys=False
+    )
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = "\n".join(
         f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "
@@ -235,7 +286,8 @@ It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pre
 """
 
 
-# What is learnt ------------------------------------------------------------------------------------------------
+# What is learnt
+# ------------------------------------------------------------------------------------------------
 
 
 class Learning(NamedTuple):
@@ -259,15 +311,18 @@ class Learning(NamedTuple):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """What is trained beside the model, by arm: what drops out when the checkpoint becomes an encoder."""
+        """What is trained beside the model, by arm: what drops out when the checkpoint becomes an
+        encoder.
+        """
         return self.objective.heads() if isinstance(self.objective, Arms) else {}
 
 
 def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
     """What a recipe trains: masked language modelling of the corpus's rows, or several objectives.
 
-    A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking with the arm's own
-    changes. Each reads the rows it wants: those of the corpus as they are packed, or the same pieces a row each.
+    A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking
+    with the arm's own changes. Each reads the rows it wants: those of the corpus as they are
+    packed, or the same pieces a row each.
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
@@ -297,7 +352,9 @@ def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
 
 
 def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
-    """The shares of the sources of a mix, by name; none where there is one source, or a stream of several."""
+    """The shares of the sources of a mix, by name; none where there is one source, or a stream of
+    several.
+    """
     corpus = recipe.corpus
     if isinstance(rows, Stream):
         return corpus.shares(()) if isinstance(corpus.source, dict) else {}
@@ -310,12 +367,16 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     common, objectives = recipe.masking.model_dump(), recipe.objectives
     classes = {name: arm.kind for name, arm in objectives.items()}
     rows = {name: laid_out(data.training, kind, network.config) for name, kind in classes.items()}
-    held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in classes.items()}
+    held_out = {
+        name: laid_out(data.held_out, kind, network.config) for name, kind in classes.items()
+    }
     # A stream is read once for all arms that read the same rows.
     drawn = {text.layout: _drawn(text, recipe) for text in rows.values()}
-    torch.manual_seed(fold(training.seed, 0x4EAD))  # new heads, also of a model that was only loaded
+    # new heads, also of a model that was only loaded
+    torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in objectives.items()})
-    if (heads := Path(recipe.model.pretrained or "") / "heads.safetensors").is_file():  # of the phase before
+    # of the phase before
+    if (heads := Path(recipe.model.pretrained or "") / "heads.safetensors").is_file():
         joined.go_on(heads)
     sources = {}
     for name, kind in classes.items():
@@ -335,29 +396,50 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         name: probe_rows(chooser.probed_rows(twins=kind.twins), ranks=ranks, twins=kind.twins)
         for name, kind in classes.items()
     }
-    if isinstance(chooser, LossProportional):  # the losses that it divides are those of half a probe
-        chance = {name: joined.arm(name).chance(len(data.tokenizer), sizes[name] // 2) for name in objectives}
+    # the losses that it divides are those of half a probe
+    if isinstance(chooser, LossProportional):
+        chance = {
+            name: joined.arm(name).chance(len(data.tokenizer), sizes[name] // 2)
+            for name in objectives
+        }
         chooser.chance = chooser.vector(chance)
     free = {name: len(held_out[name]) - len(rows) for name, rows in taken.items()}
     enough = all(free[name] >= size for name, size in sizes.items())
-    for name, size in sizes.items() if chooser.every else ():  # now, and not when training has begun
+    # now, and not when training has begun
+    for name, size in sizes.items() if chooser.every else ():
         check_enough(name, free[name], of=len(held_out[name]), size=size)
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:
         return Probe(
-            joined, sources, held_out, sizes=sizes, skip=taken, total_steps=training.steps, seed=training.seed,
-            fresh=fresh, rank=rank, ranks=ranks, maskers=None if fresh else source.untaught,
-        )  # fmt: skip
+            joined,
+            sources,
+            held_out,
+            sizes=sizes,
+            skip=taken,
+            total_steps=training.steps,
+            seed=training.seed,
+            fresh=fresh,
+            rank=rank,
+            ranks=ranks,
+            maskers=None if fresh else source.untaught,
+        )
 
     # A rule is only watched: no run of it fails for want of text to watch it on.
-    watched = SamplerLearner(chooser, probe if chooser.every or enough else None, watched_every=training.eval_every)
+    watched = SamplerLearner(
+        chooser, probe if chooser.every or enough else None, watched_every=training.eval_every
+    )
     learners = {**source.learners(), **source.places(), "sampler": watched}
-    words = {"sampler": by, "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items())}
+    words = {
+        "sampler": by,
+        "objectives": ", ".join(f"{n}: {a.objective}" for n, a in objectives.items()),
+    }
     return Learning(joined, source, learners, f"{by} over {', '.join(objectives)}", words)
 
 
-def judging_rows(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> list[tuple[Rows, int]]:
+def judging_rows(
+    network: PreTrainedModel, data: Prepared, recipe: Recipe
+) -> list[tuple[Rows, int]]:
     """The rows that a model is judged by, as evaluation lays them out, and how many of them are."""
     settings, rows = recipe.evaluation, laid_out(data.held_out, predicting(network), network.config)
     judged = [(rows, settings.rows), (documents_alone(data.held_out), settings.pseudo_perplexity)]
@@ -365,7 +447,8 @@ def judging_rows(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> li
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
-    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` by which a model is judged.
+    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` by which a model
+    is judged.
 
     Both are the same pieces, perhaps in two layouts.
     """
@@ -377,13 +460,16 @@ def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrai
     return rows.laid(objective.reads(rows.layout, config))
 
 
-# Judging -------------------------------------------------------------------------------------------------------
+# Judging
+# -------------------------------------------------------------------------------------------------------
 
 
 def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
     data = open_text(stages / stage.needs[0])
     trained = len(stage.needs) > 1
-    checkpoint = stages / stage.needs[1] / "checkpoint" if trained else stage.what["model"]["pretrained"]
+    checkpoint = (
+        stages / stage.needs[1] / "checkpoint" if trained else stage.what["model"]["pretrained"]
+    )
     return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
 
 
@@ -392,7 +478,9 @@ def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
     task = load_task(stage.what["task"])
     record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=corpus.title)}
     if rights := task.rights():
-        record["coverage"] = coverage_record(corpus.documents(), rights, task=task.name, corpus=corpus.title)
+        record["coverage"] = coverage_record(
+            corpus.documents(), rights, task=task.name, corpus=corpus.title
+        )
     return record
 
 
@@ -410,13 +498,24 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
         config = None if checkpoint else model.config(tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
     record = task_record(
-        checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=range(first, first + settings.seeds),
-        config=config, folder=stage.folder(stages), checkpoints=False, quiet=quiet,
-    )  # fmt: skip
+        checkpoint,
+        task,
+        tokenizer=tokenizer,
+        settings=settings,
+        seeds=range(first, first + settings.seeds),
+        config=config,
+        folder=stage.folder(stages),
+        checkpoints=False,
+        quiet=quiet,
+    )
     return dict(record)
 
 
 RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
-    "prepare": prepare, "learn": _learn, "pretrain": _pretrain, "evaluate": _evaluate, "finetune": _finetune,
+    "prepare": prepare,
+    "learn": _learn,
+    "pretrain": _pretrain,
+    "evaluate": _evaluate,
+    "finetune": _finetune,
     "overlap": _overlap,
-}  # fmt: skip
+}

@@ -1,6 +1,7 @@
 """Kinds whose answer is a class, several labels, or a number: of a text, or of a pair of texts.
 
-Scores are standardised by those of train before anything is learned, so that one learning rate serves every scale.
+Scores are standardised by those of train before anything is learned, so that one learning rate
+serves every scale.
 """
 
 from __future__ import annotations
@@ -43,10 +44,16 @@ TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "ut
 SECOND = ("text_pair", "sentence2", "hypothesis", "question2")
 LABEL = ("label", "labels", "category", "intent", "class", "gold_label", "is_duplicate", "Quality")
 PAIRS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("question", "passage"), ("sentence_A", "sentence_B"), ("s1", "s2"), ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("sentence_A", "sentence_B"),
+    ("s1", "s2"),
+    ("text_a", "text_b"),
     ("#1 String", "#2 String"),
-)  # fmt: skip
+)
 
 
 class ClassRow(Row):
@@ -123,7 +130,9 @@ class Classes(Kind[C]):
         return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
 
     def majority(self, task: Task[C]) -> float:
-        """Always the commonest class of train (of equally common ones the first met), or each class equally often."""
+        """Always the commonest class of train (of equally common ones the first met), or each class
+        equally often.
+        """
         known = Counter(name for row in task.splits["train"] for name in row.classes)
         most = task.labels.index(known.most_common(1)[0][0])
         always = task.score("test", np.full(task.test_items, most))
@@ -139,11 +148,15 @@ class TextClasses(Classes[TextRow]):
         parts = text_label(record, columns, where)
         return parts if isinstance(parts, str) else TextRow(*parts)
 
-    def labels(self, rows: Sequence[TextRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    def labels(
+        self, rows: Sequence[TextRow], where: str, skipped: Mapping[str, int]
+    ) -> tuple[str, ...]:
         labels = super().labels(rows, where, skipped)
         if len(labels) > max(20, len(rows) // 2):
             got = f"{len(labels)} different labels in {len(rows)} rows"
-            raise MaskwiseError(f"the labels of {where} are no classes", got=got, do="check the label column")
+            raise MaskwiseError(
+                f"the labels of {where} are no classes", got=got, do="check the label column"
+            )
         return labels
 
     def group(self, row: TextRow) -> str:
@@ -153,7 +166,8 @@ class TextClasses(Classes[TextRow]):
 class SequenceClassification(TextClasses, Tuned[TextRow]):
     """The class of a text, or of two.
 
-    Tuned with a linear layer over the pooled row and cross-entropy. Majority: the commonest class of train.
+    Tuned with a linear layer over the pooled row and cross-entropy. Majority: the commonest class
+    of train.
     Source: Devlin et al. 2019, section 4.1.
     """
 
@@ -162,7 +176,9 @@ class SequenceClassification(TextClasses, Tuned[TextRow]):
 
     def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
         gold = torch.from_numpy(self.gold(task, split))
-        return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold))
+        return Encoded(
+            cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold)
+        )
 
 
 SEVERAL = ("label-micro-f1", "label-macro-f1")
@@ -182,10 +198,12 @@ class LabelledRow(Row):
 
 
 class SeveralLabels(Tuned[LabelledRow]):
-    """Which of several labels a text has: any number of them, in a list or with "|" or ";" between them.
+    """Which of several labels a text has: any number of them, in a list or with "|" or ";" between
+    them.
 
-    Tuned with a linear layer over the pooled row and binary cross-entropy for each label. Majority: every row has the
-    labels that more than half of train has, or the commonest one. Source: as for classification, Devlin et al. 2019.
+    Tuned with a linear layer over the pooled row and binary cross-entropy for each label. Majority:
+    every row has the labels that more than half of train has, or the commonest one. Source: as for
+    classification, Devlin et al. 2019.
     """
 
     name = "multi-label"
@@ -195,18 +213,24 @@ class SeveralLabels(Tuned[LabelledRow]):
     columns = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Lists of labels beside a text, or texts that few labels with bars or semicolons between them make up."""
+        """Lists of labels beside a text, or texts that few labels with bars or semicolons between
+        them make up.
+        """
         names = (given.label,) if given.label else self.columns.label
         label = first_in(names, records[0])
         text = first_in(self.columns.text, records[0]) or given.text
-        if label is None or not all(isinstance(record.get(text or ""), str) for record in records[1:2]):
+        if label is None or not all(
+            isinstance(record.get(text or ""), str) for record in records[1:2]
+        ):
             return False
         values = [record.get(label) for record in records]
         if any(isinstance(value, list) for value in values):
             return True
         whole = {value for value in values if isinstance(value, str)}
         parts = {part for value in whole for part in _BETWEEN.split(value)}
-        return any(_BETWEEN.search(value) for value in whole) and len(parts) <= min(MOST_LABELS, len(whole))
+        return any(_BETWEEN.search(value) for value in whole) and len(parts) <= min(
+            MOST_LABELS, len(whole)
+        )
 
     def row(self, record: Record, columns: Columns, where: str) -> LabelledRow | str:
         text = require_text(record.get(columns.text or ""), "text", where)
@@ -218,7 +242,9 @@ class SeveralLabels(Tuned[LabelledRow]):
         names = dict.fromkeys(labels_in(value))
         return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
 
-    def labels(self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    def labels(
+        self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]
+    ) -> tuple[str, ...]:
         return sorted_labels((row.names for row in rows), "labels", where, skipped)
 
     def gold(self, task: Task[LabelledRow], split: str) -> NDArray[np.int64]:
@@ -238,7 +264,10 @@ class SeveralLabels(Tuned[LabelledRow]):
         return {**super().config(task), "problem_type": "multi_label_classification"}
 
     def encode(self, task: Task[LabelledRow], split: str, cutter: Cutter) -> Encoded:
-        return Encoded(cutter.flat(one_or_two(task.splits[split])), torch.from_numpy(self.gold(task, split)).float())
+        return Encoded(
+            cutter.flat(one_or_two(task.splits[split])),
+            torch.from_numpy(self.gold(task, split)).float(),
+        )
 
     def group(self, row: LabelledRow) -> str:
         return row.names[0] if row.names else ""
@@ -254,8 +283,8 @@ def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
-"""Whole numbers are classes where there are so few of them, or somewhat more that are numbered without gaps and have
-so many training rows each on average."""
+"""Whole numbers are classes where there are so few of them, or somewhat more that are numbered
+without gaps and have so many training rows each on average."""
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
 """But for three digits behind the comma, which may be thousands."""
 _WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
@@ -278,14 +307,19 @@ def number_of(label: object) -> float | None:
 
 
 def may_be_number(label: object) -> bool:
-    """Whether a label is a number, or one with a currency, a percent sign or commas that nothing reads as a number."""
+    """Whether a label is a number, or one with a currency, a percent sign or commas that nothing
+    reads as a number.
+    """
     return number_of(label) is not None or bool(_WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip()))
 
 
 def no_number(label: object, where: str) -> MaskwiseError:
     """The error for a label that is not read as a number."""
     if may_be_number(label):
-        do = "write numbers alone, such as 1200.50; if they are classes, say kind='sequence-classification'"
+        do = (
+            "write numbers alone, such as 1200.50; if they are classes, say "
+            "kind='sequence-classification'"
+        )
         return MaskwiseError(f"{where}: the label is not written as a number", got=label, do=do)
     do = f"check the label column; if it stands for no score, say so: missing={label!r}"
     return MaskwiseError(f"{where}: the score is no number", got=label, do=do)
@@ -318,7 +352,9 @@ class Scores(Kind[ScoredRow]):
             raise no_number(label, where)
         return ScoredRow(text, pair, score)
 
-    def labels(self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    def labels(
+        self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]
+    ) -> tuple[str, ...]:
         require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
         return ()
 
@@ -363,7 +399,8 @@ class Similarity(Scores, Tuned[ScoredRow]):
 class TextRegression(Similarity):
     """A number for a text: a rating, a price, a value that was measured.
 
-    Tuned by squared error on scores that are standardised by those of train. Source: as for similarity.
+    Tuned by squared error on scores that are standardised by those of train. Source: as for
+    similarity.
     """
 
     name = "regression"
@@ -372,7 +409,9 @@ class TextRegression(Similarity):
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """One text, and labels that are quantities (``_are_quantities``)."""
         record = records[0]
-        if pair_in(record, given, PAIRS)[1] in record or not any(name in record for name in (given.text, *TEXT)):
+        if pair_in(record, given, PAIRS)[1] in record or not any(
+            name in record for name in (given.text, *TEXT)
+        ):
             return False
         names = (given.label,) if given.label else self.columns.label
         label = first_in(names, record) or ""
@@ -383,7 +422,8 @@ def _are_quantities(labels: Sequence[object], where: str) -> bool:
     """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
 
     Raises:
-        MaskwiseError: numbers with currencies, percent signs or commas between thousands; ``where`` names the column.
+        MaskwiseError: numbers with currencies, percent signs or commas between thousands; ``where``
+            names the column.
     """
     known = {str(label) for label in labels if label_of(label) is not None}
     if not all(map(may_be_number, known)):
@@ -411,6 +451,10 @@ def are_numbered(splits: Mapping[str, Sequence[Row]]) -> bool:
 def with_classes(splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
     """Scored rows as rows of classes, whose names are the scores."""
     return {
-        split: [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows if isinstance(row, ScoredRow)]
+        split: [
+            TextRow(row.text, row.pair, f"{row.score:.0f}")
+            for row in rows
+            if isinstance(row, ScoredRow)
+        ]
         for split, rows in splits.items()
     }

@@ -1,8 +1,9 @@
-"""Questions without a context, answered by an encoder with the head that it was pre-trained with: closed-book as cloze.
+"""Questions without a context, answered by an encoder with the head that it was pre-trained with:
+closed-book as cloze.
 
-The row is ``question QUESTION answer [MASK] …``, and the answer is read off the masks. There are as many masks as the
-longest answer of train has tokens; a shorter answer is followed by the separator. So the number of masks tells nothing
-of the answer, and with answers of one token there is one mask.
+The row is ``question QUESTION answer [MASK] …``, and the answer is read off the masks. There are as
+many masks as the longest answer of train has tokens; a shorter answer is followed by the separator.
+So the number of masks tells nothing of the answer, and with answers of one token there is one mask.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ class QARow(Row):
 
 
 class ClozeAnswers(Answered[QARow]):
-    """Which tokens stand at the masks behind a question; the loss is that of masked language modelling.
+    """Which tokens stand at the masks behind a question; the loss is that of masked language
+    modelling.
 
-    Majority: the commonest answer of train to the relation that is asked for (``questions.RELATIONS``), or any of its
+    Majority: the commonest answer of train to the relation that is asked for
+        (``questions.RELATIONS``), or any of its
     answers. Source: the closed-book set-up of Roberts et al. 2020 (arXiv 2002.08910),
     for encoders.
     """
@@ -56,7 +59,9 @@ class ClozeAnswers(Answered[QARow]):
 
     def row(self, record: Record, columns: Columns, where: str) -> QARow | str:
         question = require_text(record.get(columns.text or ""), "question", where, filled=True)
-        answers = [text for text, _ in read_answers(record.get(columns.label or ""), where) if text.strip()]
+        answers = [
+            text for text, _ in read_answers(record.get(columns.label or ""), where) if text.strip()
+        ]
         return QARow(question, answers, relation_of(record)) if answers else NO_ANSWER
 
     def least_tokens(self, task: Task[QARow]) -> tuple[bool, int]:
@@ -75,7 +80,9 @@ class ClozeAnswers(Answered[QARow]):
         backend.no_truncation()
         tail = backend.encode(PROMPT[1], add_special_tokens=False).ids
         backend.enable_truncation(room - len(tail))
-        cut = backend.encode_batch([f"{PROMPT[0]} {row.question}" for row in rows], add_special_tokens=False)
+        cut = backend.encode_batch(
+            [f"{PROMPT[0]} {row.question}" for row in rows], add_special_tokens=False
+        )
         tail += [mask] * slots
         backend.no_truncation()
         frame = backend.encode("")
@@ -157,7 +164,9 @@ def _answer_ids(task: Task[QARow], split: str, backend: Tokenizer) -> list[list[
 
 def _token(backend: Tokenizer, names: Sequence[str]) -> int:
     """The id of a special token, under whichever of its names the tokenizer has it."""
-    token = next((backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None), None)
+    token = next(
+        (backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None), None
+    )
     if token is None:
         what, got = "cloze-qa needs a tokenizer with masks and separators", f"no {names[0]}"
         raise MaskwiseError(what, got=got, do="take the tokenizer of an encoder")

@@ -1,6 +1,8 @@
-"""Columns and cells of labelled files: which column is the text, the label, …, and what a cell says of the label.
+"""Columns and cells of labelled files: which column is the text, the label, …, and what a cell says
+of the label.
 
-A missing label is an empty cell, and nothing else unless the user says so: −1 and "NA" are classes of many files.
+A missing label is an empty cell, and nothing else unless the user says so: −1 and "NA" are classes
+of many files.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ NO_LABEL, NO_TEXT = "no label", "no text"
 class Columns(NamedTuple):
     """Names of columns: those that the user gives, or those that were chosen for a file.
 
-    Where an answer is marked in a context, ``text`` is the context, ``pair`` the question and ``label`` the answers.
-    Where one of several choices is right, ``text`` is the question, ``pair`` the context, if there is one, and
-    ``label`` says which choice is right.
+    Where an answer is marked in a context, ``text`` is the context, ``pair`` the question and
+    ``label`` the answers. Where one of several choices is right, ``text`` is the question, ``pair``
+    the context, if there is one, and ``label`` says which choice is right.
     """
 
     text: str | None = None
@@ -30,7 +32,8 @@ class Columns(NamedTuple):
 
 
 class UsualColumns(NamedTuple):
-    """Names under which data sets publish the text, the second text and the label; the first that is there counts.
+    """Names under which data sets publish the text, the second text and the label; the first that
+    is there counts.
 
     ``pairs`` are texts that belong together; they are looked for before single ones.
     """
@@ -70,23 +73,35 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
     """
     known = pair_in(record, given, usual.pairs)
     text = _pick("text", given.text or known[0], usual.text, record, where)
-    pair = _pick("pair", given.pair or known[1], [name for name in usual.pair if name != text], record, where)
-    label = _pick("label", given.label, [n for n in usual.label if n not in (text, pair)], record, where)
+    pair = _pick(
+        "pair", given.pair or known[1], [name for name in usual.pair if name != text], record, where
+    )
+    label = _pick(
+        "label", given.label, [n for n in usual.label if n not in (text, pair)], record, where
+    )
     needed = [("text", text, usual.text), *([("label", label, usual.label)] if usual.label else [])]
-    for what, column, names in [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed:
+    for what, column, names in (
+        [*needed, ("pair", pair, usual.pair)] if usual.needs_pair else needed
+    ):
         if column is None:
             do = f"name it with {what}=…; looked for {', '.join(names)}"
-            raise MaskwiseError(f"{where} has no {what} column", got=", ".join(paths(record)), do=do)
+            raise MaskwiseError(
+                f"{where} has no {what} column", got=", ".join(paths(record)), do=do
+            )
     return Columns(text, pair, label)
 
 
-def _pick(what: str, given: str | None, usual: Iterable[str], record: Record, where: str) -> str | None:
+def _pick(
+    what: str, given: str | None, usual: Iterable[str], record: Record, where: str
+) -> str | None:
     if given is not None and given not in record:
         raise unknown_name(f"{what} column of {where}", given, paths(record))
     return given or first_in(usual, record)
 
 
-def pair_in(record: Record, given: Columns, pairs: Sequence[tuple[str, str]]) -> tuple[str | None, str | None]:
+def pair_in(
+    record: Record, given: Columns, pairs: Sequence[tuple[str, str]]
+) -> tuple[str | None, str | None]:
     """The columns of a pair of texts: given, or two that are known to belong together."""
     if given.text or given.pair or not pairs:
         return given.text, given.pair
@@ -94,9 +109,12 @@ def pair_in(record: Record, given: Columns, pairs: Sequence[tuple[str, str]]) ->
 
 
 HIDDEN = "-1"
-"""How benchmarks publish the labels of a split that they hide. Beside other labels it is one of them."""
+"""How benchmarks publish the labels of a split that they hide. Beside other labels it is one of
+them.
+"""
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
-"""Labels, in lower case, that some files use for a missing one. They are kept, and a note says so."""
+"""Labels, in lower case, that some files use for a missing one. They are kept, and a note says so.
+"""
 
 
 def label_of(value: object) -> str | None:
@@ -134,6 +152,8 @@ def require_two(labels: Sequence[str], what: str, where: str, skipped: Mapping[s
         MaskwiseError: one label for all, so that nothing can be learned or measured.
     """
     if len(labels) < 2:
-        got = (f"only {labels[0]!r}" if labels else "none") + (f", skipped {counted(skipped)}" if skipped else "")
+        got = (f"only {labels[0]!r}" if labels else "none") + (
+            f", skipped {counted(skipped)}" if skipped else ""
+        )
         do = "check the label column"
         raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)

@@ -1,11 +1,13 @@
 """Kinds that judge the embeddings of an encoder as it is: nothing is fine-tuned, nothing is random.
 
-The class of a text by a regression of scikit-learn's, the similarity of two texts by their cosine, the text that
-belongs to a title, and evaluators of sentence-transformers (``pip install sentence-transformers``).
+The class of a text by a regression of scikit-learn's, the similarity of two texts by their cosine,
+the text that belongs to a title, and evaluators of sentence-transformers (``pip install
+sentence-transformers``).
 
-In a recipe a file with usual columns is enough, ``FILE(kind='evaluator', evaluator='triplet')``; in Python any
-evaluator object will do (``evaluator_task``). An evaluator asks a model for the vectors of its texts. Here the encoder
-has embedded them before, as for every frozen kind, and what the evaluator takes for a model only looks them up.
+In a recipe a file with usual columns is enough, ``FILE(kind='evaluator', evaluator='triplet')``; in
+Python any evaluator object will do (``evaluator_task``). An evaluator asks a model for the vectors
+of its texts. Here the encoder has embedded them before, as for every frozen kind, and what the
+evaluator takes for a model only looks them up.
 
 Cost: one forward pass over every text.
 """
@@ -38,23 +40,29 @@ PENALTIES = tuple(2.0**power for power in range(-2, 4))
 class SentenceEmbedding(TextClasses, Frozen[TextRow]):
     """The class of a text (or of two) by logistic regression on embeddings.
 
-    The strength of the penalty is chosen on dev, on SentEval's grid; of equally good ones the strongest. (SentEval
-    itself cuts MR, CR, SUBJ and MPQA into ten folds; here they are cut once, by hash.) Majority: the commonest class
-    of train. Source: Conneau & Kiela 2018 (SentEval), section 3.
+    The strength of the penalty is chosen on dev, on SentEval's grid; of equally good ones the
+    strongest. (SentEval itself cuts MR, CR, SUBJ and MPQA into ten folds; here they are cut once,
+    by hash.) Majority: the commonest class of train. Source: Conneau & Kiela 2018 (SentEval),
+    section 3.
     """
 
     name = "sentence-embedding"
     suffix = "-embedding"
 
-    def answers(self, task: Task[TextRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+    def answers(
+        self, task: Task[TextRow], vectors: Mapping[str, Tensor]
+    ) -> Mapping[str, ArrayLike]:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        features = {split: _features(task, split, each).double().numpy() for split, each in vectors.items()}
+        features = {
+            split: _features(task, split, each).double().numpy() for split, each in vectors.items()
+        }
         tried = []
         for penalty in PENALTIES:
             with warnings.catch_warnings():
-                # An embedding that is not scaled may need more steps; the score moves no more by then.
+                # An embedding that is not scaled may need more steps; the score moves no more by
+                # then.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 fitted = LogisticRegression(C=penalty, max_iter=300)
                 fitted.fit(features["train"], self.gold(task, "train"))
@@ -72,15 +80,20 @@ def _features(task: Task[TextRow], split: str, vectors: Tensor) -> Tensor:
 
 
 class ZeroShotSimilarity(Scores, Frozen[ScoredRow]):
-    """The cosine of two sentences' embeddings against people's scores (STS). Nothing is learned from train."""
+    """The cosine of two sentences' embeddings against people's scores (STS). Nothing is learned
+    from train.
+    """
 
     name = "zero-shot-similarity"
     suffix = "-zero-shot"
     needs_train = False
 
-    def answers(self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+    def answers(
+        self, task: Task[ScoredRow], vectors: Mapping[str, Tensor]
+    ) -> Mapping[str, ArrayLike]:
         return {
-            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy() for split, both in vectors.items()
+            split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
+            for split, both in vectors.items()
         }
 
 
@@ -95,9 +108,11 @@ class PairedRow(Row):
 
 
 class Retrieval(Frozen[PairedRow]):
-    """The text of a title among all texts of the split, by the cosine of embeddings. Nothing is learned from train.
+    """The text of a title among all texts of the split, by the cosine of embeddings. Nothing is
+    learned from train.
 
-    ``mrr``: the mean of 1 / rank of the right text, 0 beyond rank 10; ``recall-at-1``: how often it is first.
+    ``mrr``: the mean of 1 / rank of the right text, 0 beyond rank 10; ``recall-at-1``: how often it
+        is first.
     Majority: the expected score of a random order. Source: Craswell 2009 (mean reciprocal rank).
     """
 
@@ -105,7 +120,9 @@ class Retrieval(Frozen[PairedRow]):
     suffix = "-retrieval"
     needs_train = False
     metrics = ("mrr", "recall-at-1")
-    columns = UsualColumns(("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text")))
+    columns = UsualColumns(
+        ("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text"))
+    )
 
     def row(self, record: Record, columns: Columns, where: str) -> PairedRow | str:
         query = require_text(record.get(columns.text or ""), "title", where)
@@ -121,7 +138,9 @@ class Retrieval(Frozen[PairedRow]):
             return 1 / count
         return sum(1 / rank for rank in range(1, min(count, 10) + 1)) / count
 
-    def answers(self, task: Task[PairedRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+    def answers(
+        self, task: Task[PairedRow], vectors: Mapping[str, Tensor]
+    ) -> Mapping[str, ArrayLike]:
         """The rank of the right text, from 1; texts that are as near count as nearer."""
         ranks = {}
         for split, both in vectors.items():
@@ -137,7 +156,10 @@ _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
 EVALUATORS = {
     "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
     "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
-    "triplet": ("TripletEvaluator", {"anchor": "anchors", "positive": "positives", "negative": "negatives"}),
+    "triplet": (
+        "TripletEvaluator",
+        {"anchor": "anchors", "positive": "positives", "negative": "negatives"},
+    ),
 }
 """What a recipe can name: the class, and which of its arguments takes which column of a file."""
 
@@ -154,7 +176,9 @@ class EvaluatedRow(Row):
 
 
 class _Model:
-    """What an evaluator takes for a SentenceTransformer: it notes the texts asked for, and gives the vectors it has."""
+    """What an evaluator takes for a SentenceTransformer: it notes the texts asked for, and gives
+    the vectors it has.
+    """
 
     similarity_fn_name, model_card_data = (
         "cosine",
@@ -167,19 +191,24 @@ class _Model:
     def encode(self, texts: Any, *, convert_to_numpy: bool = True, **_: object) -> Any:
         wanted = [texts] if isinstance(texts, str) else list(texts)
         self.asked.update(dict.fromkeys(wanted))
-        each = torch.stack([self.vectors[text] if self.vectors else torch.randn(8) for text in wanted])
+        each = torch.stack(
+            [self.vectors[text] if self.vectors else torch.randn(8) for text in wanted]
+        )
         each = each[0] if isinstance(texts, str) else each
         return each.numpy() if convert_to_numpy else each
 
     encode_query = encode_document = encode
 
     def similarity(self, first: Any, second: Any) -> Tensor:
-        return normalize(torch.as_tensor(first), dim=-1) @ normalize(torch.as_tensor(second), dim=-1).T
+        return (
+            normalize(torch.as_tensor(first), dim=-1) @ normalize(torch.as_tensor(second), dim=-1).T
+        )
 
 
 @dataclass(frozen=True)
 class Evaluator(Frozen[EvaluatedRow]):
-    """The primary metric of an evaluator of sentence-transformers on the embeddings. Nothing is learned from train.
+    """The primary metric of an evaluator of sentence-transformers on the embeddings. Nothing is
+    learned from train.
 
     Attributes:
         evaluator: a name in ``EVALUATORS``, or an evaluator object.
@@ -192,13 +221,19 @@ class Evaluator(Frozen[EvaluatedRow]):
     @property
     def settings(self) -> Mapping[str, object]:
         kind = self.evaluator
-        return {"evaluator": kind if isinstance(kind, str) else [type(kind).__name__, kind.get_config_dict()]}
+        return {
+            "evaluator": kind
+            if isinstance(kind, str)
+            else [type(kind).__name__, kind.get_config_dict()]
+        }
 
     def __post_init__(self) -> None:
         if isinstance(self.evaluator, str) and self.evaluator not in EVALUATORS:
             raise unknown_name("evaluator", self.evaluator, EVALUATORS)
 
-    def labels(self, rows: Sequence[EvaluatedRow], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    def labels(
+        self, rows: Sequence[EvaluatedRow], where: str, skipped: Mapping[str, int]
+    ) -> tuple[str, ...]:
         _room()  # when the task is loaded, not when a model is trained
         return ()
 
@@ -220,7 +255,9 @@ class Evaluator(Frozen[EvaluatedRow]):
     def score(self, task: Task[EvaluatedRow], split: str, answers: Answers, metric: str) -> float:
         return float(np.asarray(answers)[0])
 
-    def answers(self, task: Task[EvaluatedRow], vectors: Mapping[str, Tensor]) -> Mapping[str, ArrayLike]:
+    def answers(
+        self, task: Task[EvaluatedRow], vectors: Mapping[str, Tensor]
+    ) -> Mapping[str, ArrayLike]:
         scores: dict[str, ArrayLike] = {}
         for split, each in vectors.items():
             rows = task.splits[split]
@@ -229,7 +266,9 @@ class Evaluator(Frozen[EvaluatedRow]):
             if isinstance(evaluator, str):
                 name, columns = EVALUATORS[evaluator]
                 arguments = zip(columns.values(), zip(*(row.cells for row in rows)), strict=True)
-                evaluator = getattr(_room(), name)(**{name: list(cells) for name, cells in arguments})
+                evaluator = getattr(_room(), name)(
+                    **{name: list(cells) for name, cells in arguments}
+                )
             scores[split] = [_primary(evaluator, _Model(known))]
         return scores
 
@@ -255,4 +294,6 @@ def _room() -> Any:
         return import_module("sentence_transformers.evaluation")
     except ImportError as error:
         do = "pip install sentence-transformers"
-        raise MaskwiseError("tasks of kind evaluator need sentence-transformers", got=str(error), do=do) from error
+        raise MaskwiseError(
+            "tasks of kind evaluator need sentence-transformers", got=str(error), do=do
+        ) from error

@@ -1,10 +1,12 @@
-"""Judge a checkpoint by tasks: fine-tuned on each with several seeds, or as it is where the kind of task says so.
+"""Judge a checkpoint by tasks: fine-tuned on each with several seeds, or as it is where the kind of
+task says so.
 
-Fine-tuning is the loop of pre-training with another objective. What is random in it (the new head, the order,
-dropout) is a function of its seed; the checkpoint and the task are not. The number of steps is fixed beforehand and
-the last state is scored, once: picking the best of several evaluations on test is how small effects are made. With
-``eval_every`` the state that is best on dev is scored instead; dev alone chooses, and test is still scored once. The
-dev score is for choosing settings.
+Fine-tuning is the loop of pre-training with another objective. What is random in it (the new head,
+the order, dropout) is a function of its seed; the checkpoint and the task are not. The number of
+steps is fixed beforehand and the last state is scored, once: picking the best of several
+evaluations on test is how small effects are made. With ``eval_every`` the state that is best on dev
+is scored instead; dev alone chooses, and test is still scored once. The dev score is for choosing
+settings.
 
 Cost: with a tiny model, some seconds on one core for each fine-tuning.
 """
@@ -80,7 +82,9 @@ class Score(Judged):
     items: list[float] | None
     """The score of every test item, where the kind of task gives them (``Kind.item_scores``)."""
     counts: list[list[float]] | None
-    """What every test row adds above and below the line of the score, where it has one (``Kind.row_counts``)."""
+    """What every test row adds above and below the line of the score, where it has one
+    (``Kind.row_counts``).
+    """
 
 
 class TaskRecord(Judged):
@@ -92,11 +96,14 @@ class TaskRecord(Judged):
     interval: NotRequired[list[float]]
     """What the score could have been with other test items: a 95 % bootstrap interval over them."""
     item_error: NotRequired[float]
-    """The standard error of the score over test items: whole sentences and documents are resampled."""
+    """The standard error of the score over test items: whole sentences and documents are resampled.
+    """
     item_sd: NotRequired[float]
     """The standard deviation over the test items of their scores (the means over seeds)."""
     tried: NotRequired[dict[str, float]]
-    """The scores on dev of the learning rates that were tried (``search_rate``); the best one was taken."""
+    """The scores on dev of the learning rates that were tried (``search_rate``); the best one was
+    taken.
+    """
     model: NotRequired[str]
     made_of: NotRequired[str]
     """A hash of checkpoint, task, settings and seeds: the same record need not be made again."""
@@ -115,18 +122,23 @@ def evaluate_tasks(
 
     Args:
         checkpoint: a folder or hub id with its tokenizer.
-        specs: as for ``load_task``, or tasks. All are loaded and checked before the first is trained.
+        specs: as for ``load_task``, or tasks. All are loaded and checked before the first is
+            trained.
         settings: of every fine-tuning.
-        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once: nothing is random.
-        out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``; None keeps nothing.
-            A task whose record is there, of the same checkpoint, rows, settings and seeds, is not judged again.
+        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once:
+            nothing is random.
+        out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``;
+            None keeps nothing. A task whose record is there, of the same checkpoint, rows, settings
+            and seeds, is not judged again.
 
     Returns:
-        One record for each task. ``score`` is the mean over seeds, in the metric's own unit ([0, 1] or [−1, 1]);
-        ``fine_tuning`` and ``dev`` are by seed, ``others`` means of the further metrics on test.
+        One record for each task. ``score`` is the mean over seeds, in the metric's own unit ([0, 1]
+        or [−1, 1]); ``fine_tuning`` and ``dev`` are by seed, ``others`` means of the further
+        metrics on test.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task whose rows do not fit.
+        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task whose rows do not
+            fit.
 
     >>> (record,) = evaluate_tasks("bundled:encoder", ["trivia(kind='sentence-embedding', train_rows=50)"])
     >>> record["task"], record["metric"], len(record["fine_tuning"])
@@ -159,9 +171,14 @@ def evaluate_tasks(
         if task.name in finished:
             continue
         record = task_record(
-            checkpoint, task, tokenizer=tokenizer, settings=settings, seeds=by_seed,
-            folder=out / task.name if out else None, quiet=quiet,
-        )  # fmt: skip
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
+            seeds=by_seed,
+            folder=out / task.name if out else None,
+            quiet=quiet,
+        )
         finished[task.name] = {**record, "model": str(checkpoint)}
         if out is not None:
             finished[task.name]["made_of"] = made_of[task.name]
@@ -169,7 +186,9 @@ def evaluate_tasks(
     return [finished[task.name] for task in tasks]
 
 
-def _made_of(checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int) -> dict[str, str]:
+def _made_of(
+    checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
+) -> dict[str, str]:
     """By task, a hash of what its record depends on. Of a checkpoint on the hub that is its name."""
     files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
     hashes = [(path.name, file_hash(path)) for path in files]
@@ -182,14 +201,22 @@ def _made_of(checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSe
 
 
 def task_record(
-    checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: FinetuneSettings,
-    seeds: Iterable[int], config: PreTrainedConfig | None = None, folder: Path | None = None,
-    checkpoints: bool = True, quiet: bool = True,
-) -> TaskRecord:  # fmt: skip
+    checkpoint: str | Path | None,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    seeds: Iterable[int],
+    config: PreTrainedConfig | None = None,
+    folder: Path | None = None,
+    checkpoints: bool = True,
+    quiet: bool = True,
+) -> TaskRecord:
     """The record of one checkpoint and one task; see ``finetune``.
 
     Args:
-        seeds: one fine-tuning each; only the first counts where nothing is random: a frozen kind and a checkpoint.
+        seeds: one fine-tuning each; only the first counts where nothing is random: a frozen kind
+            and a checkpoint.
         folder: where ``seed-N`` go; None keeps nothing.
         checkpoints: False: of each, nothing but its predictions is kept.
     """
@@ -200,10 +227,18 @@ def task_record(
 
     def tuned(settings: FinetuneSettings, seed: int, folder: Path | None) -> Score:
         return finetune(
-            checkpoint, task, tokenizer=tokenizer, settings=settings.training(task, seed=seed), seed=seed,
-            max_length=settings.max_length, config=config, folder=folder, checkpoints=checkpoints, quiet=quiet,
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings.training(task, seed=seed),
+            seed=seed,
+            max_length=settings.max_length,
+            config=config,
+            folder=folder,
+            checkpoints=checkpoints,
+            quiet=quiet,
             patience=settings.patience,
-        )  # fmt: skip
+        )
 
     tried: dict[float, float] = {}
     diverged: list[str] = []
@@ -211,8 +246,11 @@ def task_record(
     if settings.search_rate and usual and not task.frozen:
         if not task.splits["dev"]:
             do = "give it dev rows, or leave finetune.search_rate out"
-            raise MaskwiseError(f"a learning rate is searched on dev, and task {task.name} has none", do=do)
-        steps = settings.training(task, seed=0).steps  # the same for every rate, though a small one would ask for more
+            raise MaskwiseError(
+                f"a learning rate is searched on dev, and task {task.name} has none", do=do
+            )
+        # the same for every rate, though a small one would ask for more
+        steps = settings.training(task, seed=0).steps
         settings = settings.model_copy(update={"steps": steps})
         for factor in TRIAL_FACTORS:
             rate = float(f"{factor * usual:.2g}")
@@ -230,11 +268,18 @@ def task_record(
     others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
     notes = [*task.remarks, *diverged, *first["notes"]]
     record: TaskRecord = {
-        "task": task.name, "task_kind": task.kind.name, "metric": task.metric, "majority": first["majority"],
-        "test_items": task.test_items, "lost_words": first["lost_words"], "notes": notes,
-        "score": sum(by_seed) / len(by_seed), "fine_tuning": by_seed, "dev": [score["dev"] for score in scores],
+        "task": task.name,
+        "task_kind": task.kind.name,
+        "metric": task.metric,
+        "majority": first["majority"],
+        "test_items": task.test_items,
+        "lost_words": first["lost_words"],
+        "notes": notes,
+        "score": sum(by_seed) / len(by_seed),
+        "fine_tuning": by_seed,
+        "dev": [score["dev"] for score in scores],
         "others": others,
-    }  # fmt: skip
+    }
     if tried:
         record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
     if items := [score["items"] for score in scores if score["items"] is not None]:
@@ -247,10 +292,19 @@ def task_record(
 
 
 def finetune(
-    checkpoint: str | Path | None, task: Task, *, tokenizer: PreTrainedTokenizerBase, settings: TrainingSettings,
-    seed: int, max_length: int = 64, config: PreTrainedConfig | None = None, folder: Path | None = None,
-    checkpoints: bool = True, quiet: bool = True, patience: int | None = None,
-) -> Score:  # fmt: skip
+    checkpoint: str | Path | None,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TrainingSettings,
+    seed: int,
+    max_length: int = 64,
+    config: PreTrainedConfig | None = None,
+    folder: Path | None = None,
+    checkpoints: bool = True,
+    quiet: bool = True,
+    patience: int | None = None,
+) -> Score:
     """Fine-tune and score once.
 
     Args:
@@ -261,20 +315,22 @@ def finetune(
         patience: see ``FinetuneSettings``.
         seed: of the new head (without a checkpoint: of all weights), the order and dropout.
         max_length: rows are cut to so many tokens.
-        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers in words,
-            predictions.jsonl go; None keeps nothing.
+        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers
+            in words, predictions.jsonl go; None keeps nothing.
         checkpoints: False: nothing but the predictions is kept.
 
     Returns:
-        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that cannot be answered).
-        Frozen kinds have 0 steps, and no checkpoint is written.
+        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that
+        cannot be answered). Frozen kinds have 0 steps, and no checkpoint is written.
 
     Raises:
-        MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss or an answer that
-            is not finite.
+        MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss or
+            an answer that is not finite.
     """
     began = time.perf_counter()
-    network = load_network(checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed)
+    network = load_network(
+        checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed
+    )
     kept = folder if checkpoints else None
     kind, steps, lost, majority = task.kind, 0, 0, task.majority
     notes: list[str] = []
@@ -287,15 +343,24 @@ def finetune(
     else:
         assert isinstance(kind, Tuned)
         settings = settings.model_copy(update={"seed": seed})
-        if settings.eval_every:  # the best state is in memory alone, so one that was stopped begins again
+        # the best state is in memory alone, so one that was stopped begins again
+        if settings.eval_every:
             settings = settings.model_copy(update={"save_every": 0})
         data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
         notes, majority = warn_of_cuts(task, data), kind.chance(task, data)
         source = TaskSource(data["train"], settings)
-        best = Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
+        best = (
+            Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
+        )
         done = train(
-            objective, source, settings, folder=kept, title=f"{task.name} {seed}", quiet=quiet, evaluate=best,
-        )  # fmt: skip
+            objective,
+            source,
+            settings,
+            folder=kept,
+            title=f"{task.name} {seed}",
+            quiet=quiet,
+            evaluate=best,
+        )
         if best and best.state:
             objective.load_state_dict(best.state)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
@@ -307,27 +372,43 @@ def finetune(
     if folder is not None and (lines := kind.predictions(task, "test", answers["test"])):
         write_lines(folder / PREDICTIONS, lines)
     return {
-        "task": task.name, "metric": task.metric, "score": _finite(task, "test", answers["test"], task.metric),
+        "task": task.name,
+        "metric": task.metric,
+        "score": _finite(task, "test", answers["test"], task.metric),
         "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
-        "others": {name: _finite(task, "test", answers["test"], name) for name in kind.further(task)},
-        "majority": majority, "test_items": task.test_items, "lost_words": lost, "steps": steps,
-        "seconds": time.perf_counter() - began, "seed": seed, "notes": notes,
-        "items": None if items is None else items.tolist(), "counts": None if counts is None else counts.tolist(),
-    }  # fmt: skip
+        "others": {
+            name: _finite(task, "test", answers["test"], name) for name in kind.further(task)
+        },
+        "majority": majority,
+        "test_items": task.test_items,
+        "lost_words": lost,
+        "steps": steps,
+        "seconds": time.perf_counter() - began,
+        "seed": seed,
+        "notes": notes,
+        "items": None if items is None else items.tolist(),
+        "counts": None if counts is None else counts.tolist(),
+    }
 
 
 def _frozen_answers(
     kind: Frozen[Any], task: Task, embedder: Callable[..., Tensor]
 ) -> tuple[dict[str, Answers], list[str]]:
-    """The answers by the task's pooling, or by the better one on dev, and a note that says which that was."""
-    texts = {split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()}
+    """The answers by the task's pooling, or by the better one on dev, and a note that says which
+    that was.
+    """
+    texts = {
+        split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()
+    }
     tried: dict[str, dict[str, Answers]] = {}
     for pooling in task.poolings:
         vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items() if each}
         tried[pooling] = dict(kind.answers(task, vectors))
     if len(tried) == 1:
         return tried[task.pooling], []
-    dev = {name: _finite(task, "dev", answers["dev"], task.metric) for name, answers in tried.items()}
+    dev = {
+        name: _finite(task, "dev", answers["dev"], task.metric) for name, answers in tried.items()
+    }
     best = max(dev, key=dev.__getitem__)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
@@ -352,14 +433,19 @@ class Best:
         self._waited += 1
         if self._sign * score > self._score:
             self._score, self._waited = self._sign * score, 0
-            self.state = {name: value.cpu().clone() for name, value in self.objective.state_dict().items()}
+            self.state = {
+                name: value.cpu().clone() for name, value in self.objective.state_dict().items()
+            }
         return [{"dev": score, "enough": self._waited == self.patience}]
 
 
 def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:
     score = task.score(split, answers, metric)
     if not math.isfinite(score):
-        what, do = f"the {metric} of task {task.name!r} on {split} is no number", "is the checkpoint damaged?"
+        what, do = (
+            f"the {metric} of task {task.name!r} on {split} is no number",
+            "is the checkpoint damaged?",
+        )
         raise MaskwiseError(what, got=f"{score}: the model's answers are not finite", do=do)
     return score
 
@@ -372,18 +458,26 @@ def answer(objective: Objective, data: Data) -> Answers:
 
 
 def load_network(
-    checkpoint: str | Path | None, task: Task, tokenizer: PreTrainedTokenizerBase, *,
-    config: PreTrainedConfig | None, max_length: int, seed: int,
-) -> PreTrainedModel:  # fmt: skip
-    """The checkpoint with a new head for a task (none if it stays frozen), or random weights of ``config``; a
-    function of the seed.
+    checkpoint: str | Path | None,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PreTrainedConfig | None,
+    max_length: int,
+    seed: int,
+) -> PreTrainedModel:
+    """The checkpoint with a new head for a task (none if it stays frozen), or random weights of
+    ``config``; a function of the seed.
 
     Raises:
-        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or max_length.
+        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or
+            max_length.
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        raise MaskwiseError("finetune needs a checkpoint, or a config to start from at random: one of the two")
+        raise MaskwiseError(
+            "finetune needs a checkpoint, or a config to start from at random: one of the two"
+        )
     kind = task.kind
     labels = kind.config(task) if isinstance(kind, Tuned) else {}
     config = task_config(start, labels)

@@ -1,19 +1,22 @@
-"""Tasks out of the bundled data, a file, a folder or the hub: where the rows are, and how they are cut into splits.
+"""Tasks out of the bundled data, a file, a folder or the hub: where the rows are, and how they are
+cut into splits.
 
 A task says what a checkpoint is judged by, so whatever is left out or moved is fixed and said:
 
-- classes are those of *train*. A test row with a class that train does not have stays, and counts as wrong, and so
-  does one of several labels;
-- a row without a label is left out and counted: an empty cell, or what ``missing`` names. "-1", "NA", "null" are
-  labels, and a note names them; a split whose only label is −1 hides its labels, and is not labelled;
-- whole numbers are classes if they are few (``classes.MOST_CLASSES``) or numbered (``classes.are_numbered``), else
-  quantities; a note says which;
-- without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train is dev;
-  without train, dev is train. ``Task.notes`` and study.json say which of these was done;
-- a single file, or train alone, is cut 70/15/15. All cuts go by a hash of the text (of questions: of article or
-  context), so equal texts stay on one side, and a row stays where it is when others are added (but for the twentieth
-  article);
-- a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all rows.
+- classes are those of *train*. A test row with a class that train does not have stays, and counts
+  as wrong, and so does one of several labels;
+- a row without a label is left out and counted: an empty cell, or what ``missing`` names. "-1",
+  "NA", "null" are labels, and a note names them; a split whose only label is −1 hides its labels,
+  and is not labelled;
+- whole numbers are classes if they are few (``classes.MOST_CLASSES``) or numbered
+  (``classes.are_numbered``), else quantities; a note says which;
+- without a test split, or with one that has no labels, dev is the test; without dev, 15 % of train
+  is dev; without train, dev is train. ``Task.notes`` and study.json say which of these was done;
+- a single file, or train alone, is cut 70/15/15. All cuts go by a hash of the text (of questions:
+  of article or context), so equal texts stay on one side, and a row stays where it is when others
+  are added (but for the twentieth article);
+- a kind that learns nothing from train (zero-shot similarity) is judged on test, else dev, else all
+  rows.
 """
 
 from __future__ import annotations
@@ -28,7 +31,16 @@ from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.specs import Call, build, parse_call, read_options
-from maskwise.tasks.cards import CARDS, GONE, TEMPLATE_TEXT, first_of, flat, guess_columns, with_inside, with_text
+from maskwise.tasks.cards import (
+    CARDS,
+    GONE,
+    TEMPLATE_TEXT,
+    first_of,
+    flat,
+    guess_columns,
+    with_inside,
+    with_text,
+)
 from maskwise.tasks.classes import (
     SCORE_COLUMNS,
     ScoredRow,
@@ -42,9 +54,25 @@ from maskwise.tasks.classes import (
     with_classes,
 )
 from maskwise.tasks.closedbook import ClozeAnswers
-from maskwise.tasks.columns import DOUBTFUL, HIDDEN, NO_LABEL, Columns, find_columns, label_of, labels_in, without
+from maskwise.tasks.columns import (
+    DOUBTFUL,
+    HIDDEN,
+    NO_LABEL,
+    Columns,
+    find_columns,
+    label_of,
+    labels_in,
+    without,
+)
 from maskwise.tasks.embeddings import Evaluator, Retrieval, SentenceEmbedding, ZeroShotSimilarity
-from maskwise.tasks.files import only_test, read_splits, shared_names, shared_text, splits_of, state_of
+from maskwise.tasks.files import (
+    only_test,
+    read_splits,
+    shared_names,
+    shared_text,
+    splits_of,
+    state_of,
+)
 from maskwise.tasks.generation import Generation
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MultipleChoice, QuestionAnswering
@@ -56,7 +84,8 @@ from maskwise.text.worlds import WORLDS, read_world
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        # In the order in which columns are asked what they are: the first that recognises them takes them.
+        # In the order in which columns are asked what they are: the first that recognises them
+        # takes them.
         TokenClassification(),
         MultipleChoice(),
         QuestionAnswering(),
@@ -104,27 +133,33 @@ def load_task(
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
-            - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all also .gz),
-              .parquet. Where every record has a ``split``, that decides;
-            - a folder with files for train, dev (or validation) and/or test, or SentEval's with a file a class;
+            - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
+              also .gz), .parquet. Where every record has a ``split``, that decides;
+            - a folder with files for train, dev (or validation) and/or test, or SentEval's with a
+              file a class;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function behind it: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``; recognised from the columns if not given, but for cloze-qa and frozen kinds.
-        text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by place
-            from 1; looked for among the usual names if not given. ``text`` may be a template of columns, such as
-            "{question} {context}"; ``a|b`` is column a, or b where there is no a.
+        kind: a name in ``KINDS``; recognised from the columns if not given, but for cloze-qa and
+            frozen kinds.
+        text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by
+            place from 1; looked for among the usual names if not given. ``text`` may be a template
+            of columns, such as "{question} {context}"; ``a|b`` is column a, or b where there is no
+            a.
         where: "column=value": only rows that have it, such as "year=2014".
-        missing: labels, one or several, that stand for a missing one, such as -1 or ("NA", "null"): such rows are left
-            out, and counted. Empty cells always are.
-        card: the published task whose files these are. What else is given here counts more than the card.
-        metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags, matthews for CoLA.
+        missing: labels, one or several, that stand for a missing one, such as -1 or ("NA", "null"):
+            such rows are left out, and counted. Empty cells always are.
+        card: the published task whose files these are. What else is given here counts more than the
+            card.
+        metric: one of the kind's metrics; else its usual one: the first, entity-f1 for BIO tags,
+            matthews for CoLA.
         pooling: "mean", "cls" or "dev": see ``Task``.
-        train_rows, name: see ``Task.with_train_rows``; and what records call it, else made from ``spec``.
+        train_rows, name: see ``Task.with_train_rows``; and what records call it, else made from
+            ``spec``.
         settings: of the kind, such as ``beams``: see ``Generation`` and ``Evaluator``.
 
     Raises:
-        MaskwiseError: there is nothing there, it cannot be read, has no labels or only one class, tokens and tags
-            differ in number, an answer is not in its context, or a split is empty.
+        MaskwiseError: there is nothing there, it cannot be read, has no labels or only one class,
+            tokens and tags differ in number, an answer is not in its context, or a split is empty.
 
     >>> task = load_task("banking77(train_rows=100)")
     >>> task.kind.name, task.metric, len(task.labels), len(task.splits["train"])
@@ -134,10 +169,14 @@ def load_task(
     """
     arguments = {**locals(), **settings}
     apart = ("spec", "card", "settings")
-    given = {name: value for name, value in arguments.items() if value is not None and name not in apart}
+    given = {
+        name: value for name, value in arguments.items() if value is not None and name not in apart
+    }
     source, options = _options(str(spec))
     if options:  # what is given beside them counts more
-        said = {name: value for name, value in given.items() if (name, value) != ("pooling", "mean")}
+        said = {
+            name: value for name, value in given.items() if (name, value) != ("pooling", "mean")
+        }
         return load_task(source, **{"card": card, **options, **said})
     by_name = source in CARDS and not Path(source).exists()
     if card is None and not by_name:
@@ -146,7 +185,9 @@ def load_task(
         raise unknown_name("card", card, CARDS, do=GONE.get(card))
     about = CARDS[card]
     if by_name and "hub" not in about:
-        raise MaskwiseError(f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})")
+        raise MaskwiseError(
+            f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})"
+        )
     given = {**about["options"], **({"name": card} if by_name else {}), **given}
     return _load(f"hf:{about['hub']}" if by_name else source, files=about.get("files", {}), **given)
 
@@ -157,7 +198,9 @@ MOST_LOADED = 16
 
 
 def _load(spec: str, **options: Any) -> Task:
-    """As ``_read_task``; a task whose files are as they were when it was last asked for is not read again."""
+    """As ``_read_task``; a task whose files are as they were when it was last asked for is not read
+    again.
+    """
     if spec.startswith("hf:"):
         return _read_task(spec, **options)
     key = repr((spec, sorted(options.items()), state_of(spec)))
@@ -202,7 +245,8 @@ def _read_task(
         split: [with_inside(one, given) for record in part for one in flat(record)]
         for split, part in read_splits(spec, header=header, files=files).items()
     }
-    names = {split: shared_names(part) for split, part in records.items()}  # by the whole file, as a policy's labels
+    # by the whole file, as a policy's labels
+    names = {split: shared_names(part) for split, part in records.items()}
     if where is not None:
         records = {split: _only(part, where, place) for split, part in records.items()}
     first = next((part for part in records.values() if part), [])
@@ -217,7 +261,10 @@ def _read_task(
     if settings:
         chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: type(chosen)})
     if template := given.text if "{" in (given.text or "") else None:
-        records = {split: [with_text(record, template, place) for record in part] for split, part in records.items()}
+        records = {
+            split: [with_text(record, template, place) for record in part]
+            for split, part in records.items()
+        }
         given = given._replace(text=TEMPLATE_TEXT)
     if first and given.label:
         given = given._replace(label=first_of(given.label, asked[0]) or given.label)
@@ -237,7 +284,10 @@ def _read_task(
                 unlabelled = True
                 hidden.append(f"every label of {split} is −1: it is not labelled")
             if absent and fields.label:
-                part = [{**record, fields.label: without(cell, absent)} for record, cell in zip(part, cells)]
+                part = [
+                    {**record, fields.label: without(cell, absent)}
+                    for record, cell in zip(part, cells)
+                ]
         if unlabelled:
             skipped[f"{split}: {NO_LABEL}"] = len(part)
             part = []
@@ -247,7 +297,9 @@ def _read_task(
         ]
         skipped.update(f"{split}: {row}" for row in rows if isinstance(row, str))
         keys = [shared_text(record, names[split]) for record in part]
-        keyed[split] = [(key or row.key, row) for key, row in zip(keys, rows) if not isinstance(row, str)]
+        keyed[split] = [
+            (key or row.key, row) for key, row in zip(keys, rows) if not isinstance(row, str)
+        ]
 
     splits, notes = (splits_of if chosen.needs_train else only_test)(keyed, place)
     for split in SPLITS if chosen.needs_train else ("test",):
@@ -285,8 +337,12 @@ def _doubtful(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _whole_numbers(splits: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
-    """A note on how labels are read that are whole numbers, more than two, and so may be classes or quantities."""
-    rows = [row for split in SPLITS for row in splits[split] if isinstance(row, TextRow | ScoredRow)]
+    """A note on how labels are read that are whole numbers, more than two, and so may be classes or
+    quantities.
+    """
+    rows = [
+        row for split in SPLITS for row in splits[split] if isinstance(row, TextRow | ScoredRow)
+    ]
     values = {row.score if isinstance(row, ScoredRow) else number_of(row.label) for row in rows}
     if len(values) < 3 or not all(value is not None and value.is_integer() for value in values):
         return ()
@@ -307,7 +363,9 @@ def _recognised(records: Sequence[Record], given: Columns) -> Kind:
 
 
 def _whole(records: Sequence[Record]) -> Record:
-    """A record with every column that occurs, each with its first value: JSON lines may leave out what is empty."""
+    """A record with every column that occurs, each with its first value: JSON lines may leave out
+    what is empty.
+    """
     whole = dict(records[0])
     for record in records:
         if not record.keys() <= whole.keys():
@@ -317,8 +375,12 @@ def _whole(records: Sequence[Record]) -> Record:
 
 def _options(spec: str) -> tuple[str, dict[str, Any]]:
     """What a task is made of, and the arguments of ``load_task`` behind it. A world keeps its own."""
-    kinds_own = {key for known in KINDS.values() for key in inspect.signature(type(known)).parameters}
-    read = partial(read_options, reader=load_task, kind="task", example="train_rows=300", also=kinds_own)
+    kinds_own = {
+        key for known in KINDS.values() for key in inspect.signature(type(known)).parameters
+    }
+    read = partial(
+        read_options, reader=load_task, kind="task", example="train_rows=300", also=kinds_own
+    )
     name = spec.partition("(")[0].strip()
     if name not in WORLDS or Path(spec).exists():
         return read(spec)

@@ -1,8 +1,9 @@
-"""Metrics: pure functions of what was right and what was answered. No weights, no state, no downloads.
+"""Metrics: pure functions of what was right and what was answered. No weights, no state, no
+downloads.
 
-Classes are integers, similarities are numbers, answers to questions are texts. −1 in ``gold`` (a class that training
-never showed) and −2 in ``answer`` (no answer was possible, as for a word cut off) agree with nothing and so count
-as wrong.
+Classes are integers, similarities are numbers, answers to questions are texts. −1 in ``gold`` (a
+class that training never showed) and −2 in ``answer`` (no answer was possible, as for a word cut
+off) agree with nothing and so count as wrong.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ UNSEEN, LOST = -1, -2
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
     """Share of equal items, in [0, 1]."""
     right, answered = np.asarray(gold), np.asarray(answer)
-    assert right.shape == answered.shape and right.ndim == 1 and len(right), "gold and answer are one number an item"
+    assert right.shape == answered.shape and right.ndim == 1 and len(right), (
+        "gold and answer are one number an item"
+    )
     return float(np.mean(right == answered))
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. What was not answered
-    (``LOST``) is a miss of its class, and no class."""
+    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. What
+    was not answered (``LOST``) is a miss of its class, and no class."""
     from sklearn.metrics import f1_score
 
     classes = np.union1d(gold, answer)
@@ -43,7 +46,8 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """The score to expect of answers that are drawn at random, each class equally often; 0 in other metrics.
+    """The score to expect of answers that are drawn at random, each class equally often; 0 in other
+    metrics.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -77,7 +81,9 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Mean of 1 / rank of the right text, 0 beyond rank 10. Ranks are the answers; ``gold`` is not looked at."""
+    """Mean of 1 / rank of the right text, 0 beyond rank 10. Ranks are the answers; ``gold`` is not
+    looked at.
+    """
     ranks = np.asarray(answer, dtype=np.float64)
     return float(np.mean(np.where(ranks <= 10, 1 / ranks, 0.0)))
 
@@ -88,7 +94,8 @@ def recall_at_1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Matthews' correlation coefficient for any number of classes, in [−1, 1]; 0 where one side is constant.
+    """Matthews' correlation coefficient for any number of classes, in [−1, 1]; 0 where one side is
+    constant.
 
     Source: Gorodkin (2004), R_K. It is CoLA's metric.
     """
@@ -102,8 +109,8 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
     """F1 over entities: a hit has the same first word, last word and type. 0 without any hit.
 
-    Tags are O, B-x, I-x (also E-x, S-x). The rules are conlleval's, and so seqeval's default: an I-x that
-    continues no x begins an entity.
+    Tags are O, B-x, I-x (also E-x, S-x). The rules are conlleval's, and so seqeval's default: an
+    I-x that continues no x begins an entity.
 
     Args:
         gold, answer: the tags of all words, one sentence behind the other.
@@ -113,8 +120,12 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
     return float(hits / total) if hits else 0.0
 
 
-def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> NDArray[np.float64]:
-    """(N, 2) by sentence: twice its hits, and its entities in gold and answer; F1 is the quotient of the sums."""
+def entity_counts(
+    gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)
+) -> NDArray[np.float64]:
+    """(N, 2) by sentence: twice its hits, and its entities in gold and answer; F1 is the quotient
+    of the sums.
+    """
     right, given = entities(gold, starts), entities(answer, starts)
     counts = np.zeros((np.size(starts), 2))
     for found, column, weight in ((right & given, 0, 2), (right, 1, 1), (given, 1, 1)):
@@ -155,7 +166,8 @@ def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Correlation of ranks, equal numbers sharing their mean rank, in [−1, 1]; 0 where one side is constant.
+    """Correlation of ranks, equal numbers sharing their mean rank, in [−1, 1]; 0 where one side is
+    constant.
 
     STS-B's metric.
     """
@@ -164,14 +176,16 @@ def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
     return pearson(rankdata(gold), rankdata(answer))
 
 
-# Answers as texts, with the normalisation of SQuAD's official script (evaluate-v1.1.py; Rajpurkar et al. 2016)
+# Answers as texts, with the normalisation of SQuAD's official script (evaluate-v1.1.py; Rajpurkar
+# et al. 2016)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """What is compared: lower case, without ASCII punctuation and the words a, an and the; white space is one space.
+    """What is compared: lower case, without ASCII punctuation and the words a, an and the; white
+    space is one space.
 
     >>> normalise("The  Cat's!")
     'cats'
@@ -184,15 +198,16 @@ Item = Callable[[Sequence[str], str], float]
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
-    """1 if an answer equals one of its right answers once both are normalised. Answers of which nothing is left are
-    equal."""
+    """1 if an answer equals one of its right answers once both are normalised. Answers of which
+    nothing is left are equal."""
     return float(normalise(answer) in {normalise(right) for right in rights})
 
 
 def shared_words(rights: Sequence[str], answer: str) -> float:
     """F1 of the words that an answer shares with the right answer it is nearest to.
 
-    Two answers of which nothing is left ("the", "!") have an F1 of 0, as in the official script of version 1.1.
+    Two answers of which nothing is left ("the", "!") have an F1 of 0, as in the official script of
+    version 1.1.
     """
     return max(_overlap(answer, right) for right in rights)
 
@@ -204,7 +219,8 @@ def _overlap(answer: str, right: str) -> float:
 
 
 def same_text(rights: Sequence[str], answer: str) -> float:
-    """1 if an answer is one of its right answers, letter by letter. White space around the answer does not count.
+    """1 if an answer is one of its right answers, letter by letter. White space around the answer
+    does not count.
 
     Source: the accuracy of KILT's eval_downstream.py (Petroni et al. 2021).
     """
@@ -212,7 +228,8 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """F of ROUGE-1, -2, -L or -Lsum (in which lines are sentences), with Porter's stemmer: the package rouge-score.
+    """F of ROUGE-1, -2, -L or -Lsum (in which lines are sentences), with Porter's stemmer: the
+    package rouge-score.
 
     Source: Lin 2004; the settings are those that results of BART and T5 are reported with.
 
@@ -240,10 +257,14 @@ def _scorer() -> RougeScorer:
 
 
 ITEMS: dict[str, Item] = {
-    "exact-match": same_words, "f1": shared_words, "accuracy": same_text,
-    "rouge-1": rouge("rouge1"), "rouge-2": rouge("rouge2"), "rouge-l": rouge("rougeL"),
+    "exact-match": same_words,
+    "f1": shared_words,
+    "accuracy": same_text,
+    "rouge-1": rouge("rouge1"),
+    "rouge-2": rouge("rouge2"),
+    "rouge-l": rouge("rougeL"),
     "rouge-lsum": rouge("rougeLsum"),
-}  # fmt: skip
+}
 """How one answer in words is scored. The score of a test set is the mean over its items."""
 
 
@@ -257,7 +278,8 @@ def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], 
 
 
 def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
-    """What the mean of the items' scores could have been with other test items: a 95 % percentile bootstrap.
+    """What the mean of the items' scores could have been with other test items: a 95 % percentile
+    bootstrap.
 
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
     >>> round(low, 1), round(high, 1)
@@ -274,17 +296,21 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
 
 
 def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int = 1000) -> float:
-    """The standard error of a score over other test items: a bootstrap of whole clusters, which are rows or documents.
+    """The standard error of a score over other test items: a bootstrap of whole clusters, which are
+    rows or documents.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
     0.05
 
     Args:
-        counts: (N, 2) what each row adds above and below the line; the score is the quotient of the sums.
-        clusters: which rows are drawn together: words of one sentence are one row, questions on one text one cluster.
+        counts: (N, 2) what each row adds above and below the line; the score is the quotient of the
+            sums.
+        clusters: which rows are drawn together: words of one sentence are one row, questions on one
+            text one cluster.
     """
     place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
-    code = np.array([place[cluster] for cluster in clusters])  # no array of texts, each as wide as the longest
+    # no array of texts, each as wide as the longest
+    code = np.array([place[cluster] for cluster in clusters])
     sums = np.zeros((int(code.max()) + 1, 2))
     np.add.at(sums, code, np.asarray(counts, dtype=np.float64))
     rng, number = np.random.default_rng(0), len(sums)
@@ -293,7 +319,9 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
 
 
 def nats_per_token(nats: ArrayLike, tokens: ArrayLike) -> float:
-    """Mean negative log-probability of the tokens of right answers: (N,) sums over items, (N,) numbers of tokens."""
+    """Mean negative log-probability of the tokens of right answers: (N,) sums over items, (N,)
+    numbers of tokens.
+    """
     return float(np.sum(nats) / np.sum(tokens))
 
 
@@ -311,4 +339,5 @@ METRICS: dict[str, Callable[..., float]] = {
     "pearson": pearson,
     NATS: nats_per_token,
 }
-"""Metrics of a whole test set, by name. ``accuracy`` is of classes; that of texts is in ``ITEMS``."""
+"""Metrics of a whole test set, by name. ``accuracy`` is of classes; that of texts is in ``ITEMS``.
+"""

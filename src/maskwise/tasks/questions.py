@@ -2,15 +2,17 @@
 
 Both are published in half a dozen layouts; a row has one:
 
-- ``MarkedRow``: SQuAD's, its JSON or the hub's columns. A start that is a little off is mended (the nearest place in
-  the context counts); an answer that is nowhere is refused, for it can be neither learned nor given;
-- ``ChoiceRow``: choices as a list, as the hub's {"label", "text"}, or in numbered columns (ending0, ending1, …). The
-  right one may be named by its place from 0, by a letter, or by its text; where a text and a place could both be
-  meant, the text counts.
+- ``MarkedRow``: SQuAD's, its JSON or the hub's columns. A start that is a little off is mended (the
+  nearest place in the context counts); an answer that is nowhere is refused, for it can be neither
+  learned nor given;
+- ``ChoiceRow``: choices as a list, as the hub's {"label", "text"}, or in numbered columns (ending0,
+  ending1, …). The right one may be named by its place from 0, by a letter, or by its text; where a
+  text and a place could both be meant, the text counts.
 
-A context that does not fit is cut into windows that share a quarter of their room with the next, so that an answer
-of up to so many tokens stands whole in one of them. Training marks the answer where it stands whole and [CLS]
-elsewhere; at the end the best-scored span of all windows of a question is its answer.
+A context that does not fit is cut into windows that share a quarter of their room with the next, so
+that an answer of up to so many tokens stands whole in one of them. Training marks the answer where
+it stands whole and [CLS] elsewhere; at the end the best-scored span of all windows of a question is
+its answer.
 
 Cost: the Rust tokenizer's, once. The best of all spans of a batch is one max over (B, L, 30) sums.
 """
@@ -97,7 +99,9 @@ def relation_of(record: Record) -> str:
 
 
 def commonest_answers(task: Task[Any]) -> list[list[str]]:
-    """Guesses for every test row: the commonest answer of train, and that to the relation which the row asks for."""
+    """Guesses for every test row: the commonest answer of train, and that to the relation which the
+    row asks for.
+    """
     by_relation: dict[str, Counter[str]] = {}
     for row in task.splits["train"]:
         by_relation.setdefault(row.relation, Counter())[row.rights[0]] += 1
@@ -109,7 +113,9 @@ def commonest_answers(task: Task[Any]) -> list[list[str]]:
 
 
 def any_answer(task: Task[Any]) -> float:
-    """The share of test rows that are right if any answer which train has to their relation is equally likely."""
+    """The share of test rows that are right if any answer which train has to their relation is
+    equally likely.
+    """
     known: dict[str, set[str]] = {}
     for row in task.splits["train"]:
         known.setdefault(row.relation, set()).update(map(normalise, row.rights))
@@ -132,12 +138,18 @@ class QuestionAnswering(Answered[MarkedRow]):
     windows = True
     head, objective = "question-answering", SpanQuestionAnswering
     metrics = ("f1", "exact-match")
-    columns = UsualColumns(("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True)
+    columns = UsualColumns(
+        ("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True
+    )
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """A context, a question and answers."""
         names = set(records[0])
-        return {"context", "question"} <= names and bool({"answers", "answer"} & names) and not given.label
+        return (
+            {"context", "question"} <= names
+            and bool({"answers", "answer"} & names)
+            and not given.label
+        )
 
     def row(self, record: Record, columns: Columns, where: str) -> MarkedRow | str:
         context, question, answers = (record.get(column or "") for column in columns)
@@ -149,12 +161,20 @@ class QuestionAnswering(Answered[MarkedRow]):
         starts = [_start(context, text, start, where) for text, start in pairs]
         return MarkedRow(context, question, [text for text, _ in pairs], starts)
 
-    def row_counts(self, task: Task[MarkedRow], split: str, answers: Answers) -> NDArray[np.float64]:
+    def row_counts(
+        self, task: Task[MarkedRow], split: str, answers: Answers
+    ) -> NDArray[np.float64]:
         item, texts = ITEMS[task.metric], np.asarray(answers, dtype=object).tolist()
-        return np.array([[item(row.answers, text), 1] for row, text in zip(task.splits[split], texts, strict=True)])
+        return np.array(
+            [
+                [item(row.answers, text), 1]
+                for row, text in zip(task.splits[split], texts, strict=True)
+            ]
+        )
 
     def least_tokens(self, task: Task[MarkedRow]) -> tuple[bool, int]:
-        return True, 8  # a quarter of the room is shared by neighbouring windows, and must be a token
+        # a quarter of the room is shared by neighbouring windows, and must be a token
+        return True, 8
 
     def config(self, task: Task[MarkedRow]) -> dict[str, object]:
         return {"num_labels": 2}
@@ -163,39 +183,51 @@ class QuestionAnswering(Answered[MarkedRow]):
         rows, backend, max_length = task.splits[split], cutter.backend, cutter.max_length
         room = max_length - backend.num_special_tokens_to_add(is_pair=True)
         backend.no_truncation()
-        questions = _cut([row.question for row in rows], backend, min(MAX_QUESTION_TOKENS, room // 2))
+        questions = _cut(
+            [row.question for row in rows], backend, min(MAX_QUESTION_TOKENS, room // 2)
+        )
         backend.enable_truncation(max_length, stride=room // 4, strategy="only_second")
-        first = backend.encode_batch([(question, row.context) for question, row in zip(questions, rows, strict=True)])
+        first = backend.encode_batch(
+            [(question, row.context) for question, row in zip(questions, rows, strict=True)]
+        )
         by_row = [[encoding, *encoding.overflowing] for encoding in first]
         encodings = list(chain.from_iterable(by_row))
         flat = Flat.of(encodings, cutter.pad)
-        question = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(w) for w in by_row]))
+        question = torch.repeat_interleave(
+            torch.arange(len(rows)), torch.tensor([len(w) for w in by_row])
+        )
         offsets = np.concatenate([np.array(e.offsets, dtype=np.int64) for e in encodings])
         sequence = np.concatenate([np.array(e.sequence_ids, dtype=np.float64) for e in encodings])
         # Special tokens belong to no sequence, which numpy reads as nan; 1 is the context.
-        begin, end = (torch.from_numpy(np.where(sequence == 1, offsets[:, side], -1)) for side in (0, 1))
+        begin, end = (
+            torch.from_numpy(np.where(sequence == 1, offsets[:, side], -1)) for side in (0, 1)
+        )
         return Windows(flat, _targets(rows, flat, question, begin, end), question, begin, end, rows)
 
 
 class MultipleChoice(Tuned[ChoiceRow]):
     """Which of several choices answers a question.
 
-    Tuned with one score for every choice, read with its question, and a softmax over the choices. Majority: a choice at
-    random. Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
+    Tuned with one score for every choice, read with its question, and a softmax over the choices.
+    Majority: a choice at random. Source: Radford et al. 2018, section 3.3; Devlin et al. 2019,
+        section 4.4 (SWAG).
     """
 
     name = "multiple-choice"
     head, objective = "multiple-choice", ChoiceLoss
     metrics = ("accuracy",)
     columns = UsualColumns(
-        ("question", "premise", "sentence", "text", "startphrase"), ("context", "passage", "article"),
+        ("question", "premise", "sentence", "text", "startphrase"),
+        ("context", "passage", "article"),
         ("answer", "label", "answerKey", "gold", "correct"),
-    )  # fmt: skip
+    )
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
         """Choices, in one column or in numbered ones."""
         record = records[0]
-        return any(isinstance(record.get(name), list | dict) for name in CHOICES) or bool(_numbered(record))
+        return any(isinstance(record.get(name), list | dict) for name in CHOICES) or bool(
+            _numbered(record)
+        )
 
     def row(self, record: Record, columns: Columns, where: str) -> ChoiceRow | str:
         question, context, answer = (record.get(column or "") for column in columns)
@@ -228,9 +260,13 @@ class MultipleChoice(Tuned[ChoiceRow]):
         return True, 2
 
     def encode(self, task: Task[ChoiceRow], split: str, cutter: Cutter) -> Choices:
-        """One sequence a choice: [context and question, choice]. Of longer pairs the longer text is cut first."""
+        """One sequence a choice: [context and question, choice]. Of longer pairs the longer text is
+        cut first.
+        """
         rows = task.splits[split]
-        flat = cutter.flat([(" ".join(row.texts), choice) for row in rows for choice in row.choices])
+        flat = cutter.flat(
+            [(" ".join(row.texts), choice) for row in rows for choice in row.choices]
+        )
         gold = torch.from_numpy(self.gold(task, split))
         return Choices(flat, edges([len(row.choices) for row in rows]), gold)
 
@@ -239,7 +275,9 @@ class MultipleChoice(Tuned[ChoiceRow]):
 
 
 def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
-    """(text, start or None) of {"text": […], "answer_start": […]}, of a list of such for one, or of plain texts."""
+    """(text, start or None) of {"text": […], "answer_start": […]}, of a list of such for one, or of
+    plain texts.
+    """
     pairs: list[tuple[Any, Any]]  # checked below
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -248,7 +286,10 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
         pairs = list(zip(texts, starts))
     else:
         each = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        pairs = [(x.get("text"), x.get("answer_start")) if isinstance(x, Mapping) else (x, None) for x in each]
+        pairs = [
+            (x.get("text"), x.get("answer_start")) if isinstance(x, Mapping) else (x, None)
+            for x in each
+        ]
     for text, start in pairs:
         if not isinstance(text, str) or not isinstance(start, int | None):
             allowed = '{"text": […], "answer_start": […]}, or texts'
@@ -269,11 +310,16 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
 
 def choices_of(record: Record) -> tuple[list[str], list[Any]]:
     """Names of the choices (may be none) and their texts."""
-    value = next((record[name] for name in CHOICES if isinstance(record.get(name), list | dict)), None)
+    value = next(
+        (record[name] for name in CHOICES if isinstance(record.get(name), list | dict)), None
+    )
     if isinstance(value, dict):
         return [str(name) for name in value.get("label") or ()], list(value.get("text") or ())
-    if isinstance(value, list) and value and all(isinstance(choice, dict) for choice in value):  # AI2's files
-        return [str(choice.get("label")) for choice in value], [choice.get("text") for choice in value]
+    # AI2's files
+    if isinstance(value, list) and value and all(isinstance(choice, dict) for choice in value):
+        return [str(choice.get("label")) for choice in value], [
+            choice.get("text") for choice in value
+        ]
     return [], value if value is not None else [record[name] for name in _numbered(record)]
 
 
@@ -302,7 +348,8 @@ class Windows(Data[Classification]):
     Attributes:
         targets: (N, 2) places of the first and last token of the answer; (0, 0) where it is not.
         question: (N,) whose window it is.
-        begin, end: (T,) the characters of the context that a token covers; −1 outside of the context.
+        begin, end: (T,) the characters of the context that a token covers; −1 outside of the
+            context.
         rows: the questions.
     """
 
@@ -325,23 +372,32 @@ class Windows(Data[Classification]):
 
     def answers(self, objective: Classification, device: torch.device) -> list[str]:
         """The text of the best span of every question, over all of its windows."""
-        best, first, last = torch.full((len(self),), -math.inf), *torch.zeros(2, len(self), dtype=torch.long)
+        best, first, last = (
+            torch.full((len(self),), -math.inf),
+            *torch.zeros(2, len(self), dtype=torch.long),
+        )
         for rows, batch in batches(self, device):
             at, real = self.flat.at(rows)
             context = (real & (self.begin[at] >= 0)).to(device)
             logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
             value, start, end = best_spans(*logits.unbind(-1))
             best[rows] = value.cpu()
-            first[rows], last[rows] = (self.flat.starts[rows] + place.cpu() for place in (start, end))
+            first[rows], last[rows] = (
+                self.flat.starts[rows] + place.cpu() for place in (start, end)
+            )
         # By question, the best window first: then the first of every question is its answer.
         order = np.lexsort((-best.numpy(), self.question.numpy()))
-        chosen = torch.from_numpy(order[np.unique(self.question.numpy()[order], return_index=True)[1]])
+        chosen = torch.from_numpy(
+            order[np.unique(self.question.numpy()[order], return_index=True)[1]]
+        )
         places = zip(self.rows, self.begin[first[chosen]].tolist(), self.end[last[chosen]].tolist())
         return [row.context[max(0, begin) : max(0, end)].strip() for row, begin, end in places]
 
 
 def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, first and last place (B,) of the span with the greatest start + end (B, L), of up to 30 tokens."""
+    """Value, first and last place (B,) of the span with the greatest start + end (B, L), of up to
+    30 tokens.
+    """
     reach = torch.nn.functional.pad(end, (0, MAX_ANSWER_TOKENS - 1), value=-math.inf)
     sums = start.unsqueeze(-1) + reach.unfold(1, MAX_ANSWER_TOKENS, 1)
     value, place = sums.flatten(1).max(1)
@@ -352,11 +408,18 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
     """Questions of at most so many tokens."""
     encodings = backend.encode_batch(questions, add_special_tokens=False)
-    return [text[: e.offsets[limit - 1][1]] if len(e) > limit else text for text, e in zip(questions, encodings)]
+    return [
+        text[: e.offsets[limit - 1][1]] if len(e) > limit else text
+        for text, e in zip(questions, encodings)
+    ]
 
 
-def _targets(rows: Sequence[MarkedRow], flat: Flat, question_N: Tensor, begin_T: Tensor, end_T: Tensor) -> Tensor:
-    """(N, 2) where a window has as much of the first right answer as any window of its question has."""
+def _targets(
+    rows: Sequence[MarkedRow], flat: Flat, question_N: Tensor, begin_T: Tensor, end_T: Tensor
+) -> Tensor:
+    """(N, 2) where a window has as much of the first right answer as any window of its question
+    has.
+    """
     windows, tokens = len(question_N), len(begin_T)
     window_T = torch.repeat_interleave(torch.arange(windows), flat.lengths)
     starts = torch.tensor([row.starts[0] for row in rows])
@@ -364,10 +427,13 @@ def _targets(rows: Sequence[MarkedRow], flat: Flat, question_N: Tensor, begin_T:
     question_T = question_N[window_T]
     inside_T = (begin_T >= 0) & (begin_T < ends[question_T]) & (end_T > starts[question_T])
     count_N = torch.zeros(windows, dtype=torch.long).index_add_(0, window_T, inside_T.long())
-    most_Q = torch.zeros(len(rows), dtype=torch.long).scatter_reduce_(0, question_N, count_N, "amax")
+    most_Q = torch.zeros(len(rows), dtype=torch.long).scatter_reduce_(
+        0, question_N, count_N, "amax"
+    )
     whole_N = (count_N > 0) & (count_N == most_Q[question_N])
     column_T = torch.arange(tokens) - flat.starts[window_T]
-    # Tokens of an answer are neighbours: the first is where counting begins, the last so many later.
+    # Tokens of an answer are neighbours: the first is where counting begins, the last so many
+    # later.
     far_T = torch.where(inside_T, column_T, tokens)
     first_N = torch.full((windows,), tokens).scatter_reduce_(0, window_T, far_T, "amin")
     both = torch.stack([first_N, first_N + count_N - 1], dim=1)
@@ -379,7 +445,8 @@ class Choices(Data[Classification]):
     """N questions, S sequences in all.
 
     Attributes:
-        starts: (N + 1,) where each question begins among the sequences; its choices lie behind one another.
+        starts: (N + 1,) where each question begins among the sequences; its choices lie behind one
+            another.
         gold: (N,) which choice is right.
     """
 
@@ -391,7 +458,9 @@ class Choices(Data[Classification]):
         return self.flat.starts[self.starts].diff()
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """What ``Flat.batch`` gives of all choices; ``choices`` (B, C) their places in it, −1 for none; labels."""
+        """What ``Flat.batch`` gives of all choices; ``choices`` (B, C) their places in it, −1 for
+        none; labels.
+        """
         at, real = places_of(self.starts, rows)
         sequences, places = at[real], torch.full(real.shape, -1)
         places[real] = torch.arange(len(sequences))

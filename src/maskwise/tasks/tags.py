@@ -1,8 +1,9 @@
 """The class of every word.
 
 Words are those of the *data*, given to the tokenizer one by one; the tag stands on the
-first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be answered: it is
-counted in ``lost`` and scored as wrong, for leaving it out would reward short rows and coarse tokenizers.
+first piece of each. A word whose first piece was cut off, or that has no piece at all, cannot be
+answered: it is counted in ``lost`` and scored as wrong, for leaving it out would reward short rows
+    and coarse tokenizers.
 """
 
 from __future__ import annotations
@@ -52,14 +53,16 @@ class TaggedRow(ClassRow):
 class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
     """The class of every word.
 
-    Tuned with a linear layer over every token and cross-entropy at the first piece of each word. Majority: the
-    commonest tag of train. Source: Devlin et al. 2019, section 5.3.
+    Tuned with a linear layer over every token and cross-entropy at the first piece of each word.
+    Majority: the commonest tag of train. Source: Devlin et al. 2019, section 5.3.
     """
 
     name = "token-classification"
     head, objective = "token-classification", Classification
     metrics = (*CLASS_METRICS, "entity-f1")
-    columns = UsualColumns(("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label"))
+    columns = UsualColumns(
+        ("tokens", "words"), (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")
+    )
     words = True
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
@@ -91,7 +94,9 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
     def check_metric(self, metric: str, labels: tuple[str, ...]) -> None:
         super().check_metric(metric, labels)
         if metric == "entity-f1" and self.usual_metric(labels) != metric:
-            raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5]))
+            raise MaskwiseError(
+                "entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5])
+            )
 
     def score(self, task: Task[TaggedRow], split: str, answers: Answers, metric: str) -> float:
         gold, answered = self.gold(task, split), np.asarray(answers)
@@ -99,7 +104,9 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
             return METRICS[metric](gold, answered)
         return entity_f1(*self._tagged(task, split, answered))
 
-    def row_counts(self, task: Task[TaggedRow], split: str, answers: Answers) -> NDArray[np.float64] | None:
+    def row_counts(
+        self, task: Task[TaggedRow], split: str, answers: Answers
+    ) -> NDArray[np.float64] | None:
         if task.metric != "entity-f1":
             return super().row_counts(task, split, answers)
         return entity_counts(*self._tagged(task, split, np.asarray(answers)))
@@ -108,7 +115,8 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
         self, task: Task[TaggedRow], split: str, answered: NDArray[np.int64]
     ) -> tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.int64]]:
         """The right tags, the answered ones, and where sentences begin."""
-        # −2, an answer that could not be given, is O; −1, a tag that train does not have, is an entity of its own.
+        # −2, an answer that could not be given, is O; −1, a tag that train does not have, is an
+        # entity of its own.
         names = np.array([*task.labels, "O", "B-unseen by train"])
         starts = edges([len(row.tags) for row in task.splits[split]])[:-1].numpy()
         return names[self.gold(task, split)], names[answered], starts
@@ -122,7 +130,9 @@ class TokenClassification(Classes[TaggedRow], Tuned[TaggedRow]):
         is_word_T = torch.from_numpy(~np.isnan(word))
         word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
         row_T = torch.repeat_interleave(torch.arange(len(rows)), flat.lengths)
-        running_T = torch.where(is_word_T, edges([len(row.tokens) for row in rows])[row_T] + word_T, -1)
+        running_T = torch.where(
+            is_word_T, edges([len(row.tokens) for row in rows])[row_T] + word_T, -1
+        )
         is_first_T = is_word_T & (running_T != running_T.roll(1))
         is_first_T[0] = is_word_T[0]
         first = is_first_T.nonzero().flatten()

@@ -1,8 +1,8 @@
 """The nouns of the room: a row, a kind of task, a task.
 
-A *kind* says how records become rows, which answer is right, how answers are scored, and how a checkpoint gives
-them. It is one class, and a line in ``loading.KINDS``. Everything else in this room
-(loading, cutting into splits, fine-tuning, records) asks the kind and knows no kind by name.
+A *kind* says how records become rows, which answer is right, how answers are scored, and how a
+checkpoint gives them. It is one class, and a line in ``loading.KINDS``. Everything else in this
+room (loading, cutting into splits, fine-tuning, records) asks the kind and knows no kind by name.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test")
 Answers: TypeAlias = ArrayLike | Sequence[object]
-"""One for every item: classes, numbers or texts in an array or a list, or what a kind makes of them."""
+"""One for every item: classes, numbers or texts in an array or a list, or what a kind makes of
+them.
+"""
 
 
 class Row(ABC):
-    """One labelled example. The kinds' rows are frozen dataclasses; their fields are what a fingerprint hashes."""
+    """One labelled example. The kinds' rows are frozen dataclasses; their fields are what a
+    fingerprint hashes.
+    """
 
     shown: ClassVar[tuple[str, ...]]
     """The fields that a model is shown; one that is None is left out."""
@@ -62,7 +66,9 @@ class Row(ABC):
         return 1
 
     relation: ClassVar[str] = ""
-    """What is asked for, such as a birthplace; "" where that is not known. Only guessing depends on it."""
+    """What is asked for, such as a birthplace; "" where that is not known. Only guessing depends on
+    it.
+    """
 
     @property
     def content(self) -> Mapping[str, object]:
@@ -79,7 +85,9 @@ R = TypeVar("R", bound=Row)
 
 
 class Kind(ABC, Generic[R]):
-    """A kind of task. Subclass ``Tuned`` (a head is trained) or ``Frozen`` (the encoder stays as it is), not this."""
+    """A kind of task. Subclass ``Tuned`` (a head is trained) or ``Frozen`` (the encoder stays as it
+    is), not this.
+    """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
@@ -101,7 +109,8 @@ class Kind(ABC, Generic[R]):
     """Whether a text that is too long is read in several windows, not cut."""
 
     def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Whether columns show by themselves that they are of this kind. Kinds are asked in the table's order.
+        """Whether columns show by themselves that they are of this kind. Kinds are asked in the
+        table's order.
 
         Args:
             records: at least one; the first has every column that occurs.
@@ -131,16 +140,18 @@ class Kind(ABC, Generic[R]):
 
     @abstractmethod
     def majority(self, task: Task[R]) -> float | None:
-        """The score on test of the best guess that ignores the text; None where it depends on the tokenizer.
+        """The score on test of the best guess that ignores the text; None where it depends on the
+        tokenizer.
 
-        Always the commonest class, or answer to the relation that is asked for; or each one of them equally often,
-        which is better where classes are balanced, for then the commonest of train are rare in test.
+        Always the commonest class, or answer to the relation that is asked for; or each one of them
+        equally often, which is better where classes are balanced, for then the commonest of train
+        are rare in test.
         """
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What a task may set for its kind, which changes what a score means. They are the fields of a kind that is a
-        frozen dataclass, and further arguments of ``load_task``."""
+        """What a task may set for its kind, which changes what a score means. They are the fields
+        of a kind that is a frozen dataclass, and further arguments of ``load_task``."""
         return vars(self)
 
     def usual_metric(self, labels: tuple[str, ...]) -> str:
@@ -153,15 +164,17 @@ class Kind(ABC, Generic[R]):
             MaskwiseError: this kind, or a task with these classes, is not scored so.
         """
         if metric not in self.metrics:
-            raise MaskwiseError(f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics))
+            raise MaskwiseError(
+                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
+            )
 
     def score(self, task: Task[R], split: str, answers: Answers, metric: str) -> float:
         """A metric of the answers to a split."""
         return METRICS[metric](self.gold(task, split), answers)
 
     def further(self, task: Task[R]) -> Sequence[str]:
-        """The metrics of test that are recorded beside the task's own. ROUGE takes some milliseconds a row, and is
-        left out where it says little beside the task's own metric."""
+        """The metrics of test that are recorded beside the task's own. ROUGE takes some
+        milliseconds a row, and is left out where it says little beside the task's own metric."""
         rouge = {"f1": {"rouge-l"}, NATS: {"rouge-1", "rouge-2", "rouge-l"}}.get(task.metric, set())
         of_rouge = task.metric.startswith("rouge")
         others = []
@@ -172,31 +185,45 @@ class Kind(ABC, Generic[R]):
                 others.append(name)
         return others
 
-    def item_scores(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
-        """The score of every item by the task's metric, whose mean is the score; None where nothing needs them."""
+    def item_scores(
+        self, task: Task[R], split: str, answers: Answers
+    ) -> NDArray[np.float64] | None:
+        """The score of every item by the task's metric, whose mean is the score; None where nothing
+        needs them.
+        """
         return None
 
     def row_counts(self, task: Task[R], split: str, answers: Answers) -> NDArray[np.float64] | None:
-        """(N, 2) what every row adds above and below the line of the score; None where it is no quotient of sums."""
+        """(N, 2) what every row adds above and below the line of the score; None where it is no
+        quotient of sums.
+        """
         if (scores := self.item_scores(task, split, answers)) is not None:
             return np.column_stack([scores, np.ones(len(scores))])
         if task.metric != "accuracy":
             return None
         right = np.asarray(self.gold(task, split)) == np.asarray(answers)
         items = np.array([row.items for row in task.splits[split]])
-        return np.column_stack([np.bincount(np.repeat(np.arange(len(items)), items), right, len(items)), items])
+        return np.column_stack(
+            [np.bincount(np.repeat(np.arange(len(items)), items), right, len(items)), items]
+        )
 
-    def predictions(self, task: Task[R], split: str, answers: Answers) -> Sequence[Mapping[str, object]]:
-        """A line for every item with input, gold, answer and score, for people to read; none where there is nothing to
-        read."""
+    def predictions(
+        self, task: Task[R], split: str, answers: Answers
+    ) -> Sequence[Mapping[str, object]]:
+        """A line for every item with input, gold, answer and score, for people to read; none where
+        there is nothing to read."""
         return []
 
     def group(self, row: R) -> str:
-        """Rows of each group are taken equally often where few are wanted: the class of a row, if it has one."""
+        """Rows of each group are taken equally often where few are wanted: the class of a row, if
+        it has one.
+        """
         return ""
 
     def least_tokens(self, task: Task[R]) -> tuple[bool, int]:
-        """Whether rows are pairs of texts, and how many tokens (without special ones) they need at the least."""
+        """Whether rows are pairs of texts, and how many tokens (without special ones) they need at
+        the least.
+        """
         paired = any(len(row.texts) > 1 for row in task.splits["train"])
         return paired, 1 + paired
 
@@ -245,7 +272,8 @@ class Frozen(Kind[R]):
         """The answers on test, and on dev where there is one.
 
         Args:
-            vectors: (N, H) the embeddings of the texts of every split that has rows; of pairs two behind one another.
+            vectors: (N, H) the embeddings of the texts of every split that has rows; of pairs two
+                behind one another.
         """
 
 
@@ -263,8 +291,8 @@ class Task(Generic[R]):
         splits: train, dev and test.
         skipped: "split: reason" → rows left out.
         notes: what was guessed of the columns and labels, and how the splits were made.
-        pooling: what stands for a sentence, in frozen kinds: "mean", "cls", or "dev": whichever of them is better on
-            dev, since objectives differ in which of the two they train.
+        pooling: what stands for a sentence, in frozen kinds: "mean", "cls", or "dev": whichever of
+            them is better on dev, since objectives differ in which of the two they train.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -341,9 +369,11 @@ class Task(Generic[R]):
     def facts(self) -> TaskFacts:
         """What study.json says of the task; ``notes`` and ``skipped`` only where there are some."""
         facts: TaskFacts = {
-            "metric": self.metric, "kind": self.kind.name, "classes": len(self.labels),
+            "metric": self.metric,
+            "kind": self.kind.name,
+            "classes": len(self.labels),
             "test_items": self.test_items,
-        }  # fmt: skip
+        }
         texts = json.dumps(self.texts()).encode()
         facts["test_texts"] = hashlib.blake2b(texts, digest_size=4).hexdigest()
         if self.notes:
@@ -357,9 +387,9 @@ class Task(Generic[R]):
     def with_train_rows(self, count: int | None) -> Task[R]:
         """The same task with at most ``count`` rows to learn from; dev and test stay.
 
-        Where a random start does as well with all rows, few of them show what pre-training is worth. Classes
-        of rows get equally many, and which ones is decided by the hash of the text, so that fewer rows are always
-        a part of more.
+        Where a random start does as well with all rows, few of them show what pre-training is
+        worth. Classes of rows get equally many, and which ones is decided by the hash of the text,
+        so that fewer rows are always a part of more.
 
         Raises:
             MaskwiseError: fewer rows than classes.
@@ -369,7 +399,9 @@ class Task(Generic[R]):
             return self
         least = len({self.kind.group(row) for row in rows})
         if count < least:
-            raise MaskwiseError("train_rows is too small", got=count, allowed=f"≥ {least}, one for each class")
+            raise MaskwiseError(
+                "train_rows is too small", got=count, allowed=f"≥ {least}, one for each class"
+            )
         seen: Counter[str] = Counter()
         ranked = []
         for place, row in enumerate(sorted(rows, key=lambda row: place_of(row.key))):
@@ -381,6 +413,8 @@ class Task(Generic[R]):
 
 
 def place_of(key: str) -> float:
-    """A number in [0, 1) that is a function of the text: where the row with this key stands in a cut."""
+    """A number in [0, 1) that is a function of the text: where the row with this key stands in a
+    cut.
+    """
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48

@@ -1,8 +1,9 @@
 """Rows as tensors, and batches of them by index arithmetic: what all kinds of tasks share.
 
-Sequences lie behind one another without padding, and a batch is one gather. Training batches are made of rows of
-similar length, from windows of a few steps, which halves the padding; which rows meet is still a function of
-(seed, step). A task is tokenised once in a process for each tokenizer and length.
+Sequences lie behind one another without padding, and a batch is one gather. Training batches are
+made of rows of similar length, from windows of a few steps, which halves the padding; which rows
+meet is still a function of (seed, step). A task is tokenised once in a process for each tokenizer
+and length.
 
 Cost: the Rust tokenizer's, once.
 """
@@ -48,7 +49,9 @@ MOST_CUT = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """N sequences behind one another: ids and token types (T,), starts (N + 1,), the padding id, how many were cut."""
+    """N sequences behind one another: ids and token types (T,), starts (N + 1,), the padding id,
+    how many were cut.
+    """
 
     ids: Tensor
     types: Tensor
@@ -77,7 +80,10 @@ class Flat:
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """(B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
         at, real = self.at(rows)
-        inputs = {"input_ids": torch.where(real, self.ids[at], self.pad), "attention_mask": real.long()}
+        inputs = {
+            "input_ids": torch.where(real, self.ids[at], self.pad),
+            "attention_mask": real.long(),
+        }
         if self.types.any():
             inputs["token_type_ids"] = torch.where(real, self.types[at], 0)
         return inputs
@@ -109,7 +115,9 @@ class Trainable(ABC):
         """Model inputs and labels of rows."""
 
     def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
-        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that choose something."""
+        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that
+        choose something.
+        """
         return self.batch(rows)
 
 
@@ -133,7 +141,9 @@ class Data(Trainable, Generic[O]):
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded tokens."""
+    """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded
+    tokens.
+    """
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
@@ -143,9 +153,10 @@ class Encoded(Data[Classification]):
     """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
 
     Attributes:
-        targets: (N,) class of a row, or its standardised score, (N, K) its labels, or (T,) class of a token; −100
-            where there is nothing to predict.
-        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are answered.
+        targets: (N,) class of a row, or its standardised score, (N, K) its labels, or (T,) class of
+            a token; −100 where there is nothing to predict.
+        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are
+            answered.
     """
 
     targets: Tensor
@@ -165,7 +176,9 @@ class Encoded(Data[Classification]):
         return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or the score."""
+        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or
+        the score.
+        """
         scores = self.targets.is_floating_point()
         answers = torch.full_like(self.targets, LOST)  # (N,), or (T,) where words are answered
         for rows, batch in batches(self, device):
@@ -178,14 +191,19 @@ class Encoded(Data[Classification]):
             else:
                 at, real = self.flat.at(rows)
                 answers[at[real]] = best[real]
-        return answers if self.place is None else torch.where(self.place < 0, LOST, answers[self.place])
+        return (
+            answers
+            if self.place is None
+            else torch.where(self.place < 0, LOST, answers[self.place])
+        )
 
 
 class TaskSource:
-    """Training batches of a task, for the loop: all rows in a new order every epoch, every batch full.
+    """Training batches of a task, for the loop: all rows in a new order every epoch, every batch
+    full.
 
-    The stream of rows is the epochs' permutations one behind the other, so a batch may span two epochs and
-    none is smaller than the others.
+    The stream of rows is the epochs' permutations one behind the other, so a batch may span two
+    epochs and none is smaller than the others.
     """
 
     ahead = 1
@@ -207,12 +225,16 @@ class TaskSource:
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """(steps, batch_size, 2) of a window: similar lengths together, the batches then in random order."""
+        """(steps, batch_size, 2) of a window: similar lengths together, the batches then in random
+        order.
+        """
         size, batch_size = len(self.data), self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
-        stream = torch.cat([self.order(e)[position[epoch == e] % size] for e in epoch.unique().tolist()])
+        stream = torch.cat(
+            [self.order(e)[position[epoch == e] % size] for e in epoch.unique().tolist()]
+        )
         by_length = self.data.lengths[stream].argsort(stable=True)
         plan = torch.stack([stream, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
         return plan[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
@@ -224,7 +246,9 @@ class TaskSource:
 
     def _draws(self, part: Tensor) -> Tensor:
         """(B,) a random integer for each row, a function of (seed, epoch, row)."""
-        return torch.tensor([fold(self.settings.seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
+        return torch.tensor(
+            [fold(self.settings.seed, epoch, row, CHOICE) for row, epoch in part.tolist()]
+        )
 
     def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         lengths = torch.cat([b["attention_mask"].sum(1).double() for b in batches])
@@ -233,7 +257,10 @@ class TaskSource:
         return {"tokens": float(lengths.sum()), "squares": squares, "positions": float(positions)}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        return {"tokens": int(sums["tokens"]), "padding": 1 - sums["tokens"] / max(1.0, sums["positions"])}
+        return {
+            "tokens": int(sums["tokens"]),
+            "padding": 1 - sums["tokens"] / max(1.0, sums["positions"]),
+        }
 
 
 # Tokenising
@@ -245,14 +272,16 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
     Args:
         task: of a kind that is fine-tuned.
         tokenizer: a fast one.
-        max_length: rows are cut to so many tokens, special ones included; contexts of questions are read in windows
-            of so many.
+        max_length: rows are cut to so many tokens, special ones included; contexts of questions are
+            read in windows of so many.
 
     Raises:
         MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
     """
     check_length(task, tokenizer, max_length)
-    return _encoded(task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length)
+    return _encoded(
+        task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length
+    )
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
@@ -265,7 +294,9 @@ def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer for tasks: its Rust part, which cuts rows at ``max_length`` tokens, and the padding id."""
+    """A tokenizer for tasks: its Rust part, which cuts rows at ``max_length`` tokens, and the
+    padding id.
+    """
 
     backend: Tokenizer
     pad: int
@@ -307,7 +338,9 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
     paired, tokens = task.kind.least_tokens(task)
     least = tokenizer.num_special_tokens_to_add(pair=paired) + tokens
     if max_length < least:
-        raise MaskwiseError("max_length leaves no room for text", got=max_length, allowed=f"≥ {least}")
+        raise MaskwiseError(
+            "max_length leaves no room for text", got=max_length, allowed=f"≥ {least}"
+        )
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -322,9 +355,9 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
     """All that the tokenizer's work depends on, as JSON, without padding and truncation.
 
     Args:
-        words: it will be given single words of running text. Byte-level and metaspace tokenizers write a word after a
-            space otherwise than one without, and in running text nearly every word follows a space, so here every
-            given word does.
+        words: it will be given single words of running text. Byte-level and metaspace tokenizers
+            write a word after a space otherwise than one without, and in running text nearly every
+            word follows a space, so here every given word does.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
@@ -338,7 +371,9 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) where the members of rows stand that begin at ``starts`` (N + 1,), and which are real; padding is 0."""
+    """(B, L) where the members of rows stand that begin at ``starts`` (N + 1,), and which are real;
+    padding is 0.
+    """
     length = starts.diff()[rows]
     column = torch.arange(int(length.max()))
     real = column < length.unsqueeze(1)
@@ -355,11 +390,16 @@ def edges(lengths: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def embed(
-    network: PreTrainedModel, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int,
+    network: PreTrainedModel,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
     pooling: str = "mean",
-) -> Tensor:  # fmt: skip
-    """(N, H) float32 embeddings of texts, by an encoder without a head: the mean over the last layer's real tokens,
-    special ones included, as sentence-transformers has it, or the first token's.
+) -> Tensor:
+    """(N, H) float32 embeddings of texts, by an encoder without a head: the mean over the last
+    layer's real tokens, special ones included, as sentence-transformers has it, or the first
+    token's.
 
     Args:
         max_length: longer texts are cut at so many tokens, special ones included.
@@ -375,7 +415,10 @@ def embed(
     vectors = torch.empty(len(texts), network.config.hidden_size)
     for rows, batch in batches(flat, network.device):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        states, real = network(**inputs).last_hidden_state.float(), inputs["attention_mask"].unsqueeze(-1)
+        states, real = (
+            network(**inputs).last_hidden_state.float(),
+            inputs["attention_mask"].unsqueeze(-1),
+        )
         pooled = states[:, 0] if pooling == "cls" else (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
     return vectors

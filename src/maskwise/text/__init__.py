@@ -1,8 +1,15 @@
-"""Documents in, pieces out: readers, tokenizers, words, layers and their alignment, pieces on disk, plans of rows.
+"""Documents in, pieces out: readers, tokenizers, words, layers and their alignment, pieces on disk,
+plans of rows.
 
 May import ``errors``, ``folders``, ``keys``, ``specs`` and ``starts``; nothing else of maskwise."""
 
-from maskwise.text.documents import Document, Documents, bundled_path, read_documents, require_documents
+from maskwise.text.documents import (
+    Document,
+    Documents,
+    bundled_path,
+    read_documents,
+    require_documents,
+)
 from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
 from maskwise.text.prepared import Prepared
@@ -13,7 +20,24 @@ from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tok
 from maskwise.text.words import word_ids
 
 __all__ = [
-    "Document", "Documents", "PieceBatch", "Pieces", "Prepared", "Rows", "Stream", "Tokens", "annotate_rows",
-    "bundled_path", "encode", "load_tokenizer", "read_documents", "read_pieces", "require_documents", "shards_of",
-    "split", "tokenise", "train_tokenizer", "word_ids",
-]  # fmt: skip
+    "Document",
+    "Documents",
+    "PieceBatch",
+    "Pieces",
+    "Prepared",
+    "Rows",
+    "Stream",
+    "Tokens",
+    "annotate_rows",
+    "bundled_path",
+    "encode",
+    "load_tokenizer",
+    "read_documents",
+    "read_pieces",
+    "require_documents",
+    "shards_of",
+    "split",
+    "tokenise",
+    "train_tokenizer",
+    "word_ids",
+]

@@ -1,10 +1,12 @@
 """Documents in: from files, folders, lists, `datasets` and the bundled samples, one at a time.
 
-A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is re-iterable
-and holds nothing but the way to its source. A bad line must not end an hour's work and must not vanish
+A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is
+re-iterable and holds nothing but the way to its source. A bad line must not end an hour's work and
+must not vanish
 either: it is skipped and counted under a reason.
 
-Cost: that of decompressing and parsing, and eight bytes of memory for each document to know repeated texts, which would
+Cost: that of decompressing and parsing, and eight bytes of memory for each document to know
+    repeated texts, which would
 otherwise stand on both sides of a held-out split.
 """
 
@@ -44,17 +46,32 @@ from maskwise.text.worlds import read_world
 Item = TypeVar("Item")
 
 BUNDLED = (
-    "banking77", "clinc150", "echoes", "families", "trivia", "ud_ewt_pos", "wikigold", "wikipedia", "wnut17",
-)  # fmt: skip
+    "banking77",
+    "clinc150",
+    "echoes",
+    "families",
+    "trivia",
+    "ud_ewt_pos",
+    "wikigold",
+    "wikipedia",
+    "wnut17",
+)
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 HEAD_RECORDS = 200
 """Records that tell where the text is."""
-EMPTY, BINARY, NO_TEXT, REPEATED = "empty", "binary (NUL characters)", "no text field", "repeated text"
+EMPTY, BINARY, NO_TEXT, REPEATED = (
+    "empty",
+    "binary (NUL characters)",
+    "no text field",
+    "repeated text",
+)
 
 
 class Document(NamedTuple):
-    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and stable."""
+    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and
+    stable.
+    """
 
     id: str
     text: str
@@ -123,9 +140,11 @@ class Documents:
 
 
 class Joined(Documents):
-    """Several corpora one after the other; a text that an earlier one holds is left out of a later one.
+    """Several corpora one after the other; a text that an earlier one holds is left out of a later
+    one.
 
-    A document keeps its name, so that it stays on the same side of a held-out split as in its corpus alone.
+    A document keeps its name, so that it stays on the same side of a held-out split as in its
+    corpus alone.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat.", "It rained."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
@@ -134,7 +153,9 @@ class Joined(Documents):
 
     def __init__(self, parts: Sequence[Documents]):
         self.parts = parts
-        super().__init__(tuple, name=" + ".join(part.name for part in parts), fields=parts[0].fields)
+        super().__init__(
+            tuple, name=" + ".join(part.name for part in parts), fields=parts[0].fields
+        )
 
     def __iter__(self) -> Iterator[Document]:
         self.read, self.skipped = 0, Counter()
@@ -177,16 +198,25 @@ def paths(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def longest_field(source: str) -> str:
-    """The field with the longest texts, also one in an object; "text" where that is one, or where nothing has fields.
+    """The field with the longest texts, also one in an object; "text" where that is one, or where
+    nothing has fields.
 
     Raises:
         MaskwiseError: a source that cannot be read, or a table whose first row is data.
     """
-    values = (record[1] for record in _resolve(source, Fields(""))[0]() if not isinstance(record, Skip))
+    values = (
+        record[1] for record in _resolve(source, Fields(""))[0]() if not isinstance(record, Skip)
+    )
     records = [value for value in islice(values, HEAD_RECORDS) if isinstance(value, Mapping)]
     sizes = Counter[str]()
     for record in records:
-        sizes += Counter({path: len(text) for path in paths(record) if isinstance(text := inside(record, path), str)})
+        sizes += Counter(
+            {
+                path: len(text)
+                for path in paths(record)
+                if isinstance(text := inside(record, path), str)
+            }
+        )
     if "text" in sizes or not sizes:
         return "text"
     refuse_rows_as_names(records, longest := max(sizes, key=sizes.__getitem__), source)
@@ -194,20 +224,29 @@ def longest_field(source: str) -> str:
 
 
 def lines_note(source: str) -> str | None:
-    """What to tell of a plain text file whose lines are taken for texts, because it has no blank lines; else None."""
+    """What to tell of a plain text file whose lines are taken for texts, because it has no blank
+    lines; else None.
+    """
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
-    return f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it as blocks"
+    return (
+        f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it "
+        f"as blocks"
+    )
 
 
 def source_of(document: Document) -> int:
-    """The number of the corpus that a document is from, where several are joined; 0 where there is one."""
+    """The number of the corpus that a document is from, where several are joined; 0 where there is
+    one.
+    """
     return getattr(document, "source", 0)
 
 
 class _Seen:
-    """The numbers that were seen: recent ones in a set, the others in a sorted array, ten times smaller."""
+    """The numbers that were seen: recent ones in a set, the others in a sorted array, ten times
+    smaller.
+    """
 
     def __init__(self) -> None:
         self.recent: set[int] = set()
@@ -216,7 +255,9 @@ class _Seen:
     def before(self, number: int) -> bool:
         """Whether a number was seen before; now it is."""
         place = int(self.sorted.searchsorted(number))
-        if number in self.recent or (place < len(self.sorted) and int(self.sorted[place]) == number):
+        if number in self.recent or (
+            place < len(self.sorted) and int(self.sorted[place]) == number
+        ):
             return True
         self.recent.add(number)
         if len(self.recent) >= 1 << 16:
@@ -226,7 +267,9 @@ class _Seen:
 
 
 def _parts(document: Document) -> Iterator[Document]:
-    """The document, or the parts of one that is too long to be worked on whole, each cut before a blank."""
+    """The document, or the parts of one that is too long to be worked on whole, each cut before a
+    blank.
+    """
     name, text = document
     number = 0
     while len(text) > LONGEST_TEXT:
@@ -254,27 +297,34 @@ def read_documents(
         source: one of
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
-            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world (worlds.py);
-            - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank lines, or the lines
-              of a file without blank lines (``text_per``);
-            - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or string) per line;
+            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world
+              (worlds.py);
+            - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
+              lines, or the lines of a file without blank lines (``text_per``);
+            - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or
+              string) per line;
             - a ``.parquet`` file;
-            - a folder of such files, read in the order of their names, or one written by ``save_to_disk``;
+            - a folder of such files, read in the order of their names, or one written by
+              ``save_to_disk``;
             - a list of strings or mappings;
-            - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for ``datasets.load_dataset``
-              (CONFIG may be empty; SPLIT is "train" unless given).
+            - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
+              ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" unless given).
 
-            A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which stay on one side of a
-            held-out split.
-        text_field: where the text is, in sources with fields; "article.body" is a field of an object in a field.
-        text_per: what a document is in plain text: "line", "block", or "auto": the beginning of the file tells.
-        id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its place.
+            A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which
+            stay on one side of a held-out split.
+        text_field: where the text is, in sources with fields; "article.body" is a field of an
+            object in a field.
+        text_per: what a document is in plain text: "line", "block", or "auto": the beginning of the
+            file tells.
+        id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its
+            place.
         limit: at most so many documents.
         keep_repeated: also yield a text that was yielded before, word for word.
 
     Raises:
-        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is read, for
-            a file that is binary, mostly not UTF-8 or damaged, and for a table without the text field.
+        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is
+            read, for a file that is binary, mostly not UTF-8 or damaged, and for a table without
+            the text field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
     >>> [document.id for document in documents], dict(documents.skipped)
@@ -288,14 +338,18 @@ def read_documents(
 
 
 def require_documents(documents: Documents) -> Documents:
-    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that says why
-    not."""
+    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that
+    says why not."""
     if next(iter(documents), None) is None:
         why, named = counted(documents.skipped) or "nothing at all", documents.fields.text
         if NO_TEXT not in documents.skipped:
             raise MaskwiseError(f"no document in {documents.name}", got=why)
-        records = (record[1] for record in documents._open_records() if not isinstance(record, Skip))
-        names = ", ".join(paths(next((value for value in records if isinstance(value, Mapping)), {})))
+        records = (
+            record[1] for record in documents._open_records() if not isinstance(record, Skip)
+        )
+        names = ", ".join(
+            paths(next((value for value in records if isinstance(value, Mapping)), {}))
+        )
         what = f"no document in {documents.name} has a text in its field {named!r}"
         raise MaskwiseError(what, got=why, allowed=names or None, do=NAME_IT)
     return documents
@@ -308,7 +362,8 @@ def batches(
     measure: Callable[[Item], int] = len,  # type: ignore[assignment]  # texts
     most: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Items in lists, because work on many at once costs less: each but the last measures ``size`` or a little more.
+    """Items in lists, because work on many at once costs less: each but the last measures ``size``
+    or a little more.
 
     Args:
         size: a list ends with the item that brings the sum of ``measure`` to it.
@@ -331,7 +386,8 @@ def batches(
 
 
 def bundled_path(name: str) -> Path:
-    """The file of a sample that comes with maskwise, gzipped JSON lines. docs/data.md says what is in it.
+    """The file of a sample that comes with maskwise, gzipped JSON lines. docs/data.md says what is
+    in it.
 
     Raises:
         MaskwiseError: for a name that is not in `BUNDLED`.
@@ -354,7 +410,9 @@ def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]
         return _resolve_path(Path(source).expanduser(), fields), str(source)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Sequence):
         allowed = "a path, a name such as bundled:wikipedia, a list of texts"
-        raise MaskwiseError("a corpus cannot be read from this", got=type(source).__name__, allowed=allowed)
+        raise MaskwiseError(
+            "a corpus cannot be read from this", got=type(source).__name__, allowed=allowed
+        )
     return lambda: ((str(place), value) for place, value in enumerate(source)), UNNAMED
 
 
@@ -371,4 +429,6 @@ def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     files = files_in(path, ENDINGS)
     if not files:
         raise MaskwiseError(f"no corpus file in folder {path}", allowed=", ".join(ENDINGS))
-    return lambda: (record for name, file in files.items() for record in read_file(file, name, fields))
+    return lambda: (
+        record for name, file in files.items() for record in read_file(file, name, fields)
+    )

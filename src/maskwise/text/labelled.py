@@ -1,7 +1,9 @@
 """Labelled text out of files: records of tasks, and gold annotations.
 
-Unlike a corpus, where a bad line is skipped and counted, a damaged labelled file is refused with the place of the
-damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is unpickled, and no code
+Unlike a corpus, where a bad line is skipped and counted, a damaged labelled file is refused with
+the place of the
+damage: a score on half of a test set is a wrong score. So each file is read whole. Nothing is
+    unpickled, and no code
 that comes with a data set is run.
 
 - `read_records`: plain records (dicts of columns) from JSON, tables, CoNLL columns and Parquet;
@@ -37,10 +39,12 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
     """The records of one file, by its ending (``.gz`` allowed for all but Parquet).
 
     Args:
-        header: whether tables (.csv, .tsv) begin with the names of their columns; if not, these are "1", "2", ….
+        header: whether tables (.csv, .tsv) begin with the names of their columns; if not, these are
+            "1", "2", ….
 
     Raises:
-        MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending says.
+        MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending
+            says.
     """
     ending = ending_of(path)
     if path.name.lower().removesuffix(".gz").endswith(".ttl"):
@@ -60,9 +64,13 @@ def ending_of(path: Path) -> str | None:
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
-    """All splits of "hf:ID[:config]"; class numbers become class names where the data set knows them."""
+    """All splits of "hf:ID[:config]"; class numbers become class names where the data set knows
+    them.
+    """
     name, _, config = spec.removeprefix("hf:").partition(":")
-    return {str(split): _with_class_names(rows) for split, rows in load_hub(spec, name, config).items()}
+    return {
+        str(split): _with_class_names(rows) for split, rows in load_hub(spec, name, config).items()
+    }
 
 
 def _with_class_names(rows: Any) -> list[Record]:
@@ -81,7 +89,8 @@ def _named(value: Any, names: list[str]) -> Any:
 
 
 def read_text(path: Path, *, or_latin1: bool = False) -> str:
-    """The text of a file; ``or_latin1``: one that is not UTF-8 is Latin-1, as SentEval's older files are.
+    """The text of a file; ``or_latin1``: one that is not UTF-8 is Latin-1, as SentEval's older
+    files are.
 
     Raises:
         MaskwiseError: a file that cannot be read, is not UTF-8, or holds more than a gigabyte.
@@ -116,7 +125,9 @@ def _read_json_lines(path: Path) -> list[Record]:
 
 
 def _read_json(path: Path) -> list[Record]:
-    """One JSON value: SQuAD's tree, TriviaQA's, a list of objects or objects by name; else JSON lines."""
+    """One JSON value: SQuAD's tree, TriviaQA's, a list of objects or objects by name; else JSON
+    lines.
+    """
     try:
         whole = json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -125,7 +136,11 @@ def _read_json(path: Path) -> list[Record]:
         return _squad(whole["data"], path)
     if isinstance(whole, dict) and isinstance(whole.get("Data"), list):
         whole = whole["Data"]  # TriviaQA's
-    if isinstance(whole, dict) and len(whole) > 1 and all(isinstance(v, dict) for v in whole.values()):
+    if (
+        isinstance(whole, dict)
+        and len(whole) > 1
+        and all(isinstance(v, dict) for v in whole.values())
+    ):
         whole = list(whole.values())  # objects by their names
     if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
         return whole
@@ -146,7 +161,9 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
                     records.append({"id": qa.get("id"), **text, **asked, **title})
     except (KeyError, TypeError, AttributeError) as error:
         allowed = "data > paragraphs > context, qas > question, answers"
-        raise MaskwiseError(f"{path} is not SQuAD's JSON", got=f"no {error}", allowed=allowed) from None
+        raise MaskwiseError(
+            f"{path} is not SQuAD's JSON", got=f"no {error}", allowed=allowed
+        ) from None
     return records
 
 
@@ -181,13 +198,21 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
         elif not line.startswith("-DOCSTART-"):
             cells = line.split("\t") if "\t" in line else line.split(" ")
             if len(cells) < columns:
-                wrong, form = ("is not CoNLL-U", "10 columns") if columns == 10 else ("has no tag", "token<TAB>tag")
+                wrong, form = (
+                    ("is not CoNLL-U", "10 columns")
+                    if columns == 10
+                    else ("has no tag", "token<TAB>tag")
+                )
                 raise MaskwiseError(f"line {number} of {path} {wrong}", got=line[:60], allowed=form)
             rows.append(cells)
 
 
-def _tagged(path: Path, token: Callable[[list[str]], tuple[str, str]], *, columns: int = 2) -> list[Record]:
-    """Records of "tokens" and "tags"; CoNLL-U's ranges (``3-4``) and empty nodes (``3.1``) are no words."""
+def _tagged(
+    path: Path, token: Callable[[list[str]], tuple[str, str]], *, columns: int = 2
+) -> list[Record]:
+    """Records of "tokens" and "tags"; CoNLL-U's ranges (``3-4``) and empty nodes (``3.1``) are no
+    words.
+    """
     records = []
     for _, rows in sentences(path, columns=columns):
         words = rows if columns == 2 else [row for row in rows if row[0].isdigit()]
@@ -203,9 +228,13 @@ def _read_conllu_records(path: Path) -> list[Record]:
 
 
 def _read_conll_records(path: Path) -> list[Record]:
-    """Token first, tag last; in the five columns of Universal NER: number, token, tag, and two more."""
+    """Token first, tag last; in the five columns of Universal NER: number, token, tag, and two
+    more.
+    """
     numbered = ending_of(path) == ".iob2"
-    return _tagged(path, lambda row: (row[1], row[2]) if numbered and len(row) == 5 else (row[0], row[-1]))
+    return _tagged(
+        path, lambda row: (row[1], row[2]) if numbered and len(row) == 5 else (row[0], row[-1])
+    )
 
 
 class GoldDocument(NamedTuple):
@@ -219,9 +248,10 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """The documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that stands for several
-    syntactic ones ("don't" = do + n't) is cut where their forms say so; where they do not spell it ("im" = I + am), all
-    of it gets the first one's tag. Without ``# newdoc`` the file is one document.
+    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that
+    stands for several syntactic ones ("don't" = do + n't) is cut where their forms say so; where
+    they do not spell it ("im" = I + am), all of it gets the first one's tag. Without ``# newdoc``
+    the file is one document.
 
     Raises:
         MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
@@ -242,7 +272,9 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
             if isinstance(error, MaskwiseError):
                 raise
             what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
-            raise MaskwiseError(what, got=f"a sentence that begins with {' '.join(rows[0][:2])!r}") from None
+            raise MaskwiseError(
+                what, got=f"a sentence that begins with {' '.join(rows[0][:2])!r}"
+            ) from None
         spans += [(start + len(text), end + len(text), code) for start, end, code in words]
         text += sentence
     if text:
@@ -270,31 +302,43 @@ def _surface(rows: list[list[str]], path: Path) -> tuple[str, list[tuple[int, in
             if tag in UPOS:
                 spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
             elif tag != "_":
-                raise MaskwiseError(f"{path}: not a universal part of speech", got=tag, allowed=UPOS)
+                raise MaskwiseError(
+                    f"{path}: not a universal part of speech", got=tag, allowed=UPOS
+                )
             text += form
         if "SpaceAfter=No" not in row[9]:
             text += " "
     return text.rstrip(), spans
 
 
-def given_spans(spans: Sequence[Sequence[Any]], *, text: str, labels: Sequence[str] = ()) -> CharSpans:
-    """The spans that a record brings along, [start, end] or [start, end, label] in characters of its text.
+def given_spans(
+    spans: Sequence[Sequence[Any]], *, text: str, labels: Sequence[str] = ()
+) -> CharSpans:
+    """The spans that a record brings along, [start, end] or [start, end, label] in characters of
+    its text.
 
     Args:
         labels: those that may occur; without them the spans have no value, and labels are left out.
 
     Raises:
-        MaskwiseError: a span that is not of that form, an unknown label, spans that overlap or leave the text.
+        MaskwiseError: a span that is not of that form, an unknown label, spans that overlap or
+            leave the text.
     """
     layer = Layer("spans", tuple(labels))
     rows = []
     for span in spans:
         least = 3 if labels else 2
-        if not isinstance(span, (list, tuple)) or not least <= len(span) <= 3 or not _whole(span[:2]):
+        if (
+            not isinstance(span, (list, tuple))
+            or not least <= len(span) <= 3
+            or not _whole(span[:2])
+        ):
             form = "[start, end, label]" if labels else "[start, end]"
             raise MaskwiseError("a span of another form", got=span, allowed=f"{form} in characters")
         if labels and span[2] not in layer.labels:
-            raise MaskwiseError("a span with an unknown label", got=span[2], allowed=", ".join(labels))
+            raise MaskwiseError(
+                "a span with an unknown label", got=span[2], allowed=", ".join(labels)
+            )
         rows.append((*span[:2], layer.labels.index(span[2]) + 1) if labels else tuple(span[:2]))
     laid = CharSpans.of(rows, layer)
     check_spans(laid, layer, len(text), name="given spans")

@@ -1,13 +1,15 @@
 """Pieces: a corpus as flat tokens on disk.
 
-A *piece* is as much of a document as fits one row, cut between words. Pieces are cut once, are the same in every layout
-and on either side of a held-out split, and are never copied again: a corpus is one flat column of tokens (and of every
-layer) with the offsets of its pieces, and a batch picks the pieces of its rows (rows.py plans these). So a piece keeps
-its name, and therefore its masks, wherever it lies. The price is some padding in packed rows, a few per cent, because
-pieces are not cut to fit.
+A *piece* is as much of a document as fits one row, cut between words. Pieces are cut once, are the
+same in every layout and on either side of a held-out split, and are never copied again: a corpus is
+one flat column of tokens (and of every layer) with the offsets of its pieces, and a batch picks the
+pieces of its rows (rows.py plans these). So a piece keeps its name, and therefore its masks,
+wherever it lies. The price is some padding in packed rows, a few per cent, because pieces are not
+cut to fit.
 
-Documents are read in windows of about a million tokens, and what is on disk is memory-mapped: the memory needed grows
-neither with the corpus that is prepared nor with the corpus that is read, and processes share its pages.
+Documents are read in windows of about a million tokens, and what is on disk is memory-mapped: the
+memory needed grows neither with the corpus that is prepared nor with the corpus that is read, and
+processes share its pages.
 
 Cost: numpy over tokens, and a Python step of about 1 µs for each piece.
 """
@@ -35,7 +37,8 @@ from maskwise.text.readers import whole_name
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
 
-if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
+# torch and transformers take two seconds: reading documents does not wait for them
+if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -73,14 +76,15 @@ class PieceBatch(NamedTuple):
     """The P pieces of B rows, T tokens together: what a `Masker` takes.
 
     Attributes:
-        columns: name → (T,): "input_ids", "word_ids" (counted from 0 in every piece; −1 for none) and other layers, one
-            piece behind the other, without special tokens.
+        columns: name → (T,): "input_ids", "word_ids" (counted from 0 in every piece; −1 for none)
+            and other layers, one piece behind the other, without special tokens.
         lengths: (P,) tokens of each piece.
         example_ids: (P,) int64, the name of each piece.
         rows: (P,) int64, ascending: the row of the batch that a piece goes into.
         length: L, tokens of a row.
         frame: the special tokens around the pieces.
-        apart: whether each piece is a text of its own, opened by ``frame.first``, or a row is one text.
+        apart: whether each piece is a text of its own, opened by ``frame.first``, or a row is one
+            text.
     """
 
     columns: dict[str, Array]
@@ -92,18 +96,25 @@ class PieceBatch(NamedTuple):
     apart: bool = True
 
     def laid_out(self) -> dict[str, Array]:
-        """The rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding; one [first] a row if joined.
+        """The rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding; one
+        [first] a row if joined.
 
         Returns:
-            "input_ids", "attention_mask" and the layers (−1, or 0 where they have no sign, on special tokens and
-            padding): (B, L); words are counted from 0 in every row. "example_id": (B,) if every row has one piece, else
-            (B, L), −1 on special tokens and padding.
+            "input_ids", "attention_mask" and the layers (−1, or 0 where they have no sign, on
+            special tokens and padding): (B, L); words are counted from 0 in every row.
+            "example_id": (B,) if every row has one piece, else (B, L), −1 on special tokens and
+            padding.
         """
-        laid = framed(self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart)
+        laid = framed(
+            self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
+        )
         pieces_B = counts_within(self.rows, laid.shape[0])
         several = len(self.rows) > laid.shape[0]
         layers = dict(self.columns)
-        lines = {"input_ids": laid.ids(layers.pop("input_ids")), "attention_mask": laid.present() > 0}
+        lines = {
+            "input_ids": laid.ids(layers.pop("input_ids")),
+            "attention_mask": laid.present() > 0,
+        }
         if several and "word_ids" in layers:
             words = layers["word_ids"].astype(np.int64)
             first = np.cumsum(self.lengths) - self.lengths
@@ -120,11 +131,16 @@ class PieceBatch(NamedTuple):
         return columns
 
     def tensors(self) -> dict[str, Tensor]:
-        """`laid_out` as tensors, whole numbers as int64: for whatever wants rows rather than pieces."""
+        """`laid_out` as tensors, whole numbers as int64: for whatever wants rows rather than
+        pieces.
+        """
         import torch
 
         arrays = self.laid_out()
-        return {k: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for k, v in arrays.items()}
+        return {
+            k: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64))
+            for k, v in arrays.items()
+        }
 
 
 @dataclass(eq=False)
@@ -132,15 +148,19 @@ class Pieces:
     """P pieces with T tokens together, in memory or memory-mapped; `read_pieces` makes them.
 
     Attributes:
-        columns: name → (T,): "input_ids" int32, "word_ids" int16 (counted from 0 in every piece, −1 for none; not there
-            if the tokenizer is slow) and other layers, one piece behind the other.
+        columns: name → (T,): "input_ids" int32, "word_ids" int16 (counted from 0 in every piece, −1
+            for none; not there if the tokenizer is slow) and other layers, one piece behind the
+            other.
         offsets: (P + 1,) int64; piece p holds the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
         example_ids: (P,) int64, the name of a piece for ever.
         documents: (P,) int64, hash of the name of its (whole) document.
         frame, length: the special tokens of a row, and its L tokens, for which the pieces were cut.
-        counts: documents read, pieces and tokens made, unknown tokens, and what was left out or is not eligible.
-        tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not known.
-        sources: (P,) int16, ascending: the number of the corpus that each piece is from; None where there is only one.
+        counts: documents read, pieces and tokens made, unknown tokens, and what was left out or is
+            not eligible.
+        tokenizer: the key of the tokenizer that made the tokens (`tokenizer_key`); "" if it is not
+            known.
+        sources: (P,) int16, ascending: the number of the corpus that each piece is from; None where
+            there is only one.
     """
 
     columns: dict[str, Array]
@@ -177,17 +197,22 @@ class Pieces:
             tokenizer: with which its tokens and their layers are to be read.
 
         Raises:
-            MaskwiseError: the file is missing, damaged, holds no pieces, or was made with another tokenizer.
+            MaskwiseError: the file is missing, damaged, holds no pieces, or was made with another
+                tokenizer.
         """
         columns, about = read_arrow(Path(path))
         made, key = about["tokenizer"], tokenizer_key(tokenizer)
         if made and key and made != key:
             what = f"the tokens and layers in {path} are another tokenizer's"
-            raise MaskwiseError(what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer")
+            raise MaskwiseError(
+                what, got=made, allowed=key, do="prepare the corpus again, with this tokenizer"
+            )
         names, documents = (columns.pop(name).to_numpy() for name in ("example_id", "document"))
         sources = columns.pop("source").to_numpy() if "source" in columns else None
         offsets = columns["input_ids"].offsets.to_numpy()
-        tokens = {name: column.values.to_numpy(zero_copy_only=True) for name, column in columns.items()}
+        tokens = {
+            name: column.values.to_numpy(zero_copy_only=True) for name, column in columns.items()
+        }
         frame, counts = Frame(**about["frame"]), Counter(about["counts"])
         return cls(tokens, offsets, names, documents, frame, about["length"], counts, made, sources)
 
@@ -201,19 +226,19 @@ def read_pieces(
 ) -> Pieces:
     """Documents, as `tokenise` yields them, cut into pieces for rows of ``length`` tokens.
 
-    A word that is longer than a row gets −1 (it is not eligible), is cut anywhere and is counted. An example id is a
-    hash of the document's name and of the index of the piece's first token.
+    A word that is longer than a row gets −1 (it is not eligible), is cut anywhere and is counted.
+    An example id is a hash of the document's name and of the index of the piece's first token.
 
     Args:
         tokens: the documents.
         tokenizer: for its special tokens: cls (if any) before a row, sep or eos behind every piece.
         length: L, special tokens included.
-        out: write to this file, window by window, and return what is in it memory-mapped. Without it the pieces are
-            held in memory, about 6 bytes a token.
+        out: write to this file, window by window, and return what is in it memory-mapped. Without
+            it the pieces are held in memory, about 6 bytes a token.
 
     Raises:
-        MaskwiseError: a length without room, layers that not all documents have, no tokens, a file that cannot be
-            written.
+        MaskwiseError: a length without room, layers that not all documents have, no tokens, a file
+            that cannot be written.
 
     >>> from maskwise.text import Document, Rows, tokenise, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -233,15 +258,21 @@ def read_pieces(
     columns = _Columns(scratch)
     layers: list[str] = []
     try:
-        for window in batches(tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1):
+        for window in batches(
+            tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
+        ):
             layers = layers or list(window[0].columns())
             flat = _flat(window, layers)
             columns.append(_cut(window, flat, counts, room=frame.room(length), tokenizer=tokenizer))
         if not counts["pieces"]:
             got = f"{counts['documents']} documents"
-            raise MaskwiseError("the corpus has no tokens", got=got, do="check the corpus and its text field")
+            raise MaskwiseError(
+                "the corpus has no tokens", got=got, do="check the corpus and its text field"
+            )
         whole = columns.joined()
-        sizes, names, documents = (whole.pop(name) for name in ("lengths", "example_ids", "documents"))
+        sizes, names, documents = (
+            whole.pop(name) for name in ("lengths", "example_ids", "documents")
+        )
         offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         sources = whole.pop("sources")
         several = sources if len(sources) and sources[-1] else None
@@ -253,12 +284,18 @@ def read_pieces(
 
 
 def _cut(
-    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], *, room: int, tokenizer: Any
+    window: list[Tokens],
+    columns: dict[str, Array],
+    counts: Counter[str],
+    *,
+    room: int,
+    tokenizer: Any,
 ) -> dict[str, Array]:
-    """Documents → pieces of at most ``room`` tokens, cut between words, as columns of tokens and of pieces.
+    """Documents → pieces of at most ``room`` tokens, cut between words, as columns of tokens and of
+    pieces.
 
-    Half a word must not be masked: a word that is longer than a row gets −1 and is cut anywhere. (So may be tokens that
-    had −1 before.) ``counts`` are added to.
+    Half a word must not be masked: a word that is longer than a row gets −1 and is cut anywhere.
+    (So may be tokens that had −1 before.) ``counts`` are added to.
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
     ends = np.cumsum(lengths)
@@ -288,7 +325,9 @@ def _cut(
         fresh = changes(words, np.repeat(np.arange(len(sizes)), sizes)) & (words >= 0)
         number = sums_within(fresh, sizes) - 1
         columns["word_ids"] = np.where(words >= 0, number, -1).astype(np.int16)
-    documents = np.array([text_id(whole_name(document.document_id)) for document in window], dtype=np.int64)
+    documents = np.array(
+        [text_id(whole_name(document.document_id)) for document in window], dtype=np.int64
+    )
     sources = np.array([document.source for document in window], dtype=np.int16)
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
     unknown_id = getattr(tokenizer, "unk_token_id", None)
@@ -315,13 +354,20 @@ def _flat(window: list[Tokens], names: list[str]) -> dict[str, Array]:
         if list(document.columns()) != names:
             got = f"{list(document.columns())} in {document.document_id!r}"
             raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
-    columns = {name: np.concatenate([document.columns()[name] for document in window]) for name in names}
+    columns = {
+        name: np.concatenate([document.columns()[name] for document in window]) for name in names
+    }
     # Arrow keeps truth values as bits, which cannot be mapped.
-    return {name: values.astype(np.int8) if values.dtype == bool else values for name, values in columns.items()}
+    return {
+        name: values.astype(np.int8) if values.dtype == bool else values
+        for name, values in columns.items()
+    }
 
 
 class _Columns:
-    """Columns that grow window by window: in memory, or in a folder as raw files, which may be larger than memory."""
+    """Columns that grow window by window: in memory, or in a folder as raw files, which may be
+    larger than memory.
+    """
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -333,18 +379,25 @@ class _Columns:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for name, column in part.items():
                     with open(self.folder / str([*part].index(name)), "ab") as file:
-                        # Not tofile: a short column stays in C's buffer, and a full disk is never heard of.
+                        # Not tofile: a short column stays in C's buffer, and a full disk is never
+                        # heard of.
                         file.write(np.ascontiguousarray(column).data)
-            part = {name: np.empty(0, column.dtype) for name, column in part.items()}  # a view would keep all
+            # a view would keep all
+            part = {name: np.empty(0, column.dtype) for name, column in part.items()}
         self.parts.append(part)
 
     def joined(self) -> dict[str, Array]:
-        """Every column whole. Parts are let go one by one: memory holds little more than the columns."""
+        """Every column whole. Parts are let go one by one: memory holds little more than the
+        columns.
+        """
         names = list(self.parts[0])
         if self.folder is None:
             return {name: np.concatenate([part.pop(name) for part in self.parts]) for name in names}
         types = {name: column.dtype for name, column in self.parts[0].items()}
-        return {name: np.memmap(self.folder / str(place), types[name], "r") for place, name in enumerate(names)}
+        return {
+            name: np.memmap(self.folder / str(place), types[name], "r")
+            for place, name in enumerate(names)
+        }
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -364,7 +417,9 @@ def write_arrow(path: Path, columns: dict[str, pa.Array], about: dict[str, Any])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays(list(columns.values()), schema=schema))
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
+                )
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -383,5 +438,7 @@ def read_arrow(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise MaskwiseError(what, got=str(error) or None, do="prepare the corpus again") from error
     if about.get("format") != FORMAT:
         what = f"{path} is of another format"
-        raise MaskwiseError(what, got=about.get("format"), allowed=FORMAT, do="prepare the corpus again")
+        raise MaskwiseError(
+            what, got=about.get("format"), allowed=FORMAT, do="prepare the corpus again"
+        )
     return dict(zip(batch.schema.names, batch.columns)), about

@@ -1,7 +1,9 @@
-"""A text that is ready to be trained on: a folder with all that was made of it before the first step.
+"""A text that is ready to be trained on: a folder with all that was made of it before the first
+step.
 
-Of a corpus these are its pieces and the plans of both sides (rows.py). Of a stream (stream.py) they are the tokenizer,
-held-out text and the frequencies of tokens, all from its beginning: no more than 64 million characters are read.
+Of a corpus these are its pieces and the plans of both sides (rows.py). Of a stream (stream.py) they
+are the tokenizer, held-out text and the frequencies of tokens, all from its beginning: no more than
+64 million characters are read.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from maskwise.text.shards import BEGINNING, Shard
 from maskwise.text.stream import BlockMaker, Stream, documents_of
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, Tokens, load_tokenizer, tokenise
 
-if TYPE_CHECKING:  # torch and transformers take two seconds: reading documents does not wait for them
+# torch and transformers take two seconds: reading documents does not wait for them
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SIDES = ("training", "held_out")
@@ -37,7 +40,9 @@ STREAM, COUNTS = "stream.json", "counts.safetensors"
 MOST_CHARACTERS = 1 << 26
 """At most so much of a stream is read before training, each source of a mix having its part."""
 HELD_OUT_CHARACTERS = 1 << 20
-"""So much of what is held out of a stream is kept to judge models by; the rest is only never trained on."""
+"""So much of what is held out of a stream is kept to judge models by; the rest is only never
+trained on.
+"""
 COUNTED_CHARACTERS = 1 << 22
 """In so much of a stream tokens are counted."""
 
@@ -47,7 +52,9 @@ LiveLayers = Callable[[Sequence[str]], Layered]
 
 @dataclass(eq=False)
 class Prepared:
-    """A tokenizer, text to be trained on, and held-out text; each in rows of the same length and layout."""
+    """A tokenizer, text to be trained on, and held-out text; each in rows of the same length and
+    layout.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     training: Rows | Stream
@@ -67,11 +74,14 @@ class Prepared:
         """Write the folder of a corpus, window by window; a folder of that name is replaced.
 
         Raises:
-            MaskwiseError: what `read_pieces` and `split` refuse, or a folder that cannot be written.
+            MaskwiseError: what `read_pieces` and `split` refuse, or a folder that cannot be
+                written.
         """
 
         def fill(partial: Path) -> None:
-            pieces = read_pieces(tokens, tokenizer=tokenizer, length=length, out=partial / "pieces.arrow")
+            pieces = read_pieces(
+                tokens, tokenizer=tokenizer, length=length, out=partial / "pieces.arrow"
+            )
             for name, rows in zip(SIDES, split(pieces, held_out=held_out, layout=layout)):
                 rows.save(partial / f"{name}.arrow")
             folders.write_folder(partial / "tokenizer", tokenizer.save_pretrained)
@@ -88,20 +98,24 @@ class Prepared:
         *,
         layers: Layered | None = None,
     ) -> dict[str, Any]:
-        """Write the folder of a stream, of whose text only the beginning is read; a folder of that name is replaced.
+        """Write the folder of a stream, of whose text only the beginning is read; a folder of that
+        name is replaced.
 
         Returns:
             ``read_characters`` (of the beginning), ``held_out_rows``, ``skipped``.
 
         Raises:
-            MaskwiseError: nothing to train on, or nothing held out, in that beginning; a folder that cannot be written.
+            MaskwiseError: nothing to train on, or nothing held out, in that beginning; a folder
+                that cannot be written.
         """
         maker = _maker(corpus, tokenizer, layers)
         begun = _Beginning(corpus, maker)
 
         def fill(partial: Path) -> None:
             held = tokenise(begun.held_out, tokenizer, layers=layers)
-            pieces = read_pieces(held, tokenizer=tokenizer, length=corpus.length, out=partial / "pieces.arrow")
+            pieces = read_pieces(
+                held, tokenizer=tokenizer, length=corpus.length, out=partial / "pieces.arrow"
+            )
             Rows.of(pieces, corpus.row_layout).save(partial / f"{SIDES[1]}.arrow")
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(begun.training, tokenizer):
@@ -112,7 +126,11 @@ class Prepared:
 
         folders.write_folder(folder, fill)
         held_out = len(cls.open(folder).held_out)
-        return {"read_characters": begun.characters, "held_out_rows": held_out, "skipped": dict(begun.skipped)}
+        return {
+            "read_characters": begun.characters,
+            "held_out_rows": held_out,
+            "skipped": dict(begun.skipped),
+        }
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
@@ -122,9 +140,12 @@ class Prepared:
             live: makes the layers of a stream that has any.
 
         Raises:
-            MaskwiseError: a folder that is damaged; prepare the corpus again. A stream whose files are gone.
+            MaskwiseError: a folder that is damaged; prepare the corpus again. A stream whose files
+                are gone.
         """
-        if wrong := _damage(folder, (folder / folders.MANIFEST).stat().st_mtime_ns if folder.is_dir() else 0):
+        if wrong := _damage(
+            folder, (folder / folders.MANIFEST).stat().st_mtime_ns if folder.is_dir() else 0
+        ):
             do = "run the same command again: it is prepared anew"
             raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
         tokenizer = load_tokenizer(str(folder / "tokenizer"), needs_words=False)
@@ -142,8 +163,12 @@ class Prepared:
         return cls(tokenizer, training, held_out)
 
 
-def first_characters(documents: Iterable[Document], most: int = SAMPLE_CHARACTERS) -> Iterator[Document]:
-    """The first documents, until they have ``most`` characters together: what a stream's tokenizer is trained on."""
+def first_characters(
+    documents: Iterable[Document], most: int = SAMPLE_CHARACTERS
+) -> Iterator[Document]:
+    """The first documents, until they have ``most`` characters together: what a stream's tokenizer
+    is trained on.
+    """
     total = 0
     for document in documents:
         yield document
@@ -152,15 +177,20 @@ def first_characters(documents: Iterable[Document], most: int = SAMPLE_CHARACTER
             return
 
 
-def _maker(corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
-    return BlockMaker(tokenizer, corpus.length, corpus.row_layout, corpus.held_out, corpus.record_fields, layers)
+def _maker(
+    corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast, layers: Layered | None
+) -> BlockMaker:
+    return BlockMaker(
+        tokenizer, corpus.length, corpus.row_layout, corpus.held_out, corpus.record_fields, layers
+    )
 
 
 class _Beginning:
     """What is taken from the beginning of a stream: of each source of a mix its part.
 
     Attributes:
-        held_out, training: documents of both sides. characters: read. skipped: what was left out, by the reason.
+        held_out, training: documents of both sides. characters: read. skipped: what was left out,
+            by the reason.
     """
 
     def __init__(self, corpus: CorpusSettings, maker: BlockMaker):
@@ -173,7 +203,10 @@ class _Beginning:
             self._read(shards, maker, 1 / len(sources))
         if not self.held_out or not self.training:
             side = "held-out" if self.training else "training"
-            what = f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's beginning empty"
+            what = (
+                f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
+                f"beginning empty"
+            )
             got = f"{self.characters:,} characters"
             raise MaskwiseError(what, got=got, do="give more text, or take another share")
 
@@ -193,7 +226,9 @@ class _Beginning:
                         self.training.append(document)
                         counted += size
                 self.skipped.update(documents.skipped)
-                enough = held >= share * HELD_OUT_CHARACTERS and counted >= share * COUNTED_CHARACTERS
+                enough = (
+                    held >= share * HELD_OUT_CHARACTERS and counted >= share * COUNTED_CHARACTERS
+                )
                 if enough or read >= share * MOST_CHARACTERS:
                     self.characters += read
                     return

@@ -1,8 +1,8 @@
 """Records out of files and `datasets`: the part of loading that knows formats.
 
-A reader yields, for every place in a source, either a name with what stood there or a `Skip` with the reason.
-A bad line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a
-`MaskwiseError`. Nothing is unpickled and no code that comes with a data set is run.
+A reader yields, for every place in a source, either a name with what stood there or a `Skip` with
+the reason. A bad line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text
+column) is a `MaskwiseError`. Nothing is unpickled and no code that comes with a data set is run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _MAX_BAD_SHARE = 0.35
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
 LEAST_LINES = 8  # of fewer lines nobody can tell whether each is a text
-LONGEST_TEXT = 1 << 22  # characters: about a million tokens, which take some 300 MB while they are read
+# characters: about a million tokens, which take some 300 MB while they are read
+LONGEST_TEXT = 1 << 22
 NO_LETTERS = "sequence with characters that are no letters"
 _LETTERS = re.compile(r"[A-Za-z]+")
 _ASCII_BLANKS = " \t\n\r\v\f"
@@ -51,7 +52,8 @@ class Skip(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Under which names a record holds its text and its own name, and what a text is in files without records.
+    """Under which names a record holds its text and its own name, and what a text is in files
+    without records.
 
     Attributes:
         text: may be a path into nested objects, such as "article.body"; "" keeps every column.
@@ -77,12 +79,15 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     ending = known_ending(path) or ""
     with damaged(path):
         if ending == ".parquet":
-            yield from _rows(parquet_rows(path, lambda columns: wanted(columns, fields, str(path))), name)
+            yield from _rows(
+                parquet_rows(path, lambda columns: wanted(columns, fields, str(path))), name
+            )
             return
         refuse_unreadable(path)
         with opened(path) as file:
             if ending in TABLE_ENDINGS:
-                text = file.read().decode("utf-8-sig", "surrogateescape")  # so that its row is skipped
+                # so that its row is skipped
+                text = file.read().decode("utf-8-sig", "surrogateescape")
                 usual = "," if ending.startswith(".csv") else "\t"
                 rows = read_table(text, path, usual=usual)
                 wanted([*rows[0]] if rows else [fields.text], fields, str(path))
@@ -94,7 +99,9 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def kind_of(path: Path, fields: Fields) -> LineKind:
-    """What stands in a file of lines; of a plain text with ``fields.per`` "auto" its beginning tells."""
+    """What stands in a file of lines; of a plain text with ``fields.per`` "auto" its beginning
+    tells.
+    """
     if known_ending(path) not in TEXT_ENDINGS:
         return "json"
     per = text_per(path) if fields.per == "auto" else fields.per
@@ -102,7 +109,9 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder that have one of the endings and are not hidden, by their names inside it, in order."""
+    """The files of a folder that have one of the endings and are not hidden, by their names inside
+    it, in order.
+    """
     files = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -149,7 +158,9 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise MaskwiseError(f"cannot read {path}: {error}", do="is it complete and readable?") from error
+        raise MaskwiseError(
+            f"cannot read {path}: {error}", do="is it complete and readable?"
+        ) from error
 
 
 def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
@@ -172,14 +183,18 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
 def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
     """Opens "hf:NAME[:CONFIG[:SPLIT]]", when it is first read."""
     name, config, split = hub_parts(source)
-    return lambda: _rows(_with_columns(load_hub(source, name, config, split=split), fields, source), name)
+    return lambda: _rows(
+        _with_columns(load_hub(source, name, config, split=split), fields, source), name
+    )
 
 
 def hub_parts(source: str) -> tuple[str, str, str]:
     """NAME, CONFIG and SPLIT of a data set on the hub."""
     name, *rest = source.removeprefix("hf:").split(":")
     if not name or len(rest) > 2:
-        raise MaskwiseError("malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT")
+        raise MaskwiseError(
+            "malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT"
+        )
     config, split = [*rest, "", ""][:2]
     return name, config, split or "train"
 
@@ -207,7 +222,9 @@ def refuse_unreadable(path: Path) -> None:
     bad = sum(not is_utf8(line) for line in lines)
     if bad > _MAX_BAD_SHARE * len(lines):
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        raise MaskwiseError(f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do)
+        raise MaskwiseError(
+            f"{path} is not UTF-8 text", got=f"{bad} bad of its first {len(lines)} lines", do=do
+        )
 
 
 def read_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
@@ -223,7 +240,9 @@ def read_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record
 
 
 def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, str | Skip]]:
-    """The lines of a file, counted from ``first``; a `Skip` for one that is too long to be held, or not UTF-8."""
+    """The lines of a file, counted from ``first``; a `Skip` for one that is too long to be held, or
+    not UTF-8.
+    """
     number = first - 1
     while line := file.readline(LONGEST_LINE):
         number += 1
@@ -239,15 +258,18 @@ def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, str | Skip
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, as they are read from files: only line feeds end one, and no form feed or U+2028."""
+    """The lines of a text, as they are read from files: only line feeds end one, and no form feed
+    or U+2028.
+    """
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def text_per(path: Path) -> str:
-    """What a text is in a plain text file: a "line", or a "block" between blank lines. The head of the file tells.
+    """What a text is in a plain text file: a "line", or a "block" between blank lines. The head of
+    the file tells.
 
-    Lines are texts where there are at least ``LEAST_LINES`` and not one is blank, unless they look like one text that
-    was wrapped: many of them begin with a small letter.
+    Lines are texts where there are at least ``LEAST_LINES`` and not one is blank, unless they look
+    like one text that was wrapped: many of them begin with a small letter.
     """
     with damaged(path), opened(path) as file:
         head = file.read(_HEAD_BYTES)
@@ -298,7 +320,8 @@ def whole_name(name: str) -> str:
 
 
 def read_blocks(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
-    """Plain text: a document is what stands between blank lines, or as much of it as one text may have.
+    """Plain text: a document is what stands between blank lines, or as much of it as one text may
+    have.
 
     Args:
         first: the number of the first document.
@@ -333,7 +356,8 @@ LINE_READERS: dict[LineKind, Callable[..., Iterator[Record]]] = {
 
 
 def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
-    """The sequences of a FASTA file, each a document (a very long one several). Gaps (-) and a closing * are left out.
+    """The sequences of a FASTA file, each a document (a very long one several). Gaps (-) and a
+    closing * are left out.
 
     Raises:
         MaskwiseError: the file does not begin with a header.
@@ -341,7 +365,8 @@ def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
     number, title = 0, ""
     parts: list[str] = []
     for line in chain(file, [b">"]):  # a header ends the last sequence
-        text = line.decode(errors="replace").strip()  # a damaged line is no letters: its whole sequence is left out
+        # a damaged line is no letters: its whole sequence is left out
+        text = line.decode(errors="replace").strip()
         if text.startswith(">"):
             if number:
                 yield _sequence(title, parts)
@@ -350,7 +375,9 @@ def read_fasta(file: IO[bytes], path: Path, name: str) -> Iterator[Record]:
         elif text and not text.startswith(";"):
             if not number:
                 do = "begin every sequence with a line >NAME, or call the file .txt"
-                raise MaskwiseError(f"{path} is no FASTA file: it has no header", got=text[:40], do=do)
+                raise MaskwiseError(
+                    f"{path} is no FASTA file: it has no header", got=text[:40], do=do
+                )
             if size >= LONGEST_TEXT:
                 yield _sequence(title, parts)
                 part, size = part + 1, 0
@@ -367,7 +394,8 @@ def _sequence(name: str, parts: list[str]) -> Record:
 def parquet_rows(
     path: Path, choose: Callable[[list[str]], list[str]] | None = None, *, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, with all its columns or those that ``choose`` picks of their names.
+    """The rows of a Parquet file, with all its columns or those that ``choose`` picks of their
+    names.
 
     Args:
         first: rows to pass over; row groups that end before the first row are not read.
@@ -418,8 +446,8 @@ def _rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
 
 
 def is_utf8(text: str | bytes) -> bool:
-    """False for bytes that do not decode, and for strings with half a surrogate pair (JSON lets them
-    through)."""
+    """False for bytes that do not decode, and for strings with half a surrogate pair (JSON lets
+    them through)."""
     try:
         return text.isascii() or bool(text.encode() if isinstance(text, str) else text.decode())
     except UnicodeError:

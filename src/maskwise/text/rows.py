@@ -1,9 +1,10 @@
 """Rows: plans which pieces lie together.
 
-A plan is two small columns of numbers over pieces that are stored once (pieces.py). So another layout is another plan,
-the two sides of a held-out split are two plans, and neither copies a token.
+A plan is two small columns of numbers over pieces that are stored once (pieces.py). So another
+layout is another plan, the two sides of a held-out split are two plans, and neither copies a token.
 
-Cost: a Python step of about 1 µs for each piece when a plan is made; a batch is one look-up for each column.
+Cost: a Python step of about 1 µs for each piece when a plan is made; a batch is one look-up for
+    each column.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class Rows:
         """Plan rows of all pieces, or of those whose numbers are ``chosen``.
 
         Args:
-            layout: "packed" fills rows with several pieces, each of them framed and read by itself; "joined" fills them
-                with pieces that are read as one text; "document" puts one piece in each row.
+            layout: "packed" fills rows with several pieces, each of them framed and read by itself;
+                "joined" fills them with pieces that are read as one text; "document" puts one piece
+                in each row.
             chosen: (P',) ascending.
 
         Raises:
@@ -71,7 +73,8 @@ class Rows:
         each, once = (opened + closed, 0) if layout == "packed" else (closed, int(opened))
         cost = pieces.offsets[chosen + 1] - pieces.offsets[chosen] + each
         borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
-        if pieces.sources is not None:  # a row is of one source, so that shares of sources are shares of rows
+        # a row is of one source, so that shares of sources are shares of rows
+        if pieces.sources is not None:
             borders = np.union1d(borders, np.flatnonzero(np.diff(pieces.sources[chosen])) + 1)
         order, counts = [chosen[:0]], [np.zeros(1, np.int64)]
         for some, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
@@ -103,7 +106,9 @@ class Rows:
         return np.diff(np.append(0, np.cumsum(costs))[self.first])
 
     def by_source(self, count: int) -> list[int]:
-        """The number of rows of each of ``count`` sources; those of a source stand together, in their order."""
+        """The number of rows of each of ``count`` sources; those of a source stand together, in
+        their order.
+        """
         if self.pieces.sources is None:
             return [len(self), *[0] * (count - 1)]
         sources = self.pieces.sources[self.order[self.first[:-1]]]
@@ -133,7 +138,9 @@ class Rows:
         columns = {name: column[tokens] for name, column in source.columns.items()}
         owner = np.repeat(np.arange(len(at)), count)
         apart = self.layout != "joined"
-        return PieceBatch(columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart)
+        return PieceBatch(
+            columns, lengths, source.example_ids[piece], owner, source.length, source.frame, apart
+        )
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """B rows as (B, L) tensors; see `PieceBatch.tensors`."""
@@ -141,7 +148,11 @@ class Rows:
 
     def laid(self, layout: str) -> Rows:
         """The same pieces in another layout: another plan. Their names, and so their masks, stay."""
-        return self if layout == self.layout else Rows.of(self.pieces, layout, chosen=np.sort(self.order))
+        return (
+            self
+            if layout == self.layout
+            else Rows.of(self.pieces, layout, chosen=np.sort(self.order))
+        )
 
     def holding(self, example_ids: Ints) -> Ints:
         """The numbers of the rows that hold one of some pieces, ascending."""
@@ -149,7 +160,8 @@ class Rows:
         return np.unique(np.searchsorted(self.first, inside, side="right") - 1)
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) how often every token stands in the text; special tokens and padding are not counted.
+        """(V,) how often every token stands in the text; special tokens and padding are not
+        counted.
 
         Raises:
             MaskwiseError: a token outside the vocabulary.
@@ -191,31 +203,41 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     """
     if not 0 < held_out < 1:
         allowed = "0 < held_out < 1"
-        raise MaskwiseError("held_out must be a share of the documents", got=held_out, allowed=allowed)
+        raise MaskwiseError(
+            "held_out must be a share of the documents", got=held_out, allowed=allowed
+        )
     out = is_held_out(pieces.documents, held_out)
     sides = np.flatnonzero(~out), np.flatnonzero(out)
     if not all(map(len, sides)):
         hashes = np.unique(pieces.documents)
-        do = "give more documents (blank lines separate those of a .txt file): each goes, whole, to one side"
+        do = (
+            "give more documents (blank lines separate those of a .txt file): each goes, whole, "
+            "to one side"
+        )
         if len(hashes) > 1:
             between = (float(hashes[0]) + float(hashes[-1])) / 2**64  # a document on either side
             do += f"; or take another share, such as {between:.3f}"
-        what = f"corpus.held_out={held_out} leaves the {'held-out' if len(sides[0]) else 'training'} side empty"
+        what = (
+            f"corpus.held_out={held_out} leaves the "
+            f"{'held-out' if len(sides[0]) else 'training'} side empty"
+        )
         raise MaskwiseError(what, got=f"{len(hashes)} document{'s' * (len(hashes) > 1)}", do=do)
     training, held = (Rows.of(pieces, layout, chosen=side) for side in sides)
     return training, held
 
 
 def is_held_out(names: Any, share: float) -> Any:
-    """Which documents go to the held-out side: by their names' hashes (`text_id`), an int or an array of them."""
+    """Which documents go to the held-out side: by their names' hashes (`text_id`), an int or an
+    array of them.
+    """
     return names < int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
     """(P,) the row of every piece: longest first, each into the fullest row that still takes it.
 
-    Rows with room are kept in stacks by what is left of them. The set of non-empty stacks is the bits of one integer,
-    so the tightest fit is its lowest bit from the cost up.
+    Rows with room are kept in stacks by what is left of them. The set of non-empty stacks is the
+    bits of one integer, so the tightest fit is its lowest bit from the cost up.
     """
     row = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")

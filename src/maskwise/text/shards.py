@@ -1,11 +1,14 @@
 """Shards: the files of a stream, read chunk by chunk from any place.
 
-A stream is not prepared: it is read while a model is trained on it. A *shard* is one of its files, or one shard of a
-`datasets.IterableDataset`. A *chunk* is a stretch of whole records of about one size. Where a chunk ends is a function
-of the shard, the size and the place where it begins, so a place is all that a run needs to go on exactly.
+A stream is not prepared: it is read while a model is trained on it. A *shard* is one of its files,
+or one shard of a `datasets.IterableDataset`. A *chunk* is a stretch of whole records of about one
+size. Where a chunk ends is a function of the shard, the size and the place where it begins, so a
+place is all that a run needs to go on exactly.
 
-Cost: a place in a plain file is found at once. In a compressed file everything before it is inflated (some 0.3 s for
-100 MB), in Parquet the rows of its row group that stand before it are read, and in `datasets` those of its shard.
+Cost: a place in a plain file is found at once. In a compressed file everything before it is
+    inflated (some 0.3 s for
+100 MB), in Parquet the rows of its row group that stand before it are read, and in `datasets` those
+of its shard.
 """
 
 from __future__ import annotations
@@ -50,14 +53,16 @@ if TYPE_CHECKING:
 
 ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 PROBES, PROBE_BYTES = 16, 1 << 12
-"""Stretches of a large file, evenly over it, that go into its fingerprint; and the bytes of each."""
+"""Stretches of a large file, evenly over it, that go into its fingerprint; and the bytes of each.
+"""
 
 
 class Place(NamedTuple):
     """Where a chunk begins.
 
     Attributes:
-        at: bytes of a file of lines (inflated), rows of a Parquet file, or the state of an `IterableDataset`.
+        at: bytes of a file of lines (inflated), rows of a Parquet file, or the state of an
+            `IterableDataset`.
         records: how many stand before it in the shard.
     """
 
@@ -73,8 +78,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         name: of the shard. first: the number of its first record, which counts from 1.
-        kind: what is in it: JSON lines, plain text with a document on each line or in each block between blank lines,
-            or records that are read already.
+        kind: what is in it: JSON lines, plain text with a document on each line or in each block
+            between blank lines, or records that are read already.
         content: bytes of whole lines, or the records.
     """
 
@@ -86,7 +91,9 @@ class Chunk(NamedTuple):
     def records(self) -> Iterator[Record]:
         """The records, with the names that they have in a prepared corpus too."""
         if self.kind == "records":
-            yield from ((f"{self.name}#{self.first + n}", value) for n, value in enumerate(self.content))
+            yield from (
+                (f"{self.name}#{self.first + n}", value) for n, value in enumerate(self.content)
+            )
             return
         yield from LINE_READERS[self.kind](io.BytesIO(self.content), self.name, first=self.first)
 
@@ -105,7 +112,8 @@ class Shard(ABC):
         """The chunks from a place on, each with the place behind it.
 
         Args:
-            size: bytes of a file of lines, else characters; a chunk ends with the record that reaches it.
+            size: bytes of a file of lines, else characters; a chunk ends with the record that
+                reaches it.
 
         Raises:
             MaskwiseError: a shard that cannot be read.
@@ -193,10 +201,17 @@ class DatasetShard(Shard):
 
 
 def _gathered(
-    rows: Iterator[Mapping[str, Any]], name: str, fields: Fields, place: Place, size: int,
-    *, state: Callable[[], object] | None = None,
-) -> Iterator[tuple[Chunk, Place]]:  # fmt: skip
-    """Records in chunks. A place is the number of the records before it, or what ``state`` says of it."""
+    rows: Iterator[Mapping[str, Any]],
+    name: str,
+    fields: Fields,
+    place: Place,
+    size: int,
+    *,
+    state: Callable[[], object] | None = None,
+) -> Iterator[tuple[Chunk, Place]]:
+    """Records in chunks. A place is the number of the records before it, or what ``state`` says of
+    it.
+    """
     records: list[Mapping[str, Any]] = []
     total = 0
     for row in chain(rows, [None]):  # None ends the last chunk
@@ -249,9 +264,9 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     """The shards of a stream, in order.
 
     Args:
-        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of these, ``"bundled:NAME"``,
-            ``"hf:NAME"`` (read over the network, as ``datasets.load_dataset(…, streaming=True)`` does), or a
-            `datasets.IterableDataset`.
+        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of these,
+            ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as ``datasets.load_dataset(…,
+            streaming=True)`` does), or a `datasets.IterableDataset`.
         fields: under which names a record holds its text and its own name.
 
     Raises:
@@ -267,7 +282,9 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     if not isinstance(source, Sequence):
         if not hasattr(source, "load_state_dict"):
             allowed = "files, a folder, a pattern, a datasets.IterableDataset"
-            raise MaskwiseError("a stream cannot be read from this", got=type(source).__name__, allowed=allowed)
+            raise MaskwiseError(
+                "a stream cannot be read from this", got=type(source).__name__, allowed=allowed
+            )
         return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
     shards = [shard for each in source for shard in _shards_of_name(str(each), fields)]
     rename_alike(shards)
@@ -293,21 +310,29 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     if path.is_dir():
         files = files_in(path, ENDINGS)
     else:
-        matches = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        matches = [
+            Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()
+        ]
         if not matches:
             do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
-            raise MaskwiseError(f"corpus {source!r} does not exist, and no file is called so", do=do)
+            raise MaskwiseError(
+                f"corpus {source!r} does not exist, and no file is called so", do=do
+            )
         alike = len({file.name for file in matches}) < len(matches)
         readable = [file for file in matches if known_ending(file) in ENDINGS]
         files = dict(sorted((str(file) if alike else file.name, file) for file in readable))
     if not files:
-        raise MaskwiseError(f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS))
+        raise MaskwiseError(
+            f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS)
+        )
     return [FileShard(file, name, fields) for name, file in files.items()]
 
 
 def _shards_on_the_hub(source: str, fields: Fields) -> list[Shard]:
     name, config, split = hub_parts(source)
-    return _shards_of_dataset(load_hub(source, name, config, split=split, streaming=True), name, fields)
+    return _shards_of_dataset(
+        load_hub(source, name, config, split=split, streaming=True), name, fields
+    )
 
 
 def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:

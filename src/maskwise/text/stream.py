@@ -1,12 +1,14 @@
 """A stream: rows that are made of text while a model is trained on it.
 
-A chunk of a shard (shards.py) becomes a *block*: its documents are tokenised, cut into pieces and packed into rows by
-themselves. So a block is a function of its chunk alone: any process may make it, nothing is carried over to the next
-one, and a run that goes on needs no more than the place of a chunk and a number of rows. The price is one row that may
-be partly filled, in the thousands of a block.
+A chunk of a shard (shards.py) becomes a *block*: its documents are tokenised, cut into pieces and
+packed into rows by themselves. So a block is a function of its chunk alone: any process may make
+it, nothing is carried over to the next one, and a run that goes on needs no more than the place of
+a chunk and a number of rows. The price is one row that may be partly filled, in the thousands of a
+block.
 
-Held-out text is told by the hash of what a document says, not of its name: a text that comes again, under whatever
-name, stays on its side, though nothing remembers it. And as nothing does, repeated texts are not left out of a stream.
+Held-out text is told by the hash of what a document says, not of its name: a text that comes again,
+under whatever name, stays on its side, though nothing remembers it. And as nothing does, repeated
+texts are not left out of a stream.
 
 Cost: that of reading, tokenising and packing, some 2 MB of text a second and process.
 """
@@ -74,14 +76,19 @@ class BlockMaker:
         """
         documents = documents_of(chunk, self.fields)
         kept = [each for each in documents if not self.holds_out(each)]
-        tokens = [each for each in tokenise(kept, self.tokenizer, layers=self.layers) if len(each.input_ids)]
+        tokens = [
+            each
+            for each in tokenise(kept, self.tokenizer, layers=self.layers)
+            if len(each.input_ids)
+        ]
         if not tokens:
             return Block(None, 0, documents.skipped)
         pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=self.length)
         return Block(Rows.of(pieces, self.layout), len(kept), documents.skipped)
 
     def holds_out(self, document: Document) -> bool:
-        """Whether a document is on the held-out side: by its text, so that repeated ones go together.
+        """Whether a document is on the held-out side: by its text, so that repeated ones go
+        together.
 
         Parts of a long document go by its name."""
         key = document.id.whole if isinstance(document.id, PartName) else document.text
@@ -95,8 +102,8 @@ class Stream:
     Attributes:
         sources: by name, the shards of each source of a mix; one source where there is no mix.
         maker: makes blocks of their chunks.
-        shuffle: megabytes of text whose rows are shuffled together (the order of shards is random too); 0: rows and
-            shards come in their order.
+        shuffle: megabytes of text whose rows are shuffled together (the order of shards is random
+            too); 0: rows and shards come in their order.
         repeat: whether the text begins again where it ends before the training does.
         counts: (V,) how often each token stands in the first text of the stream.
 
@@ -131,10 +138,15 @@ class Stream:
 
     def laid(self, layout: str) -> Stream:
         """The same text in another layout. The names of its pieces, and so their masks, stay."""
-        return self if layout == self.layout else replace(self, maker=replace(self.maker, layout=layout))
+        return (
+            self
+            if layout == self.layout
+            else replace(self, maker=replace(self.maker, layout=layout))
+        )
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) how often every token stands in the first text of the stream; the rest is not counted.
+        """(V,) how often every token stands in the first text of the stream; the rest is not
+        counted.
 
         Raises:
             MaskwiseError: a token outside the vocabulary.
@@ -170,7 +182,10 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
     counts = [int(batch.rows[-1]) + 1 for batch in batches]
     before = np.cumsum([0, *counts[:-1]])
     return batches[0]._replace(
-        columns={name: np.concatenate([batch.columns[name] for batch in batches]) for name in batches[0].columns},
+        columns={
+            name: np.concatenate([batch.columns[name] for batch in batches])
+            for name in batches[0].columns
+        },
         lengths=np.concatenate([batch.lengths for batch in batches]),
         example_ids=np.concatenate([batch.example_ids for batch in batches]),
         rows=np.concatenate([batch.rows + n for batch, n in zip(batches, before)]),

@@ -1,6 +1,8 @@
-"""Tables as people have them: separated by commas, semicolons, tabs or bars, with any usual quoting.
+"""Tables as people have them: separated by commas, semicolons, tabs or bars, with any usual
+quoting.
 
-The separator is not asked for: it is the one that cuts the first rows into equally many cells, more than one of them.
+The separator is not asked for: it is the one that cuts the first rows into equally many cells, more
+than one of them.
 Cost: the first rows are read once for each separator.
 """
 
@@ -18,7 +20,9 @@ from maskwise.errors import MaskwiseError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD_CHARACTERS, HEAD_ROWS = 1 << 16, 50
 QUOTED_SHARE = 0.9
-"""Share of rows with a quoted cell from which a table of tabs is taken to be quoted; GLUE's have lone marks in them."""
+"""Share of rows with a quoted cell from which a table of tabs is taken to be quoted; GLUE's have
+lone marks in them.
+"""
 
 Record = dict[str, Any]
 
@@ -34,7 +38,8 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
         usual: the separator that its ending promises; it is taken where it fits.
 
     Raises:
-        MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not close.
+        MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not
+            close.
 
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"), usual=",")
     [{'text': 'rain; wind', 'score': '3,5'}]
@@ -57,23 +62,31 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, Any]], text: str, where:
     """Refuse a table without a header, whose first row was taken for the names of its columns.
 
     Raises:
-        MaskwiseError: the column of texts has a name of several words, and that of another is one of its values.
+        MaskwiseError: the column of texts has a name of several words, and that of another is one
+            of its values.
     """
     for name in records[0] if len(text.split()) > 1 else ():
         if name != text and any(str(record.get(name)) == name for record in records):
             what = f"the first row of {where} looks like data, not like names of columns"
-            do = "put a row of names above it; labels can also be given by place: FILE(text=1,label=2)"
+            do = (
+                "put a row of names above it; labels can also be given by place: "
+                "FILE(text=1,label=2)"
+            )
             raise MaskwiseError(what, got=f"{name!r}, which is also a value in its column", do=do)
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """The separator that cuts the first rows into equally many cells; the usual one where several do, or none."""
+    """The separator that cuts the first rows into equally many cells; the usual one where several
+    do, or none.
+    """
     head = text[:HEAD_CHARACTERS]
     head = head[: head.rfind("\n") + 1] if len(text) > len(head) else head
     widths: dict[str, int] = {}
     for separator in (usual, *SEPARATORS):
         try:
-            rows = [row for row in islice(_cells(head, separator, strict=False), HEAD_ROWS) if any(row)]
+            rows = [
+                row for row in islice(_cells(head, separator, strict=False), HEAD_ROWS) if any(row)
+            ]
         except csv.Error:
             continue
         lengths = {len(row) for row in rows}
@@ -87,7 +100,9 @@ def separator_of(text: str, *, usual: str) -> str:
 def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Iterator[list[str]]:
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may hold a long document
     quote = "'" if _begins_with(text, "'") else '"'
-    return csv.reader(io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how)
+    return csv.reader(
+        io.StringIO(text, newline=""), strict=strict, delimiter=separator, quotechar=quote, **how
+    )
 
 
 def _lines(text: str) -> list[str]:
@@ -102,17 +117,24 @@ def _head(text: str) -> list[str]:
 def _begins_with(text: str, mark: str) -> bool:
     """Whether nearly all of the first rows begin with a mark."""
     lines = [line for line in _head(text) if line.strip()]
-    return len(lines) > 1 and sum(line.startswith(mark) for line in lines) >= QUOTED_SHARE * len(lines)
+    return len(lines) > 1 and sum(line.startswith(mark) for line in lines) >= QUOTED_SHARE * len(
+        lines
+    )
 
 
 def _is_quoted(text: str) -> bool:
     """Whether nearly every row of a table of tabs has a cell in quotation marks."""
     lines = [line for line in _head(text)[1:] if line.strip()]
-    quoted = sum(any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t")) for line in lines)
+    quoted = sum(
+        any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in line.split("\t"))
+        for line in lines
+    )
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
 
-def _records(path: Path, rows: Iterator[list[str]], separator: str, *, header: bool) -> Iterator[Record]:
+def _records(
+    path: Path, rows: Iterator[list[str]], separator: str, *, header: bool
+) -> Iterator[Record]:
     names: list[str] | None = None
     for number, cells in enumerate(rows, start=1):
         if not any(cell.strip() for cell in cells):
@@ -121,10 +143,15 @@ def _records(path: Path, rows: Iterator[list[str]], separator: str, *, header: b
             yield {str(place): cell for place, cell in enumerate(cells, start=1)}
         elif names is None:
             names = [name.strip() for name in cells]
-            names = [f"{name}.{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
+            names = [
+                f"{name}.{n}" if (n := names[:i].count(name)) else name
+                for i, name in enumerate(names)
+            ]
         elif len(cells) != len(names):
             allowed = f"{len(names)} columns, as in the header"
             do = f"put cells that hold {SEPARATORS[separator]} into quotation marks"
-            raise MaskwiseError(f"row {number} of {path} has {len(cells)} columns", allowed=allowed, do=do)
+            raise MaskwiseError(
+                f"row {number} of {path} has {len(cells)} columns", allowed=allowed, do=do
+            )
         else:
             yield dict(zip(names, cells, strict=True))

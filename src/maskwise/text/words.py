@@ -1,29 +1,33 @@
 """Words: where they begin in a text, and which word every token belongs to.
 
-Words are found in the *text*, never in the tokens. Gaps between offsets turn a sentence into one word with byte-level
-and metaspace tokenizers, and a tokenizer's own ``word_ids`` are its pre-tokens, which with ``Metaspace(split=False)``
-are whole sentences again. So one scan over the characters says where words begin, and character offsets say which of
-them a token shows: every tokenizer gets the same words.
+Words are found in the *text*, never in the tokens. Gaps between offsets turn a sentence into one
+word with byte-level and metaspace tokenizers, and a tokenizer's own ``word_ids`` are its
+pre-tokens, which with ``Metaspace(split=False)`` are whole sentences again. So one scan over the
+characters says where words begin, and character offsets say which of them a token shows: every
+tokenizer gets the same words.
 
 The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
 
-- a run of letters, digits and marks is a word, so "don't" is three (don ' t); kana and hangul form runs;
+- a run of letters, digits and marks is a word, so "don't" is three (don ' t); kana and hangul form
+  runs;
 - every punctuation mark, every symbol and every ideograph is a word of its own;
-- so is every letter of Thai, Lao, Khmer, Myanmar and their kin: they are written without spaces, the text shows no
-  words, and a letter is as good a unit as a token (BERT makes one word of a whole sentence);
-- combining marks, joiners, variation selectors, skin tones and other invisible characters continue the character before
-  them; emoji joined by ZWJ and pairs of flag letters are one word;
+- so is every letter of Thai, Lao, Khmer, Myanmar and their kin: they are written without spaces,
+  the text shows no words, and a letter is as good a unit as a token (BERT makes one word of a whole
+  sentence);
+- combining marks, joiners, variation selectors, skin tones and other invisible characters continue
+  the character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
 
-The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the scripts named above, at
-spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables are old. It is coarser only where BERT
-leaves a mark alone behind a punctuation mark.
+The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the scripts
+named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
+are old. It is coarser only where BERT leaves a mark alone behind a punctuation mark.
 
-The rule for tokens: a token that covers several words glues them, since the word in which it ends goes on with the next
-token. The pieces of one character (byte fallback) stay together, and a lone space or "▁" joins the word right behind
-it; other white-space tokens belong to no word (−1).
+The rule for tokens: a token that covers several words glues them, since the word in which it ends
+goes on with the next token. The pieces of one character (byte fallback) stay together, and a lone
+space or "▁" joins the word right behind it; other white-space tokens belong to no word (−1).
 
-Cost: numpy over all characters and tokens of a batch of texts at once, about 50 ns a character and 0.2 µs a token
+Cost: numpy over all characters and tokens of a batch of texts at once, about 50 ns a character and
+    0.2 µs a token
 (tokenising takes 1 µs). A character is looked up in Unicode's tables once in a process.
 """
 
@@ -50,12 +54,19 @@ VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
 """Part of the key of stored annotations: another rule or another Unicode table is another layer."""
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
-_IDEOGRAPHS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F), (0x30000, 0x3FFFD))
+_IDEOGRAPHS = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2FA1F),
+    (0x30000, 0x3FFFD),
+)
 _UNSPACED = (
     *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF)),
     *((0x1A20, 0x1AAF), (0xA9E0, 0xA9FF), (0xAA60, 0xAADF)),
 )
-_classes = np.full(0x110000, UNSEEN, dtype=np.uint8)  # filled as characters are met: a corpus has few
+# filled as characters are met: a corpus has few
+_classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -85,13 +96,22 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Where words begin and end: before the first white space behind them, or where the next one begins."""
-    start, white, size = np.flatnonzero(word_starts(kinds)), np.flatnonzero(is_white(kinds)), len(kinds)
-    return start, np.minimum(np.append(start[1:], size), np.append(white, size)[np.searchsorted(white, start)])
+    """Where words begin and end: before the first white space behind them, or where the next one
+    begins.
+    """
+    start, white, size = (
+        np.flatnonzero(word_starts(kinds)),
+        np.flatnonzero(is_white(kinds)),
+        len(kinds),
+    )
+    return start, np.minimum(
+        np.append(start[1:], size), np.append(white, size)[np.searchsorted(white, start)]
+    )
 
 
 def word_rule(value: str) -> str:
-    """Check how words are found: ``auto`` (the rule of this page), ``spaces``, ``token`` or ``regex:PATTERN``.
+    """Check how words are found: ``auto`` (the rule of this page), ``spaces``, ``token`` or
+    ``regex:PATTERN``.
 
     Raises:
         MaskwiseError: another rule, or a pattern that is none or matches nothing at all.
@@ -106,7 +126,9 @@ def word_rule(value: str) -> str:
     except re.error as error:
         raise MaskwiseError(f"corpus.words: the pattern is none: {error}", got=pattern) from None
     if empty:
-        raise MaskwiseError("corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *")
+        raise MaskwiseError(
+            "corpus.words: the pattern matches an empty word", got=pattern, do="use + instead of *"
+        )
     return value
 
 
@@ -126,7 +148,9 @@ def classified(text: str, rule: str) -> tuple[Classes, Flags]:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """(C,) the class of the last character before each that does not extend another; SPACE at the start."""
+    """(C,) the class of the last character before each that does not extend another; SPACE at the
+    start.
+    """
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     if not extend.any():
         return padded[:-1]
@@ -152,7 +176,8 @@ def classify(text: str) -> Classes:
 
 def _class_of(code: int) -> int:
     char, category = chr(code), unicodedata.category(chr(code))
-    if char == "\u200b" or char.isspace():  # zero-width space: the word border of scripts without spaces
+    # zero-width space: the word border of scripts without spaces
+    if char == "\u200b" or char.isspace():
         return BLANK if category == "Zs" else SPACE
     if char == "\u200d":
         return JOINER
@@ -167,17 +192,23 @@ def _class_of(code: int) -> int:
     if category[0] in "LN":
         unspaced = category[0] == "L" and any(low <= code <= high for low, high in _UNSPACED)
         return ALONE if unspaced else LETTER
-    return ALONE if category[0] == "P" or code < 128 else SYMBOL  # unassigned code points: mostly newer emoji
+    # unassigned code points: mostly newer emoji
+    return ALONE if category[0] == "P" or code < 128 else SYMBOL
 
 
-def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None) -> NDArray[np.int32]:
-    """The word of every token of one text, numbered 0, 1, 2 … in order; −1 for tokens that belong to none.
+def word_ids(
+    text: str, offsets: ArrayLike, *, special: ArrayLike | None = None
+) -> NDArray[np.int32]:
+    """The word of every token of one text, numbered 0, 1, 2 … in order; −1 for tokens that belong
+    to none.
 
     Args:
         text: the text as the tokenizer got it.
         offsets: (L, 2) character offsets into it, end exclusive, as fast tokenizers return them.
-        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). Without it, tokens at (0,
-            0) are taken for special; that is wrong only for a "▁" that the tokenizer put before the text.
+        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). Without it,
+            tokens at (0,
+            0) are taken for special; that is wrong only for a "▁" that the tokenizer put before the
+                text.
 
     Returns:
         (L,) int32.
@@ -193,7 +224,9 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     return word_ids_of_batch([text], spans, np.array([len(spans)]), special=flags)
 
 
-def word_ids_of_batch(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags) -> NDArray[np.int32]:
+def word_ids_of_batch(
+    texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags
+) -> NDArray[np.int32]:
     """`word_ids` of N texts with T tokens together, in one pass.
 
     Args:
@@ -214,10 +247,11 @@ class Placed(NamedTuple):
     Attributes:
         lengths: (N,) tokens per text.
         base: (N,) where in the joined text each text begins.
-        first: (T,) the first visible character of each token; of a lone blank, that of the word behind it; of
-            other white space, where it begins; −1 for special and empty tokens.
+        first: (T,) the first visible character of each token; of a lone blank, that of the word
+            behind it; of other white space, where it begins; −1 for special and empty tokens.
         last: (T,) the last character.
-        inked: (T,) bool, whether it shows a visible character, or is a blank that joins the word behind it.
+        inked: (T,) bool, whether it shows a visible character, or is a blank that joins the word
+            behind it.
         word_of: (C,) the word of a character; of white space, the one before.
     """
 
@@ -229,8 +263,12 @@ class Placed(NamedTuple):
     word_of: Ints
 
 
-def place_tokens(texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags, rule: str = "auto") -> Placed:
-    """Where the tokens of `word_ids_of_batch` stand, from its arguments; ``rule``: how words are found."""
+def place_tokens(
+    texts: Sequence[str], offsets: Ints, lengths: Ints, *, special: Flags, rule: str = "auto"
+) -> Placed:
+    """Where the tokens of `word_ids_of_batch` stand, from its arguments; ``rule``: how words are
+    found.
+    """
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     if len(offsets) != lengths.sum() or len(special) != len(offsets):
         got = f"{len(offsets)} offsets, {len(special)} flags, {lengths.sum()} tokens"
@@ -260,7 +298,8 @@ def number_words(placed: Placed) -> NDArray[np.int32]:
     at = np.flatnonzero(placed.inked)
     if not len(at):
         return np.full(len(placed.first), -1, dtype=np.int32)
-    # Offsets may overlap (pieces of one character): "the word the last token ended in" is a running maximum.
+    # Offsets may overlap (pieces of one character): "the word the last token ended in" is a running
+    # maximum.
     ended_in = np.maximum.accumulate(word_of[placed.last[at]])
     opens = np.ones(len(at), dtype=bool)
     opens[1:] = (word_of[placed.first[at[1:]]] > ended_in[:-1]) | (np.diff(at) > 1)
@@ -272,10 +311,13 @@ def number_words(placed: Placed) -> NDArray[np.int32]:
 
 
 def _stands_before_word(kinds: NDArray[np.uint8], start: Ints, end: Ints, at_ink: Flags) -> Flags:
-    """Which tokens, if white, are one blank or nothing at all, with the next token's word right behind."""
+    """Which tokens, if white, are one blank or nothing at all, with the next token's word right
+    behind.
+    """
     lone = (end == start) | ((end == start + 1) & (kinds[start] == BLANK))
     lone[:-1] &= at_ink[1:] & (start[1:] == end[:-1])
-    lone[1:] &= (start[1:] != start[:-1]) | (end[1:] != end[:-1])  # not the last byte of a wide space
+    # not the last byte of a wide space
+    lone[1:] &= (start[1:] != start[:-1]) | (end[1:] != end[:-1])
     lone[-1:] = False
     return lone
 
@@ -290,19 +332,25 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     """Offsets (T, 2) and lengths (N,) of the `tokenizers.Encoding`s of N texts."""
     lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
     numbers = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-    return np.fromiter(numbers, dtype=np.int64, count=2 * int(lengths.sum())).reshape(-1, 2), lengths
+    return np.fromiter(numbers, dtype=np.int64, count=2 * int(lengths.sum())).reshape(
+        -1, 2
+    ), lengths
 
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Turn a panic of the tokenizer's Rust code into a ``MaskwiseError``, as of a pattern that backtracks for ever."""
+    """Turn a panic of the tokenizer's Rust code into a ``MaskwiseError``, as of a pattern that
+    backtracks for ever.
+    """
     try:
         yield
     except BaseException as error:  # panics are no Exceptions, and their class has no public name
         if type(error).__name__ != "PanicException":
             raise
         do = "simplify the pattern of its pre-tokenizer, or give shorter texts"
-        raise MaskwiseError("the tokenizer failed on these texts", got=first_line(error), do=do) from None
+        raise MaskwiseError(
+            "the tokenizer failed on these texts", got=first_line(error), do=do
+        ) from None
 
 
 def text_id(text: str) -> int:
@@ -311,5 +359,7 @@ def text_id(text: str) -> int:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that are no content wherever they stand. [UNK] is content: it stands for a word of the text."""
+    """Ids that are no content wherever they stand. [UNK] is content: it stands for a word of the
+    text.
+    """
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

@@ -1,14 +1,16 @@
-"""Invented worlds: a corpus and questions about it of which everything is known, and so also the best policy.
+"""Invented worlds: a corpus and questions about it of which everything is known, and so also the
+best policy.
 
-``factworld`` tells of invented people. A question asks for one attribute of a person, and the answer can be known from
-the corpus alone: those who answer learn the form of the question from *other* people. ``causalworld`` is the contrary.
-There the answer follows from the question by a rule that fine-tuning teaches and no text states, so no stage of
-pre-training can help.
+``factworld`` tells of invented people. A question asks for one attribute of a person, and the
+answer can be known from the corpus alone: those who answer learn the form of the question from
+*other* people. ``causalworld`` is the contrary. There the answer follows from the question by a
+rule that fine-tuning teaches and no text states, so no stage of pre-training can help.
 
-A world is named wherever a corpus or a task is, ``factworld(people=300, asked="job", seed=0)``, and its texts carry
-their own layers: ``salient``, the spans of all named entities, and ``asked``, those of the attribute that is asked for.
-The words are the same in every world, so that a model can go on from one world to the next; ``seed`` decides who lives
-there, and ``seed="run"`` makes it the seed of the run, so that a study's replicate is a world and a model.
+A world is named wherever a corpus or a task is, ``factworld(people=300, asked="job", seed=0)``, and
+its texts carry their own layers: ``salient``, the spans of all named entities, and ``asked``, those
+of the attribute that is asked for. The words are the same in every world, so that a model can go on
+from one world to the next; ``seed`` decides who lives there, and ``seed="run"`` makes it the seed
+of the run, so that a study's replicate is a world and a model.
 
 Cost: a thousand texts in 0.3 s.
 """
@@ -32,17 +34,27 @@ from maskwise.text.words import text_id
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
 """What can be asked of a person. A job is no named entity; the others are."""
-SAME_WORDS = {"trade": "job", "place": "city", "time": "year", "school": "university", "firm": "employer"}
+SAME_WORDS = {
+    "trade": "job",
+    "place": "city",
+    "time": "year",
+    "school": "university",
+    "firm": "employer",
+}
 """The same words where they are of nobody who is asked about, by what they are called there."""
 SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
-"""How people are split: those whose answers are shown, those that settings are chosen on, and those that count."""
+"""How people are split: those whose answers are shown, those that settings are chosen on, and those
+that count.
+"""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
 """What a word of a biography is: of nobody but the person, of somebody else, or of the language."""
 RUN = "run"
 
 Row = TypeVar("Row")
 Piece = tuple[str, str]
-"""A word or name of a text, and what it is: an attribute, ``name``, ``friend``, ``change``, or nothing."""
+"""A word or name of a text, and what it is: an attribute, ``name``, ``friend``, ``change``, or
+nothing.
+"""
 
 
 @cache
@@ -64,7 +76,9 @@ def lexicon() -> dict[str, list[str]]:
     for kind, (count, endings) in parts["endings"].items():
         names: list[str] = []
         while len(names) < count:
-            beginning = draw.choice(parts["openings"].split()) + draw.choice(parts["middles"].split())
+            beginning = draw.choice(parts["openings"].split()) + draw.choice(
+                parts["middles"].split()
+            )
             name = beginning + draw.choice(endings)
             if name not in used:
                 used.add(name)
@@ -77,7 +91,8 @@ def lexicon() -> dict[str, list[str]]:
 class World(ABC):
     """An invented world: its texts, their layers, and questions.
 
-    It is also the annotator of its own texts, which it looks up; to other texts it has nothing to say.
+    It is also the annotator of its own texts, which it looks up; to other texts it has nothing to
+    say.
     """
 
     seed: int | str = 0
@@ -93,7 +108,9 @@ class World(ABC):
 
     def __post_init__(self) -> None:
         if self.seed != RUN and type(self.seed) is not int:
-            raise MaskwiseError(f"seed of {self.name}", got=self.seed, allowed=f"a whole number, or {RUN}")
+            raise MaskwiseError(
+                f"seed of {self.name}", got=self.seed, allowed=f"a whole number, or {RUN}"
+            )
         for name, (value, default) in self._options().items():
             good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
             allowed = f"such as {default!r}"
@@ -108,7 +125,9 @@ class World(ABC):
     def __str__(self) -> str:
         """The world as one writes it: only what is not as usual."""
         options = self._options().items()
-        return str(Call(self.name, (), {name: value for name, (value, usual) in options if value != usual}))
+        return str(
+            Call(self.name, (), {name: value for name, (value, usual) in options if value != usual})
+        )
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -126,7 +145,9 @@ class World(ABC):
 
     @abstractmethod
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """Records with ``question`` and ``answers``, and ``relation`` if there are several, by split."""
+        """Records with ``question`` and ``answers``, and ``relation`` if there are several, by
+        split.
+        """
 
     @property
     @abstractmethod
@@ -201,13 +222,15 @@ class FactWorld(World):
     Attributes:
         people: how many.
         asked: the attribute that questions ask for: one of ``ATTRIBUTES``, or several.
-        facts: what a biography tells: birth (city and year), work (job and employer), study (university).
-        biographies: texts for each person; the same facts in another order, among other distractors.
+        facts: what a biography tells: birth (city and year), work (job and employer), study
+            (university).
+        biographies: texts for each person; the same facts in another order, among other
+            distractors.
         paraphrases: in how many ways a fact may be put, of three.
         friends: whether a biography also says whom the person met, and where.
         fillers: sentences in it that are about nobody.
-        decoys: sentences in it where a word of the asked kind is of no use: some friend once saw a baker. What is
-            useful can then be told by the place of a word, and not by the word.
+        decoys: sentences in it where a word of the asked kind is of no use: some friend once saw a
+            baker. What is useful can then be told by the place of a word, and not by the word.
         others: other people than those of the questions, none of whom has the name of one of them.
         tags: whether the texts carry a third layer, ``tag``: what every word is, of ``TAGS``.
         seed: who lives there, and what is said of them.
@@ -229,13 +252,27 @@ class FactWorld(World):
     tags: bool = False
 
     name = "factworld"
-    salient = frozenset({
-        "name", "friend", "city", "year", "university", "employer", "place", "time", "school", "firm",
-    })  # fmt: skip
+    salient = frozenset(
+        {
+            "name",
+            "friend",
+            "city",
+            "year",
+            "university",
+            "employer",
+            "place",
+            "time",
+            "school",
+            "firm",
+        }
+    )
     ranges = {
-        "people": (10, 1800), "biographies": (1, 1000), "paraphrases": (1, 3), "fillers": (0, 100),
+        "people": (10, 1800),
+        "biographies": (1, 1000),
+        "paraphrases": (1, 3),
+        "fillers": (0, 100),
         "decoys": (0, 100),
-    }  # fmt: skip
+    }
     lists = frozenset({"asked"})
 
     def __post_init__(self) -> None:
@@ -245,7 +282,9 @@ class FactWorld(World):
             raise MaskwiseError("asked of factworld", got=self.asked, allowed=", ".join(ATTRIBUTES))
         known = language()["facts"]
         told = " ".join(known[fact][0] for fact in self.facts if fact in known)
-        if not set(self.facts) <= set(known) or any(f"{{{attribute}}}" not in told for attribute in asked):
+        if not set(self.facts) <= set(known) or any(
+            f"{{{attribute}}}" not in told for attribute in asked
+        ):
             allowed = f"some of {', '.join(known)}, and what tells the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
 
@@ -273,30 +312,44 @@ class FactWorld(World):
             values = words[attribute]
             dealt[attribute] = [values[place % len(values)] for place in range(self.people)]
             self._draw(f"{attribute} of {who}").shuffle(dealt[attribute])
-        return [{"name": name, **{a: dealt[a][place] for a in ATTRIBUTES}} for place, name in enumerate(taken)]
+        return [
+            {"name": name, **{a: dealt[a][place] for a in ATTRIBUTES}}
+            for place, name in enumerate(taken)
+        ]
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
-        draw, parts = self._draw("biographies of " + ("others" if self.others else "people")), language()
+        draw, parts = (
+            self._draw("biographies of " + ("others" if self.others else "people")),
+            language(),
+        )
         for number, person in enumerate(self.persons):
             for copy in range(self.biographies):
-                templates = [draw.choice(parts["facts"][fact][: self.paraphrases]) for fact in self.facts]
+                templates = [
+                    draw.choice(parts["facts"][fact][: self.paraphrases]) for fact in self.facts
+                ]
                 templates += [parts["meeting"]] * self.friends
                 templates += [draw.choice(parts["fillers"]) for _ in range(self.fillers)]
-                templates += [parts["decoys"][attribute] for attribute in self.answers] * self.decoys
+                templates += [
+                    parts["decoys"][attribute] for attribute in self.answers
+                ] * self.decoys
                 draw.shuffle(templates)
-                pieces = [piece for template in templates for piece in _filled(template, person, draw)]
+                pieces = [
+                    piece for template in templates for piece in _filled(template, person, draw)
+                ]
                 yield f"{'other' if self.others else 'person'}-{number}-{copy}", pieces
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """One for every person and attribute; the people are split, so that the answers of test stand in the corpus
-        alone."""
+        """One for every person and attribute; the people are split, so that the answers of test
+        stand in the corpus alone."""
         questions = {}
         for split, people in _split(self.persons).items():
             questions[split] = rows = list[dict[str, Any]]()
             for person in people:
                 for asked in self.answers:
                     question = f"what {asked} {person['name']}?"
-                    rows.append({"question": question, "answers": [person[asked]], "relation": asked})
+                    rows.append(
+                        {"question": question, "answers": [person[asked]], "relation": asked}
+                    )
         return questions
 
 
@@ -304,16 +357,18 @@ class FactWorld(World):
 class CausalWorld(World):
     """Weather and crops: what happens to a crop follows from the question, and no text says it.
 
-    Each cause helps or harms all crops. A question names changes of some causes, and its answer is ``more`` if more of
-    the changes help than harm, else ``less``. The texts speak of the same changes and of no effect.
+    Each cause helps or harms all crops. A question names changes of some causes, and its answer is
+    ``more`` if more of the changes help than harm, else ``less``. The texts speak of the same
+    changes and of no effect.
 
     Attributes:
         causes: how many there are; each helps or harms, as the seed decides.
         influences: changes that a question names: an odd number, so that there is no tie.
         asked: how many questions there are, in all splits.
         texts: how many the corpus has.
-        noise: the share of all questions whose answer is the other one, by chance: nobody can be right about more than
-            the rest, so arms that have all learned the rule stand clear of the ceiling.
+        noise: the share of all questions whose answer is the other one, by chance: nobody can be
+            right about more than the rest, so arms that have all learned the rule stand clear of
+            the ceiling.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -329,8 +384,13 @@ class CausalWorld(World):
     name = "causalworld"
     salient = frozenset({"year", "place", "friend"})
 
-    ranges = {"causes": (3, 29), "influences": (1, 9), "asked": (10, 100_000), "texts": (1, 1_000_000),
-              "noise": (0.0, 0.5)}  # fmt: skip
+    ranges = {
+        "causes": (3, 29),
+        "influences": (1, 9),
+        "asked": (10, 100_000),
+        "texts": (1, 1_000_000),
+        "noise": (0.0, 0.5),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -350,18 +410,26 @@ class CausalWorld(World):
         draw = self._draw("reports")
         for number in range(self.texts):
             templates = [draw.choice(language()["reports"]) for _ in range(4)]
-            yield f"report-{number}", [p for template in templates for p in _filled(template, {}, draw)]
+            yield (
+                f"report-{number}",
+                [p for template in templates for p in _filled(template, {}, draw)],
+            )
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
         """Questions that differ, each with the answer that follows from it."""
         draw, causes = self._draw("questions"), lexicon()["cause"][: self.causes]
-        helps = {cause: place % 2 == 0 for place, cause in enumerate(draw.sample(causes, len(causes)))}
+        helps = {
+            cause: place % 2 == 0 for place, cause in enumerate(draw.sample(causes, len(causes)))
+        }
         rows: dict[str, str] = {}
         chance = self._draw("noise")
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
-            changes = [(draw.choice(("more", "less")), cause) for cause in draw.sample(causes, self.influences)]
+            changes = [
+                (draw.choice(("more", "less")), cause)
+                for cause in draw.sample(causes, self.influences)
+            ]
             said = ", ".join(f"{change} {cause}" for change, cause in changes)
             good = sum((change == "more") == helps[cause] for change, cause in changes)
             question = f"{said}. what {draw.choice(lexicon()['crop'])}?"
@@ -370,7 +438,9 @@ class CausalWorld(World):
         if len(rows) < self.asked:
             what = "so many different questions cannot be asked in this causalworld"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
-        return _split([{"question": question, "answers": [answer]} for question, answer in rows.items()])
+        return _split(
+            [{"question": question, "answers": [answer]} for question, answer in rows.items()]
+        )
 
 
 WORLDS: Mapping[str, Callable[..., World]] = {"factworld": FactWorld, "causalworld": CausalWorld}
@@ -386,7 +456,11 @@ def _filled(template: str, person: Mapping[str, str], draw: random.Random) -> It
 def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows, in their order, by ``SHARES``."""
     first, second = round(SHARES["train"] * len(rows)), round((1 - SHARES["test"]) * len(rows))
-    return {"train": list(rows[:first]), "dev": list(rows[first:second]), "test": list(rows[second:])}
+    return {
+        "train": list(rows[:first]),
+        "dev": list(rows[first:second]),
+        "test": list(rows[second:]),
+    }
 
 
 def read_world(source: object) -> World | None:
@@ -398,7 +472,11 @@ def read_world(source: object) -> World | None:
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
     """
-    if not isinstance(source, str) or source.partition("(")[0].strip() not in WORLDS or Path(source).exists():
+    if (
+        not isinstance(source, str)
+        or source.partition("(")[0].strip() not in WORLDS
+        or Path(source).exists()
+    ):
         return None
     return _read(source)
 
@@ -406,7 +484,9 @@ def read_world(source: object) -> World | None:
 @lru_cache(maxsize=32)
 def _read(source: str) -> World:
     call = parse_call(source)
-    world: World = build("world", replace(call, kwargs={k: _plain(v) for k, v in call.kwargs.items()}), WORLDS)
+    world: World = build(
+        "world", replace(call, kwargs={k: _plain(v) for k, v in call.kwargs.items()}), WORLDS
+    )
     return world
 
 
@@ -414,7 +494,11 @@ def _plain(value: Any) -> Any:
     """The value of an option; a bare word is a text, and ``true`` and ``false`` are what they say."""
     if isinstance(value, tuple):
         return tuple(_plain(member) for member in value)
-    return {"true": True, "false": False}.get(str(value), str(value)) if isinstance(value, Call) else value
+    return (
+        {"true": True, "false": False}.get(str(value), str(value))
+        if isinstance(value, Call)
+        else value
+    )
 
 
 def of_run(settings: Any, seed: int) -> Any:
@@ -427,7 +511,11 @@ def of_run(settings: Any, seed: int) -> Any:
         return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
-    if isinstance(settings, str) and settings.partition("(")[0].strip() in WORLDS and RUN in settings:
+    if (
+        isinstance(settings, str)
+        and settings.partition("(")[0].strip() in WORLDS
+        and RUN in settings
+    ):
         call = parse_call(settings)
         if str(call.kwargs.get("seed")) == RUN:
             return str(Call(call.name, call.args, {**call.kwargs, "seed": seed}))

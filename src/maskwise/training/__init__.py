@@ -1,4 +1,5 @@
-"""The loop, data order and checkpoints. ``loop`` is the story; one function pre-trains and fine-tunes.
+"""The loop, data order and checkpoints. ``loop`` is the story; one function pre-trains and
+fine-tunes.
 
 Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Rows``.
 """
@@ -10,6 +11,13 @@ from maskwise.training.loop import train
 from maskwise.training.settings import TrainingSettings
 
 __all__ = [
-    "MaskedSource", "Source", "Step", "TrainingSettings", "leave", "log_frequencies", "look_ahead",
-    "permutation", "train",
-]  # fmt: skip
+    "MaskedSource",
+    "Source",
+    "Step",
+    "TrainingSettings",
+    "leave",
+    "log_frequencies",
+    "look_ahead",
+    "permutation",
+    "train",
+]

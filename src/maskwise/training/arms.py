@@ -1,15 +1,18 @@
-"""Training on several arms: a sampler says whose batch comes next, and learns from probes of all of them.
+"""Training on several arms: a sampler says whose batch comes next, and learns from probes of all of
+them.
 
-An arm is an objective with its masking, over the one shared model. Every arm has its own source, so it reads
-its own rows (packed blocks, or a text a row) in its own order; at each step one of them gives the batch. The
-step is the run's, not the arm's: schedules run over all of training.
+An arm is an objective with its masking, over the one shared model. Every arm has its own source, so
+it reads its own rows (packed blocks, or a text a row) in its own order; at each step one of them
+gives the batch. The step is the run's, not the arm's: schedules run over all of training.
 
-A probe is held-out rows, masked once: the same examples and the same masks before and after; other rows for every run.
-(MOMETAS as released measures fresh examples with fresh masks each time; that noise is larger than the change.) It is
-measured in two halves, whose agreement says how much of the reward is no chance (``samplers.base.reliability``). Its
-cost: a forward pass of 64 rows for each arm (of 48 pairs for ``cse``), every ``sampler.every`` steps; it is logged.
-Rules are probed too, where there is room for it, so that a study can show what each did to every objective; that is
-evaluation, and no cost.
+A probe is held-out rows, masked once: the same examples and the same masks before and after; other
+rows for every run. (MOMETAS as released measures fresh examples with fresh masks each time; that
+noise is larger than the change.) It is measured in two halves, whose agreement says how much of the
+reward is no chance (``samplers.base.reliability``). Its
+cost: a forward pass of 64 rows for each arm (of 48 pairs for ``cse``), every ``sampler.every``
+    steps; it is logged.
+Rules are probed too, where there is room for it, so that a study can show what each did to every
+objective; that is evaluation, and no cost.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ class Arms(Objective):
     """The losses of whichever arm a batch is for.
 
     Args:
-        arms: by name; all have the same ``model``. Their heads are theirs, so an arm may stand here twice, with
-            another policy or ratio, and share or not share its head as it was built.
+        arms: by name; all have the same ``model``. Their heads are theirs, so an arm may stand here
+            twice, with another policy or ratio, and share or not share its head as it was built.
     """
 
     def __init__(self, arms: Mapping[str, Objective]):
@@ -65,7 +68,9 @@ class Arms(Objective):
         return outcome
 
     def heads(self) -> dict[str, Tensor]:
-        """What is not the model's, by arm: what drops out when a checkpoint becomes an ordinary encoder."""
+        """What is not the model's, by arm: what drops out when a checkpoint becomes an ordinary
+        encoder.
+        """
         own = {id(p) for p in self.model.parameters()}
         return {
             f"{name}.{key}": value.detach()
@@ -75,7 +80,9 @@ class Arms(Objective):
         }
 
     def go_on(self, file: Path) -> None:
-        """Take over the heads that a training of arms of these names has left; new arms keep their new ones."""
+        """Take over the heads that a training of arms of these names has left; new arms keep their
+        new ones.
+        """
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
@@ -92,12 +99,14 @@ class ArmsSource:
         settings: for the number of steps.
     """
 
-    def __init__(self, sources: Mapping[str, MaskedSource], sampler: Sampler, settings: TrainingSettings):
+    def __init__(
+        self, sources: Mapping[str, MaskedSource], sampler: Sampler, settings: TrainingSettings
+    ):
         assert tuple(sources) == sampler.arms
         self.sources, self.sampler, self.settings = sources, sampler, settings
         self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
-        """The maskers as they are before any policy learns. Probes mask with them: a run that was stopped makes its
-        probe anew, and must find the same masks."""
+        """The maskers as they are before any policy learns. Probes mask with them: a run that was
+        stopped makes its probe anew, and must find the same masks."""
 
     @property
     def ahead(self) -> int:
@@ -122,7 +131,11 @@ class ArmsSource:
 
     def places(self) -> dict[str, Learner]:
         """What remembers where streams stand; arms that read the same rows share one."""
-        return {name: place for source in self.sources.values() for name, place in source.places().items()}
+        return {
+            name: place
+            for source in self.sources.values()
+            for name, place in source.places().items()
+        }
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Those of the masking, over all arms."""
@@ -159,17 +172,19 @@ class ArmLearner(Learner):
 
 
 def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """Rows of an arm's probe over all ranks: no fewer than are wanted, and two halves with as many on every rank.
+    """Rows of an arm's probe over all ranks: no fewer than are wanted, and two halves with as many
+    on every rank.
 
-    With ``twins`` (its objective reads half of the rows, each of them twice) every half has an even number on every
-    rank, and four at least.
+    With ``twins`` (its objective reads half of the rows, each of them twice) every half has an even
+    number on every rank, and four at least.
     """
     unit = (4 if twins else 2) * ranks
     return max(-(-wanted // unit), 2 if twins else 1) * unit
 
 
 class Probe:
-    """The losses of all arms on held-out rows, by halves, which tell how much of a difference is chance.
+    """The losses of all arms on held-out rows, by halves, which tell how much of a difference is
+    chance.
 
     Args:
         objective: the arms.
@@ -180,18 +195,30 @@ class Probe:
         skip: by arm, the numbers of held-out rows that judge the model, and so are not used here.
         total_steps: of the run: masks are those of its middle.
         seed: of the run: every run has rows of its own.
-        fresh: other rows and other masks each time, and no dropout for ``cse`` either, as in the released code.
+        fresh: other rows and other masks each time, and no dropout for ``cse`` either, as in the
+            released code.
         rank, ranks: each rank measures its share of the rows.
 
     Raises:
-        MaskwiseError: fewer rows than an arm's size, or documents that are in the training data too.
+        MaskwiseError: fewer rows than an arm's size, or documents that are in the training data
+            too.
     """
 
     def __init__(
-        self, objective: Arms, sources: Mapping[str, MaskedSource], held_out: Mapping[str, Rows], *,
-        sizes: Mapping[str, int], skip: Mapping[str, Iterable[int]], total_steps: int, seed: int = 0,
-        fresh: bool = False, rank: int = 0, ranks: int = 1, maskers: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+        self,
+        objective: Arms,
+        sources: Mapping[str, MaskedSource],
+        held_out: Mapping[str, Rows],
+        *,
+        sizes: Mapping[str, int],
+        skip: Mapping[str, Iterable[int]],
+        total_steps: int,
+        seed: int = 0,
+        fresh: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        maskers: Mapping[str, Any] | None = None,
+    ):
         self.objective, self.sources, self.held_out = objective, sources, held_out
         self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
         self.sizes, self.total_steps, self.fresh = sizes, total_steps, fresh
@@ -210,7 +237,8 @@ class Probe:
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: of either half each arm's sums (``_counted``), of this rank's rows.
+        """(2, 4, K) on the device: of either half each arm's sums (``_counted``), of this rank's
+        rows.
 
         Args:
             turn: which probe of the run; it only matters for fresh ones.
@@ -235,29 +263,38 @@ class Probe:
         middle = {"step": self.total_steps // 2, "total_steps": self.total_steps}
         device = next(self.objective.parameters()).device
         return [
-            self.maskers[arm](self.held_out[arm].batch(half[self.rank :: self.ranks]), **middle, epoch=turn).to(device)
+            self.maskers[arm](
+                self.held_out[arm].batch(half[self.rank :: self.ranks]), **middle, epoch=turn
+            ).to(device)
             for half in (chosen[::2], chosen[1::2])
         ]
 
 
 class SamplerLearner(Learner):
-    """Teaches a sampler from probes, every ``sampler.every`` updates (``training.learners.Learner``).
+    """Teaches a sampler from probes, every ``sampler.every`` updates
+    (``training.learners.Learner``).
 
     Args:
         sampler: that learns, or follows a rule.
         probe: makes a ``Probe`` once the model is where it trains; None: none is wanted.
-        watched_every: updates between two probes of a rule, which learns nothing from them; 0 for none.
+        watched_every: updates between two probes of a rule, which learns nothing from them; 0 for
+            none.
     """
 
     kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
 
-    def __init__(self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0):
+    def __init__(
+        self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0
+    ):
         self.sampler, self._make = sampler, probe
         self._probe: Probe | None = None
         self.every = (sampler.every or watched_every) if probe else 0
         # ``_counted`` and steps, by arm: since the last line, of the run, and of its probes.
-        self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, len(sampler.arms), dtype=torch.float64)
-        # The arm and sums of each micro-batch that no rank has asked for yet; they stay on the device. Steps, by arm.
+        self.line_sums, self.run_sums, self.probe_sums = torch.zeros(
+            3, 5, len(sampler.arms), dtype=torch.float64
+        )
+        # The arm and sums of each micro-batch that no rank has asked for yet; they stay on the
+        # device. Steps, by arm.
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, len(sampler.arms), dtype=torch.float64)
         # (3, K): the latest losses on the probe, and on its halves.
@@ -284,7 +321,9 @@ class SamplerLearner(Learner):
         self._since = tick
 
     def _take_in(self) -> None:
-        """Add up what all ranks have seen, for which the host waits for the device; every rank calls this."""
+        """Add up what all ranks have seen, for which the host waits for the device; every rank
+        calls this.
+        """
         if not self.seen:
             return
         own = torch.zeros_like(self.line_sums[:4])
@@ -307,7 +346,9 @@ class SamplerLearner(Learner):
             if now.done:
                 gained = [self.sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
                 if None not in gained:
-                    self.rewards = torch.cat([self.rewards, torch.tensor([gained], dtype=torch.float64)])
+                    self.rewards = torch.cat(
+                        [self.rewards, torch.tensor([gained], dtype=torch.float64)]
+                    )
                 self.sampler.update(self.before[0], losses[0])
                 # A line of metrics may cover several updates; each thing is said once.
                 self.notes += [note for note in self.sampler.notes if note not in self.notes]
@@ -316,13 +357,15 @@ class SamplerLearner(Learner):
         self.before, self.clock[0] = losses, now.done
 
     def facts(self) -> Mapping[str, object]:
-        """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then ``probe_losses``,
-        the ``probe_step`` they are of, and ``notes``; of samplers that learn ``probe_seconds`` so far, the share of the
-        run that they are, and the ``reliability`` of the reward so far."""
+        """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then
+        ``probe_losses``, the ``probe_step`` they are of, and ``notes``; of samplers that learn
+        ``probe_seconds`` so far, the share of the run that they are, and the ``reliability`` of the
+        reward so far."""
         self._take_in()
         names, (total, divisor, _, _, steps) = self.sampler.arms, self.line_sums
         done, last = self.step
-        # Of the step that comes next; behind the last there is none, and shares may have come to nothing.
+        # Of the step that comes next; behind the last there is none, and shares may have come to
+        # nothing.
         step = done if last is None else min(done, last - 1)
         found: dict[str, object] = {
             "probabilities": _named(names, self.sampler.probabilities(step, last)),
@@ -330,7 +373,10 @@ class SamplerLearner(Learner):
             "arm_steps": {arm: int(n) for arm, n in zip(names, steps.tolist(), strict=True)},
         }
         if self.every:
-            found |= {"probe_losses": _named(names, self.before[0]), "probe_step": int(self.clock[0])}
+            found |= {
+                "probe_losses": _named(names, self.before[0]),
+                "probe_step": int(self.clock[0]),
+            }
         if self.every and self.sampler.every:
             found["probe_seconds"] = round(float(self.clock[1]), 3)
             if float(self.clock[2]) > 0:
@@ -343,11 +389,16 @@ class SamplerLearner(Learner):
         return found
 
     def spent(self) -> dict[str, dict[str, Any]]:
-        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the probes that taught."""
+        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the
+        probes that taught.
+        """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
         counts = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
-        return {arm: dict(zip(names, mine, strict=True)) for arm, mine in zip(self.sampler.arms, counts, strict=True)}
+        return {
+            arm: dict(zip(names, mine, strict=True))
+            for arm, mine in zip(self.sampler.arms, counts, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         self._take_in()
@@ -357,13 +408,17 @@ class SamplerLearner(Learner):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.seen, self.steps = [], torch.zeros_like(self.steps)
         for name in self.kept:
-            setattr(self, name, state.get(name, getattr(self, name)))  # states of older versions have other sums
-        theirs = {name.partition(".")[2]: t for name, t in state.items() if name.startswith("sampler.")}
+            # states of older versions have other sums
+            setattr(self, name, state.get(name, getattr(self, name)))
+        theirs = {
+            name.partition(".")[2]: t for name, t in state.items() if name.startswith("sampler.")
+        }
         self.sampler.load_state_dict(theirs)
 
 
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
-    """(4,) on the device: losses, what they are divided by, targets, and tokens of the text that were read.
+    """(4,) on the device: losses, what they are divided by, targets, and tokens of the text that
+    were read.
 
     The last three are whole numbers below 2²⁴, which single precision holds.
     """
@@ -379,9 +434,11 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
     """
     if free < size:
         raise MaskwiseError(
-            f"the probe of arm {arm!r} has too few held-out rows", got=f"{free} of {of}: others judge the model",
-            allowed=f"≥ {size}", do="raise corpus.held_out, or lower evaluation.rows",
-        )  # fmt: skip
+            f"the probe of arm {arm!r} has too few held-out rows",
+            got=f"{free} of {of}: others judge the model",
+            allowed=f"≥ {size}",
+            do="raise corpus.held_out, or lower evaluation.rows",
+        )
 
 
 def _named(names: Iterable[str], values: Tensor) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """What the loop reads: rows in the order of an epoch, masked one step ahead.
 
-A source makes the batches of a step on the host: a function of (seed, step, rank) and of nothing before it, so a
-schedule acts at the very step and a run that resumes finds its batches without reading what came before. `look_ahead`
-makes the next step's batches in a thread while the device works on this one's, counts their targets on the host, and
-copies them to the device without blocking: nothing in a step waits for the masks, and no worker process hides a copy of
-them. A source whose masks follow from the losses of the last step (a policy or sampler that learns) says ``ahead = 0``
+A source makes the batches of a step on the host: a function of (seed, step, rank) and of nothing
+before it, so a schedule acts at the very step and a run that resumes finds its batches without
+reading what came before. `look_ahead` makes the next step's batches in a thread while the device
+works on this one's, counts their targets on the host, and copies them to the device without
+blocking: nothing in a step waits for the masks, and no worker process hides a copy of them. A
+    source whose masks follow from the losses of the last step (a policy or sampler that learns)
+    says ``ahead = 0``
 and is asked in the main thread.
 
 A source need not know its length: it is only ever asked for a step.
@@ -38,18 +40,23 @@ class Source(Protocol):
 
     @property
     def ahead(self) -> int:
-        """How many steps ahead batches may be made; 0 where they depend on the losses of the last step."""
+        """How many steps ahead batches may be made; 0 where they depend on the losses of the last
+        step.
+        """
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Any]:
         """The micro-batches of one update for one rank, on the host.
 
-        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no target.
+        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no
+        target.
         """
         ...
 
     def facts(self, batches: Sequence[Any]) -> dict[str, float]:
-        """What to log of these batches: sums, added up between two lines of metrics (see ``summarise``)."""
+        """What to log of these batches: sums, added up between two lines of metrics (see
+        ``summarise``).
+        """
         ...
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -65,7 +72,8 @@ class Step(NamedTuple):
         batches: its micro-batches for this rank, on the device.
         targets: how many targets they have together.
         facts: ``Source.facts`` of them.
-        counted: what the sum of their losses is divided by: the targets, or in masked diffusion the eligible tokens.
+        counted: what the sum of their losses is divided by: the targets, or in masked diffusion the
+            eligible tokens.
     """
 
     number: int
@@ -76,7 +84,12 @@ class Step(NamedTuple):
 
 
 def look_ahead(
-    source: Source, steps: range, *, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu"
+    source: Source,
+    steps: range,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
     """The steps of a training, each made ``source.ahead`` steps before it is wanted.
 
@@ -153,10 +166,14 @@ class MaskedSource:
         places = self.order.place(step) + torch.arange(len(numbers))
         mine = (self.settings.accumulate, ranks, -1)
         made = []
-        for part, place in zip(numbers.view(mine)[:, rank], places.view(mine)[:, rank], strict=True):
+        for part, place in zip(
+            numbers.view(mine)[:, rank], places.view(mine)[:, rank], strict=True
+        ):
             told = {"place": place.numpy()} if getattr(self.masker, "places", False) else {}
             rows: Any = self.rows.batch(part)
-            batch = self.masker(rows, step=step, total_steps=self.settings.steps, epoch=epoch, **told)
+            batch = self.masker(
+                rows, step=step, total_steps=self.settings.steps, epoch=epoch, **told
+            )
             batch.sources = self.order.counts(part)
             made.append(batch)
         return made
@@ -166,12 +183,17 @@ class MaskedSource:
         return learners_of(self.masker)
 
     def places(self) -> dict[str, Learner]:
-        """What remembers where a stream stands, to be saved with the states of a run; nothing for a corpus."""
-        return {f"stream {self.rows.layout}": self.rows} if isinstance(self.rows, StreamedRows) else {}
+        """What remembers where a stream stands, to be saved with the states of a run; nothing for a
+        corpus.
+        """
+        return (
+            {f"stream {self.rows.layout}": self.rows} if isinstance(self.rows, StreamedRows) else {}
+        )
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for, rows by source; and for
-        the speed the positions with and without padding, and Σ length² of the pieces."""
+        """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for,
+        rows by source; and for the speed the positions with and without padding, and Σ length² of
+        the pieces."""
         sums = {f"rows of {name}": 0.0 for name in self.order.names}
         for batch in batches:
             line = batch.source
@@ -193,7 +215,9 @@ class MaskedSource:
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}
-        shares = {name: round(count / max(1.0, sum(rows.values())), 6) for name, count in rows.items()}
+        shares = {
+            name: round(count / max(1.0, sum(rows.values())), 6) for name, count in rows.items()
+        }
         return {
             **({"sources": shares} if shares else {}),
             "tokens": int(sums["tokens"]),

@@ -1,10 +1,12 @@
-"""What a training runs on: device, processes, precision, wrapping, the backward pass, and the states it goes on from.
+"""What a training runs on: device, processes, precision, wrapping, the backward pass, and the
+states it goes on from.
 
-Distribution, precision and trackers are Accelerate's. The order in ``Engine`` matters: weights are loaded into the
-plain module, the module is wrapped, and only then are there optimisers, because FSDP2 replaces the parameters when it
-wraps them.
+Distribution, precision and trackers are Accelerate's. The order in ``Engine`` matters: weights are
+loaded into the plain module, the module is wrapped, and only then are there optimisers, because
+FSDP2 replaces the parameters when it wraps them.
 
-Random state is not saved, for there is none: masks, order and dropout are functions of (seed, step, rank).
+Random state is not saved, for there is none: masks, order and dropout are functions of (seed, step,
+rank).
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, LoggerType, broadcast
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    LoggerType,
+    broadcast,
+)
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,20 +56,35 @@ WEIGHTS, OPTIMIZERS = "model.safetensors", "optimizers.safetensors"
 LEARNED = "learners.safetensors"
 
 ROUND = 2.0**24
-"""Sums over ranks are rounded to multiples of 1 / ROUND: another order of addition then shows only at a border."""
+"""Sums over ranks are rounded to multiples of 1 / ROUND: another order of addition then shows only
+at a border.
+"""
 
 FREE = {
-    "log_every", "eval_every", "save_every", "keep", "keep_best", "on_nan", "trackers", "accumulate", "precision",
-    "activation_checkpointing", "compile", "shard", "workers",
-}  # fmt: skip
-"""Settings that change no result, or its last bits only; and what to do where a run cannot go on."""
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "keep_best",
+    "on_nan",
+    "trackers",
+    "accumulate",
+    "precision",
+    "activation_checkpointing",
+    "compile",
+    "shard",
+    "workers",
+}
+"""Settings that change no result, or its last bits only; and what to do where a run cannot go on.
+"""
 
 
 class Update(NamedTuple):
     """One update of the weights, as this rank saw it.
 
     Attributes:
-        losses: the sum of losses of each micro-batch; they stay on the device until a line is logged.
+        losses: the sum of losses of each micro-batch; they stay on the device until a line is
+            logged.
         targets: their number.
         counted: what their sum is divided by (``Step.counted``).
         norm: of the gradient, before clipping; it stays on the device too.
@@ -94,11 +116,13 @@ class Engine:
         states: the states to resume from; None where none are kept.
 
     Raises:
-        MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train; states of another
-            run; see also ``new_accelerator``.
+        MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train;
+            states of another run; see also ``new_accelerator``.
     """
 
-    def __init__(self, objective: Objective, settings: TrainingSettings, folder: Path | None = None):
+    def __init__(
+        self, objective: Objective, settings: TrainingSettings, folder: Path | None = None
+    ):
         self.objective, self.settings, self.folder = objective, settings, folder
         arms = objective.names if isinstance(objective, Arms) else ()
         self.accelerator = new_accelerator(settings, folder, partial=bool(arms))
@@ -121,16 +145,24 @@ class Engine:
         self.hosts = dist.new_group(backend="gloo") if apart else None
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and arms:
-            what = "training.shard takes one objective: probes of several would need all weights at once"
-            raise MaskwiseError(what, got=f"{len(arms)}", do="leave it out (every process keeps a copy)")
+            what = (
+                "training.shard takes one objective: probes of several would need all weights "
+                "at once"
+            )
+            raise MaskwiseError(
+                what, got=f"{len(arms)}", do="leave it out (every process keeps a copy)"
+            )
         objective.to(self.device)
         if settings.freeze == "encoder":
-            # Before there are optimisers: what is frozen has no gradient, state or weight decay. An output matrix that
-            # is tied to the embeddings is frozen with them; its bias is the head's, and learns.
+            # Before there are optimisers: what is frozen has no gradient, state or weight decay. An
+            # output matrix that is tied to the embeddings is frozen with them; its bias is the
+            # head's, and learns.
             encoder_of(objective.model).requires_grad_(False)
             if not any(parameter.requires_grad for parameter in objective.parameters()):
                 got = type(objective.model).__name__
-                raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+                raise MaskwiseError(
+                    "nothing is left to train", got=got, do="set training.freeze: none"
+                )
         wrapping.wrap(objective, settings, self.accelerator.autocast)
         if folder and self.first:
             sweep(folder)
@@ -148,10 +180,14 @@ class Engine:
         if state is not None:
             self._load_rest(state)
 
-    # Steps ------------------------------------------------------------------------------------------------------
+    # Steps
+    # ------------------------------------------------------------------------------------------------------
 
-    def update(self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False) -> Update:
-        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets, see ``Step.counted``).
+    def update(
+        self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False
+    ) -> Update:
+        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets,
+        see ``Step.counted``).
 
         Args:
             observe: is shown each micro-batch, with what it cost.
@@ -162,7 +198,8 @@ class Engine:
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
-            # Dropout protects no frozen weight, and the head would learn to read states that it never sees again.
+            # Dropout protects no frozen weight, and the head would learn to read states that it
+            # never sees again.
             encoder_of(self.objective.model).eval()
         counts = {"targets": step.targets, "counted": step.counted}
         sums = self.summed({**counts, "asked": asked})  # before any backward pass
@@ -178,16 +215,20 @@ class Engine:
             with self.accelerator.no_sync(self.wrapped) if alone else contextlib.nullcontext():
                 with self.accelerator.autocast():
                     outcome: Outcome = self.wrapped(batch)
-                # DDP averages gradients over ranks, so a rank's sum is multiplied by their number first.
+                # DDP averages gradients over ranks, so a rank's sum is multiplied by their number
+                # first.
                 self.accelerator.backward(outcome.loss * (self.ranks / counted))
             observe(batch, outcome)
             losses.append(outcome.loss.detach())
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
+        norm = self.accelerator.clip_grad_norm_(
+            self.objective.parameters(), self.settings.clip or math.inf
+        )
         assert norm is not None
         norm = wrapping.whole(norm)
         if sums["targets"] > 0:  # a step without any target counts as a step and changes nothing
             sound = None
-            if self.settings.on_nan == "skip":  # whether the gradient and the losses of all ranks are finite
+            # whether the gradient and the losses of all ranks are finite
+            if self.settings.on_nan == "skip":
                 sound = torch.isfinite(torch.stack([norm, *losses])).all()
                 if self.ranks > 1:
                     sound = self.accelerator.reduce(sound.float()) == self.ranks
@@ -196,7 +237,9 @@ class Engine:
         return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
-        """What a function gives while the objective is judged (``Objective.judging``); every rank calls this."""
+        """What a function gives while the objective is judged (``Objective.judging``); every rank
+        calls this.
+        """
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
         if self.sharded:  # what is in no block stays whole until it is told otherwise
@@ -223,7 +266,8 @@ class Engine:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    # States to resume from --------------------------------------------------------------------------------------
+    # States to resume from
+    # --------------------------------------------------------------------------------------
 
     def save(self, step: int, totals: Totals, learned: Mapping[str, Tensor]) -> None:
         """Write a state in the background.
@@ -243,7 +287,9 @@ class Engine:
         if learned:
             files[LEARNED] = dict(learned)
         if self.first:
-            state = State(step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump())
+            state = State(
+                step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump()
+            )
             self.states.save(state, files)
 
     def wait(self) -> None:
@@ -257,7 +303,9 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Let a state that is being written become whole, however the training ended, and the model be as it was."""
+        """Let a state that is being written become whole, however the training ended, and the model
+        be as it was.
+        """
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
@@ -272,7 +320,9 @@ class Engine:
         self._check(path, state)
         weights = load_file(path / WEIGHTS)
         own = wrapping.distinct(self.objective)
-        if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        if {name: value.shape for name, value in weights.items()} != {
+            name: value.shape for name, value in own.items()
+        }:
             raise MaskwiseError(f"{path} is of another model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
 
@@ -294,7 +344,9 @@ class Engine:
             raise MaskwiseError(what, got=changed, do="give a new folder")
         changed = changes(state.bits, self._bits())
         if changed:
-            self.say(f"resuming from {path} with {changed}: the same run but for rounding and dropout")
+            self.say(
+                f"resuming from {path} with {changed}: the same run but for rounding and dropout"
+            )
 
     def _settings(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json", exclude=FREE)
@@ -302,17 +354,25 @@ class Engine:
     def _bits(self) -> dict[str, Any]:
         config = getattr(getattr(self.objective, "model", None), "config", None)
         return {
-            "threads": torch.get_num_threads(), "processes": self.ranks, "accumulate": self.settings.accumulate,
-            "precision": self.accelerator.mixed_precision, "device": self.device.type,
-            "attention": getattr(config, "_attn_implementation", None), "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "processes": self.ranks,
+            "accumulate": self.settings.accumulate,
+            "precision": self.accelerator.mixed_precision,
+            "device": self.device.type,
+            "attention": getattr(config, "_attn_implementation", None),
+            "torch": torch.__version__,
             "compile": self.settings.compile or None,
-        }  # fmt: skip
+        }
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
-    card: str | None = None, heads: Mapping[str, Tensor] | None = None,
-) -> None:  # fmt: skip
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    card: str | None = None,
+    heads: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write an ordinary transformers folder, whole or not at all, with a manifest.
 
     The first rank writes; where the weights are shared out among ranks, every rank calls this.
@@ -334,30 +394,37 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():  # a bar for every file
             model.save_pretrained(target, state_dict=weights)
-        # How the tokenizer was loaded (with or without a network) is no part of it, and would change the bytes.
+        # How the tokenizer was loaded (with or without a network) is no part of it, and would
+        # change the bytes.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
-        if (room := most_tokens(model.config)) < UNLIMITED:  # where positions end, truncation=True is to cut
+        # where positions end, truncation=True is to cut
+        if (room := most_tokens(model.config)) < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)
         if card:
             (target / "README.md").write_text(card, encoding="utf-8")
         if heads:
-            save_file({name: t.cpu().contiguous() for name, t in heads.items()}, target / "heads.safetensors")
+            save_file(
+                {name: t.cpu().contiguous() for name, t in heads.items()},
+                target / "heads.safetensors",
+            )
 
     write_folder(folder, fill)
 
 
-def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial: bool = False) -> Accelerator:
+def new_accelerator(
+    settings: TrainingSettings, folder: Path | None, *, partial: bool = False
+) -> Accelerator:
     """An ``Accelerator`` for one run, with its trackers started.
 
     Args:
         partial: a batch may use only a part of the parameters (one of several heads).
 
     Raises:
-        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to; processes
-            without a launcher.
+        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to;
+            processes without a launcher.
     """
     precision = settings.precision
     if precision == "auto":
@@ -367,32 +434,47 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None, *, partial:
         if name not in LoggerType.list():
             raise unknown_name("tracker", name, set(LoggerType.list()) - {"all"})
     if trackers and folder is None:
-        raise MaskwiseError("trackers need a folder to write to", got=", ".join(trackers), do="give a folder")
-    # Accelerate keeps one state per process and refuses another precision; here each run has its own.
+        raise MaskwiseError(
+            "trackers need a folder to write to", got=", ".join(trackers), do="give a folder"
+        )
+    # Accelerate keeps one state per process and refuses another precision; here each run has its
+    # own.
     AcceleratorState._reset_state()
     # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
     cpu = not torch.accelerator.is_available()
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
-            mixed_precision=precision, cpu=cpu, log_with=trackers or None, project_dir=folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None,
-            # Losses are divided here, once: accelerate launch must not ask for it again in the environment.
+            mixed_precision=precision,
+            cpu=cpu,
+            log_with=trackers or None,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            if partial
+            else None,
+            # Losses are divided here, once: accelerate launch must not ask for it again in the
+            # environment.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )  # fmt: skip
+        )
     if accelerator.num_processes != ranks_here():
         got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
-        raise MaskwiseError("the processes do not know each other", got=got, do="start them with torchrun")
+        raise MaskwiseError(
+            "the processes do not know each other", got=got, do="start them with torchrun"
+        )
     lacking = set(trackers) - {"all"} - {getattr(t, "value", str(t)) for t in accelerator.log_with}
     if lacking:
         do = f"install {min(lacking)}, or leave it out of trackers"
         raise MaskwiseError(f"tracker {min(lacking)!r} is not installed", do=do)
     if trackers:
-        accelerator.init_trackers("maskwise", config={k: str(v) for k, v in settings.model_dump().items()})
+        accelerator.init_trackers(
+            "maskwise", config={k: str(v) for k, v in settings.model_dump().items()}
+        )
     return accelerator
 
 
 def agreement(accelerator: Accelerator) -> Agree:
-    """The function by which ranks agree on sums of any shape; it gives float64 on the host, where it waits for them."""
+    """The function by which ranks agree on sums of any shape; it gives float64 on the host, where
+    it waits for them.
+    """
 
     def agree(own: Tensor) -> Tensor:
         if accelerator.num_processes > 1:  # on devices that have float64: Apple's GPUs are alone
@@ -408,18 +490,22 @@ def best_device() -> torch.device:
 
 
 def fast_bf16() -> bool:
-    """Does the hardware train faster in bf16 than in float32? A processor does with AMX only: with AVX-512's bf16 alone
-    a step of a small encoder takes 1.6 times as long as in float32 (``benchmarks/quick_step.py``)."""
+    """Does the hardware train faster in bf16 than in float32? A processor does with AMX only: with
+    AVX-512's bf16 alone a step of a small encoder takes 1.6 times as long as in float32
+    (``benchmarks/quick_step.py``).
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported()
 
 
 def leave() -> None:
-    """End a program that trained on several ranks; otherwise gloo can abort at exit, after correct results.
+    """End a program that trained on several ranks; otherwise gloo can abort at exit, after correct
+    results.
 
-    A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's threads
-    beyond the group, and they race with the interpreter's end: let go of it first (``del trainer``).
+    A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's
+    threads beyond the group, and they race with the interpreter's end: let go of it first (``del
+    trainer``).
     """
     if dist.is_initialized():
         wrapping.forget_meshes()

@@ -1,8 +1,8 @@
 """What a training says of itself: lines of ``metrics.jsonl``, trackers, and a progress bar.
 
-Between two lines everything is summed up: losses as tensors on the device, counts on the host. A line is where the
-host waits for the device, and where a loss or gradient that is not finite ends the run. docs/files.md says which
-fields a line has.
+Between two lines everything is summed up: losses as tensors on the device, counts on the host. A
+line is where the host waits for the device, and where a loss or gradient that is not finite ends
+the run. docs/files.md says which fields a line has.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
 """From the number of updates done to lines of metrics."""
 
 MOST_SKIPPED = 20
-"""So many updates in a row may be left out; a model that gives nothing finite for longer does not come back."""
+"""So many updates in a row may be left out; a model that gives nothing finite for longer does not
+come back.
+"""
 
 
 EMPTY_STEPS, SURE_TARGETS = 50, 10
-"""A run that has had no target by then is stopped, unless so few were asked for that chance may have left none."""
+"""A run that has had no target by then is stopped, unless so few were asked for that chance may
+have left none.
+"""
 
 
 class NotFinite(MaskwiseError):
@@ -52,12 +56,21 @@ class Log:
         quiet: no progress bar.
     """
 
-    def __init__(self, engine: Engine, source: Source, learners: Mapping[str, Learner], *, title: str, quiet: bool):
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        learners: Mapping[str, Learner],
+        *,
+        title: str,
+        quiet: bool,
+    ):
         self.engine, self.source, self.learners = engine, source, learners
         self.totals = engine.totals.model_copy()
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        # What was summed up, over all ranks, when a state was saved between two lines; the first rank holds it.
+        # What was summed up, over all ranks, when a state was saved between two lines; the first
+        # rank holds it.
         self.losses = list(self.totals.losses) if engine.first else []
         self.sums = dict(self.totals.sums) if engine.first else {}
         self.skipped_in_a_row = 0
@@ -65,13 +78,21 @@ class Log:
         self.metrics = Metrics(path, keep_until=engine.start)
         if path and self.totals.lines is not None and self.metrics.lines < self.totals.lines:
             lost = self.totals.lines - self.metrics.lines
-            engine.say(f"{path} has lost {lost} of {self.totals.lines} lines: curves will have a gap")
+            engine.say(
+                f"{path} has lost {lost} of {self.totals.lines} lines: curves will have a gap"
+            )
         s = engine.settings
         self.meter = Meter(
-            engine.objective, engine.device, engine.accelerator.mixed_precision, ranks=engine.ranks,
-            frozen=s.freeze == "encoder", known=path is not None,
-        )  # fmt: skip
-        self.progress = Progress(title, engine.settings.steps, engine.start, hidden=quiet or not engine.first)
+            engine.objective,
+            engine.device,
+            engine.accelerator.mixed_precision,
+            ranks=engine.ranks,
+            frozen=s.freeze == "encoder",
+            known=path is not None,
+        )
+        self.progress = Progress(
+            title, engine.settings.steps, engine.start, hidden=quiet or not engine.first
+        )
 
     def __enter__(self) -> Log:
         self.progress.bar.start()
@@ -118,22 +139,35 @@ class Log:
         speed = self.meter.read(left=self.engine.settings.steps - done)
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
         self._write({"kind": "train", "step": done, **line, **learnt, **late})
-        tracked = {f"train/{k}": v for k, v in {**line, **speed}.items() if isinstance(v, int | float)}
-        tracked |= {f"train/source/{name}": share for name, share in line.get("sources", {}).items()}
+        tracked = {
+            f"train/{k}": v for k, v in {**line, **speed}.items() if isinstance(v, int | float)
+        }
+        tracked |= {
+            f"train/source/{name}": share for name, share in line.get("sources", {}).items()
+        }
         self.engine.accelerator.log(tracked, step=done)
         share = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
         rate = f"{speed['tokens_per_second']:,.0f} tokens/s{share}, {speed['memory_gib']:.1f} GiB"
-        self.progress.note(rate, loss=totals.loss, ratio=facts.get("ratio"), padding=facts.get("padding"))
+        self.progress.note(
+            rate, loss=totals.loss, ratio=facts.get("ratio"), padding=facts.get("padding")
+        )
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
-        """Losses and sums of facts since the last line, over all ranks; here the host waits for the device.
+        """Losses and sums of facts since the last line, over all ranks; here the host waits for the
+        device.
 
         Raises:
             NotFinite: see ``line``.
         """
-        sums, losses, sizes = dict(self.sums), list(self.losses), [len(u.losses) for u in self.window]
+        sums, losses, sizes = (
+            dict(self.sums),
+            list(self.losses),
+            [len(u.losses) for u in self.window],
+        )
         values = [value for update in self.window for value in (*update.losses, update.norm)]
-        own = [part.tolist() for part in torch.stack(values).cpu().split([size + 1 for size in sizes])]
+        own = [
+            part.tolist() for part in torch.stack(values).cpu().split([size + 1 for size in sizes])
+        ]
         wrong = [float(not all(map(math.isfinite, each))) for each in own]
         wrong = list(self.engine.summed({f"{n:09}": bad for n, bad in enumerate(wrong)}).values())
         for number, (update, bad) in enumerate(zip(self.window, wrong, strict=True)):
@@ -149,7 +183,8 @@ class Log:
                 raise NotFinite(
                     f"the {what} is not finite at step {step}",
                     got=norm if unsound is None else unsound,
-                    do=f"lower the learning rate ({update.rate:.3g} at this step), or set training.on_nan: skip",
+                    do=f"lower the learning rate ({update.rate:.3g} at this step), or set "
+                    f"training.on_nan: skip",
                 )
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
@@ -203,8 +238,8 @@ class Metrics:
 
     Args:
         path: the file; None writes nothing.
-        keep_until: lines of later steps are dropped first. On resuming from a state they will be written
-            again; a fresh run (0) starts with an empty file.
+        keep_until: lines of later steps are dropped first. On resuming from a state they will be
+            written again; a fresh run (0) starts with an empty file.
 
     Attributes:
         lines: their number.
@@ -214,7 +249,9 @@ class Metrics:
         self.path, self.lines = path, 0
         if path is None:
             return
-        kept = [line for line in read_lines(path) if _step(line) <= keep_until] if keep_until else []
+        kept = (
+            [line for line in read_lines(path) if _step(line) <= keep_until] if keep_until else []
+        )
         write_lines(path, kept)
         with writing(path):  # without a buffer, which would be written again where the disk is full
             self.file = path.open("ab", buffering=0)
@@ -224,7 +261,8 @@ class Metrics:
         if self.path:
             with writing(self.path):
                 rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-                while rest:  # on a disk that is nearly full only a part is written, and the next try fails
+                # on a disk that is nearly full only a part is written, and the next try fails
+                while rest:
                     rest = rest[self.file.write(rest) :]
             self.lines += 1
 
@@ -245,20 +283,31 @@ class Progress:
     def __init__(self, title: str, total: int, start: int = 0, *, hidden: bool = False):
         console = Console(stderr=True)
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            console=console, disable=hidden or not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=hidden or not console.is_terminal,
+        )
         self.task = self.bar.add_task(title, total=total, completed=start, note="", rate="")
 
     def advance(self) -> None:
         self.bar.advance(self.task)
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show how fast it is (if not said, the steps per second) and behind the bar a few numbers that are known."""
+        """Show how fast it is (if not said, the steps per second) and behind the bar a few numbers
+        that are known.
+        """
         speed = self.bar.tasks[self.task].speed
-        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items() if value is not None)
-        self.bar.update(self.task, note=text, rate=rate or (f"{speed:.1f} steps/s" if speed else ""))
+        text = "  ".join(
+            f"{name} {value:.3g}" for name, value in values.items() if value is not None
+        )
+        self.bar.update(
+            self.task, note=text, rate=rate or (f"{speed:.1f} steps/s" if speed else "")
+        )
 
 
 def _step(line: Mapping[str, object]) -> float:

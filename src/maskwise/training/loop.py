@@ -1,11 +1,13 @@
-"""The loop. Pre-training, intermediate pre-training and fine-tuning are this function with another objective.
+"""The loop. Pre-training, intermediate pre-training and fine-tuning are this function with another
+objective.
 
     for step in look_ahead(source):         # its batches were masked while the device worked on the last ones
         engine.update(step)                 # every target of all ranks and micro-batches weighs the same
         what learns from the losses learns  # a policy's weights, a sampler: on all ranks alike
         log; now and then evaluate, and save a state to go on from
 
-Everything random is a function of (seed, step, rank), so a run that was stopped goes on bit for bit.
+Everything random is a function of (seed, step, rank), so a run that was stopped goes on bit for
+bit.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ LOCK = ".training.lock"
 
 
 class Training(TypedDict):
-    """What a training was: ``loss`` is the mean of the last window that had targets, in nats a target."""
+    """What a training was: ``loss`` is the mean of the last window that had targets, in nats a
+    target.
+    """
 
     steps: int
     seconds: float
@@ -43,11 +47,18 @@ class Training(TypedDict):
 
 
 def train(
-    objective: Objective, source: Source, settings: TrainingSettings, *, folder: Path | None = None,
-    learners: Mapping[str, Learner] = MappingProxyType({}), evaluate: Evaluate | None = None,
-    title: str = "training", quiet: bool = False,
-) -> Training:  # fmt: skip
-    """Train an objective; call it again with the same arguments, and it goes on where it was stopped.
+    objective: Objective,
+    source: Source,
+    settings: TrainingSettings,
+    *,
+    folder: Path | None = None,
+    learners: Mapping[str, Learner] = MappingProxyType({}),
+    evaluate: Evaluate | None = None,
+    title: str = "training",
+    quiet: bool = False,
+) -> Training:
+    """Train an objective; call it again with the same arguments, and it goes on where it was
+    stopped.
 
     Args:
         objective: a module that turns a batch into (sum of losses, number of targets).
@@ -55,21 +66,24 @@ def train(
         settings: see ``TrainingSettings``.
         folder: where ``metrics.jsonl`` and states to resume from go; None keeps nothing.
         learners: by name, what learns from the losses.
-        evaluate: called with the number of updates done; its dicts become lines of metrics, and one that says
-            ``enough`` ends the training.
+        evaluate: called with the number of updates done; its dicts become lines of metrics, and one
+            that says ``enough`` ends the training.
         title: what the progress bar says.
         quiet: no progress bar.
 
     Raises:
-        MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient that is not
-            finite; a folder with states of another run, in which another process trains, or that cannot be written.
+        MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient
+            that is not finite; a folder with states of another run, in which another process
+            trains, or that cannot be written.
         SystemExit: after SIGTERM or SIGUSR1, with a state saved; see ``signals``.
     """
     steps = settings.steps
     with (
-        alone(folder), Asked() as asked, closing(Engine(objective, settings, folder)) as engine,
+        alone(folder),
+        Asked() as asked,
+        closing(Engine(objective, settings, folder)) as engine,
         Log(engine, source, learners, title=title, quiet=quiet) as log,
-    ):  # fmt: skip
+    ):
         agree = agreement(engine.accelerator)
         for learner in learners.values():
             learner.meet(objective)
@@ -88,7 +102,9 @@ def train(
             learn(0)
         done, judged, enough = engine.start, -1, False
         left = range(engine.start, steps)
-        for step in look_ahead(source, left, rank=engine.rank, ranks=engine.ranks, device=engine.device):
+        for step in look_ahead(
+            source, left, rank=engine.rank, ranks=engine.ranks, device=engine.device
+        ):
             update = engine.update(step, observe, asked=bool(asked.number))
             done = step.number + 1
             learn(done)
@@ -112,9 +128,13 @@ def train(
         engine.finish()
         total = log.so_far()
     return {
-        "steps": done, "seconds": total.seconds, "loss": total.loss, "resumed_at": engine.start,
-        "tokens": total.tokens, "targets": total.targets,
-    }  # fmt: skip
+        "steps": done,
+        "seconds": total.seconds,
+        "loss": total.loss,
+        "resumed_at": engine.start,
+        "tokens": total.tokens,
+        "targets": total.targets,
+    }
 
 
 def _due(done: int, every: int) -> bool:
@@ -128,12 +148,15 @@ def alone(folder: Path | None) -> AbstractContextManager[None]:
     return claim(folder, "another run trains into", lock=LOCK, stays=False)
 
 
-def stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int) -> None:
+def stop(
+    engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int
+) -> None:
     """Save a state, report it, and end the program, as a signal asked for.
 
     Raises:
         SystemExit: 128 + the signal's number.
-        MaskwiseError: a loss or gradient since the last line is not finite: the state would be worthless.
+        MaskwiseError: a loss or gradient since the last line is not finite: the state would be
+            worthless.
     """
     number = asked.number or SIGTERM  # another rank's
     asked.served = True
@@ -145,7 +168,9 @@ def stop(engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked
         where = f"{name}: saved the state of step {done} in {engine.states.folder}"
         engine.say(f"{where}; the same call goes on from it")
     else:
-        engine.say(f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0")
+        engine.say(
+            f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0"
+        )
     engine.finish()
     engine.wrapped = None
     leave()

@@ -23,9 +23,9 @@ class TrainingSettings(BaseModel):
     """Rows per update, over all ranks and micro-batches together."""
 
     accumulate: int = Field(1, ge=1)
-    """Micro-batches per update. Changes memory, not the result: every target weighs the same. There are two exceptions:
-    ``cse`` tells a twin only from the others of its micro-batch, and ``rtd`` weighs its detector by the shares of a
-    micro-batch."""
+    """Micro-batches per update. Changes memory, not the result: every target weighs the same. There
+    are two exceptions: ``cse`` tells a twin only from the others of its micro-batch, and ``rtd``
+    weighs its detector by the shares of a micro-batch."""
 
     group_by_length: bool = False
     """Batches of rows of similar length: less padding, where rows are single documents."""
@@ -49,33 +49,41 @@ class TrainingSettings(BaseModel):
     """Share of the steps over which the learning rate rises from 0."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
-    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps, those of the warm-up
-    too, which is a factor of its own: the largest rate is a little below the peak (but see ``decay_share``). ``wsd``
-    (warm-up, stable, decay) stays at the peak and falls over the last tenth of the steps as 1 − √."""
+    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps,
+    those of the warm-up too, which is a factor of its own: the largest rate is a little below the
+    peak (but see ``decay_share``). ``wsd`` (warm-up, stable, decay) stays at the peak and falls
+    over the last tenth of the steps as 1 − √.
+    """
 
     decay_share: float | None = Field(None, gt=0, le=1)
-    """Share of the steps, the last ones, over which the rate falls; before them it stays at the peak. None: all, or
-    a tenth for ``wsd``."""
+    """Share of the steps, the last ones, over which the rate falls; before them it stays at the
+    peak. None: all, or a tenth for ``wsd``."""
 
     freeze: Literal["none", "encoder"] = "none"
-    """``encoder``: train the heads only, on an encoder that stays as it is, and without its dropout."""
+    """``encoder``: train the heads only, on an encoder that stays as it is, and without its
+    dropout.
+    """
 
     clip: float = Field(1.0, ge=0)
     """Largest gradient norm, over all parameters; 0 for none."""
 
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it, processors with AMX)."""
+    """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it,
+    processors with AMX).
+    """
 
     activation_checkpointing: bool = False
-    """Keep only what goes into each block of the model, and compute the rest again in the backward pass: a third more
-    work and much less memory. The result is the same."""
+    """Keep only what goes into each block of the model, and compute the rest again in the backward
+    pass: a third more work and much less memory. The result is the same."""
 
     compile: bool = False
-    """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer."""
+    """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer.
+    """
 
     shard: bool = False
-    """On several processes: every one keeps a share of the weights, gradients and optimiser states (FSDP2), in place of
-    a copy of them (DDP). ``accelerate launch --use_fsdp`` asks for the same."""
+    """On several processes: every one keeps a share of the weights, gradients and optimiser states
+    (FSDP2), in place of a copy of them (DDP). ``accelerate launch --use_fsdp`` asks for the
+    same."""
 
     seed: int = 0
     """The seed of the initialisation, the order, dropout, and (in pre-training) the masks."""
@@ -87,22 +95,24 @@ class TrainingSettings(BaseModel):
     """Steps between evaluations; 0: only at the end."""
 
     save_every: int = Field(0, ge=0)
-    """Steps between states to resume from; 0: none. A state keeps what was summed up since the last line of metrics."""
+    """Steps between states to resume from; 0: none. A state keeps what was summed up since the last
+    line of metrics.
+    """
 
     keep: int = Field(2, ge=1)
     """How many of the newest states are kept; the newest may turn out damaged."""
 
     keep_best: bool = False
-    """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as ``best/``. It is looked for
-    at every evaluation, so set ``eval_every`` too."""
+    """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as
+    ``best/``. It is looked for at every evaluation, so set ``eval_every`` too."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does. ``stop``: an error that names the step. ``skip``: its update is
-    left out."""
+    """What a loss or gradient that is not finite does. ``stop``: an error that names the step.
+    ``skip``: its update is left out."""
 
     workers: int = Field(1, ge=0)
-    """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training process does. Changes
-    no result."""
+    """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training
+    process does. Changes no result."""
 
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
@@ -111,7 +121,9 @@ class TrainingSettings(BaseModel):
     @classmethod
     def _not_gone(cls, value: object) -> object:
         if value == "rewind":
-            raise MaskwiseError("training.on_nan: rewind is gone", allowed="stop, skip", do="set it to skip")
+            raise MaskwiseError(
+                "training.on_nan: rewind is gone", allowed="stop, skip", do="set it to skip"
+            )
         return value
 
     @model_validator(mode="after")

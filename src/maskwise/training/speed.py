@@ -1,12 +1,15 @@
-"""How fast a training is: tokens per second, and what share of the hardware's multiplications it uses (MFU).
+"""How fast a training is: tokens per second, and what share of the hardware's multiplications it
+uses (MFU).
 
-    MFU = FLOPs of the model per second / FLOPs per second of a large matrix product on the same device
+    MFU = FLOPs of the model per second / FLOPs per second of a large matrix product on the same
+    device
 
-The FLOPs of the model are those of useful work alone: weights outside the embeddings for every token of the text, heads
-for every target (``Objective.work``), and attention within documents (Σ length², ``families.attention_work``). Padding,
-attention across documents, heads where there is no target and what is computed twice count as waste. The denominator is
-measured and not read from a data sheet: once in a process for each device and precision, in under a second. On a busy
-machine it comes out low.
+The FLOPs of the model are those of useful work alone: weights outside the embeddings for every
+token of the text, heads for every target (``Objective.work``), and attention within documents (Σ
+length², ``families.attention_work``). Padding, attention across documents, heads where there is no
+target and what is computed twice count as waste. The denominator is measured and not read from a
+data sheet: once in a process for each device and precision, in under a second. On a busy machine it
+comes out low.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from maskwise.training.data import Step
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
-"""Rows and columns of the matrices that are multiplied, by kind of device; 8,192 on accelerators."""
+"""Rows and columns of the matrices that are multiplied, by kind of device; 8,192 on accelerators.
+"""
 
 
 class Meter:
@@ -96,8 +100,9 @@ class Meter:
             left: steps that are still to be done.
 
         Returns:
-            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1; where the rate is known), ``memory_gib`` (the peak
-            of this process, on its accelerator if it has one) and ``seconds_left`` (without evaluations).
+            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1; where the rate is known),
+            ``memory_gib`` (the peak of this process, on its accelerator if it has one) and
+            ``seconds_left`` (without evaluations).
         """
         seconds = time.perf_counter() - self.began
         figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
@@ -110,7 +115,9 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has had allocated on its accelerator; without one, in memory; 0: not known."""
+    """Bytes: the most that this process has had allocated on its accelerator; without one, in
+    memory; 0: not known.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -127,8 +134,12 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = MEASURE_SECONDS) -> float:
-    """The best of the products that are made in so many seconds: other work on the machine only makes them slower."""
+def measured_rate(
+    device: torch.device, dtype: torch.dtype, seconds: float = MEASURE_SECONDS
+) -> float:
+    """The best of the products that are made in so many seconds: other work on the machine only
+    makes them slower.
+    """
     size = SIZES.get(device.type, 8192)
     one = torch.randn(size, size, device=device).to(dtype)
     once = 10 if device.type == "cuda" else 1
@@ -143,7 +154,9 @@ def measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = MEA
 
 
 def cache_folder() -> Path:
-    """Where what is measured once is kept: ``$XDG_CACHE_HOME/maskwise``, else ``~/.cache/maskwise``."""
+    """Where what is measured once is kept: ``$XDG_CACHE_HOME/maskwise``, else
+    ``~/.cache/maskwise``.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
 
 

@@ -2,9 +2,10 @@
 
 States are copied at a step, written by a thread, hashed, and found again.
 
-A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and optimisers as safetensors,
-the rest as JSON; nothing is pickled. The step waits for the copies (memory to memory), not for the disk. One state is
-written at a time: the next one waits for it, and so does the end of the training.
+A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
+optimisers as safetensors, the rest as JSON; nothing is pickled. The step waits for the copies
+(memory to memory), not for the disk. One state is written at a time: the next one waits for it, and
+so does the end of the training.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Totals(BaseModel):
         seconds: spent, those before a stop included.
         lines: of ``metrics.jsonl``; None in states that were written before this was counted.
         skipped: updates that were left out, because they were not finite.
-        losses, sums: what was summed up since the last line, where a run was stopped between two lines.
+        losses, sums: what was summed up since the last line, where a run was stopped between two
+            lines.
     """
 
     tokens: int = 0
@@ -90,7 +92,10 @@ class States:
         """
         self.wait()
         copies = {
-            name: {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+            name: {
+                key: tensor.detach().to("cpu", copy=True).contiguous()
+                for key, tensor in tensors.items()
+            }
             for name, tensors in files.items()
         }
         self._writing = self._thread.submit(self._write, state, copies)
@@ -155,15 +160,17 @@ def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 class Best:
-    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``, its step and its loss.
+    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``, its step
+    and its loss.
 
-    The loss is the mean over the kinds of masks that are evaluated (in nats a target, with fixed masks); of two equal
-    ones the earlier stays. A run that was stopped goes on with what is there: an evaluation that is made again gives
-    the same loss, and changes nothing.
+    The loss is the mean over the kinds of masks that are evaluated (in nats a target, with fixed
+    masks); of two equal ones the earlier stays. A run that was stopped goes on with what is there:
+    an evaluation that is made again gives the same loss, and changes nothing.
 
     Args:
         folder: of the run.
-        save: writes a checkpoint into a folder, whole or not at all; every rank calls it, and the first one writes.
+        save: writes a checkpoint into a folder, whole or not at all; every rank calls it, and the
+            first one writes.
     """
 
     def __init__(self, folder: Path, save: Callable[[Path], None]):

@@ -1,15 +1,17 @@
-"""The rows of a stream, step by step: tokenised ahead by worker processes, shuffled, and found again after a stop.
+"""The rows of a stream, step by step: tokenised ahead by worker processes, shuffled, and found
+again after a stop.
 
     epoch → shards in a random order → chunks → blocks of rows, each in a random order → batches
 
-Both orders are functions of (seed, epoch). Which rows a step trains on is therefore a function of the step, whatever
-the number of workers or ranks; only where they are is not known without reading. So a position (epoch, shard, place
-of the chunk, rows of its block that were used) is kept for each step and saved with the states of a run, and a run that
-goes on begins with making one block anew. Without a saved position the stream is read from its beginning: slow, and
-the same.
+Both orders are functions of (seed, epoch). Which rows a step trains on is therefore a function of
+the step, whatever the number of workers or ranks; only where they are is not known without reading.
+So a position (epoch, shard, place of the chunk, rows of its block that were used) is kept for each
+step and saved with the states of a run, and a run that goes on begins with making one block anew.
+Without a saved position the stream is read from its beginning: slow, and the same.
 
-Every rank reads and tokenises the whole stream and takes its own rows of each batch. That is simple, and enough while
-ranks × tokens per second of each are less than what the workers of one rank tokenise; beyond that prepare the corpus.
+Every rank reads and tokenises the whole stream and takes its own rows of each batch. That is
+simple, and enough while ranks × tokens per second of each are less than what the workers of one
+rank tokenise; beyond that prepare the corpus.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from maskwise.training.order import apportioned, mixed, parts_of
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
-"""Positions of so many last steps are kept; batches are made one step ahead of what was trained on."""
+"""Positions of so many last steps are kept; batches are made one step ahead of what was trained on.
+"""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
@@ -47,8 +50,10 @@ class Position(NamedTuple):
     """Where the rows of a source stand.
 
     Attributes:
-        epoch: of the source. shard: its place in the order of that epoch. place: in the shard, where the chunk begins.
-        block: the number of the chunk's block in the epoch. row: how many rows of the block were used.
+        epoch: of the source. shard: its place in the order of that epoch. place: in the shard,
+            where the chunk begins.
+        block: the number of the chunk's block in the epoch. row: how many rows of the block were
+            used.
     """
 
     epoch: int = 0
@@ -67,9 +72,11 @@ class Ended(Exception):
 
 
 class Ahead:
-    """Makes blocks of chunks: in worker processes, some chunks ahead, or in this process as they are asked for.
+    """Makes blocks of chunks: in worker processes, some chunks ahead, or in this process as they
+    are asked for.
 
-    The first block is made here in any case, while the workers start. So is that of a worker that died.
+    The first block is made here in any case, while the workers start. So is that of a worker that
+    died.
 
     Args:
         make: makes a block; it can be pickled.
@@ -101,7 +108,9 @@ class Ahead:
             at, future = waiting.popleft()
             yield at, future.result() if future else None
 
-    def _submit(self, chunks: Iterator[Marked], waiting: deque[tuple[Position, Future[Block] | None]]) -> None:
+    def _submit(
+        self, chunks: Iterator[Marked], waiting: deque[tuple[Position, Future[Block] | None]]
+    ) -> None:
         assert self._threads
         for at, chunk in chunks:
             waiting.append((at, self._threads.submit(self._made, chunk) if chunk else None))
@@ -175,9 +184,11 @@ class Flow:
                 if ends > 1:
                     name = " + ".join(shard.name for shard in self.shards[:3])
                     raise MaskwiseError(
-                        "the stream is smaller than one batch", got=f"{count - missing} rows in {name}",
-                        allowed=f"at least {count} rows", do="give more text, or a smaller training.batch_size",
-                    )  # fmt: skip
+                        "the stream is smaller than one batch",
+                        got=f"{count - missing} rows in {name}",
+                        allowed=f"at least {count} rows",
+                        do="give more text, or a smaller training.batch_size",
+                    )
                 if together:
                     parts, missing = [], count
         return parts
@@ -188,7 +199,9 @@ class Flow:
         if position is None:
             raise Ended
         self.position, self._rows = position, block.rows if block else None
-        self._order = self._shuffled(len(self._rows), position) if self._rows else np.zeros(0, np.int64)
+        self._order = (
+            self._shuffled(len(self._rows), position) if self._rows else np.zeros(0, np.int64)
+        )
         return block is not None
 
     def _shuffled(self, size: int, at: Position) -> Ints:
@@ -207,7 +220,9 @@ class Flow:
         while True:
             order = self._shards(at.epoch)
             for number in range(at.shard, len(order)):
-                for chunk, behind in self.shards[order[number]].chunks(at.place, self.stream.chunk_size):
+                for chunk, behind in self.shards[order[number]].chunks(
+                    at.place, self.stream.chunk_size
+                ):
                     yield at, chunk
                     at = at._replace(place=behind, block=at.block + 1, row=0)
                 at = at._replace(shard=number + 1, place=BEGINNING, row=0)
@@ -263,13 +278,15 @@ class StreamedRows(Learner):
         """None that could be held out too: such documents are left out when the stream is read."""
         return np.zeros(0, np.int64)
 
-    # Rows -------------------------------------------------------------------------------------------------------
+    # Rows
+    # -------------------------------------------------------------------------------------------------------
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
         """The rows of a step, as their places in its batch; and their epoch, None in a mix.
 
         Raises:
-            MaskwiseError: a shard that cannot be read; a stream that ends before the training, or has too few rows.
+            MaskwiseError: a shard that cannot be read; a stream that ends before the training, or
+                has too few rows.
         """
         with self._lock:
             if step != self.next - 1 or not self._drawn:
@@ -283,14 +300,18 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The place of the step's first row in the order of the run: nobody knows at which step an epoch began."""
+        """The place of the step's first row in the order of the run: nobody knows at which step an
+        epoch began.
+        """
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
         first, size = self.next * self.settings.batch_size, self.settings.batch_size
         counts = [
             after - before
-            for before, after in zip(apportioned(first, self.parts), apportioned(first + size, self.parts))
+            for before, after in zip(
+                apportioned(first, self.parts), apportioned(first + size, self.parts)
+            )
         ]
         try:
             drawn = [flow.take(n, together=not self.names) for flow, n in zip(self.flows, counts)]
@@ -304,7 +325,11 @@ class StreamedRows(Learner):
         self.next += 1
         kept = {mark: at for mark, at in self.marks.items() if mark >= self.next - KEPT_MARKS}
         base = min(self.marks)
-        self.marks = {base: self.marks[base], **kept, self.next: tuple(flow.position for flow in self.flows)}
+        self.marks = {
+            base: self.marks[base],
+            **kept,
+            self.next: tuple(flow.position for flow in self.flows),
+        }
 
     def _go_to(self, mark: int) -> None:
         for flow, position in zip(self.flows, self.marks[mark]):
@@ -319,7 +344,9 @@ class StreamedRows(Learner):
         borders = np.flatnonzero(np.diff(part)) + 1
         return joined(
             [
-                self._drawn[of[0]][0].batch(self._drawn[of[0]][1][some - (ends[of[0]] - len(self._drawn[of[0]][1]))])
+                self._drawn[of[0]][0].batch(
+                    self._drawn[of[0]][1][some - (ends[of[0]] - len(self._drawn[of[0]][1]))]
+                )
                 for some, of in zip(np.split(at, borders), np.split(part, borders))
             ]
         )
@@ -333,7 +360,8 @@ class StreamedRows(Learner):
         """End the workers."""
         self.ahead.close()
 
-    # What is saved ----------------------------------------------------------------------------------------------
+    # What is saved
+    # ----------------------------------------------------------------------------------------------
 
     def after(self, now: Point) -> None:
         """Take note of how many updates were done."""
@@ -344,11 +372,16 @@ class StreamedRows(Learner):
         at = self.marks.get(self.done)
         if at is None:
             return {}
-        facts = [{"epoch": position.epoch, "shard": flow.shard_of(position)} for flow, position in zip(self.flows, at)]
+        facts = [
+            {"epoch": position.epoch, "shard": flow.shard_of(position)}
+            for flow, position in zip(self.flows, at)
+        ]
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The position behind the last update, and the fingerprints of the shards, as bytes of JSON."""
+        """The position behind the last update, and the fingerprints of the shards, as bytes of
+        JSON.
+        """
         if self.done not in self.marks:
             return {}
         state = {"step": self.done, "at": self.marks[self.done], "shards": self._fingerprints}
@@ -364,14 +397,18 @@ class StreamedRows(Learner):
             return
         saved = json.loads(state["place"].numpy().tobytes())
         names = {**saved["shards"], **self._fingerprints}
-        changed = [name for name in names if saved["shards"].get(name) != self._fingerprints.get(name)]
+        changed = [
+            name for name in names if saved["shards"].get(name) != self._fingerprints.get(name)
+        ]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             do = "put back what it was, or begin a new run in a new folder"
             what = "a shard of the stream changed since the state was saved"
             raise MaskwiseError(what, got=f"{changed[0]}{more}", do=do)
         with self._lock:
-            at = [Position(e, s, Place(*place), block, row) for e, s, place, block, row in saved["at"]]
+            at = [
+                Position(e, s, Place(*place), block, row) for e, s, place, block, row in saved["at"]
+            ]
             self.done = saved["step"]
             self.marks = {self.done: tuple(at)}
             self._go_to(self.done)
@@ -379,5 +416,7 @@ class StreamedRows(Learner):
     @property
     def _fingerprints(self) -> dict[str, str]:
         if not hasattr(self, "_known"):
-            self._known = {shard.name: shard.fingerprint() for flow in self.flows for shard in flow.shards}
+            self._known = {
+                shard.name: shard.fingerprint() for flow in self.flows for shard in flow.shards
+            }
         return self._known

@@ -1,8 +1,10 @@
-"""What is put around a model while it trains: activations that are computed twice, compiled blocks, shards.
+"""What is put around a model while it trains: activations that are computed twice, compiled blocks,
+shards.
 
-All three work on the *blocks* of a model, in which most of its weights and activations are. None of them changes what
-is computed, but for the last bits, and none is left on the model when the training has ended, except that sharded
-weights stay sharded: ``gathered`` makes whole tensors of them.
+All three work on the *blocks* of a model, in which most of its weights and activations are. None of
+them changes what is computed, but for the last bits, and none is left on the model when the
+training has ended, except that sharded weights stay sharded: ``gathered`` makes whole tensors of
+them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ ACCELERATE = "ACCELERATE_USE_FSDP"
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all encoders and decoders in a module: the members of the outermost lists of modules in them."""
+    """The blocks of all encoders and decoders in a module: the members of the outermost lists of
+    modules in them.
+    """
     from transformers import PreTrainedModel
 
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
@@ -49,12 +53,14 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return list(blocks.values())
 
 
-# Blocks that are computed in another way ------------------------------------------------------------------------
+# Blocks that are computed in another way
+# ------------------------------------------------------------------------
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Compile the blocks and the head, and compute activations twice, as the settings say; let nothing take longer
-    than it must on this device, and judge at the ``precision`` of training. ``unwrap`` undoes it.
+    """Compile the blocks and the head, and compute activations twice, as the settings say; let
+    nothing take longer than it must on this device, and judge at the ``precision`` of training.
+    ``unwrap`` undoes it.
 
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
@@ -73,7 +79,9 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     blocks = blocks_of(objective)
     if not blocks:
         got = type(getattr(objective, "model", objective)).__name__
-        what = "compile and activation_checkpointing work on the blocks of a model, and there are none"
+        what = (
+            "compile and activation_checkpointing work on the blocks of a model, and there are none"
+        )
         raise MaskwiseError(what, got=got, do="set both to false")
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
@@ -92,7 +100,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 def unwrap(objective: nn.Module) -> None:
     """Leave the model as it was before ``wrap``."""
     restore(objective)
-    # The forward passes of the objective itself are Accelerate's, which casts inside it and never takes it off.
+    # The forward passes of the objective itself are Accelerate's, which casts inside it and never
+    # takes it off.
     for part in (objective, *blocks_of(objective)):
         part.__dict__.pop("forward", None)
         part.__dict__.pop("_original_forward", None)
@@ -102,7 +111,9 @@ def unwrap(objective: nn.Module) -> None:
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
-    """A forward pass that keeps its inputs alone, and is computed again in the backward pass, with the same dropout."""
+    """A forward pass that keeps its inputs alone, and is computed again in the backward pass, with
+    the same dropout.
+    """
 
     def twice(*inputs: Any, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
@@ -126,14 +137,17 @@ def require_compiler(device: torch.device) -> None:
     raise MaskwiseError(what, do="install it, or set training.compile: false")
 
 
-# Shards ----------------------------------------------------------------------------------------------------------
+# Shards
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Sharded(nn.Module):
-    """An objective whose weights, gradients and optimiser states are shared out among the ranks (FSDP2).
+    """An objective whose weights, gradients and optimiser states are shared out among the ranks
+    (FSDP2).
 
-    A block's weights are gathered before it computes and let go afterwards, forwards and backwards. What is not in a
-    block (embeddings, heads) is one more part, gathered for as long as a step takes.
+    A block's weights are gathered before it computes and let go afterwards, forwards and backwards.
+    What is not in a block (embeddings, heads) is one more part, gathered for as long as a step
+    takes.
 
     Args:
         objective: on its device, not yet with optimisers: its parameters are replaced.
@@ -157,7 +171,9 @@ class Sharded(nn.Module):
         here = sum(local(p).numel() for p in self.parameters())
         whole = sum(p.numel() for p in self.parameters())
         if ranks > 1 and here > whole / 2 + whole / ranks:
-            raise MaskwiseError("the weights were not sharded", got=f"{here:,} of {whole:,} on one rank")
+            raise MaskwiseError(
+                "the weights were not sharded", got=f"{here:,} of {whole:,} on one rank"
+            )
 
     def forward(self, batch: Any) -> Any:
         return self.objective(batch)
@@ -168,7 +184,9 @@ class Sharded(nn.Module):
 
 
 def forget_meshes() -> None:
-    """Let go of the process groups that sharded models used: torch's caches keep the meshes, and these the groups."""
+    """Let go of the process groups that sharded models used: torch's caches keep the meshes, and
+    these the groups.
+    """
     while _meshes:
         getattr(_meshes.pop(), "_pg_registry", {}).clear()
 
@@ -180,7 +198,9 @@ def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Accelerate shards on accelerators alone, and on CPUs it says nothing and copies: here ``Sharded`` does it."""
+    """Accelerate shards on accelerators alone, and on CPUs it says nothing and copies: here
+    ``Sharded`` does it.
+    """
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
@@ -210,7 +230,8 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors; every rank calls this, in the same order.
 
     Args:
-        keep: whether this rank wants them. The others get none, so that one tensor at a time is whole on them.
+        keep: whether this rank wants them. The others get none, so that one tensor at a time is
+            whole on them.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -226,11 +247,15 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(
+        value.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+    )
 
 
 def distinct(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module by name, tied weights once: safetensors stores no tensor under two names."""
+    """The state of a module by name, tied weights once: safetensors stores no tensor under two
+    names.
+    """
     seen: set[int] = set()
     kept = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -241,7 +266,9 @@ def distinct(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into a module, sharded or not; second names of tied weights need not be there."""
+    """Copy whole tensors into a module, sharded or not; second names of tied weights need not be
+    there.
+    """
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():

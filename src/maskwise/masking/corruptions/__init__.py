@@ -1,7 +1,8 @@
 """How chosen units are shown, and what must be produced. The table below is the only registry.
 
-``base`` holds the corruptions that leave every token in its place, ``moving`` the others. To add one, write a
-class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it like the others.
+``base`` holds the corruptions that leave every token in its place, ``moving`` the others. To add
+one, write a class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it like the
+others.
 """
 
 from __future__ import annotations
@@ -16,19 +17,28 @@ from maskwise.masking.corruptions.moving import (
     Insert,
     PermuteSentences,
     Ul2,
-)  # fmt: skip
+)
 from maskwise.specs import Call, build
 
 
-def permute_sentences(layer: str = "sentence", inner: Corruption | str | Call | None = None) -> PermuteSentences:
+def permute_sentences(
+    layer: str = "sentence", inner: Corruption | str | Call | None = None
+) -> PermuteSentences:
     """Permute sentences; ``inner`` (a corruption, or its name) shows the chosen tokens."""
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
-    "bert": Bert, "mask-only": mask_only, "replace": Replace, "delete": Delete, "insert": Insert,
-    "infill": Infill, "t5": T5, "ul2": Ul2, "permute-sentences": permute_sentences,
-}  # fmt: skip
+    "bert": Bert,
+    "mask-only": mask_only,
+    "replace": Replace,
+    "delete": Delete,
+    "insert": Insert,
+    "infill": Infill,
+    "t5": T5,
+    "ul2": Ul2,
+    "permute-sentences": permute_sentences,
+}
 
 
 def corruption(spec: Corruption | str | Call) -> Corruption:
@@ -41,6 +51,17 @@ def corruption(spec: Corruption | str | Call) -> Corruption:
 
 
 __all__ = [
-    "CORRUPTIONS", "T5", "Bert", "Corrupted", "Corruption", "Delete", "Infill", "Insert", "PermuteSentences",
-    "Replace", "Ul2", "corruption", "mask_only",
-]  # fmt: skip
+    "CORRUPTIONS",
+    "T5",
+    "Bert",
+    "Corrupted",
+    "Corruption",
+    "Delete",
+    "Infill",
+    "Insert",
+    "PermuteSentences",
+    "Replace",
+    "Ul2",
+    "corruption",
+    "mask_only",
+]

@@ -1,4 +1,6 @@
-"""What a corruption is, and those that leave every token in its place: BERT's, masks alone, random replacement."""
+"""What a corruption is, and those that leave every token in its place: BERT's, masks alone, random
+replacement.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ class Corrupted:
         input_ids: (T,), or (T',) where lengths have changed: then padding is left out.
         labels: one for each token of ``input_ids``, or targets of their own, see ``label_lengths``.
         lengths: (P,) the tokens that each piece has now; None: every token stands where it stood.
-        label_lengths: (P,) the targets of each piece, where they are a text of their own; else None.
-        text: (T',) bool where lengths have changed: tokens that may be cut off (not the special ones).
+        label_lengths: (P,) the targets of each piece, where they are a text of their own; else
+            None.
+        text: (T',) bool where lengths have changed: tokens that may be cut off (not the special
+            ones).
         extras: (T',) model inputs of the tokens that were moved.
     """
 
@@ -40,9 +44,9 @@ class Corrupted:
 class Corruption(ABC):
     """Base of all corruptions. Members are small frozen dataclasses.
 
-    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a piece where
-    nothing was chosen comes back as it was and has no target; but its labels are 0 for ``detect``, where "nothing
-    was done" is an answer.
+    Rules for all: nothing but chosen tokens is corrupted; special tokens stay where they are; a
+    piece where nothing was chosen comes back as it was and has no target; but its labels are 0 for
+    ``detect``, where "nothing was done" is an answer.
     """
 
     shows_mask: ClassVar[bool] = True
@@ -63,8 +67,10 @@ class Corruption(ABC):
 
     @property
     def writes(self) -> str | None:
-        """The text that a row's labels are, read from left to right: ``full``, ``spans`` (masked spans, behind
-        separators) or ``sentinels`` (behind numbered ones); None where they are no text that a decoder can write."""
+        """The text that a row's labels are, read from left to right: ``full``, ``spans`` (masked
+        spans, behind separators) or ``sentinels`` (behind numbered ones); None where they are no
+        text that a decoder can write.
+        """
         read = self.target == "full" or (self.target == "spans" and not self.keeps_length)
         return self.target if read else None
 
@@ -94,24 +100,33 @@ class Line:
     Args:
         batch: the pieces.
         stay: (T,) bool, the tokens that stand.
-        leads: (T,) bool, the tokens before which something new stands, whether they stand themselves or not.
+        leads: (T,) bool, the tokens before which something new stands, whether they stand
+            themselves or not.
     """
 
     def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
         self.batch, self.leads = batch, leads
         candidates = stay if leads is None else interleaved(leads, stay)
         self.at = np.flatnonzero(candidates)
-        self.lengths = batch.count(stay) if leads is None else batch.count(stay) + batch.count(leads)
+        self.lengths = (
+            batch.count(stay) if leads is None else batch.count(stay) + batch.count(leads)
+        )
 
     def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """What stands of (T,) values; ``new`` (T,), or one for all, stands in the leads: without it, the values."""
+        """What stands of (T,) values; ``new`` (T,), or one for all, stands in the leads: without
+        it, the values.
+        """
         if self.leads is None:
             return values.take(self.at)
         return interleaved(values if new is None else new, values).take(self.at)
 
     def shown(self, input_ids: Array, labels: Array, label_lengths: Array | None) -> Corrupted:
-        """These inputs, with the extras of the tokens; what is new has those of the token behind it."""
-        extras = {name: self(value) for name, value in self.batch.extras.items() if name != "position_ids"}
+        """These inputs, with the extras of the tokens; what is new has those of the token behind
+        it.
+        """
+        extras = {
+            name: self(value) for name, value in self.batch.extras.items() if name != "position_ids"
+        }
         text = self(self.batch.content, True)
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
@@ -129,7 +144,9 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 
 def last_content(batch: AnnotatedBatch) -> Array:
-    """(P,) int64: where the last content token of each piece stands; its beginning where there is none."""
+    """(P,) int64: where the last content token of each piece stands; its beginning where there is
+    none.
+    """
     count_P, place = batch.count(batch.content), batch.begin.copy()
     some = count_P > 0
     place[some] = np.flatnonzero(batch.content)[count_P.cumsum()[some] - 1]
@@ -137,14 +154,18 @@ def last_content(batch: AnnotatedBatch) -> Array:
 
 
 def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
-    """(T,) labels at the places of the tokens: ``spans`` (chosen tokens), ``full`` (all), ``detect`` (0 and 1)."""
+    """(T,) labels at the places of the tokens: ``spans`` (chosen tokens), ``full`` (all),
+    ``detect`` (0 and 1).
+    """
     if target == "detect":
         return np.where(batch.content, chosen.astype(np.int64), IGNORE)
     if target == "full":
         asked = masked_pieces(batch, chosen)
         if batch.packed:  # special tokens between documents are nobody's
             line = np.arange(len(asked))
-            asked &= (line >= batch.first.take(batch.piece)) & (line <= last_content(batch).take(batch.piece))
+            asked &= (line >= batch.first.take(batch.piece)) & (
+                line <= last_content(batch).take(batch.piece)
+            )
     else:
         asked = chosen
     return np.where(asked, batch.input_ids, IGNORE)
@@ -152,10 +173,11 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
 
 @dataclass(frozen=True)
 class Bert(Corruption):
-    """[MASK] with the share ``mask``, a random token with ``random``, else unchanged; the target is the token itself.
+    """[MASK] with the share ``mask``, a random token with ``random``, else unchanged; the target is
+    the token itself.
 
-    One draw per token, or per unit (SpanBERT). Random tokens are drawn evenly from the tokenizer's real, non-special
-    tokens. Only chosen positions are touched.
+    One draw per token, or per unit (SpanBERT). Random tokens are drawn evenly from the tokenizer's
+    real, non-special tokens. Only chosen positions are touched.
     Source: Devlin et al. 2019, section 3.1; per unit: Joshi et al. 2020 (SpanBERT), section 3.1.
     """
 
@@ -186,7 +208,10 @@ class Bert(Corruption):
         other = np.flatnonzero(~within(draw, self.mask))
         shown, draw = original[other], draw[other]
         if self.random:
-            ordinary, drawn = vocabulary.ordinary, np.flatnonzero(within(draw, self.mask + self.random))
+            ordinary, drawn = (
+                vocabulary.ordinary,
+                np.flatnonzero(within(draw, self.mask + self.random)),
+            )
             if by_unit:
                 number = below(batch.draw(keys, Purpose.REPLACE, at[other[drawn]]), len(ordinary))
             else:  # what is left of the draw is as good as another
@@ -205,8 +230,8 @@ def mask_only() -> Bert:
 class Replace(Corruption):
     """A random ordinary token, never the same one, for every chosen token; no mask token is needed.
 
-    Targets: ``spans``: the original at chosen positions; ``full``: the whole piece; ``detect``: 1 where
-        replaced, 0 at the rest of the text (replaced-token detection without a generator).
+    Targets: ``spans``: the original at chosen positions; ``full``: the whole piece; ``detect``: 1
+        where replaced, 0 at the rest of the text (replaced-token detection without a generator).
     Source: the "random" part of BERT's 80/10/10; Clark et al. 2020 (ELECTRA) for detection.
     """
 

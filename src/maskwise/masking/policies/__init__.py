@@ -1,9 +1,9 @@
 """What may be masked together, and how likely. The table below is the only registry.
 
-A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the rest. ``given``
-holds units that the text gives, or that were learned from a task before, ``spans`` those that are drawn, ``online``
-those whose weights follow the losses. To add one, write a class like ``WholeWord`` and a
-line here; the contract suite tests it like the others.
+A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the
+rest. ``given`` holds units that the text gives, or that were learned from a task before, ``spans``
+those that are drawn, ``online`` those whose weights follow the losses. To add one, write a class
+like ``WholeWord`` and a line here; the contract suite tests it like the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maskwise.masking.policies.given import (
     phrase,
     salient,
     sentence,
-)  # fmt: skip
+)
 from maskwise.masking.policies.mixture import Mixture
 from maskwise.masking.policies.online import (
     EntropyWeighted,
@@ -41,20 +41,41 @@ from maskwise.specs import Call, build
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
-    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else equal."""
+    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else
+    equal.
+    """
     for share in shares:
         if isinstance(share, int | float) and not 0 <= share <= 1:
             raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
-    return Mixture(tuple(policy(m) for m in members), tuple(schedule(s) for s in shares or (1.0,) * len(members)))
+    return Mixture(
+        tuple(policy(m) for m in members),
+        tuple(schedule(s) for s in shares or (1.0,) * len(members)),
+    )
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
-    "token": Token, "whole-word": WholeWord, "span": Span, "t5-span": T5Span, "suffix": Suffix, "ul2": Ul2,
-    "span-layer": SpanLayer, "guided": Guided, "salient": salient, "phrase": phrase, "sentence": sentence,
-    "weighted": Weighted, "frequency": Frequency, "group-weighted": group_weighted,
-    "pos-weighted": pos_weighted, "informative": informative, "difference": difference, "learned": Learned,
-    "type-weighted": TypeWeighted, "entropy-weighted": EntropyWeighted, "mixture": mixture,
-}  # fmt: skip
+    "token": Token,
+    "whole-word": WholeWord,
+    "span": Span,
+    "t5-span": T5Span,
+    "suffix": Suffix,
+    "ul2": Ul2,
+    "span-layer": SpanLayer,
+    "guided": Guided,
+    "salient": salient,
+    "phrase": phrase,
+    "sentence": sentence,
+    "weighted": Weighted,
+    "frequency": Frequency,
+    "group-weighted": group_weighted,
+    "pos-weighted": pos_weighted,
+    "informative": informative,
+    "difference": difference,
+    "learned": Learned,
+    "type-weighted": TypeWeighted,
+    "entropy-weighted": EntropyWeighted,
+    "mixture": mixture,
+}
 
 
 def policy(spec: Policy | str | Call) -> Policy:
@@ -67,7 +88,24 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 
 __all__ = [
-    "POLICIES", "EntropyWeighted", "Frequency", "GroupWeighted", "Guided", "Learned", "Mixture", "Moment", "Policy",
-    "Span", "SpanLayer", "Suffix", "T5Span", "Token", "TypeWeighted", "Ul2", "UnitKind", "Weighted", "WholeWord",
+    "POLICIES",
+    "EntropyWeighted",
+    "Frequency",
+    "GroupWeighted",
+    "Guided",
+    "Learned",
+    "Mixture",
+    "Moment",
+    "Policy",
+    "Span",
+    "SpanLayer",
+    "Suffix",
+    "T5Span",
+    "Token",
+    "TypeWeighted",
+    "Ul2",
+    "UnitKind",
+    "Weighted",
+    "WholeWord",
     "policy",
-]  # fmt: skip
+]

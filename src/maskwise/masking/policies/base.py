@@ -21,7 +21,8 @@ from maskwise.masking.vocabulary import Vocabulary
 class UnitKind(StrEnum):
     """What a policy's units are. It follows from the policy's arguments.
 
-    Arms whose units are of different kinds are not compared by one held-out loss. The values are written to
+    Arms whose units are of different kinds are not compared by one held-out loss. The values are
+    written to
     study.json: never change them, only append.
     """
 
@@ -35,12 +36,14 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, and of how much of each piece: what schedules and changing policies depend on.
+    """When a mask is made, and of how much of each piece: what schedules and changing policies
+    depend on.
 
     Attributes:
-        ratio: (P,) float64, the ratios in force; filled in by the masker, for policies whose partition
-            depends on the budget (T5's).
-        place: (B,) int64, where each row stands in the order of its epoch, for rates of low discrepancy.
+        ratio: (P,) float64, the ratios in force; filled in by the masker, for policies whose
+            partition depends on the budget (T5's).
+        place: (B,) int64, where each row stands in the order of its epoch, for rates of low
+            discrepancy.
     """
 
     step: int = 0
@@ -52,8 +55,8 @@ class Moment:
 
 
 class Learner:
-    """Something that learns while the model trains (see ``training.learners``). What a member does not define, does
-    nothing."""
+    """Something that learns while the model trains (see ``training.learners``). What a member does
+    not define, does nothing."""
 
     asks_model: ClassVar[bool] = False
     """Whether it asks the objective that is trained itself (``meet``)."""
@@ -71,7 +74,9 @@ class Learner:
         """Learn, after an update, at a ``training.learners.Point``; every rank calls this."""
 
     def facts(self) -> Mapping[str, object]:
-        """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN": 0.7}}``."""
+        """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN":
+        0.7}}``.
+        """
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -83,7 +88,9 @@ class Learner:
 
 
 class Policy(ABC):
-    """Base of all policies. Members are small frozen dataclasses, so that they can be compared and shown."""
+    """Base of all policies. Members are small frozen dataclasses, so that they can be compared and
+    shown.
+    """
 
     @property
     def splits_budget(self) -> bool:
@@ -97,7 +104,9 @@ class Policy(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """Whether units or weights depend on the text that is hidden: masked diffusion then has no likelihood."""
+        """Whether units or weights depend on the text that is hidden: masked diffusion then has no
+        likelihood.
+        """
         return True
 
     @property
@@ -116,7 +125,9 @@ class Policy(ABC):
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        """(P,) float64: the ratios of these pieces, for policies that bring their own (UL2's denoisers)."""
+        """(P,) float64: the ratios of these pieces, for policies that bring their own (UL2's
+        denoisers).
+        """
         return ratio_P
 
     def judged_on(self) -> tuple[str, ...]:
@@ -139,7 +150,9 @@ class Policy(ABC):
 
 
 class CutPolicy(Policy):
-    """Base of the policies that weigh the units called ``units`` (see ``units_by``), which is a field of theirs."""
+    """Base of the policies that weigh the units called ``units`` (see ``units_by``), which is a
+    field of theirs.
+    """
 
     units: str
 

@@ -1,7 +1,8 @@
-"""Units that the text itself gives: tokens, words, the runs of a layer; and layers or counts as their weights.
+"""Units that the text itself gives: tokens, words, the runs of a layer; and layers or counts as
+their weights.
 
-``Learned`` reads the layers that a policy learned before has made. The model that scores texts is far from here:
-``learning.annotator`` runs it once over a corpus.
+``Learned`` reads the layers that a policy learned before has made. The model that scores texts is
+far from here: ``learning.annotator`` runs it once over a corpus.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.gather import read_numbers
-from maskwise.masking.policies.base import CutPolicy, Moment, Policy, UnitKind, layer_of, units_by, weigh
+from maskwise.masking.policies.base import (
+    CutPolicy,
+    Moment,
+    Policy,
+    UnitKind,
+    layer_of,
+    units_by,
+    weigh,
+)
 from maskwise.masking.select import require_one_of
 from maskwise.masking.units import Units, runs
 from maskwise.segments import first_of, first_within
@@ -28,8 +37,8 @@ class Token(Policy):
     """Random tokens, as BERT first had them: every eligible token is a unit of its own.
 
     Selects: single tokens, all alike.
-    Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each by
-        itself.
+    Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each
+        by itself.
     Cost: one key a token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """
@@ -43,11 +52,14 @@ class Token(Policy):
 
 @dataclass(frozen=True)
 class WholeWord(Policy):
-    """All tokens of a word or none: a unit is a run of tokens with one number in the layer ``word_ids``.
+    """All tokens of a word or none: a unit is a run of tokens with one number in the layer
+    ``word_ids``.
 
     Selects: words, all alike, whatever their number of tokens.
-    Guarantee: never half a word. ``exact``: at most the budget, which favours short words in short rows;
-        ``expected``: the budget on average, words nearly even; a word with an [UNK] token is never chosen.
+    Guarantee: never half a word. ``exact``: at most the budget, which favours short words in short
+        rows;
+        ``expected``: the budget on average, words nearly even; a word with an [UNK] token is never
+            chosen.
     Cost: one pass to find the words; O(B·L), where the usual collator is O(B·L²).
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
@@ -63,18 +75,20 @@ class WholeWord(Policy):
 
 @dataclass(frozen=True)
 class SpanLayer(Policy):
-    """Spans that somebody marked: units are runs of one number ≥ 0 in a layer, and around them words or tokens.
+    """Spans that somebody marked: units are runs of one number ≥ 0 in a layer, and around them
+    words or tokens.
 
-    Selects: marked spans. At ``rest_weight=0`` the rest is masked only where the masker's ``fill`` says so:
-        ``none`` (salient span masking as published), ``random`` (equal budgets), ``skip-row``; at 1 the rest
-        is masked as readily as the spans (PMI phrases). With ``rest="none"`` the ratio is a share of the
-        *marked* tokens alone (emlm: ``ratio=0.5, budget="bernoulli"``).
-    Guarantee: never half a span. ``exact``: at most the budget: a span longer than that is never chosen (a
-        sentence in a short row); ``expected``: even then with probability budget / length; ``bernoulli``:
-        each by itself.
+    Selects: marked spans. At ``rest_weight=0`` the rest is masked only where the masker's ``fill``
+        says so: ``none`` (salient span masking as published), ``random`` (equal budgets),
+        ``skip-row``; at 1 the rest is masked as readily as the spans (PMI phrases). With
+        ``rest="none"`` the ratio is a share of the *marked* tokens alone (emlm: ``ratio=0.5,
+        budget="bernoulli"``).
+    Guarantee: never half a span. ``exact``: at most the budget: a span longer than that is never
+        chosen (a sentence in a short row); ``expected``: even then with probability budget /
+        length; ``bernoulli``: each by itself.
     Cost: that of whole words.
-    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al. 2021
-        (PMI-Masking, arXiv 2010.01825) for phrases.
+    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al.
+        2021 (PMI-Masking, arXiv 2010.01825) for phrases.
     """
 
     layer: str = "salient"
@@ -97,7 +111,11 @@ class SpanLayer(Policy):
         marked = batch.layer(self.layer, policy="span-layer")
         if self.rest == "none":
             return runs(batch, marked)
-        rest = np.arange(len(marked)) if self.rest == "token" else batch.layer("word_ids", policy="span-layer")
+        rest = (
+            np.arange(len(marked))
+            if self.rest == "token"
+            else batch.layer("word_ids", policy="span-layer")
+        )
         # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
         units = runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
         if self.rest_weight == 1:
@@ -106,7 +124,9 @@ class SpanLayer(Policy):
 
 
 def salient(rest: str = "word") -> SpanLayer:
-    """Salient spans (names, dates and the like) from the layer ``salient``; ``fill`` decides on the rest."""
+    """Salient spans (names, dates and the like) from the layer ``salient``; ``fill`` decides on the
+    rest.
+    """
     return SpanLayer("salient", rest)
 
 
@@ -125,8 +145,8 @@ class Guided(Policy):
     """Single tokens, of marked spans alone.
 
     Selects: tokens of the spans of a layer, all alike; the ratio is a share of the *marked* tokens.
-    Guarantee: that of single tokens; ``bernoulli`` at ``min_targets=0`` is emlm as published: each marked token by
-        itself with probability 0.5, and nothing else.
+    Guarantee: that of single tokens; ``bernoulli`` at ``min_targets=0`` is emlm as published: each
+        marked token by itself with probability 0.5, and nothing else.
     Cost: that of single tokens.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -145,16 +165,18 @@ class Guided(Policy):
 
 @dataclass(frozen=True)
 class Weighted(CutPolicy):
-    """Any score as a weight: a unit's weight is the mean of a layer over its tokens, to the power ``power``.
+    """Any score as a weight: a unit's weight is the mean of a layer over its tokens, to the power
+    ``power``.
 
-    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without replacement. A power
-        above 1 sharpens, 0 is even; weight 0 stays 0 and is masked only by ``fill="random"``.
-    Guarantee: as for its units. Units are taken in an order drawn by weight; inclusion is not proportional to
-        weight where the budget is large (no unit is taken twice). ``bernoulli``: probability min(1, ratio ×
-        weight), so weights should average 1.
+    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without
+        replacement. A power above 1 sharpens, 0 is even; weight 0 stays 0 and is masked only by
+        ``fill="random"``.
+    Guarantee: as for its units. Units are taken in an order drawn by weight; inclusion is not
+        proportional to weight where the budget is large (no unit is taken twice). ``bernoulli``:
+        probability min(1, ratio × weight), so weights should average 1.
     Cost: a logarithm and a slower sort; about twice the unweighted policy.
-    Source: Efraimidis & Spirakis 2006 for the sampling; for the weights of ``informative`` Sadeq et al. 2022
-        (arXiv 2210.11771), of ``difference`` Wilf et al. 2023 (arXiv 2305.14577).
+    Source: Efraimidis & Spirakis 2006 for the sampling; for the weights of ``informative`` Sadeq et
+        al. 2022 (arXiv 2210.11771), of ``difference`` Wilf et al. 2023 (arXiv 2305.14577).
     """
 
     layer: str = "weight"
@@ -180,7 +202,9 @@ def informative(units: str = "word", power: float = 1.0) -> Weighted:
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Words that set a corpus apart from a general one, by the layer ``difference`` (Difference-Masking)."""
+    """Words that set a corpus apart from a general one, by the layer ``difference``
+    (Difference-Masking).
+    """
     return Weighted("difference", units, power)
 
 
@@ -188,12 +212,14 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 class Frequency(CutPolicy):
     """Rare tokens more often (or less): a token weighs max(count, floor) to the power ``power``.
 
-    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), a tensor, an array or a list over ids, or
-    else from the layer ``frequency`` (the count of each token, as a column of the rows).
+    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), a tensor, an array or a
+    list over ids, or else from the layer ``frequency`` (the count of each token, as a column of the
+    rows).
 
-    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5 frequent
-        ones.
-    Guarantee: as for its units; ``bernoulli`` takes weights as they are, which for negative powers are small.
+    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5
+        frequent ones.
+    Guarantee: as for its units; ``bernoulli`` takes weights as they are, which for negative powers
+        are small.
     Cost: a power a token, then as ``weighted``.
     Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
     """
@@ -205,7 +231,9 @@ class Frequency(CutPolicy):
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
-            raise MaskwiseError("policy frequency: the least count", got=self.floor, allowed="above 0")
+            raise MaskwiseError(
+                "policy frequency: the least count", got=self.floor, allowed="above 0"
+            )
         if self.counts is None:
             return
         counts = read_numbers("counts", self.counts)
@@ -222,7 +250,9 @@ class Frequency(CutPolicy):
             count_T = batch.layer("frequency", policy="frequency", scores=True)
         elif len(self.counts) <= (largest := int(batch.input_ids.max(initial=-1))):
             allowed = f"one count for each id, at least {largest + 1}"
-            raise MaskwiseError("policy frequency: too few counts", got=len(self.counts), allowed=allowed)
+            raise MaskwiseError(
+                "policy frequency: too few counts", got=len(self.counts), allowed=allowed
+            )
         else:
             count_T = self.counts.take(batch.input_ids)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
@@ -237,18 +267,25 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 @dataclass(frozen=True)
 class Learned(Policy):
-    """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece (``top-1``, …).
+    """What ``maskwise learn`` made: words by their weights, the best ``spans``, or one span a piece
+    (``top-1``, …).
 
-    Selects: ``weights``: words, by weighted sampling without replacement up to any budget, sharpened by ``power``. The
-        share ``explore`` of each piece's budget is left to chance: the policy draws ⌈(1 − explore) × ratio × words⌉ of
-        the words, and what then remains is spent on any others, where it would be the same few words in every text.
-        ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of each piece, drawn
-        from its N best by score (1: always the best). Words outside of spans weigh 0: they are for ``fill="random"``.
-    Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget (``expected``: or by
-        chance). A ratio of 1 lets every span fit, and then ``fill="none"`` masks nothing else.
+    Selects: ``weights``: words, by weighted sampling without replacement up to any budget,
+        sharpened by ``power``. The share ``explore`` of each piece's budget is left to chance: the
+        policy draws ⌈(1 − explore) × ratio × words⌉ of the words, and what then remains is spent on
+        any others, where it would be the same few words in every text.
+        ``spans``: the best spans of each window, weighted by their scores. ``top-N``: one span of
+            each piece, drawn
+        from its N best by score (1: always the best). Words outside of spans weigh 0: they are for
+        ``fill="random"``.
+    Guarantee: as for words; never half a span. ``top-N``: one span at most, if it fits the budget
+        (``expected``: or by chance). A ratio of 1 lets every span fit, and then ``fill="none"``
+        masks nothing else.
     Cost: that of ``weighted``; the scores were made once, with the corpus.
-    Without a folder: the policy that a run of a study learns before it trains, as the recipe's ``learning`` says.
-    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that overlap; these do not.
+    Without a folder: the policy that a run of a study learns before it trains, as the recipe's
+    ``learning`` says.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that
+        overlap; these do not.
     """
 
     folder: str = ""
@@ -261,7 +298,9 @@ class Learned(Policy):
             allowed = "weights, spans, top-1, top-5, …"
             raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
         if not 0 <= self.explore <= 1:
-            raise MaskwiseError("policy learned: explore", got=self.explore, allowed="0 to 1, a share of the budget")
+            raise MaskwiseError(
+                "policy learned: explore", got=self.explore, allowed="0 to 1, a share of the budget"
+            )
         if (self.power != 1 or self.explore) and self.take != "weights":
             got = f"take={self.take}, power={self.power}, explore={self.explore}"
             raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
@@ -311,19 +350,29 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """The same units, of which so many as the policy's share of the budget come before all others."""
-        assert units.weight is not None and moment.ratio is not None, "words have weights, and the masker gives ratios"
-        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)  # 3.0000000000000004 words are three
+        """The same units, of which so many as the policy's share of the budget come before all
+        others.
+        """
+        assert units.weight is not None and moment.ratio is not None, (
+            "words have weights, and the masker gives ratios"
+        )
+        # 3.0000000000000004 words are three
+        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
         race = _race(units, np.flatnonzero(units.weight > 0), keys)
         drawn = first_within(units.piece, race, share_P.astype(np.int64)) & np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 
 
 def _race(units: Units, among: Array, keys: Keys) -> Array:
-    """(U,) when each unit arrives, in the order of a weighted draw without replacement; the others never do."""
+    """(U,) when each unit arrives, in the order of a weighted draw without replacement; the others
+    never do.
+    """
     assert units.weight is not None
     race = np.full(len(units.weight), np.inf)
-    race[among] = -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])) / units.weight[among]
+    race[among] = (
+        -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among]))
+        / units.weight[among]
+    )
     return race
 
 

@@ -19,9 +19,10 @@ class Mixture(Policy):
     """Each document piece is masked by one member, drawn by hash.
 
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
-        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends
-        random.
-    Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for anything.
+        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
+        and ends random.
+    Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for
+        anything.
     Cost: the members' together, for every member cuts all pieces.
     Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
     """
@@ -34,7 +35,10 @@ class Mixture(Policy):
             allowed = "two or more policies, none a mixture"
             raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
         if any(member.learner() is not None for member in self.members):
-            what, do = "policy mixture: a member that learns from losses would learn nothing", "take it alone"
+            what, do = (
+                "policy mixture: a member that learns from losses would learn nothing",
+                "take it alone",
+            )
             raise MaskwiseError(what, got=self.members, do=do)
         if len(self.shares) != len(self.members):
             got = f"{len(self.shares)} shares for {len(self.members)} policies"
@@ -92,25 +96,32 @@ class Mixture(Policy):
         ]
         weight = None
         if any(part.weight is not None for part in parts):
-            weights = [np.ones(len(part.piece)) if part.weight is None else part.weight for part in parts]
+            weights = [
+                np.ones(len(part.piece)) if part.weight is None else part.weight for part in parts
+            ]
             weight = np.concatenate(weights)
         before = np.cumsum([0, *(len(part.piece) for part in parts)])
         tokens, piece, number = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "piece", "number")
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("tokens", "piece", "number")
         )
         unit = np.concatenate([part.unit + n for part, n in zip(parts, before[:-1], strict=True)])
         return Units(batch, tokens, unit, piece, number, weight)
 
 
 def _of_pieces(units: Units, wanted_P: Array) -> Units:
-    """The units of some pieces. Single tokens are numbered by their rank among the content, as other units are."""
+    """The units of some pieces. Single tokens are numbered by their rank among the content, as
+    other units are.
+    """
     batch = units.batch
     unit, number = units.unit, units.number
     if unit is None:
         unit = np.arange(len(units.tokens))
         content = np.flatnonzero(batch.content)
         count_P = batch.count(batch.content)
-        rank = np.searchsorted(content, units.tokens) - (count_P.cumsum() - count_P).take(units.piece)
+        rank = np.searchsorted(content, units.tokens) - (count_P.cumsum() - count_P).take(
+            units.piece
+        )
         number = rank.astype(np.int32)
     every = Units(batch, units.tokens, unit, units.piece, number, units.weight)
     return every.without(np.flatnonzero(~wanted_P.take(units.piece)))

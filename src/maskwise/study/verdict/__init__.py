@@ -1,11 +1,13 @@
-"""From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md) of a study's numbers.
+"""From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md) of a study's
+numbers.
 
-The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed. Fine-tuning seeds are already
-averaged inside a score; tasks are standardised and averaged inside the run; only then comes any statistic, so that
-seeds × tasks are never pooled.
+The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed.
+Fine-tuning seeds are already averaged inside a score; tasks are standardised and averaged inside
+the run; only then comes any statistic, so that seeds × tasks are never pooled.
 
-Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts), ``flags`` (what
-makes a row not comparable, caps or qualifies it), ``words`` (sentences), ``shares``, ``efficiency``, ``transfer``.
+Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts),
+``flags`` (what makes a row not comparable, caps or qualifies it), ``words`` (sentences),
+``shares``, ``efficiency``, ``transfer``.
 Cost: milliseconds to a second.
 """
 
@@ -43,12 +45,12 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 
     Args:
         records: every number that was measured.
-        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs. While seeds are ``pending``, nothing is
-            tested or estimated.
+        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs. While seeds are
+            ``pending``, nothing is tested or estimated.
 
     Raises:
-        MaskwiseError: records that cannot be compared: unpaired seeds, an arm without runs, scores that are not
-            finite numbers, a task that was measured in some runs only.
+        MaskwiseError: records that cannot be compared: unpaired seeds, an arm without runs, scores
+            that are not finite numbers, a task that was measured in some runs only.
 
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
@@ -80,19 +82,28 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
         "advice": _advice(primary, asked, table, names),
         "overlap": table.overlap,
-        "tasks": {task: {"helped": share, "counted": task in table.counted} for task, share in table.helped.items()},
-        "efficiency": efficiency(table, [] if pending else list(dict.fromkeys(primary_pairs(study)))),
+        "tasks": {
+            task: {"helped": share, "counted": task in table.counted}
+            for task, share in table.helped.items()
+        },
+        "efficiency": efficiency(
+            table, [] if pending else list(dict.fromkeys(primary_pairs(study)))
+        ),
     }
     if pending:
         summary["pending"] = {"planned": planned, "done": done}
-        summary["headline"] = f"No verdict yet: {done} of {planned} planned runs of each arm are done."
+        summary["headline"] = (
+            f"No verdict yet: {done} of {planned} planned runs of each arm are done."
+        )
         return summary
     share = study.get("share")
     if share:
         summary["shares"] = gain_shares(table, *share, names)
     learned = study.get("learned")
     if learned:
-        summary["transfer"] = cells(table.outcomes, table.tasks, learned, study["baseline"], table.sign)
+        summary["transfer"] = cells(
+            table.outcomes, table.tasks, learned, study["baseline"], table.sign
+        )
     return summary
 
 
@@ -116,11 +127,17 @@ def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list
 
 
 def _gate_table(lines: list[Record], table: Table) -> Table:
-    """The runs that only the gate compares, at default settings; all runs, where the study has none of its own."""
+    """The runs that only the gate compares, at default settings; all runs, where the study has none
+    of its own.
+    """
     own = [line for line in lines if line.get("role") == "gate"]
     if not own:
         return table
-    arms = {arm: facts for arm, facts in table.study["arms"].items() if any(line.get("arm") == arm for line in own)}
+    arms = {
+        arm: facts
+        for arm, facts in table.study["arms"].items()
+        if any(line.get("arm") == arm for line in own)
+    }
     overlap = [line for line in lines if line["kind"] == "overlap"]
     looked = list[Look]()
     for look in table.study.get("looked") or ():
@@ -138,11 +155,15 @@ def _planned(study: Study) -> Planned:
     runs = len(study["seeds"])
     contrasts = len(primary_pairs(study)) - (gate_of(study) is not None)
     alpha = 0.05 * look_weight(study.get("looks"), runs) / max(contrasts, 1)
-    power = {f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)}
+    power = {
+        f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)
+    }
     return {"runs": runs, "contrasts": contrasts, "power": power}
 
 
-def _advice(primary: list[Contrast], asked: list[Contrast], table: Table, names: Mapping[str, str]) -> list[str]:
+def _advice(
+    primary: list[Contrast], asked: list[Contrast], table: Table, names: Mapping[str, str]
+) -> list[str]:
     """Behind a gate that did not pass, the advice is on the gate, too."""
     rows = primary if table.closed else asked
     return [sentence for _, sentence in advice_of(rows, names, table.study.get("looks"))]

@@ -1,9 +1,10 @@
-"""One row per pair of arms and outcome: the paired differences, their interval, the test, and the verdict.
+"""One row per pair of arms and outcome: the paired differences, their interval, the test, and the
+verdict.
 
-One outcome of each pair is *primary*: there the test is spent, the exact sign-flip test with Holm's correction over
-all primary contrasts, and there a verdict stands: ``decided``, ``no difference that matters``, ``open`` or
-``not comparable``. The other rows have a mean and an interval, and no p. ``flags`` finds what makes a row not
-comparable, and what caps a verdict.
+One outcome of each pair is *primary*: there the test is spent, the exact sign-flip test with Holm's
+correction over all primary contrasts, and there a verdict stands: ``decided``, ``no difference that
+matters``, ``open`` or ``not comparable``. The other rows have a mean and an interval, and no p.
+``flags`` finds what makes a row not comparable, and what caps a verdict.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from maskwise.study.verdict.flags import FIXED, raised, scope_of
 from maskwise.study.verdict.table import TOLERANCE, Table
 
 ALPHA = 0.05
-MOST_MORE_RUNS = 50  # a longer way to a decision is no advice: the difference is too small to matter
+# a longer way to a decision is no advice: the difference is too small to matter
+MOST_MORE_RUNS = 50
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Comparison:
 
 
 def primary_pairs(study: Study) -> list[tuple[str, str]]:
-    """The (arm, baseline) pairs that the page is about, as the recipe named them; that of a gate first.
+    """The (arm, baseline) pairs that the page is about, as the recipe named them; that of a gate
+    first.
 
     Raises:
         MaskwiseError: a contrast with the reference, of which nothing would be measured.
@@ -67,10 +70,15 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
     pairs = list(dict.fromkeys((arm, baseline) for arm, baseline in study["contrasts"]))
     gate = gate_of(study)
     if gate is not None:
-        # With a search the gate has runs of its own, and its pair may also be compared with each arm at its best.
+        # With a search the gate has runs of its own, and its pair may also be compared with each
+        # arm at its best.
         own_runs = isinstance(study.get("gate"), dict) and study.get("search")
         pairs = [gate, *(pair for pair in pairs if own_runs or pair != gate)]
-    if not study["tasks"] and not study.get("reference") and any(REFERENCE in pair for pair in pairs):
+    if (
+        not study["tasks"]
+        and not study.get("reference")
+        and any(REFERENCE in pair for pair in pairs)
+    ):
         raise MaskwiseError(
             f"a contrast names {REFERENCE}, and nothing is measured of it",
             allowed=", ".join(study["arms"]),
@@ -89,19 +97,24 @@ def gate_of(study: Study) -> tuple[str, str] | None:
 
 
 def closes(study: Study) -> list[tuple[str, str]]:
-    """The contrasts that have no answer unless the gate passes: all of them, in studies that do not name them."""
+    """The contrasts that have no answer unless the gate passes: all of them, in studies that do not
+    name them.
+    """
     gate = study.get("gate")
     if isinstance(gate, dict):
         return [(arm, baseline) for arm, baseline in gate["closes"]]
-    return [(arm, baseline) for arm, baseline in study["contrasts"] if (arm, baseline) != gate_of(study)]
+    return [
+        (arm, baseline) for arm, baseline in study["contrasts"] if (arm, baseline) != gate_of(study)
+    ]
 
 
 def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
     """The rows of one pair: all tasks first, then each task, each held-out loss, each evaluation.
 
-    An arm whose objective has no held-out loss, and the reference, are compared by what both have. Without tasks the
-    primary row is the held-out loss on the arm's own kind of mask (the mean over its ratios); for arms with different
-    units or tokenizers, which no held-out loss can compare, it is the first evaluation that has a chance level.
+    An arm whose objective has no held-out loss, and the reference, are compared by what both have.
+    Without tasks the primary row is the held-out loss on the arm's own kind of mask (the mean over
+    its ratios); for arms with different units or tokenizers, which no held-out loss can compare, it
+    is the first evaluation that has a chance level.
     """
     both = [
         name
@@ -109,7 +122,9 @@ def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
         if table.values(name, arm) and table.values(name, baseline)
     ]
     own = [name for name in table.own_heldout(arm) if name in both]
-    with_chance = [name for name in both if name in table.evaluations and _unit(table, name) == "score"]
+    with_chance = [
+        name for name in both if name in table.evaluations and _unit(table, name) == "score"
+    ]
     apart = table.incomparable(arm, baseline, next(iter(own), ""))
     order = [*with_chance, *own] if apart else [*own, *with_chance]
     primary = next(iter(["tasks"] if table.tasks else order), None)
@@ -117,7 +132,9 @@ def compare(table: Table, arm: str, baseline: str) -> list[Comparison]:
     return [_comparison(table, arm, baseline, name, primary=name == primary) for name in outcomes]
 
 
-def _comparison(table: Table, arm: str, baseline: str, outcome: str, *, primary: bool) -> Comparison:
+def _comparison(
+    table: Table, arm: str, baseline: str, outcome: str, *, primary: bool
+) -> Comparison:
     mine, other = _paired(table, arm, baseline, outcome)
     differences = paired_differences(mine, other)
     plain = differences
@@ -177,7 +194,9 @@ def _metric(table: Table, outcome: str, *pair: str) -> str | None:
 
 def _paired(table: Table, arm: str, baseline: str, outcome: str) -> tuple[BySeed, BySeed]:
     """Both sides on the seeds they share."""
-    mine, other = (table.values(table.judged_by(outcome, arm, baseline), each) for each in (arm, baseline))
+    mine, other = (
+        table.values(table.judged_by(outcome, arm, baseline), each) for each in (arm, baseline)
+    )
     for name, lost in ((arm, other.keys() - mine.keys()), (baseline, mine.keys() - other.keys())):
         missing = sorted(lost - table.failed.get(name, set()))
         if missing and name != REFERENCE:
@@ -194,16 +213,22 @@ def _matched(table: Table, arm: str, baseline: str) -> Compute:
     mine, other = table.compute(arm), table.compute(baseline)
     ratios = {key: mine[key] / other[key] for key in mine if key in other}
     by = table.matched_by
-    return {"by": by, "matched": by in ratios and abs(ratios[by] - 1) <= TOLERANCE, "ratios": ratios}
+    return {
+        "by": by,
+        "matched": by in ratios and abs(ratios[by] - 1) <= TOLERANCE,
+        "ratios": ratios,
+    }
 
 
 def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
-    """The other interval: what other test items could have said, in natural units; never mixed with the first.
+    """The other interval: what other test items could have said, in natural units; never mixed with
+    the first.
 
-    From resampled sentences and documents, where records have that, else from the spread of the items' scores, else
-    binomial, for metrics that are a share of items. Both arms answer the same items, and records do not say which: the
-    answers are taken to correlate one half, so that a difference is as uncertain as one share. Tasks on the same texts
-    are taken to be lucky together, others independently.
+    From resampled sentences and documents, where records have that, else from the spread of the
+    items' scores, else binomial, for metrics that are a share of items. Both arms answer the same
+    items, and records do not say which: the answers are taken to correlate one half, so that a
+    difference is as uncertain as one share. Tasks on the same texts are taken to be lucky together,
+    others independently.
     """
     names = table.measured(row["outcome"], row["arm"], row["baseline"])
     errors: dict[str, float] = defaultdict(float)
@@ -219,14 +244,19 @@ def _items_interval(table: Table, row: Contrast, mean: float) -> Ends | None:
     return {"low": mean - half, "high": mean + half}
 
 
-# Verdicts --------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------
 
 
-def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Table, names: Mapping[str, str]) -> None:
-    """Write p, p_adjusted, verdict, better, scope, flags, runs_to_decide and detectable into the rows.
+def decide(
+    gate: Sequence[Comparison], others: Sequence[Comparison], table: Table, names: Mapping[str, str]
+) -> None:
+    """Write p, p_adjusted, verdict, better, scope, flags, runs_to_decide and detectable into the
+    rows.
 
-    The gate is tested first, at the full level. The contrasts that it closes are tested only if it passes, so neither
-    costs the other anything (a serial gatekeeper; Maurer, Hothorn and Lehmacher 1995).
+    The gate is tested first, at the full level. The contrasts that it closes are tested only if it
+    passes, so neither costs the other anything (a serial gatekeeper; Maurer, Hothorn and Lehmacher
+    1995).
     """
     _judge(gate, names)
     for one in gate:
@@ -239,8 +269,9 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Tabl
 def _passes(row: Contrast) -> bool:
     """Whether a gate's arm beats its baseline.
 
-    In older studies one search served all seeds, and the two sides of a gate may have other settings. That leaves the
-    row open; it passes all the same, because it asks whether the study sees a difference, and not where that is from.
+    In older studies one search served all seeds, and the two sides of a gate may have other
+    settings. That leaves the row open; it passes all the same, because it asks whether the study
+    sees a difference, and not where that is from.
     """
     doubts = [flag["code"] for flag in row["flags"] if flag["effect"] != "notes"]
     if row["p_adjusted"] is None or row["p_adjusted"] >= ALPHA or set(doubts) - {"settings-differ"}:
@@ -263,7 +294,8 @@ def _judge(comparisons: Sequence[Comparison], names: Mapping[str, str]) -> None:
     for one in tested:
         if one.row["n"] >= P_FROM_RUNS:
             one.row["p"] = _p_value(one)
-    # Contrasts without a p keep their place in the family, as p = 1: it was planned, and is not chosen by what came.
+    # Contrasts without a p keep their place in the family, as p = 1: it was planned, and is not
+    # chosen by what came.
     adjusted = holm([1.0 if one.row["p"] is None else one.row["p"] for one in primaries])
     for one, p in zip(primaries, adjusted):
         one.row["p_adjusted"] = None if one.row["p"] is None else p
@@ -304,10 +336,12 @@ def _conclude(one: Comparison, *, family: int) -> None:
 
 
 def _within_margin(one: Comparison, *, family: int) -> Equivalence | None:
-    """The interval that lies within the margin of the study, in plain scores or nats; None where it does not.
+    """The interval that lies within the margin of the study, in plain scores or nats; None where it
+    does not.
 
-    The inverted test at 1 − alpha / the number of contrasts, shared with planned looks, so that arms which differ by
-    the whole margin are called equal in at most 5 % of studies. So few runs may have no interval at this level.
+    The inverted test at 1 − alpha / the number of contrasts, shared with planned looks, so that
+    arms which differ by the whole margin are called equal in at most 5 % of studies. So few runs
+    may have no interval at this level.
     """
     row, study = one.row, one.table.study
     margin = study.get("margin")
@@ -325,11 +359,13 @@ def _within_margin(one: Comparison, *, family: int) -> Equivalence | None:
 def _plan(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable]:
     """How many runs of each arm would decide, and what a number of runs that can decide would see.
 
-    The number is that for a power of .8, were the difference as large as it looks; None for more than
-    ``MOST_MORE_RUNS`` further ones.
+    The number is that for a power of .8, were the difference as large as it looks; None for more
+    than ``MOST_MORE_RUNS`` further ones.
     """
     n = len(one.differences)
-    needed = runs_to_decide(float(one.differences.std(ddof=1)), float(one.differences.mean()), alpha=alpha)
+    needed = runs_to_decide(
+        float(one.differences.std(ddof=1)), float(one.differences.mean()), alpha=alpha
+    )
     if needed is not None and needed > n + MOST_MORE_RUNS:
         needed = None
     runs = max(n, fewest_runs(alpha))

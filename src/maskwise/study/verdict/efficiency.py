@@ -1,10 +1,12 @@
-"""Quality against compute: every run as a point, and where an arm first reaches the baseline's final quality.
+"""Quality against compute: every run as a point, and where an arm first reaches the baseline's
+final quality.
 
-Companion runs are whole runs with a share of the steps (ratio and learning rate run over their own length; a run
-cut short is not a short run). For each seed the arm's qualities at its fractions are joined by straight lines over
-the compute. Where they first reach what the baseline has at its end, with the same seed, is the first crossing, as a
-share of the baseline's whole compute. Crossings are described and not tested: the first crossing of a noisy curve comes
-early, and straight lines under a concave curve come late.
+Companion runs are whole runs with a share of the steps (ratio and learning rate run over their own
+length; a run cut short is not a short run). For each seed the arm's qualities at its fractions are
+joined by straight lines over the compute. Where they first reach what the baseline has at its end,
+with the same seed, is the first crossing, as a share of the baseline's whole compute. Crossings are
+described and not tested: the first crossing of a noisy curve comes early, and straight lines under
+a concave curve come late.
 """
 
 from __future__ import annotations
@@ -34,16 +36,26 @@ def efficiency(table: Table, pairs: Sequence[tuple[str, str]]) -> Efficiency:
                 sign = 1 if table.higher_is_better(outcome) else -1
                 shares = first_crossings(lengths, arm, baseline, outcome, by=by, sign=sign)
                 if shares:
-                    rows.append({"arm": arm, "baseline": baseline, "outcome": outcome, "by": by, "shares": shares})
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "baseline": baseline,
+                            "outcome": outcome,
+                            "by": by,
+                            "shares": shares,
+                        }
+                    )
     return {"points": _points(lengths, table), "crossings": rows}
 
 
 def first_crossings(
     lengths: Lengths, arm: str, baseline: str, outcome: str, *, by: str, sign: int
 ) -> dict[str, float | None]:
-    """By seed, the share of the baseline's compute at which the arm reaches its final quality; None if it never does.
+    """By seed, the share of the baseline's compute at which the arm reaches its final quality; None
+    if it never does.
 
-    An arm that is there in its shortest run has the share of that run. A seed without one of its lengths is left out.
+    An arm that is there in its shortest run has the share of that run. A seed without one of its
+    lengths is left out.
     """
     whole = lengths[1.0]
     shares: dict[str, float | None] = {}
@@ -76,7 +88,9 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
 
 
 def _outcomes(table: Table, arm: str, baseline: str) -> list[str]:
-    """What a pair may be compared by: the tasks, and the arm's own held-out loss where that is comparable."""
+    """What a pair may be compared by: the tasks, and the arm's own held-out loss where that is
+    comparable.
+    """
     outcomes = ["tasks"] if table.tasks else []
     if REFERENCE not in (arm, baseline):
         own = [name for name in table.own_heldout(arm) if name in table.outcomes]

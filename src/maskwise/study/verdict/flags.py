@@ -1,7 +1,8 @@
-"""What keeps a row from an answer, caps its verdict, or must be known beside it: one table of flags.
+"""What keeps a row from an answer, caps its verdict, or must be known beside it: one table of
+flags.
 
-A flag is raised where its test gives facts. The same facts fill its sentence and stand beside it in summary.json, so
-that the page, the terminal, a notebook and a script say the same.
+A flag is raised where its test gives facts. The same facts fill its sentence and stand beside it in
+summary.json, so that the page, the terminal, a notebook and a script say the same.
 
 | effect | what it does |
 |---|---|
@@ -48,7 +49,8 @@ class Flag:
     """A remark on a row.
 
     Attributes:
-        test: the facts of the sentence, or None where the flag is not raised. ``arms`` are names of arms.
+        test: the facts of the sentence, or None where the flag is not raised. ``arms`` are names of
+            arms.
         sentence: a template over the facts.
         advice: what to do about it; nothing where it is empty, or where the facts have ``minor``.
     """
@@ -75,16 +77,21 @@ def raised(row: Contrast, table: Table, names: Mapping[str, str]) -> list[Raised
         assert isinstance(arms, list | tuple)
         words = " and ".join(names.get(arm, arm) for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
-        found.append({"code": flag.code, "effect": flag.effect, "sentence": sentence, "facts": facts})
+        found.append(
+            {"code": flag.code, "effect": flag.effect, "sentence": sentence, "facts": facts}
+        )
     return found
 
 
 def scope_of(row: Contrast, table: Table) -> str:
-    """Whether each arm was tuned inside every replicate, or the verdict holds at these settings alone."""
+    """Whether each arm was tuned inside every replicate, or the verdict holds at these settings
+    alone.
+    """
     return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
 
 
-# Nothing can be said ---------------------------------------------------------------------------------
+# Nothing can be said
+# ---------------------------------------------------------------------------------
 
 
 def _gate_closed(row: Contrast, table: Table) -> Facts | None:
@@ -107,7 +114,9 @@ def _differs(what: str) -> Test:
 
 
 def _at_floor(row: Contrast, table: Table) -> Facts | None:
-    """Held-out outcomes only. One side above the floor and one at it is an answer, unless that one fell back to it."""
+    """Held-out outcomes only. One side above the floor and one at it is an answer, unless that one
+    fell back to it.
+    """
     if not is_loss(row["outcome"]):
         return None
     sides = [table.behind(name) or [name] for name in _pair(row)]
@@ -128,7 +137,8 @@ def _at_chance(row: Contrast, table: Table) -> Facts | None:
     return {"arms": list(_pair(row))} if guessing else None
 
 
-# At most open ----------------------------------------------------------------------------------------
+# At most open
+# ----------------------------------------------------------------------------------------
 
 
 def _looked_before(row: Contrast, table: Table) -> Facts | None:
@@ -137,7 +147,9 @@ def _looked_before(row: Contrast, table: Table) -> Facts | None:
     now = study["seeds"]
     for look in study.get("looked") or ():
         then = look.get("seeds", now[: look["runs"]])
-        planned = bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
+        planned = (
+            bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
+        )
         changed = (look["runs"], {*then}) != (len(now), {*now})
         if changed and not planned and can_decide(look["runs"], look.get("contrasts", 1)):
             return {"runs": look["runs"]}
@@ -151,7 +163,8 @@ def _settings_differ(row: Contrast, table: Table) -> Facts | None:
     return {"arms": [line["arm"] for line in lines]} if len(chosen) > 1 else None
 
 
-# Notes -----------------------------------------------------------------------------------------------
+# Notes
+# -----------------------------------------------------------------------------------------------
 
 
 def _missing_runs(row: Contrast, table: Table) -> Facts | None:
@@ -172,26 +185,37 @@ def _unmatched_compute(row: Contrast, table: Table) -> Facts | None:
     if not off:
         return None
     listed = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
-    matched = f"not matched by {COSTS[by]}: " if by in off else f"at equal {COSTS[by]}, " if by else ""
+    matched = (
+        f"not matched by {COSTS[by]}: " if by in off else f"at equal {COSTS[by]}, " if by else ""
+    )
     return {"told": f"{matched}{row['arm']} used {listed} of {row['baseline']}", "ratios": off}
 
 
 def _untuned(row: Contrast, table: Table) -> Facts | None:
     trained = [arm for arm in _trained(row, table) if arm in table.study["arms"]]
-    return {"arms": trained} if trained and not row.get("gate") and not _choices(row, table) else None
+    return (
+        {"arms": trained} if trained and not row.get("gate") and not _choices(row, table) else None
+    )
 
 
 def _tied_grid(row: Contrast, table: Table) -> Facts | None:
     tied = [line["arm"] for line in _choices(row, table) if _is_tied(line)]
     if not tied:
         return None
-    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(_choices(row, table))}
+    return {
+        "arms": list(dict.fromkeys(tied)),
+        "searches": len(tied),
+        "all": len(_choices(row, table)),
+    }
 
 
 def _grids_differ(row: Contrast, table: Table) -> Facts | None:
     """Also where an arm that was trained has no grid; the model as it is has nothing to tune."""
     lines = [table.selection[arm] for arm in _trained(row, table)]
-    grids = {str(sorted(str(point["setting"]) for point in of[0]["candidates"])) if of else "" for of in lines}
+    grids = {
+        str(sorted(str(point["setting"]) for point in of[0]["candidates"])) if of else ""
+        for of in lines
+    }
     return {} if len(grids) > 1 else None
 
 
@@ -204,8 +228,14 @@ def _without_help(row: Contrast, table: Table) -> Facts | None:
         return None
     why = "pre-training helps there too seldom (study.helps)"
     if not table.counted:
-        return {"tasks": left, "told": "pre-training helps too seldom on every task (study.helps); all count"}
-    told = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} not part of the primary outcome: {why}"
+        return {
+            "tasks": left,
+            "told": "pre-training helps too seldom on every task (study.helps); all count",
+        }
+    told = (
+        f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} not part of the primary "
+        f"outcome: {why}"
+    )
     return {"tasks": left, "told": told}
 
 
@@ -223,12 +253,15 @@ def _overlap(row: Contrast, table: Table) -> Facts | None:
     lines = [line for line in table.overlap if line["task"] in names and line["overlapping"]]
     if not lines:
         return None
-    told = "; ".join(overlap_words(line["overlapping"], line["items"], line["task"]) for line in lines)
+    told = "; ".join(
+        overlap_words(line["overlapping"], line["items"], line["task"]) for line in lines
+    )
     matters = any(overlap_matters(line["overlapping"], line["items"]) for line in lines)
     return {"told": told, "tasks": [line["task"] for line in lines], "minor": not matters}
 
 
-# What the tests share --------------------------------------------------------------------------------
+# What the tests share
+# --------------------------------------------------------------------------------
 
 
 def _pair(row: Contrast) -> tuple[str, str]:
@@ -254,84 +287,123 @@ def _is_tied(line: Record) -> bool:
 
 FLAGS = (
     Flag(
-        "gate-closed", "invalid", _gate_closed,
+        "gate-closed",
+        "invalid",
+        _gate_closed,
         "the positive control failed: {oracle} is not shown to beat {beaten},"
         " so this study could not have seen a smaller difference either",
-        "Fix the positive control first (more runs, longer training, or easier tasks): until it passes, the contrasts"
+        "Fix the positive control first (more runs, longer training, or easier tasks): until "
+        "it passes, the contrasts"
         " that it gates have no answer.",
     ),
     Flag(
-        "no-pairs", "invalid", _no_pairs,
+        "no-pairs",
+        "invalid",
+        _no_pairs,
         "too few runs finished",
         "Repair what failed and give the same command again: finished stages are not repeated.",
     ),
     Flag(
-        "different-tokenizers", "invalid", _differs("different-tokenizers"),
+        "different-tokenizers",
+        "invalid",
+        _differs("different-tokenizers"),
         "the arms have different tokenizers, so a loss per token measures different things",
     ),
     Flag(
-        "different-formats", "invalid", _differs("different-formats"),
-        "the arms learned to write different output formats, and each has the lower loss in its own",
+        "different-formats",
+        "invalid",
+        _differs("different-formats"),
+        "the arms learned to write different output formats, and each has the lower loss in "
+        "its own",
     ),
     Flag(
-        "different-units", "invalid", _differs("different-units"),
+        "different-units",
+        "invalid",
+        _differs("different-units"),
         "the arms mask different units, so the loss depends on the masks of the evaluation",
     ),
     Flag(
-        "floor", "invalid", _at_floor,
-        "{arms} predicted held-out text hardly better than word frequencies ({told} nats; {floor} is the least that"
+        "floor",
+        "invalid",
+        _at_floor,
+        "{arms} predicted held-out text hardly better than word frequencies ({told} nats; "
+        "{floor} is the least that"
         " shows learning)",
-        "Train longer or mask more; where the loss is worse than that of word frequencies, use more text or fewer"
+        "Train longer or mask more; where the loss is worse than that of word frequencies, "
+        "use more text or fewer"
         " steps.",
     ),
     Flag(
-        "chance", "invalid", _at_chance,
+        "chance",
+        "invalid",
+        _at_chance,
         "neither side scores better than guessing",
         "Use easier tasks, or train longer: at chance no choice makes a difference.",
     ),
     Flag(
-        "looked-before", "caps", _looked_before,
+        "looked-before",
+        "caps",
+        _looked_before,
         "the runs were changed after a verdict on {runs} runs, without a plan (study.looks)",
-        "Start a new study with other seeds, or plan interim analyses with study.looks: testing again inflates the"
+        "Start a new study with other seeds, or plan interim analyses with study.looks: "
+        "testing again inflates the"
         " error rate.",
     ),
     Flag(
-        "settings-differ", "caps", _settings_differ,
-        "one search served all seeds and chose different settings for {arms}, so the difference may be one of settings",
+        "settings-differ",
+        "caps",
+        _settings_differ,
+        "one search served all seeds and chose different settings for {arms}, so the "
+        "difference may be one of settings",
         "Run the study again: every seed now chooses its own settings (study.search).",
     ),
     Flag(
-        "missing-runs", "notes", _missing_runs,
-        "{missing} of {planned} pairs of runs are missing, and runs that fail may not be a random sample",
+        "missing-runs",
+        "notes",
+        _missing_runs,
+        "{missing} of {planned} pairs of runs are missing, and runs that fail may not be a "
+        "random sample",
         "Repair what failed and give the same command again: finished stages are not repeated.",
     ),
     Flag(
-        "compute", "notes", _unmatched_compute,
+        "compute",
+        "notes",
+        _unmatched_compute,
         "{told}",
         "Compare quality by targets and FLOPs, too (study.match).",
     ),
     Flag(
-        "untuned", "notes", _untuned,
+        "untuned",
+        "notes",
+        _untuned,
         "no settings were tuned: with another learning rate the order may change",
         "Tune every arm over the same small grid of learning rates (study.search).",
     ),
     Flag(
-        "tied-grid", "notes", _tied_grid,
-        "in {searches} of {all} searches ({arms}) all settings scored the same, so the choice there is arbitrary",
+        "tied-grid",
+        "notes",
+        _tied_grid,
+        "in {searches} of {all} searches ({arms}) all settings scored the same, so the "
+        "choice there is arbitrary",
         "Use dev rows, or settings, that tell the points of the grid apart.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
     Flag("no-help", "notes", _without_help, "{told}"),
     Flag(
-        "items", "notes", _item_noise,
-        "other test items could reverse the result: the choice of items alone makes the difference uncertain by"
+        "items",
+        "notes",
+        _item_noise,
+        "other test items could reverse the result: the choice of items alone makes the "
+        "difference uncertain by"
         " {amount}",
         "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
     ),
     Flag(
-        "overlap", "notes", _overlap,
+        "overlap",
+        "notes",
+        _overlap,
         "{told}",
         "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
     ),
-)  # fmt: skip
+)
 ADVICE = {flag.code: flag.advice for flag in FLAGS if flag.advice}

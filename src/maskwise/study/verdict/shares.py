@@ -1,11 +1,14 @@
 """How much of an oracle's gain do other arms have? One line for every task and arm.
 
-A policy that is learned fails outright in some runs, and the mean over failed and other runs has no interval that
-covers: with one failure in ten, Fieller's covers 67 % at ten runs. So where an arm learns something at all (the better
-half of its runs gains more than ``LEARNS`` of the oracle's mean gain), a run that gains no more than ``FAILED`` of it
-*failed*. The share and its interval are those of the runs that learned something, and beside them stands how many
-failed, with the exact binomial interval. There is no interval of such a mixture. The rule looks at each run alone and
-not at gaps between runs: with gaps, failures pass for weak runs in every third study of 20 runs at a share of one half.
+A policy that is learned fails outright in some runs, and the mean over failed and other runs has no
+interval that
+covers: with one failure in ten, Fieller's covers 67 % at ten runs. So where an arm learns something
+    at all (the better
+half of its runs gains more than ``LEARNS`` of the oracle's mean gain), a run that gains no more
+than ``FAILED`` of it *failed*. The share and its interval are those of the runs that learned
+something, and beside them stands how many failed, with the exact binomial interval. There is no
+interval of such a mixture. The rule looks at each run alone and not at gaps between runs: with
+gaps, failures pass for weak runs in every third study of 20 runs at a share of one half.
 """
 
 from __future__ import annotations
@@ -23,21 +26,37 @@ LEARNS, FAILED = 0.25, 0.1
 
 
 def gain_shares(table: Table, best: str, baseline: str, names: Names) -> list[GainShare]:
-    """For every other arm: the share of what ``best`` adds to ``baseline`` that it adds too, on every task, or in
-    held-out loss where there is none. There is none where arms cannot be compared, or a gate is closed.
+    """For every other arm: the share of what ``best`` adds to ``baseline`` that it adds too, on
+    every task, or in held-out loss where there is none. There is none where arms cannot be
+    compared, or a gate is closed.
     """
     arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
     outcomes = table.tasks or table.heldout
-    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome in outcomes for arm in arms]
+    return [
+        _gain_share(table, arm, best, baseline, outcome, names)
+        for outcome in outcomes
+        for arm in arms
+    ]
 
 
-def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, names: Names) -> GainShare:
+def _gain_share(
+    table: Table, arm: str, best: str, baseline: str, outcome: str, names: Names
+) -> GainShare:
     where = outcome_words(outcome)
     line: GainShare = {
-        "arm": arm, "best": best, "baseline": baseline, "n": 0, "failed": 0, "failed_low": None, "failed_high": None,
+        "arm": arm,
+        "best": best,
+        "baseline": baseline,
+        "n": 0,
+        "failed": 0,
+        "failed_low": None,
+        "failed_high": None,
         "task": outcome if outcome in table.tasks else where.removeprefix("in "),
-        "share": None, "low": None, "high": None, "sentence": "",
-    }  # fmt: skip
+        "share": None,
+        "low": None,
+        "high": None,
+        "sentence": "",
+    }
     who, oracle, base = (names.get(name, name) for name in (arm, best, baseline))
     gains, whole = _gains(table, arm, best, baseline, outcome)
     line["n"] = len(gains)
@@ -46,7 +65,9 @@ def _gain_share(table: Table, arm: str, best: str, baseline: str, outcome: str, 
         line["sentence"] = capital(f"no share of {who} {where}: {why}.")
         return line
     if not len(gains) or whole.mean() <= 0:
-        line["sentence"] = capital(f"{oracle} does not improve on {base} {where}, so there is no gain to share.", best)
+        line["sentence"] = capital(
+            f"{oracle} does not improve on {base} {where}, so there is no gain to share.", best
+        )
         return line
     learned = learned_something(gains, whole)
     line["failed"] = int((~learned).sum())
@@ -112,7 +133,8 @@ def _sentence(line: GainShare, who: str, oracle: str, base: str, where: str) -> 
     assert line["failed_low"] is not None and line["failed_high"] is not None
     failures = f"{_percent(line['failed_low'])} to {_percent(line['failed_high'])}"
     return (
-        f"{has} in the {learned} runs that learned something ({sure}); {line['failed']} of {line['n']} runs failed"
+        f"{has} in the {learned} runs that learned something ({sure}); {line['failed']} of "
+        f"{line['n']} runs failed"
         f" (95 % interval {failures})."
     )
 

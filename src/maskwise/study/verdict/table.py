@@ -1,12 +1,15 @@
 """The outcomes of a study, checked; and what is known of every arm, task and outcome.
 
-Companion runs (a "fraction" below 1) are kept apart, by fraction: they are never pooled with whole runs. Records with
-``"role": "gate"`` are of runs that only the gate compares; ``summarise`` makes a table of their own of them.
+Companion runs (a "fraction" below 1) are kept apart, by fraction: they are never pooled with whole
+runs. Records with ``"role": "gate"`` are of runs that only the gate compares; ``summarise`` makes a
+table of their own of them.
 
-Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their own arm's mean ("how
-much do runs differ that differ in nothing but the seed"), and never by less than one test item. With one run of each
-arm there is no such SD, and scores stay as they are (unit "score"). A task that is better when it is lower counts with
-the other sign in "tasks", which is always better when it is higher.
+Standardising: a task's scores are divided by its pooled SD, over the runs of all arms about their
+    own arm's mean ("how
+much do runs differ that differ in nothing but the seed"), and never by less than one test item.
+With one run of each arm there is no such SD, and scores stay as they are (unit "score"). A task
+that is better when it is lower counts with the other sign in "tasks", which is always better when
+it is higher.
 """
 
 from __future__ import annotations
@@ -34,23 +37,30 @@ from maskwise.study.verdict.transfer import diagonal
 ALL_TASKS = "all tasks"  # as "tasks", also of those that cannot tell
 TOLERANCE = 0.05  # two arms count as matched in a quantity if they differ by no more
 SHARES = ("accuracy", "exact-match", "exact_match")  # of items, with binomial noise
-CHANCE_MARGIN = 0.02  # how far above chance a score may lie that says nothing, where the number of items is not known
+# how far above chance a score may lie that says nothing, where the number of items is not known
+CHANCE_MARGIN = 0.02
 
 
 class Table(Outcomes):
-    """The whole runs, checked for gaps; ``companions`` by fraction; and what else records and study.json say.
+    """The whole runs, checked for gaps; ``companions`` by fraction; and what else records and
+    study.json say.
 
     Attributes:
-        selection: by arm, what a search chose for it; one record for each replicate, one for all in older studies.
+        selection: by arm, what a search chose for it; one record for each replicate, one for all in
+            older studies.
         closed: by pair, the primary row of the gate that closes it.
         failed_gate: the primary row of the gate, if it did not pass.
-        counted: the tasks that count in the primary outcome; by ``study.helps`` where they are not given.
+        counted: the tasks that count in the primary outcome; by ``study.helps`` where they are not
+            given.
 
     Raises:
-        MaskwiseError: an arm without runs, a name that is no arm, or a task that was measured in some runs only.
+        MaskwiseError: an arm without runs, a name that is no arm, or a task that was measured in
+            some runs only.
     """
 
-    def __init__(self, records: Sequence[Record], study: Study, *, counted: Sequence[str] | None = None):
+    def __init__(
+        self, records: Sequence[Record], study: Study, *, counted: Sequence[str] | None = None
+    ):
         self.study = study
         self.failed: dict[str, set[int]] = defaultdict(set)
         self.selection: dict[str, list[Record]] = defaultdict(list)
@@ -68,7 +78,9 @@ class Table(Outcomes):
         arms = {arm for by_arm in self.outcomes.values() for arm in by_arm}
         for arm in study["arms"]:
             if arm not in arms and arm not in self.failed:
-                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end, or drop the arm")
+                raise MaskwiseError(
+                    "an arm has no runs", got=arm, do="run the study to its end, or drop the arm"
+                )
         for names in (self.tasks, *self.parts.values()):
             self._check_whole(names, arms)
         self.heldout = sorted(name for name in self.outcomes if name.startswith("heldout:"))
@@ -84,7 +96,9 @@ class Table(Outcomes):
         self.helped = {task: self._helped(task) for task in self.tasks}
         least = study.get("helps", 0.0)
         if counted is None:
-            counted = [task for task, share in self.helped.items() if share is None or share >= least]
+            counted = [
+                task for task, share in self.helped.items() if share is None or share >= least
+            ]
         self.counted = [task for task in self.tasks if task in counted]
         primary = self.counted or self.tasks
         for name, tasks in (("tasks", primary), (ALL_TASKS, self.tasks)):
@@ -92,13 +106,17 @@ class Table(Outcomes):
             self.average(f"plain:{name}", tasks)
         self.companions: dict[float, Outcomes] = {}
         for fraction in sorted({r["fraction"] for r in records if r.get("fraction", 1.0) < 1}):
-            shorter = Outcomes([r for r in records if r.get("fraction") == fraction], study["seeds"])
+            shorter = Outcomes(
+                [r for r in records if r.get("fraction") == fraction], study["seeds"]
+            )
             if set(shorter.tasks) == set(self.tasks):
                 shorter.average("tasks", primary, scale)
             self.companions[fraction] = shorter
 
     def _note(self, record: Record) -> None:
-        """Keep what a record says beside its numbers; what it says of test items holds for runs of every length."""
+        """Keep what a record says beside its numbers; what it says of test items holds for runs of
+        every length.
+        """
         kind, arm = record["kind"], record.get("arm")
         known = [*self.study["arms"], REFERENCE]
         if arm is not None and arm not in known:
@@ -116,7 +134,9 @@ class Table(Outcomes):
             self.evaluation_facts.setdefault(evaluation_name(record), record)
 
     def _check_whole(self, names: Sequence[str], arms: set[str]) -> None:
-        """Every run has every task and ratio. A run that failed half-way is left out of them, whole."""
+        """Every run has every task and ratio. A run that failed half-way is left out of them,
+        whole.
+        """
         for arm in arms:
             for seed in {seed for name in names for seed in self.values(name, arm)}:
                 missing = [name for name in names if seed not in self.values(name, arm)]
@@ -131,8 +151,14 @@ class Table(Outcomes):
                     self.values(name, arm).pop(seed, None)
 
     def _pooled_sd(self, task: str) -> float | None:
-        """The SD over runs about their arm's mean, at least one test item; None without two runs of an arm."""
-        runs = [np.array(list(s.values())) for arm, s in self.outcomes[task].items() if arm != REFERENCE and s]
+        """The SD over runs about their arm's mean, at least one test item; None without two runs of
+        an arm.
+        """
+        runs = [
+            np.array(list(s.values()))
+            for arm, s in self.outcomes[task].items()
+            if arm != REFERENCE and s
+        ]
         freedom = sum(len(x) - 1 for x in runs)
         if freedom == 0:
             return None
@@ -140,7 +166,8 @@ class Table(Outcomes):
         sd = math.sqrt(sum(((x - x.mean()) ** 2).sum() for x in runs) / freedom)
         return max(sd, 1 / items if items else 1e-3)
 
-    # What is known of arms and outcomes -----------------------------------------------------------------
+    # What is known of arms and outcomes
+    # -----------------------------------------------------------------
 
     @property
     def matched_by(self) -> str | None:
@@ -151,25 +178,33 @@ class Table(Outcomes):
         return self.study["tasks"].get(task, {})
 
     def _helped(self, task: str) -> float | None:
-        """The share of the runs in which pre-training helps on a task: the mean of all arms on dev is above the start.
+        """The share of the runs in which pre-training helps on a task: the mean of all arms on dev
+        is above the start.
 
-        The mean of all arms, so that it stays the same if two of them are exchanged: leaving tasks out by it takes
-        nothing from a test of their difference. None where dev rows or the start were not measured.
+        The mean of all arms, so that it stays the same if two of them are exchanged: leaving tasks
+        out by it takes nothing from a test of their difference. None where dev rows or the start
+        were not measured.
         """
         dev = self.outcomes.get(f"dev:{task}", {})
         helped = []
         for seed, start in dev.get(REFERENCE, {}).items():
-            scores = [dev[arm][seed] for arm in dev if arm in self.study["arms"] and seed in dev[arm]]
+            scores = [
+                dev[arm][seed] for arm in dev if arm in self.study["arms"] and seed in dev[arm]
+            ]
             if scores:
                 helped.append(self.sign[task] * (np.mean(scores) - start) > 0)
         return float(np.mean(helped)) if helped else None
 
     def judged_by(self, outcome: str, *pair: str) -> str:
-        """The outcome that compares two arms: against the start all tasks count, whether or not pre-training helps."""
+        """The outcome that compares two arms: against the start all tasks count, whether or not
+        pre-training helps.
+        """
         return ALL_TASKS if outcome == "tasks" and REFERENCE in pair else outcome
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """The outcomes that were measured for this one: for "tasks", those that count, or all where none does."""
+        """The outcomes that were measured for this one: for "tasks", those that count, or all where
+        none does.
+        """
         if outcome != "tasks":
             return [outcome]
         return self.tasks if REFERENCE in pair else self.counted or self.tasks
@@ -179,36 +214,57 @@ class Table(Outcomes):
             return False
         if outcome in self.sign:
             return self.sign[outcome] > 0
-        return outcome not in self.evaluation_facts or self.evaluation_facts[outcome]["higher_is_better"]
+        return (
+            outcome not in self.evaluation_facts
+            or self.evaluation_facts[outcome]["higher_is_better"]
+        )
 
     def units(self, arm: str) -> str:
         """What the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
         if arm == REFERENCE:
             return "token"
         facts = self.study["arms"].get(arm)
-        return facts.get("units", facts["policy"]) if facts else "token"  # not an arm of its own: see ``transfer``
+        # not an arm of its own: see ``transfer``
+        return facts.get("units", facts["policy"]) if facts else "token"
 
     def behind(self, name: str) -> list[str]:
-        """The arms that were trained behind a name: those that learned their policies where it is made of arms."""
-        return [*self.study["learned"]] if name in (OWN_TASK, OTHER_TASKS) else [] if name == REFERENCE else [name]
+        """The arms that were trained behind a name: those that learned their policies where it is
+        made of arms.
+        """
+        return (
+            [*self.study["learned"]]
+            if name in (OWN_TASK, OTHER_TASKS)
+            else []
+            if name == REFERENCE
+            else [name]
+        )
 
     def formats(self, *names: str) -> set[str]:
         """What the encoder–decoders behind these names write; nothing of other models."""
-        facts = [self.study["arms"][arm] for name in names for arm in self.behind(name) if arm in self.study["arms"]]
+        facts = [
+            self.study["arms"][arm]
+            for name in names
+            for arm in self.behind(name)
+            if arm in self.study["arms"]
+        ]
         # The format stands behind the units of the masks: "token sentinels", "token full".
         written = {masks.partition(" ")[2] for each in facts for masks in each.get("judged_on", ())}
         return written - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
-        """Why an outcome measures different things in two arms: "different-tokenizers", "different-formats",
-        "different-units", or nothing. Only losses do.
+        """Why an outcome measures different things in two arms: "different-tokenizers",
+        "different-formats", "different-units", or nothing. Only losses do.
 
-        The order in which the bound of masked diffusion uncovers tokens is random, whatever the arms mask together.
+        The order in which the bound of masked diffusion uncovers tokens is random, whatever the
+        arms mask together.
         """
         names = [name for side in (arm, other) for name in self.behind(side) or [side]]
         facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
         tokenizers = {each["tokenizer"] for each in facts if "tokenizer" in each}
-        nats = any(self.task_facts(task).get("metric") == NATS for task in self.measured(outcome, arm, other))
+        nats = any(
+            self.task_facts(task).get("metric") == NATS
+            for task in self.measured(outcome, arm, other)
+        )
         masked = is_loss(outcome)
         per_token = masked or nats or ":open-" in outcome or "per token" in outcome
         if per_token and len(tokenizers) > 1:
@@ -220,16 +276,21 @@ class Table(Outcomes):
         return "different-units" if len({self.units(name) for name in names}) > 1 else None
 
     def own_heldout(self, arm: str) -> list[str]:
-        """The held-out losses on the arm's own kind of mask: on the other kind, a good model may lie above unigram."""
+        """The held-out losses on the arm's own kind of mask: on the other kind, a good model may
+        lie above unigram.
+        """
         facts = self.study["arms"].get(arm)
         own = facts.get("judged_on") if facts else None
         if own is None:
-            # The reference, and arms of a study.json that was made by hand, are judged by what their units are.
+            # The reference, and arms of a study.json that was made by hand, are judged by what
+            # their units are.
             own = ["token" if self.units(arm).startswith("token") else "whole-word"]
         return [f"heldout:{masks}" for masks in own]
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """Mean of unigram − loss (``of`` another arm) on the arm's own kind of mask, at the ratio of the largest."""
+        """Mean of unigram − loss (``of`` another arm) on the arm's own kind of mask, at the ratio
+        of the largest.
+        """
         gaps = []
         for name in (part for own in self.own_heldout(arm) for part in self.parts.get(own, [])):
             losses = self.values(name, of or arm)
@@ -250,7 +311,9 @@ class Table(Outcomes):
         return self.at_floor(arm) and start is not None and start >= PLATEAU_NATS
 
     def chance(self, outcome: str) -> tuple[float | None, int | None]:
-        """The score of a model that knows nothing, and the number of items; None where it is not known."""
+        """The score of a model that knows nothing, and the number of items; None where it is not
+        known.
+        """
         if outcome in self.evaluation_facts:
             record = self.evaluation_facts[outcome]
             return record["chance"], record["items"]
@@ -264,7 +327,8 @@ class Table(Outcomes):
         return majority, facts.get("test_items")
 
     def at_chance(self, outcome: str, arm: str) -> bool:
-        """Whether the mean score is at most chance + 2 standard errors of such a share, or correlation, of the items.
+        """Whether the mean score is at most chance + 2 standard errors of such a share, or
+        correlation, of the items.
 
         Where chance is not known, nothing is called chance.
         """
@@ -277,23 +341,31 @@ class Table(Outcomes):
             return mean >= chance
         if not items:
             return mean <= chance + CHANCE_MARGIN
-        # Of n pairs that have nothing to do with each other, a correlation has a variance of about 1/n.
+        # Of n pairs that have nothing to do with each other, a correlation has a variance of about
+        # 1/n.
         correlation = self.task_facts(outcome).get("metric") in CORRELATIONS
         variance = 1.0 if correlation else max(chance * (1 - chance), 0)
         return mean <= chance + 2 * math.sqrt(variance / items)
 
     def noise_of_items(self, task: str, arms: Sequence[str]) -> float | None:
-        """The variance of a mean score over the test items, from resampled sentences and documents where records have
-        that; None where neither their spread is known nor the score a share of them.
+        """The variance of a mean score over the test items, from resampled sentences and documents
+        where records have that; None where neither their spread is known nor the score a share of
+        them.
         """
-        errors = [line["item_error"] ** 2 for line in self.scores[task] if line.get("item_error") is not None]
+        errors = [
+            line["item_error"] ** 2
+            for line in self.scores[task]
+            if line.get("item_error") is not None
+        ]
         if errors:
             return float(np.mean(errors))
         items = self.chance(task)[1]
         scores = [score for arm in arms for score in self.values(task, arm).values()]
         if not items or not scores:
             return None
-        spreads = [line["item_sd"] ** 2 for line in self.scores[task] if line.get("item_sd") is not None]
+        spreads = [
+            line["item_sd"] ** 2 for line in self.scores[task] if line.get("item_sd") is not None
+        ]
         if spreads:
             return float(np.mean(spreads)) / items
         facts = self.evaluation_facts.get(task) or self.task_facts(task)
@@ -301,7 +373,9 @@ class Table(Outcomes):
         return share * (1 - share) / items if facts.get("metric") in SHARES else None
 
     def compute(self, arm: str) -> dict[str, float]:
-        """What a whole run of the arm cost, by quantity: the mean of what was measured, else what was planned."""
+        """What a whole run of the arm cost, by quantity: the mean of what was measured, else what
+        was planned.
+        """
         match = self.study.get("match")
         planned = match["arms"].get(arm, {}) if match else {}
         measured = [cost for (name, _), cost in self.cost.items() if name == arm]
@@ -322,7 +396,9 @@ class Table(Outcomes):
             "gap_nats": self.gap_nats(arm),
             "failures": len(self.failed.get(arm, ())),
             "compute": self.compute(arm),
-            "scores": {name: [by_seed.get(seed) for seed in seeds] for name, by_seed in measured.items()},
+            "scores": {
+                name: [by_seed.get(seed) for seed in seeds] for name, by_seed in measured.items()
+            },
             "words": words,
         }
 

@@ -1,7 +1,8 @@
 """Sentences for people: what an arm does, what a row says, what to do next.
 
-Points of a score stand before spreads between seeds, because people think in points. A number of runs is only named
-where somebody might start them (at most 50 more); beyond, the sentence says what could be seen instead.
+Points of a score stand before spreads between seeds, because people think in points. A number of
+runs is only named where somebody might start them (at most 50 more); beyond, the sentence says what
+could be seen instead.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ Names: TypeAlias = Mapping[str, str]
 """The arms in words."""
 
 
-# Arms and outcomes -----------------------------------------------------------------------------------
+# Arms and outcomes
+# -----------------------------------------------------------------------------------
 
 
 def describe_arms(arms: Mapping[str, ArmFacts]) -> dict[str, str]:
-    """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail, or would not differ.
+    """What each arm does, in words ("masking 30 % of the tokens"); its name where words fail, or
+    would not differ.
 
     >>> arms = {"a": {"policy": "token", "ratio": "constant(0.3)", "overrides": {}},
     ...     "b": {"policy": "type-weighted", "ratio": "linear(0.3, 0.1)", "overrides": {}}}
@@ -31,22 +34,33 @@ def describe_arms(arms: Mapping[str, ArmFacts]) -> dict[str, str]:
     {'a': 'masking 30 % of the tokens', 'b': 'masking by type-weighted (30 % falling to 10 %)'}
     """
     words = {name: _describe(facts) or name for name, facts in arms.items()}
-    return {name: text if list(words.values()).count(text) == 1 else name for name, text in words.items()}
+    return {
+        name: text if list(words.values()).count(text) == 1 else name
+        for name, text in words.items()
+    }
 
 
 def _describe(facts: ArmFacts) -> str | None:
     settings = _leaves(facts["overrides"])
-    if "sampler" in facts or not all(re.search("policy|ratio|schedule|budget", path) for path in settings):
+    if "sampler" in facts or not all(
+        re.search("policy|ratio|schedule|budget", path) for path in settings
+    ):
         return None  # it trains on more than masked words, or differs in something else too
     shape = re.fullmatch(r"\s*(constant|linear)\(([^()]*)\)\s*", facts["ratio"])
     try:
-        shares = [100 * float(argument.split("=")[-1]) for argument in shape[2].split(",")] if shape else []
+        shares = (
+            [100 * float(argument.split("=")[-1]) for argument in shape[2].split(",")]
+            if shape
+            else []
+        )
     except ValueError:
         return None
     if shape and shape[1] == "constant" and len(shares) == 1:
         share = f"{shares[0]:g} %"
     elif shape and shape[1] == "linear" and len(shares) == 2:
-        share = f"{shares[0]:g} % {'falling' if shares[0] > shares[1] else 'rising'} to {shares[1]:g} %"
+        share = (
+            f"{shares[0]:g} % {'falling' if shares[0] > shares[1] else 'rising'} to {shares[1]:g} %"
+        )
     else:
         return None
     if facts["policy"] == "token":
@@ -76,11 +90,14 @@ def outcome_words(outcome: str) -> str:
     return f"on {outcome}"
 
 
-# A row -----------------------------------------------------------------------------------------------
+# A row
+# -----------------------------------------------------------------------------------------------
 
 
 def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
-    """One row in plain English: who, by how much, how sure, what would settle it; ``brief`` without the details."""
+    """One row in plain English: who, by how much, how sure, what would settle it; ``brief`` without
+    the details.
+    """
     arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
     where = outcome_words(row["outcome"])
     raw = (row["arm"], row["baseline"])
@@ -91,7 +108,10 @@ def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
     facts = "; ".join(_facts(row, brief=brief))
     if row["verdict"] == "no difference that matters":
         inside = _inside(row)
-        return capital(f"no difference that matters between {arm} and {baseline} {where}: {inside} ({facts}).", *raw)
+        return capital(
+            f"no difference that matters between {arm} and {baseline} {where}: {inside} ({facts}).",
+            *raw,
+        )
     first, second = (arm, baseline) if ahead(row) else (baseline, arm)
     amount = shown(row)
     if row["verdict"] == "decided":
@@ -115,7 +135,12 @@ def _facts(row: Contrast, *, brief: bool) -> list[str]:
     amount = shown(row)
     if amount.low is not None and not brief:
         facts.append(f"95 % interval {amount.ends()}")
-    if row["unit"] == "SDs" and amount.unit != "spreads between seeds" and row["mean"] and not brief:
+    if (
+        row["unit"] == "SDs"
+        and amount.unit != "spreads between seeds"
+        and row["mean"]
+        and not brief
+    ):
         facts.append(f"{abs(row['mean']):.1f} times the spread between seeds")
     if row["p_adjusted"] is not None:
         corrected = "" if brief or row.get("gate") else " after Holm's correction"
@@ -131,7 +156,10 @@ def _inside(row: Contrast) -> str:
     low, high = (amount.scale * inside[end] for end in ("low", "high"))
     ends = minus(f"{low:.{amount.digits}f} to {high:.{amount.digits}f}")
     margin = f"±{amount.scale * inside['margin']:g}"
-    return f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}, lies within {margin}"
+    return (
+        f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}, lies within "
+        f"{margin}"
+    )
 
 
 def _outlook(row: Contrast) -> str:
@@ -163,7 +191,8 @@ def ahead(row: Contrast) -> bool:
     return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
-# The page --------------------------------------------------------------------------------------------
+# The page
+# --------------------------------------------------------------------------------------------
 
 MOST_WORDS = 20
 """How long a headline may be."""
@@ -172,8 +201,9 @@ MOST_WORDS = 20
 def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     """The primary row that a page is headed by.
 
-    The surest gain; with several baselines, the surest difference, and of equally sure ones that of an arm which is
-    behind no other, and the one from the study's ``baseline``. If nothing is decided: the arm nearest to its baseline.
+    The surest gain; with several baselines, the surest difference, and of equally sure ones that of
+    an arm which is behind no other, and the one from the study's ``baseline``. If nothing is
+    decided: the arm nearest to its baseline.
     """
     judged = [row for row in rows if row["verdict"] != "not comparable"]
     if not judged:
@@ -182,7 +212,11 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     behind = {row["baseline"] if ahead(row) else row["arm"] for row in judged if row["mean"]}
 
     def sureness(row: Contrast) -> tuple[bool, bool, float]:
-        first, second = (row["arm"], row["baseline"]) if row["better"] == "arm" else (row["baseline"], row["arm"])
+        first, second = (
+            (row["arm"], row["baseline"])
+            if row["better"] == "arm"
+            else (row["baseline"], row["arm"])
+        )
         return first not in behind, second == baseline, abs(row["mean"] or 0)
 
     won = [row for row in judged if row["better"] in sides]
@@ -195,23 +229,41 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, baseline: str) -> 
     """The page in one short sentence, from the primary rows: what is better, by how much, how sure."""
     row = headline_row(rows, baseline)
     if row is None and len(names) > 1:
-        return "The arms cannot be compared: no outcome was measured that suits both; add tasks, or held-out masks."
+        return (
+            "The arms cannot be compared: no outcome was measured that suits both; add tasks, "
+            "or held-out masks."
+        )
     if row is None:
-        return f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare it with."
+        return (
+            f"There is only one arm ({names.get(baseline, baseline)}), and nothing to compare "
+            f"it with."
+        )
     judged = [row for row in rows if row["verdict"] != "not comparable"]
-    keeps = bool(judged) and all((r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged)
+    keeps = bool(judged) and all(
+        (r["better"], r["baseline"]) == ("baseline", row["baseline"]) for r in judged
+    )
     raw = (row["arm"], row["baseline"])
     in_words = capital(_headline(row, names, keeps=keeps), *raw)
-    # Arms go by their names where words would be too long; what is no arm of its own has words alone.
-    made = {name: words for name, words in names.items() if name in (REFERENCE, OWN_TASK, OTHER_TASKS)}
-    return in_words if len(in_words.split()) <= MOST_WORDS else capital(_headline(row, made, keeps=keeps), *raw)
+    # Arms go by their names where words would be too long; what is no arm of its own has words
+    # alone.
+    made = {
+        name: words for name, words in names.items() if name in (REFERENCE, OWN_TASK, OTHER_TASKS)
+    }
+    return (
+        in_words
+        if len(in_words.split()) <= MOST_WORDS
+        else capital(_headline(row, made, keeps=keeps), *raw)
+    )
 
 
 def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
     arm, baseline = (names.get(name, name) for name in (row["arm"], row["baseline"]))
     where = outcome_words(row["outcome"])
     if row["verdict"] == "not comparable":
-        return f"not comparable: {row['flags'][0]['sentence'] if row['flags'] else 'nothing was measured'}."
+        return (
+            f"not comparable: "
+            f"{row['flags'][0]['sentence'] if row['flags'] else 'nothing was measured'}."
+        )
     if row["verdict"] == "no difference that matters":
         return f"no difference that matters between {arm} and {baseline} {where}."
     first, second = (arm, baseline) if ahead(row) else (baseline, arm)
@@ -219,14 +271,20 @@ def _headline(row: Contrast, names: Names, *, keeps: bool) -> str:
     if keeps and row["baseline"] != REFERENCE:
         return f"keep {baseline}: every other arm is worse (decided)."
     if row["verdict"] == "decided":
-        return f"{first} is {amount} better than {second} {where} (decided, p = {row['p_adjusted']:.2g})."
+        return (
+            f"{first} is {amount} better than {second} {where} (decided, p = "
+            f"{row['p_adjusted']:.2g})."
+        )
     if not row["mean"]:
         return f"open: {arm} and {baseline} are equal {where}."
     return f"open: {first} is {amount} ahead of {second} {where}."
 
 
-def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None) -> list[tuple[str, str]]:
-    """What to do next, from the primary rows, as (code, sentence); the most useful first, each thing once.
+def advice_of(
+    rows: Sequence[Contrast], names: Names, looks: Sequence[int] | None = None
+) -> list[tuple[str, str]]:
+    """What to do next, from the primary rows, as (code, sentence); the most useful first, each
+    thing once.
 
     Args:
         looks: the numbers of runs at which the study may be looked at, if that was planned.
@@ -238,14 +296,28 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] | Non
     if wanted:
         advice.append(_more_runs(wanted, rows, looks or ()))
     elif any(row["n"] == 1 for row in rows):
-        advice.append(("add-seeds", f"Add seeds: a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)."))
+        advice.append(
+            (
+                "add-seeds",
+                f"Add seeds: a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds).",
+            )
+        )
     # Fewer runs than a test needs cannot tell how small a difference is.
-    small = [row for row in rows if row["detectable"] and row["runs_to_decide"] is None and row["n"] >= P_FROM_RUNS]
+    small = [
+        row
+        for row in rows
+        if row["detectable"] and row["runs_to_decide"] is None and row["n"] >= P_FROM_RUNS
+    ]
     if small:
         which = ", ".join(names.get(row["arm"], row["arm"]) for row in small)
-        sentence = f"Do not add runs for {which}: the difference is too small to detect with this much noise."
+        sentence = (
+            f"Do not add runs for {which}: the difference is too small to detect with "
+            f"this much noise."
+        )
         advice.append(("no-more-seeds", sentence))
-    codes = {flag["code"] for row in rows for flag in row["flags"] if not flag["facts"].get("minor")}
+    codes = {
+        flag["code"] for row in rows for flag in row["flags"] if not flag["facts"].get("minor")
+    }
     return advice + [(code, sentence) for code, sentence in ADVICE.items() if code in codes]
 
 
@@ -253,7 +325,9 @@ def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
     """Which arm to use, for each baseline with a decided contrast."""
     advice = []
     for baseline in dict.fromkeys(row["baseline"] for row in rows):
-        decided = [row for row in rows if row["baseline"] == baseline and row["verdict"] == "decided"]
+        decided = [
+            row for row in rows if row["baseline"] == baseline and row["verdict"] == "decided"
+        ]
         winners = [row for row in decided if row["better"] == "arm"]
         base = names.get(baseline, baseline)
         if winners:
@@ -261,28 +335,43 @@ def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
             best = names.get(arm, arm)
             sentence = f"Use {best} rather than {base}."
             if all(row["baseline"] == REFERENCE for row in rows):
-                sentence = f"Use {best} rather than {base}; the arms were not compared with each other."
+                sentence = (
+                    f"Use {best} rather than {base}; the arms were not compared with each other."
+                )
             advice.append(("use", sentence))
         elif decided:
             worse = _count(len(decided), "arm")
             verb = "is" if len(decided) == 1 else "are"
-            advice.append(("keep", f"Keep {base}: {worse} {verb} decided to be worse, and none better."))
+            advice.append(
+                ("keep", f"Keep {base}: {worse} {verb} decided to be worse, and none better.")
+            )
     return advice
 
 
-def _more_runs(wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]) -> tuple[str, str]:
-    """How to get more runs without more errors: at a planned look; where no test was made yet; or in a new study."""
+def _more_runs(
+    wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]
+) -> tuple[str, str]:
+    """How to get more runs without more errors: at a planned look; where no test was made yet; or
+    in a new study.
+    """
     runs = max(row["n"] for row in rows)
     at = f"{min(wanted)}" if len(set(wanted)) == 1 else f"{min(wanted)} to {max(wanted)}"
     following = [look for look in looks if look > runs]
     if following:
-        sentence = f"Continue to the next planned look: {following[0]} runs of each arm (study.seeds)."
+        sentence = (
+            f"Continue to the next planned look: {following[0]} runs of each arm (study.seeds)."
+        )
         return "next-look", sentence
     if not looks and not can_decide(runs, len(rows)):
         few = f"{_count(runs, 'run')} of each arm can decide nothing here"
-        return "add-seeds", f"Add seeds: {few}; {at} would, if the difference is as large as it looks (study.seeds)."
+        return (
+            "add-seeds",
+            f"Add seeds: {few}; {at} would, if the difference is as large as it looks "
+            f"(study.seeds).",
+        )
     sentence = (
-        "Do not add seeds to this study: testing again inflates the error rate. Start a new study with different"
+        "Do not add seeds to this study: testing again inflates the error rate. Start a new "
+        "study with different"
         f" seeds and {at} runs of each arm, or plan interim analyses with study.looks."
     )
     return "new-study", sentence
