@@ -1,16 +1,13 @@
-"""What a sampler that learns costs, what it gains on bandits, and how fast the arms' batches are
-made.
+"""What a sampler that learns costs, and how fast the batches of the arms are made.
 
 **Overhead**: a probe of all arms, over the hundred training steps between two probes, for a model
 of MiniLM's size and a tiny one; with probes of half a batch, as ours are, and of a whole one. Rows
 are the bundled Wikipedia's.
 
-**Bandits**: three made-up worlds in which an arm's worth is known; regret is what was lost against
-always drawing the best arm, in units of rollouts. A rollout's reward is its mean worth plus noise
-of .01.
-
 **Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at
 once.
+
+What samplers gain is measured by sampler_regret.py.
 
     python benchmarks/samplers.py [--json]
 """
@@ -32,7 +29,7 @@ from torch import Tensor
 from maskwise.bench import in_turn, surroundings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
-from maskwise.samplers import Sampler, sampler
+from maskwise.samplers import sampler
 from maskwise.text import read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import Arms, ArmsSource, Probe
@@ -52,29 +49,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1536,
     },
 }
-EVERY, ROLLOUTS, NOISE = 100, 200, 0.01
+EVERY = 100  # training steps between two probes
 PREPARED_ROWS = 64
-BANDITS: dict[str, Callable[[float], list[float]]] = {
-    "a best arm": lambda t: [0.1, 0.02, 0.02, 0.02],
-    "drifting arms": lambda t: [0.1, 0.02, 0.02, 0.02] if t < 0.5 else [0.02, 0.02, 0.1, 0.02],
-    "an arm that hurts": lambda t: [0.06, 0.05, 0.05, -0.15],
-}
-"""By the share of the run that is over: the total relative gain of ``EVERY`` steps of each arm."""
-
-PLAYERS = ("uniform", "loss-proportional", "mometas", "mometas-plus")
 
 
-def bench_samplers(
-    *, batch_size: int = 16, length: int = 128, steps: int = 12, seeds: int = 5
-) -> dict[str, Any]:
+def bench_samplers(*, batch_size: int = 16, length: int = 128, steps: int = 12) -> dict[str, Any]:
     """
     Args:
         batch_size, length: of the training batches.
-        steps: training steps of each arm that are timed; and so many probes.
-        seeds: games of each player in each world.
+        steps: training steps of each arm that are timed, and probes.
 
     Returns:
-        "overhead", "regret", "batches": lists of dicts; "hardware".
+        "overhead", "batches": lists of dicts; "hardware".
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,47 +68,11 @@ def bench_samplers(
         data = _rows(length)
         return {
             "overhead": [_overhead(name, data, batch_size, length, steps) for name in SIZES],
-            "regret": [_regret(world, seeds) for world in BANDITS],
             "batches": _batches(data, PREPARED_ROWS, length),
             "hardware": surroundings(["torch", "transformers"]),
         }
     finally:
         torch.set_num_threads(threads)
-
-
-def play(
-    player: Sampler, world: Callable[[float], list[float]], *, seed: int, rollouts: int = ROLLOUTS
-) -> Any:
-    """One game: regret in rollouts, and the mean probabilities (K,) of its second half."""
-    generator, regret, seen = torch.Generator().manual_seed(seed), 0.0, []
-    for turn in range(rollouts):
-        worth = torch.tensor(world(turn / rollouts), dtype=torch.float64)
-        names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
-        share = torch.tensor([names.count(arm) for arm in player.arms], dtype=torch.float64) / EVERY
-        regret += float(worth.max() - share @ worth)
-        total = float(share @ worth) + NOISE * float(torch.randn((), generator=generator))
-        count = len(player.arms)
-        player.update([2.0] * count, [2.0 * (1 - total / count)] * count)
-        seen.append(player.probabilities())
-    return regret, torch.stack(seen[rollouts // 2 :]).mean(0)
-
-
-def _regret(world: str, seeds: int) -> dict[str, Any]:
-    arms = ["a", "b", "c", "d"]
-    games = {
-        name: [play(sampler(name, arms, seed=s), BANDITS[world], seed=s) for s in range(seeds)]
-        for name in PLAYERS
-    }
-    fixed = torch.softmax(torch.tensor(BANDITS[world](1.0), dtype=torch.float64) / 2, 0)
-    published = torch.stack([p for _, p in games["mometas"]]).mean(0)
-    return {
-        "world": world,
-        "rollouts": ROLLOUTS,
-        "games": seeds,
-        "regret": {name: round(mean(r for r, _ in found), 3) for name, found in games.items()},
-        "mometas_probabilities": [round(p, 4) for p in published.tolist()],
-        "fixed_point": [round(p, 4) for p in fixed.tolist()],
-    }
 
 
 def _rows(length: int) -> tuple[Any, Any, Any]:
@@ -163,7 +113,7 @@ def _overhead(
             arms,
             sources,
             dict.fromkeys(ARMS, held_out),
-            size=rows,
+            sizes=dict.fromkeys(ARMS, rows),
             skip={},
             total_steps=settings.steps,
         )
@@ -215,7 +165,7 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
 
 
 def render_samplers(result: dict[str, Any]) -> RenderableType:
-    """Three tables."""
+    """Two tables."""
     cost = Table(
         "model",
         "step, ms",
@@ -227,13 +177,10 @@ def render_samplers(result: dict[str, Any]) -> RenderableType:
     for row in result["overhead"]:
         shares = [f"{100 * row[key]:.2f} %" for key in ("overhead", "overhead_equal_batch")]
         cost.add_row(row["model"], f"{row['step_ms']:.1f}", f"{row['probe_ms']:.1f}", *shares)
-    lost = Table("world", *PLAYERS, title=f"regret, in rollouts of {ROLLOUTS}")
-    for row in result["regret"]:
-        lost.add_row(row["world"], *(f"{row['regret'][name]:.2f}" for name in PLAYERS))
     speed = Table("arm", "ms a batch", "tokens a second", title="making batches")
     for row in result["batches"]:
         speed.add_row(row["arm"], f"{row['ms']:.2f}", f"{row['tokens_per_second']:,}")
-    return Group(cost, lost, speed)
+    return Group(cost, speed)
 
 
 def main() -> None:
@@ -243,10 +190,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=12, help="training steps of each arm that are timed"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="games of each player in each world")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
-    result = {"bench": "samplers", **bench_samplers(steps=given.steps, seeds=given.seeds)}
+    result = {"bench": "samplers", **bench_samplers(steps=given.steps)}
     Console().print_json(data=result) if given.json else Console().print(render_samplers(result))
 
 
