@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
+import signal
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -223,8 +225,8 @@ def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
     assert len(set(first)) == len(first) and first != second
     pieces = Counter()
     for shard in shards_of(folder):
-        for chunk, _ in shard.chunks(BEGINNING, rows.stream.chunk_size):
-            block = rows.stream.maker(chunk)
+        for chunk, _ in shard.chunks(BEGINNING, rows.flows[0].stream.chunk_size):
+            block = rows.ahead.make(chunk)
             if block.rows:
                 pieces.update(block.rows.pieces.example_ids.tolist())
     assert set(first) <= set(pieces) and len(pieces) - len(first) < 20  # those of less than a batch
@@ -259,9 +261,9 @@ def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
     try:
         assert ids_of(helped, 0) == known[0]
         for step in range(1, 12):
-            for pool in helped.ahead._pools:
-                for worker in pool.workers:
-                    worker.process.kill()
+            pool = helped.ahead.pool
+            for worker in list(pool._processes.values()) if pool else ():
+                os.kill(worker.pid, signal.SIGKILL)
             assert ids_of(helped, step) == known[step]
     finally:
         helped.close()

@@ -1,27 +1,28 @@
-"""Which arm next. One rule or learner a class; the table below is the only registry.
+"""Samplers over the arms of a training; the table below is the only registry.
 
-Imports ``masking`` (for schedules) and below. Nothing here sees a model: probing is ``training``'s
-affair.
+Imports ``masking`` (for schedules) and below. Nothing here sees a model: ``training`` probes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-from maskwise.samplers.base import Losses, Sampler
-from maskwise.samplers.mometas import Mometas, MometasPlus
-from maskwise.samplers.rules import (
+from maskwise.samplers.base import (
+    Losses,
     LossProportional,
+    Sampler,
     Sequential,
     Shares,
     Single,
     Temperature,
     Uniform,
 )
+from maskwise.samplers.mometas import Mometas, MometasPlus
 from maskwise.specs import Call, build
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
+SAMPLERS: dict[str, type[Sampler]] = {
     "single": Single,
     "uniform": Uniform,
     "sequential": Sequential,
@@ -33,10 +34,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-LEARNING = ("loss-proportional", "mometas", "mometas-plus")
-"""Those that probe the arms, and are told how long the run is."""
-
-
 def sampler(
     spec: str | Call,
     arms: Sequence[str],
@@ -45,15 +42,21 @@ def sampler(
     chance: Losses | None = None,
     steps: int | None = None,
 ) -> Sampler:
-    """A sampler from its name with arguments, such as ``mometas(entropy=1.0)``, over these arms.
+    """A sampler over arms from its name with arguments, such as ``mometas(entropy=1.0)``.
 
     Args:
         chance: the chance level of each arm, for samplers that divide by it.
-        steps: of the run; what is not said of a sampler that learns is scaled to it.
+        steps: of the run; samplers that learn scale their defaults to it.
     """
-    table = {name: partial(made, arms, seed=seed) for name, made in SAMPLERS.items()}
-    table |= {name: partial(table[name], steps=steps) for name in LEARNING}
-    table["loss-proportional"] = partial(table["loss-proportional"], chance=chance)
+    further: dict[str, dict[str, Any]] = {
+        "loss-proportional": {"steps": steps, "chance": chance},
+        "mometas": {"steps": steps},
+        "mometas-plus": {"steps": steps},
+    }
+    table = {
+        name: partial(made, arms, seed=seed, **further.get(name, {}))
+        for name, made in SAMPLERS.items()
+    }
     return build("sampler", spec, table)
 
 

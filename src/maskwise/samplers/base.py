@@ -1,13 +1,13 @@
-"""What a sampler is: at every step, which arm trains now. An arm is an objective with its masking.
+"""Samplers: which arm trains at each step. An arm is an objective with its masking.
 
-A draw is a function of (seed, step) and of the probabilities in force, so every rank draws the same
-arm and a resumed run goes on with the same ones. Samplers that learn are told, every ``every``
-steps, the losses of all arms on probe data, before and after.
+A draw is a function of (seed, step) and of the probabilities in force, so all ranks draw the same
+arm and a resumed run continues its sequence. Samplers that learn receive, every ``every`` steps,
+the losses of all arms on probe data before and after. The rules here are the baselines that a
+learned sampler has to beat.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,82 +15,88 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError, unknown_name, whole_number
 from maskwise.keys import fold
+from maskwise.masking.schedules import Schedule, schedule
+from maskwise.specs import Call
 
 Losses = Mapping[str, float] | Sequence[float] | Tensor
 
+ROLLOUTS = 60
+"""Probes of a run that is too short for the published interval."""
+PUBLISHED_EVERY = 100
+"""Steps between two probes, as published; no run has longer intervals by default."""
 
-class Sampler(ABC):
-    """Base of all samplers.
+
+class Sampler:
+    """Base of all samplers; it draws every arm with the same probability.
 
     Args:
-        arms: their names.
+        arms: names of the arms.
         seed: any integer.
 
+    Attributes:
+        every: steps between two probes; 0 for samplers that need none.
+        rows: held-out rows of a probe.
+        notes: warnings about the last update.
+
     Raises:
-        MaskwiseError: no arms, or two of one name.
+        MaskwiseError: no arms, or duplicate names.
     """
 
-    every: int = 0
-    """Steps between two probes; 0 for samplers that need none."""
-
-    rows: int = 64
-    """Held-out rows on which a probe measures an arm."""
+    every = 0
+    rows = 64
 
     def __init__(self, arms: Sequence[str], *, seed: int = 0):
-        self.arms, self.seed = tuple(arms), seed
+        self.arms = tuple(arms)
+        self.seed = seed
         self.notes: list[str] = []
-        """What somebody should know of the last update, in sentences; mostly nothing."""
-        if not self.arms or len(set(self.arms)) < len(self.arms):
-            raise MaskwiseError("a sampler needs arms with different names", got=list(self.arms))
+        if not arms or len(set(arms)) < len(arms):
+            raise MaskwiseError("a sampler needs arms with different names", got=list(arms))
+        self.share = torch.full((len(arms),), 1 / len(arms), dtype=torch.float64)
 
-    @abstractmethod
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         """(K,) float64: the probability of each arm at a step; they sum to 1."""
+        return self.share
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """The arm of a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        place = self.place(step) * float(edges[-1])
-        return self.arms[
-            int(torch.searchsorted(edges, torch.tensor(place, dtype=torch.float64), right=True))
-        ]
+        place = edges.new_tensor(self.place(step) * float(edges[-1]))
+        return self.arms[int(torch.searchsorted(edges, place, right=True))]
 
     def place(self, step: int) -> float:
         """Between 0 and 1: where a step's draw falls among the probabilities."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the losses of the arms on the probe data before and after the last ``every``
-        steps.
+        """Learn from the losses of the arms on the probe before and after a rollout.
 
         Returns:
-            (K,) what the probabilities follow from now: logits, or for rules the probabilities
-            themselves.
+            (K,) the new logits; rules return their probabilities.
         """
-        return self.probabilities()
+        return self.share
 
     def reward(self, before: Losses, after: Losses) -> float | None:
-        """What it makes of the losses before and after a rollout, as one number; None for rules."""
+        """The gain of a rollout as one number; None for rules."""
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Rows of a probe of an arm. One that reads half of them twice (cse) gets half again as
-        many: 48 pairs.
-        """
+        """Rows of an arm's probe: half more for an objective that reads half of them twice (cse)."""
         return self.rows * 3 // 2 if twins else self.rows
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it has learned; empty for rules."""
+        """What was learned; empty for rules."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """The inverse of ``state_dict``; rules have nothing to load."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Resume from a ``state_dict``."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def vector(self, losses: Losses) -> Tensor:
         """(K,) float64 from losses by name or in the order of the arms.
 
         Raises:
-            MaskwiseError: an arm without a loss, or a loss without an arm.
+            MaskwiseError: an unknown arm, or another number of losses.
         """
         if isinstance(losses, Mapping):
             for name in losses:
@@ -98,59 +104,169 @@ class Sampler(ABC):
                     raise unknown_name("arm", name, self.arms)
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
-            raise MaskwiseError(
-                "one loss for each arm", got=len(losses), allowed=f"{len(self.arms)}"
-            )
+            raise MaskwiseError("one loss for each arm", got=len(losses), allowed=len(self.arms))
         return torch.as_tensor(losses, dtype=torch.float64)
 
 
-ROLLOUTS, PUBLISHED_EVERY = 60, 100
-"""Into how many rollouts a short run is cut, and the steps of a published one, which is the
-longest.
-"""
+class Uniform(Sampler):
+    """Every arm with the same probability."""
+
+
+class Single(Sampler):
+    """Always one arm: ``arm``, or the first."""
+
+    def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
+        super().__init__(arms, seed=seed)
+        arm = self.arms[0] if arm is None else str(arm)
+        if arm not in self.arms:
+            raise unknown_name("arm", arm, self.arms)
+        self.share = torch.tensor([name == arm for name in self.arms]).double()
+
+
+class Sequential(Sampler):
+    """Arms in turn, ``block`` steps each (1: round-robin); None: each once, for an equal share."""
+
+    def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
+        super().__init__(arms, seed=seed)
+        if block is not None:
+            whole_number("sampler sequential: block, in steps,", block, least=1)
+        self.block = block
+
+    def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
+        if self.block is not None:
+            now = step // self.block % len(self.arms)
+        elif total_steps is not None:
+            now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
+        else:
+            raise MaskwiseError("sampler sequential(None) needs the total number of steps")
+        return torch.eye(len(self.arms), dtype=torch.float64)[now]
+
+
+class Shares(Sampler):
+    """Fixed shares, one for each arm; numbers or schedules, normalised at each step.
+
+    >>> sampler = Shares(["mlm", "cse"], 3, 1)
+    >>> sampler.probabilities().tolist()
+    [0.75, 0.25]
+
+    ``shares(1, "linear(0, 1)")``: the second arm from nothing to half of the steps.
+    """
+
+    def __init__(self, arms: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0):
+        super().__init__(arms, seed=seed)
+        if len(shares) != len(arms):
+            got = f"{len(shares)} shares for {len(arms)} arms"
+            raise MaskwiseError("sampler shares: every arm needs a share", got=got)
+        numbers = [share for share in shares if isinstance(share, int | float)]
+        top = max(numbers, default=1)
+        # Schedules lie in 0 to 1, while plain numbers such as 2 and 1 are proportions.
+        if top > 1 and len(numbers) < len(shares):
+            what = "sampler shares: numbers mixed with schedules must be from 0 to 1"
+            raise MaskwiseError(what, got=top)
+        scale = max(top, 1)
+        scaled = [share / scale if isinstance(share, int | float) else share for share in shares]
+        self.shares = [schedule(share) for share in scaled]
+
+    def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
+        now = torch.tensor([share(step, total_steps) for share in self.shares], dtype=torch.float64)
+        if not now.sum() > 0:
+            raise MaskwiseError("sampler shares: all shares are 0", got=f"step {step}")
+        return now / now.sum()
+
+
+class Temperature(Sampler):
+    """In proportion to sizes ** (1 / temperature); higher temperatures are more even.
+
+    Source: mT5 (Xue et al. 2021, arXiv 2010.11934), section 3.2, with alpha = 1 / temperature.
+    """
+
+    def __init__(self, arms: Sequence[str], *sizes: float, temperature: float = 1.0, seed: int = 0):
+        super().__init__(arms, seed=seed)
+        if len(sizes) != len(arms) or min(sizes) <= 0 or temperature <= 0:
+            got = f"sizes {list(sizes)}, temperature {temperature}"
+            raise MaskwiseError("sampler temperature: a size above 0 for each arm", got=got)
+        size = torch.tensor(sizes, dtype=torch.float64)
+        self.share = torch.softmax(size.log() / temperature, 0)
+
+
+class LossProportional(Sampler):
+    """In proportion to each arm's latest probe loss, divided by its chance level.
+
+    Args:
+        chance: the loss of knowing nothing by arm: ln V for masked words, ln 2 for detection, ln B
+            for sentences; None: 1.
+        every: steps between probes; None: a sixtieth of the run, at most 100.
+        rows: of a probe.
+        steps: of the run.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        *,
+        chance: Losses | None = None,
+        every: int | None = None,
+        rows: int = 64,
+        steps: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(arms, seed=seed)
+        self.every = interval(every, steps)
+        self.rows = probe_size(rows)
+        self.chance = self.vector([1.0] * len(arms) if chance is None else chance)
+        if not (self.chance > 0).all():
+            what = "sampler loss-proportional: chance levels"
+            raise MaskwiseError(what, got=chance, allowed="above 0")
+
+    def update(self, before: Losses, after: Losses) -> Tensor:
+        loss = self.vector(after) / self.chance
+        finite = loss.isfinite()
+        loss = loss.masked_fill(~finite, 0).clamp(min=0)
+        if loss.sum() > 0:
+            self.share = loss / loss.sum()
+        lost = [arm for arm, known in zip(self.arms, finite) if not known]
+        self.notes = [f"{arm}: the probe loss is not finite; no share" for arm in lost]
+        return self.share
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"share": self.share}
 
 
 def interval(every: int | None, steps: int | None) -> int:
-    """The steps between two probes: those that are given, or a sixtieth of the run, or 100.
+    """Steps between two probes: as given, else a sixtieth of the run, at most 100.
 
     >>> interval(None, 600), interval(None, 50_000), interval(25, 600)
     (10, 100, 25)
-
-    Raises:
-        MaskwiseError: anything but a whole number from 1 on.
     """
-    if every is None:
-        return PUBLISHED_EVERY if steps is None else min(PUBLISHED_EVERY, max(1, steps // ROLLOUTS))
-    return whole_number("steps between probes", every, least=1)
+    if every is not None:
+        return whole_number("steps between probes", every, least=1)
+    if steps is None:
+        return PUBLISHED_EVERY
+    return min(PUBLISHED_EVERY, max(1, steps // ROLLOUTS))
 
 
 def probe_size(rows: int) -> int:
-    """The rows of a probe.
-
-    Raises:
-        MaskwiseError: anything but a whole number from 4 on.
-    """
+    """The rows of a probe, at least 4."""
     return whole_number("rows of a sampler's probe", rows, least=4)
 
 
 def reliability(halves: Tensor) -> float | None:
-    """The share of the variance of a reward that is no accident of the probe's rows.
+    """The share of a reward's variance that is not noise of the probe's rows.
 
-    The reward is measured on two halves of the probe. Where the halves agree, it is the model that
-    changed; where they do not, it is chance: 1 − var(A − B) / var(A + B) (Rulon 1939). The first
-    quarter of the rollouts is left out, in which every loss falls, so that any two halves agree.
-    Chance alone gives 0, on average, and sometimes less.
+    The reward is measured on two halves of the probe; the estimate is
+    1 − var(A − B) / var(A + B) (Rulon 1939). Noise alone gives 0 on average.
 
     Args:
         halves: (T, 2), the rewards of T rollouts on either half.
 
     Returns:
-        None where fewer than six rollouts are left, or the reward never changes.
+        None for fewer than six rollouts, or a constant reward.
 
     >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
     0.9...
     """
+    # All losses fall in the first quarter of the rollouts, so that any two halves agree there.
     late = halves[len(halves) // 4 :].double()
-    if len(late) < 6 or not float(late.sum(1).var()) > 0:
+    if len(late) < 6 or not late.sum(1).var() > 0:
         return None
     return float(1 - late.diff(dim=1).var() / late.sum(1).var())

@@ -1,24 +1,19 @@
-"""MOMETAS: learn which arm to train on, from how much the losses of *all* arms fall (Wu et al.
-2022).
+"""MOMETAS: learn which arm to train on from how much the losses of *all* arms fall.
 
-The steps between two probes are a rollout; its reward is the sum of the relative gains of all arms
+The steps between two probes are a rollout. Its reward is the sum of the relative gains of all arms
 on the probe data; a policy gradient on one logit per arm, with an entropy term, makes arms that
-were drawn in good rollouts more likely. Cost: a few numbers; the probes are the price
-(``training.arms``).
+were drawn in good rollouts more likely. The cost is that of the probes (``training.arms``).
 
-Two samplers live here. ``Mometas`` has the published update. With its constants it stays near
-uniform: the fixed point is softmax(q / entropy), q the total relative gain of ``every`` steps of
-    one arm alone, and where every loss
-falls, the reward without a baseline drifts at random. ``MometasPlus`` is ours, and is always
-reported by that
-name: it asks *which arm* the gain came from, and stays even until the rewards can tell
+``Mometas`` has the published update (Wu et al. 2022). With its constants it stays near uniform: the
+fixed point is softmax(q / entropy), q the total relative gain of a rollout of one arm alone, and
+while every loss falls, the reward without a baseline drifts at random. ``MometasPlus`` is ours and
+is always reported by that name: it estimates *which arm* the gain came from
 (``benchmarks/sampler_regret.py`` has the figures).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,45 +22,43 @@ from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
-TINY, STILL = 1e-6, 1e-3
-"""What keeps the published reward finite, and the change of a loss below which it counts as none.
-"""
+TINY = 1e-6
+"""Keeps the published reward finite."""
+STILL = 1e-3
+"""Changes of a loss up to this count as none."""
 
 LEAST = 0.05
-"""Nats. MometasPlus takes no gain as relative to less: below it the noise of a loss is as large as
-the loss, and from .02 to .04 and back again would count as −1 and +.5."""
+"""Nats: MometasPlus divides gains by this at least. Below it the noise of a loss is as large as the
+loss, and from .02 to .04 and back again would count as −1 and +.5."""
 
-BLOCK, RECENT = 10, 5
-"""For MometasPlus: the steps that an arm is drawn for at most, and the rollouts after which half of
-a mean is new.
-"""
+BLOCK = 10
+"""Steps that MometasPlus draws an arm for at most."""
+RECENT = 5
+"""Rollouts after which half of MometasPlus's mean is new."""
 GOLDEN = (5**0.5 - 1) / 2
-KEPT = ("level", "weight", "sums", "products")
 
 
 def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
-    """(K,) relative gains: (a − b) / a, 0 for changes up to .001, never below −1. NaN where a loss
-    is.
+    """(K,) relative gains (a − b) / a, 0 for changes up to .001, at least −1; NaN where a loss is.
 
     Args:
-        least: what a counts for at the least where it divides, in nats.
+        least: lower bound of the divisor, in nats.
 
     Source: Wu et al. 2022, section 3.3, as in their code.
     """
-    gain = (
-        (before - after + TINY)
-        / (before.clamp(min=least) + TINY)
-        * ((before - after).abs() > STILL)
-    )
+    change = before - after
+    gain = (change + TINY) / (before.clamp(min=least) + TINY) * (change.abs() > STILL)
     return gain.clamp(min=-1)
 
 
 def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) -> Tensor:
-    """(K,) gradient of the meta-loss (Σ over the rollout of −R·log p[arm]) − γ·H(p), p =
-    softmax(logits).
+    """(K,) gradient of (Σ over the rollout of −R·log p[arm]) − γ·H(p), p = softmax(logits).
 
     Args:
-        logits: (K,). drawn: (K,) how often each arm was drawn. reward: R. entropy: γ.
+        logits: (K,).
+        drawn: (K,) how often each arm was drawn.
+        reward: R.
+        entropy: γ.
     """
     log_p = torch.log_softmax(logits, 0)
     p = log_p.exp()
@@ -74,27 +67,30 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """What both share: a logit per arm, the rollout, and a guard for losses that are no numbers."""
+    """Base of samplers that learn a logit per arm from rollouts, guarded against infinite losses."""
 
-    least: ClassVar[float] = 0.0
+    least = 0.0
     """See ``gains``."""
+    kept: tuple[str, ...] = ()
+    """Further tensors of the state."""
 
     def __init__(self, arms: Sequence[str], *, every: int, rows: int, seed: int = 0):
         super().__init__(arms, seed=seed)
-        self.every, self.rows = every, probe_size(rows)
-        self.logits = torch.ones(len(self.arms), dtype=torch.float64)
+        self.every = every
+        self.rows = probe_size(rows)
+        self.logits = torch.ones_like(self.share)
+        # Step to arm since the last update; a step that is drawn twice counts once.
         self.rollout: dict[int, str] = {}
-        """Step to arm, since the last update; a step that is drawn twice counts once."""
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         return torch.softmax(self.logits, 0)
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """The arm of a step, which goes into the rollout."""
+        """The arm of a step, which is added to the rollout."""
         return self.rollout.setdefault(step, super().draw(step, total_steps))
 
     def drawn(self) -> Tensor:
-        """(K,) float64: how often each arm stands in the rollout."""
+        """(K,) float64: how often each arm was drawn in the rollout."""
         names = list(self.rollout.values())
         return torch.tensor([names.count(arm) for arm in self.arms], dtype=torch.float64)
 
@@ -103,40 +99,35 @@ class Learned(Sampler):
         return float(self.gained(before, after).nan_to_num(0.0, 0.0, 0.0).sum())
 
     def gained(self, before: Losses, after: Losses) -> Tensor:
-        """(K,) gains; no number where a loss is none."""
+        """(K,) gains; NaN or infinite where a loss is."""
         return gains(self.vector(before), self.vector(after), least=self.least)
 
     def lost(self, before: Losses, after: Losses) -> list[str]:
-        """The arms that have a loss that is no number."""
+        """The arms whose loss before or after is not finite."""
         finite = self.vector(before).isfinite() & self.vector(after).isfinite()
-        return [
-            arm for arm, is_number in zip(self.arms, finite.tolist(), strict=True) if not is_number
-        ]
+        return [arm for arm, known in zip(self.arms, finite) if not known]
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
-        """(K,) gains, 0 for arms whose losses are no numbers; why, and who is starved, goes into
-        ``notes``.
-        """
-        gain, drawn, lost = self.gained(before, after), self.drawn(), self.lost(before, after)
+        """(K,) gains, 0 for arms without a finite loss; sets ``notes``."""
+        gain = self.gained(before, after)
+        lost = self.lost(before, after)
         gain[[arm in lost for arm in self.arms]] = 0
         self.notes = [f"{arm}: the probe loss is not finite; it counts as no gain" for arm in lost]
-        better = [arm for arm, n, g in zip(self.arms, drawn, gain) if n and g > 0]
-        for arm, n, g in zip(self.arms, drawn, gain):
-            if not n and g < 0 and better:
-                self.notes.append(
-                    f"{arm} is starved: never drawn, it gets worse; better: {', '.join(better)}"
-                )
+        counts = list(zip(self.arms, self.drawn(), gain))
+        better = ", ".join(arm for arm, drawn, g in counts if drawn and g > 0)
+        for arm, drawn, g in counts:
+            if better and g < 0 and not drawn:
+                self.notes.append(f"{arm} is starved: never drawn, it gets worse; better: {better}")
         return gain
 
     def state_dict(self) -> dict[str, Tensor]:
-        steps = torch.tensor(list(self.rollout), dtype=torch.int64)
-        arms = torch.tensor(
-            [self.arms.index(arm) for arm in self.rollout.values()], dtype=torch.int64
-        )
-        return {"logits": self.logits, "rollout": torch.stack([steps, arms])}
+        draws = [(step, self.arms.index(arm)) for step, arm in self.rollout.items()]
+        rollout = torch.tensor(draws, dtype=torch.int64).view(-1, 2).T
+        further = {name: getattr(self, name) for name in self.kept}
+        return {"logits": self.logits, "rollout": rollout.contiguous(), **further}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.logits = state["logits"]
+        super().load_state_dict(state)
         self.rollout = {step: self.arms[arm] for step, arm in state["rollout"].T.tolist()}
 
 
@@ -188,32 +179,32 @@ class Mometas(Learned):
         steps: int | None = None,
         seed: int = 0,
     ):
-        every = interval(every, None if published or faithful else steps)
-        super().__init__(arms, every=every, rows=rows or (128 if faithful else 64), seed=seed)
-        scale = 1.0 if published or faithful or steps is None else every / PUBLISHED_EVERY
-        lr, entropy = (
-            0.1 / scale**0.5 if lr is None else lr,
-            2.0 * scale if entropy is None else entropy,
-        )
-        if not lr > 0 or entropy < 0:
-            raise MaskwiseError(
-                "sampler mometas", got=f"lr {lr}, entropy {entropy}", allowed="lr > 0, entropy ≥ 0"
-            )
-        self.lr, self.entropy, self.faithful = lr, entropy, faithful
+        fixed = published or faithful or steps is None
+        every = interval(every, None if fixed else steps)
+        if rows is None:
+            rows = 128 if faithful else 64
+        super().__init__(arms, every=every, rows=rows, seed=seed)
+        scale = 1.0 if fixed else every / PUBLISHED_EVERY
+        self.lr = 0.1 / scale**0.5 if lr is None else lr
+        self.entropy = 2.0 * scale if entropy is None else entropy
+        self.faithful = faithful
+        if self.lr <= 0 or self.entropy < 0:
+            got = f"lr {lr}, entropy {entropy}"
+            raise MaskwiseError("sampler mometas", got=got, allowed="lr > 0, entropy ≥ 0")
 
     def probed_rows(self, *, twins: bool) -> int:
         return self.rows if self.faithful else super().probed_rows(twins=twins)
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        if self.faithful and (lost := self.lost(before, after)):
-            what, do = (
-                f"the probe loss of {', '.join(lost)} is not finite",
-                "lower the learning rate, or drop faithful",
-            )
-            raise MaskwiseError("sampler mometas(faithful=True) has no guard", got=what, do=do)
+        lost = self.lost(before, after)
+        if self.faithful and lost:
+            got = f"the probe loss of {', '.join(lost)} is not finite"
+            do = "lower the learning rate, or drop faithful"
+            raise MaskwiseError("sampler mometas(faithful=True) has no guard", got=got, do=do)
         gain = self.guarded(before, after)
         gradient = meta_gradient(self.logits, self.drawn(), float(gain.sum()), self.entropy)
-        self.logits, self.rollout = self.logits - self.lr * gradient, {}
+        self.logits = self.logits - self.lr * gradient
+        self.rollout = {}
         return self.logits
 
 
@@ -250,6 +241,7 @@ class MometasPlus(Learned):
     """
 
     least = LEAST
+    kept = ("level", "weight", "sums", "products")
 
     def __init__(
         self,
@@ -265,25 +257,25 @@ class MometasPlus(Learned):
         seed: int = 0,
     ):
         super().__init__(arms, every=interval(every, steps), rows=rows, seed=seed)
-        rollouts = ROLLOUTS if steps is None else steps / self.every
-        memory = max(10.0, rollouts / 4) if memory is None else memory
+        if memory is None:
+            rollouts = ROLLOUTS if steps is None else steps / self.every
+            memory = max(10.0, rollouts / 4)
         if not (0 < lr <= 1 and entropy > 0 and memory > 0 and 0 <= floor <= 1):
             got = f"lr {lr}, entropy {entropy}, memory {memory}, floor {floor}"
-            raise MaskwiseError(
-                "sampler mometas-plus",
-                got=got,
-                allowed="0 < lr ≤ 1, entropy and memory > 0, 0 ≤ floor ≤ 1",
-            )
-        self.lr, self.entropy, self.memory, self.floor = lr, entropy, memory, floor
-        count = len(self.arms)
-        self.logits = torch.zeros(count, dtype=torch.float64)
-        # The recent mean of (R, shares); no numbers before the first rollout.
-        self.level = torch.full((1 + count,), torch.nan, dtype=torch.float64)
-        # Discounted sums over rollouts: of 1, of 1 discounted twice; of (R, shares); of their
+            allowed = "0 < lr ≤ 1, entropy and memory > 0, 0 ≤ floor ≤ 1"
+            raise MaskwiseError("sampler mometas-plus", got=got, allowed=allowed)
+        self.lr = lr
+        self.entropy = entropy
+        self.memory = memory
+        self.floor = floor
+        self.logits = torch.zeros_like(self.share)
+        # The recent mean of (R, shares); NaN before the first rollout.
+        self.level = self.logits.new_full((1 + len(arms),), torch.nan)
+        # Discounted sums over rollouts: of 1 and of 1 discounted twice; of (R, shares); of their
         # products.
-        self.weight = torch.zeros(2, dtype=torch.float64)
-        self.sums = torch.zeros(1 + count, dtype=torch.float64)
-        self.products = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
+        self.weight = self.logits.new_zeros(2)
+        self.sums = torch.zeros_like(self.level)
+        self.products = torch.outer(self.sums, self.sums)
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         return (1 - self.floor) * torch.softmax(self.logits, 0) + self.floor / len(self.arms)
@@ -293,52 +285,42 @@ class MometasPlus(Learned):
         return (fold(self.seed, within // BLOCK, 0xB1) / 2**32 + rollout * GOLDEN) % 1
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        gain, drawn = self.guarded(before, after), self.drawn()
-        if float(drawn.sum()) == 0:
+        gain = self.guarded(before, after)
+        drawn = self.drawn()
+        if not self.rollout:
             return self.logits
         self.rollout = {}
         seen = torch.cat([gain.sum()[None], drawn / drawn.sum()])
-        # the first rollout is only what others are compared with
-        if bool(self.level.isnan().any()):
+        # The first rollout is only what others are compared with.
+        if self.level.isnan().any():
             self.level = seen
             return self.logits
-        new, keep = seen - self.level, 0.5 ** (1 / self.memory)
+        new = seen - self.level
+        keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
         self.weight = self.weight * torch.tensor([keep, keep**2], dtype=torch.float64) + 1
-        self.sums, self.products = (
-            keep * self.sums + new,
-            keep * self.products + torch.outer(new, new),
-        )
+        self.sums = keep * self.sums + new
+        self.products = keep * self.products + torch.outer(new, new)
         self.logits = (1 - self.lr) * self.logits + self.lr * self.credit() / self.entropy
         return self.logits
 
     def credit(self) -> Tensor:
-        """(K,): the estimated gain of each arm over the mean of the rollouts, in standard errors,
-        shrunk.
-        """
+        """(K,): the estimated gain of each arm over the mean rollout, in shrunk standard errors."""
         weight, squared = self.weight.tolist()
-        count, arms = weight**2 / squared, len(self.arms)  # rollouts, as if all had the same weight
+        count = weight**2 / squared  # rollouts, as if all had the same weight
+        arms = len(self.arms)
         mean = self.sums / weight
         moments = self.products / weight - torch.outer(mean, mean)
         deviation = float(moments[0, 0].clamp(min=0).sqrt())
         if deviation < 1e-9 or count <= arms:
-            return torch.zeros(arms, dtype=torch.float64)
-        # Least squares of the standardised reward on the centred shares; the ridge is one rollout's
-        # worth of knowing nothing, and holds what the shares (which sum to 1) leave undetermined.
+            return torch.zeros_like(self.logits)
+        # Least squares of the standardised reward on the centred shares. The ridge is worth one
+        # uninformative rollout, and fixes what shares that sum to 1 leave undetermined.
+        ridge = torch.eye(arms, dtype=torch.float64) / (weight * arms)
         cross = moments[0, 1:] / deviation
-        inverse = torch.linalg.inv(
-            moments[1:, 1:] + torch.eye(arms, dtype=torch.float64) / (weight * arms)
-        )
+        inverse = torch.linalg.inv(moments[1:, 1:] + ridge)
         slope = inverse @ cross
         explained = min(max(float(cross @ slope), 0.0), 0.999)
         f = explained / (1 - explained) * (count - arms) / max(1, arms - 1)
         z = slope / (inverse.diagonal() / count).sqrt()
-        return (z - z.mean()) * max(0.0, 1 - 1 / f if f else 0.0)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {**super().state_dict(), **{name: getattr(self, name) for name in KEPT}}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        super().load_state_dict(state)
-        for name in KEPT:
-            setattr(self, name, state[name])
+        return (z - z.mean()) * (max(0.0, 1 - 1 / f) if f else 0.0)

@@ -32,7 +32,6 @@ from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
-from maskwise.training.order import Order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -210,7 +209,6 @@ class TaskSource:
 
     def __init__(self, data: Trainable, settings: TrainingSettings):
         self.data, self.settings = data, settings
-        self.order = Order(len(data), seed=settings.seed)
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
@@ -233,7 +231,10 @@ class TaskSource:
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
         stream = torch.cat(
-            [self.order(e)[position[epoch == e] % size] for e in epoch.unique().tolist()]
+            [
+                permutation(size, seed=self.settings.seed, epoch=e)[position[epoch == e] % size]
+                for e in epoch.unique().tolist()
+            ]
         )
         by_length = self.data.lengths[stream].argsort(stable=True)
         plan = torch.stack([stream, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)

@@ -1,20 +1,15 @@
-"""What the loop reads: rows in the order of an epoch, masked one step ahead.
+"""What the loop reads: masked batches, one step ahead.
 
-A source makes the batches of a step on the host: a function of (seed, step, rank) and of nothing
-before it, so a schedule acts at the very step and a run that resumes finds its batches without
-reading what came before. `look_ahead` makes the next step's batches in a thread while the device
-works on this one's, counts their targets on the host, and copies them to the device without
-blocking: nothing in a step waits for the masks, and no worker process hides a copy of them. A
-    source whose masks follow from the losses of the last step (a policy or sampler that learns)
-    says ``ahead = 0``
-and is asked in the main thread.
-
-A source need not know its length: it is only ever asked for a step.
+A source makes the batches of a step on the host, as a function of (seed, step, rank), so a schedule
+acts at the exact step and a resumed run finds its batches at once. ``look_ahead`` makes the next
+step's batches in a thread while the device works on this one's, counts their targets, and copies
+them to the device without blocking. A source whose masks depend on the losses of the last step (a
+policy or sampler that learns) has ``ahead = 0``. A source need not know its length.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -32,35 +27,28 @@ from maskwise.training.order import Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
-NO_SHARES: Mapping[str, float] = MappingProxyType({})
-
 
 class Source(Protocol):
     """Where batches come from."""
 
     @property
     def ahead(self) -> int:
-        """How many steps ahead batches may be made; 0 where they depend on the losses of the last
-        step.
-        """
+        """Steps that batches may be made ahead; 0 where they depend on the last step's losses."""
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Any]:
         """The micro-batches of one update for one rank, on the host.
 
-        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no
-        target.
+        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 at no target.
         """
         ...
 
     def facts(self, batches: Sequence[Any]) -> dict[str, float]:
-        """What to log of these batches: sums, added up between two lines of metrics (see
-        ``summarise``).
-        """
+        """Statistics of batches, which are summed between two lines of metrics."""
         ...
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Metrics from the sums since the last line: numbers, or shares by name."""
+        """Metrics from these sums: numbers, or shares by name."""
         ...
 
 
@@ -70,10 +58,9 @@ class Step(NamedTuple):
     Attributes:
         number: of the step, from 0.
         batches: its micro-batches for this rank, on the device.
-        targets: how many targets they have together.
+        targets: number of targets in them.
         facts: ``Source.facts`` of them.
-        counted: what the sum of their losses is divided by: the targets, or in masked diffusion the
-            eligible tokens.
+        counted: divisor of the losses: targets, or in masked diffusion eligible tokens.
     """
 
     number: int
@@ -91,29 +78,32 @@ def look_ahead(
     ranks: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
-    """The steps of a training, each made ``source.ahead`` steps before it is wanted.
+    """The steps of a training, each made ``source.ahead`` steps early.
 
     Raises:
-        MaskwiseError: what making a batch raises, when its step is reached.
+        MaskwiseError: raised while making a batch, when its step is reached.
     """
-    device = torch.device(device)
 
     def make(number: int) -> Step:
         batches = source.batches(number, rank=rank, ranks=ranks)
         targets = counted = 0
         ready = []
         for batch in batches:
-            masked = isinstance(batch, MaskedBatch)
-            count = batch.targets if masked else int((batch["labels"] != IGNORE).sum())
+            if isinstance(batch, MaskedBatch):
+                count = batch.targets
+                counted += count if batch.counted is None else batch.counted
+                ready.append(batch.to(device))
+            else:
+                count = int((batch["labels"] != IGNORE).sum())
+                counted += count
+                ready.append(moved(batch, device))
             targets += count
-            counted += batch.counted if masked and batch.counted is not None else count
-            ready.append(batch.to(device) if masked else moved(batch, device))
         return Step(number, ready, targets, source.facts(batches), counted)
 
     if not source.ahead:
         yield from map(make, steps)
         return
-    # One thread: batches are made in the order of their steps.
+    # One thread, so that batches are made in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
         for number in steps:
@@ -127,10 +117,10 @@ class MaskedSource:
     """Masked batches from the rows of a corpus.
 
     Args:
-        rows: those of a corpus, or of a stream, which bring their order and shares with them.
-        masker: what masks them, or makes batches of them in another way.
+        rows: of a corpus, or of a stream, which has its own order and shares.
+        masker: what makes batches of them.
         settings: batch size, steps, seed.
-        shares: of the sources of a mix, by name; none where all rows are of one source.
+        shares: of the sources of a mix, by name; empty if all rows have one source.
 
     Raises:
         MaskwiseError: fewer rows than one batch.
@@ -142,9 +132,11 @@ class MaskedSource:
         masker: Maker,
         settings: TrainingSettings,
         *,
-        shares: Mapping[str, float] = NO_SHARES,
+        shares: Mapping[str, float] = MappingProxyType({}),
     ):
-        self.rows, self.masker, self.settings = rows, masker, settings
+        self.rows = rows
+        self.masker = masker
+        self.settings = settings
         self.order: StreamedRows | Mix | Epochs
         if isinstance(rows, StreamedRows):
             self.order = rows
@@ -162,39 +154,34 @@ class MaskedSource:
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step`` for ``rank``."""
-        numbers, epoch = self.order.draw(step)
-        places = self.order.place(step) + torch.arange(len(numbers))
-        mine = (self.settings.accumulate, ranks, -1)
+        rows, epoch = self.order.draw(step)
+        places = self.order.place(step) + torch.arange(len(rows))
+        by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
+        when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
         made = []
-        for part, place in zip(
-            numbers.view(mine)[:, rank], places.view(mine)[:, rank], strict=True
-        ):
-            told = {"place": place.numpy()} if getattr(self.masker, "places", False) else {}
-            rows: Any = self.rows.batch(part)
-            batch = self.masker(
-                rows, step=step, total_steps=self.settings.steps, epoch=epoch, **told
-            )
+        for part, place in by_rank[:, :, rank].unbind(1):
+            if getattr(self.masker, "places", False):
+                when["place"] = place.numpy()
+            pieces: Any = self.rows.batch(part)
+            batch = self.masker(pieces, **when)
             batch.sources = self.order.counts(part)
             made.append(batch)
         return made
 
     def learners(self) -> dict[str, Learner]:
-        """What of the masking learns from the losses; see ``learners_of``."""
+        """The policy, if it learns; see ``learners_of``."""
         return learners_of(self.masker)
 
     def places(self) -> dict[str, Learner]:
-        """What remembers where a stream stands, to be saved with the states of a run; nothing for a
-        corpus.
-        """
-        return (
-            {f"stream {self.rows.layout}": self.rows} if isinstance(self.rows, StreamedRows) else {}
-        )
+        """What remembers the position of a stream, to be saved with the run; empty for a corpus."""
+        if not isinstance(self.rows, StreamedRows):
+            return {}
+        return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, those that could be chosen, that were, the ratio asked for,
-        rows by source; and for the speed the positions with and without padding, and Σ length² of
-        the pieces."""
-        sums = {f"rows of {name}": 0.0 for name in self.order.names}
+        """Sums to log: tokens read, eligible and chosen ones, the ratio asked for, rows by source;
+        and for the speed positions with and without padding, and Σ length² of the pieces."""
+        sums = Counter({f"rows of {name}": 0.0 for name in self.order.names})
         for batch in batches:
             line = batch.source
             count_P = line.count(line.present)
@@ -208,18 +195,17 @@ class MaskedSource:
                 "present": count_P.sum(),
                 "squares": (count_P**2).sum(),
             }
-            facts |= {f"rows of {name}": count for name, count in batch.sources.items()}
-            for name, value in facts.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+            sums.update({name: float(value) for name, value in facts.items()})
+            sums.update({f"rows of {name}": count for name, count in batch.sources.items()})
+        return dict(sums)
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}
-        shares = {
-            name: round(count / max(1.0, sum(rows.values())), 6) for name, count in rows.items()
-        }
-        return {
-            **({"sources": shares} if shares else {}),
+        total = max(1.0, sum(rows.values()))
+        line: dict[str, Any] = {}
+        if rows:
+            line["sources"] = {name: round(count / total, 6) for name, count in rows.items()}
+        return line | {
             "tokens": int(sums["tokens"]),
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
@@ -228,7 +214,7 @@ class MaskedSource:
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Indices of rows of similar width, the widest first, at most ``tokens`` positions together."""
+    """Indices of rows of similar width, widest first, in groups of at most ``tokens`` positions."""
     order = width.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
@@ -238,6 +224,6 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
-    """Log-probabilities (V,) float32 from counts (V,), each count plus one."""
+    """(V,) float32 log-probabilities from counts (V,), with add-one smoothing."""
     smooth = counts.double() + 1
     return (smooth / smooth.sum()).log().float()

@@ -1,16 +1,14 @@
-"""What learns while the model trains: a policy's weights, a sampler's logits, a policy that is
-trained by its effect.
+"""What learns while the model trains: a policy's weights, a sampler's logits.
 
-A learner looks at every micro-batch, and once an update, when all ranks have added up what they
-saw, changes itself. Ranks must never disagree on what is masked or which arm is next, so whatever a
-learner takes from other ranks it takes through ``Point.agree``: the sums of all ranks, in float64,
-rounded, and sent from one rank. They come to the host, which waits for its device, so what need not
-be known at once is summed up where it is. Its state is part of the states to resume from, so a run
-that was stopped goes on bit for bit.
+A learner sees every micro-batch (``observe``) and changes itself once an update (``after``). Ranks
+must agree on masks and arms, so whatever a learner takes from other ranks passes through
+``Point.agree``: sums over all ranks in float64 on the host, rounded, and sent from one rank. This
+waits for the device, so what is not needed at once is accumulated there. The state is saved with
+the run's, so that a resumed run continues bit for bit.
 
-A policy that is learnt from its effect (REINFORCE) needs no more than this protocol:
+A policy that learns from its effect (REINFORCE) needs no more than this protocol:
 
-    def observe(self, batch, outcome):          # the batch knows its units, their weights and the log-probability
+    def observe(self, batch, outcome):          # the batch has its units and the log-probability
         self.log_probability += batch.log_probability …             # of the choice that was made
 
     def after(self, now):                       # the weights have just changed
@@ -18,14 +16,13 @@ A policy that is learnt from its effect (REINFORCE) needs no more than this prot
         reward = self.loss_before − loss
         self.gradient = now.agree(reward · ∇ log_probability)
 
-and a source that masks nothing ahead (``Source.ahead = 0``), since step t + 1 then depends on the
-losses of step t.
+and a source with ``ahead = 0``, because step t + 1 depends on the losses of step t.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -34,16 +31,14 @@ from maskwise.masking import Masker
 from maskwise.masking.policies.base import Learner as Learner
 
 Agree = Callable[[Tensor], Tensor]
-"""From this rank's sums to those of all ranks, the same on every rank; every rank calls it equally
-often.
-"""
+"""From this rank's sums to those of all ranks, equal on every rank; all ranks must call it."""
 
 
 class Point(NamedTuple):
     """Where a training stands when its learners learn.
 
     Attributes:
-        done: updates done; 0 before the first, in a run that begins.
+        done: number of updates; 0 before the first of a new run.
         total_steps: updates in all.
         agree: sums over all ranks, on the host.
     """
@@ -65,28 +60,24 @@ def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
 def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None:
     """The inverse of ``states``."""
     for name, learner in learners.items():
-        prefix = f"{name}."  # an arm's name may hold dots itself
-        learner.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
-        )
+        prefix = f"{name}."  # an arm's name may contain dots
+        own = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+        learner.load_state_dict(own)
 
 
-def learners_of(masker: Any) -> dict[str, Learner]:
+def learners_of(masker: object) -> dict[str, Learner]:
     """The policy of a masker, if it learns from the losses.
 
     Raises:
-        MaskwiseError: a policy that learns, with a corruption after which losses have no place in
-            the text.
+        MaskwiseError: a corruption that changes lengths, so that losses have no place in the text.
     """
-    if not isinstance(masker, Masker) or (learner := masker.policy.learner()) is None:
+    learner = masker.policy.learner() if isinstance(masker, Masker) else None
+    if learner is None:
         return {}
+    assert isinstance(masker, Masker)
     if not masker.corruption.keeps_length:
-        what = (
-            f"policy {masker.policy} learns from the loss of each token, which must stay in "
-            f"its place"
-        )
-        raise MaskwiseError(
-            what, got=f"corruption {masker.corruption}", do="take bert or mask-only"
-        )
+        what = f"policy {masker.policy} learns from losses at the places of tokens"
+        got = f"corruption {masker.corruption}"
+        raise MaskwiseError(what, got=got, do="take bert or mask-only")
     learner.start(masker.vocabulary)
     return {"policy": learner}
