@@ -219,7 +219,8 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
         "masking.budget=bernoulli",
     ]
     recipe = read_recipe(str(path), overrides)
-    assert recipe.evaluation.masks == ("token", "whole-word", "diffusion")
+    masks = recipe.arm("words", seed=0).links()[0].evaluation.masks
+    assert masks == ("token", "whole-word", "diffusion")
     assert recipe.arm("bell", seed=0).masking.ratio == "bell"
     result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
     primary = [row for row in result["contrasts"] if row["primary"]]

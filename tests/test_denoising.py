@@ -330,7 +330,7 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
     assert Recipe().kind == "encoder" and Recipe().judged_on() == ("token",)
     with pytest.raises(Exception, match="objectives are for models of one kind"):
         Recipe(objectives={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
-    with pytest.raises(Exception, match="allowed: mlm, clm, diffusion or denoise"):
+    with pytest.raises(Exception, match="allowed: mlm, clm, diffusion, denoise"):
         Recipe(objective="atd")
 
 

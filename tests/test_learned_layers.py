@@ -252,8 +252,9 @@ def test_a_recipe_needs_to_name_the_policy_only(words, spans, tmp_path):
             f"study.arms.token-15.masking.policy=learned({spans!r}, take='top-1')",
         ],
     )
-    arm = recipe.arm("token-15", seed=0)
-    assert [annotator(each).folder.name for each in recipe.corpus.layers] == ["words"]
+    arm = recipe.arm("token-15", seed=0).links()[0]
+    layers = recipe.links()[0].corpus.layers
+    assert [annotator(each).folder.name for each in layers] == ["words"]
     assert [annotator(each).folder.name for each in arm.corpus.layers] == ["words", "spans"]
     assert validate(json.loads(arm.model_dump_json()), origin="again").corpus == arm.corpus
     assert recipe.policies == [spec]

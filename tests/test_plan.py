@@ -884,11 +884,11 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.seeds={token-15: [0, 1], words-30: [2]}", "allowed: a whole number or a list"),
         (
             "study.search={grid: {training.learning_rate: [1, 2]}, seeds: [1, 7]}",
-            "search.seeds is no longer a setting",
+            "unknown setting",
         ),
         (
             "study.gate={contrast: [words-30, token-15], closes: [[a, b]]}",
-            "study.gate.closes names what is no primary",
+            "not a primary contrast",
         ),
         ("study.gate=[words-30]", "study.gate"),
         ("study.gate=[words-30, words-30]", "two different arms"),
@@ -904,10 +904,10 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ),
         (
             "study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}",
-            "study.search.own.a; got 3",
+            "study.search.own.a: not a grid; got 3",
         ),
         ("study.search={grid: {training.learning_rate: [1]}}", "nothing to choose from"),
-        ("study.search={grid: {training.learning_rate: 1}}", "a list of values"),
+        ("study.search={grid: {training.learning_rate: 1}}", "allowed: a list"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
         ("study.match=target", "targets"),
         ("study.companions=[0.5, 1.0]", "study.companions.1; got 1.0; allowed: < 1"),
@@ -916,7 +916,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         ("study.contrasts=3", "study.contrasts; got 3; allowed: a list"),
         (
             "study.seeds=100000000000",
-            "study.seeds: a number of runs; got 100000000000; allowed: ≤ 1000",
+            "study.seeds; got 100000000000; allowed: ≤ 1000",
         ),
         ("study.seeds=1000000", "allowed: ≤ 1000"),
         ("study.arms.x.evaluation.rows=3", "cannot change evaluation.rows"),

@@ -181,7 +181,7 @@ def test_values_of_overrides(text, value):
         ("masking.corruption=t5", "changes lengths"),
         (
             "masking.corruption=replace(target='detect')",
-            "has labels 0 and 1, not tokens; for masked language models",
+            "has labels 0 and 1, not tokens; for objective mlm",
         ),
         ("evaluation.masks=[word]", "whole-word"),
         ("training.steps=0", "training.steps"),
@@ -189,7 +189,7 @@ def test_values_of_overrides(text, value):
         ("corpus.layout=loose", "packed"),
         ("study.baseline=tokn-15", "did you mean 'token-15'"),
         ("study.seeds=0", "study.seeds"),
-        ("study.seeds=[1, 1]", "different seeds"),
+        ("study.seeds=[1, 1]", "seeds of a study are different"),
         ("study.arms.no-pretraining.masking.ratio=0.2", "cannot be called no-pretraining"),
         ("study.arms.x.masking.rato=0.2", "arm 'x'"),
         ("study.arms.x.tasks=[banking77]", "cannot change tasks"),
@@ -262,7 +262,9 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
     assert kept.pairs == [("a", "constant-30")]
     assert read_recipe("ratios", [arms, "study.baseline=b"]).study.pairs == [("a", "b")]
     assert read_recipe("ratios", ["study.contrasts=[[b, a]]", arms]).study.pairs == [("b", "a")]
-    with pytest.raises(MaskwiseError, match="unknown baseline arm 'token-15'; allowed: a, b"):
+    with pytest.raises(
+        MaskwiseError, match=r"unknown arm in study\.baseline 'token-15'; allowed: a, b"
+    ):
         read_recipe("quick-start", [arms, "study.baseline=token-15"])
 
 
@@ -450,13 +452,14 @@ def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     base = ["study.contrasts=null", "study.baseline=null"]
     recipe = read_recipe("diffusion", [*base, "study.arms={rates: {}, words: {objective: mlm}}"])
-    rates, words = (recipe.arm(name, seed=0).masking for name in ("rates", "words"))
+    rates, words = (recipe.arm(name, seed=0).links()[0].masking for name in ("rates", "words"))
     assert str(rates.ratio) == "uniform(0, 1)" and rates.corruption == "mask-only"
     assert (words.ratio, words.budget, words.min_targets) == (0.15, "expected", 1)
     assert words.corruption == "mask-only"  # as the quick start says, which the recipe extends
     Path("again.yaml").write_text(recipe.to_yaml())
     again = read_recipe("again.yaml")
-    assert [again.arm(name, seed=0).masking for name in ("rates", "words")] == [rates, words]
+    found = [again.arm(name, seed=0).links()[0].masking for name in ("rates", "words")]
+    assert found == [rates, words]
     fixed = read_recipe("diffusion", ["study={}", "phases=[{}, {objective: mlm}]"])
     first, second = fixed.links()
     assert (first.masking.budget, second.masking.budget) == ("exact", "expected")

@@ -142,7 +142,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
                 "study.match=targets",
                 "study.arms={a: {}, b: {objectives: {cse: }}}",
             ],
-            "arm 'b' trains on several objectives, and such trainings are matched by steps; "
+            "arm 'b' trains on several objectives, which are matched by steps; "
             "got study.match targets",
         ),
     ],

@@ -203,7 +203,7 @@ def test_a_second_run_does_nothing(finished: Path, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["learning=null"], "learns no policy; .* or name a policy that is learned already"),
+        (["learning=null"], "learns no policy; .* or name a finished policy"),
         (["tasks=[]", "evaluation.masks=[token, whole-word]"], "learning needs a task"),
     ],
 )

@@ -270,9 +270,12 @@ def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ({"seeds": 8, "looks": [10, 20]}, "study.seeds is not one of .*got 8; allowed: 10, 20"),
-        ({"seeds": 10, "looks": [10]}, "study.looks: rising numbers of runs"),
-        ({"seeds": 10, "looks": [20, 10]}, "study.looks: rising numbers of runs"),
+        (
+            {"seeds": 8, "looks": [10, 20]},
+            "study.seeds is not one of .*got 8; allowed: \\[10, 20\\]",
+        ),
+        ({"seeds": 10, "looks": [10]}, "study.looks; got"),
+        ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),
         ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
         ({"margin": -0.1}, "study.margin; got -0.1; allowed: > 0"),
         ({"noise": 0.0}, "study.noise; got 0.0; allowed: > 0"),

@@ -44,7 +44,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         raise MaskwiseError(
             f"--out {out} holds the policy of another recipe", do="give a new folder"
         )
-    stage = learn_stage(recipe, recipe.learned_task, prepare_stage(recipe)).as_dict()
+    link = recipe.links()[0]
+    stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
     # the recipe is the same, and what it names is not
     if before and before != json.loads(json.dumps(stage)):
