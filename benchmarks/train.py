@@ -264,7 +264,7 @@ class Contest:
         laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
         texts = [
             {"input_ids": ids[show].tolist()}
-            for ids, show in zip(laid["input_ids"], laid["attention_mask"])
+            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
         ]
         on_cpu = clock.device.type == "cpu"
         with tempfile.TemporaryDirectory() as folder:

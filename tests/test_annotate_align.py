@@ -267,8 +267,9 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     mine, other = (
         train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False)
     )
-    pieces = read_pieces(tokenise(documents, mine, layers=Capitals()), tokenizer=mine, length=32)
-    path = pieces.save(tmp_path / "pieces.arrow")
+    path = tmp_path / "pieces"
+    tokens = tokenise(documents, mine, layers=Capitals())
+    pieces = read_pieces(tokens, tokenizer=mine, length=32, out=path)
     mine.save_pretrained(tmp_path / "tokenizer")
     again = Pieces.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
     assert again.tokenizer == pieces.tokenizer != ""

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,7 +23,7 @@ from maskwise.folders import claim, damage, write_folder
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.signals import Asked, leave_when_asked
-from maskwise.text.pieces import _Columns
+from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import log as log_file
 from maskwise.training import states as states_file
@@ -435,20 +434,20 @@ def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
 
 
 def columns_on_a_full_disk(folder: Path) -> str:
+    """The columns of a short text fit in a file's buffer, which is written when it is closed."""
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    tokens = list(tokenise([Document("a", "the cat sat " * 20)], tokenizer))
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-    columns = _Columns(folder / "columns")
     try:
-        for _ in range(3):
-            columns.append({"input_ids": np.arange(20, dtype=np.int32)})
+        read_pieces(tokens, tokenizer=tokenizer, length=16, out=folder / "pieces")
     except MaskwiseError as error:
         return str(error)
     return "written"
 
 
 def test_short_columns_on_a_full_disk_are_not_lost_in_silence(tmp_path: Path) -> None:
-    assert forked(columns_on_a_full_disk, tmp_path)().startswith(
-        f"cannot write {tmp_path}; got File too large"
-    )
+    said = forked(columns_on_a_full_disk, tmp_path)()
+    assert said.startswith(f"cannot write {tmp_path / 'pieces'}; got File too large")
 
 
 # --- another number of processes

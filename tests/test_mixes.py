@@ -229,13 +229,10 @@ def test_layers_of_a_mix(folder, tmp_path):
 @pytest.mark.parametrize(
     "source, said",
     [
-        (
-            "{a.jsonl: -1, b.jsonl: 2}",
-            "the weight of a.jsonl in a mix; got -1; allowed: a number ≥ 0",
-        ),
-        ("{a.jsonl: .nan, b.jsonl: 2}", "the weight of a.jsonl in a mix; got nan"),
-        ("{a.jsonl: much, b.jsonl: 2}", "the weight of a.jsonl in a mix; got 'much'"),
-        ("{a.jsonl: 0, b.jsonl: 0}", "the weights of a mix sum to nothing"),
+        ("{a.jsonl: -1, b.jsonl: 2}", "the weight of a.jsonl in a mix is not valid; got -1"),
+        ("{a.jsonl: .nan, b.jsonl: 2}", "the weight of a.jsonl in a mix is not valid; got nan"),
+        ("{a.jsonl: much, b.jsonl: 2}", "the weight of a.jsonl in a mix is not valid; got 'much'"),
+        ("{a.jsonl: 0, b.jsonl: 0}", "the weights of a mix are all 0"),
         ("{}", "a mix that names no source"),
         ("[]", "a mix that names no source"),
         ("{'': 1, b.jsonl: 2}", "a source is named by text"),

@@ -19,9 +19,8 @@ from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
 from maskwise.tasks.classes import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
-from maskwise.text import Document, read_documents, read_pieces, readers, tokenise, train_tokenizer
+from maskwise.text import read_documents, readers, train_tokenizer
 from maskwise.text.labelled import read_conllu
-from maskwise.text.pieces import _Columns
 from maskwise.text.readers import text_per
 from tiny import write_lines
 
@@ -246,26 +245,6 @@ def test_conllu_with_other_ids_is_refused_in_one_line(tmp_path: Path) -> None:
         ) as raised:
             list(read_conllu(path))
         assert "\n" not in str(raised.value)
-
-
-def test_pieces_are_those_of_this_call_though_another_was_killed(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
-    for text in ("the cat", "on the mat"):
-        pieces = read_pieces(
-            tokenise([Document("a", text)], tokenizer), tokenizer=tokenizer, length=10
-        )
-        scratch = tmp_path / ".p.arrow.columns.partial"
-        if text == "the cat":
-            _Columns(scratch).append(
-                {name: np.asarray(column) for name, column in pieces.columns.items()}
-            )
-    out = read_pieces(
-        tokenise([Document("a", "on the mat")], tokenizer),
-        tokenizer=tokenizer,
-        length=10,
-        out=tmp_path / "p.arrow",
-    )
-    assert out.columns["input_ids"].tolist() == pieces.columns["input_ids"].tolist()
 
 
 def test_a_long_text_has_one_prompt(tmp_path: Path) -> None:

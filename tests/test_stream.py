@@ -28,7 +28,7 @@ from maskwise.text.readers import Fields
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.shards import BEGINNING
-from maskwise.text.stream import BlockMaker, documents_of
+from maskwise.text.stream import BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.learners import Point
@@ -119,7 +119,7 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
     [shard] = shards_of(path)
     for size in (1, 500, 10**6):
         chunks = list(shard.chunks(BEGINNING, size))
-        read = [document for chunk, _ in chunks for document in documents_of(chunk, Fields())]
+        read = [document for chunk, _ in chunks for document in chunk.documents(Fields())]
         assert read == whole
         assert (len(chunks) == 1) == (size == 10**6) and (len(chunks) >= 40 or size > 1)
         for number in range(0, len(chunks), 7):  # from every place the rest is the same
@@ -143,14 +143,28 @@ def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_number
     write_lines(tmp_path / "a.jsonl", lines)
     for size in (1, 30, 400, 10**6):
         [shard] = shards_of(tmp_path / "a.jsonl")
-        read = [
-            d for chunk, _ in shard.chunks(BEGINNING, size) for d in documents_of(chunk, Fields())
-        ]
+        read = [d for chunk, _ in shard.chunks(BEGINNING, size) for d in chunk.documents(Fields())]
         assert [(d.id, d.text) for d in read] == [
             ("a.jsonl#1", "one"),
             ("a.jsonl#3", "two"),
             ("a.jsonl#5", "three"),
         ]
+
+
+def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch) -> None:
+    for name in ("readers", "shards"):
+        monkeypatch.setattr(f"maskwise.text.{name}.LONGEST_TEXT", 60)
+    blocks = ["\n".join(f"the {n} word {line}" for line in range(12)) for n in range(40)]
+    (tmp_path / "a.txt").write_text("\n\n".join(blocks))
+    maker = BlockMaker(tokenizer, 32, held_out=0.3, fields=Fields(per="block"))
+    [shard] = shards_of(tmp_path / "a.txt", maker.fields)
+    sides: dict[str, set[bool]] = {}
+    for chunk, _ in shard.chunks(BEGINNING, 50):
+        for document in chunk.documents(maker.fields):
+            number = document.text.split("the ")[1].split()[0]
+            sides.setdefault(number, set()).add(maker.holds_out(document))
+    assert len(sides) == 40 and all(len(found) == 1 for found in sides.values())
+    assert {side for found in sides.values() for side in found} == {True, False}
 
 
 def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path) -> None:
@@ -162,7 +176,7 @@ def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path)
     assert [shard.name for shard in shards] == ["json/0", "json/1", "json/2"]
     plain = [document for path in files for document in read_documents(path)]
     chunks = [list(shard.chunks(BEGINNING, 900)) for shard in shards]
-    read = [d for part in chunks for chunk, _ in part for d in documents_of(chunk, Fields())]
+    read = [d for part in chunks for chunk, _ in part for d in chunk.documents(Fields())]
     assert read == plain and len(chunks[1]) > 5
     place = type(BEGINNING)(*json.loads(json.dumps(chunks[1][3][1])))  # as a state keeps it
     assert [chunk for chunk, _ in shards[1].chunks(place, 900)] == [
@@ -185,7 +199,7 @@ def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) ->
         str(tmp_path / "more" / "part-1.jsonl"),
     ]
     for source, said in (
-        ("nowhere/*.jsonl", "no file is called so"),
+        ("nowhere/*.jsonl", "no file matches it"),
         (str(tmp_path / "x.csv"), "does not exist"),
     ):
         with pytest.raises(MaskwiseError, match=re.escape(said)):

@@ -1,20 +1,18 @@
-"""Documents in: from files, folders, lists, `datasets` and the bundled samples, one at a time.
+"""Documents from files, folders, lists, `datasets` and the bundled samples, one at a time.
 
 A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is
-re-iterable and holds nothing but the way to its source. A bad line must not end an hour's work and
-must not vanish
-either: it is skipped and counted under a reason.
+re-iterable and holds only a way to open its source. A bad line must not end an hour's work and must
+not vanish either: it is skipped and counted by reason.
 
-Cost: that of decompressing and parsing, and eight bytes of memory for each document to know
-    repeated texts, which would
-otherwise stand on both sides of a held-out split.
+Cost: decompressing and parsing, and eight bytes of memory per document to recognise repeated texts,
+which would otherwise stand on both sides of a held-out split.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,10 +21,10 @@ import numpy as np
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.folders import looked_in
 from maskwise.text.readers import (
-    ENDINGS,
     LONGEST_TEXT,
     NAME_IT,
     NOT_UTF8,
+    READERS,
     Fields,
     PartName,
     Record,
@@ -59,19 +57,13 @@ BUNDLED = (
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 HEAD_RECORDS = 200
-"""Records that tell where the text is."""
-EMPTY, BINARY, NO_TEXT, REPEATED = (
-    "empty",
-    "binary (NUL characters)",
-    "no text field",
-    "repeated text",
-)
+"""Records in which the text field is looked for."""
+EMPTY, NO_TEXT, REPEATED = "empty", "no text field", "repeated text"
+BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name. Held-out splits and masks hang on the name, so it should be unique and
-    stable.
-    """
+    """A text and its name, which should be unique and stable: held-out splits and masks use it."""
 
     id: str
     text: str
@@ -87,9 +79,10 @@ class Documents:
     """A re-iterable stream of `Document`s, made by `read_documents`.
 
     Attributes:
-        name: what is read, for messages and reports.
-        read: how many documents the latest iteration has yielded.
-        skipped: reason → count of what the latest iteration has left out.
+        name: name of the source, for messages and reports.
+        fields: names of the fields of its records.
+        read: number of documents that the latest iteration yielded.
+        skipped: reason → number of documents that the latest iteration left out.
     """
 
     def __init__(
@@ -101,79 +94,107 @@ class Documents:
         limit: int | None = None,
         keep_repeated: bool = False,
     ):
-        self._open_records, self._limit, self._keep_repeated = open_records, limit, keep_repeated
-        self.name, self.fields = name, fields
-        self.read, self.skipped = 0, Counter[str]()
+        self.open_records = open_records
+        self.name = name
+        self.fields = fields
+        self.limit = limit
+        self.keep_repeated = keep_repeated
+        self.read = 0
+        self.skipped = Counter[str]()
 
     def __iter__(self) -> Iterator[Document]:
-        self.read, self.skipped = 0, Counter()
-        return islice(self._documents(), self._limit)
+        self.read = 0
+        self.skipped = Counter()
+        return islice(self._documents(), self.limit)
 
     def _documents(self) -> Iterator[Document]:
+        found = chain.from_iterable(map(self._parts, self.open_records()))
+        for document in found if self.keep_repeated else self._distinct(found):
+            self.read += 1
+            yield document
+
+    def _distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Leave out texts that came before."""
         seen = _Seen()
-        for record in self._open_records():
-            document = self._document(record)
-            if isinstance(document, Skip):
-                self.skipped[document.reason] += 1
-                continue
-            for part in _parts(document):
-                if not self._keep_repeated and seen.before(text_id(part.text)):
-                    self.skipped[REPEATED] += 1
-                else:
-                    self.read += 1
-                    yield part
+        for document in documents:
+            if seen.before(text_id(document.text)):
+                self.skipped[REPEATED] += 1
+            else:
+                yield document
+
+    def _parts(self, record: Record) -> Iterator[Document]:
+        """Yield the document of a record, in parts if it is long; count what is not usable."""
+        found = self._document(record)
+        if isinstance(found, Skip):
+            self.skipped[found.reason] += 1
+            return
+        name, text = found
+        number = 0
+        while len(text) > LONGEST_TEXT:
+            number += 1
+            # cut before a blank, unless there is none in the second half
+            end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
+            if end <= 0:
+                end = LONGEST_TEXT
+            yield Document(PartName.of(f"{name}~{number}", name), text[:end])
+            text = text[end:]
+        if text.strip():
+            yield Document(PartName.of(f"{name}~{number + 1}", name) if number else name, text)
 
     def _document(self, record: Record) -> Document | Skip:
         if isinstance(record, Skip):
             return record
-        name, value = record
-        if isinstance(value, Mapping):
-            own = value.get(self.fields.id)
-            name, value = name if own is None else str(own), inside(value, self.fields.text)
-        if not isinstance(value, str):
+        name, text = record
+        if isinstance(text, Mapping):
+            own_name = text.get(self.fields.id)
+            name = name if own_name is None else str(own_name)
+            text = inside(text, self.fields.text)
+        if not isinstance(text, str):
             return Skip(NO_TEXT)
-        if not value.strip():
+        if not text.strip():
             return Skip(EMPTY)
-        if "\0" in value:
+        if "\0" in text:
             return Skip(BINARY)
-        return Document(name, value) if is_utf8(value) and is_utf8(name) else Skip(NOT_UTF8)
+        return Document(name, text) if is_utf8(text) and is_utf8(name) else Skip(NOT_UTF8)
 
 
 class Joined(Documents):
-    """Several corpora one after the other; a text that an earlier one holds is left out of a later
-    one.
+    """Several corpora, one after the other; texts of an earlier one are left out of later ones.
 
-    A document keeps its name, so that it stays on the same side of a held-out split as in its
-    corpus alone.
+    A document keeps its name, so it stays on the same side of a held-out split as in its corpus
+    alone.
 
-    >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat.", "It rained."])]
+    >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
-    [('The cat sat.', 0), ('A dog ran.', 0), ('It rained.', 1)]
+    [('The cat sat.', 0), ('A dog ran.', 0)]
     """
 
     def __init__(self, parts: Sequence[Documents]):
         self.parts = parts
-        super().__init__(
-            tuple, name=" + ".join(part.name for part in parts), fields=parts[0].fields
-        )
+        name = " + ".join(part.name for part in parts)
+        super().__init__(tuple, name=name, fields=parts[0].fields)
 
-    def __iter__(self) -> Iterator[Document]:
-        self.read, self.skipped = 0, Counter()
-        seen = _Seen()
+    def _documents(self) -> Iterator[Document]:
+        for document in self._distinct(self._numbered()):
+            self.read += 1
+            yield document
+
+    def _numbered(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
-                if seen.before(text_id(document.text)):
-                    self.skipped[REPEATED] += 1
-                else:
-                    self.read += 1
-                    joined = JoinedDocument(*document)
-                    joined.source = number
-                    yield joined
+                joined = JoinedDocument(*document)
+                joined.source = number
+                yield joined
             self.skipped += part.skipped
 
 
+def source_of(document: Document) -> int:
+    """Return the number of a document's corpus; 0 if there is only one."""
+    return document.source if isinstance(document, JoinedDocument) else 0
+
+
 def inside(record: Mapping[str, Any], field: str) -> Any:
-    """The value of a field, or of a path into nested objects.
+    """Return the value of a field, or of a path into nested objects.
 
     >>> inside({"article": {"body": "It rained."}}, "article.body")
     'It rained.'
@@ -186,7 +207,7 @@ def inside(record: Mapping[str, Any], field: str) -> Any:
 
 
 def paths(record: Mapping[str, Any]) -> Iterator[str]:
-    """The names of a record's fields, each followed by the paths to the fields in it.
+    """Yield the names of a record's fields, each followed by the paths to the fields in it.
 
     >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
     ['id', 'article', 'article.body']
@@ -194,39 +215,39 @@ def paths(record: Mapping[str, Any]) -> Iterator[str]:
     for name, value in record.items():
         yield str(name)
         if isinstance(value, Mapping):
-            yield from (f"{name}.{path}" for path in paths(value))
+            for path in paths(value):
+                yield f"{name}.{path}"
 
 
 def longest_field(source: str) -> str:
-    """The field with the longest texts, also one in an object; "text" where that is one, or where
-    nothing has fields.
+    """Return the field with the longest texts, but "text" if there is one, or without fields.
 
     Raises:
         MaskwiseError: a source that cannot be read, or a table whose first row is data.
     """
-    values = (
-        record[1] for record in _resolve(source, Fields(""))[0]() if not isinstance(record, Skip)
-    )
-    records = [value for value in islice(values, HEAD_RECORDS) if isinstance(value, Mapping)]
+    records = list(islice(_objects(_resolve(source, Fields(""))[0]()), HEAD_RECORDS))
     sizes = Counter[str]()
     for record in records:
-        sizes += Counter(
-            {
-                path: len(text)
-                for path in paths(record)
-                if isinstance(text := inside(record, path), str)
-            }
-        )
+        for path in paths(record):
+            text = inside(record, path)
+            if isinstance(text, str):
+                sizes[path] += len(text)
     if "text" in sizes or not sizes:
         return "text"
-    refuse_rows_as_names(records, longest := max(sizes, key=sizes.__getitem__), source)
+    longest = max(sizes, key=sizes.__getitem__)
+    refuse_rows_as_names(records, longest, source)
     return longest
 
 
+def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, Any]]:
+    """Yield the records that have fields."""
+    for record in records:
+        if not isinstance(record, Skip) and isinstance(record[1], Mapping):
+            yield record[1]
+
+
 def lines_note(source: str) -> str | None:
-    """What to tell of a plain text file whose lines are taken for texts, because it has no blank
-    lines; else None.
-    """
+    """Return a note on a plain text file that is read line by line for want of blank lines."""
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
@@ -236,50 +257,23 @@ def lines_note(source: str) -> str | None:
     )
 
 
-def source_of(document: Document) -> int:
-    """The number of the corpus that a document is from, where several are joined; 0 where there is
-    one.
-    """
-    return getattr(document, "source", 0)
-
-
 class _Seen:
-    """The numbers that were seen: recent ones in a set, the others in a sorted array, ten times
-    smaller.
-    """
+    """Numbers that were seen: new ones in a set, the others in a sorted array, ten times smaller."""
 
     def __init__(self) -> None:
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
     def before(self, number: int) -> bool:
-        """Whether a number was seen before; now it is."""
-        place = int(self.sorted.searchsorted(number))
-        if number in self.recent or (
-            place < len(self.sorted) and int(self.sorted[place]) == number
-        ):
+        """Tell whether a number was seen before, and remember it."""
+        place = self.sorted.searchsorted(number)
+        if number in self.recent or number in self.sorted[place : place + 1]:
             return True
         self.recent.add(number)
         if len(self.recent) >= 1 << 16:
-            self.sorted = np.union1d(self.sorted, np.fromiter(self.recent, dtype=np.int64))
-            self.recent = set()
+            self.sorted = np.union1d(self.sorted, list(self.recent))
+            self.recent.clear()
         return False
-
-
-def _parts(document: Document) -> Iterator[Document]:
-    """The document, or the parts of one that is too long to be worked on whole, each cut before a
-    blank.
-    """
-    name, text = document
-    number = 0
-    while len(text) > LONGEST_TEXT:
-        number += 1
-        end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
-        end = end if end > 0 else LONGEST_TEXT
-        yield Document(PartName.of(f"{name}~{number}", name), text[:end])
-        text = text[end:]
-    if text.strip():
-        yield Document(PartName.of(f"{name}~{number + 1}", name) if number else name, text)
 
 
 def read_documents(
@@ -291,34 +285,32 @@ def read_documents(
     limit: int | None = None,
     keep_repeated: bool = False,
 ) -> Documents:
-    """A corpus from almost anything.
+    """Open a corpus of almost any kind.
 
     Args:
         source: one of
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
-            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world
-              (worlds.py);
+            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world;
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
               lines, or the lines of a file without blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or
               string) per line;
-            - a ``.parquet`` file;
+            - a ``.csv``, ``.tsv``, ``.parquet`` or FASTA file;
             - a folder of such files, read in the order of their names, or one written by
               ``save_to_disk``;
             - a list of strings or mappings;
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
-              ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" unless given).
+              ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" by default).
 
             A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which
             stay on one side of a held-out split.
-        text_field: where the text is, in sources with fields; "article.body" is a field of an
-            object in a field.
-        text_per: what a document is in plain text: "line", "block", or "auto": the beginning of the
-            file tells.
-        id_field: where the name is. A document without one is called "FILE#PLACE", in a list by its
-            place.
-        limit: at most so many documents.
+        text_field: the field of the text; "article.body" is a field of an object in a field.
+        id_field: the field of the name. A document without one is called "FILE#PLACE", and in a
+            list by its place.
+        text_per: the unit of plain text: "line", "block", or "auto", which looks at the beginning
+            of the file.
+        limit: maximum number of documents.
         keep_repeated: also yield a text that was yielded before, word for word.
 
     Raises:
@@ -338,21 +330,19 @@ def read_documents(
 
 
 def require_documents(documents: Documents) -> Documents:
-    """The same documents, once it is sure that there is at least one; else a `MaskwiseError` that
-    says why not."""
-    if next(iter(documents), None) is None:
-        why, named = counted(documents.skipped) or "nothing at all", documents.fields.text
-        if NO_TEXT not in documents.skipped:
-            raise MaskwiseError(f"no document in {documents.name}", got=why)
-        records = (
-            record[1] for record in documents._open_records() if not isinstance(record, Skip)
-        )
-        names = ", ".join(
-            paths(next((value for value in records if isinstance(value, Mapping)), {}))
-        )
-        what = f"no document in {documents.name} has a text in its field {named!r}"
-        raise MaskwiseError(what, got=why, allowed=names or None, do=NAME_IT)
-    return documents
+    """Return `documents`, or raise a `MaskwiseError` with the reason if there are none."""
+    if next(iter(documents), None) is not None:
+        return documents
+    why = counted(documents.skipped) or "nothing at all"
+    if NO_TEXT not in documents.skipped:
+        raise MaskwiseError(f"no document in {documents.name}", got=why)
+    first = next(_objects(documents.open_records()), {})
+    raise MaskwiseError(
+        f"no document in {documents.name} has a text in its field {documents.fields.text!r}",
+        got=why,
+        allowed=", ".join(paths(first)) or None,
+        do=NAME_IT,
+    )
 
 
 def batches(
@@ -362,13 +352,13 @@ def batches(
     measure: Callable[[Item], int] = len,  # type: ignore[assignment]  # texts
     most: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Items in lists, because work on many at once costs less: each but the last measures ``size``
-    or a little more.
+    """Group items in lists, because processing many at once costs less.
 
     Args:
+        items: of any kind.
         size: a list ends with the item that brings the sum of ``measure`` to it.
-        measure: of an item, its characters unless said otherwise.
-        most: items of a list at most.
+        measure: size of an item; its length by default.
+        most: maximum number of items in a list.
 
     >>> list(batches(["one", "two", "four", "six"], 6))
     [['one', 'two'], ['four', 'six']]
@@ -386,11 +376,10 @@ def batches(
 
 
 def bundled_path(name: str) -> Path:
-    """The file of a sample that comes with maskwise, gzipped JSON lines. docs/data.md says what is
-    in it.
+    """Return the file of a sample that comes with maskwise, gzipped JSON lines; see docs/data.md.
 
     Raises:
-        MaskwiseError: for a name that is not in `BUNDLED`.
+        MaskwiseError: a name that is not in `BUNDLED`.
     """
     if name not in BUNDLED:
         raise unknown_name("bundled data", name, BUNDLED)
@@ -398,8 +387,9 @@ def bundled_path(name: str) -> Path:
 
 
 def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:
-    """How to open a source, and what to call it."""
-    if world := read_world(source):
+    """Return a function that opens the records of a source, and its name."""
+    world = read_world(source)
+    if world:
         return world.documents, str(world)
     if isinstance(source, str) and source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
@@ -408,27 +398,27 @@ def _resolve(source: Any, fields: Fields) -> tuple[Callable[[], Iterable[Record]
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
         return _resolve_path(Path(source).expanduser(), fields), str(source)
-    if isinstance(source, Mapping | bytes) or not isinstance(source, Sequence):
-        allowed = "a path, a name such as bundled:wikipedia, a list of texts"
-        raise MaskwiseError(
-            "a corpus cannot be read from this", got=type(source).__name__, allowed=allowed
-        )
-    return lambda: ((str(place), value) for place, value in enumerate(source)), UNNAMED
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
+    allowed = "a path, a name such as bundled:wikipedia, a list of texts"
+    got = type(source).__name__
+    raise MaskwiseError("a corpus cannot be read from this", got=got, allowed=allowed)
 
 
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     if not path.exists():
         do = "give a file, a folder, bundled:wikipedia or hf:NAME"
         raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=looked_in(path), do=do)
-    if path.is_file():
-        if not known_ending(path):
-            raise MaskwiseError(f"unknown ending of corpus file {path}", allowed=", ".join(ENDINGS))
-        return lambda: read_file(path, path.name, fields)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    files = files_in(path, ENDINGS)
+    if path.is_dir():
+        files = files_in(path, [*READERS])
+        what = f"no corpus file in folder {path}"
+    else:
+        files = {path.name: path} if known_ending(path) else {}
+        what = f"unknown ending of corpus file {path}"
     if not files:
-        raise MaskwiseError(f"no corpus file in folder {path}", allowed=", ".join(ENDINGS))
-    return lambda: (
-        record for name, file in files.items() for record in read_file(file, name, fields)
+        raise MaskwiseError(what, allowed=", ".join(READERS))
+    return lambda: chain.from_iterable(
+        read_file(file, name, fields) for name, file in files.items()
     )

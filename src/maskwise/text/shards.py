@@ -1,14 +1,11 @@
-"""Shards: the files of a stream, read chunk by chunk from any place.
+"""Shards: the files of a stream, read in chunks from any place.
 
-A stream is not prepared: it is read while a model is trained on it. A *shard* is one of its files,
-or one shard of a `datasets.IterableDataset`. A *chunk* is a stretch of whole records of about one
-size. Where a chunk ends is a function of the shard, the size and the place where it begins, so a
-place is all that a run needs to go on exactly.
+A *shard* is a file of the stream, or a shard of a `datasets.IterableDataset`. A *chunk* is a run of
+whole records of a shard, of about one size. Where it ends depends only on the shard, the size and
+the place where it begins, so a place is all that a resumed run needs.
 
-Cost: a place in a plain file is found at once. In a compressed file everything before it is
-    inflated (some 0.3 s for
-100 MB), in Parquet the rows of its row group that stand before it are read, and in `datasets` those
-of its shard.
+Cost: seeking is free in a plain file. A compressed file is inflated up to the place (0.3 s for
+100 MB); in Parquet the rows of one row group are read, and in `datasets` those of the shard.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line
-from maskwise.text.documents import bundled_path, inside
+from maskwise.text.documents import Documents, bundled_path, inside
 from maskwise.text.readers import (
     LINE_ENDINGS,
     LINE_READERS,
@@ -42,8 +39,10 @@ from maskwise.text.readers import (
     load_hub,
     opened,
     parquet_rows,
+    read_blocks,
     refuse_unreadable,
     wanted,
+    whole_name,
 )
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ if TYPE_CHECKING:
     StreamSource: TypeAlias = str | Path | Sequence[str | Path] | IterableDataset
 
 ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
+MEGABYTE = 1 << 20
 PROBES, PROBE_BYTES = 16, 1 << 12
-"""Stretches of a large file, evenly over it, that go into its fingerprint; and the bytes of each.
-"""
+"""Stretches of a large file that are hashed for its fingerprint, and the bytes of each."""
 
 
 class Place(NamedTuple):
@@ -63,55 +62,71 @@ class Place(NamedTuple):
     Attributes:
         at: bytes of a file of lines (inflated), rows of a Parquet file, or the state of an
             `IterableDataset`.
-        records: how many stand before it in the shard.
+        records: number of records before it in the shard.
+        whole: the name of a document that began before it, if it begins inside one.
     """
 
     at: Any = 0
     records: int = 0
+    whole: str | None = None
 
 
 BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
-    """A stretch of a shard, as it is sent to whoever makes rows of it.
+    """A run of records of a shard, as it is sent to the process that makes rows of it.
 
     Attributes:
-        name: of the shard. first: the number of its first record, which counts from 1.
-        kind: what is in it: JSON lines, plain text with a document on each line or in each block
-            between blank lines, or records that are read already.
-        content: bytes of whole lines, or the records.
+        name: of the shard.
+        first: the number of its first record, from 1.
+        kind: format of the content.
+        content: bytes of whole lines, or records that were already read.
+        whole: the name of a document of an earlier chunk that the content begins inside of.
+        cut: whether the last document continues in the next chunk.
     """
 
     name: str
     first: int
     kind: LineKind | Literal["records"]
     content: Any
+    whole: str | None = None
+    cut: bool = False
 
     def records(self) -> Iterator[Record]:
-        """The records, with the names that they have in a prepared corpus too."""
+        """Yield the records, named as in a prepared corpus."""
         if self.kind == "records":
-            yield from (
-                (f"{self.name}#{self.first + n}", value) for n, value in enumerate(self.content)
-            )
+            for number, value in enumerate(self.content, start=self.first):
+                yield f"{self.name}#{number}", value
             return
-        yield from LINE_READERS[self.kind](io.BytesIO(self.content), self.name, first=self.first)
+        file = io.BytesIO(self.content)
+        if self.kind == "block":
+            yield from read_blocks(
+                file, self.name, first=self.first, whole=self.whole, cut=self.cut
+            )
+        else:
+            yield from LINE_READERS[self.kind](file, self.name, first=self.first)
+
+    def documents(self, fields: Fields) -> Documents:
+        """Return the documents of the records."""
+        return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
 class Shard(ABC):
     """One shard of a stream.
 
     Attributes:
-        name: what its records are called after.
+        name: prefix of the names of its records.
     """
 
     name: str
 
     @abstractmethod
     def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
-        """The chunks from a place on, each with the place behind it.
+        """Yield the chunks from a place on, each with the place after it.
 
         Args:
+            place: `BEGINNING`, or one that was yielded before.
             size: bytes of a file of lines, else characters; a chunk ends with the record that
                 reaches it.
 
@@ -121,7 +136,7 @@ class Shard(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that is another one when the shard has changed; large files are probed, not read."""
+        """Hash the shard, to notice changes; large files are probed, not read."""
 
 
 class FileShard(Shard):
@@ -130,36 +145,40 @@ class FileShard(Shard):
     def __init__(self, path: Path, name: str, fields: Fields):
         if known_ending(path) not in ENDINGS:
             raise MaskwiseError(f"a stream cannot be read from {path}", allowed=", ".join(ENDINGS))
-        self.path, self.name, self.fields = path, name, fields
+        self.path = path
+        self.name = name
+        self.fields = fields
 
     def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
         with damaged(self.path):
             if known_ending(self.path) == ".parquet":
-                rows = parquet_rows(self.path, self._wanted, first=place.at)
-                yield from _gathered(rows, self.name, self.fields, place, size)
+                rows = parquet_rows(self.path, self.fields, first=place.at)
+                yield from _chunks_of_records(rows, self.name, self.fields, place, size)
                 return
             if place == BEGINNING:
                 refuse_unreadable(self.path)
             with opened(self.path) as file:
-                _go_to(file, place.at)
-                yield from self._stretches(file, place, size)
+                _seek(file, place.at)
+                yield from self._chunks_of_lines(file, place, size)
 
-    def _stretches(self, file: IO[bytes], place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def _chunks_of_lines(
+        self, file: IO[bytes], place: Place, size: int
+    ) -> Iterator[tuple[Chunk, Place]]:
         kind = kind_of(self.path, self.fields)
+        before, whole, cut = place.records, place.whole, False
         while content := file.read(size):
             content += _rest_of_line(file, content)
             if kind == "block":
-                content += _rest_of_block(file, content)
-            chunk = Chunk(self.name, place.records + 1, kind, content)
-            if kind == "json":  # records are called after their lines
-                records = content.count(b"\n") + (not content.endswith(b"\n"))
+                rest, cut = _rest_of_block(file, content)
+                content += rest
+            chunk = Chunk(self.name, before + 1, kind, content, whole, cut)
+            if kind == "json":  # records are numbered by their lines
+                before += content.count(b"\n") + (not content.endswith(b"\n"))
             else:
-                records = sum(not isinstance(record, Skip) for record in chunk.records())
-            place = Place(file.tell(), place.records + records)
-            yield chunk, place
-
-    def _wanted(self, columns: list[str]) -> list[str]:
-        return wanted(columns, self.fields, str(self.path))
+                names = [record[0] for record in chunk.records() if not isinstance(record, Skip)]
+                before += len(names)
+                whole = whole_name(names[-1]) if cut and names else None
+            yield chunk, Place(file.tell(), before, whole)
 
     def fingerprint(self) -> str:
         with damaged(self.path), self.path.open("rb") as file:
@@ -180,7 +199,9 @@ class DatasetShard(Shard):
     def __init__(self, dataset: IterableDataset, number: int, name: str, fields: Fields):
         if dataset.column_names:
             wanted(dataset.column_names, fields, name)
-        self.dataset, self.number, self.fields = dataset, number, fields
+        self.dataset = dataset
+        self.number = number
+        self.fields = fields
         self.name = name if dataset.num_shards == 1 else f"{name}/{number}"
 
     def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
@@ -190,7 +211,9 @@ class DatasetShard(Shard):
         known = (self.fields.id, self.fields.text, self.fields.text.split(".")[0])
         try:
             rows = ({key: row[key] for key in known if key in row} for row in part)
-            yield from _gathered(rows, self.name, self.fields, place, size, state=part.state_dict)
+            yield from _chunks_of_records(
+                rows, self.name, self.fields, place, size, state=part.state_dict
+            )
         except MaskwiseError:
             raise
         except Exception as error:  # network, hub, builder and format errors have no common base
@@ -200,7 +223,7 @@ class DatasetShard(Shard):
         return f"{self.dataset.num_shards} shards"
 
 
-def _gathered(
+def _chunks_of_records(
     rows: Iterator[Mapping[str, Any]],
     name: str,
     fields: Fields,
@@ -209,46 +232,43 @@ def _gathered(
     *,
     state: Callable[[], object] | None = None,
 ) -> Iterator[tuple[Chunk, Place]]:
-    """Records in chunks. A place is the number of the records before it, or what ``state`` says of
-    it.
-    """
+    """Collect records in chunks; a place is a ``state``, or else the number of records before it."""
     records: list[Mapping[str, Any]] = []
-    total = 0
+    characters, before = 0, place.records
     for row in chain(rows, [None]):  # None ends the last chunk
         if row is not None:
             records.append(row)
-            total += len(str(inside(row, fields.text) or ""))
-        if records and (row is None or total >= size):
-            chunk = Chunk(name, place.records + 1, "records", records)
-            behind = place.records + len(records)
-            place = Place(state() if state else behind, behind)
-            yield chunk, place
-            records, total = [], 0
+            characters += len(str(inside(row, fields.text) or ""))
+        if records and (row is None or characters >= size):
+            chunk = Chunk(name, before + 1, "records", records)
+            before += len(records)
+            yield chunk, Place(state() if state else before, before)
+            records, characters = [], 0
 
 
-def _go_to(file: IO[bytes], offset: int) -> None:
+def _seek(file: IO[bytes], offset: int) -> None:
     """Move to a place in the inflated bytes of a file that has just been opened."""
     if file.seekable():
         file.seek(offset)
         return
     while offset > 0:
-        offset -= len(file.read(min(offset, 1 << 20))) or offset
+        # nothing is read where the file has become shorter
+        offset -= len(file.read(min(offset, MEGABYTE))) or offset
 
 
 def _rest_of_line(file: IO[bytes], content: bytes) -> bytes:
-    """What is missing of the last line; a line that is too long to be held is passed over."""
+    """Read what is missing of the last line; of a line that is too long only so much."""
     if content.endswith(b"\n"):
         return b""
-    rest = file.readline(LONGEST_LINE)
-    more = rest
+    rest = more = file.readline(LONGEST_LINE)
     while len(more) == LONGEST_LINE and not more.endswith(b"\n"):
         more = file.readline(LONGEST_LINE)
-    # As long as it was, or with its end: either way it stays one line.
+    # a line of which a part was left out still ends, so that lines keep their numbers
     return rest if more is rest or not more.endswith(b"\n") else rest + b"\n"
 
 
-def _rest_of_block(file: IO[bytes], content: bytes) -> bytes:
-    """Lines up to the next blank one, or as many as one text may have."""
+def _rest_of_block(file: IO[bytes], content: bytes) -> tuple[bytes, bool]:
+    """Read lines up to the next blank one, or as many as one text may have: then it is cut."""
     rest: list[bytes] = []
     size = 0
     line = content[content.rfind(b"\n", 0, -1) + 1 :]
@@ -257,20 +277,20 @@ def _rest_of_block(file: IO[bytes], content: bytes) -> bytes:
         line += _rest_of_line(file, line) if line else b""
         rest.append(line)
         size += len(line)
-    return b"".join(rest)
+    return b"".join(rest), bool(line.strip())
 
 
 def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]:
-    """The shards of a stream, in order.
+    """Return the shards of a stream, in order.
 
     Args:
         source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of these,
             ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as ``datasets.load_dataset(…,
             streaming=True)`` does), or a `datasets.IterableDataset`.
-        fields: under which names a record holds its text and its own name.
+        fields: names of the fields with the text and the name of a record.
 
     Raises:
-        MaskwiseError: no such source, or one that cannot be read bit by bit.
+        MaskwiseError: a source that does not exist, or cannot be read bit by bit.
 
     >>> from maskwise.text import bundled_path
     >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
@@ -279,60 +299,52 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     fields = fields or Fields()
     if isinstance(source, str | Path):
         return _shards_of_name(str(source), fields)
-    if not isinstance(source, Sequence):
-        if not hasattr(source, "load_state_dict"):
-            allowed = "files, a folder, a pattern, a datasets.IterableDataset"
-            raise MaskwiseError(
-                "a stream cannot be read from this", got=type(source).__name__, allowed=allowed
-            )
-        return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
-    shards = [shard for each in source for shard in _shards_of_name(str(each), fields)]
-    rename_alike(shards)
-    return shards
+    if isinstance(source, Sequence):
+        shards = [shard for name in source for shard in _shards_of_name(str(name), fields)]
+        rename_alike(shards)
+        return shards
+    if not hasattr(source, "load_state_dict"):
+        raise MaskwiseError(
+            "a stream cannot be read from this",
+            got=type(source).__name__,
+            allowed="files, a folder, a pattern, a datasets.IterableDataset",
+        )
+    return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
-    """Call files by their whole paths where two have the same name: names are keys of masks."""
+    """Name files by their whole paths if two have the same name: masks depend on names."""
     if len({shard.name for shard in shards}) < len(shards):
         for shard in shards:
-            shard.name = str(shard.path) if isinstance(shard, FileShard) else shard.name
+            if isinstance(shard, FileShard):
+                shard.name = str(shard.path)
 
 
 def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     if source.startswith("hf:"):
-        return _shards_on_the_hub(source, fields)
+        name, config, split = hub_parts(source)
+        dataset = load_hub(source, name, config, split=split, streaming=True)
+        return _shards_of_dataset(dataset, name, fields)
+    path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-        return [FileShard(path, path.name, fields)]
-    path = Path(source).expanduser()
     if path.is_file():
         return [FileShard(path, path.name, fields)]
     if path.is_dir():
         files = files_in(path, ENDINGS)
-    else:
-        matches = [
-            Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()
-        ]
-        if not matches:
-            do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
+        if not files:
             raise MaskwiseError(
-                f"corpus {source!r} does not exist, and no file is called so", do=do
+                f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS)
             )
-        alike = len({file.name for file in matches}) < len(matches)
-        readable = [file for file in matches if known_ending(file) in ENDINGS]
-        files = dict(sorted((str(file) if alike else file.name, file) for file in readable))
-    if not files:
-        raise MaskwiseError(
-            f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS)
-        )
-    return [FileShard(file, name, fields) for name, file in files.items()]
-
-
-def _shards_on_the_hub(source: str, fields: Fields) -> list[Shard]:
-    name, config, split = hub_parts(source)
-    return _shards_of_dataset(
-        load_hub(source, name, config, split=split, streaming=True), name, fields
-    )
+        return [FileShard(file, name, fields) for name, file in files.items()]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    readable = [file for file in map(Path, matches) if file.is_file() and known_ending(file)]
+    if not readable:
+        do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
+        raise MaskwiseError(f"corpus {source!r} does not exist, and no file matches it", do=do)
+    shards: list[Shard] = [FileShard(file, file.name, fields) for file in readable]
+    rename_alike(shards)
+    return shards
 
 
 def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:
