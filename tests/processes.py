@@ -14,11 +14,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from maskwise.jobs import Outcome, Pool, _answer
+from maskwise.jobs import Pool, call
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
 
@@ -67,22 +68,21 @@ class SamePool(Pool[Any, Any]):
     torch first.
     """
 
+    places = 1
+
     def __init__(self, function: Any, **ignored: Any):
-        self.function, self.tasks = pickle.dumps(function), []
+        self.function = pickle.dumps(function)
 
-    @property
-    def idle(self) -> int:
-        return 1 - len(self.tasks)
+    def submit(self, task: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        result, failure = call(self.function, pickle.loads(pickle.dumps(task)))
+        if failure:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
+        return future
 
-    def start(self, task: Any) -> None:
-        self.tasks.append(pickle.loads(pickle.dumps(task)))
-
-    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
-        while self.tasks:
-            yield Outcome(task := self.tasks.pop(), *_answer(self.function, task))
-
-    def close(self) -> None:
-        self.tasks = []
+    def close(self) -> None: ...
 
 
 def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> Callable[[], Any]:

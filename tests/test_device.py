@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from accelerator import DEVICE, GPU, There, accelerator
-from maskwise.jobs import Outcome, Pool
+from maskwise.jobs import Pool
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.replaced import smaller
@@ -227,17 +227,15 @@ def probing(learner: SamplerLearner, device: Any) -> None:
 class Here(Pool[Any, Any]):
     """Does every stage in this process, whose device it is."""
 
-    idle = 1  # type: ignore[assignment]
+    places = 1
 
     def __init__(self, function: Any, **_: Any):
-        self.function, self.ended = function, list[Outcome[Any, Any]]()
+        self.function = function
 
-    def start(self, task: Any) -> None:
-        self.ended.append(Outcome(task, self.function(task), None))
-
-    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
-        yield from self.ended
-        self.ended = []
+    def submit(self, task: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(self.function(task))
+        return future
 
     def close(self) -> None: ...
 

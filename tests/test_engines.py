@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 
 from maskwise import folders, jobs
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import ENGINES, Failure, LocalPool, Outcome, Pool, open_pool
+from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
@@ -36,28 +36,23 @@ class Scripted(Pool[Any, Any]):
 
     script: dict[str, list[Failure]]
     log: list[str]
+    places = 2
 
     def __init__(self, function: Any, *, jobs: int | None, probe: Any, gpu: bool):
-        self.stages, self.jobs, self.tasks = Path(function.keywords["stages"]), jobs or 2, []
-        self.probed = probe()
+        self.stages = Path(function.keywords["stages"])
+        probe()
 
-    @property
-    def idle(self) -> int:
-        return self.jobs - len(self.tasks)
-
-    def start(self, task: Any) -> None:
-        assert self.idle > 0
-        self.tasks.append(task)
-
-    def finished(self, timeout: float) -> Iterator[Outcome[Any, Any]]:
-        for task in self.tasks:
-            word = task["stage"]["what"]["word"]
-            self.log.append(word)
-            failures = self.script.get(word, [])
-            if not failures:
-                finish(self.stages / task["name"])
-            yield Outcome(task, None, failures.pop(0) if failures else None)
-        self.tasks = []
+    def submit(self, task: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        word = task["stage"]["what"]["word"]
+        self.log.append(word)
+        failures = self.script.get(word, [])
+        if failures:
+            future.set_exception(failures.pop(0))
+        else:
+            finish(self.stages / task["name"])
+            future.set_result(None)
+        return future
 
     def close(self) -> None:
         self.log.append("closed")
@@ -202,15 +197,13 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch):
     found = {}
     with LocalPool(worker_task, jobs=1) as pool:
         for task in ("first", "die", "raise", "last"):
-            pool.start(task)
-            assert pool.idle == 0
-            [found[task]] = pool.finished(timeout=PATIENCE)
-            assert pool.idle == 1
+            future = pool.submit(task)
+            found[task] = future.exception(PATIENCE) or future.result()
         worker = pool.workers[0].process
-    assert found["die"] == ("die", None, ("the worker process died (exit code 7)", True))
-    error, passing = found["raise"].failure
+    assert found["die"].args == ("the worker process died (exit code 7)", True)
+    error, passing = found["raise"].args
     assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error and not passing
-    first, last = found["first"].result, found["last"].result
+    first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2:] == (1, "1")
     assert worker.returncode == 0  # it ended by itself
@@ -220,7 +213,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch):
 def test_results_come_with_their_tasks_and_a_failure_ends_them():
     with open_pool(worker_length, jobs=2) as pool:
         pool.warm(5)
-        assert len(pool.workers) == 2
+        wait_for(lambda: len(pool.idle) == 2)
         assert sorted(pool.results(str(10**n) for n in range(9))) == [
             (str(10**n), n + 1) for n in range(9)
         ]
@@ -228,6 +221,7 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
             MaskwiseError, match=r"^TypeError: object of type 'int' has no len\(\) \(.*\)$"
         ):
             list(pool.results([3]))
+        assert len(pool.workers) == 2
     with (
         open_pool(worker_task, jobs=1) as pool,
         pytest.raises(MaskwiseError, match=r"code 7\); was there enough"),
@@ -287,12 +281,9 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
             "__import__('os').kill(__import__('os').getpid(), 9)",
             "1 + 1",
         ):
-            assert pool.idle == 1
-            pool.start(task)
-            assert pool.idle == 0
-            while pool.idle == 0:
-                for ended, result, failure in pool.finished(0.5):
-                    found[ended] = result, failure
+            future = pool.submit(task)
+            failure = future.exception(PATIENCE)
+            found[task] = (None if failure else future.result(), failure)
     if name == "ray":
         pool.ray.shutdown()
     results, failures = zip(*found.values(), strict=True)

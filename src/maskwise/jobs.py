@@ -1,23 +1,10 @@
-"""One pool of workers: processes on this machine, or a Ray cluster. It knows a function and tasks,
-and nothing else.
+"""Pools that call one function on many tasks, in processes on this machine or on a Ray cluster.
 
     with open_pool(function, engine="local", jobs=2) as pool:
-        for task, result in pool.results(tasks):
-            …
+        future = pool.submit(task)
 
-Every worker has one thread, because two tasks side by side beat one on two threads. An error that a
-task raises comes back as one line; a worker that dies is a failure too, and is replaced. Ctrl-C
-belongs to the parent. When the parent is gone, however it went, its workers end within two seconds:
-they start to watch it before they import anything heavy. Local workers are new interpreters and not
-forks, so scripts need no ``if __name__ == "__main__":``; they are kept, because importing torch
-takes seconds.
-
-Ray: each task gets one core (and one GPU where asked) of whatever machine is free. The pool joins
-    the cluster of
-RAY_ADDRESS, else one that runs on this machine, else it starts one here (at once where RAY_ADDRESS
-is "local"). Ray retries nothing itself. A task may run twice at once, for a node that was given up
-may still be alive. Connecting takes about three seconds; every machine needs maskwise in the same
-versions.
+Each task runs in one process with one thread, because two tasks in parallel beat one task on two
+threads. A task that cannot be done raises ``Failure``, and a worker that dies is replaced.
 """
 
 from __future__ import annotations
@@ -34,14 +21,15 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from itertools import islice
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.signals import leave_when_asked
@@ -50,116 +38,89 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Probe = Callable[[], str | None]
 
+# Libraries read these when they are imported, so they are set before a worker starts.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Libraries read these when they are imported, so they are set before a worker is born."""
 PATIENCE_SECONDS = 20.0
-"""How long a worker may take to end before it is killed: it may finish a step and save its state,
-or still import.
-"""
+"""How long a worker may take to end, to finish a step and save its state, before it is killed."""
 WATCH_SECONDS = 0.2
 PROBE_SECONDS = 120.0
 STORE_BYTES = 100 * 2**20
 """Ray's object store in a cluster that we start: tasks are small."""
+# Prefixes of the variables passed on to Ray workers: where models are, and what changes rounding.
 CARRIED = (
-    "HF_",
-    "HUGGING",
-    "TRANSFORMERS_",
-    "TOKENIZERS_",
-    "ATEN_",
-    "MKL_",
-    "CUBLAS_",
-    "TORCH_",
-    "MASKWISE_",
+    *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
+    *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
 )
-"""Beginnings of the variables that Ray workers get from here: where models lie, and what moves the
-last bit.
-"""
 
 
-class Failure(NamedTuple):
-    """Why a task has no result.
+class Failure(Exception):
+    """A task has no result.
 
     Attributes:
-        error: one line.
-        passing: whether it may go better the next time. Yes where the machine failed: a worker that
-            died, a node that was lost, a file that could not be read or written. No where the same
-            must follow from the same: bad input, a loss that is not finite, a mistake of ours.
+        error: the reason, in one line.
+        passing: whether a retry may succeed. True where the machine failed: a dead worker, a lost
+            node, a file that could not be read or written.
     """
 
-    error: str
-    passing: bool
-
-
-class Outcome(NamedTuple, Generic[Task, Result]):
-    """A task that ended: its result, or why it has none."""
-
-    task: Task
-    result: Result
-    failure: Failure | None
+    def __init__(self, error: str, passing: bool):
+        super().__init__(error, passing)
+        self.error = error
+        self.passing = passing
 
 
 class Pool(ABC, Generic[Task, Result]):
-    """Runs tasks somewhere else, each in one process with one thread; it knows nothing of what they
-    depend on.
+    """Runs tasks elsewhere, each in one process with one thread.
 
     Args:
         function: can be pickled: a function at the top of a module, or a partial of one.
-        jobs: how many tasks run at once; None: as many as there are cores (or GPUs).
-        probe: called first in every place that shares no disk with us; it answers why tasks cannot
-            run there.
+        jobs: tasks at once; None: as many as there are cores (or GPUs).
+        probe: called on every machine before any task; returns why tasks cannot run there.
         gpu: reserve a GPU for each task where the cluster has any.
 
     Raises:
-        MaskwiseError: a place where tasks cannot run.
+        MaskwiseError: a machine where tasks cannot run.
     """
 
     @property
     @abstractmethod
-    def idle(self) -> int:
-        """How many tasks can be started now."""
+    def places(self) -> int:
+        """How many tasks can run at once."""
 
     @abstractmethod
-    def start(self, task: Task) -> None:
-        """Start a task; only while ``idle``."""
-
-    @abstractmethod
-    def finished(self, timeout: float) -> Iterator[Outcome[Task, Result]]:
-        """Wait at most ``timeout`` seconds for tasks that end."""
+    def submit(self, task: Task) -> Future[Result]:
+        """Start a task, or queue it if all places are taken; its future raises ``Failure``."""
 
     @abstractmethod
     def close(self) -> None:
-        """End everything, also what still runs."""
+        """End everything, including tasks that still run."""
 
     def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
-        """Let ``count`` workers import the function, and modules, while this process does something
-        else.
-        """
+        """Let ``count`` workers import the function and modules, without waiting for them."""
         return
 
     def results(
         self, tasks: Iterable[Task], *, at_once: int | None = None
     ) -> Iterator[tuple[Task, Result]]:
-        """Every task with its result, as they finish; only tasks that run are in memory.
-
-        Args:
-            tasks: made as there is room for them.
-            at_once: run at most so many.
+        """Every task with its result, as they finish; tasks are drawn as there is room for them.
 
         Raises:
             MaskwiseError: a task failed. Nothing is tried again.
         """
-        waiting, running, more = iter(tasks), 0, True
-        while more or running:
-            room = self.idle if at_once is None else min(self.idle, at_once - running)
-            started = sum(self.start(task) is None for task in islice(waiting, room))
-            # a cluster may have no room at the moment
-            running, more = running + started, started == room
-            for task, result, failure in self.finished(timeout=1.0) if running or more else ():
-                running -= 1
-                if failure:
+        waiting = iter(tasks)
+        running: dict[Future[Result], Task] = {}
+        while True:
+            room = min(self.places, at_once or self.places) - len(running)
+            running |= {self.submit(task): task for task in islice(waiting, max(0, room))}
+            if not running:
+                return
+            ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in ended:
+                task = running.pop(future)
+                failure = future.exception()
+                if isinstance(failure, Failure):
                     do = "was there enough memory? Fewer --jobs need less; the same command goes on"
                     raise MaskwiseError(failure.error, do=do if failure.passing else None)
-                yield task, result
+                yield task, future.result()
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -183,7 +144,7 @@ def open_pool(
     [('one', 3), ('seven', 5)]
 
     Raises:
-        MaskwiseError: an unknown engine, or a place where tasks cannot run.
+        MaskwiseError: an unknown engine, or a machine where tasks cannot run.
     """
     require_engine(engine)
     return ENGINES[engine](function, jobs=jobs, probe=probe, gpu=gpu)
@@ -203,10 +164,8 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
 
 
-def _answer(function: bytes, task: Any) -> tuple[Any, Failure | None]:
-    """Called where the task runs: an error travels as a line, because not every exception can be
-    pickled.
-    """
+def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
+    """Runs a task in a worker. Errors travel as a line: not every exception can be pickled."""
     try:
         return _load(function)(task), None
     except Exception as error:
@@ -221,7 +180,12 @@ _load = cache(pickle.loads)
 
 
 class LocalPool(Pool[Task, Result]):
-    """``jobs`` processes on this machine; see ``Pool``. They share our disk, so nothing is probed."""
+    """Up to ``jobs`` processes on this machine, each served by a thread of this process.
+
+    Workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``.
+    They are reused, because importing torch takes seconds. They share our disk, so nothing is
+    probed.
+    """
 
     def __init__(
         self,
@@ -233,69 +197,77 @@ class LocalPool(Pool[Task, Result]):
     ):
         self.function = pickle.dumps(function)
         self.jobs = jobs or os.cpu_count() or 1
-        self.workers: list[_Worker[Task]] = []
+        self.workers: list[_Worker] = []
+        self.idle: list[_Worker] = []
+        self.closed = False
+        # Workers inherit the blocked signal from their thread: Ctrl-C belongs to the parent.
+        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
+        self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
-    def idle(self) -> int:
-        return self.jobs - sum(worker.busy for worker in self.workers)
+    def places(self) -> int:
+        return self.jobs
 
     def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
-        while len(self.workers) < min(count, self.jobs):
-            self._hire(*imports)
+        for _ in range(min(count, self.jobs)):
+            self.threads.submit(lambda: self.idle.append(self._hire(*imports)))
 
-    def start(self, task: Task) -> None:
-        free = (
-            worker for worker in self.workers if not worker.busy and worker.process.poll() is None
-        )
-        (next(free, None) or self._hire()).give(task)
+    def submit(self, task: Task) -> Future[Result]:
+        return self.threads.submit(self._run, task)
 
-    def _hire(self, *imports: str) -> _Worker[Task]:
-        """Start a worker. SIGINT is blocked meanwhile: the worker inherits the block, and we hear
-        Ctrl-C after.
-        """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    def _run(self, task: Task) -> Result:
+        worker = self._worker()
         try:
-            self.workers.append(_Worker(self.function, imports))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return self.workers[-1]
+            worker.pipe.send(task)
+            result, failure = worker.pipe.recv()
+        except (EOFError, OSError):
+            code = worker.process.wait()
+            self.workers.remove(worker)
+            raise Failure(f"the worker process died (exit code {code})", passing=True) from None
+        self.idle.append(worker)
+        if failure:
+            raise failure
+        found: Result = result
+        return found
 
-    def finished(self, timeout: float) -> Iterator[Outcome[Task, Result]]:
-        busy = {worker.pipe: worker for worker in self.workers if worker.busy}
-        for pipe in wait(list(busy), timeout):
-            worker = busy[pipe]  # type: ignore[index]
-            task, worker.tasks = worker.tasks[0], []
-            try:
-                result, failure = worker.pipe.recv()
-            except (EOFError, OSError):
-                code = worker.process.wait()
-                result, failure = (
-                    None,
-                    Failure(f"the worker process died (exit code {code})", passing=True),
-                )
-                self.workers.remove(worker)
-            yield Outcome(task, result, failure)
+    def _worker(self) -> _Worker:
+        with suppress(IndexError):  # no idle worker is left
+            while True:
+                worker = self.idle.pop()
+                if worker.process.poll() is None:
+                    return worker
+        return self._hire()
+
+    def _hire(self, *imports: str) -> _Worker:
+        worker = _Worker(self.function, imports)
+        self.workers.append(worker)
+        if self.closed:  # while the worker started
+            worker.process.terminate()
+        return worker
 
     def close(self) -> None:
-        """End all workers: idle ones by closing their pipes, busy ones by a signal that lets them
-        tidy up.
-        """
-        for worker in self.workers:
-            worker.pipe.close()
-            if worker.busy:
+        """End all workers: idle ones by closing their pipes, busy ones by a signal."""
+        self.closed = True
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        workers = list(self.workers)
+        for worker in workers:
+            if worker in self.idle:
+                worker.pipe.close()
+            else:
                 worker.process.terminate()
         end = time.monotonic() + PATIENCE_SECONDS
-        for worker in self.workers:
+        for worker in workers:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, end - time.monotonic()))
             worker.process.kill()
             worker.process.wait()
 
 
-class _Worker(Generic[Task]):
-    def __init__(self, function: bytes, imports: Sequence[str]):
+class _Worker:
+    """A process that calls the pool's function on every task that is sent through ``pipe``."""
+
+    def __init__(self, function: bytes, imports: tuple[str, ...]):
         self.pipe, theirs = multiprocessing.Pipe()
-        self.tasks: list[Task] = []
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
@@ -305,36 +277,25 @@ class _Worker(Generic[Task]):
             env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
         )
         theirs.close()
-        self._send((function, imports))
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.tasks)
-
-    def give(self, task: Task) -> None:
-        self.tasks = [task]
-        self._send(task)
-
-    def _send(self, message: object) -> None:
-        with suppress(OSError):  # the worker has just died; whoever waits for it will find that out
-            self.pipe.send(message)
+        with suppress(OSError):  # it has just died: the first task will notice
+            self.pipe.send((function, imports))
 
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
-    """What a local worker does, all its life. The watch comes first: the function's imports take
-    seconds.
-    """
+    """The main loop of a local worker."""
     leave_when_asked()
+    # The watch starts first, because the imports of the function take seconds.
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    pipe, code = Connection(descriptor), 0
+    pipe = Connection(descriptor)
+    code = 0
     try:
         function, imports = pipe.recv()
-        with suppress(Exception):  # the first task will say it
+        with suppress(Exception):  # the first task will raise it again
             _load(function)
             for name in imports:
                 importlib.import_module(name)
         while True:
-            pipe.send(_answer(function, pipe.recv()))
+            pipe.send(call(function, pipe.recv()))
     except SystemExit as end:
         code = int(end.code or 0)
     except (EOFError, OSError):  # the parent has closed the pipe, or is gone
@@ -344,6 +305,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 
 
 def _leave_with(parent: int) -> None:
+    """End this process within two seconds of its parent, however that ended."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -358,8 +320,13 @@ def _leave_with(parent: int) -> None:
 class RayPool(Pool[Task, Result]):
     """Tasks on a Ray cluster; see ``Pool``.
 
+    Each task gets one core (or one GPU) of whatever machine is free. The pool joins the cluster at
+    RAY_ADDRESS, else one that runs on this machine, else it starts one here (at once where
+    RAY_ADDRESS is "local"). Ray retries nothing itself. A task may run twice at once, because a
+    node that was given up may still be alive.
+
     Raises:
-        MaskwiseError: no Ray; no cluster at RAY_ADDRESS; a node whose probe finds something.
+        MaskwiseError: no Ray; no cluster at RAY_ADDRESS; a node whose probe finds a problem.
     """
 
     def __init__(
@@ -372,77 +339,77 @@ class RayPool(Pool[Task, Result]):
     ):
         self.ray = _quiet_ray()
         self.jobs = jobs
-        self.tasks: dict[Any, Task] = {}
+        self.references: dict[Future[Any], object] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
         self.unit = "GPU" if gpu and self.ray.cluster_resources().get("GPU") else "CPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        environment = {"env_vars": carried | ONE_THREAD}
-        self.remote = self.ray.remote(
-            num_cpus=1, num_gpus=int(self.unit == "GPU"), max_retries=0, runtime_env=environment
-        )
-        self.constant = pickle.dumps(function), str(Path.cwd())
+        self.settings = {"max_retries": 0, "runtime_env": {"env_vars": carried | ONE_THREAD}}
+        place = {"num_cpus": 1, "num_gpus": int(self.unit == "GPU")}
+        remote = self.ray.remote(**place, **self.settings)(_call_there)
+        self.remote = partial(remote.remote, pickle.dumps(function), str(Path.cwd()))
         if probe:
-            self._probe(probe, environment)
+            self._probe(probe)
 
     @property
-    def idle(self) -> int:
-        # nodes come and go
-        places = self.jobs or int(self.ray.cluster_resources().get(self.unit, 1))
-        return max(0, places - len(self.tasks))
+    def places(self) -> int:
+        # Nodes come and go.
+        return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
-    def start(self, task: Task) -> None:
-        self.tasks[self.remote(_answer_there).remote(*self.constant, task)] = task
-
-    def finished(self, timeout: float) -> Iterator[Outcome[Task, Result]]:
-        if not self.tasks:
-            time.sleep(timeout)
-            return
-        ready, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=timeout)
-        for reference in ready:
-            yield Outcome(self.tasks.pop(reference), *self._outcome(reference))
+    def submit(self, task: Task) -> Future[Result]:
+        return self._future(self.remote(task))
 
     def close(self) -> None:
-        """End what runs. The connection stays until this process ends: the next phase of a study
-        needs it.
-        """
-        for reference in self.tasks:
-            self.ray.cancel(reference, force=True)
-        self.tasks.clear()
+        """Cancel tasks that run. The connection stays: the next plan of a study needs it."""
+        for future, reference in self.references.items():
+            if not future.done():
+                self.ray.cancel(reference, force=True)
+        self.references.clear()
 
-    def _outcome(self, reference: object) -> tuple[Any, Failure | None]:
+    def _future(self, reference: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        self.references[future] = reference
+        reference.future().add_done_callback(partial(self._end, future))
+        return future
+
+    def _end(self, future: Future[Any], answer: Future[Any]) -> None:
+        """Called by Ray when a task ends: pass its result or failure on to our future."""
         try:
-            return self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:  # maskwise could not even be loaded there
-            return None, Failure(_first_sentence(error), passing=False)
+            result, failure = answer.result()
+        except self.ray.exceptions.RayTaskError as error:  # maskwise could not be loaded there
+            result, failure = None, Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
-            return None, Failure(
-                f"a worker or its machine was lost: {_first_sentence(error)}", passing=True
-            )
+            lost = f"a worker or its machine was lost: {_first_sentence(error)}"
+            result, failure = None, Failure(lost, passing=True)
+        if failure:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
 
-    def _probe(self, probe: Probe, environment: dict[str, dict[str, str]]) -> None:
-        """Ask every node, before any work, whether it can do it. Lost or busy ones do not count, if
-        any answers.
-        """
+    def _probe(self, probe: Probe) -> None:
+        """Ask every node whether it can do the work; nodes that are lost or busy do not count."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        task = self.ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_answer_probe)
-        asked = {
-            task.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(probe): node
-            for node in self.ray.nodes()
-            if node["Alive"] and node["Resources"].get("CPU")
-        }
-        ready, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        failures = [
-            (asked[reference]["NodeManagerAddress"], self._outcome(reference)[1])
-            for reference in ready
-        ]
-        for node, failure in failures:
-            if failure and not failure.passing:
-                raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
-        if all(failure for _, failure in failures):
+        ask = self.ray.remote(num_cpus=0, **self.settings)(_probe_there)
+        asked: dict[Future[Any], str] = {}
+        for node in self.ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU"):
+                there = ask.options(scheduling_strategy=On(node["NodeID"], soft=False))
+                asked[self._future(there.remote(probe))] = node["NodeManagerAddress"]
+        failures = []
+        for future in wait(asked, timeout=PROBE_SECONDS).done:
+            failure = future.exception()
+            if isinstance(failure, Failure):
+                if not failure.passing:
+                    node = asked[future]
+                    raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
+                failures.append(failure.error)
+            else:
+                failures.append(None)
+        if all(failures):
             do = "look at `ray status`; RAY_ADDRESS=local starts a cluster here"
-            got = next((failure.error for _, failure in failures if failure), None)
+            got = failures[0] if failures else None
             raise MaskwiseError(f"no Ray node answers within {PROBE_SECONDS:.0f} s", got=got, do=do)
 
 
@@ -456,8 +423,7 @@ def _quiet_ray() -> ModuleType:
         import ray
     except ImportError:
         raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
-    # Even when it is asked to be quiet, Ray prints the fate of its nodes on stdout, where --json
-    # goes.
+    # Even a quiet Ray prints the fate of its nodes on stdout, where --json goes.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray
     return module
@@ -468,17 +434,12 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     settings = {"log_to_driver": False, "logging_level": "critical"}
     if given not in ("auto", "local"):
         _require_answer(given)
-    with suppress(ConnectionError):  # there is none
-        if given != "local":
+    if given != "local":
+        with suppress(ConnectionError):  # no cluster runs here
             ray.init(address=given, **settings)
             return
-    ray.init(
-        address="local",
-        num_cpus=jobs or os.cpu_count(),
-        include_dashboard=False,
-        object_store_memory=STORE_BYTES,
-        **settings,
-    )
+    settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
 
 
 def _require_answer(address: str) -> None:
@@ -488,25 +449,22 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except (OSError, ValueError) as error:
         do = "start it with `ray start`, or unset RAY_ADDRESS"
-        raise MaskwiseError(
-            "no Ray cluster at RAY_ADDRESS", got=f"{address}: {error}", do=do
-        ) from None
+        got = f"{address}: {error}"
+        raise MaskwiseError("no Ray cluster at RAY_ADDRESS", got=got, do=do) from None
 
 
-def _answer_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
-    """Runs on a node, in the folder where we were started, because recipes name files as seen from
-    there.
-    """
+def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
+    """Runs on a node, in the folder where we were started, to which paths of recipes refer."""
     if Path(folder).is_dir():
         os.chdir(folder)
-    return _answer(function, task)
+    return call(function, task)
 
 
-def _answer_probe(probe: Probe) -> tuple[None, Failure | None]:
+def _probe_there(probe: Probe) -> tuple[None, Failure | None]:
     problem = probe()
     return None, Failure(problem, passing=False) if problem else None
 
 
 def _first_sentence(error: Exception) -> str:
-    """What Ray says, without what is for its developers."""
+    """Ray's message without the parts for its developers."""
     return first_line(error).split(". ")[0]

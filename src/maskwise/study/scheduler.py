@@ -1,10 +1,9 @@
-"""Hands the stages of a study to a pool of workers: a stage starts as soon as what it needs is
+"""Runs the stages of a plan in a pool of workers: each starts as soon as the stages it needs are
 done.
 
-A stage that fails takes down only those that need it. A failure that may pass (see
-``jobs.Failure``) is tried again, after a pause; the stage goes on from its last state, so a retry
-changes no number. All that is known is in the folders of the stages: whatever ends this loop, the
-same command goes on.
+A stage that fails takes down only the stages that need it. A failure that may pass (see
+``jobs.Failure``) is retried after a pause from the last saved state, so a retry changes no number.
+Everything known is in the folders of the stages: after any interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,13 @@ from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import run_stage
 
 RETRIES = 2
-"""How often a stage is tried again, unless said otherwise."""
+"""How often a stage is retried by default."""
 PAUSE_SECONDS = 2.0
 """Before the first retry; twice as long before each that follows."""
 
 
 class Task(TypedDict):
-    """What a worker is sent: a stage as plain values, and the name that it must have on the other
-    side too.
-    """
+    """What a worker is sent: a stage as plain values, and the name that it must have there too."""
 
     name: str
     stage: Plain
@@ -52,19 +50,18 @@ def execute(
     engine: str = "local",
     retries: int = RETRIES,
 ) -> dict[str, str]:
-    """Do stages. Returns the errors by stage name, also of those that were not tried for want of
-    another.
+    """Run stages. Returns the errors by stage name, also of those whose needs failed.
 
     Args:
         todo: stages that are not done.
         stages: the folder of all stages.
-        plan: what they belong to.
-        jobs: how many at once; None: as many as there are cores (or GPUs).
+        plan: the plan that they belong to.
+        jobs: stages at once; None: as many as there are cores (or GPUs).
         engine: a name in ``jobs.ENGINES``.
-        retries: how often a stage is tried again whose failure may pass.
+        retries: how often a stage is retried whose failure may pass.
 
     Raises:
-        MaskwiseError: a text cannot be prepared that every run needs; an engine that is unknown or
+        MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
             cannot start.
     """
     require_engine(engine)
@@ -75,56 +72,67 @@ def execute(
     needed_by_all = set.intersection(*({stage.name for stage in run.stages} for run in plan.runs))
     table = LiveTable(plan, stages, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
     waiting = {stage.name: stage for stage in todo}
-    running: dict[str, Stage] = {}
-    tries: dict[str, int] = {}
-    not_before: dict[str, float] = {}
+    running: dict[Future[Plain], Stage] = {}
+    tries = dict.fromkeys(waiting, 0)
+    not_before = dict.fromkeys(waiting, 0.0)
     with machine_probe(todo[0], stages) as probe:
         function = partial(do_stage, stages=str(stages))
         pool = open_pool(function, engine=engine, jobs=jobs, probe=probe, gpu=True)
     with pool, table:
         while waiting or running:
-            free = pool.idle
+            unfinished = {*waiting, *(stage.name for stage in running.values())}
             for name, stage in list(waiting.items()):
                 broken = next((need for need in stage.needs if need in errors), None)
+                paused = time.monotonic() < not_before[name]
                 if broken:
                     errors[name] = errors[broken]
                     del waiting[name]
+                # Stages are not queued in the pool: those of the first runs come first.
                 elif (
-                    free > 0
-                    and time.monotonic() >= not_before.get(name, 0.0)
-                    and not any(need in waiting or need in running for need in stage.needs)
+                    len(running) < pool.places and unfinished.isdisjoint(stage.needs) and not paused
                 ):
-                    running[name] = waiting.pop(name)
-                    pool.start(_to_task(stage))
-                    free -= 1
-            for task, _, failure in pool.finished(timeout=0.5):
-                name = task["name"]
-                stage = running.pop(name)
-                if failure is None and appears(stages / name / DONE):
+                    running[pool.submit(to_task(stage))] = waiting.pop(name)
+            if not running:  # every stage that is left waits for its retry
+                time.sleep(0.1)
+                continue
+            ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in ended:
+                stage = running.pop(future)
+                name = stage.name
+                failure = _failure(future, stages / name)
+                if failure is None:
                     table.done(name)
                     continue
-                failure = failure or Failure(
-                    "it is done, and its folder is not seen here", passing=True
-                )
-                count = tries[name] = tries.get(name, 0) + 1
-                if failure.passing and count <= retries:
-                    table.say(
-                        f"{name} failed: {failure.error}; trying again ({count} of {retries})"
-                    )
-                    not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (count - 1)
+                tries[name] += 1
+                if failure.passing and tries[name] <= retries:
+                    again = f"trying again ({tries[name]} of {retries})"
+                    table.say(f"{name} failed: {failure.error}; {again}")
+                    not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (tries[name] - 1)
                     waiting[name] = stage
                 elif stage.kind == "prepare" and name in needed_by_all:
                     raise MaskwiseError(failure.error)
                 else:
                     table.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            table.update(set(running), errors)
+            table.update({stage.name for stage in running.values()}, errors)
     return errors
+
+
+def _failure(future: Future[Plain], folder: Path) -> Failure | None:
+    """Why a stage that ended is not done; None where it is."""
+    try:
+        future.result()
+    except Failure as failure:
+        return failure
+    if appears(folder / DONE):
+        return None
+    return Failure("it is done, and its folder is not seen here", passing=True)
 
 
 def do_stage(task: Task, *, stages: str) -> Plain:
     """Do one stage; called by workers, perhaps on another machine, perhaps twice at once."""
-    stage, folder = Stage.from_dict(task["stage"]), Path(stages)
+    stage = Stage.from_dict(task["stage"])
+    folder = Path(stages)
     mismatch = _mismatch(task)
     if mismatch:
         raise MaskwiseError(mismatch)
@@ -137,15 +145,11 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 
 @contextmanager
 def machine_probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | None]]:
-    """A question for other machines: do they see a file of a new name, and call this stage what we
-    call it?
-
-    The file is there as long as this lasts.
-    """
+    """A check for other machines: can they see a new file, and do they name this stage as we do?"""
     mark = stages / f".mark-{uuid.uuid4().hex}"
     mark.touch()
     try:
-        yield partial(_problem_of_machine, _to_task(stage), str(mark))
+        yield partial(_problem_of_machine, to_task(stage), str(mark))
     finally:
         mark.unlink()
 
@@ -154,12 +158,10 @@ def machine_probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | Non
 def only_copy(folder: Path) -> Iterator[None]:
     """Wait until no other process works in a stage's folder.
 
-    A node that is given up may still be alive, and its copy of a stage with it. The one that comes
-    second waits, and finds the stage done or goes on from its last state. The lock ends with its
-    process, however that ends.
+    A node that was given up may still be alive and train. The second copy of a stage waits, then
+    finds it done or resumes from its last state. The lock ends with its process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # without locks: names hold the process, renames are whole
     held = locked(folder / ".lock", wait=-1)
     try:
         yield
@@ -174,11 +176,11 @@ def _problem_of_machine(task: Task, mark: str) -> str | None:
 
 
 def _mismatch(task: Task) -> str | None:
-    """What is wrong with a machine that gives a stage another name than the machine that plans."""
+    """What is wrong with a machine that names a stage differently than the one that plans."""
     if Stage.from_dict(task["stage"]).name == task["name"]:
         return None
     return "it has other versions of maskwise or its libraries, or another bf16; use like machines"
 
 
-def _to_task(stage: Stage) -> Task:
+def to_task(stage: Stage) -> Task:
     return {"name": stage.name, "stage": stage.as_dict()}
