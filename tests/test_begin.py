@@ -70,7 +70,7 @@ def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixtur
     }
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
-    assert "2 runs of each arm cannot decide" in doubts and "judged on 10 items" in doubts
+    assert "2 runs of each arm cannot decide" in doubts and "evaluated on 10 items" in doubts
     assert ("and are cut" in doubts) == any(task["cut"] > 0.05 for task in facts["tasks"].values())
     assert read_recipe_text(facts["recipe"]) == read_recipe(recipe)
     # What was timed is known from now on, to a dry run too.
@@ -268,7 +268,7 @@ def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_left_out_is_counted_over_all_that_was_seen(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 20_000)
+    monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 20_000)
     texts = write_texts(Path("mine.txt"), english=True)
     documents = texts.read_text(encoding="utf-8").split("\n\n")
     texts.write_text(

@@ -313,18 +313,17 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text_of = "\n".join(map(json.dumps, [*lines, {"kind": "eval", "step": 25}])) + "\n"
     (b.folder(tmp_path) / "metrics.jsonl").write_text(text_of)
     table.since = {b.name: time.perf_counter()}
-    found = {b.name: table._metrics(b.name)}
-    assert table._left(found, {}) == (30.0, False)  # 75 steps; nothing is known of tasks
-    assert "2 of 5 stages" in str(table._summary(found, {})) and "10 tokens/s" in str(
-        table._summary(found, {})
-    )
+    table.lines = {b.name: table.last_line(b.name)}
+    assert table.left() == (30.0, False)  # 75 steps; nothing is known of tasks
+    summary = str(table.summary())
+    assert "2 of 5 stages" in summary and "10 tokens/s" in summary
     finish(task_a.folder(tmp_path), 8.0)
     table.done(task_a.name)
-    assert table._left(found, {}) == (38.0, True)
-    assert table._left(found, {task_b.name: "failed"}) == (30.0, True)
-    cells = {arm: str(table._cell(table.cells[arm, 0], found, {})) for arm in "ab"}
-    assert cells == {"a": "done", "b": "25 %"}
-    assert str(table._cell(table.cells["b", 0], found, {task_b.name: "x"})) == "failed"
+    assert table.left() == (38.0, True)
+    assert {arm: str(table.cell(arm, 0)) for arm in "ab"} == {"a": "done", "b": "25 %"}
+    table.errors = {task_b.name: "failed"}
+    assert table.left() == (30.0, True)
+    assert str(table.cell("b", 0)) == "failed"
 
 
 # Whole studies

@@ -139,7 +139,7 @@ def test_the_first_line_of_metrics_is_seen_however_long(
     stage.folder(tmp_path).mkdir()
     metrics = stage.folder(tmp_path) / "metrics.jsonl"
     metrics.write_text(json.dumps(line) + '\n{"kind": "train", "st', encoding="utf-8")
-    assert table._metrics(stage.name)["step"] == 5
+    assert table.last_line(stage.name)["step"] == 5
 
 
 def test_a_plan_begins_with_a_line_of_what_it_will_take(
@@ -159,15 +159,11 @@ def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
     """A dry run before it, for one line of the time, read every text and task a second time."""
     checked: list[str] = []
 
-    def stop(recipe: object) -> list[str]:
+    def stop(recipe: object, out: object, **more: object) -> list[str]:
         checked.append("run")
         raise MaskwiseError("far enough")
 
-    def count(recipe: object) -> list[str]:
-        checked.append("dry run")
-        return []
-
-    monkeypatch.setattr("maskwise.study.run.check_inputs", stop)
-    monkeypatch.setattr("maskwise.study.dry.check_inputs", count)
+    monkeypatch.setattr("maskwise.study.run.check_study", stop)
+    monkeypatch.delattr("maskwise.study.forecast.check_study")
     assert maskwise("study", recipe, *SMALL, "--out", "out") == 2
     assert checked == ["run"]

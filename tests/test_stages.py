@@ -15,7 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
-from maskwise.study.dry import _known
+from maskwise.study.forecast import stages_in
 from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, trained_recipe
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
@@ -41,11 +41,11 @@ def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_
     folder.mkdir()
     (folder / "stage.json").write_text(json.dumps(stage.as_dict()))
     (folder / DONE).write_text('{"seconds": 2.0}')
-    assert stage.result(tmp_path) == {"seconds": 2.0} and [*_known(tmp_path)] == [stage]
+    assert stage.result(tmp_path) == {"seconds": 2.0} and [*stages_in(tmp_path)] == [stage]
     (folder / DONE).write_bytes(content)
     assert stage.result(tmp_path) is None
     (folder / "stage.json").write_bytes(content)
-    assert not [*_known(tmp_path)]
+    assert not [*stages_in(tmp_path)]
 
 
 def test_damaged_text_is_made_anew(source: Path, tmp_path: Path) -> None:

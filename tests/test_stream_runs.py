@@ -118,7 +118,7 @@ def test_a_changed_shard_ends_a_run_that_goes_on(
 
 
 def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch) -> None:
-    monkeypatch.setattr("maskwise.study.outlook.SAMPLE_CHARACTERS", 5000)
+    monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 5000)
     facts = outlook_of(
         str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False
     )

@@ -67,6 +67,9 @@ class Failure(Exception):
         self.error = error
         self.passing = passing
 
+    def __str__(self) -> str:
+        return self.error
+
 
 class Pool(ABC, Generic[Task, Result]):
     """Runs tasks elsewhere, each in one process with one thread.
@@ -397,19 +400,14 @@ class RayPool(Pool[Task, Result]):
             if node["Alive"] and node["Resources"].get("CPU"):
                 there = ask.options(scheduling_strategy=On(node["NodeID"], soft=False))
                 asked[self._future(there.remote(probe))] = node["NodeManagerAddress"]
-        failures = []
-        for future in wait(asked, timeout=PROBE_SECONDS).done:
-            failure = future.exception()
-            if isinstance(failure, Failure):
-                if not failure.passing:
-                    node = asked[future]
-                    raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
-                failures.append(failure.error)
-            else:
-                failures.append(None)
-        if all(failures):
+        done, _ = wait(asked, timeout=PROBE_SECONDS)
+        answers = [(future.exception(), node) for future, node in asked.items() if future in done]
+        for failure, node in answers:
+            if isinstance(failure, Failure) and not failure.passing:
+                raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
+        if all(failure for failure, _ in answers):
             do = "look at `ray status`; RAY_ADDRESS=local starts a cluster here"
-            got = failures[0] if failures else None
+            got = answers[0][0] if answers else None
             raise MaskwiseError(f"no Ray node answers within {PROBE_SECONDS:.0f} s", got=got, do=do)
 
 

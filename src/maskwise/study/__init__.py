@@ -7,7 +7,7 @@ follows). ``single`` is one training without a study. Imports every room below; 
 reads the files.
 """
 
-from maskwise.study.dry import dry_run
+from maskwise.study.forecast import dry_run
 from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.run import run_study
 from maskwise.study.stages import Stage

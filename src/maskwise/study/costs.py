@@ -3,26 +3,25 @@ model or objective.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
-Two FLOPs for every weight and token forward, four backward: two for the gradient of what comes in,
-two for that of the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied
-to it costs 4 a target.
-``body``: weights of the encoder without its embeddings, which are looked up. ``head``: weights of
-    the prediction head
-with its vocabulary matrix, also where that is tied to the embeddings; it runs on gathered targets
-only, so a higher ratio costs more. Each objective says which weights work for which of its tokens
-(``Objective.work``: sentence contrast reads a text twice, replaced-token detection runs a generator
-too), and every step counts for the one that was drawn. Probes that teach a sampler cost 2 instead
-of 6. Left out: attention scores (2·L·H a token and layer, some per cent at the lengths used here),
-padding, the optimiser, evaluation.
+Two FLOPs for every weight and token forward, four backward: two for the gradient of the input, two
+for that of the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied to
+it costs 4 a target. ``body``: weights of the encoder without its embeddings, which are looked up.
+``head``: weights of the prediction head with its vocabulary matrix, also where that is tied to the
+embeddings; it runs on gathered targets only, so a higher ratio costs more. Each objective says
+which weights work for which of its tokens (``Objective.work``: sentence contrast reads a text
+twice, replaced-token detection runs a generator too), and every step counts for the objective that
+was drawn. Probes that teach a sampler cost 2 instead of 6. Left out: attention scores (2·L·H a
+token and layer, some per cent at the lengths used here), padding, the optimiser, evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from maskwise.masking import MaskedBatch
 from maskwise.masking.schedules import schedule
 from maskwise.objectives import Objective, objective, objective_class
 from maskwise.objectives.base import trained
@@ -95,19 +94,36 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
     }
 
 
+class Counts(NamedTuple):
+    """Sums over batches: tokens read, targets, pieces, units and the tokens in units."""
+
+    tokens: int = 0
+    targets: int = 0
+    pieces: int = 0
+    units: int = 0
+    eligible: int = 0
+
+
+def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
+    """Count what is in the batches of some steps."""
+    total = Counts()
+    for batches in steps:
+        for batch in batches:
+            units = batch.choice.units.length if batch.choice else ()
+            found = (batch.tokens, batch.targets, len(batch.ratio), len(units), sum(units))
+            total = Counts(*(int(a + b) for a, b in zip(total, found)))
+    return total
+
+
 def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
     """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
 
     Args:
         source: the very batches that steps will have, masked at their ratio.
-        one: what is trained; its weights may be empty.
+        one: the objective; its weights may be empty.
     """
-    numbers = over_a_run(source.settings.steps, SAMPLED_STEPS)
-    count = len(numbers)
-    tokens = targets = 0.0
-    for step in numbers:
-        batches = source.batches(step, rank=0, ranks=1)
-        tokens += source.facts(batches)["tokens"] / count
-        targets += sum(int((batch.labels >= 0).sum()) for batch in batches) / count
+    steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
+    counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
+    tokens, targets = counts.tokens / len(steps), counts.targets / len(steps)
     spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
     return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}

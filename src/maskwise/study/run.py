@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections import Counter
@@ -20,10 +19,9 @@ from typing import Any
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record
 from maskwise.folders import claim, read_lines, write_json, write_lines
-from maskwise.jobs import require_engine
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import LOCK, check_inputs, notes_of_texts, require_study_folder, say
+from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
 from maskwise.study.description import (
     Others,
     describe,
@@ -93,10 +91,7 @@ def run_study(
     from maskwise.study.verdict import primary_pairs, summarise
 
     began = time.perf_counter()
-    require_engine(engine)
-    require_study_folder(out, block=seeds is not None)
-    block = block_of(recipe, seeds)
-    notes = check_inputs(recipe)
+    block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
@@ -176,22 +171,6 @@ def run_study(
     )
 
 
-def block_of(recipe: Recipe, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    """The seeds of a study that are to be run, in its own order; all where none are named.
-
-    Raises:
-        MaskwiseError: a seed that the study does not have.
-    """
-    planned = recipe.study.seed_list
-    foreign = [seed for seed in seeds or () if seed not in planned]
-    if foreign or (seeds is not None and not seeds):
-        allowed = ", ".join(map(str, planned))
-        raise MaskwiseError(
-            "seeds to run that are not in study.seeds", got=foreign, allowed=f"some of {allowed}"
-        )
-    return tuple(seed for seed in planned if seeds is None or seed in seeds)
-
-
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
     """The stages to do: those without a result, and those whose kept files are needed and damaged.
 
@@ -208,21 +187,6 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
             todo.add(stage.name)
             needed |= set(stage.needs)
     return [stage for stage in everything if stage.name in todo]
-
-
-def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Where stages are shared with other studies: the option, the recipe, the environment, or
-    nowhere.
-    """
-    name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
-    if not name:
-        return None
-    folder = Path(name).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise MaskwiseError(
-            "the folder of shared stages is a file", got=str(folder), do="give a folder"
-        )
-    return folder
 
 
 def link_shared(wanted: Iterable[Stage], stages: Path, shared: Path | None) -> None:

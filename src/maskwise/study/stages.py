@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +73,10 @@ class Stage:
     needs: tuple[str, ...] = ()
     how: Plain = field(default_factory=dict)
 
-    @property
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @cached_property
     def name(self) -> str:
         """``KIND-HASH``: the folder's name."""
         text = json.dumps([self.kind, self.what, self.needs, *_numerics()], sort_keys=True)

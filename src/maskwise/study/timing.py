@@ -1,7 +1,6 @@
-"""Times the stages of a study before any of them has run: a few real steps of each kind.
+"""Takes a sample of a recipe's text, and times a few real steps of every stage on it.
 
-``maskwise check`` times what ``forecast`` does not know yet, on a sample of the text, and keeps it
-there.
+``maskwise check`` times what ``forecast`` does not know yet, and keeps it there.
 
 Cost: some seconds for each kind of training and each task; ``SECONDS`` in all.
 """
@@ -12,23 +11,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
 from maskwise.recipe import Recipe
 from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Run
 from maskwise.study.stages import Stage
+from maskwise.study.starter import look_at
 from maskwise.study.work import learning
-from maskwise.tasks import Task, load_task
+from maskwise.tasks import load_task
 from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.task import Frozen, Tuned
 from maskwise.tasks.tensors import TaskSource, embed, encode
-from maskwise.text import Prepared
+from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
+from maskwise.text.documents import Document
+from maskwise.text.prepared import first_characters
 from maskwise.text.worlds import of_run
 from maskwise.training import train
 from maskwise.training.engine import best_device
@@ -37,77 +42,157 @@ from maskwise.training.speed import peak_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SAMPLE_CHARACTERS = 600_000
+"""How much of a text is prepared to be counted."""
 SECONDS = 25.0
 """After so long nothing more is timed; what is left is unknown."""
 STEPS, STEP_SECONDS = 12, 6.0
 """Steps of a training that are timed, or as many as fit into so many seconds (at least 2)."""
 ITEMS = 48
-"""Rows of a task that are answered."""
+"""Rows of a task that are answered, or of held-out text that are evaluated."""
 TRIED_RATES = 3
-"""Fine-tunings more that ``finetune.search_rate`` takes."""
+"""Extra fine-tunings of ``finetune.search_rate``."""
 START_SECONDS = 8.0
 """What a study takes beside its stages: workers that import torch."""
 
+Entry = dict[str, float]
+"""What ``Forecast.keep`` takes."""
 
-class Work(NamedTuple):
-    """A stage that is to be timed.
+
+# Samples
+# -------------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """A prepared sample of a recipe's text.
 
     Attributes:
-        link: the recipe of the training; of what comes after it, the recipe of the checkpoint's
-            last training.
+        scale: the size of the whole text relative to the sample.
+        seconds: to prepare it, for each character.
+        documents, characters: of the whole text, or of the part that was read.
+        whole: whether all of it was read.
+        skipped: reason → count of what was left out of that part.
     """
 
-    stage: Stage
-    link: Recipe
+    data: Prepared
+    scale: float
+    seconds: float
+    documents: int
+    characters: int
+    whole: bool
+    skipped: Mapping[str, int]
+
+    @property
+    def rows(self) -> Rows:
+        """The training rows of the sample; a stream is sampled like a corpus."""
+        assert isinstance(self.data.training, Rows)
+        return self.data.training
 
 
-def works_of(runs: Iterable[Run]) -> dict[str, Work]:
-    """The stages of runs by name, each with the recipe of its training."""
-    works: dict[str, Work] = {}
-    for run in runs:
-        links = run.recipe.links()
-        for stage, link in zip(run.trainings, links):
-            works[stage.name] = Work(stage, link)
-        for stage in run.stages:
-            works.setdefault(stage.name, Work(stage, links[-1]))
-    return works
+def take_sample(link: Recipe, folder: Path) -> Sample:
+    """Prepare a sample of the text of a training, and read on for some seconds."""
+    link = link.unlearned()
+    documents = link.corpus.documents()
+    sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
+    size = sum(len(document.text) for document in sample)
+    whole = size < SAMPLE_CHARACTERS
+    began = time.process_time()
+    data = _prepared(link, sample, folder, whole=whole)
+    seconds = (time.process_time() - began) / max(1, size)
+    if whole or link.corpus.stream:
+        return Sample(data, 1.0, seconds, len(sample), size, whole, documents.skipped)
+    seen = look_at(link.corpus.documents())
+    scale = seen.characters / max(1, size)
+    return Sample(data, scale, seconds, seen.documents, seen.characters, seen.whole, seen.skipped)
 
 
-def time_stages(
-    works: Mapping[str, Work],
-    sample: Callable[[Recipe], Prepared],
-    forecast: Forecast,
-    *,
-    characters: int,
-    prepared: float,
-    seconds: float = SECONDS,
-) -> None:
-    """Time what a forecast does not know yet, the trainings first.
+def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
+    """Some documents, or the whole text, in the rows of a training."""
+    corpus = link.corpus
+    if link.tokenizer_name:
+        tokenizer = load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
+    else:
+        tokenizer = link.tokenizer.tokenizer(sample)
+    store = None
+    if corpus.annotators:
+        layers = folder / "layers"
+        annotate_corpus(corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1)
+        store = Store(layers)
+    # A part of a text may leave a side empty that the whole text would not.
+    for share in [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]:
+        try:
+            return Prepared.make(
+                folder / f"{share}",
+                tokenise(sample, tokenizer, layers=store),
+                tokenizer,
+                length=corpus.length,
+                layout=corpus.row_layout,
+                held_out=share,
+            )
+        except MaskwiseError as error:
+            failure = error
+    raise failure
+
+
+class Samples:
+    """Samples of the texts of all trainings: steps are timed in rows of their own length.
 
     Args:
-        sample: a sample of the text as the recipe of a training cuts it into rows.
-        characters: of the whole text.
-        prepared: seconds that preparing took, for each character of the sample.
-        seconds: after so many nothing more is timed.
+        first: the training whose text ``sample`` was taken from.
+        folder: for samples in other rows, or with another tokenizer.
     """
-    end = time.perf_counter() + seconds
+
+    def __init__(self, first: Recipe, sample: Sample, folder: Path):
+        self.folder = folder
+        self.seconds = sample.characters * sample.seconds
+        self.made = {self._key(first.unlearned()): sample.data}
+
+    def of(self, link: Recipe) -> Prepared:
+        """A sample in the rows of a training."""
+        link = link.unlearned()
+        key = self._key(link)
+        if key not in self.made:
+            some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
+            folder = self.folder / f"sample-{len(self.made)}"
+            self.made[key] = _prepared(link, some, folder, whole=False)
+        return self.made[key]
+
+    def _key(self, link: Recipe) -> tuple[object, ...]:
+        corpus, tokenizer = link.corpus, link.tokenizer_name or link.tokenizer
+        return (corpus.length, corpus.row_layout, corpus.layers, tokenizer)
+
+
+# Times
+# -------------------------------------------------------------------------------------------
+
+
+def time_stages(runs: Iterable[Run], samples: Samples, forecast: Forecast) -> None:
+    """Time what a forecast does not know yet, the trainings first."""
+    works: dict[str, tuple[Stage, Recipe]] = {}
+    for run in runs:
+        links = run.recipe.links()
+        trained = {stage.name: link for stage, link in zip(run.trainings, links)}
+        for stage in run.stages:
+            # What follows a training is timed with the recipe of the last one.
+            works.setdefault(stage.name, (stage, trained.get(stage.name, links[-1])))
+    end = time.perf_counter() + SECONDS
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
-        for name, work in works.items():
-            if work.stage.kind != kind or forecast.seconds(name) is not None:
+        for name, (stage, link) in works.items():
+            if stage.kind != kind or forecast.seconds(name) is not None:
                 continue
             if kind == "prepare":
-                forecast.keep(name, {"seconds": characters * prepared})
+                forecast.keep(name, {"seconds": samples.seconds})
             elif kind == "overlap":  # words are counted, not tokenised
-                forecast.keep(name, {"seconds": characters * prepared / 2})
+                forecast.keep(name, {"seconds": samples.seconds / 2})
             elif time.perf_counter() < end:
                 # Such as a sample with too few rows: the time stays unknown.
                 with _one_thread(), suppress(MaskwiseError):
-                    forecast.keep(name, _TIMERS[kind](work, sample(work.link)))
+                    forecast.keep(name, _TIMERS[kind](stage, link, samples.of(link)))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As the workers of a study have it, unless there is an accelerator."""
+    """The number of threads of a study's workers, unless there is an accelerator."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if best_device().type == "cpu" else before)
     try:
@@ -117,14 +202,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _now() -> float:
-    """Seconds of this process: other work on the machine does not count, but an accelerator is
-    waited for.
-    """
+    """Seconds of this process: other work on the machine does not count."""
     return time.process_time() if best_device().type == "cpu" else time.perf_counter()
 
 
 class _Clock:
-    """Called after every step; says ``enough`` when enough of them were timed.
+    """Times steps: passed to ``train`` as its evaluation after every step.
 
     Attributes:
         ticks: when it was made, and when each step ended.
@@ -136,16 +219,12 @@ class _Clock:
 
     def __call__(self, step: int) -> list[dict[str, Any]]:
         self.ticks.append(_now())
-        return [
-            {
-                "enough": len(self.ticks) > STEPS
-                or (len(self.ticks) > 2 and time.perf_counter() - self.began > STEP_SECONDS)
-            }
-        ]
+        late = len(self.ticks) > 2 and time.perf_counter() - self.began > STEP_SECONDS
+        return [{"enough": late or len(self.ticks) > STEPS}]
 
     @property
     def step(self) -> float:
-        """Seconds of a step: the middle of all but the first, which warms up."""
+        """Seconds of a step: the median of all but the first, which warms up."""
         each = [b - a for a, b in zip(self.ticks, self.ticks[1:])]
         return median(each[1:] or each)
 
@@ -157,108 +236,100 @@ class _Clock:
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
     """The model of a training, as it begins."""
-    unigram = torch.zeros(len(data.tokenizer))
     return link.model.model(
         data.tokenizer,
         data.training.length,
         kind=link.kind,
         seed=link.training.seed,
-        log_unigram=unigram,
+        log_unigram=torch.zeros(len(data.tokenizer)),
     )
 
 
-def _time_training(work: Work, data: Prepared) -> dict[str, float]:
+def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     began = _now()
-    link = work.link
     network = _network(link, data)
-    made, clock = learning(network, data, link), _Clock()
+    made = learning(network, data, link)
     start = _now() - began
-    few = {
-        "steps": STEPS,
-        "eval_every": 1,
-        "log_every": 1,
-        "save_every": 0,
-        "keep_best": False,
-        "on_nan": "skip",
-    }
-    settings = link.training.model_copy(update={**few, "trackers": ()})
+    clock = _Clock()
+    few: dict[str, object] = {"steps": STEPS, "eval_every": 1, "log_every": 1, "save_every": 0}
+    few |= {"keep_best": False, "on_nan": "skip", "trackers": ()}
+    settings = link.training.model_copy(update=few)
     train(made.objective, made.source, settings, learners=made.learners, evaluate=clock, quiet=True)
     return {
         "start": start + clock.warm_up,
         "step": clock.step,
-        "judge": _time_judging(work, data, network, rows=link.evaluation.rows),
+        "judge": _time_heldout(link, data, network),
         "memory_gib": peak_memory(best_device()) / 2**30,
     }
 
 
-def _time_judging(work: Work, data: Prepared, network: Any, *, rows: int | None) -> float:
-    """Seconds of one evaluation, from one on a few rows."""
-    few = min(48, len(data.held_out), rows or 48)
-    settings = work.link.evaluation.model_copy(
-        update={"rows": few, "ratios": work.link.evaluation.ratios[:1]}
+def _time_heldout(link: Recipe, data: Prepared, network: Any) -> float:
+    """Seconds of one held-out evaluation, scaled from a few rows."""
+    rows = link.evaluation.rows or len(data.held_out)
+    few = min(ITEMS, len(data.held_out), rows)
+    settings = link.evaluation.model_copy(
+        update={
+            "rows": few,
+            "ratios": link.evaluation.ratios[:1],
+            "pairs": (),
+            "cloze": (),
+            "pseudo_perplexity": 0,
+        }
     )
-    settings = settings.model_copy(update={"pairs": (), "cloze": (), "pseudo_perplexity": 0})
     began = _now()
     evaluate(network, data, settings)
-    return (_now() - began) * (rows or len(data.held_out)) / few
+    return (_now() - began) * rows / few
 
 
-def _time_evaluation(work: Work, data: Prepared) -> dict[str, float]:
-    link = work.link
+def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     network = _network(link, data)
     torch.nn.Module.to(network, best_device())
-    each = _time_judging(work, data, network, rows=link.evaluation.rows)
+    each = _time_heldout(link, data, network)
     return {"seconds": 1.0 + len(link.evaluation.ratios) * each}
 
 
-def _time_task(work: Work, data: Prepared) -> dict[str, float]:
-    settings = work.link.finetune
-    task = load_task(of_run(work.stage.what["task"], 0))
-    model, tokenizer = work.link.model, data.tokenizer
-    config = (
-        None
-        if model.pretrained
-        else model.config(tokenizer, data.training.length, kind=work.link.kind)
-    )
-    small = _part(task)
+def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
+    settings, tokenizer = link.finetune, data.tokenizer
+    task = load_task(of_run(stage.what["task"], 0))
+    config = None
+    if not link.model.pretrained:
+        config = link.model.config(tokenizer, data.training.length, kind=link.kind)
+    few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
+    small = replace(task, splits=few | {"train": task.splits["train"][: 4 * ITEMS]})
+    length = settings.max_length
     began = _now()
     network = load_network(
-        model.pretrained, small, tokenizer, config=config, max_length=settings.max_length, seed=0
+        link.model.pretrained, small, tokenizer, config=config, max_length=length, seed=0
     )
-    start = _now() - began
+    seconds = _now() - began
     if isinstance(task.kind, Frozen):
         torch.nn.Module.to(network, best_device())
-        texts = [text for row in small.splits["test"] for text in row.texts]
+        texts = [text for row in few["test"] for text in row.texts]
         began = _now()
         for pooling in task.poolings:
-            embed(network, texts, tokenizer, max_length=settings.max_length, pooling=pooling)
-        each = (_now() - began) / max(1, len(small.splits["test"]))
-        return {"seconds": start + each * sum(map(len, task.splits.values()))}
+            embed(network, texts, tokenizer, max_length=length, pooling=pooling)
+        each = (_now() - began) / max(1, len(few["test"]))
+        return {"seconds": seconds + each * sum(map(len, task.splits.values()))}
     assert isinstance(task.kind, Tuned)
-    tensors, clock = encode(small, tokenizer, max_length=settings.max_length), _Clock()
+    tensors = encode(small, tokenizer, max_length=length)
+    clock = _Clock()
     how = settings.fitting(network.num_parameters()).training(task, seed=0)
     objective = task.kind.objective(network)
-    few = how.model_copy(update={"steps": STEPS, "eval_every": 1, "log_every": 1})
-    train(objective, TaskSource(tensors["train"], few), few, evaluate=clock, quiet=True)
+    short = how.model_copy(update={"steps": STEPS, "eval_every": 1, "log_every": 1})
+    train(objective, TaskSource(tensors["train"], short), short, evaluate=clock, quiet=True)
     began = _now()
     answer(objective, tensors["test"])
-    each = (_now() - began) / len(small.splits["test"])
-    items = each * (len(task.splits["dev"]) + len(task.splits["test"]))
-    once = (
-        start
-        + how.steps * clock.step
-        + items * (1 + (how.steps // how.eval_every if how.eval_every else 0))
-    )
+    each = (_now() - began) / len(few["test"])
+    evaluations = 1 + (how.steps // how.eval_every if how.eval_every else 0)
+    answers = evaluations * (len(task.splits["dev"]) + len(task.splits["test"]))
+    seconds += how.steps * clock.step + answers * each
     fine_tunings = settings.seeds + (TRIED_RATES if settings.search_rate else 0)
-    return {"seconds": fine_tunings * once, "memory_gib": peak_memory(best_device()) / 2**30}
+    memory = peak_memory(best_device()) / 2**30
+    return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
 
-def _part(task: Task[Any]) -> Task[Any]:
-    """The task with few rows; all classes stay known."""
-    splits = {
-        name: rows[: ITEMS * (4 if name == "train" else 1)] for name, rows in task.splits.items()
-    }
-    return replace(task, splits=splits)
-
-
-_TIMERS = {"pretrain": _time_training, "finetune": _time_task, "evaluate": _time_evaluation}
+_TIMERS: dict[str, Callable[[Stage, Recipe, Prepared], Entry]] = {
+    "pretrain": _time_training,
+    "finetune": _time_task,
+    "evaluate": _time_evaluation,
+}
