@@ -1,5 +1,5 @@
-"""Layers over the text: parts of speech, salient spans, phrases and weights, as spans of
-characters.
+"""Layers of texts: parts of speech, salient spans, phrases and weights, as spans of characters.
 
-They are made once for each corpus and laid on the tokens of any tokenizer (``text.layers``). May
-import ``text`` and what stands below it."""
+They are made once for each corpus and aligned with the tokens of any tokenizer (``text.layers``).
+Imports ``text`` and what it builds on.
+"""

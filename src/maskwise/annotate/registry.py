@@ -1,6 +1,6 @@
 """The table of annotators, and one made from a string. A new annotator adds its line here.
 
-Modules with a heavy library (spaCy) import it when they are first used, so this page stays light.
+Heavy libraries (spaCy, torch) are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from maskwise.annotate.difference import Difference
-from maskwise.annotate.given import Function, Prompt, Sentences, Words, gold, spans
+from maskwise.annotate.given import Function, gold, prompt, sentences, spans, words
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
@@ -21,20 +21,16 @@ from maskwise.text.worlds import WORLDS
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``, whose arguments
-    these are.
-    """
-    # Learning builds on annotating and is imported only where a policy is asked for.
-    made: Annotator = import_module("maskwise.learning.annotator").Learned(
-        folder, layer=layer, spans=spans
-    )
+    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
+    module = import_module("maskwise.learning.annotator")
+    made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
 
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
-    "words": Words,
-    "sentences": Sentences,
-    "prompt": Prompt,
+    "words": words,
+    "sentences": sentences,
+    "prompt": prompt,
     "pos": pos,
     "salient": salient,
     "phrases": Phrases,
@@ -69,13 +65,12 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
 
 
 def check_names(annotators: Sequence[Annotator]) -> None:
-    """Refuse annotators of which two make the same layer."""
+    """Refuse two annotators that make the same layer."""
     owner: dict[str, str] = {}
     for each in annotators:
         for name in each.layers:
             if name in owner:
-                what = f"two annotators make the layer {name!r}"
-                raise MaskwiseError(
-                    what, got=f"{owner[name]} and {each.name}", do="ask for one of them"
-                )
+                got = f"{owner[name]} and {each.name}"
+                do = "ask for one of them"
+                raise MaskwiseError(f"two annotators make the layer {name!r}", got=got, do=do)
             owner[name] = each.name

@@ -1,18 +1,17 @@
 """Annotations on disk, made once per corpus.
 
     OUT/
-      manifest.json              of which texts, by which annotators, in which shards; written last
-      shards/NAME-KEY.parquet    what one annotator found in one shard: a row per document, in their order
-      fitted/NAME-KEY/           what an annotator learnt from the whole corpus
+      manifest.json              texts, annotators and shards; written last
+      shards/NAME-KEY.parquet    what one annotator found in one shard: a row per document, in order
+      fitted/NAME-KEY/           what an annotator learned from the whole corpus
       summary.json               counts of all layers
 
 The name of a shard's file is a hash of all that it depends on: its documents and the annotator's
-version. So a file that is there is done: a second run is instant, one that was killed goes on,
-another tagger or one changed character makes a new file, and nothing else. Files appear whole,
-under their final name.
+version. So an existing file is finished: a second run is instant, a killed one resumes, and another
+tagger or one changed character makes only the files that it affects. Files are written whole.
 
-Shards end behind a document whose hash says so (about 1 in 128) or when they are full. So a
-document more, or a longer one, moves the borders of its own shard only.
+A shard ends after a document whose hash says so (about 1 in 128) or when it is full. So a new or
+longer document moves only the borders of its own shard.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
 (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
@@ -24,50 +23,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from maskwise.annotate.counts import find
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.segments import rank_within
+from maskwise.annotate.counts import Ints, find
+from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.segments import Array, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import text_id
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """On average; four times as many at most."""
 SHARD_CHARACTERS = 1 << 19
-"""A second or two of a tagger's work: what a kill may cost, and how evenly two processes finish."""
-SpansOfTexts = Sequence[Mapping[str, CharSpans]]
-
-
-class LayerFacts(TypedDict):
-    """What is counted of a layer in one shard; labels are codes, as strings."""
-
-    spans: int
-    characters: int
-    words: int
-    labels: NotRequired[dict[str, int]]
-    top: NotRequired[dict[str, dict[str, int]]]
-    weight: NotRequired[list[float]]  # sum, least, greatest
-
-
-class ShardFacts(TypedDict):
-    """What is counted of one annotator in one shard; it stands in the footer of the shard's file."""
-
-    documents: int
-    characters: int
-    words: int
-    failures: dict[str, int]
-    layers: dict[str, LayerFacts]
+"""A second or two of a tagger's work: lost by a kill, and the difference between two processes."""
+Facts: TypeAlias = dict[str, Any]
+"""The counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -80,7 +59,8 @@ def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
         full = characters >= SHARD_CHARACTERS or len(shard) >= 4 * SHARD_DOCUMENTS
         if full or text_id(document.text) % SHARD_DOCUMENTS == 0:
             yield shard
-            shard, characters = [], 0
+            shard = []
+            characters = 0
     if shard:
         yield shard
 
@@ -90,85 +70,74 @@ def shard_key(shard: Sequence[Document]) -> str:
     parts: list[object] = []
     for document in shard:
         parts += [document.id, text_id(document.text)]
-    return digest(FORMAT, *parts)
-
-
-def file_name(annotator: str, version: str, shard: str) -> str:
-    """Where the layers of an annotator for the shard with that key stand, inside of ``shards/``."""
-    return f"{annotator}-{digest(version, shard)}.parquet"
+    return digest(1, *parts)
 
 
 def to_parquet(
-    shard: Sequence[Document], spans: SpansOfTexts, layers: Mapping[str, Layer], facts: ShardFacts
+    shard: Sequence[Document],
+    spans: Sequence[Mapping[str, CharSpans]],
+    layers: Mapping[str, Layer],
+    facts: Facts,
 ) -> bytes:
-    """A shard's file. The same input gives the same bytes.
+    """A shard's file, a function of its arguments.
 
     Args:
-        shard: D documents.
-        spans: for each its spans by layer.
-        layers: what the layers are.
-        facts: JSON to go with it (`shard.shard_facts`).
+        spans: of each document, by layer.
+        facts: JSON for the footer.
     """
-    columns: dict[str, pa.Array] = {
+    columns = {
         "id": pa.array([document.id for document in shard], pa.string()),
         "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
     }
     for name, layer in layers.items():
-        of_texts = [by_layer[name] for by_layer in spans]
-        offsets = pa.array(np.cumsum([0, *(len(own.start) for own in of_texts)]), pa.int32())
         sides = {"start": np.int32, "end": np.int32, "value": layer.dtype}
         for side, dtype in sides.items():
             if dtype is not None:
-                flat = np.concatenate([getattr(own, side) for own in of_texts]).astype(dtype)
-                columns[f"{name}.{side}"] = pa.ListArray.from_arrays(offsets, pa.array(flat))
+                lists = [getattr(found[name], side) for found in spans]
+                columns[f"{name}.{side}"] = pa.array(lists, pa.list_(pa.from_numpy_dtype(dtype)))
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
-def stored_facts(path: Path) -> ShardFacts | None:
-    """What `to_parquet` was given as ``facts``; None where there is no whole file, all of which can
-    be read.
-    """
+def stored_facts(path: Path) -> Facts:
+    """The facts of a shard's file; none if it is missing or damaged."""
     try:
-        content = path.read_bytes()
-        pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-        return facts_in(content)
+        table = pq.read_table(path, page_checksum_verification=True)
+        facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
+        return facts
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return None
-
-
-def facts_in(content: bytes) -> ShardFacts:
-    """The facts in the footer of a shard's file."""
-    schema = pq.read_schema(pa.BufferReader(content))
-    facts: ShardFacts = json.loads((schema.metadata or {})[b"maskwise"])
-    return facts
+        return {}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One annotator's part of a store: its name, the string that asked for it, its version, and its
-    layers.
-    """
+    """One annotator in a store: its name, its string as it was given, its version, its layers."""
 
     name: str
     spec: str
     version: str
     layers: dict[str, Layer]
 
+    def file(self, shard: str) -> str:
+        """The name of its file for the shard with that key."""
+        return f"{self.name}-{digest(self.version, shard)}.parquet"
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a store.
+    """The contents of a store.
 
     Attributes:
         source: where the texts came from.
-        corpus: hash of all documents, in their order.
-        documents, characters: how many there are.
-        annotators: who made layers. shards: the keys of the shards, in their order.
+        corpus: hash of all documents, in order.
+        documents, characters: their numbers.
+        annotators: those that made layers.
+        shards: their keys, in order.
     """
 
+    format: Literal[1] = field(default=1, kw_only=True)
     source: str
     corpus: str
     documents: int
@@ -177,7 +146,12 @@ class Manifest:
     shards: tuple[str, ...]
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+    @property
+    def files(self) -> set[str]:
+        """The names of all files."""
+        return {part.file(key) for part in self.annotators for key in self.shards}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -186,38 +160,25 @@ class Manifest:
             MaskwiseError: no manifest, or a damaged one.
         """
         try:
-            plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if plain.pop("format") != FORMAT:
-                raise ValueError("of another format")
-            parts = tuple(
-                Part(**part | {"layers": _layers(part["layers"])}) for part in plain["annotators"]
-            )
-            return cls(**plain | {"annotators": parts, "shards": tuple(plain["shards"])})
+            content = (folder / MANIFEST).read_bytes()
+            return TypeAdapter(Manifest).validate_json(content)
         except FileNotFoundError:
-            do = (
-                "make them with maskwise annotate; an interrupted run goes on with the same command"
-            )
+            do = "run maskwise annotate; the same command resumes an interrupted run"
             raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MaskwiseError(
-                f"{folder / MANIFEST} is damaged: {error}", do="annotate again"
-            ) from error
-
-
-def _layers(plain: Mapping[str, Any]) -> dict[str, Layer]:
-    return {name: Layer(layer["kind"], tuple(layer["labels"])) for name, layer in plain.items()}
+        except (OSError, ValueError) as error:
+            what = f"{folder / MANIFEST} is damaged: {first_line(error)}"
+            raise MaskwiseError(what, do="annotate again") from error
 
 
 class Store:
-    """Layers that maskwise annotate has made of the same texts: whatever takes an annotator takes a
-    store.
+    """Layers that maskwise annotate has made of the same texts; itself an annotator.
 
     Args:
         folder: what ``maskwise annotate`` wrote.
-        only: some of its layers, by name; all of them if not said.
+        only: names of some of its layers; None: all of them.
 
     Raises:
-        MaskwiseError: nothing there, or no such layer.
+        MaskwiseError: no store, or no such layer.
     """
 
     name = "stored"
@@ -235,79 +196,66 @@ class Store:
         self.layers = {
             name: part.layers[name] for name, part in self._makers.items() if name in wanted
         }
+        # the last shard read of each annotator: texts mostly come in order
         self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
-        """Hash of the texts and of who annotated them."""
-        makers = [
-            (m.name, m.version)
-            for m in self.manifest.annotators
-            if m.layers.keys() & self.layers.keys()
-        ]
+        """Hash of the texts and of the annotators."""
+        parts = [part for part in self.manifest.annotators if part.layers.keys() & self.layers]
+        makers = [(part.name, part.version) for part in parts]
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its spans by layer, as they were found.
+        """For each text its spans by layer.
 
         Raises:
             MaskwiseError: a text that was not annotated (one other character makes another text),
                 or a damaged file.
         """
         known, shard, row = self._index
-        names = np.array([text_id(text) for text in texts], dtype=np.int64)
-        places = find(known, names)
-        missing = np.flatnonzero(places < 0)
-        if len(missing):
-            text = texts[missing[0]]
+        keys = np.array([text_id(text) for text in texts], dtype=np.int64)
+        places = find(known, keys)
+        if (places < 0).any():
+            missing = int(places.argmin())
             raise MaskwiseError(
                 f"the layers in {self.folder} were made from another text",
-                got=f"{text[:40]!r}…, text key {names[missing[0]]}",
+                got=f"{texts[missing][:40]!r}…, text key {keys[missing]}",
                 allowed=f"the {self.manifest.documents} documents of corpus {self.manifest.corpus}",
                 do="annotate this corpus",
             )
         found = []
-        for place in places.tolist():
-            found.append(
-                {
-                    name: self._spans(name, int(shard[place]), int(row[place]))
-                    for name in self.layers
-                }
-            )
+        for place in places:
+            where = (int(shard[place]), int(row[place]))
+            found.append({name: self._spans(name, *where) for name in self.layers})
         return found
 
     @cached_property
-    def _index(self) -> tuple[Any, Any, Any]:
+    def _index(self) -> tuple[Ints, Array, Array]:
         """(D,) sorted text keys, and the shard and row of each."""
         part = self.manifest.annotators[0]
-        names = [self._read(part, key, ["text"])["text"].to_numpy() for key in self.manifest.shards]
-        sizes = np.array([len(own) for own in names])
+        keys = [self._read(part, key, ["text"])["text"].to_numpy() for key in self.manifest.shards]
+        sizes = np.array([len(own) for own in keys])
         shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         row = rank_within(sizes).astype(np.int32)
-        every = np.concatenate(names)
+        every = np.concatenate(keys)
         order = np.argsort(every, kind="stable")
         return every[order], shard[order], row[order]
 
     def _spans(self, name: str, shard: int, row: int) -> CharSpans:
-        table = self._table(self._makers[name], shard)
-        sides = ("start", "end", "value") if self.layers[name].dtype else ("start", "end")
-        return CharSpans(*(table[f"{name}.{side}"][row].values.to_numpy() for side in sides))
-
-    def _table(self, part: Part, shard: int) -> dict[str, pa.Array]:
-        """The columns of a shard; the last shard read is kept, because texts mostly come in their
-        order.
-        """
+        part = self._makers[name]
         held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
             table = self._read(part, self.manifest.shards[shard])
             columns = {name: table[name].combine_chunks() for name in table.column_names}
-            self._held[part.spec] = shard, columns
-        return columns
+            self._held[part.spec] = (shard, columns)
+        sides = ("start", "end", "value") if self.layers[name].dtype else ("start", "end")
+        return CharSpans(*(columns[f"{name}.{side}"][row].values.to_numpy() for side in sides))
 
     def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
-        path = self.folder / "shards" / file_name(part.name, part.version, key)
+        path = self.folder / "shards" / part.file(key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
-            do = "give the same maskwise annotate command again: it mends what is missing"
+            do = "give the same maskwise annotate command again: it repairs the store"
             raise MaskwiseError(f"{path} is missing or damaged", do=do) from error
