@@ -169,7 +169,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert (written.model.pretrained == "bundled:encoder") == english
     assert recipe_for(str(texts)).corpus.source == str(texts)
     assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
-    assert "is there already" in capfd.readouterr().err
+    assert "exists already" in capfd.readouterr().err
     assert maskwise("study", "--new", "nowhere.txt") == 2
 
 

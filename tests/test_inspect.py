@@ -304,8 +304,9 @@ def test_examples_of_the_catalogue_are_right():
         "samplers": lambda call: sampler(call, ["mlm", "atd"]),
     }
     for what, read in readers.items():
-        for name, _, _, example in describe_table(what):
-            call = re.search(rf"{re.escape(name)}(?:\(.*\))?(?=\"|$)", example)
+        for row in describe_table(what):
+            name = row["name"]
+            call = re.search(rf"{re.escape(name)}(?:\(.*\))?(?=\"|$)", row["example"])
             # these open a file
             if name not in ("learned", "gold", "spans", "stored", "difference"):
                 read(call[0])

@@ -7,7 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from maskwise.cli import main, runs
+from maskwise.cli import main
+from maskwise.cli import terminal as printing
 from maskwise.study.verdict import summarise
 from report_fixture import make_metrics, make_records, make_study, write_run, write_study
 
@@ -63,10 +64,10 @@ def test_report_json_of_a_single_run_is_one_line_of_error(tmp_path, capfd):
 @pytest.fixture
 def terminal(monkeypatch, capsys):
     """What ``print_verdicts`` prints, by line."""
-    monkeypatch.setattr(runs, "out_console", Console(width=160))
+    monkeypatch.setattr(printing, "out_console", Console(width=160))
 
     def printed(summary: dict) -> list[str]:
-        runs.print_verdicts(summary)
+        printing.print_verdicts(summary)
         return capsys.readouterr().out.splitlines()
 
     return printed
@@ -97,15 +98,15 @@ def test_the_terminal_says_verdicts_flags_and_what_to_do(folder, terminal):
     }
     assert sum(common in line for line in lines) == 1  # common to both, so said once
     assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
-    assert lines[0].split()[-4:] == ["verdict,", "at", "these", "settings"]
-    assert [line.split()[-1] for line in lines[1:3]] == ["open", "open"] and len(lines) <= 12
+    assert lines[0].split()[-1] == "verdict" and len(lines) <= 12
+    assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
 
 
 def test_points_stand_first_and_a_decided_side_is_named(terminal):
     study = make_study(runs=8, arms={"token-15": 0.0, "token-30": 0.1})
     lines = terminal(summarise(make_records(study, {"token-30": 0.1}), study))
     assert "points" in lines[1] and "better (decided)" in lines[1] and "SD" not in lines[1]
-    assert "each arm tuned" in lines[0]
+    assert "each arm tuned" in lines[1]
 
 
 def test_a_study_with_replicates_to_come_prints_one_sentence(terminal):
@@ -115,7 +116,7 @@ def test_a_study_with_replicates_to_come_prints_one_sentence(terminal):
     assert [line for line in terminal(summary) if line] == [summary["headline"]]
 
 
-def test_an_evaluation_is_not_called_held_out_loss():
+def test_an_evaluation_is_not_called_held_out_loss(terminal):
     row = {
         "outcome": "evaluation:pairs:accuracy",
         "unit": "score",
@@ -131,5 +132,5 @@ def test_an_evaluation_is_not_called_held_out_loss():
         "p_adjusted": 0.2,
         "scope": "at these settings",
     }
-    heads = [str(column.header) for column in runs._contrasts([row]).columns]
-    assert heads[1] == "pairs (accuracy), against a"
+    lines = terminal({"contrasts": [row | {"flags": []}], "headline": "", "advice": []})
+    assert "pairs (accuracy)" in lines[1] and "+2.3 points" in lines[1]

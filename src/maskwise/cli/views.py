@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.padding import Padding
 from rich.text import Text
 
 from maskwise.cli.terminal import (
     Json,
-    columns,
+    Page,
+    TextField,
     err_console,
-    escape,
     has_colours,
     out_console,
     print_json,
+    print_table,
     say,
 )
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.specs import arguments_of
 
 
 def evaluate(
@@ -47,9 +48,7 @@ def evaluate(
         str | None,
         typer.Option(help="Text it was not trained on, for held-out loss and pseudo-perplexity."),
     ] = None,
-    text_field: Annotated[
-        str, typer.Option(help="Where the text is, in files with fields.")
-    ] = "text",
+    text_field: TextField = "text",
     as_json: Json = False,
 ) -> None:
     """Judge a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze facts,
@@ -62,27 +61,21 @@ def evaluate(
     if as_json:
         print_json(records)
         return
-    table = columns("measure", "value", "chance", "items", "left out")
+    rows = []
     for record in records:
+        skipped: list[str] = []
         if record["kind"] == "heldout":
             name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"
-            error = record.get("error")
-            value, chance, items, left_out = (
-                record["loss"],
-                record["unigram"],
-                record["targets"],
-                "",
-            )
+            value, chance, items = record["loss"], record["unigram"], record["targets"]
         else:
-            name, error = f"{record['name']} {record['metric']}", record.get("error")
+            name = f"{record['name']} {record['metric']}"
             value, chance, items = record["value"], record["chance"], record["items"]
-            left_out = "; ".join(
-                f"{count} {reason}" for reason, count in record.get("skipped", {}).items()
-            )
+            skipped = [f"{count} {reason}" for reason, count in record.get("skipped", {}).items()]
         known = "" if chance is None else f"{chance:.3f}"
+        error = record.get("error")
         spread = "" if error is None else f" ± {error:.3f}"
-        table.add_row(escape(name), f"{value:.3f}{spread}", known, str(items), left_out)
-    out_console.print(table)
+        rows.append((name, f"{value:.3f}{spread}", known, str(items), "; ".join(skipped)))
+    print_table(("measure", "value", "chance", "items", "left out"), rows)
 
 
 def generate(
@@ -123,8 +116,7 @@ def generate(
     from maskwise.evaluation.generate import Writer
 
     logging.disable_progress_bar()
-    writer = Writer(model)
-    stages = writer.write(
+    stages = Writer(model).write(
         prompt,
         length=length,
         steps=steps,
@@ -133,24 +125,17 @@ def generate(
         block=block,
         seed=seed,
     )
+    if out_console.is_terminal and not as_json:
+        with Live(console=out_console, refresh_per_second=12) as live:
+            for stage in stages:
+                live.update(Text(stage.text))
+        return
+    history = [stage.text for stage in stages]
     if as_json:
-        history = [stage.text for stage in stages]
-        made = {
-            "text": history[-1],
-            "order": order,
-            "steps": len(history) - 1,
-            "seed": seed,
-            "history": history,
-        }
-        print_json(made)
-        return
-    if not out_console.is_terminal:
-        *_, last = stages
-        say(last.text)
-        return
-    with Live(console=out_console, refresh_per_second=12) as live:
-        for stage in stages:
-            live.update(Text(stage.text))
+        how = {"order": order, "steps": len(history) - 1, "seed": seed}
+        print_json({"text": history[-1], **how, "history": history})
+    else:
+        say(history[-1])
 
 
 def inspect(
@@ -185,7 +170,7 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
     total_steps: Annotated[int, typer.Option(help="How long the schedule is.")] = 1000,
-    html: Annotated[Path | None, typer.Option(help="Also write a page.")] = None,
+    html: Page = None,
     as_json: Json = False,
 ) -> None:
     """See the masks: the same text under one or more policies."""
@@ -232,14 +217,12 @@ def report(
             print_json(compare_studies(folder, other))
         if html is not None or not as_json:
             say(f"wrote {write_comparison(folder, other, html)}", to=err_console)
-        return
-    if as_json:
-        summary = summary_of(folder)
+    elif not as_json:
+        say(str(write_report(folder, html)))
+    else:
+        print_json(summary_of(folder))
         if html is not None:
             say(f"wrote {write_report(folder, html)}", to=err_console)
-        print_json(summary)
-        return
-    say(str(write_report(folder, html)))
 
 
 def bench(
@@ -271,7 +254,7 @@ TABLES = {
     "cards": "maskwise.tasks:CARDS",
     "recipes": "maskwise.folders:shipped",
 }
-"""Where the names of each list stand."""
+"""The module and the table of each list."""
 
 
 EXAMPLES = {
@@ -285,9 +268,9 @@ EXAMPLES = {
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "recipes": "maskwise study {call} --out runs/{call}",
 }
-"""How a member of each list is used; {call} is its name, with what it cannot do without."""
+"""How a member of each list is used; {call} is its name, with the required arguments."""
 
-NEEDED = {
+REQUIRED = {
     "start": "0.3",
     "end": "0.15",
     "p": "0.15",
@@ -315,31 +298,27 @@ NEEDED = {
     "shares": "2, 1",
     "until": "'?'",
 }
-"""What an example writes for an argument that has no default."""
+"""The values of required arguments in examples."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
-"""Arguments that a study gives, and nobody writes."""
+"""Arguments that a study passes, and no recipe."""
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(help=f"{', '.join([*TABLES][:-1])} or {[*TABLES][-1]}")],
-    as_json: Json = False,
+    what: Annotated[str, typer.Argument(help=", ".join(TABLES))], as_json: Json = False
 ) -> None:
     """List what there is: names, a sentence on each, and an example."""
     if what not in TABLES:
         raise unknown_name("list", what, TABLES)
     rows = describe_table(what)
     if as_json:
-        names = ("name", "arguments", "what", "example")
-        print_json([dict(zip(names, row, strict=True)) for row in rows])
+        print_json(rows)
         return
-    for name, arguments, line, example in rows:
-        out_console.print(
-            Text.assemble((name, "bold"), (f"({arguments})" if arguments else "", "dim")),
-            soft_wrap=True,
-        )
-        out_console.print(Padding(Text(line), (0, 0, 0, 4)))
-        say(f"    {example}", "cyan")
+    for row in rows:
+        arguments = f"({row['arguments']})" if row["arguments"] else ""
+        out_console.print(Text.assemble((row["name"], "bold"), (arguments, "dim")), soft_wrap=True)
+        out_console.print(Padding(Text(row["what"]), (0, 0, 0, 4)))
+        say(f"    {row['example']}", "cyan")
 
 
 def names_in(what: str) -> dict[str, Any]:
@@ -349,51 +328,43 @@ def names_in(what: str) -> dict[str, Any]:
     return dict(table() if callable(table) else table)
 
 
-def describe_table(what: str) -> list[tuple[str, str, str, str]]:
-    """(name, arguments, first sentence of the documentation, an example) of every member."""
+def describe_table(what: str) -> list[dict[str, str]]:
+    """The name, the arguments, a sentence and an example of every member of a list."""
     rows = []
     for name, member in names_in(what).items():
-        arguments, line, call = _describe(name, member, what)
-        rows.append((name, arguments, line, EXAMPLES[what].format(call=call)))
+        call = name
+        arguments = ""
+        if what == "tasks":
+            line = _task_line(name)
+        elif what == "cards":
+            line = f"{member['title']}; {member['source']}; {member['licence']}"
+        elif what == "recipes":
+            # a recipe begins with a comment that describes it
+            lines = member.read_text(encoding="utf-8").splitlines()
+            comment = takewhile(lambda line: line.startswith("#"), lines)
+            line = _sentence(" ".join(text.lstrip("# ") for text in comment))
+        else:
+            line = _sentence(python_inspect.getdoc(member) or "")
+            arguments = arguments_of(member, without=INTERNAL)
+            parameters = python_inspect.signature(member).parameters.values()
+            required = [
+                REQUIRED[each.name]
+                for each in parameters
+                if each.default is each.empty and each.name not in INTERNAL
+            ]
+            if required:
+                call = f"{name}({', '.join(required)})"
+        example = EXAMPLES[what].format(call=call)
+        rows.append({"name": name, "arguments": arguments, "what": line, "example": example})
     return rows
 
 
-def _describe(name: str, member: Any, what: str) -> tuple[str, str, str]:
-    if what == "tasks":
-        from maskwise.tasks import load_task
+def _task_line(name: str) -> str:
+    from maskwise.tasks import load_task
 
-        task = load_task(name)
-        rows = (
-            f"{len(task.splits['train']):,} rows to learn from, {task.test_items:,} items to test"
-        )
-        return "", f"{task.kind.name}, {len(task.labels)} classes, {rows}", name
-    if what == "cards":
-        return "", f"{member['title']}; {member['source']}; {member['licence']}", name
-    if isinstance(member, Path):
-        return "", _sentence(_opening(member.read_text(encoding="utf-8"))), name
-    from maskwise.specs import arguments_of
-
-    parameters = python_inspect.signature(member).parameters.values()
-    needed = [
-        NEEDED.get(one.name, "…")
-        for one in parameters
-        if one.default is one.empty and one.name not in INTERNAL and one.kind is not one.VAR_KEYWORD
-    ]
-    call = f"{name}({', '.join(needed)})" if needed else name
-    return (
-        arguments_of(member, without=INTERNAL),
-        _sentence(python_inspect.getdoc(member) or ""),
-        call,
-    )
-
-
-def _opening(recipe: str) -> str:
-    """The comment with which a recipe begins; where there is none, its description."""
-    lines = recipe.splitlines()
-    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
-    if comment:
-        return " ".join(comment)
-    return str((yaml.safe_load(recipe) or {}).get("description", ""))
+    task = load_task(name)
+    rows = f"{len(task.splits['train']):,} training rows, {task.test_items:,} test items"
+    return f"{task.kind.name}, {len(task.labels)} classes, {rows}"
 
 
 def _sentence(text: str) -> str:
