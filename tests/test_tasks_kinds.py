@@ -47,8 +47,8 @@ from maskwise.tasks.metrics import (
     pearson,
     spearman,
 )
-from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
-from maskwise.tasks.task import Row, Tuned
+from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans, gold_texts
+from maskwise.tasks.task import Row, TaskKind
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
 
@@ -172,9 +172,9 @@ def test_what_rows_add_makes_the_score():
         gold, given, range(0, 90, 9)
     )
     task = load_task("ud-pos(train_rows=40)")
-    right = task.kind.gold(task, "test")
+    right = task.gold("test")
     answers = np.where(rng.random(len(right)) < 0.3, 0, right)
-    above, below = task.kind.row_counts(task, "test", answers).sum(0)
+    above, below = task.row_counts("test", answers).sum(0)
     assert above / below == pytest.approx(task.score("test", answers)) and below == task.test_items
 
 
@@ -657,22 +657,23 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
     assert not (tmp_path / "out").exists()
 
 
-# A new kind is one class and one line of the table
-# ---------------------------------------------------------
+# A new kind is one ``TaskKind`` and one entry of the table
 
 
 @dataclass(frozen=True)
 class Prompt(Row):
+    shown = ("prompt",)
+
     prompt: str
     reply: str
 
     @property
-    def texts(self):
-        return (self.prompt,)
+    def rights(self):
+        return [self.reply]
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts(Data[Classification]):
+class Prompts(Data):
     targets: torch.Tensor
     backend: Tokenizer
 
@@ -694,47 +695,33 @@ class Echo(Classification):
         return super().logits(batch) + 1e3 * one_hot(batch["input_ids"][:, 2], 160)
 
 
-@dataclass(frozen=True)
-class NextWord(Tuned[Prompt]):
+def encode_prompts(task, split, cutter):
+    rows = task.splits[split]
+    targets = torch.tensor([cutter.backend.token_to_id(row.reply) for row in rows])
+    return Prompts(cutter.rows(rows), targets, cutter.backend)
+
+
+def next_word(shift: int = 0):
     """Writes a word: its answers are texts, from a head over the vocabulary."""
-
-    shift: int = 0
-
-    name, metrics, columns = (
-        "next-word",
-        ("exact-match", "f1"),
-        UsualColumns(("prompt",), (), ("reply",)),
+    names = {number: str(number) for number in range(160)}
+    return TaskKind(
+        name="next-word",
+        metrics=("exact-match", "f1"),
+        columns=UsualColumns(("prompt",), (), ("reply",)),
+        row=lambda record, columns, where: Prompt(record[columns.text], record[columns.label]),
+        gold=gold_texts,
+        baseline=lambda task: 0.0,
+        head="sequence-classification",
+        objective=Echo,
+        encode=encode_prompts,
+        config={"id2label": names, "label2id": {name: i for i, name in names.items()}},
+        settings={"shift": shift},
+        make=next_word,
     )
-    head, objective = "sequence-classification", Echo
-
-    def recognises(self, records, given):
-        return False
-
-    def row(self, record, columns, where):
-        return Prompt(record[columns.text], record[columns.label])
-
-    def gold(self, task, split):
-        return [[row.reply] for row in task.splits[split]]
-
-    def majority(self, task):
-        return 0.0
-
-    def config(self, task):
-        names = {number: str(number) for number in range(160)}
-        return {
-            "num_labels": 160,
-            "id2label": names,
-            "label2id": {name: i for i, name in names.items()},
-        }
-
-    def encode(self, task, split, cutter):
-        rows = task.splits[split]
-        targets = torch.tensor([cutter.backend.token_to_id(row.reply) for row in rows])
-        return Prompts(cutter.flat([row.prompt for row in rows]), targets, cutter.backend)
 
 
-def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setitem(KINDS, "next-word", NextWord())
+def test_a_kind_that_writes_its_answers_is_one_value(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setitem(KINDS, "next-word", next_word())
     draw = random.Random(0)
     rows = [
         {"prompt": f"the {colour} {draw.choice(WORDS[3:])} is {n}", "reply": colour}
@@ -750,14 +737,12 @@ def test_a_kind_that_writes_its_answers_is_one_class(tmp_path, tokenizer, monkey
     assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
     shifted = load_task(f"{tmp_path / 'words.jsonl'}(kind=next-word, shift=2)")
     assert shifted.kind.settings == {"shift": 2} and shifted.fingerprint != task.fingerprint
-    with pytest.raises(
-        MaskwiseError, match="shift is not valid; got 'far'; allowed: a whole number"
-    ):
+    with pytest.raises(MaskwiseError) as refused:
         load_task(tmp_path / "words.jsonl", kind="next-word", shift="far")
+    assert (refused.value.got, refused.value.allowed) == ("'far'", "a whole number")
+    columns = {"text": "prompt", "label": "reply"}
     with pytest.raises(MaskwiseError, match=r"generation.*shift"):
-        load_task(
-            tmp_path / "words.jsonl", kind="generation", text="prompt", label="reply", shift=2
-        )
+        load_task(tmp_path / "words.jsonl", kind="generation", shift=2, **columns)
 
 
 # Frozen

@@ -48,7 +48,7 @@ class TaskFacts(TypedDict, total=False):
     test_texts: str
     """A hash of the texts of test: tasks that share it share the luck of their sentences."""
     majority: float | None
-    """The score of guessing: see ``tasks.task.Kind.majority``."""
+    """The score of guessing: see ``tasks.Task.majority``."""
     notes: list[str]
     skipped: dict[str, int]
     """Rows that were left out: "split: reason" → how many."""

@@ -25,7 +25,7 @@ from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.models import load_task_model, share_encoder, task_config
 from maskwise.objectives import Objective
-from maskwise.tasks.task import Task, Tuned
+from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Metrics, Progress
@@ -107,7 +107,7 @@ def losses_of(
     """
     kind = task.kind
     family = adapter_of(model.config).kind
-    if not isinstance(kind, Tuned):
+    if kind.objective is None:
         do = "take the kind that is fine-tuned"
         raise MaskwiseError(
             "a policy is learned from a loss, and this task has none", got=kind.name, do=do
@@ -119,7 +119,7 @@ def losses_of(
         )
     judged: PreTrainedModel = model
     if not kind.pretrained_head:
-        config = task_config(model.config, kind.config(task))
+        config = task_config(model.config, task.config())
         judged = load_task_model(None, config, head=kind.head, seed=seed)
         share_encoder(model, judged)
     vocabulary = Vocabulary.of(tokenizer)

@@ -30,7 +30,7 @@ from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.finetuning import fitting_rate
-from maskwise.tasks.task import Task, Tuned
+from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
@@ -42,7 +42,7 @@ from maskwise.training.stream import StreamedRows
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-Load = Callable[[str], Task[Any]]
+Load = Callable[[str], Task]
 """``load_task``, with what it has loaded before."""
 
 LOCK = ".lock"
@@ -149,9 +149,9 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
     tokenizer, config = start_of(arm)
     check_start(config, len(tokenizer))
     for spec in arm.tasks:
-        kind = load(spec).kind
-        if isinstance(kind, Tuned):
-            kind.check_model(config)
+        check_model = load(spec).kind.check_model
+        if check_model:
+            check_model(config)
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
     if start and links[0].training.freeze == "none" and not has_head(start):

@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -396,7 +396,7 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | 
     }
 
 
-def _task_facts(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
+def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     most_tokens = link.finetune.max_length
     labels = Counter(label for row in task.splits["train"] for label in getattr(row, "classes", ()))
     sizes = _sizes(task, tokenizer)
@@ -414,7 +414,7 @@ def _task_facts(task: Task[Any], link: Recipe, tokenizer: PreTrainedTokenizerBas
     }
 
 
-def _sizes(task: Task[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of the first rows of a task; none where long rows are read in windows."""
     if task.kind.windows:
         return []

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
@@ -23,7 +22,7 @@ from maskwise.families import most_tokens
 from maskwise.models import load_config
 from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
-from maskwise.tasks.cards import AMONG_OTHERS
+from maskwise.tasks.columns import AMONG_OTHERS
 from maskwise.text import Documents, read_documents, require_documents
 from maskwise.text.documents import longest_field
 
@@ -262,7 +261,7 @@ def _rounded(tokens: float) -> int:
     return int(32 * -(-tokens // 32))
 
 
-def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
+def _tokens_needed(task: Task, *, letters: bool) -> int:
     """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its
     characters; or all of them, where every letter is a token."""
     rows = [" ".join(row.texts) for row in task.splits["train"]] or [
@@ -274,7 +273,7 @@ def _tokens_needed(task: Task[Any], *, letters: bool) -> int:
     return min(512, _rounded(wanted))
 
 
-def _limited(spec: str, task: Task[Any], rows: int) -> str:
+def _limited(spec: str, task: Task, rows: int) -> str:
     """The task with at most so many rows to learn from."""
     _, options = split_options(spec)
     if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):

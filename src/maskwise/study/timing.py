@@ -29,7 +29,6 @@ from maskwise.study.starter import look_at
 from maskwise.study.work import learning
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import answer, load_network
-from maskwise.tasks.task import Frozen, Tuned
 from maskwise.tasks.tensors import TaskSource, embed, encode
 from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.documents import Document
@@ -302,7 +301,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
         link.model.pretrained, small, tokenizer, config=config, max_length=length, seed=0
     )
     seconds = _now() - began
-    if isinstance(task.kind, Frozen):
+    if task.kind.objective is None:
         torch.nn.Module.to(network, best_device())
         texts = [text for row in few["test"] for text in row.texts]
         began = _now()
@@ -310,7 +309,6 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
             embed(network, texts, tokenizer, max_length=length, pooling=pooling)
         each = (_now() - began) / max(1, len(few["test"]))
         return {"seconds": seconds + each * sum(map(len, task.splits.values()))}
-    assert isinstance(task.kind, Tuned)
     tensors = encode(small, tokenizer, max_length=length)
     clock = _Clock()
     how = settings.fitting(network.num_parameters()).training(task, seed=0)

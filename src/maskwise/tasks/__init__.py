@@ -1,10 +1,9 @@
-"""What a checkpoint is judged by: labelled rows (files, columns, loading, task), their tensors,
-metrics, the kinds of tasks (a class each, in classes, tags, questions, closedbook, generation and
-embeddings), and the judging itself. Imports ``training`` and below, and ``text``."""
+"""Evaluation on labelled tasks: reading data (files, columns, loading), kinds of tasks (classes,
+questions, written, embeddings), tensors, metrics, and fine-tuning (judge). Imports ``training`` and
+below, and ``text``."""
 
-from maskwise.tasks.cards import CARDS
 from maskwise.tasks.embeddings import evaluator_task
-from maskwise.tasks.files import BUNDLED_TASKS
+from maskwise.tasks.files import BUNDLED_TASKS, CARDS
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.judge import Score, TaskRecord, evaluate_tasks, finetune, task_record
 from maskwise.tasks.loading import KINDS, load_task

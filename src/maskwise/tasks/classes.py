@@ -1,19 +1,16 @@
-"""Kinds whose answer is a class, several labels, or a number: of a text, or of a pair of texts.
+"""Kinds of tasks whose answer is a class of a text or of every word, several labels, or a number.
 
-Scores are standardised by those of train before anything is learned, so that one learning rate
-serves every scale.
+Numbers are standardised by those of train before anything is learned, so that one learning rate
+fits every scale.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,16 +24,19 @@ from maskwise.tasks.columns import (
     NO_TEXT,
     Columns,
     UsualColumns,
+    distinct,
     first_in,
     label_of,
     labels_in,
+    may_be_number,
+    number_of,
     pair_in,
+    require_number,
     require_text,
-    require_two,
 )
-from maskwise.tasks.metrics import UNSEEN, any_class
-from maskwise.tasks.task import Kind, Row, Task, Tuned
-from maskwise.tasks.tensors import Cutter, Encoded
+from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
+from maskwise.tasks.task import Row, Rows, Task, TaskKind
+from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
 from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
@@ -55,25 +55,11 @@ PAIRS = (
     ("#1 String", "#2 String"),
 )
 
-
-class ClassRow(Row):
-    """An example with a class for each thing that is scored."""
-
-    @property
-    @abstractmethod
-    def classes(self) -> Sequence[str]:
-        """The right classes."""
-
-    @property
-    def items(self) -> int:
-        return len(self.classes)
-
-
-C = TypeVar("C", bound=ClassRow)
+# Classes of texts
 
 
 @dataclass(frozen=True)
-class TextRow(ClassRow):
+class TextRow(Row):
     """A text, or two, and its class."""
 
     shown = ("text", "pair")
@@ -86,248 +72,179 @@ class TextRow(ClassRow):
     def classes(self) -> Sequence[str]:
         return (self.label,)
 
+    @property
+    def stratum(self) -> str:
+        return self.label
 
-def text_label(record: Record, columns: Columns, where: str) -> tuple[str, str | None, str] | str:
-    """Text, second text and label of a record, or why it is skipped.
 
-    Raises:
-        MaskwiseError: a text that is no text, or several labels.
-    """
-    text, pair, label = (record.get(column) if column else None for column in columns)
-    text = require_text(text, "text", where)
+def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
+    """The row of a record with one or two texts and one label."""
+    text = require_text(record.get(columns.text or ""), "text", where)
+    pair = None
     if columns.pair:
-        pair = require_text(pair, "second text", where)
+        pair = require_text(record.get(columns.pair), "second text", where)
+    label = record.get(columns.label or "")
     if isinstance(label, list | dict):
         do = "name kind='multi-label', or another column"
         raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
     name = label_of(label)
     if name is None:
         return NO_LABEL
-    return (text, pair, name) if text.strip() else NO_TEXT
+    return TextRow(text, pair, name) if text.strip() else NO_TEXT
 
 
-def sorted_labels(
-    by_row: Iterable[Sequence[str]], what: str, where: str, skipped: Mapping[str, int]
-) -> tuple[str, ...]:
-    """All labels that rows have; at least two."""
-    labels = sorted(set(chain.from_iterable(by_row)))
-    require_two(labels, what, where, skipped)
-    return tuple(labels)
+def classes_of(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    """The different classes of rows."""
+    return distinct(chain.from_iterable(row.classes for row in rows), "classes", where, skipped)
 
 
-class Classes(Kind[C]):
-    """What all kinds whose answers are classes share."""
-
-    metrics: ClassVar[tuple[str, ...]] = CLASS_METRICS
-
-    def labels(self, rows: Sequence[C], where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-        return sorted_labels((row.classes for row in rows), "classes", where, skipped)
-
-    def gold(self, task: Task[C], split: str) -> NDArray[np.int64]:
-        """Classes as numbers; −1 (``UNSEEN``) for one that train does not have."""
-        code = {label: number for number, label in enumerate(task.labels)}
-        names = (name for row in task.splits[split] for name in row.classes)
-        return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
-
-    def majority(self, task: Task[C]) -> float:
-        """Always the commonest class of train (of equally common ones the first met), or each class
-        equally often.
-        """
-        known = Counter(name for row in task.splits["train"] for name in row.classes)
-        most = task.labels.index(known.most_common(1)[0][0])
-        always = task.score("test", np.full(task.test_items, most))
-        return max(always, any_class(self.gold(task, "test"), len(task.labels), task.metric))
+def text_classes(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    """The different classes of texts; an error where nearly every row has a class of its own."""
+    labels = classes_of(rows, where, skipped)
+    if len(labels) > max(20, len(rows) // 2):
+        got = f"{len(labels)} different labels in {len(rows)} rows"
+        what = f"the labels of {where} are no classes"
+        raise MaskwiseError(what, got=got, do="check the label column")
+    return labels
 
 
-class TextClasses(Classes[TextRow]):
-    """What fine-tuned and frozen classification of texts share."""
-
-    columns = UsualColumns(TEXT, SECOND, LABEL, PAIRS)
-
-    def row(self, record: Record, columns: Columns, where: str) -> TextRow | str:
-        parts = text_label(record, columns, where)
-        return parts if isinstance(parts, str) else TextRow(*parts)
-
-    def labels(
-        self, rows: Sequence[TextRow], where: str, skipped: Mapping[str, int]
-    ) -> tuple[str, ...]:
-        labels = super().labels(rows, where, skipped)
-        if len(labels) > max(20, len(rows) // 2):
-            got = f"{len(labels)} different labels in {len(rows)} rows"
-            raise MaskwiseError(
-                f"the labels of {where} are no classes", got=got, do="check the label column"
-            )
-        return labels
-
-    def group(self, row: TextRow) -> str:
-        return row.label
+def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
+    """Classes as numbers; −1 (``UNSEEN``) for a class that train lacks."""
+    code = {label: number for number, label in enumerate(task.labels)}
+    names = chain.from_iterable(row.classes for row in task.splits[split])
+    return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
 
 
-class SequenceClassification(TextClasses, Tuned[TextRow]):
-    """The class of a text, or of two.
-
-    Tuned with a linear layer over the pooled row and cross-entropy. Majority: the commonest class
-    of train.
-    Source: Devlin et al. 2019, section 4.1.
-    """
-
-    name = "sequence-classification"
-    head, objective = "sequence-classification", Classification
-
-    def encode(self, task: Task[TextRow], split: str, cutter: Cutter) -> Encoded:
-        gold = torch.from_numpy(self.gold(task, split))
-        return Encoded(
-            cutter.flat(one_or_two(task.splits[split])), torch.where(gold == UNSEEN, IGNORE, gold)
-        )
+def class_baseline(task: Task) -> float:
+    """The score of the most frequent class of train, or of classes at random if that is better."""
+    known = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
+    most = task.labels.index(known.most_common(1)[0][0])
+    always = task.score("test", np.full(task.test_items, most))
+    return max(always, any_class(task.gold("test"), len(task.labels), task.metric))
 
 
-SEVERAL = ("label-micro-f1", "label-macro-f1")
-_BETWEEN = re.compile(r"\s*[|;]\s*")
+def _encode_classes(task: Task, split: str, cutter: Cutter) -> Encoded:
+    gold = torch.from_numpy(task.gold(split))
+    return Encoded(cutter.rows(task.splits[split]), torch.where(gold == UNSEEN, IGNORE, gold))
+
+
+SEQUENCE_CLASSIFICATION = TaskKind(
+    # A linear layer over the pooled row. Devlin et al. 2019, section 4.1
+    name="sequence-classification",
+    metrics=CLASS_METRICS,
+    columns=UsualColumns(TEXT, SECOND, LABEL, PAIRS),
+    row=text_row,
+    labels=text_classes,
+    gold=gold_classes,
+    baseline=class_baseline,
+    head="sequence-classification",
+    objective=Classification,
+    encode=_encode_classes,
+)
+
+# Several labels
+
+_BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
 MOST_LABELS = 200
-"""Different labels above which a column of texts with bars in it holds no labels."""
+"""A column of texts with more different parts between bars holds no labels."""
 
 
 @dataclass(frozen=True)
 class LabelledRow(Row):
-    """A text, and the labels that it has: any number of them."""
+    """A text and its labels, any number of them."""
 
     shown = ("text",)
 
     text: str
     names: tuple[str, ...]
 
-
-class SeveralLabels(Tuned[LabelledRow]):
-    """Which of several labels a text has: any number of them, in a list or with "|" or ";" between
-    them.
-
-    Tuned with a linear layer over the pooled row and binary cross-entropy for each label. Majority:
-    every row has the labels that more than half of train has, or the commonest one. Source: as for
-    classification, Devlin et al. 2019.
-    """
-
-    name = "multi-label"
-    head, objective = "sequence-classification", MultiLabel
-    metrics = SEVERAL
-    every_label = True
-    columns = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
-
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """Lists of labels beside a text, or texts that few labels with bars or semicolons between
-        them make up.
-        """
-        names = (given.label,) if given.label else self.columns.label
-        label = first_in(names, records[0])
-        text = first_in(self.columns.text, records[0]) or given.text
-        if label is None or not all(
-            isinstance(record.get(text or ""), str) for record in records[1:2]
-        ):
-            return False
-        values = [record.get(label) for record in records]
-        if any(isinstance(value, list) for value in values):
-            return True
-        whole = {value for value in values if isinstance(value, str)}
-        parts = {part for value in whole for part in _BETWEEN.split(value)}
-        return any(_BETWEEN.search(value) for value in whole) and len(parts) <= min(
-            MOST_LABELS, len(whole)
-        )
-
-    def row(self, record: Record, columns: Columns, where: str) -> LabelledRow | str:
-        text = require_text(record.get(columns.text or ""), "text", where)
-        value = record.get(columns.label or "")
-        if isinstance(value, str):
-            value = _BETWEEN.split(value)  # an empty text is a row that has none of the labels
-        elif not isinstance(value, list) and label_of(value) is None:
-            return NO_LABEL
-        names = dict.fromkeys(labels_in(value))
-        return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
-
-    def labels(
-        self, rows: Sequence[LabelledRow], where: str, skipped: Mapping[str, int]
-    ) -> tuple[str, ...]:
-        return sorted_labels((row.names for row in rows), "labels", where, skipped)
-
-    def gold(self, task: Task[LabelledRow], split: str) -> NDArray[np.int64]:
-        """(N, K) ones and zeros."""
-        place = {label: number for number, label in enumerate(task.labels)}
-        gold = np.zeros((len(task.splits[split]), len(place)), dtype=np.int64)
-        for number, row in enumerate(task.splits[split]):
-            gold[number, [place[name] for name in row.names]] = 1
-        return gold
-
-    def majority(self, task: Task[LabelledRow]) -> float:
-        share = self.gold(task, "train").mean(0)
-        answer = (share > 0.5) | (share == share.max())
-        return task.score("test", np.tile(answer, (task.test_items, 1)))
-
-    def config(self, task: Task[LabelledRow]) -> dict[str, object]:
-        return {**super().config(task), "problem_type": "multi_label_classification"}
-
-    def encode(self, task: Task[LabelledRow], split: str, cutter: Cutter) -> Encoded:
-        return Encoded(
-            cutter.flat(one_or_two(task.splits[split])),
-            torch.from_numpy(self.gold(task, split)).float(),
-        )
-
-    def group(self, row: LabelledRow) -> str:
-        return row.names[0] if row.names else ""
+    @property
+    def stratum(self) -> str:
+        return self.names[0] if self.names else ""
 
 
-def one_or_two(rows: Sequence[Row]) -> list[str | tuple[str, ...]]:
-    """The texts of rows as a tokenizer takes them: a text, or a pair."""
-    return [row.texts if len(row.texts) > 1 else row.texts[0] for row in rows]
+SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
+
+def _has_several(records: Sequence[Record], given: Columns) -> bool:
+    """Lists of labels and a text, or texts made of few labels between bars or semicolons."""
+    names = [given.label] if given.label else SEVERAL_COLUMNS.label
+    label = first_in(names, records[0])
+    text = first_in(TEXT, records[0]) or given.text or ""
+    if label is None or not all(isinstance(r.get(text), str) for r in records[1:2]):
+        return False
+    values = [record.get(label) for record in records]
+    if any(isinstance(value, list) for value in values):
+        return True
+    whole = {value for value in values if isinstance(value, str)}
+    parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
+    return any(map(_BETWEEN_LABELS.search, whole)) and len(parts) <= min(MOST_LABELS, len(whole))
+
+
+def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | str:
+    text = require_text(record.get(columns.text or ""), "text", where)
+    value = record.get(columns.label or "")
+    if isinstance(value, str):
+        value = _BETWEEN_LABELS.split(value)  # an empty text is a row without any label
+    elif not isinstance(value, list) and label_of(value) is None:
+        return NO_LABEL
+    names = dict.fromkeys(labels_in(value))
+    return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
+
+
+def _several_labels(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    return distinct(chain.from_iterable(row.names for row in rows), "labels", where, skipped)
+
+
+def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
+    """(N, K) ones and zeros."""
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    binarizer = MultiLabelBinarizer(classes=task.labels)
+    return binarizer.fit_transform([row.names for row in task.splits[split]]).astype(np.int64)
+
+
+def _several_baseline(task: Task) -> float:
+    """The score of the labels that more than half of train has, or of the most frequent one."""
+    share = task.gold("train").mean(0)
+    answer = (share > 0.5) | (share == share.max())
+    return task.score("test", np.tile(answer, (task.test_items, 1)))
+
+
+def _encode_several(task: Task, split: str, cutter: Cutter) -> Encoded:
+    targets = torch.from_numpy(task.gold(split)).float()
+    return Encoded(cutter.rows(task.splits[split]), targets)
+
+
+MULTI_LABEL = TaskKind(
+    # Binary cross-entropy of every label
+    name="multi-label",
+    metrics=("label-micro-f1", "label-macro-f1"),
+    columns=SEVERAL_COLUMNS,
+    row=_several_row,
+    labels=_several_labels,
+    gold=_gold_several,
+    baseline=_several_baseline,
+    recognises=_has_several,
+    head="sequence-classification",
+    objective=MultiLabel,
+    encode=_encode_several,
+    config={"problem_type": "multi_label_classification"},
+    every_label=True,
+)
 
 # Numbers
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
-NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y")
+NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
-"""Whole numbers are classes where there are so few of them, or somewhat more that are numbered
+"""Whole numbers are classes if there are so few of them, or somewhat more that are numbered
 without gaps and have so many training rows each on average."""
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
-"""But for three digits behind the comma, which may be thousands."""
-_WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
-
-
-def number_of(label: object) -> float | None:
-    """A label as a number, with a decimal point or comma; None where it is none.
-
-    >>> number_of("3,5"), number_of("-2"), number_of("1,200"), number_of("18 €"), number_of("good")
-    (3.5, -2.0, None, None, None)
-    """
-    text = str(label).strip()
-    if _DECIMAL_COMMA.fullmatch(text):
-        text = text.replace(",", ".")
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def may_be_number(label: object) -> bool:
-    """Whether a label is a number, or one with a currency, a percent sign or commas that nothing
-    reads as a number.
-    """
-    return number_of(label) is not None or bool(_WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip()))
-
-
-def no_number(label: object, where: str) -> MaskwiseError:
-    """The error for a label that is not read as a number."""
-    if may_be_number(label):
-        do = (
-            "write numbers alone, such as 1200.50; if they are classes, say "
-            "kind='sequence-classification'"
-        )
-        return MaskwiseError(f"{where}: the label is not written as a number", got=label, do=do)
-    do = f"check the label column; if it stands for no score, say so: missing={label!r}"
-    return MaskwiseError(f"{where}: the score is no number", got=label, do=do)
 
 
 @dataclass(frozen=True)
 class ScoredRow(Row):
-    """A text, or two, and its number: how similar they are, for instance."""
+    """A text, or two, and its number, such as a similarity."""
 
     shown = ("text", "pair")
 
@@ -336,125 +253,207 @@ class ScoredRow(Row):
     score: float
 
 
-class Scores(Kind[ScoredRow]):
-    """What all kinds share whose answer is a number."""
-
-    metrics = ("spearman", "pearson")
-    columns = UsualColumns(TEXT, SECOND, (*SCORE_COLUMNS, "label"), PAIRS, needs_pair=True)
-
-    def row(self, record: Record, columns: Columns, where: str) -> ScoredRow | str:
-        parts = text_label(record, columns, where)
-        if isinstance(parts, str):
-            return parts
-        text, pair, label = parts
-        score = number_of(label)
-        if score is None:
-            raise no_number(label, where)
-        return ScoredRow(text, pair, score)
-
-    def labels(
-        self, rows: Sequence[ScoredRow], where: str, skipped: Mapping[str, int]
-    ) -> tuple[str, ...]:
-        require_two(sorted({str(row.score) for row in rows}), "different scores", where, skipped)
-        return ()
-
-    def gold(self, task: Task[ScoredRow], split: str) -> NDArray[np.float64]:
-        return np.array([row.score for row in task.splits[split]], dtype=np.float64)
-
-    def majority(self, task: Task[ScoredRow]) -> float:
-        """A constant has no correlation."""
-        return 0.0
+def _scored_row(record: Record, columns: Columns, where: str) -> ScoredRow | str:
+    row = text_row(record, columns, where)
+    if isinstance(row, str):
+        return row
+    return ScoredRow(row.text, row.pair, require_number(row.label, where))
 
 
-class Similarity(Scores, Tuned[ScoredRow]):
-    """How similar two texts are, as a number.
-
-    Tuned by squared error on scores that are standardised by those of train.
-    Source: Devlin et al. 2019, appendix B.1 (STS-B).
-    """
-
-    name = "similarity"
-    head, objective = "sequence-classification", Regression
-
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """A pair of texts with a score, or with labels that are quantities (``_are_quantities``)."""
-        record = records[0]
-        _, pair = pair_in(record, given, PAIRS)
-        if not pair or pair not in record:
-            return False
-        label = given.label or first_in(("label", *SCORE_COLUMNS), record)
-        if label in SCORE_COLUMNS:
-            return True
-        return _are_quantities([r.get(label or "") for r in records], f"column {label!r}")
-
-    def config(self, task: Task[ScoredRow]) -> dict[str, object]:
-        return {"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
-
-    def encode(self, task: Task[ScoredRow], split: str, cutter: Cutter) -> Encoded:
-        known, gold = (torch.from_numpy(self.gold(task, name)) for name in ("train", split))
-        targets = (gold - known.mean()) / known.std(correction=0)
-        return Encoded(cutter.flat(one_or_two(task.splits[split])), targets.float())
+def _require_scores(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+    distinct((str(row.score) for row in rows), "different scores", where, skipped)
+    return ()
 
 
-class TextRegression(Similarity):
-    """A number for a text: a rating, a price, a value that was measured.
-
-    Tuned by squared error on scores that are standardised by those of train. Source: as for
-    similarity.
-    """
-
-    name = "regression"
-    columns = UsualColumns(TEXT, (), (*NUMBER_COLUMNS, "label", "labels"))
-
-    def recognises(self, records: Sequence[Record], given: Columns) -> bool:
-        """One text, and labels that are quantities (``_are_quantities``)."""
-        record = records[0]
-        if pair_in(record, given, PAIRS)[1] in record or not any(
-            name in record for name in (given.text, *TEXT)
-        ):
-            return False
-        names = (given.label,) if given.label else self.columns.label
-        label = first_in(names, record) or ""
-        return _are_quantities([r.get(label) for r in records], f"column {label!r}")
+def gold_scores(task: Task, split: str) -> NDArray[np.float64]:
+    """The scores of rows."""
+    return np.array([row.score for row in task.splits[split]], dtype=np.float64)
 
 
-def _are_quantities(labels: Sequence[object], where: str) -> bool:
+def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
+    train = torch.from_numpy(task.gold("train"))
+    targets = (torch.from_numpy(task.gold(split)) - train.mean()) / train.std(correction=0)
+    return Encoded(cutter.rows(task.splits[split]), targets.float())
+
+
+def _is_similarity(records: Sequence[Record], given: Columns) -> bool:
+    """A pair of texts with a score, or with labels that are quantities."""
+    _, pair = pair_in(records[0], given, PAIRS)
+    if not pair or pair not in records[0]:
+        return False
+    label = given.label or first_in(("label", *SCORE_COLUMNS), records[0])
+    return label in SCORE_COLUMNS or _are_quantities(records, label)
+
+
+def _is_regression(records: Sequence[Record], given: Columns) -> bool:
+    """One text with labels that are quantities."""
+    _, pair = pair_in(records[0], given, PAIRS)
+    if pair in records[0] or first_in((given.text or "", *TEXT), records[0]) is None:
+        return False
+    names = [given.label] if given.label else NUMBER_COLUMNS
+    return _are_quantities(records, first_in(names, records[0]))
+
+
+def _are_quantities(records: Sequence[Record], column: str | None) -> bool:
     """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
 
     Raises:
-        MaskwiseError: numbers with currencies, percent signs or commas between thousands; ``where``
-            names the column.
+        MaskwiseError: numbers with currencies, percent signs or commas between thousands.
     """
-    known = {str(label) for label in labels if label_of(label) is not None}
+    labels = [record.get(column or "") for record in records]
+    known = sorted({str(label) for label in labels if label_of(label) is not None})
     if not all(map(may_be_number, known)):
         return False
-    values = set()
-    for label in sorted(known):
-        value = number_of(label)
-        if value is None:
-            raise no_number(label, where)
-        values.add(value)
-    fractions = any(not value.is_integer() for value in values)
-    return fractions or len(values) > MOST_CLASSES
+    values = {require_number(label, f"column {column!r}") for label in known}
+    return len(values) > MOST_CLASSES or not all(value.is_integer() for value in values)
 
 
-def are_numbered(splits: Mapping[str, Sequence[Row]]) -> bool:
-    """Whether the scores of all splits are names of classes: see ``MOST_CLASSES``."""
-    values = {row.score for rows in splits.values() for row in rows if isinstance(row, ScoredRow)}
-    whole = all(value.is_integer() for value in values)
+SIMILARITY = TaskKind(
+    # Squared error of standardised scores. Devlin et al. 2019, appendix B.1 (STS-B)
+    name="similarity",
+    metrics=("spearman", "pearson"),
+    columns=UsualColumns(TEXT, SECOND, (*SCORE_COLUMNS, "label"), PAIRS, needs_pair=True),
+    row=_scored_row,
+    labels=_require_scores,
+    gold=gold_scores,
+    baseline=lambda task: 0.0,  # a constant has no correlation
+    recognises=_is_similarity,
+    head="sequence-classification",
+    objective=Regression,
+    encode=_encode_scores,
+    config={"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"},
+)
+REGRESSION = replace(
+    # A rating, a price, a measurement
+    SIMILARITY,
+    name="regression",
+    columns=UsualColumns(TEXT, (), NUMBER_COLUMNS),
+    recognises=_is_regression,
+)
+
+
+def are_numbered(splits: Mapping[str, Rows]) -> bool:
+    """Whether scores are the numbers of classes: see ``MOST_NUMBERED_CLASSES``."""
+    values = {row.score for row in chain.from_iterable(splits.values())}
     first, last = min(values), max(values)
     without_gaps = first in (0, 1) and last - first == len(values) - 1
     most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
-    return whole and without_gaps and len(values) <= most
+    return without_gaps and len(values) <= most and all(value.is_integer() for value in values)
 
 
-def with_classes(splits: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+def with_classes(splits: Mapping[str, Rows]) -> dict[str, Rows]:
     """Scored rows as rows of classes, whose names are the scores."""
     return {
-        split: [
-            TextRow(row.text, row.pair, f"{row.score:.0f}")
-            for row in rows
-            if isinstance(row, ScoredRow)
-        ]
+        split: [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows]
         for split, rows in splits.items()
     }
+
+
+def note_on_numbers(rows: Rows) -> list[str]:
+    """A note on how whole numbers were read, which may be classes or quantities."""
+    if not isinstance(rows[0], TextRow | ScoredRow):
+        return []
+    scored = isinstance(rows[0], ScoredRow)
+    values = {row.score if scored else number_of(row.label) for row in rows}
+    if len(values) < 3 or not all(value is not None and value.is_integer() for value in values):
+        return []
+    how = f"quantities; as classes with kind={SEQUENCE_CLASSIFICATION.name!r}"
+    if not scored:
+        kind = SIMILARITY if rows[0].pair else REGRESSION
+        how = f"classes; as quantities with kind={kind.name!r}"
+    return [f"the labels are {len(values)} whole numbers, read as {how}"]
+
+
+# Classes of words
+
+
+@dataclass(frozen=True)
+class TaggedRow(Row):
+    """Words, and a tag for each."""
+
+    tokens: list[str]
+    tags: list[str]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (" ".join(self.tokens),)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.tags
+
+    @property
+    def key(self) -> str:
+        return "\t".join(self.tokens)
+
+
+WORDS = ("tokens", "words")
+
+
+def _has_words(records: Sequence[Record], given: Columns) -> bool:
+    names = [given.text] if given.text else WORDS
+    return any(isinstance(records[0].get(name), list) for name in names)
+
+
+def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str:
+    tokens = record.get(columns.text or "")
+    tags = record.get(columns.label or "")
+    if tags is None:
+        return NO_LABEL
+    if not isinstance(tokens, list) or not isinstance(tags, list):
+        got = f"{type(tokens).__name__} and {type(tags).__name__}"
+        raise MaskwiseError(f"{where}: tokens and tags must be lists", got=got)
+    for token in tokens:
+        require_text(token, "token", where)
+    if len(tokens) != len(tags):
+        got = f"{len(tokens)} and {len(tags)}"
+        raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
+    if not tokens:
+        return NO_TEXT
+    names = list(labels_in(tags))
+    return TaggedRow(tokens, names) if len(names) == len(tags) else NO_LABEL
+
+
+def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
+    """The tag of a word is the target of its first piece, as words are those of the data.
+
+    A word without any piece, or whose first piece is cut off, cannot be answered. It is counted
+    as lost and scored as wrong: leaving it out would reward short rows and coarse tokenizers.
+    """
+    rows = task.splits[split]
+    gold = torch.from_numpy(task.gold(split))
+    encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
+    flat = Flat.of(encodings, cutter.pad)
+    # Words are numbered within their row; special tokens have none, which numpy reads as nan.
+    word_ids = chain.from_iterable(encoding.word_ids for encoding in encodings)
+    word = np.array(list(word_ids), dtype=np.float64)
+    is_word_T = torch.from_numpy(~np.isnan(word))
+    word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
+    row_T = torch.repeat_interleave(torch.arange(len(rows)), flat.lengths)
+    first_word = edges([len(row.tokens) for row in rows])
+    running_T = torch.where(is_word_T, first_word[row_T] + word_T, -1)
+    is_first_T = is_word_T & (running_T != running_T.roll(1))
+    is_first_T[0] = is_word_T[0]
+    first = is_first_T.nonzero().flatten()
+    place = torch.full((len(gold),), -1)
+    place[running_T[first]] = first
+    targets = torch.full((len(flat.ids),), IGNORE)
+    targets[first] = torch.where(gold == UNSEEN, IGNORE, gold)[running_T[first]]
+    return Encoded(flat, targets, place)
+
+
+TOKEN_CLASSIFICATION = TaskKind(
+    # A linear layer over every token. Devlin et al. 2019, section 5.3
+    name="token-classification",
+    metrics=(*CLASS_METRICS, ENTITY_F1),
+    columns=UsualColumns(WORDS, (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")),
+    row=_tagged_row,
+    labels=classes_of,
+    gold=gold_classes,
+    baseline=class_baseline,
+    recognises=_has_words,
+    head="token-classification",
+    objective=Classification,
+    encode=_encode_tags,
+    words=True,
+)

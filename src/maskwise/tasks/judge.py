@@ -1,14 +1,9 @@
-"""Judge a checkpoint by tasks: fine-tuned on each with several seeds, or as it is where the kind of
-task says so.
+"""Evaluate a checkpoint on tasks: fine-tuned on each with several seeds, or with a frozen encoder.
 
-Fine-tuning is the loop of pre-training with another objective. What is random in it (the new head,
-the order, dropout) is a function of its seed; the checkpoint and the task are not. The number of
-steps is fixed beforehand and the last state is scored, once: picking the best of several
-evaluations on test is how small effects are made. With ``eval_every`` the state that is best on dev
-is scored instead; dev alone chooses, and test is still scored once. The dev score is for choosing
-settings.
-
-Cost: with a tiny model, some seconds on one core for each fine-tuning.
+Fine-tuning is the training loop with another objective. Its new head, order and dropout are
+functions of its seed. The number of steps is fixed beforehand and the last state is scored once,
+because picking the best of several test scores invents effects. With ``eval_every`` the state that
+is best on dev is scored instead. The dev score is for choosing settings.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -27,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import LOWER_IS_BETTER
+from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import file_hash, read_lines, require_own, write_lines
@@ -35,8 +30,8 @@ from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.loading import load_task
-from maskwise.tasks.metrics import bootstrap_interval, error_of_items
-from maskwise.tasks.task import Answers, Frozen, Task, Tuned
+from maskwise.tasks.metrics import ENTITY_F1, bootstrap_interval, error_of_items
+from maskwise.tasks.task import Answers, Task
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
@@ -48,18 +43,16 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 PREDICTIONS = "predictions.jsonl"
-"""The file with what was answered to every test row."""
-
-
+"""The answers to every test row, in a file of each seed."""
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 TRIAL_SEED = 1 << 40
-"""The seed of fine-tunings by which a learning rate is searched; none of them is reported."""
+"""The seed of the runs that search a learning rate; these are never reported."""
 
 
 class Judged(TypedDict):
-    """What is known of one checkpoint and one task, judged once or more often.
+    """The scores of one checkpoint on one task, in one run or in several.
 
-    ``others`` are further metrics on test, ``lost_words`` items of test that cannot be answered.
+    ``others`` are further metrics on test, ``lost_words`` test items that cannot be answered.
     """
 
     task: str
@@ -73,40 +66,35 @@ class Judged(TypedDict):
 
 
 class Score(Judged):
-    """One checkpoint judged once by one task."""
+    """One run."""
 
     dev: float | None
     steps: int
     seconds: float
     seed: int
     items: list[float] | None
-    """The score of every test item, where the kind of task gives them (``Kind.item_scores``)."""
+    """The score of every test item, for kinds with an interval over items."""
     counts: list[list[float]] | None
-    """What every test row adds above and below the line of the score, where it has one
-    (``Kind.row_counts``).
-    """
+    """See ``Task.row_counts``."""
 
 
 class TaskRecord(Judged):
-    """One checkpoint judged by one task with all seeds: what studies keep and ``finetune`` prints."""
+    """All seeds: a line of ``records.jsonl``."""
 
     task_kind: str
     fine_tuning: list[float]
     dev: list[float | None]
     interval: NotRequired[list[float]]
-    """What the score could have been with other test items: a 95 % bootstrap interval over them."""
+    """A 95 % bootstrap interval of the score over test items."""
     item_error: NotRequired[float]
-    """The standard error of the score over test items: whole sentences and documents are resampled.
-    """
+    """The standard error of the score over test items, by resampling sentences and documents."""
     item_sd: NotRequired[float]
-    """The standard deviation over the test items of their scores (the means over seeds)."""
+    """The standard deviation of the scores of test items (means over seeds)."""
     tried: NotRequired[dict[str, float]]
-    """The scores on dev of the learning rates that were tried (``search_rate``); the best one was
-    taken.
-    """
+    """Dev scores of the learning rates that were tried."""
     model: NotRequired[str]
     made_of: NotRequired[str]
-    """A hash of checkpoint, task, settings and seeds: the same record need not be made again."""
+    """A hash of checkpoint, task, settings and seeds: an equal record is not made again."""
 
 
 def evaluate_tasks(
@@ -118,57 +106,58 @@ def evaluate_tasks(
     out: Path | None = None,
     quiet: bool = True,
 ) -> list[TaskRecord]:
-    """Judge a checkpoint by tasks.
+    """Evaluate a checkpoint on tasks.
 
     Args:
         checkpoint: a folder or hub id with its tokenizer.
         specs: as for ``load_task``, or tasks. All are loaded and checked before the first is
             trained.
         settings: of every fine-tuning.
-        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once:
-            nothing is random.
-        out: where ``records.jsonl`` is, whole after every task, and ``TASK/seed-N/checkpoint``;
-            None keeps nothing. A task whose record is there, of the same checkpoint, rows, settings
-            and seeds, is not judged again.
+        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once.
+        out: folder of ``records.jsonl``, complete after every task, and of
+            ``TASK/seed-N/checkpoint``; None keeps nothing. A task with a record of the same
+            checkpoint, rows, settings and seeds is not evaluated again.
 
     Returns:
-        One record for each task. ``score`` is the mean over seeds, in the metric's own unit ([0, 1]
-        or [−1, 1]); ``fine_tuning`` and ``dev`` are by seed, ``others`` means of the further
+        One record for each task. ``score`` is the mean over seeds in the metric's own unit ([0, 1]
+        or [−1, 1]); ``fine_tuning`` and ``dev`` are by seed, ``others`` are means of further
         metrics on test.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task whose rows do not
-            fit.
+        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task that does not fit.
 
-    >>> (record,) = evaluate_tasks("bundled:encoder", ["trivia(kind='sentence-embedding', train_rows=50)"])
+    >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
+    >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
     >>> record["task"], record["metric"], len(record["fine_tuning"])
     ('trivia-embedding', 'accuracy', 1)
     """
     settings = settings or FinetuneSettings()
     if out is not None:
         require_own(out, RECORDS, what="an earlier finetune")
-    tasks = [spec if isinstance(spec, Task) else load_task(spec) for spec in specs]
-    for place, task in enumerate(tasks):
-        if task.name in [other.name for other in tasks[:place]]:
+    tasks: dict[str, Task] = {}
+    for spec in specs:
+        task = spec if isinstance(spec, Task) else load_task(spec)
+        if task.name in tasks:
             do = 'give one another name: …(name="…")'
-            raise MaskwiseError(f"two tasks are called {task.name!r}", got=str(specs[place]), do=do)
+            raise MaskwiseError(f"two tasks are called {task.name!r}", got=str(spec), do=do)
+        tasks[task.name] = task
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
-    for task in tasks:
+    for task in tasks.values():
         check_length(task, tokenizer, settings.max_length)
-        if isinstance(task.kind, Tuned):
+        if task.kind.check_model:
             task.kind.check_model(task_config(checkpoint, {}))
     by_seed = range(seeds or settings.seeds)
     made_of: dict[str, str] = {}
     finished: dict[str, TaskRecord] = {}
     if out is not None:
-        made_of = _made_of(checkpoint, tasks, settings, len(by_seed))
+        made_of = _made_of(checkpoint, list(tasks.values()), settings, len(by_seed))
         for line in read_lines(out / RECORDS):
             name = line.get("task", "")
             if name in made_of and line.get("made_of") == made_of[name]:
                 finished[name] = cast(TaskRecord, line)
-        write_lines(out / RECORDS, finished.values())  # from now on the folder is known as ours
-    for task in tasks:
-        if task.name in finished:
+        write_lines(out / RECORDS, finished.values())  # marks the folder as ours
+    for name, task in tasks.items():
+        if name in finished:
             continue
         record = task_record(
             checkpoint,
@@ -176,20 +165,20 @@ def evaluate_tasks(
             tokenizer=tokenizer,
             settings=settings,
             seeds=by_seed,
-            folder=out / task.name if out else None,
+            folder=out / name if out else None,
             quiet=quiet,
         )
-        finished[task.name] = {**record, "model": str(checkpoint)}
+        finished[name] = {**record, "model": str(checkpoint)}
         if out is not None:
-            finished[task.name]["made_of"] = made_of[task.name]
+            finished[name]["made_of"] = made_of[name]
             write_lines(out / RECORDS, finished.values())
-    return [finished[task.name] for task in tasks]
+    return [finished[name] for name in tasks]
 
 
 def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
-    """By task, a hash of what its record depends on. Of a checkpoint on the hub that is its name."""
+    """By task, a hash of what its record depends on. A checkpoint on the hub counts by its name."""
     files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
     hashes = [(path.name, file_hash(path)) for path in files]
     content = [str(checkpoint), hashes, settings.model_dump(mode="json"), seeds]
@@ -215,17 +204,18 @@ def task_record(
     """The record of one checkpoint and one task; see ``finetune``.
 
     Args:
-        seeds: one fine-tuning each; only the first counts where nothing is random: a frozen kind
-            and a checkpoint.
-        folder: where ``seed-N`` go; None keeps nothing.
-        checkpoints: False: of each, nothing but its predictions is kept.
+        seeds: one run each; only the first where nothing is random: a frozen kind and a checkpoint.
+        folder: where ``seed-N`` folders are written; None keeps nothing.
+        checkpoints: False keeps the predictions alone.
     """
-    seeds = list(seeds)[: 1 if task.frozen and checkpoint else None]
-    if settings.learning_rate is None and not task.frozen:
-        start = config if checkpoint is None else task_config(checkpoint, {})
-        settings = settings.fitting(weights_of(start)) if start is not None else settings
+    seeds = list(seeds)
+    if task.frozen and checkpoint:
+        seeds = seeds[:1]
+    start = config or checkpoint
+    if settings.learning_rate is None and start is not None and not task.frozen:
+        settings = settings.fitting(weights_of(task_config(start, {})))
 
-    def tuned(settings: FinetuneSettings, seed: int, folder: Path | None) -> Score:
+    def run(settings: FinetuneSettings, seed: int, folder: Path | None) -> Score:
         return finetune(
             checkpoint,
             task,
@@ -242,31 +232,11 @@ def task_record(
 
     tried: dict[float, float] = {}
     diverged: list[str] = []
-    usual = settings.learning_rate
-    if settings.search_rate and usual and not task.frozen:
-        if not task.splits["dev"]:
-            do = "give it dev rows, or leave finetune.search_rate out"
-            raise MaskwiseError(
-                f"a learning rate is searched on dev, and task {task.name} has none", do=do
-            )
-        # the same for every rate, though a small one would ask for more
-        steps = settings.training(task, seed=0).steps
-        settings = settings.model_copy(update={"steps": steps})
-        for factor in TRIAL_FACTORS:
-            rate = float(f"{factor * usual:.2g}")
-            trial = settings.model_copy(update={"learning_rate": rate})
-            try:
-                tried[rate] = tuned(trial, TRIAL_SEED, None)["dev"] or 0.0
-            except NotFinite as error:
-                diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
-                if len(diverged) == len(TRIAL_FACTORS):
-                    raise
-        best = (min if task.metric in LOWER_IS_BETTER else max)(tried, key=lambda rate: tried[rate])
-        settings = settings.model_copy(update={"learning_rate": best})
-    scores = [tuned(settings, seed, folder / f"seed-{seed}" if folder else None) for seed in seeds]
-    first, by_seed = scores[0], [score["score"] for score in scores]
-    others = {name: fmean(score["others"][name] for score in scores) for name in first["others"]}
-    notes = [*task.remarks, *diverged, *first["notes"]]
+    if settings.search_rate and settings.learning_rate and not task.frozen:
+        settings, tried, diverged = _search_rate(task, settings, run)
+    scores = [run(settings, seed, folder / f"seed-{seed}" if folder else None) for seed in seeds]
+    first = scores[0]
+    by_seed = [score["score"] for score in scores]
     record: TaskRecord = {
         "task": task.name,
         "task_kind": task.kind.name,
@@ -274,21 +244,57 @@ def task_record(
         "majority": first["majority"],
         "test_items": task.test_items,
         "lost_words": first["lost_words"],
-        "notes": notes,
+        "notes": [*task.remarks, *diverged, *first["notes"]],
         "score": sum(by_seed) / len(by_seed),
         "fine_tuning": by_seed,
         "dev": [score["dev"] for score in scores],
-        "others": others,
+        "others": {
+            name: fmean(score["others"][name] for score in scores) for name in first["others"]
+        },
     }
     if tried:
         record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
-    if items := [score["items"] for score in scores if score["items"] is not None]:
-        means = [fmean(each) for each in zip(*items, strict=True)]
-        record["interval"], record["item_sd"] = list(bootstrap_interval(means)), pstdev(means)
-    if counts := [score["counts"] for score in scores if score["counts"] is not None]:
+    if first["items"] is not None:
+        by_run: Any = [score["items"] for score in scores]
+        means = [fmean(each) for each in zip(*by_run, strict=True)]
+        record["interval"] = list(bootstrap_interval(means))
+        record["item_sd"] = pstdev(means)
+    if first["counts"] is not None:
+        counts: Any = [score["counts"] for score in scores]
         clusters = [row.key for row in task.splits["test"]]
         record["item_error"] = error_of_items(np.mean(counts, axis=0), clusters)
     return record
+
+
+def _search_rate(
+    task: Task,
+    settings: FinetuneSettings,
+    run: Callable[[FinetuneSettings, int, Path | None], Score],
+) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
+    """The settings with the learning rate that is best on dev, the dev score of every rate, and
+    notes on rates that diverged.
+    """
+    if not task.splits["dev"]:
+        what = f"a learning rate is searched on dev, and task {task.name} has none"
+        raise MaskwiseError(what, do="give it dev rows, or leave finetune.search_rate out")
+    assert settings.learning_rate is not None
+    # All rates get the same steps, although a small one would ask for more.
+    steps = settings.training(task, seed=0).steps
+    tried: dict[float, float] = {}
+    diverged: list[str] = []
+    for factor in TRIAL_FACTORS:
+        rate = float(f"{factor * settings.learning_rate:.2g}")
+        trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
+        try:
+            tried[rate] = run(trial, TRIAL_SEED, None)["dev"] or 0.0
+        except NotFinite as error:
+            diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
+            if len(diverged) == len(TRIAL_FACTORS):
+                raise
+    pick = min if task.metric in LOWER_IS_BETTER else max
+    best = pick(tried, key=tried.__getitem__)
+    settings = settings.model_copy(update={"steps": steps, "learning_rate": best})
+    return settings, tried, diverged
 
 
 def finetune(
@@ -309,19 +315,19 @@ def finetune(
 
     Args:
         checkpoint: a folder or hub id; None to start from random weights of ``config``.
-        task: what to judge by.
+        task: the data and the metric.
         tokenizer: the checkpoint's.
         settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
-        patience: see ``FinetuneSettings``.
         seed: of the new head (without a checkpoint: of all weights), the order and dropout.
-        max_length: rows are cut to so many tokens.
-        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, of answers
-            in words, predictions.jsonl go; None keeps nothing.
-        checkpoints: False: nothing but the predictions is kept.
+        max_length: tokens of a row; longer rows are cut.
+        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, for
+            generation, predictions.jsonl are written; None keeps nothing.
+        checkpoints: False keeps the predictions alone.
+        patience: see ``FinetuneSettings``.
 
     Returns:
-        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (items of test that
-        cannot be answered). Frozen kinds have 0 steps, and no checkpoint is written.
+        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (test items that cannot
+        be answered). Frozen kinds have 0 steps and write no checkpoint.
 
     Raises:
         MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss or
@@ -331,32 +337,31 @@ def finetune(
     network = load_network(
         checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed
     )
-    kept = folder if checkpoints else None
-    kind, steps, lost, majority = task.kind, 0, 0, task.majority
-    notes: list[str] = []
-    answers: dict[str, Answers]
-    if isinstance(kind, Frozen):
+    steps = lost = 0
+    majority = task.majority
+    if task.frozen:
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
         embedder = partial(embed, network, tokenizer=tokenizer, max_length=max_length)
-        answers, notes = _frozen_answers(kind, task, embedder)
+        answers, notes = _frozen_answers(task, embedder)
     else:
-        assert isinstance(kind, Tuned)
-        settings = settings.model_copy(update={"seed": seed})
-        # the best state is in memory alone, so one that was stopped begins again
+        assert task.kind.objective is not None
+        # The best state is kept in memory alone, so a run that was stopped starts again.
+        save_every = 0 if settings.eval_every else settings.save_every
+        settings = settings.model_copy(update={"seed": seed, "save_every": save_every})
+        data = encode(task, tokenizer, max_length=max_length)
+        objective: Any = task.kind.objective(network)
+        notes = warn_of_cuts(task, data)
+        if majority is None:
+            majority = data["test"].chance(data["train"])
+        best = None
         if settings.eval_every:
-            settings = settings.model_copy(update={"save_every": 0})
-        data, objective = encode(task, tokenizer, max_length=max_length), kind.objective(network)
-        notes, majority = warn_of_cuts(task, data), kind.chance(task, data)
-        source = TaskSource(data["train"], settings)
-        best = (
-            Best(task, objective, data["dev"], patience=patience) if settings.eval_every else None
-        )
+            best = Best(task, objective, data["dev"], patience=patience)
         done = train(
             objective,
-            source,
+            TaskSource(data["train"], settings),
             settings,
-            folder=kept,
+            folder=folder if checkpoints else None,
             title=f"{task.name} {seed}",
             quiet=quiet,
             evaluate=best,
@@ -365,20 +370,19 @@ def finetune(
             objective.load_state_dict(best.state)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
         steps, lost = done["steps"], data["test"].lost
-        if kept is not None:
-            save_checkpoint(kept / "checkpoint", network, tokenizer)
-    items = kind.item_scores(task, "test", answers["test"])
-    counts = kind.row_counts(task, "test", answers["test"])
-    if folder is not None and (lines := kind.predictions(task, "test", answers["test"])):
-        write_lines(folder / PREDICTIONS, lines)
+        if folder is not None and checkpoints:
+            save_checkpoint(folder / "checkpoint", network, tokenizer)
+    test = answers["test"]
+    items = task.item_scores("test", test) if task.kind.item_interval else None
+    counts = task.row_counts("test", test)
+    if folder is not None and items is not None:
+        write_lines(folder / PREDICTIONS, _predictions(task, test))
     return {
         "task": task.name,
         "metric": task.metric,
-        "score": _finite(task, "test", answers["test"], task.metric),
+        "score": _finite(task, "test", test, task.metric),
         "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
-        "others": {
-            name: _finite(task, "test", answers["test"], name) for name in kind.further(task)
-        },
+        "others": {name: _finite(task, "test", test, name) for name in _other_metrics(task)},
         "majority": majority,
         "test_items": task.test_items,
         "lost_words": lost,
@@ -391,19 +395,47 @@ def finetune(
     }
 
 
-def _frozen_answers(
-    kind: Frozen[Any], task: Task, embedder: Callable[..., Tensor]
-) -> tuple[dict[str, Answers], list[str]]:
-    """The answers by the task's pooling, or by the better one on dev, and a note that says which
-    that was.
+def load_network(
+    checkpoint: str | Path | None,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PreTrainedConfig | None,
+    max_length: int,
+    seed: int,
+) -> PreTrainedModel:
+    """The checkpoint, or random weights of ``config``, with a new head for a task; a function of
+    the seed.
+
+    Raises:
+        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the task, the
+            tokenizer or max_length.
     """
-    texts = {
-        split: [text for row in rows for text in row.texts] for split, rows in task.splits.items()
-    }
-    tried: dict[str, dict[str, Answers]] = {}
+    start = config if checkpoint is None else checkpoint
+    if start is None or (checkpoint and config):
+        what = "finetune needs a checkpoint, or a config to start from at random: one of the two"
+        raise MaskwiseError(what)
+    config = task_config(start, task.config())
+    if task.kind.check_model:
+        task.kind.check_model(config)
+    check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
+    check_room(config, max_length, what="max_length")
+    return load_task_model(checkpoint, config, head=task.kind.head, seed=seed)
+
+
+def _frozen_answers(
+    task: Task, embedder: Callable[..., Tensor]
+) -> tuple[Mapping[str, Answers], list[str]]:
+    """Answers by the task's pooling, or by the better one on dev with a note that names it."""
+    assert task.kind.answers is not None
+    texts = {}
+    for split, rows in task.splits.items():
+        if rows:
+            texts[split] = [text for row in rows for text in row.texts]
+    tried = {}
     for pooling in task.poolings:
-        vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items() if each}
-        tried[pooling] = dict(kind.answers(task, vectors))
+        vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items()}
+        tried[pooling] = task.kind.answers(task, vectors)
     if len(tried) == 1:
         return tried[task.pooling], []
     dev = {
@@ -415,74 +447,80 @@ def _frozen_answers(
 
 
 class Best:
-    """Scores an objective on dev whenever it is called, and keeps the state that was best.
+    """Scores an objective on dev at each call, and keeps its best state.
 
     Args:
         data: the dev rows.
-        patience: so many calls without a better score are ``enough``; None: they never are.
+        patience: calls without a better score after which training has ``enough``; None: never.
     """
 
     def __init__(self, task: Task, objective: Objective, data: Data, *, patience: int | None):
-        self.task, self.objective, self.data, self.patience = task, objective, data, patience
+        self.task = task
+        self.objective = objective
+        self.data = data
+        self.patience = patience
         self.state: dict[str, Tensor] = {}
-        self._score, self._waited = -math.inf, 0
-        self._sign = -1 if task.metric in LOWER_IS_BETTER else 1
+        self._score = -math.inf
+        self._waited = 0
 
     def __call__(self, done: int) -> list[dict[str, Any]]:
         score = _finite(self.task, "dev", answer(self.objective, self.data), self.task.metric)
+        signed = -score if self.task.metric in LOWER_IS_BETTER else score
         self._waited += 1
-        if self._sign * score > self._score:
-            self._score, self._waited = self._sign * score, 0
-            self.state = {
-                name: value.cpu().clone() for name, value in self.objective.state_dict().items()
-            }
+        if signed > self._score:
+            self._score = signed
+            self._waited = 0
+            state = self.objective.state_dict()
+            self.state = {name: value.cpu().clone() for name, value in state.items()}
         return [{"dev": score, "enough": self._waited == self.patience}]
+
+
+@torch.inference_mode()
+def answer(objective: Objective, data: Data) -> Answers:
+    """The answer of a fine-tuned model to every item: a class, score, choice or text."""
+    objective.eval()
+    return data.answers(objective, next(objective.parameters()).device)
 
 
 def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:
     score = task.score(split, answers, metric)
     if not math.isfinite(score):
-        what, do = (
-            f"the {metric} of task {task.name!r} on {split} is no number",
-            "is the checkpoint damaged?",
-        )
-        raise MaskwiseError(what, got=f"{score}: the model's answers are not finite", do=do)
+        what = f"the {metric} of task {task.name!r} on {split} is no number"
+        got = f"{score}: the model's answers are not finite"
+        raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
     return score
 
 
-@torch.inference_mode()
-def answer(objective: Objective, data: Data) -> Answers:
-    """What a fine-tuned model answers: a class, score, choice or text for every item."""
-    objective.eval()
-    return data.answers(objective, next(objective.parameters()).device)
-
-
-def load_network(
-    checkpoint: str | Path | None,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    config: PreTrainedConfig | None,
-    max_length: int,
-    seed: int,
-) -> PreTrainedModel:
-    """The checkpoint with a new head for a task (none if it stays frozen), or random weights of
-    ``config``; a function of the seed.
-
-    Raises:
-        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the tokenizer or
-            max_length.
+def _other_metrics(task: Task) -> list[str]:
+    """Further metrics to record. ROUGE takes milliseconds a row, so it is left out where it adds
+    little to the task's metric.
     """
-    start = config if checkpoint is None else checkpoint
-    if start is None or (checkpoint and config):
-        raise MaskwiseError(
-            "finetune needs a checkpoint, or a config to start from at random: one of the two"
-        )
-    kind = task.kind
-    labels = kind.config(task) if isinstance(kind, Tuned) else {}
-    config = task_config(start, labels)
-    if isinstance(kind, Tuned):
-        kind.check_model(config)
-    check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
-    check_room(config, max_length, what="max_length")
-    return load_task_model(checkpoint, config, head=kind.head, seed=seed)
+    rouge: set[str] = set()
+    if task.metric == "f1":
+        rouge = {"rouge-l"}
+    elif task.metric == NATS:
+        rouge = {"rouge-1", "rouge-2", "rouge-l"}
+    of_rouge = task.metric.startswith("rouge")
+    others = []
+    for name in task.kind.metrics:
+        wanted = name == NATS or name in rouge or name.startswith("rouge") == of_rouge
+        if wanted and name not in (task.metric, ENTITY_F1):
+            others.append(name)
+    return others
+
+
+def _predictions(task: Task, answers: Any) -> list[dict[str, object]]:
+    """A line for every test row with input, right answers, answer and score, to be read."""
+    scores = [written.nats / max(1, written.tokens) for written in answers]
+    if task.metric != NATS:
+        scores = task.text_scores("test", answers, task.metric).tolist()
+    return [
+        {
+            "input": row.text,
+            "gold": row.answers,
+            "answer": str(written),
+            "score": score,
+            "nats": written.nats / max(1, written.tokens),
+        }
+        for row, written, score in zip(task.splits["test"], answers, scores, strict=True)
+    ]

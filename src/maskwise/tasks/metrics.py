@@ -1,9 +1,8 @@
-"""Metrics: pure functions of what was right and what was answered. No weights, no state, no
-downloads.
+"""Metrics: pure functions of right answers and given answers.
 
 Classes are integers, similarities are numbers, answers to questions are texts. −1 in ``gold`` (a
-class that training never showed) and −2 in ``answer`` (no answer was possible, as for a word cut
-off) agree with nothing and so count as wrong.
+class that train lacks) and −2 in ``answer`` (no answer was possible, as for a word that was cut
+off) equal nothing and so count as wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
 UNSEEN, LOST = -1, -2
 
 
+ENTITY_F1 = "entity-f1"
+
+
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
     """Share of equal items, in [0, 1]."""
     right, answered = np.asarray(gold), np.asarray(answer)
-    assert right.shape == answered.shape and right.ndim == 1 and len(right), (
-        "gold and answer are one number an item"
-    )
+    assert right.shape == answered.shape and right.ndim == 1, "gold and answer have one number each"
     return float(np.mean(right == answered))
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 averaged over the classes that occur in gold or answer; one that is never hit has 0. What
-    was not answered (``LOST``) is a miss of its class, and no class."""
+    """Mean F1 of the classes in gold or answer. ``LOST`` is a miss of the right class, no class."""
     from sklearn.metrics import f1_score
 
     classes = np.union1d(gold, answer)
@@ -46,8 +45,7 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """The score to expect of answers that are drawn at random, each class equally often; 0 in other
-    metrics.
+    """The expected score of classes drawn at random, all equally likely; 0 for other metrics.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -70,7 +68,7 @@ def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 averaged over the labels that occur in gold or answer, (N, K) ones and zeros."""
+    """Mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
     from sklearn.metrics import f1_score
 
     right, answered = np.asarray(gold), np.asarray(answer)
@@ -81,21 +79,13 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Mean of 1 / rank of the right text, 0 beyond rank 10. Ranks are the answers; ``gold`` is not
-    looked at.
-    """
+    """Mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
     ranks = np.asarray(answer, dtype=np.float64)
     return float(np.mean(np.where(ranks <= 10, 1 / ranks, 0.0)))
 
 
-def recall_at_1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """How often the right text has rank 1."""
-    return float(np.mean(np.asarray(answer) == 1))
-
-
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Matthews' correlation coefficient for any number of classes, in [−1, 1]; 0 where one side is
-    constant.
+    """Matthews' correlation coefficient of classes, in [−1, 1]; 0 if one side is constant.
 
     Source: Gorodkin (2004), R_K. It is CoLA's metric.
     """
@@ -107,14 +97,14 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
-    """F1 over entities: a hit has the same first word, last word and type. 0 without any hit.
+    """F1 of entities: a hit has the same first word, last word and type. 0 without any hit.
 
-    Tags are O, B-x, I-x (also E-x, S-x). The rules are conlleval's, and so seqeval's default: an
-    I-x that continues no x begins an entity.
+    Tags are O, B-x, I-x (also E-x, S-x). The rules are those of conlleval, which are seqeval's
+    default: an I-x that continues no x begins an entity.
 
     Args:
-        gold, answer: the tags of all words, one sentence behind the other.
-        starts: where sentences begin; no entity goes on over such a place.
+        gold, answer: the tags of all words of all sentences.
+        starts: the places where sentences begin; entities end there.
     """
     hits, total = entity_counts(gold, answer, starts).sum(0)
     return float(hits / total) if hits else 0.0
@@ -123,8 +113,8 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
 def entity_counts(
     gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)
 ) -> NDArray[np.float64]:
-    """(N, 2) by sentence: twice its hits, and its entities in gold and answer; F1 is the quotient
-    of the sums.
+    """(N, 2) per sentence: twice its hits, and its entities in gold and answer. F1 is the ratio of
+    the sums.
     """
     right, given = entities(gold, starts), entities(answer, starts)
     counts = np.zeros((np.size(starts), 2))
@@ -135,14 +125,16 @@ def entity_counts(
 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
-    """(first word, word behind the last, type) of every entity."""
+    """(first word, end, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
     words = np.asarray(tags, dtype=str).tolist()
-    first: int | None = None  # of the entity that is open
-    prefix, kind = "O", ""
+    first: int | None = None  # word of the open entity
+    prefix = "O"
+    kind = ""
     for place, tag in enumerate(words):
-        before, kind_before = prefix, kind
+        before = prefix
+        kind_before = kind
         prefix = tag[:1]
         kind = tag.partition("-")[2]
         same_entity = prefix in ("I", "E") and before in ("B", "I") and kind == kind_before
@@ -157,7 +149,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
 
 
 def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Correlation of two lists of numbers, in [−1, 1]; 0 where one side is constant."""
+    """Correlation of two lists of numbers, in [−1, 1]; 0 if one side is constant."""
     from scipy.stats import pearsonr
 
     if not np.ptp(gold) or not np.ptp(answer):
@@ -166,26 +158,20 @@ def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Correlation of ranks, equal numbers sharing their mean rank, in [−1, 1]; 0 where one side is
-    constant.
-
-    STS-B's metric.
-    """
+    """Correlation of ranks, with mean ranks for ties, in [−1, 1]; 0 if one side is constant."""
     from scipy.stats import rankdata
 
     return pearson(rankdata(gold), rankdata(answer))
 
 
-# Answers as texts, with the normalisation of SQuAD's official script (evaluate-v1.1.py; Rajpurkar
-# et al. 2016)
+# Answers in words, with the normalisation of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """What is compared: lower case, without ASCII punctuation and the words a, an and the; white
-    space is one space.
+    """Lower case, without ASCII punctuation and the words a, an and the; single spaces.
 
     >>> normalise("The  Cat's!")
     'cats'
@@ -194,33 +180,31 @@ def normalise(text: str) -> str:
 
 
 Item = Callable[[Sequence[str], str], float]
-"""The score of one answer, given all its right answers: of several the best one counts."""
+"""The score of one answer, given all its right answers: the best match counts."""
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
-    """1 if an answer equals one of its right answers once both are normalised. Answers of which
-    nothing is left are equal."""
-    return float(normalise(answer) in {normalise(right) for right in rights})
+    """1 if the normalised answer is one of the normalised right answers. Empty texts are equal."""
+    return float(normalise(answer) in map(normalise, rights))
 
 
 def shared_words(rights: Sequence[str], answer: str) -> float:
-    """F1 of the words that an answer shares with the right answer it is nearest to.
+    """F1 of the words that the answer shares with the nearest right answer.
 
-    Two answers of which nothing is left ("the", "!") have an F1 of 0, as in the official script of
-    version 1.1.
+    Two answers that are empty once normalised ("the", "!") have an F1 of 0, as in the official
+    script.
     """
-    return max(_overlap(answer, right) for right in rights)
-
-
-def _overlap(answer: str, right: str) -> float:
-    given, expected = normalise(answer).split(), normalise(right).split()
-    shared = sum((Counter(given) & Counter(expected)).values())
-    return 2 * shared / (len(given) + len(expected)) if shared else 0.0
+    given = normalise(answer).split()
+    scores = []
+    for right in rights:
+        expected = normalise(right).split()
+        shared = (Counter(given) & Counter(expected)).total()
+        scores.append(2 * shared / (len(given) + len(expected)) if shared else 0.0)
+    return max(scores)
 
 
 def same_text(rights: Sequence[str], answer: str) -> float:
-    """1 if an answer is one of its right answers, letter by letter. White space around the answer
-    does not count.
+    """1 if the stripped answer equals a right answer.
 
     Source: the accuracy of KILT's eval_downstream.py (Petroni et al. 2021).
     """
@@ -228,10 +212,9 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """F of ROUGE-1, -2, -L or -Lsum (in which lines are sentences), with Porter's stemmer: the
-    package rouge-score.
+    """F of ROUGE-1, -2, -L or -Lsum (where lines are sentences) with Porter's stemmer.
 
-    Source: Lin 2004; the settings are those that results of BART and T5 are reported with.
+    Source: Lin 2004, by the package rouge-score, with the settings of the results of BART and T5.
 
     >>> round(rouge("rouge1")(["the cat was found under the bed"], "the cat was under the bed"), 3)
     0.923
@@ -245,7 +228,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    """All measures of one pair: they are asked for one after the other."""
+    # All measures of a pair are asked for in turn, and computing them together costs the same.
     return _scorer().score(right, answer)
 
 
@@ -265,21 +248,19 @@ ITEMS: dict[str, Item] = {
     "rouge-l": rouge("rougeL"),
     "rouge-lsum": rouge("rougeLsum"),
 }
-"""How one answer in words is scored. The score of a test set is the mean over its items."""
+"""Metrics of one answer in words. A test set is scored by the mean over its items."""
 
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
-    """The metric of a whole test set, from the score of an item."""
+    """The metric of a test set, from the metric of an item."""
+    return lambda gold, answer: float(np.mean([*map(item, gold, answer)]))
 
-    def metric(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
-        return sum(map(item, gold, answer)) / len(answer)
 
-    return metric
+# Uncertainty over test items
 
 
 def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
-    """What the mean of the items' scores could have been with other test items: a 95 % percentile
-    bootstrap.
+    """A 95 % percentile bootstrap interval of the mean over test items.
 
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
     >>> round(low, 1), round(high, 1)
@@ -288,7 +269,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    if len(scores) < 2 or not np.ptp(scores):  # of equal scores there is nothing to draw
+    if len(scores) < 2 or not np.ptp(scores):  # scipy refuses samples without variance
         return float(scores.mean()), float(scores.mean())
     settings = {"n_resamples": 2000, "method": "percentile", "batch": 50, "rng": 0}
     interval = bootstrap((scores,), np.mean, vectorized=True, **settings).confidence_interval
@@ -296,33 +277,42 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
 
 
 def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int = 1000) -> float:
-    """The standard error of a score over other test items: a bootstrap of whole clusters, which are
-    rows or documents.
+    """The standard error of a score over test items: a bootstrap of whole clusters.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
     0.05
 
     Args:
-        counts: (N, 2) what each row adds above and below the line; the score is the quotient of the
-            sums.
-        clusters: which rows are drawn together: words of one sentence are one row, questions on one
-            text one cluster.
+        counts: (N, 2) what every row adds to the numerator and the denominator of the score.
+        clusters: (N,) rows of a cluster are drawn together: the words of a sentence are one row,
+            the questions about one text one cluster.
     """
+    # Not np.unique: an array of texts would be as wide as the longest one.
     place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
-    # no array of texts, each as wide as the longest
-    code = np.array([place[cluster] for cluster in clusters])
-    sums = np.zeros((int(code.max()) + 1, 2))
-    np.add.at(sums, code, np.asarray(counts, dtype=np.float64))
-    rng, number = np.random.default_rng(0), len(sums)
-    drawn = np.array([sums[rng.integers(0, number, number)].sum(0) for _ in range(resamples)])
+    sums = np.zeros((len(place), 2))
+    np.add.at(sums, [place[cluster] for cluster in clusters], np.asarray(counts, dtype=np.float64))
+    rng = np.random.default_rng(0)
+    size = len(sums)
+    drawn = np.array([sums[rng.integers(0, size, size)].sum(0) for _ in range(resamples)])
     return float(np.std(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)))
 
 
-def nats_per_token(nats: ArrayLike, tokens: ArrayLike) -> float:
-    """Mean negative log-probability of the tokens of right answers: (N,) sums over items, (N,)
-    numbers of tokens.
+# Nats of written answers, which have the attributes ``nats`` and ``tokens``
+
+
+def nats_per_token(gold: object, answers: Any) -> float:
+    """Mean negative log-probability of the tokens of right answers."""
+    return float(np.sum([a.nats for a in answers]) / np.sum([a.tokens for a in answers]))
+
+
+def nats_of_items(answers: Any) -> NDArray[np.float64]:
+    """(N,) the contribution of every row to the nats per token, which is a ratio and no mean over
+    rows: the mean is the score, and the spread is that of the ratio.
     """
-    return float(np.sum(nats) / np.sum(tokens))
+    nats = np.array([a.nats for a in answers], dtype=np.float64)
+    tokens = np.array([a.tokens for a in answers], dtype=np.float64)
+    ratio = nats.sum() / tokens.sum()
+    return ratio + (nats - ratio * tokens) / tokens.mean()
 
 
 METRICS: dict[str, Callable[..., float]] = {
@@ -331,13 +321,13 @@ METRICS: dict[str, Callable[..., float]] = {
     "macro-f1": macro_f1,
     "matthews": matthews,
     "label-micro-f1": label_micro_f1,
-    "mrr": mean_reciprocal_rank,
-    "recall-at-1": recall_at_1,
     "label-macro-f1": label_macro_f1,
-    "entity-f1": entity_f1,
+    "mrr": mean_reciprocal_rank,
+    "recall-at-1": lambda gold, answer: float(np.mean(np.asarray(answer) == 1)),
+    ENTITY_F1: entity_f1,
     "spearman": spearman,
     "pearson": pearson,
     NATS: nats_per_token,
+    "evaluator": lambda gold, answer: float(answer[0]),
 }
-"""Metrics of a whole test set, by name. ``accuracy`` is of classes; that of texts is in ``ITEMS``.
-"""
+"""Metrics of a whole test set. ``accuracy`` is for classes; ``ITEMS`` has the one for texts."""

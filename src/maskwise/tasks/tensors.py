@@ -1,11 +1,8 @@
-"""Rows as tensors, and batches of them by index arithmetic: what all kinds of tasks share.
+"""Rows of tasks as tensors, and batches of them.
 
-Sequences lie behind one another without padding, and a batch is one gather. Training batches are
-made of rows of similar length, from windows of a few steps, which halves the padding; which rows
-meet is still a function of (seed, step). A task is tokenised once in a process for each tokenizer
-and length.
-
-Cost: the Rust tokenizer's, once.
+Sequences are concatenated without padding, and a batch is one gather. Training batches hold rows of
+similar length, from windows of a few steps, which halves the padding; their rows are a function of
+(seed, step). A task is tokenised once per process for each tokenizer and length.
 """
 
 from __future__ import annotations
@@ -13,11 +10,11 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,9 +24,8 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.objectives import Classification, Objective
 from maskwise.tasks.metrics import LOST
-from maskwise.tasks.task import SPLITS, Answers, Task, Tuned
+from maskwise.tasks.task import SPLITS, Answers, Rows, Task
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
 
@@ -37,19 +33,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_STEPS = 16
-"""The rows of so many steps are sorted by length together."""
+"""Rows of this many steps are sorted by length together."""
 CHOICE = 0xC401CE
-"""Sets the draws of training batches apart from all other draws."""
+"""Separates the draws of training batches from all other draws."""
 EVAL_TOKENS = 8192
-"""Padded tokens of one batch of evaluation."""
+"""Padded tokens in one batch of evaluation."""
 MOST_CUT = 0.05
-"""Share of rows that may be longer than what a model reads, without a word about it."""
+"""Share of rows that may be cut without a note."""
 
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """N sequences behind one another: ids and token types (T,), starts (N + 1,), the padding id,
-    how many were cut.
+    """N concatenated sequences.
+
+    Attributes:
+        ids, types: (T,) token ids and token types.
+        starts: (N + 1,) where sequences begin, and the end.
+        pad: the padding id.
+        cut: sequences that were cut.
     """
 
     ids: Tensor
@@ -60,12 +61,11 @@ class Flat:
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
-        """What the tokenizer gives, as tensors."""
-        ids, types = (
-            torch.from_numpy(np.fromiter(chain.from_iterable(column), dtype=np.int64))
-            for column in ((e.ids for e in encodings), (e.type_ids for e in encodings))
-        )
-        return cls(ids, types, edges([len(e.ids) for e in encodings]), pad)
+        """The output of a tokenizer as tensors."""
+        ids = chain.from_iterable(e.ids for e in encodings)
+        types = chain.from_iterable(e.type_ids for e in encodings)
+        starts = edges([len(e.ids) for e in encodings])
+        return cls(_tensor(ids), _tensor(types), starts, pad)
 
     @property
     def lengths(self) -> Tensor:
@@ -73,7 +73,7 @@ class Flat:
         return self.starts.diff()
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) where the tokens of rows stand, and which are real."""
+        """(B, L) the places of the tokens of rows, and which of them are real."""
         return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
@@ -88,7 +88,8 @@ class Flat:
         return inputs
 
 
-O = TypeVar("O", bound=Objective)
+def _tensor(numbers: Iterable[int]) -> Tensor:
+    return torch.from_numpy(np.fromiter(numbers, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Trainable(ABC):
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens that a row costs."""
+        """(N,) tokens of every row."""
         return self.flat.lengths
 
     @abstractmethod
@@ -115,45 +116,48 @@ class Trainable(ABC):
 
     def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
         """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that
-        choose something.
+        choose among several targets.
         """
         return self.batch(rows)
 
 
-class Data(Trainable, Generic[O]):
-    """One split as tensors, and how an objective answers it."""
+class Data(Trainable):
+    """One split as tensors, and how to read answers off a model."""
 
     @property
     def lost(self) -> int:
-        """Items that cannot be answered, whatever a model says."""
+        """Items that no model can answer."""
         return 0
 
     def notes(self) -> list[str]:
-        """What was cut of this split, in lines, for records to say."""
-        flat, rows = self.flat, len(self.flat.lengths)
-        much = flat.cut > MOST_CUT * rows
-        return [f"rows cut at {flat.lengths.max()} tokens: {flat.cut} of {rows}"] if much else []
+        """Notes on rows that were cut, for records."""
+        count, rows = self.flat.cut, len(self.flat.lengths)
+        if count <= MOST_CUT * rows:
+            return []
+        return [f"rows cut at {self.flat.lengths.max()} tokens: {count} of {rows}"]
+
+    def chance(self, train: Any) -> float | None:
+        """The score of the best guess that ignores the text, where it needs the tokens of train."""
+        return None
 
     @abstractmethod
-    def answers(self, objective: O, device: torch.device) -> Answers:
-        """What a trained objective answers to every item, in the order of the items."""
+    def answers(self, objective: Any, device: torch.device) -> Answers:
+        """The answer of a trained objective to every item."""
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Rows of similar length and their batch on a device, each of about ``EVAL_TOKENS`` padded
-    tokens.
-    """
+    """Rows of similar length and their batch on a device, of about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded(Data[Classification]):
+class Encoded(Data):
     """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
 
     Attributes:
-        targets: (N,) class of a row, or its standardised score, (N, K) its labels, or (T,) class of
-            a token; −100 where there is nothing to predict.
+        targets: (N,) the class or the standardised score of a row, (N, K) its labels, or (T,) the
+            class of a token; −100 where there is nothing to predict.
         place: (W,) the token that answers for a word, −1 for a lost word; None if rows are
             answered.
     """
@@ -167,42 +171,39 @@ class Encoded(Data[Classification]):
         return 0 if self.place is None else int((self.place < 0).sum())
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """What ``Flat.batch`` gives, and labels (B,) or (B, L)."""
+        """The inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
         inputs = self.flat.batch(rows)
         if self.place is None:
             return {**inputs, "labels": self.targets[rows]}
         at, real = self.flat.at(rows)
         return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
 
-    def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; or
-        the score.
+    def answers(self, objective: Any, device: torch.device) -> Tensor:
+        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; the
+        labels (N, K) that are more probable than not; or the score of every row (N,).
         """
-        scores = self.targets.is_floating_point()
-        answers = torch.full_like(self.targets, LOST)  # (N,), or (T,) where words are answered
+        answers = torch.full_like(self.targets, LOST)
         for rows, batch in batches(self, device):
             logits = objective.logits(batch).float().cpu()
-            best = logits.squeeze(-1) if scores else logits.argmax(-1)
-            if self.targets.ndim == 2:  # a label is given where it is more probable than not
-                best = (logits > 0).to(answers.dtype)
-            if self.place is None:
-                answers[rows] = best
+            if self.targets.ndim == 2:
+                answers[rows] = (logits > 0).to(answers.dtype)
+            elif self.targets.is_floating_point():
+                answers[rows] = logits.squeeze(-1)
+            elif self.place is None:
+                answers[rows] = logits.argmax(-1)
             else:
                 at, real = self.flat.at(rows)
-                answers[at[real]] = best[real]
-        return (
-            answers
-            if self.place is None
-            else torch.where(self.place < 0, LOST, answers[self.place])
-        )
+                answers[at[real]] = logits.argmax(-1)[real]
+        if self.place is None:
+            return answers
+        return torch.where(self.place < 0, LOST, answers[self.place])
 
 
 class TaskSource:
-    """Training batches of a task, for the loop: all rows in a new order every epoch, every batch
-    full.
+    """Training batches of a task: all rows in a new order every epoch.
 
-    The stream of rows is the epochs' permutations one behind the other, so a batch may span two
-    epochs and none is smaller than the others.
+    Every batch is full, because the permutations of the epochs are concatenated, and a batch may
+    span two epochs.
     """
 
     ahead = 1
@@ -223,9 +224,7 @@ class TaskSource:
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """(steps, batch_size, 2) of a window: similar lengths together, the batches then in random
-        order.
-        """
+        """(steps, batch_size, 2) of a window: batches of similar lengths, in random order."""
         size, batch_size = len(self.data), self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
@@ -247,15 +246,16 @@ class TaskSource:
 
     def _draws(self, part: Tensor) -> Tensor:
         """(B,) a random integer for each row, a function of (seed, epoch, row)."""
-        return torch.tensor(
-            [fold(self.settings.seed, epoch, row, CHOICE) for row, epoch in part.tolist()]
-        )
+        seed = self.settings.seed
+        return torch.tensor([fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
 
     def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         lengths = torch.cat([b["attention_mask"].sum(1).double() for b in batches])
-        positions = sum(b["attention_mask"].numel() for b in batches)
-        squares = float((lengths**2).sum())
-        return {"tokens": float(lengths.sum()), "squares": squares, "positions": float(positions)}
+        return {
+            "tokens": float(lengths.sum()),
+            "squares": float((lengths**2).sum()),
+            "positions": float(sum(b["attention_mask"].numel() for b in batches)),
+        }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -268,36 +268,45 @@ class TaskSource:
 
 
 def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
-    """Every split as tensors; kept in the process, for the next seed's fine-tuning.
+    """Every split as tensors, cached for the next seed.
 
     Args:
         task: of a kind that is fine-tuned.
         tokenizer: a fast one.
-        max_length: rows are cut to so many tokens, special ones included; contexts of questions are
-            read in windows of so many.
+        max_length: tokens of a row, with special ones. Longer rows are cut; contexts of questions
+            are read in windows.
 
     Raises:
         MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
     """
     check_length(task, tokenizer, max_length)
-    return _encoded(
-        task, tokenizer_state(tokenizer, words=task.kind.words), padding_id(tokenizer), max_length
-    )
+    state = tokenizer_state(tokenizer, words=task.kind.words)
+    return _encoded(task, state, padding_id(tokenizer), max_length)
+
+
+@lru_cache(maxsize=8)
+def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Data]:
+    encode_split = task.kind.encode
+    assert encode_split is not None, "frozen kinds have no tensors to train on"
+    return {split: encode_split(task, split, Cutter.of(state, pad, max_length)) for split in SPLITS}
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """What was cut of each split, in lines; a warning says it, too."""
+    """Notes on the rows of each split that were cut. A task is warned of once in a process."""
     notes = [f"{split}: {note}" for split, part in data.items() for note in part.notes()]
     if notes:
-        warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
+        _warn_once(f"{task.name}: {'; '.join(notes)}")
     return notes
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer for tasks: its Rust part, which cuts rows at ``max_length`` tokens, and the
-    padding id.
-    """
+    """A tokenizer for tasks: its Rust part, which cuts rows, and the padding id."""
 
     backend: Tokenizer
     pad: int
@@ -305,7 +314,7 @@ class Cutter:
 
     @classmethod
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
-        """Without padding; "[MASK]" in a text is text."""
+        """A tokenizer without padding, for which "[MASK]" in a text is text."""
         backend = Tokenizer.from_str(state)
         backend.encode_special_tokens = True
         backend.enable_truncation(max_length)
@@ -316,35 +325,33 @@ class Cutter:
         encodings = self.backend.encode_batch(texts)
         return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
 
+    def rows(self, rows: Rows) -> Flat:
+        """One sequence for each row of one or two texts."""
+        texts = [row.texts for row in rows]
+        return self.flat([both if len(both) > 1 else both[0] for both in texts])
+
 
 def count_cut(encodings: Sequence[Encoding]) -> int:
-    """How many of these were too long for their tokenizer."""
+    """How many of these were longer than their tokenizer allows."""
     return sum(bool(encoding.overflowing) for encoding in encodings)
 
 
-@lru_cache(maxsize=8)
-def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Data]:
-    kind = task.kind
-    assert isinstance(kind, Tuned), "frozen kinds have no tensors to train on"
-    return {split: kind.encode(task, split, Cutter.of(state, pad, max_length)) for split in SPLITS}
-
-
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Whether rows of this length have room for text.
-
+    """
     Raises:
-        MaskwiseError: they do not; a slow tokenizer, or one without padding.
+        MaskwiseError: a length without room for text; a slow tokenizer, or one without padding.
     """
     padding_id(tokenizer)
-    paired, tokens = task.kind.least_tokens(task)
+    several = any(len(row.texts) > 1 for row in task.splits["train"])
+    paired, tokens = task.kind.least_tokens or (several, 1 + several)
     least = tokenizer.num_special_tokens_to_add(pair=paired) + tokens
     if max_length < least:
-        raise MaskwiseError(
-            "max_length leaves no room for text", got=max_length, allowed=f"≥ {least}"
-        )
+        what = "max_length leaves no room for text"
+        raise MaskwiseError(what, got=max_length, allowed=f"≥ {least}")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding id of a fast tokenizer; an error for any other one."""
     if not getattr(tokenizer, "is_fast", False):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
@@ -353,12 +360,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
-    """All that the tokenizer's work depends on, as JSON, without padding and truncation.
+    """The state of the tokenizer as JSON, without padding and truncation.
 
     Args:
-        words: it will be given single words of running text. Byte-level and metaspace tokenizers
-            write a word after a space otherwise than one without, and in running text nearly every
-            word follows a space, so here every given word does.
+        words: prepare it for single words of running text. Byte-level and metaspace tokenizers
+            encode a word after a space differently, and in running text nearly every word follows
+            a space, so every word is given one.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
@@ -372,8 +379,8 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) where the members of rows stand that begin at ``starts`` (N + 1,), and which are real;
-    padding is 0.
+    """(B, L) the places of the members of rows that begin at ``starts`` (N + 1,), and which of them
+    are real; padding is 0.
     """
     length = starts.diff()[rows]
     column = torch.arange(int(length.max()))
@@ -398,13 +405,12 @@ def embed(
     max_length: int,
     pooling: str = "mean",
 ) -> Tensor:
-    """(N, H) float32 embeddings of texts, by an encoder without a head: the mean over the last
-    layer's real tokens, special ones included, as sentence-transformers has it, or the first
-    token's.
+    """(N, H) float32 embeddings of texts by an encoder without a head.
 
     Args:
-        max_length: longer texts are cut at so many tokens, special ones included.
-        pooling: "mean" or "cls".
+        max_length: tokens of a text, with special ones; longer texts are cut.
+        pooling: "mean" over the last layer, special tokens included, as in sentence-transformers;
+            or "cls", the first token.
 
     Raises:
         MaskwiseError: a text without any token.
@@ -416,10 +422,8 @@ def embed(
     vectors = torch.empty(len(texts), network.config.hidden_size)
     for rows, batch in batches(flat, network.device):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        states, real = (
-            network(**inputs).last_hidden_state.float(),
-            inputs["attention_mask"].unsqueeze(-1),
-        )
+        states = network(**inputs).last_hidden_state.float()
+        real = inputs["attention_mask"].unsqueeze(-1)
         pooled = states[:, 0] if pooling == "cls" else (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
     return vectors
