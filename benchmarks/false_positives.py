@@ -34,10 +34,9 @@ from numpy.typing import NDArray
 
 from maskwise.files import Record, Study
 from maskwise.study.design import choose
-from maskwise.study.power import look_weights
-from maskwise.study.statistics import ratio_interval
+from maskwise.study.statistics import look_weights, ratio_interval
 from maskwise.study.verdict import summarise
-from maskwise.study.verdict.shares import learned_something
+from maskwise.study.verdict.gains import learned_something
 
 Array = NDArray[np.float64]
 

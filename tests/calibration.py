@@ -13,8 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from maskwise.study.power import fewest_runs, runs_to_decide
-from maskwise.study.statistics import sign_flip_interval, sign_flip_test
+from maskwise.study.statistics import (
+    fewest_runs,
+    runs_to_decide,
+    sign_flip_interval,
+    sign_flip_test,
+)
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 DIFFERENCES: dict[str, Draw] = {  # all of mean zero

@@ -221,6 +221,7 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
         "high": 1.9,
         "n": 6,
         "unit": "SDs",
+        "higher_is_better": True,
         "metric": None,
         "sentence": "The sides are not comparable.",
         "natural": {"mean": 0.021, "low": 0.004, "high": 0.039},

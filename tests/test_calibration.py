@@ -10,8 +10,7 @@ from false_positives import share_coverage
 from scipy import stats
 
 from calibration import DIFFERENCES, called_equal, coverage, rejections, simulated_runs
-from maskwise.study.power import runs_to_decide
-from maskwise.study.statistics import sign_flip_test
+from maskwise.study.statistics import runs_to_decide, sign_flip_test
 from maskwise.study.verdict import summarise
 from report_fixture import make_study, run_facts, score_record
 

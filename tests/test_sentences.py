@@ -242,7 +242,9 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
     "tied grids": lambda: summary_of(CLEAR, facts=selections(tied=True)),
-    "looked before": lambda: summary_of(CLEAR, looked=[{"runs": 6, "looks": None}]),
+    "looked before": lambda: summary_of(
+        CLEAR, looked=[{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
+    ),
     "next look": lambda: summary_of({"token-15": LOW, "token-30": NOISY}, looks=[8, 16]),
     "gate": gate,
     "replicates to come": lambda: summary_of(CLEAR, seeds=[*range(12)], pending=[8, 9, 10, 11]),

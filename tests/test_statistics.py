@@ -11,23 +11,20 @@ import pytest
 from scipy import stats
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.power import (
-    MOST_RUNS,
-    attainable_level,
-    detectable_difference,
-    fewest_runs,
-    look_weights,
-    most_contrasts,
-    power_of,
-    runs_to_decide,
-)
 from maskwise.study.statistics import (
     EXACT_RUNS,
+    MOST_RUNS,
+    attainable_level,
     binomial_interval,
+    can_decide,
+    detectable_difference,
     estimated,
+    fewest_runs,
     holm,
-    paired_differences,
+    look_weights,
+    power_of,
     ratio_interval,
+    runs_to_decide,
     sign_flip_interval,
     sign_flip_test,
 )
@@ -144,7 +141,8 @@ def test_the_level_that_can_be_attained():
     # below, not at
     assert attainable_level(5, 0.0626) == 0.0625 and attainable_level(5, 0.0625) == 0
     assert (fewest_runs(), fewest_runs(0.05 / 6), attainable_level(EXACT_RUNS + 1)) == (6, 8, 0.05)
-    assert [most_contrasts(n) for n in (5, 6, 7, 8, 20)] == [0, 1, 3, 6, 6]
+    most = [sum(can_decide(runs, contrasts) for contrasts in range(1, 7)) for runs in (5, 6, 7, 8)]
+    assert most == [0, 1, 3, 6]
 
 
 def test_runs_to_decide():
@@ -157,15 +155,11 @@ def test_runs_to_decide():
         and runs_to_decide(1.0, 0.0) is None
     )
     assert runs_to_decide(1.0, 0.17) < MOST_RUNS
-    with pytest.raises(MaskwiseError, match="sd ≥ 0"):
-        runs_to_decide(-1.0, 1.0)
 
 
 def test_the_detectable_difference_has_the_power():
     for runs in (6, 9, 34):
         assert power_of(2.0, detectable_difference(2.0, runs), runs) == pytest.approx(0.8)
-    with pytest.raises(MaskwiseError, match="6 runs or more"):
-        detectable_difference(1.0, 5)
 
 
 def test_the_weights_of_looks_are_spent_once():
@@ -177,9 +171,6 @@ def test_the_weights_of_looks_are_spent_once():
 def test_numbers_are_checked():
     with pytest.raises(MaskwiseError, match=r"finite numbers.*nan"):
         sign_flip_test([1.0, math.nan])
-    with pytest.raises(MaskwiseError, match=r"same seeds.*0, 1.*0, 2"):
-        paired_differences({0: 1.0, 1: 2.0}, {0: 1.0, 2: 2.0})
-    assert paired_differences({1: 5.0, 0: 1.0}, {0: 0.5, 1: 2.0}).tolist() == [0.5, 3.0]
 
 
 # Shares of a gain

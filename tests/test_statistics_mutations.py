@@ -16,12 +16,21 @@ import pytest
 import test_verdict
 import test_verdict_flags as flags_tests
 import test_verdict_rules as rules
-from maskwise.study.verdict import contrasts, flags, shares, table
+from maskwise.study import outcomes
+from maskwise.study.verdict import contrasts, flags, gains
 
 
-def unpaired(arm: dict[int, float], baseline: dict[int, float]) -> np.ndarray:
+def unpaired(table: outcomes.Outcomes, outcome: str, arm: str, baseline: str) -> np.ndarray:
     """Differences of runs of different seeds: the one side is turned by one."""
-    return np.array([*arm.values()]) - np.roll([*baseline.values()], 1)
+    return table.runs(outcome, arm) - np.roll(table.runs(outcome, baseline), 1)
+
+
+def closing(all_pairs: bool) -> Callable[[Any], Any]:
+    """A gate that closes every contrast, or none."""
+    return lambda study: {
+        "contrast": ("oracle", "random"),
+        "closes": study["contrasts"] if all_pairs else [],
+    }
 
 
 def without(code: str) -> tuple[flags.Flag, ...]:
@@ -38,12 +47,13 @@ def noted(code: str) -> tuple[flags.Flag, ...]:
 
 
 SIX = [{"runs": 6, "looks": None}]
+GAP = outcomes.Outcomes.gap_nats
 WIDE = contrasts.sign_flip_interval
 MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
     "holm": (contrasts, "holm", list, test_verdict.test_ten_clear_runs_decide),
     "pairing": (
         contrasts,
-        "paired_differences",
+        "_paired",
         unpaired,
         test_verdict.test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters,
     ),
@@ -66,9 +76,9 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
         flags_tests.test_two_sides_at_the_floor_of_word_frequencies_void_the_loss_and_not_the_task,
     ),
     "floor of one side": (
-        table.Table,
-        "fell_back",
-        lambda self, arm: self.at_floor(arm),
+        outcomes.Outcomes,
+        "gap_nats",
+        lambda self, arm, of=None: 1.0 if of else GAP(self, arm),
         flags_tests.test_one_side_above_the_floor_and_one_at_it_is_an_answer,
     ),
     "floor of losses alone": (
@@ -85,14 +95,14 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
     ),
     "gate": (
         contrasts,
-        "closes",
-        lambda study: [],
+        "gate_of",
+        closing(False),
         rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
     ),
     "a gate closes no others": (
         contrasts,
-        "closes",
-        lambda study: [*map(tuple, study["contrasts"])],
+        "gate_of",
+        closing(True),
         rules.test_a_gate_closes_the_contrasts_that_it_names_and_no_others,
     ),
     "spent error of looks": (
@@ -108,15 +118,15 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
         lambda: rules.test_runs_that_are_added_without_a_plan_are_no_proof(SIX, None, "open"),
     ),
     "tasks that can tell": (
-        table.Table,
+        outcomes.Outcomes,
         "_helped",
         lambda self, task: 1.0,
         rules.test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome,
     ),
     "all tasks against the start": (
-        table.Table,
-        "judged_by",
-        lambda self, outcome, *pair: outcome,
+        contrasts,
+        "ALL_TASKS",
+        "tasks",
         rules.test_against_the_start_every_task_counts,
     ),
     "level of the margin": (
@@ -126,7 +136,7 @@ MUTANTS: dict[str, tuple[Any, str, object, Callable[[], None]]] = {
         rules.test_a_margin_has_a_wider_interval_where_more_contrasts_share_it,
     ),
     "failed runs": (
-        shares,
+        gains,
         "learned_something",
         lambda gains, whole: np.full(len(gains), fill_value=True),
         test_verdict.test_runs_that_failed_outright_are_counted_and_not_averaged,

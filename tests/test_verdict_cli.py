@@ -124,6 +124,7 @@ def test_an_evaluation_is_not_called_held_out_loss(terminal):
         "arm": "b",
         "baseline": "a",
         "primary": True,
+        "higher_is_better": True,
         "mean": 0.023,
         "low": 0.01,
         "high": 0.04,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maskwise.study.verdict import summarise
-from maskwise.study.verdict.efficiency import crossing
+from maskwise.study.verdict.gains import crossing
 from report_fixture import COST, cost_record, heldout_record, make_study, run_facts, score_record
 
 LENGTHS = (0.25, 0.5, 0.75, 1.0)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from dataclasses import dataclass
 
 from maskwise.constants import NATS
 from maskwise.files import Contrast, Estimate
 
+SPREADS = "spreads between seeds"
 
-class Shown(NamedTuple):
-    """The estimate of a row, arm − baseline, in points, nats, spreads between seeds, or the unit of
-    an evaluation.
+
+@dataclass(frozen=True)
+class Shown:
+    """The estimate of a row, above 0 where the arm is better than the baseline.
+
+    ``unit`` is points, nats, spreads between seeds, or that of an evaluation.
     """
 
     mean: float | None
@@ -24,34 +29,44 @@ class Shown(NamedTuple):
         """The mean without its sign: "2.1 accuracy points"."""
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
-    def ends(self) -> str:
-        """The interval as seen from the side that is ahead: "−0.4 to 4.6"."""
-        sign = -1 if (self.mean or 0.0) < 0 else 1
-        low, high = sorted((sign * (self.low or 0.0), sign * (self.high or 0.0)))
-        return f"{low:.{self.digits}f} to {high:.{self.digits}f}".replace("-", "−")
+    def ends(self, *, ahead: bool = False) -> str:
+        """The interval, "−0.4 to 4.6"; ``ahead``: as seen from the side that is ahead."""
+        low, high = self.low or 0.0, self.high or 0.0
+        if ahead and (self.mean or 0.0) < 0:
+            low, high = -high, -low
+        return with_minus(f"{low:.{self.digits}f} to {high:.{self.digits}f}")
 
 
 def shown(row: Contrast) -> Shown:
-    """The estimate of a row in the unit that people read; spreads only where tasks have no common
-    unit.
+    """The estimate of a row in the unit that people read.
+
+    Spreads are shown only where tasks have no common unit, or where the plain mean points elsewhere
+    than the standardised one.
     """
     estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
     scale, digits, unit = 1.0, 3, row["unit"]
-    natural = row.get("natural")
     if unit == "SDs":
-        # Tasks of different scale: the plain mean may point elsewhere than the standardised one.
-        agrees = natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0
-        if natural is not None and agrees:
-            estimate, unit = natural, "score"
-        else:
-            unit, digits = "spreads between seeds", 1
-    if unit == "score" and row["metric"] != NATS:
+        unit, digits = SPREADS, 1
+        natural = row.get("natural")
+        if natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0:
+            estimate, unit, digits = natural, "score", 3
+    if unit == "score" and row["metric"] == NATS:
+        unit = NATS
+    elif unit == "score":
         scale, digits = 100.0, 1
-        unit = f"{row['metric']} points" if row["metric"] else "points"
-    elif unit in ("score", NATS):
-        unit, digits = NATS, 3
+        unit = f"{row['metric'] or ''} points".lstrip()
+    ends = estimate["low"], estimate["high"]
+    factor = scale
+    if not row["higher_is_better"]:
+        ends = estimate["high"], estimate["low"]
+        factor = -scale
+    # Adding 0 turns −0 into 0.
     mean, low, high = (
-        None if x is None else scale * x
-        for x in (estimate["mean"], estimate["low"], estimate["high"])
+        None if end is None else factor * end + 0.0 for end in (estimate["mean"], *ends)
     )
     return Shown(mean, low, high, scale, unit, digits)
+
+
+def with_minus(text: str) -> str:
+    """With the sign of minus in place of the hyphen before a number."""
+    return re.sub(r"-(?=[\d.])", "−", text)

@@ -382,7 +382,7 @@ def _kind_of(row: Contrast) -> str:
 
 
 def _forest(kind: str, rows: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
-    sign = 1 if rows[0]["higher_is_better"] else -1
+    sign = 1
     amounts = [shown(row) for row in rows]
     comparable = [
         amount for row, amount in zip(rows, amounts) if row["verdict"] not in NOT_COMPARABLE

@@ -1,12 +1,13 @@
-"""The long table of a study: for every outcome, arm and seed one number; and means of outcomes
-inside a run.
+"""What a study measured: one array of lengths x arms x seeds per outcome, NaN where no run is.
 
-What runs are compared by is named as in summary.json: a task's name; "tasks" (all of them,
-standardised and averaged inside the run); "heldout:token" (the mean over the ratios that were
-evaluated) and, where there are several, "heldout:token@0.15", …; "evaluation:NAME:METRIC" for what
-needs no fine-tuning. Beside these, "unigram:token" is the loss of word frequencies on the same
-masks, "dev:NAME" the score of a task on its dev rows, and "plain:tasks" the mean over tasks that
-are not standardised.
+Outcomes have the names of summary.json: a task's name; "tasks" (standardised and averaged inside
+the run); "heldout:token" (the mean over ratios) and, with several ratios, "heldout:token@0.15", …;
+"evaluation:NAME:METRIC". Others are for internal use: "unigram:token" (the loss of word frequencies
+on the same masks), "dev:NAME", "cost:steps", and "plain:tasks" (the mean without standardising).
+
+Standardising divides a task's scores by their pooled SD: over the runs of all arms about their own
+arm's mean, and at least one test item. One run of each arm has no such SD, and scores stay as they
+are. Tasks where lower is better count with the other sign in "tasks".
 """
 
 from __future__ import annotations
@@ -14,121 +15,371 @@ from __future__ import annotations
 import math
 import numbers
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from maskwise.constants import LOWER_IS_BETTER
-from maskwise.errors import MaskwiseError
-from maskwise.files import Record
+from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.files import ArmSummary, Contrast, Record, Study
 
-BySeed: TypeAlias = dict[int, float]
+Numbers: TypeAlias = NDArray[np.float64]
 
 QUANTITIES = ("steps", "tokens", "targets", "flops")
+TOLERANCE = 0.05
+"""Two arms are matched in a quantity if they differ by no more."""
+ALL_TASKS = "all tasks"
+"""Like "tasks", including tasks that pre-training does not help."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is known of an outcome; ``chance`` is the score of guessing."""
+
+    unit: str
+    metric: str | None = None
+    higher_is_better: bool = True
+    chance: float | None = None
+    items: int | None = None
 
 
 class Outcomes:
-    """The numbers of the whole runs, or of the companion runs of one length.
+    """The numbers of a study's runs, and what is known of its arms and outcomes.
 
     Attributes:
-        outcomes: outcome → arm → seed → number.
-        sign: by task, −1 where lower is better.
+        lines: the records by kind.
+        values: by outcome, the numbers by ``lengths`` (shares of the steps; whole runs are the
+            last), ``arms`` and the study's seeds.
         parts: by held-out outcome, the outcomes of its ratios.
-        cost: by arm and seed, what a run spent.
+        failed: (arm, seed) of the whole runs that failed.
+        counted: the tasks of the primary outcome (``study.helps``).
+        gate: the primary row of a gate that did not pass; ``closed`` are the pairs it closes.
 
     Raises:
-        MaskwiseError: a number that is not finite, is there twice, or has a seed that the study
-            does not have.
+        MaskwiseError: a number that is not finite or measured twice, an unknown arm or seed, an arm
+            without runs, or a task that was measured in some runs only.
     """
 
-    def __init__(self, records: Sequence[Record], seeds: Sequence[int]):
-        self.outcomes: dict[str, dict[str, BySeed]] = defaultdict(lambda: defaultdict(dict))
-        self.sign: dict[str, int] = {}
-        self.cost: dict[tuple[str, int], dict[str, float]] = {}
-        measured = [r for r in records if r["kind"] in ("score", "heldout", "evaluation", "cost")]
-        ratios: dict[str, set[float]] = defaultdict(set)
-        for record in measured:
-            if record["kind"] == "heldout":
-                ratios[record["masks"]].add(record["ratio"])
-        for record in measured:
-            arm, seed = record["arm"], record["seed"]
-            if seed not in seeds:
-                what = f"a record of arm {arm!r} has a seed that the study does not have"
-                raise MaskwiseError(what, got=seed, allowed=seeds)
-            if record["kind"] == "cost":
-                self.cost[arm, seed] = quantities(record)
-            elif record["kind"] == "score":
-                task = record["task"]
-                self.sign[task] = -1 if record.get("metric") in LOWER_IS_BETTER else 1
-                self._put(task, record, record["score"])
-                dev = [value for value in record.get("dev", ()) if value is not None]
-                if dev:
-                    self.outcomes[f"dev:{task}"][arm][seed] = sum(dev) / len(dev)
-            elif record["kind"] == "evaluation":
-                self._put(evaluation_name(record), record, record["value"])
-            else:
-                masks = record["masks"]
-                name = f"{masks}@{record['ratio']:g}" if len(ratios[masks]) > 1 else masks
-                self._put(f"heldout:{name}", record, record["loss"])
-                unigram = record.get("unigram")
-                if unigram is not None:
-                    self.outcomes[f"unigram:{name}"][arm][seed] = float(unigram)
-        self.tasks = list(self.sign)
-        self.evaluations = [name for name in self.outcomes if name.startswith("evaluation:")]
+    def __init__(
+        self, records: Iterable[Record], study: Study, *, counted: Sequence[str] | None = None
+    ):
+        self.study = study
+        self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
+        self.lines: dict[str, list[Record]] = defaultdict(list)
+        fractions = {1.0}
+        for record in records:
+            self.lines[record["kind"]].append(record)
+            fractions.add(record.get("fraction", 1.0))
+        self.lengths = sorted(fractions)
+        self.values: dict[str, Numbers] = {}
+        self.measures: dict[str, Measure] = {}
         self.parts: dict[str, list[str]] = {}
-        for masks, several in ratios.items():
-            name = f"heldout:{masks}"
-            self.parts[name] = [name]
-            if len(several) > 1:
-                self.parts[name] = [f"{name}@{ratio:g}" for ratio in sorted(several)]
-                self.average(name, self.parts[name])
+        self.gate: Contrast | None = None
+        self.closed: list[tuple[str, str]] = []
+        self.failed = {
+            (line["arm"], line["seed"])
+            for line in self.lines["failure"]
+            if line.get("fraction", 1.0) == 1
+        }
+        self.tasks = self._read_scores()
+        self.heldout = self._read_heldout()
+        self.evaluations = self._read_evaluations()
+        for line in self.lines["cost"]:
+            for quantity in QUANTITIES:
+                if line.get(quantity):
+                    self._put(f"cost:{quantity}", line, line[quantity])  # type: ignore[literal-required]
+        for parts in (self.tasks, *self.parts.values()):
+            self._leave_out_partial_runs(parts)
+        for name, parts in self.parts.items():
+            self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
+        for arm in study["arms"]:
+            failed = any(name == arm for name, _ in self.failed)
+            if not failed and not any(
+                self.mean(outcome, arm) is not None for outcome in self.measures
+            ):
+                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
+        self.plain = [*self.tasks, *self.heldout, *self.evaluations]
+        self._add_sides_of_transfer()
+        self.helped = {task: self._helped(task) for task in self.tasks}
+        if counted is None:
+            least, shares = study.get("helps", 0.0), self.helped.items()
+            counted = [task for task, share in shares if share is None or share >= least]
+        self.counted = [task for task in self.tasks if task in counted]
+        self._average_tasks()
 
-    def values(self, outcome: str, arm: str) -> BySeed:
-        """The numbers of one outcome and arm by seed; empty where nothing was measured."""
-        return self.outcomes.get(outcome, {}).get(arm, {})
+    def _put(self, outcome: str, record: Record, value: object) -> None:
+        """Write a number into its place."""
+        arm, seed, seeds = record["arm"], record["seed"], self.study["seeds"]
+        where = f"{outcome} of arm {arm!r} with seed {seed}"
+        if arm not in self.arms:
+            raise unknown_name("arm in records", arm, self.arms)
+        if seed not in seeds:
+            raise MaskwiseError("unknown seed in records", got=where, allowed=seeds)
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise MaskwiseError(f"{where} is not a finite number", got=value, do="rerun that stage")
+        if outcome not in self.values:
+            self.values[outcome] = np.full((len(self.lengths), len(self.arms), len(seeds)), np.nan)
+        place = self.place(record)
+        if not np.isnan(self.values[outcome][place]):
+            raise MaskwiseError(f"{where} is measured twice", do="keep one line of records.jsonl")
+        self.values[outcome][place] = value
 
-    def average(
-        self, name: str, parts: Sequence[str], scale: Mapping[str, float | None] | None = None
-    ) -> None:
-        """Add an outcome: the mean over others inside each run that has all of them.
+    def place(self, record: Record) -> tuple[int, int, int]:
+        """The position of a record's run in the arrays."""
+        return (
+            self.lengths.index(record.get("fraction", 1.0)),
+            self.arms.index(record["arm"]),
+            self.study["seeds"].index(record["seed"]),
+        )
+
+    def _read_scores(self) -> list[str]:
+        for line in self.lines["score"]:
+            task = line["task"]
+            self._put(task, line, line["score"])
+            dev = [score for score in line.get("dev", ()) if score is not None]
+            if dev:
+                self._put(f"dev:{task}", line, np.mean(dev))
+            if task in self.measures:
+                continue
+            facts = self.study["tasks"].get(task, {})
+            metric, chance = facts.get("metric"), facts.get("majority")
+            self.measures[task] = Measure(
+                unit=NATS if metric == NATS else "score",
+                metric=metric,
+                higher_is_better=line.get("metric") not in LOWER_IS_BETTER,
+                # A majority that depends on the tokenizer stands in the records.
+                chance=line.get("majority") if chance is None else chance,
+                items=facts.get("test_items"),
+            )
+        return list(self.measures)
+
+    def _read_heldout(self) -> list[str]:
+        ratios: dict[str, set[float]] = defaultdict(set)
+        for line in self.lines["heldout"]:
+            ratios[line["masks"]].add(line["ratio"])
+            name = f"{line['masks']}@{line['ratio']:g}"
+            self._put(f"heldout:{name}", line, line["loss"])
+            if line.get("unigram") is not None:
+                self._put(f"unigram:{name}", line, line["unigram"])
+        for masks, known in ratios.items():
+            self.parts[f"heldout:{masks}"] = [f"heldout:{masks}@{x:g}" for x in sorted(known)]
+        names = [*self.parts]
+        for parts in self.parts.values():  # a single ratio is the outcome itself
+            names += parts if len(parts) > 1 else []
+        self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
+        return sorted(names)
+
+    def _read_evaluations(self) -> list[str]:
+        names = []
+        for line in self.lines["evaluation"]:
+            name = f"evaluation:{line['name']}:{line['metric']}"
+            self._put(name, line, line["value"])
+            if name in self.measures:
+                continue
+            names.append(name)
+            unit = "perplexity" if "perplexity" in name else line["metric"]
+            if line["chance"] is not None and line["higher_is_better"]:
+                unit = "score"
+            self.measures[name] = Measure(
+                unit, line["metric"], line["higher_is_better"], line["chance"], line["items"]
+            )
+        return names
+
+    def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
+        """Leave a run that failed half-way out of all of these; any other run must have them all."""
+        if not outcomes:
+            return
+        missing = np.isnan([self.values[outcome][-1] for outcome in outcomes])
+        partial = missing.any(axis=0) & ~missing.all(axis=0)
+        for arm, seed in np.argwhere(partial):
+            run = self.arms[arm], self.study["seeds"][seed]
+            if run not in self.failed:
+                lacking = np.array(outcomes)[missing[:, arm, seed]]
+                raise MaskwiseError(
+                    "an outcome was measured in some runs only",
+                    got=f"no {', '.join(lacking)} for arm {run[0]!r}, seed {run[1]}",
+                    do="run the study to its end",
+                )
+        for outcome in outcomes:
+            self.values[outcome][-1, partial] = np.nan
+
+    def _add_sides_of_transfer(self) -> None:
+        """Add the two arms that are means of arms, for each task by what they learned from."""
+        learned = self.study.get("learned", {})
+        for task in self.tasks if learned else ():
+            own = [self.arms.index(arm) for arm, source in learned.items() if source == task]
+            others = [self.arms.index(arm) for arm, source in learned.items() if source != task]
+            runs = self.values[task]
+            runs[:, self.arms.index(OWN_TASK)] = runs[:, own].mean(axis=1)
+            runs[:, self.arms.index(OTHER_TASKS)] = runs[:, others].mean(axis=1)
+
+    def _average_tasks(self) -> None:
+        pooled = {task: self._pooled_sd(task) for task in self.tasks}
+        for name in ("tasks", ALL_TASKS) if self.tasks else ():
+            tasks = self.measured(name)
+            metrics = {self.measures[task].metric for task in tasks}
+            metric = metrics.pop() if len(metrics) == 1 else None
+            unit = NATS if metric == NATS else "score"
+            self.values[name] = self.values[f"plain:{name}"] = self._mean(tasks)
+            if len({self.measures[task].unit for task in tasks}) == 1:  # nats and points do not mix
+                self.measures[f"plain:{name}"] = Measure(unit, metric)
+            if all(pooled.values()):
+                unit = "SDs"
+                self.values[name] = self._mean(tasks, [pooled[task] or 1.0 for task in tasks])
+            self.measures[name] = Measure(unit, metric)
+
+    def _mean(self, outcomes: Sequence[str], scales: Sequence[float] = ()) -> Numbers:
+        """The mean over outcomes inside each run that has all of them; higher tasks are better."""
+        signs = [1 if self.measures[name].higher_is_better else -1 for name in outcomes]
+        scaled = [
+            self.values[name] * sign / scale
+            for name, sign, scale in zip(outcomes, signs, scales or [1.0] * len(outcomes))
+        ]
+        mean: Numbers = np.mean(scaled, axis=0)
+        return mean
+
+    def _pooled_sd(self, task: str) -> float | None:
+        """The SD of whole runs about their arm's mean; None without two runs of an arm."""
+        runs = self.values[task][-1, : len(self.study["arms"])]
+        runs = runs[np.isfinite(runs).any(axis=1)]
+        freedom = np.isfinite(runs).sum() - len(runs)
+        if freedom == 0:
+            return None
+        deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
+        items = self.measures[task].items
+        return max(math.sqrt(np.nansum(deviations**2) / freedom), 1 / items if items else 1e-3)
+
+    def _helped(self, task: str) -> float | None:
+        """The share of seeds in which the mean of all arms on dev is above the start.
+
+        The mean of all arms does not change if two of them are exchanged, so leaving tasks out by
+        it favours none. None where dev rows or the start were not measured.
+        """
+        start = self.runs(f"dev:{task}", REFERENCE)
+        arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
+        known = np.isfinite(arms).any(axis=0) & np.isfinite(start)
+        if not known.any():
+            return None
+        gains = np.nanmean(arms[:, known], axis=0) - start[known]
+        return float(np.mean(gains > 0 if self.measures[task].higher_is_better else gains < 0))
+
+    # What is known of arms and outcomes
+
+    def runs(self, outcome: str, arm: str) -> Numbers:
+        """The whole runs of an arm by seed; NaN where one is missing."""
+        if outcome not in self.values:
+            return np.full(len(self.study["seeds"]), np.nan)
+        runs: Numbers = self.values[outcome][-1, self.arms.index(arm)]
+        return runs
+
+    def mean(self, outcome: str, arm: str) -> float | None:
+        """The mean over whole runs; None without one."""
+        runs = self.runs(outcome, arm)
+        return float(np.nanmean(runs)) if np.isfinite(runs).any() else None
+
+    def measured(self, outcome: str, *pair: str) -> list[str]:
+        """What an outcome consists of: for "tasks", those that count, or all where none does."""
+        if outcome == "tasks" and REFERENCE not in pair:
+            return self.counted or self.tasks
+        return self.tasks if outcome in ("tasks", ALL_TASKS) else [outcome]
+
+    def compute(self, arm: str) -> dict[str, float]:
+        """The mean cost of a whole run by quantity, where it was measured."""
+        spent = {quantity: self.mean(f"cost:{quantity}", arm) for quantity in QUANTITIES}
+        return {quantity: cost for quantity, cost in spent.items() if cost}
+
+    def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
+        """How far the loss on the arm's own masks is below that of word frequencies.
+
+        The ratio with the largest gap counts.
 
         Args:
-            scale: what a part is divided by; 1 where it is None. Tasks that are better when they
-                are lower count with the other sign.
+            of: the arm whose loss is taken; ``arm`` if not given.
         """
-        for arm in dict.fromkeys(arm for part in parts for arm in self.outcomes[part]):
-            seeds = sorted(set.intersection(*(set(self.values(part, arm)) for part in parts)))
-            rows = []
-            for part in parts:
-                divisor = (scale or {}).get(part) or 1
-                by_seed = self.values(part, arm)
-                rows.append([self.sign.get(part, 1) * by_seed[seed] / divisor for seed in seeds])
-            self.outcomes[name][arm] = dict(zip(seeds, np.mean(rows, axis=0).tolist()))
+        gaps = []
+        for outcome in self.own_heldout(arm):
+            for part in self.parts.get(outcome, ()):
+                unigram = self.runs(part.replace("heldout:", "unigram:", 1), of or arm)
+                known = unigram - self.runs(part, of or arm)
+                gaps += [float(np.nanmean(known))] if np.isfinite(known).any() else []
+        return max(gaps, default=None)
 
-    def _put(self, name: str, record: Record, value: object) -> None:
-        by_seed, seed = self.outcomes[name][record["arm"]], record["seed"]
-        where = f"arm {record['arm']!r}, seed {seed}, {name}"
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise MaskwiseError(
-                f"a record is not a finite number ({where})", got=repr(value), do="rerun that stage"
-            )
-        if seed in by_seed:
-            raise MaskwiseError(f"measured twice ({where})", do="keep one line of records.jsonl")
-        by_seed[seed] = float(value)
+    def describe(self, arm: str) -> ArmSummary:
+        facts = self.study["arms"][arm]
+        outcomes = [*self.tasks, *self.heldout, *self.evaluations]
+        scores = {
+            name: self.runs(name, arm).tolist()
+            for name in outcomes
+            if self.mean(name, arm) is not None
+        }
+        return {
+            "units": self.units(arm),
+            "gap_nats": self.gap_nats(arm),
+            "failures": sum(name == arm for name, _ in self.failed),
+            "compute": self.compute(arm),
+            "scores": {
+                name: [None if math.isnan(score) else score for score in runs]
+                for name, runs in scores.items()
+            },
+            "words": facts.get("sampler") or f"{facts['policy']} {facts['ratio']}",
+        }
+
+    def trained(self, name: str) -> list[str]:
+        """The arms that were trained for one side of a contrast; several for sides of transfer."""
+        if name in (OWN_TASK, OTHER_TASKS):
+            return list(self.study["learned"])
+        return [] if name == REFERENCE else [name]
+
+    def is_lost(self, name: str, seed: int) -> bool:
+        """Whether a run of this side and seed failed."""
+        return any((arm, seed) in self.failed for arm in self.trained(name))
+
+    def units(self, arm: str) -> str:
+        """What the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
+        facts = self.study["arms"].get(arm)
+        return facts.get("units", facts["policy"]) if facts else "token"
+
+    def own_heldout(self, arm: str) -> list[str]:
+        """The held-out losses on the arm's own kind of mask.
+
+        On another kind a good model may be worse than word frequencies.
+        """
+        facts = self.study["arms"].get(arm)
+        masks = facts.get("judged_on") if facts else None
+        return [f"heldout:{kind}" for kind in masks or ["token"]]
+
+    def formats(self, *names: str) -> set[str]:
+        """The output formats of encoder-decoders; empty for other models."""
+        arms = [arm for name in names for arm in self.trained(name)]
+        masks = [own for arm in arms for own in self.own_heldout(arm)]
+        # A format follows the units of the masks: "token sentinels", "token full".
+        return {own.partition(" ")[2] for own in masks} - {""}
+
+    def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
+        """The code of the flag on losses that measure different things in two arms; None if none.
+
+        The bound of masked diffusion uncovers tokens in random order whatever arms mask together,
+        so units do not matter to it.
+        """
+        names = [name for side in (arm, other) for name in self.trained(side) or [side]]
+        facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
+        tokenizers = {line["tokenizer"] for line in facts if "tokenizer" in line}
+        measured = self.measured(outcome, arm, other)
+        nats = any(self.measures[name].metric == NATS for name in measured)
+        loss = is_loss(outcome)
+        per_token = loss or nats or ":open-" in outcome or "per token" in outcome
+        if per_token and len(tokenizers) > 1:
+            return "different-tokenizers"
+        if not loss or outcome == f"heldout:{DIFFUSION}":
+            return None
+        if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
+            return "different-formats"
+        return "different-units" if len({self.units(name) for name in names}) > 1 else None
 
 
-def quantities(record: Mapping[str, object]) -> dict[str, float]:
-    """What a cost record says of steps, tokens, targets and FLOPs."""
-    return {
-        key: value
-        for key in QUANTITIES
-        if isinstance(value := record.get(key), int | float) and value
-    }
-
-
-def evaluation_name(record: Record) -> str:
-    """The outcome of an evaluation's record: by name and metric, for a set of cloze facts has
-    several.
-    """
-    return f"evaluation:{record['name']}:{record['metric']}"
+def is_loss(outcome: str) -> bool:
+    """Whether an outcome is a loss on masked text that was held out."""
+    return outcome.startswith("heldout:") or "perplexity" in outcome

@@ -1,14 +1,10 @@
-"""From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md) of a study's
-numbers.
+"""From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md).
 
-The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed.
-Fine-tuning seeds are already averaged inside a score; tasks are standardised and averaged inside
-the run; only then comes any statistic, so that seeds × tasks are never pooled.
-
-Read in this order: ``table`` (the records, checked), ``contrasts`` (differences, tests, verdicts),
-``flags`` (what makes a row not comparable, caps or qualifies it), ``words`` (sentences),
-``shares``, ``efficiency``, ``transfer``.
-Cost: milliseconds to a second.
+The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed; tasks are
+standardised and averaged inside the run before any statistic, so that seeds x tasks are never
+pooled. Read in this order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tests,
+verdicts), ``flags`` (what makes a row not comparable, caps or qualifies it), ``words`` (sentences),
+``gains`` (tables beside the contrasts). Cost: milliseconds to a second.
 """
 
 from __future__ import annotations
@@ -16,28 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import RULES, Contrast, Look, Planned, Record, Study, Summary
-from maskwise.study.power import look_weight, power_of
+from maskwise.files import RULES, Look, Planned, Record, Study, Summary
+from maskwise.study.outcomes import Outcomes
+from maskwise.study.statistics import look_weight, power_of
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
-from maskwise.study.verdict.efficiency import efficiency
-from maskwise.study.verdict.shares import gain_shares
-from maskwise.study.verdict.table import Table
-from maskwise.study.verdict.transfer import cells
-from maskwise.study.verdict.words import (
-    advice_of,
-    describe_arms,
-    headline_row,
-    headline_sentence,
-    row_sentence,
-)
+from maskwise.study.verdict.gains import efficiency, gain_shares, transfer_cells
+from maskwise.study.verdict.words import advice_of, headline_row, headline_sentence, row_sentence
 
 __all__ = ["primary_pairs", "summarise"]
 
-MADE_OF_ARMS = {
+SIDES_OF_TRANSFER = {
     OWN_TASK: "the policy learned from the task itself",
     OTHER_TASKS: "policies learned from other tasks",
 }
-"""What sentences call the two sides of a study of transfer."""
 
 
 def summarise(records: Iterable[Record], study: Study) -> Summary:
@@ -61,36 +48,38 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    pending = study.get("pending") or []
-    table = Table([line for line in lines if line.get("role") != "gate"], study)
-    words = describe_arms(study["arms"])
-    names = words | {REFERENCE: study.get("reference") or REFERENCE} | MADE_OF_ARMS
-    comparisons = [] if pending else _judged(lines, table, names)
+    pending = study.get("pending")
+    table = Outcomes([line for line in lines if line.get("role") != "gate"], study)
+    names = {REFERENCE: study.get("reference") or REFERENCE, **SIDES_OF_TRANSFER}
+    pairs = [] if pending else primary_pairs(study)
+    comparisons = _judged(lines, table, pairs, names)
     rows = [comparison.row for comparison in comparisons]
     primary = [row for row in rows if row["primary"]]
+    # The page is about the contrasts, and about the gate where nothing else was asked.
     asked = [row for row in primary if "gate" not in row] or primary
     head = headline_row(asked, study["baseline"])
-    planned, done = len(study["seeds"]), len(study["seeds"]) - len(pending)
+    match = study.get("match")
+    advice = advice_of(primary if table.gate else asked, names, study.get("looks") or ())
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
         "planned": _planned(study),
-        "matched_by": table.matched_by,
-        "arms": {arm: table.describe(arm, words[arm]) for arm in study["arms"]},
+        "matched_by": match["by"] if match else None,
+        "arms": {arm: table.describe(arm) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": head["verdict"] if head else None,
-        "headline": headline_sentence(asked, names if primary else words, study["baseline"]),
-        "advice": _advice(primary, asked, table, names),
-        "overlap": table.overlap,
+        "headline": headline_sentence(asked, names, study),
+        "advice": [sentence for _, sentence in advice],
+        "overlap": [_without_kind(line) for line in table.lines["overlap"]],
         "tasks": {
             task: {"helped": share, "counted": task in table.counted}
             for task, share in table.helped.items()
         },
-        "efficiency": efficiency(
-            table, [] if pending else list(dict.fromkeys(primary_pairs(study)))
-        ),
+        "efficiency": efficiency(table, pairs),
     }
     if pending:
+        planned = len(study["seeds"])
+        done = planned - len(pending)
         summary["pending"] = {"planned": planned, "done": done}
         summary["headline"] = (
             f"No verdict yet: {done} of {planned} planned runs of each arm are done."
@@ -101,24 +90,21 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         summary["shares"] = gain_shares(table, *share, names)
     learned = study.get("learned")
     if learned:
-        summary["transfer"] = cells(
-            table.outcomes, table.tasks, learned, study["baseline"], table.sign
-        )
+        summary["transfer"] = transfer_cells(table, learned, study["baseline"])
     return summary
 
 
-def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list[Comparison]:
+def _judged(
+    lines: list[Record], table: Outcomes, pairs: list[tuple[str, str]], names: Mapping[str, str]
+) -> list[Comparison]:
     """All rows with their verdicts and sentences; those of the gate first."""
-    study = table.study
     gate = list[Comparison]()
-    others = list[Comparison]()
-    pairs = primary_pairs(study)
-    if gate_of(study) is not None:
-        gate = compare(_gate_table(lines, table), *pairs.pop(0))
+    if pairs and gate_of(table.study):
+        gate = compare(_gate_table(lines, table), *pairs[0])
         for one in gate:
             one.row["gate"] = True
-    for pair in pairs:
-        others += compare(table, *pair)
+        pairs = pairs[1:]
+    others = [one for pair in pairs for one in compare(table, *pair)]
     decide(gate, others, table, names)
     for one in (*gate, *others):
         one.row["brief"] = row_sentence(one.row, names, brief=True)
@@ -126,32 +112,26 @@ def _judged(lines: list[Record], table: Table, names: Mapping[str, str]) -> list
     return [*gate, *others]
 
 
-def _gate_table(lines: list[Record], table: Table) -> Table:
-    """The runs that only the gate compares, at default settings; all runs, where the study has none
-    of its own.
-    """
+def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
+    """The runs that only the gate compares, at default settings; all runs, where there are none."""
     own = [line for line in lines if line.get("role") == "gate"]
     if not own:
         return table
-    arms = {
-        arm: facts
-        for arm, facts in table.study["arms"].items()
-        if any(line.get("arm") == arm for line in own)
-    }
+    compared = {line["arm"] for line in own}
+    arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
     overlap = [line for line in lines if line["kind"] == "overlap"]
-    looked = list[Look]()
-    for look in table.study.get("looked") or ():
-        own_look = look.copy()
-        if "seeds" in look:
-            own_look["seeds"] = [seed - FRESH_RUN for seed in look["seeds"]]
-        looked.append(own_look)
     # The gate's runs have the seeds that searched, and the looks and the tasks of the study.
     seeds = [seed - FRESH_RUN for seed in table.study["seeds"]]
+    looked: list[Look] = [
+        {**look, "seeds": [seed - FRESH_RUN for seed in look["seeds"]]}
+        for look in table.study.get("looked", ())
+    ]
     study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": looked}
-    return Table([*own, *overlap], study, counted=table.counted)
+    return Outcomes([*own, *overlap], study, counted=table.counted)
 
 
 def _planned(study: Study) -> Planned:
+    """What so many runs can decide, with the contrasts that share the error."""
     runs = len(study["seeds"])
     contrasts = len(primary_pairs(study)) - (gate_of(study) is not None)
     alpha = 0.05 * look_weight(study.get("looks"), runs) / max(contrasts, 1)
@@ -161,9 +141,7 @@ def _planned(study: Study) -> Planned:
     return {"runs": runs, "contrasts": contrasts, "power": power}
 
 
-def _advice(
-    primary: list[Contrast], asked: list[Contrast], table: Table, names: Mapping[str, str]
-) -> list[str]:
-    """Behind a gate that did not pass, the advice is on the gate, too."""
-    rows = primary if table.closed else asked
-    return [sentence for _, sentence in advice_of(rows, names, table.study.get("looks"))]
+def _without_kind(record: Record) -> Record:
+    line = record.copy()
+    del line["kind"]
+    return line

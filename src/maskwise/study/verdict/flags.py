@@ -1,8 +1,7 @@
-"""What keeps a row from an answer, caps its verdict, or must be known beside it: one table of
-flags.
+"""What keeps a row from an answer, caps its verdict, or a reader must know: one table of flags.
 
-A flag is raised where its test gives facts. The same facts fill its sentence and stand beside it in
-summary.json, so that the page, the terminal, a notebook and a script say the same.
+A flag is raised where its test returns facts. The same facts fill its sentence and stand beside it
+in summary.json, so that the page, the terminal, a notebook and a script say the same.
 
 | effect | what it does |
 |---|---|
@@ -13,29 +12,30 @@ summary.json, so that the page, the terminal, a notebook and a script say the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from maskwise.constants import (
+    CORRELATIONS,
     NATS,
-    OTHER_TASKS,
-    OWN_TASK,
     PLATEAU_NATS,
     REFERENCE,
     overlap_matters,
     overlap_words,
 )
 from maskwise.files import Contrast, Effect, RaisedFlag, Record
-from maskwise.study.power import can_decide
-from maskwise.study.verdict.table import TOLERANCE, Table, is_loss
+from maskwise.study.outcomes import TOLERANCE, Outcomes, is_loss
+from maskwise.study.statistics import can_decide
 
 Facts: TypeAlias = dict[str, object]
-Test: TypeAlias = Callable[[Contrast, Table], Facts | None]
+Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
 
 FIXED, TUNED = "at these settings", "each arm tuned"
-"""The scope of a verdict: what it says nothing beyond."""
-
+"""The scope of a verdict."""
+CHANCE_MARGIN = 0.02
+"""How far above chance a score may lie by luck, where the number of items is not known."""
 COSTS = {
     "steps": "steps",
     "tokens": "tokens read",
@@ -50,9 +50,9 @@ class Flag:
 
     Attributes:
         test: the facts of the sentence, or None where the flag is not raised. ``arms`` are names of
-            arms.
+            arms; ``minor`` facts call for no advice.
         sentence: a template over the facts.
-        advice: what to do about it; nothing where it is empty, or where the facts have ``minor``.
+        advice: what to do about it; nothing where it is empty.
     """
 
     code: str
@@ -62,12 +62,8 @@ class Flag:
     advice: str = ""
 
 
-def raised(row: Contrast, table: Table, names: Mapping[str, str]) -> list[RaisedFlag]:
-    """The flags of a row, in the order of the table.
-
-    Args:
-        names: the arms in words.
-    """
+def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[RaisedFlag]:
+    """The flags of a row, in the order of the table; ``names`` are the arms in words."""
     found: list[RaisedFlag] = []
     for flag in FLAGS:
         facts = flag.test(row, table)
@@ -83,80 +79,96 @@ def raised(row: Contrast, table: Table, names: Mapping[str, str]) -> list[Raised
     return found
 
 
-def scope_of(row: Contrast, table: Table) -> str:
-    """Whether each arm was tuned inside every replicate, or the verdict holds at these settings
-    alone.
-    """
+def scope_of(row: Contrast, table: Outcomes) -> str:
+    """Whether every seed tuned each arm, or the verdict holds at these settings alone."""
     return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
 
 
 # Nothing can be said
-# ---------------------------------------------------------------------------------
 
 
-def _gate_closed(row: Contrast, table: Table) -> Facts | None:
-    gate = table.closed.get((row["arm"], row["baseline"]))
-    return {"oracle": gate["arm"], "beaten": gate["baseline"]} if gate else None
+def _gate_closed(row: Contrast, table: Outcomes) -> Facts | None:
+    if table.gate is None or _pair(row) not in table.closed:
+        return None
+    return {"oracle": table.gate["arm"], "beaten": table.gate["baseline"]}
 
 
-def _no_pairs(row: Contrast, table: Table) -> Facts | None:
-    lost = any(table.failed.get(arm) for arm in _pair(row))
-    return {"runs": row["n"]} if row["n"] == 0 or (row["n"] == 1 and lost) else None
+def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
+    return None if row["n"] else {}
 
 
 def _differs(what: str) -> Test:
     """Whether the two sides differ in what a loss per token is measured in."""
 
-    def test(row: Contrast, table: Table) -> Facts | None:
+    def test(row: Contrast, table: Outcomes) -> Facts | None:
         return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
 
     return test
 
 
-def _at_floor(row: Contrast, table: Table) -> Facts | None:
-    """Held-out outcomes only. One side above the floor and one at it is an answer, unless that one
-    fell back to it.
+def _at_floor(row: Contrast, table: Outcomes) -> Facts | None:
+    """Held-out outcomes only.
+
+    One side above the floor and one at it is an answer, unless that one fell back to it.
     """
     if not is_loss(row["outcome"]):
         return None
-    sides = [table.behind(name) or [name] for name in _pair(row)]
-    low = [[arm for arm in side if table.at_floor(arm)] for side in sides]
-    arms = low[0] + low[1]
+    gaps = {
+        arm: gap
+        for side in _pair(row)
+        for arm in table.trained(side) or [side]
+        if (gap := table.gap_nats(arm)) is not None and gap < PLATEAU_NATS
+    }
+    low = [any(arm in gaps for arm in table.trained(side) or [side]) for side in _pair(row)]
     if not all(low):
-        arms = [arm for arm in arms if table.fell_back(arm)]
-    if not arms:
+        starts = {arm: table.gap_nats(arm, of=REFERENCE) for arm in gaps}
+        gaps = {arm: gap for arm, gap in gaps.items() if (starts[arm] or 0) >= PLATEAU_NATS}
+    if not gaps:
         return None
-    gaps = [round(table.gap_nats(arm) or 0.0, 3) for arm in arms]
-    told = " and ".join(f"{gap:+.2f}".replace("-", "−") for gap in gaps)
-    return {"arms": arms, "gaps": gaps, "told": told, "floor": PLATEAU_NATS}
+    rounded = [round(gap, 3) for gap in gaps.values()]
+    words = " and ".join(f"{gap:+.2f}".replace("-", "−") for gap in rounded)
+    return {"arms": list(gaps), "gaps": rounded, "words": words, "floor": PLATEAU_NATS}
 
 
-def _at_chance(row: Contrast, table: Table) -> Facts | None:
+def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
     outcomes = table.measured(row["outcome"], *_pair(row))
-    guessing = all(table.at_chance(name, arm) for name in outcomes for arm in _pair(row))
+    guessing = all(_guesses(table, name, arm) for name in outcomes for arm in _pair(row))
     return {"arms": list(_pair(row))} if guessing else None
 
 
+def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
+    """Whether a mean score is at most chance + 2 standard errors of the items.
+
+    Where chance is not known, nothing is at chance.
+    """
+    measure, mean = table.measures[outcome], table.mean(outcome, arm)
+    chance = measure.chance
+    if chance is None or mean is None:
+        return False
+    if not measure.higher_is_better:
+        return mean >= chance
+    if not measure.items:
+        return mean <= chance + CHANCE_MARGIN
+    # A correlation of n independent pairs has a variance of about 1 / n.
+    variance = 1.0 if measure.metric in CORRELATIONS else max(chance * (1 - chance), 0.0)
+    return mean <= chance + 2 * math.sqrt(variance / measure.items)
+
+
 # At most open
-# ----------------------------------------------------------------------------------------
 
 
-def _looked_before(row: Contrast, table: Table) -> Facts | None:
+def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     """An earlier verdict on other runs, that could have decided and was not planned."""
-    study = table.study
-    now = study["seeds"]
-    for look in study.get("looked") or ():
-        then = look.get("seeds", now[: look["runs"]])
-        planned = (
-            bool(study.get("looks")) and look["looks"] == study.get("looks") and {*then} <= {*now}
-        )
-        changed = (look["runs"], {*then}) != (len(now), {*now})
-        if changed and not planned and can_decide(look["runs"], look.get("contrasts", 1)):
-            return {"runs": look["runs"]}
+    looks, seeds = table.study.get("looks"), {*table.study["seeds"]}
+    for look in table.study.get("looked", ()):
+        then = {*look["seeds"]}
+        planned = looks is not None and look["looks"] == looks and then <= seeds
+        if then != seeds and not planned and can_decide(len(then), look["contrasts"]):
+            return {"runs": len(then)}
     return None
 
 
-def _settings_differ(row: Contrast, table: Table) -> Facts | None:
+def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
     """One search served all seeds, as in older studies, and what it chose by luck differs."""
     lines = [line for line in _choices(row, table) if "seed" not in line and line["chosen"]]
     chosen = {str(sorted((line["chosen"] or {}).items())) for line in lines}
@@ -164,82 +176,61 @@ def _settings_differ(row: Contrast, table: Table) -> Facts | None:
 
 
 # Notes
-# -----------------------------------------------------------------------------------------------
 
 
-def _missing_runs(row: Contrast, table: Table) -> Facts | None:
+def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
     planned = len(table.study["seeds"])
     missing = planned - row["n"]
-    lost = any(table.failed.get(arm) for arm in _pair(row))
-    return {"missing": missing, "planned": planned} if 0 < missing < planned and lost else None
-
-
-def _unmatched_compute(row: Contrast, table: Table) -> Facts | None:
-    """Quantities by which the two differ by more than 5 %; the one that was to be matched first."""
-    if {*_pair(row)} & {REFERENCE, OWN_TASK, OTHER_TASKS}:  # several arms, or none that was trained
+    if not 0 < missing < planned or not _has_failures(row, table):
         return None
-    by, ratios = row["compute"]["by"], row["compute"]["ratios"]
-    if not ratios:
-        return {"told": "the compute of the arms was not recorded", "ratios": {}, "minor": True}
+    return {"missing": missing, "planned": planned}
+
+
+def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
+    """The quantities by which the two differ by more than 5 %."""
+    ratios = row["compute"]["ratios"]
     off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
     if not off:
         return None
-    listed = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
-    matched = (
-        f"not matched by {COSTS[by]}: " if by in off else f"at equal {COSTS[by]}, " if by else ""
-    )
-    return {"told": f"{matched}{row['arm']} used {listed} of {row['baseline']}", "ratios": off}
+    spent = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
+    return {"arm": row["arm"], "baseline": row["baseline"], "spent": spent, "ratios": off}
 
 
-def _untuned(row: Contrast, table: Table) -> Facts | None:
-    trained = [arm for arm in _trained(row, table) if arm in table.study["arms"]]
-    return (
-        {"arms": trained} if trained and not row.get("gate") and not _choices(row, table) else None
-    )
+def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
+    trained = _trained(row, table)
+    if not trained or row.get("gate") or _choices(row, table):
+        return None
+    return {"arms": trained}
 
 
-def _tied_grid(row: Contrast, table: Table) -> Facts | None:
-    tied = [line["arm"] for line in _choices(row, table) if _is_tied(line)]
+def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
+    choices = _choices(row, table)
+    tied = [line["arm"] for line in choices if _is_tied(line)]
     if not tied:
         return None
-    return {
-        "arms": list(dict.fromkeys(tied)),
-        "searches": len(tied),
-        "all": len(_choices(row, table)),
-    }
+    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(choices)}
 
 
-def _grids_differ(row: Contrast, table: Table) -> Facts | None:
+def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
     """Also where an arm that was trained has no grid; the model as it is has nothing to tune."""
-    lines = [table.selection[arm] for arm in _trained(row, table)]
-    grids = {
-        str(sorted(str(point["setting"]) for point in of[0]["candidates"])) if of else ""
-        for of in lines
-    }
-    return {} if len(grids) > 1 else None
+    grids = dict.fromkeys(_trained(row, table), "")
+    for line in _choices(row, table):
+        grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
+    return {} if len({*grids.values()}) > 1 else None
 
 
-def _without_help(row: Contrast, table: Table) -> Facts | None:
+def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     """The tasks that the primary outcome leaves out; for the row of such a task, itself."""
     left = [task for task in table.tasks if task not in table.counted]
     if row["outcome"] != "tasks":
         left = [task for task in left if task == row["outcome"]]
     if not left or REFERENCE in _pair(row):  # against the start all tasks count
         return None
-    why = "pre-training helps there too seldom (study.helps)"
-    if not table.counted:
-        return {
-            "tasks": left,
-            "told": "pre-training helps too seldom on every task (study.helps); all count",
-        }
-    told = (
-        f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} not part of the primary "
-        f"outcome: {why}"
-    )
-    return {"tasks": left, "told": told}
+    effect = "left out of the primary outcome" if table.counted else "counted, as no task is left"
+    return {"tasks": left, "names": ", ".join(left), "effect": effect}
 
 
-def _item_noise(row: Contrast, table: Table) -> Facts | None:
+def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
     items = row["items"]
     if not items or not row["mean"] or not items["low"] <= 0 <= items["high"]:
         return None
@@ -248,41 +239,46 @@ def _item_noise(row: Contrast, table: Table) -> Facts | None:
     return {"half": half, "amount": amount}
 
 
-def _overlap(row: Contrast, table: Table) -> Facts | None:
-    names = table.measured(row["outcome"], *_pair(row))
-    lines = [line for line in table.overlap if line["task"] in names and line["overlapping"]]
-    if not lines:
+def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
+    tasks = table.measured(row["outcome"], *_pair(row))
+    lines = [line for line in table.lines["overlap"] if line["task"] in tasks]
+    counts = [(line["overlapping"], line["items"]) for line in lines if line["overlapping"]]
+    if not counts:
         return None
-    told = "; ".join(
-        overlap_words(line["overlapping"], line["items"], line["task"]) for line in lines
-    )
-    matters = any(overlap_matters(line["overlapping"], line["items"]) for line in lines)
-    return {"told": told, "tasks": [line["task"] for line in lines], "minor": not matters}
+    tasks = [line["task"] for line in lines if line["overlapping"]]
+    words = [overlap_words(*count, task) for count, task in zip(counts, tasks)]
+    minor = not any(overlap_matters(*count) for count in counts)
+    return {"overlaps": "; ".join(words), "tasks": tasks, "minor": minor}
 
 
 # What the tests share
-# --------------------------------------------------------------------------------
 
 
 def _pair(row: Contrast) -> tuple[str, str]:
     return row["arm"], row["baseline"]
 
 
-def _trained(row: Contrast, table: Table) -> list[str]:
-    """The arms behind both sides, each once."""
-    return list(dict.fromkeys(arm for side in _pair(row) for arm in table.behind(side)))
+def _trained(row: Contrast, table: Outcomes) -> list[str]:
+    """The arms that were trained for both sides, each once."""
+    return list(dict.fromkeys(arm for side in _pair(row) for arm in table.trained(side)))
 
 
-def _choices(row: Contrast, table: Table) -> list[Record]:
-    """What searches chose for the arms of a row."""
-    return [line for arm in _trained(row, table) for line in table.selection.get(arm, ())]
+def _has_failures(row: Contrast, table: Outcomes) -> bool:
+    trained = _trained(row, table)
+    return any(arm in trained for arm, _ in table.failed)
+
+
+def _choices(row: Contrast, table: Outcomes) -> list[Record]:
+    """What searches chose for the arms of a row: a record per seed, or one in older studies."""
+    trained = _trained(row, table)
+    lines = [line for line in table.lines["selection"] if line["arm"] in trained]
+    return sorted(lines, key=lambda line: trained.index(line["arm"]))
 
 
 def _is_tied(line: Record) -> bool:
-    """Whether all points of a grid have the same score; older records do not say so."""
-    means = [point.get("mean") for point in line["candidates"]]
-    old = "seed" not in line and len(means) > 1 and means[0] is not None and len({*means}) == 1
-    return bool(line.get("tied")) or old
+    """Whether all points of a grid have the same score; older records have their means alone."""
+    means = {point.get("mean") for point in line["candidates"]}
+    return line.get("tied", "seed" not in line and len(means) == 1 and means != {None})
 
 
 FLAGS = (
@@ -326,7 +322,7 @@ FLAGS = (
         "floor",
         "invalid",
         _at_floor,
-        "{arms} predicted held-out text hardly better than word frequencies ({told} nats; "
+        "{arms} predicted held-out text hardly better than word frequencies ({words} nats; "
         "{floor} is the least that"
         " shows learning)",
         "Train longer or mask more; where the loss is worse than that of word frequencies, "
@@ -369,7 +365,7 @@ FLAGS = (
         "compute",
         "notes",
         _unmatched_compute,
-        "{told}",
+        "{arm} used {spent} of {baseline}",
         "Compare quality by targets and FLOPs, too (study.match).",
     ),
     Flag(
@@ -388,7 +384,12 @@ FLAGS = (
         "Use dev rows, or settings, that tell the points of the grid apart.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
-    Flag("no-help", "notes", _without_help, "{told}"),
+    Flag(
+        "no-help",
+        "notes",
+        _without_help,
+        "pre-training helps too seldom on {names} (study.helps): {effect}",
+    ),
     Flag(
         "items",
         "notes",
@@ -402,7 +403,7 @@ FLAGS = (
         "overlap",
         "notes",
         _overlap,
-        "{told}",
+        "{overlaps}",
         "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
     ),
 )
