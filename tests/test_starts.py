@@ -93,7 +93,7 @@ def test_a_package_is_never_a_file_of_the_working_folder(package, tmp_path, monk
 
 def test_a_package_that_raises_is_one_line(package):
     (package.parent / "__init__.py").write_text("raise RuntimeError('broken\\nfor good')\n")
-    with pytest.raises(MaskwiseError, match=r"carries no model; got broken$"):
+    with pytest.raises(MaskwiseError, match=r"has no model; got broken$"):
         resolve_start("package:carried_model")
 
 

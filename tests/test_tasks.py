@@ -277,7 +277,7 @@ def spoil(tmp_path, case):
         ("ending", "unknown ending"),
         ("split name", "unknown split in .* 'trian'.* did you mean 'train'"),
         ("no train", "no training split"),
-        ("no tag", "line 1 of .* has no tag"),
+        ("no tag", "line 1 of .* has too few columns"),
         ("missing", "does not exist"),
     ],
 )

@@ -344,22 +344,28 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
 @pytest.mark.parametrize(
     "spec, words",
     [
-        ("factworld(people=2)", "people of factworld; got 2; allowed: a whole number, 10 to 1800"),
+        (
+            "factworld(people=2)",
+            "people of factworld is not valid; got 2; allowed: a whole number from 10 to 1800",
+        ),
         ("factworld(people=many)", "people is not valid; got 'many'; allowed: a whole number"),
         (
             "factworld(persons=20)",
             "unexpected keyword argument 'persons'; allowed: factworld(seed=0, people=",
         ),
         ("factworld(asked=hobby)", "asked of factworld; got hobby; allowed: job, city, year"),
-        ("factworld(facts=[birth])", "and what tells the job"),
+        ("factworld(facts=[birth])", "with one about the job"),
         ("factworld(friends=2)", "friends of factworld; got 2; allowed: such as True"),
-        ("factworld(seed=now)", "seed of factworld; got now; allowed: a whole number, or run"),
+        ("factworld(seed=now)", "seed of factworld is not valid; got 'now'"),
         ("factworld(people=20", "cannot read this setting"),
         (
             "factworld(train_rows=few)",
             "train_rows of task 'factworld'; got few; allowed: a whole number",
         ),
-        ("causalworld(noise=.7)", "noise of causalworld; got 0.7; allowed: a number, 0.0 to 0.5"),
+        (
+            "causalworld(noise=.7)",
+            "noise of causalworld is not valid; got 0.7; allowed: a number from 0.0 to 0.5",
+        ),
         ("causalworld(influences=2)", "influences of causalworld; got 2; allowed: an odd number"),
         (
             "causalworld(causes=3, influences=1, asked=1000)",

@@ -1,35 +1,33 @@
-"""Layers: what is known about a text, as spans of its characters, and how they are laid over
-tokens.
+"""Layers: annotations as spans of the characters of a text, and their alignment with tokens.
 
-Everything that is known about a text (parts of speech, names, phrases, how informative a word is)
-comes as layers over its *characters*, made by an annotator: texts in, spans of characters out, and
-a version that names all it depends on. An annotator never sees a tokenizer, is run once for each
-corpus, and its output is stored under the hash of the text and its ``version``. Workers rebuild an
-annotator from a plain string such as ``pos(model="en_core_web_sm")``: nothing is pickled. Some
-annotators need to see the whole corpus first (phrases, frequency, …): they are `Fitted`.
+Annotations (parts of speech, names, phrases, how informative a word is) are layers over
+*characters*, made by an annotator: texts in, spans out, and a version that covers all it depends
+on. An annotator never sees a tokenizer, is run once for each corpus, and its output is stored under
+the hash of the text and its ``version``. Workers rebuild an annotator from a plain string such as
+``pos(model="en_core_web_sm")``: nothing is pickled. Some annotators need the whole corpus first
+(phrases, frequency, …): they are `Fitted`.
 
-`align` turns spans into layers over tokens, by the offsets that the tokenizer gave and never by
-tokenising the text again, so that every tokenizer gets the same tags. The rule for each token of a
-text:
+`align` maps spans to tokens by the tokenizer's offsets, and never tokenises the text again, so that
+every tokenizer gets the same tags. The rule for each token of a text:
 
-- a **span** holds the tokens whose first visible character it covers (a lone blank or "▁" goes with
-  the word right behind it, other white space with the span that covers it, so that no span has a
+- a **span** has the tokens whose first visible character it covers (a lone blank or "▁" goes with
+  the word right after it, other white space with the span that covers it, so that no span has a
   hole);
 - a **tag** or **weight** belongs to words: a word (words.py) has the one that covers its first
-  visible character, and all its tokens carry it, also where the annotator saw two words in it
+  visible character, and so have all its tokens, even if the annotator saw two words in it
   ("gim|me").
 
 So a span that begins inside a token loses that token, and a span that ends inside a token keeps it.
 Layers over tokens are negative where there is nothing; therefore the stored code of a label is one
 more than its number over tokens.
 
-- ``spans``: int32, the number of the span in its document; its label, where there are labels, in a
+- ``spans``: int32, the number of the span in its document; its label, if there are labels, in a
   second layer NAME_label, int16, as tags;
-- ``categorical``: int16, the place of the label in ``Layer.labels``;
+- ``categorical``: int16, the index of the label in ``Layer.labels``;
 - ``weight``: float32, 0 where there is nothing.
 
-A piece that ends inside a span cuts the span in two. That gives nothing away: each half stands in a
-piece of its own, and none sees the other.
+A piece that ends inside a span cuts the span in two. That reveals nothing: each half is in a piece
+of its own, and neither sees the other.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -57,11 +55,11 @@ Kind = Literal["categorical", "spans", "weight"]
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer says.
+    """The kind of a layer and its labels.
 
-    - ``categorical``: one of ``labels`` per word, as a part of speech. Values are int16 codes.
-    - ``spans``: pieces of text that belong together, as a name; with ``labels`` each has a code,
-      else no value.
+    - ``categorical``: one of ``labels`` per word, such as a part of speech. Values are int16 codes.
+    - ``spans``: pieces of text that belong together, such as a name; with ``labels`` each has a
+      code, otherwise no value.
     - ``weight``: a float32 per word or span.
 
     Code 0 is "none" everywhere; code i + 1 is ``labels[i]``.
@@ -72,60 +70,54 @@ class Layer:
 
     @property
     def dtype(self) -> type[np.generic] | None:
-        """The type of the values; None for a layer that has none."""
+        """Type of the values; None for a layer without values."""
         if self.kind == "weight":
             return np.float32
         return np.int16 if self.kind == "categorical" or self.labels else None
 
 
 class CharSpans(NamedTuple):
-    """S spans over one text: sorted, without overlap, none empty; by characters of the original
-    text.
+    """S spans over the characters of one text: sorted, without overlap, none empty.
+
+    Attributes:
+        start, end: (S,); the end is exclusive.
+        value: (S,) int16 codes or float32 weights; None if the layer has no values.
     """
 
-    start: NDArray[np.int32]  # (S,)
-    end: NDArray[np.int32]  # (S,), exclusive
-    value: Array | None = None  # (S,) int16 codes or float32; None where the layer has no values
+    start: NDArray[np.int32]
+    end: NDArray[np.int32]
+    value: Array | None = None
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[Any]], layer: Layer) -> CharSpans:
-        """From (start, end) or (start, end, value) in any order; a value is a label's code or a
-        weight.
-        """
+        """Make them of (start, end) or (start, end, value) in any order."""
         found = sorted(spans, key=lambda span: span[0])
-        start = np.array([span[0] for span in found], dtype=np.int32)
-        end = np.array([span[1] for span in found], dtype=np.int32)
+        start, end = (np.array([span[i] for span in found], dtype=np.int32) for i in (0, 1))
         if layer.dtype is None:
             return cls(start, end)
         return cls(start, end, np.array([span[2] for span in found], dtype=layer.dtype))
 
 
 class Annotator(Protocol):
-    """Makes one or more layers. Its output for a text depends on that text alone, never on its
-    neighbours.
-    """
+    """Makes layers of texts. Its output for a text depends on that text alone."""
 
     @property
     def name(self) -> str:
-        """Under which it stands in the table, such as "pos"."""
+        """Its name in the table, such as "pos"."""
         ...
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """Name → layer, under the names that policies read: "pos", "salient", "phrase", "sentence",
-        …
-        """
+        """Name → layer, by the names that policies read: "pos", "salient", "phrase", …."""
         ...
 
     @property
     def version(self) -> str:
-        """Hash (`digest`) of everything that its output depends on: settings, rules, weights,
-        vocabulary.
-        """
+        """Hash (`digest`) of all its output depends on: settings, rules, weights, vocabulary."""
         ...
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its spans by layer. An empty text, and one that is all noise, is no error.
+        """Return the spans of each text by layer. Empty texts and noise are no error.
 
         A long text comes in parts, unless the class says ``whole_texts = True``: it looks texts up.
         """
@@ -136,83 +128,45 @@ class Annotator(Protocol):
 class Fitted(Annotator, Protocol):
     """An annotator that counts over the whole corpus before it can annotate.
 
-    If the corpus has nothing for it, it may say so in a line under ``notice`` (None: nothing to
-    say), and give empty layers; or refuse in `fit`, which ends the run.
+    If the corpus has nothing for it, it may have a line under ``notice`` and give empty layers, or
+    refuse in `fit`, which ends the run.
     """
 
     @property
     def fitted(self) -> bool:
-        """Whether it has what it needs, as it was built from what a fit had saved. If not, its
-        ``version`` covers its settings, and `annotate` is not to be called."""
+        """Whether it was built from a saved fit. If not, its ``version`` covers its settings, and
+        `annotate` must not be called.
+        """
         ...
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read all texts once (in bounded memory), save what was learnt into the empty ``folder``.
+        """Read all texts once, in bounded memory, and save the fit into the empty ``folder``.
 
         Returns:
-            The string of the annotator that reads the folder, as
-            ``phrases(vocabulary="/out/fitted/phrases")``. That one is fitted, and its ``version``
-            is the hash of the *contents* of the folder, not its path.
+            The string of the annotator that reads the folder, such as
+            ``phrases(vocabulary="/out/fitted/phrases")``. It is fitted, and its ``version`` is the
+            hash of the *contents* of the folder, not its path.
         """
         ...
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits over the parts: bytes as they are, paths by their content, else by ``str``."""
+    """Hash the parts to 16 hex digits: bytes, paths by their content, others by ``str``."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
             with part.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
+        elif isinstance(part, bytes):
+            content = part
         else:
-            content = (
-                part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-            )
+            content = str(part).encode("utf-8", "surrogatepass")
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
 
 
-def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer") -> None:
-    """Refuse what cannot be laid on a text of ``size`` characters.
-
-    Raises:
-        MaskwiseError: spans out of order, overlapping, empty or outside the text; values of another
-            number or type than the layer has, or codes without a label.
-    """
-    start, end, value = spans
-    ordered = (start < end).all() and (start[1:] >= end[:-1]).all()
-    if len(start) != len(end) or (
-        len(start) and not (ordered and start[0] >= 0 and end[-1] <= size)
-    ):
-        raise MaskwiseError(
-            f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
-        )
-    if (value is None) != (layer.dtype is None) or (value is not None and len(value) != len(start)):
-        raise MaskwiseError(
-            f"{name}: a {layer.kind} layer needs one value per span", got=f"{len(start)} spans"
-        )
-    if value is not None and (
-        value.dtype != layer.dtype or (layer.kind == "weight" and not np.isfinite(value).all())
-    ):
-        raise MaskwiseError(
-            f"{name}: values must be finite and {np.dtype(layer.dtype)}", got=value.dtype
-        )
-    if value is not None and layer.kind != "weight" and len(value):
-        low, high = int(value.min()), int(value.max())
-        if low < 0 or high > len(layer.labels):
-            raise MaskwiseError(
-                f"{name}: a code without a label",
-                got=f"{low}…{high}",
-                allowed=f"0…{len(layer.labels)}",
-            )
-
-
-LABEL = "_label"
-"""Behind the name of a layer of spans: the layer of their labels."""
-
-
 class Layered(Protocol):
-    """Whatever knows layers of texts: an annotator, or a store of what one has made."""
+    """An annotator, or a store of its output."""
 
     @property
     def layers(self) -> Mapping[str, Layer]: ...
@@ -220,13 +174,47 @@ class Layered(Protocol):
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]: ...
 
 
+def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer") -> None:
+    """Refuse spans that do not fit a text of ``size`` characters.
+
+    Raises:
+        MaskwiseError: spans out of order, overlapping, empty or outside the text; values of another
+            number or type than the layer has, or codes without a label.
+    """
+    start, end, value = spans
+    borders = np.stack([start, end], axis=1).ravel() if len(start) == len(end) else start[:0]
+    inside = not len(borders) or (borders[0] >= 0 and borders[-1] <= size)
+    if len(start) != len(end) or not inside or (start >= end).any() or (end[:-1] > start[1:]).any():
+        what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
+        raise MaskwiseError(what)
+    if layer.dtype is None and value is None:
+        return
+    if layer.dtype is None or value is None or len(value) != len(start):
+        what = f"{name}: a {layer.kind} layer needs one value per span"
+        raise MaskwiseError(what, got=f"{len(start)} spans")
+    if value.dtype != layer.dtype or not np.isfinite(value).all():
+        what = f"{name}: values must be finite and {np.dtype(layer.dtype)}"
+        raise MaskwiseError(what, got=value.dtype)
+    if layer.kind != "weight" and len(value):
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high > len(layer.labels):
+            allowed = f"0…{len(layer.labels)}"
+            what = f"{name}: a code without a label"
+            raise MaskwiseError(what, got=f"{low}…{high}", allowed=allowed)
+
+
+LABEL = "_label"
+"""Suffix of the layer of labels of a layer of spans."""
+
+
 def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
-    """The names of the layers over tokens that ``layers`` give."""
-    return tuple(
-        part
-        for name, layer in layers.items()
-        for part in ((name, name + LABEL) if layer.kind == "spans" and layer.labels else (name,))
-    )
+    """Return the names of the layers over tokens."""
+    names = []
+    for name, layer in layers.items():
+        names.append(name)
+        if layer.kind == "spans" and layer.labels:
+            names.append(name + LABEL)
+    return tuple(names)
 
 
 def align(
@@ -235,70 +223,53 @@ def align(
     placed: Placed,
     word_ids: NDArray[np.int32],
 ) -> dict[str, Array]:
-    """Spans of N texts → layers over their T tokens.
+    """Map the spans of N texts to layers over their T tokens.
 
     Args:
         found: for each text its spans by layer, as `Layered.annotate` gives them.
-        layers: what the layers are.
+        layers: kinds of the layers.
         placed, word_ids: (T,) of `place_tokens` and `number_words`.
 
     Returns:
         Name → (T,), for each of `token_layers`.
     """
-    opens = _opens_word(word_ids, placed.lengths)
-    return {
-        part: values
-        for name, layer in layers.items()
-        for part, values in _lay(
-            name, layer, [spans[name] for spans in found], placed, word_ids, opens
-        ).items()
-    }
-
-
-def _lay(
-    name: str,
-    layer: Layer,
-    texts: list[CharSpans],
-    placed: Placed,
-    word_ids: NDArray[np.int32],
-    opens: NDArray[np.int64],
-) -> dict[str, Array]:
-    counts = np.fromiter((len(spans.start) for spans in texts), dtype=np.int64, count=len(texts))
-    base = np.repeat(placed.base, counts)
-    start, end = (_joined([spans[side] for spans in texts], np.int64) + base for side in (0, 1))
-    if layer.kind == "spans":
-        place, inside = placed.first, placed.first >= 0
-    else:
-        place, inside = placed.first[opens], word_ids >= 0
-    at = np.searchsorted(start, place, side="right") - 1
-    covered = inside & (at >= 0)
-    covered[covered] = place[covered] < end[at[covered]]
-    at = at[covered]
-    laid: dict[str, Array] = {}
-    if layer.kind == "spans":
-        within = rank_within(counts)
-        laid[name] = _scattered(within[at].astype(np.int32), covered, empty=-1)
-    if layer.dtype is not None:
-        values = _joined([spans.value for spans in texts], layer.dtype)[at]
-        if layer.kind == "weight":
-            laid[name] = _scattered(values, covered, empty=0)
+    text = np.repeat(np.arange(len(found)), placed.lengths)
+    opens = changes(word_ids, text) | (word_ids < 0)
+    first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
+    result: dict[str, Array] = {}
+    for name, layer in layers.items():
+        spans = [of_text[name] for of_text in found]
+        counts = np.array([len(each.start) for each in spans], dtype=np.int64)
+        base = np.repeat(placed.base, counts)
+        start = _joined([each.start for each in spans], np.int64) + base
+        end = _joined([each.end for each in spans], np.int64) + base
+        if layer.kind == "spans":
+            place, covered = placed.first, placed.first >= 0
         else:
-            laid[name + LABEL * (layer.kind == "spans")] = _scattered(values - 1, covered, empty=-1)
-    return laid
+            place, covered = placed.first[first_of_word], word_ids >= 0
+        span = np.searchsorted(start, place, side="right") - 1
+        covered = covered & (span >= 0)
+        covered[covered] = place[covered] < end[span[covered]]
+        span = span[covered]
+        if layer.kind == "spans":
+            number = rank_within(counts).astype(np.int32)
+            result[name] = _scattered(number[span], covered, empty=-1)
+        if layer.dtype is None:
+            continue
+        values = _joined([each.value for each in spans], layer.dtype)[span]
+        if layer.kind == "weight":
+            result[name] = _scattered(values, covered, empty=0)
+        else:
+            label_layer = name + LABEL if layer.kind == "spans" else name
+            result[label_layer] = _scattered(values - 1, covered, empty=-1)
+    return result
 
 
 def _scattered(values: Array, covered: NDArray[np.bool_], *, empty: int) -> Array:
-    """(T,) the values where tokens are covered, else ``empty``."""
+    """(T,) put the values at the covered tokens, and ``empty`` elsewhere."""
     full = np.full(len(covered), empty, dtype=values.dtype)
     full[covered] = values
     return full
-
-
-def _opens_word(word_ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(T,) the first token of each token's word; of tokens in no word, themselves."""
-    text = np.repeat(np.arange(len(lengths)), lengths)
-    fresh = changes(word_ids, text) | (word_ids < 0)
-    return np.maximum.accumulate(np.where(fresh, np.arange(len(word_ids)), 0))
 
 
 def _joined(parts: Sequence[Any], dtype: Any) -> Array:

@@ -1,16 +1,15 @@
-"""Invented worlds: a corpus and questions about it of which everything is known, and so also the
-best policy.
+"""Invented worlds: a corpus and questions about it for which the best policy is known.
 
 ``factworld`` tells of invented people. A question asks for one attribute of a person, and the
-answer can be known from the corpus alone: those who answer learn the form of the question from
-*other* people. ``causalworld`` is the contrary. There the answer follows from the question by a
-rule that fine-tuning teaches and no text states, so no stage of pre-training can help.
+corpus alone has the answer: those who answer learn the form of the question from *other* people.
+``causalworld`` is the contrary: the answer follows from the question by a rule that fine-tuning
+teaches and no text states, so no stage of pre-training can help.
 
 A world is named wherever a corpus or a task is, ``factworld(people=300, asked="job", seed=0)``, and
 its texts carry their own layers: ``salient``, the spans of all named entities, and ``asked``, those
-of the attribute that is asked for. The words are the same in every world, so that a model can go on
-from one world to the next; ``seed`` decides who lives there, and ``seed="run"`` makes it the seed
-of the run, so that a study's replicate is a world and a model.
+of the attribute in question. The words are the same in every world, so that a model can continue in
+another one; ``seed`` decides who lives there, and ``seed="run"`` takes the seed of the run, so that
+a study's replicate is a world and a model.
 
 Cost: a thousand texts in 0.3 s.
 """
@@ -27,13 +26,13 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import text_id
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
-"""What can be asked of a person. A job is no named entity; the others are."""
+"""Attributes of a person that can be asked for. A job is no named entity; the others are."""
 SAME_WORDS = {
     "trade": "job",
     "place": "city",
@@ -41,25 +40,21 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""The same words where they are of nobody who is asked about, by what they are called there."""
-SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
-"""How people are split: those whose answers are shown, those that settings are chosen on, and those
-that count.
-"""
+"""The same words where they are facts about nobody, and the attributes that they are words of."""
+TRAIN_SHARE, DEV_SHARE = 0.5, 0.1
+"""Shares of the people whose answers are shown, and of those for choosing settings; the rest count."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
-"""What a word of a biography is: of nobody but the person, of somebody else, or of the language."""
+"""Kinds of words in a biography: facts about the person, about others, or the language."""
 RUN = "run"
 
 Row = TypeVar("Row")
 Piece = tuple[str, str]
-"""A word or name of a text, and what it is: an attribute, ``name``, ``friend``, ``change``, or
-nothing.
-"""
+"""A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
 
 
 @cache
 def language() -> dict[str, Any]:
-    """Templates of sentences, words, and what names are made of."""
+    """Return templates of sentences, words, and the parts of names."""
     path = Path(__file__).parent.parent / "data" / "worlds.yaml"
     parts: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return parts
@@ -67,19 +62,18 @@ def language() -> dict[str, Any]:
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """The words of all worlds by what they are. Names are invented, and none stands for two things."""
-    draw, parts = random.Random("words of invented worlds"), language()["names"]
+    """Return the words of all worlds by kind. Names are invented, each for one thing."""
+    draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
     words["year"] = [str(year) for year in range(1900, 1960)]
     used = {word for known in words.values() for word in known}
+    parts = language()["names"]
+    openings, middles = parts["openings"].split(), parts["middles"].split()
     for kind, (count, endings) in parts["endings"].items():
         names: list[str] = []
         while len(names) < count:
-            beginning = draw.choice(parts["openings"].split()) + draw.choice(
-                parts["middles"].split()
-            )
-            name = beginning + draw.choice(endings)
+            name = draw.choice(openings) + draw.choice(middles) + draw.choice(endings)
             if name not in used:
                 used.add(name)
                 names.append(name.capitalize())
@@ -91,8 +85,7 @@ def lexicon() -> dict[str, list[str]]:
 class World(ABC):
     """An invented world: its texts, their layers, and questions.
 
-    It is also the annotator of its own texts, which it looks up; to other texts it has nothing to
-    say.
+    It also annotates its own texts, which it looks up; other texts get no spans.
     """
 
     seed: int | str = 0
@@ -100,76 +93,68 @@ class World(ABC):
     name: ClassVar[str]
     whole_texts: ClassVar[bool] = True
     salient: ClassVar[frozenset[str]]
-    """What of a text is a named entity."""
+    """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
-    """The least and the greatest value of options that are numbers."""
-    lists: ClassVar[frozenset[str]] = frozenset()
-    """Options that may be lists of what they are else."""
+    """Least and greatest values of options that are numbers."""
 
     def __post_init__(self) -> None:
-        if self.seed != RUN and type(self.seed) is not int:
-            raise MaskwiseError(
-                f"seed of {self.name}", got=self.seed, allowed=f"a whole number, or {RUN}"
-            )
-        for name, (value, default) in self._options().items():
-            good = type(value) is type(default) or (name in self.lists and type(value) is tuple)
-            allowed = f"such as {default!r}"
+        for name, (value, usual) in self._options().items():
             if name in self.ranges:
                 low, high = self.ranges[name]
-                number = "whole number" if type(default) is int else "number"
-                good = type(value) in (int, type(default)) and low <= value <= high
-                allowed = f"a {number}, {low} to {high}"
-            if name != "seed" and not good:
+                check = whole_number if isinstance(usual, int) else finite_number
+                check(f"{name} of {self.name}", value, least=low, most=high)
+            elif name not in ("asked", "seed") and type(value) is not type(usual):
+                allowed = f"such as {usual!r}"
                 raise MaskwiseError(f"{name} of {self.name}", got=value, allowed=allowed)
+        if self.seed != RUN:
+            whole_number(f"seed of {self.name}", self.seed, do=f"or take {RUN!r}")
 
     def __str__(self) -> str:
-        """The world as one writes it: only what is not as usual."""
+        """Write the world with the options that differ from their defaults."""
         options = self._options().items()
-        return str(
-            Call(self.name, (), {name: value for name, (value, usual) in options if value != usual})
-        )
+        changed = {name: value for name, (value, usual) in options if value != usual}
+        return str(Call(self.name, (), changed))
+
+    def _options(self) -> dict[str, tuple[Any, Any]]:
+        """Return every option's value and default; the seed comes last."""
+        options = {option.name: option.default for option in fields(self)}
+        options["seed"] = options.pop("seed")
+        return {name: (getattr(self, name), usual) for name, usual in options.items()}
+
+    @abstractmethod
+    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+        """Yield the name and the pieces of every text."""
+
+    @abstractmethod
+    def questions(self) -> dict[str, list[dict[str, Any]]]:
+        """Return records with ``question``, ``answers`` and, of several, ``relation``, by split."""
+
+    @property
+    @abstractmethod
+    def task_name(self) -> str:
+        """Name of its task in records."""
+
+    @property
+    @abstractmethod
+    def answers(self) -> tuple[str, ...]:
+        """Kinds of words that answers are."""
 
     @property
     def layers(self) -> Mapping[str, Layer]:
         """The layers of its texts."""
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
-    def _options(self) -> dict[str, tuple[Any, Any]]:
-        """Every option's value and its default; the seed comes last."""
-        options = sorted(fields(self), key=lambda option: option.name == "seed")
-        return {option.name: (getattr(self, option.name), option.default) for option in options}
-
-    @abstractmethod
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
-        """The name and the pieces of every text."""
-
-    @abstractmethod
-    def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """Records with ``question`` and ``answers``, and ``relation`` if there are several, by
-        split.
-        """
-
-    @property
-    @abstractmethod
-    def task_name(self) -> str:
-        """What records call its task."""
-
-    @property
-    @abstractmethod
-    def answers(self) -> tuple[str, ...]:
-        """The kinds of words that answers are."""
-
     def documents(self) -> list[tuple[str, str]]:
-        """The name of every text, and the text."""
-        return [(name, text) for name, text, _ in self._told]
+        """Return the name of every text, and the text."""
+        return [(name, text) for name, text, _ in self._written]
 
     @cached_property
-    def _told(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
-        told = []
-        layers = self.layers
+    def _written(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
+        """Names, texts and their spans."""
+        written = []
         for name, pieces in self._texts():
             text = ""
-            spans: dict[str, list[Any]] = {layer: [] for layer in layers}
+            spans: dict[str, list[Any]] = {layer: [] for layer in self.layers}
             for word, kind in pieces:
                 if text and word not in ".,?":
                     text += " "
@@ -182,13 +167,13 @@ class World(ABC):
                 if "tag" in spans:
                     tag = kind if kind in TAGS else "other"
                     spans["tag"].append((*place, 1 + TAGS.index(tag)))
-            found = {layer: CharSpans.of(spans[layer], layers[layer]) for layer in layers}
-            told.append((name, text, found))
-        return told
+            found = {key: CharSpans.of(spans[key], layer) for key, layer in self.layers.items()}
+            written.append((name, text, found))
+        return written
 
     @cached_property
     def _known(self) -> dict[int, dict[str, CharSpans]]:
-        return {text_id(text): spans for _, text, spans in self._told}
+        return {text_id(text): spans for _, text, spans in self._written}
 
     @property
     def version(self) -> str:
@@ -196,44 +181,44 @@ class World(ABC):
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """The spans of its own texts; none for any other text."""
+        """Return the spans of its own texts; none for any other text."""
         none = {name: CharSpans.of([], layer) for name, layer in self.layers.items()}
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Random draws that depend on the world's seed and on what they are for."""
+        """Return random draws that depend on the world's seed and on their purpose."""
         return random.Random(f"{self.name} {0 if self.seed == RUN else self.seed} {purpose}")
 
 
 @cache  # a study asks for it again for each of its hundreds of stages
 def _version(world: World) -> str:
-    return digest(
-        world.name,
-        " ".join(world.answers),
-        *(["tag"] if "tag" in world.layers else []),
-        *(part for name, text in world.documents() for part in (name, text)),
-    )
+    parts = [world.name, " ".join(world.answers)]
+    if "tag" in world.layers:
+        parts.append("tag")
+    for name, text in world.documents():
+        parts += [name, text]
+    return digest(*parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactWorld(World):
-    """Invented people, each told of in several short biographies of about 50 tokens.
+    """Invented people, each with several short biographies of about 50 tokens.
 
     Attributes:
-        people: how many.
+        people: number of people.
         asked: the attribute that questions ask for: one of ``ATTRIBUTES``, or several.
-        facts: what a biography tells: birth (city and year), work (job and employer), study
+        facts: facts in a biography: birth (city and year), work (job and employer), study
             (university).
         biographies: texts for each person; the same facts in another order, among other
             distractors.
-        paraphrases: in how many ways a fact may be put, of three.
+        paraphrases: number of wordings of a fact, up to three.
         friends: whether a biography also says whom the person met, and where.
-        fillers: sentences in it that are about nobody.
-        decoys: sentences in it where a word of the asked kind is of no use: some friend once saw a
-            baker. What is useful can then be told by the place of a word, and not by the word.
-        others: other people than those of the questions, none of whom has the name of one of them.
-        tags: whether the texts carry a third layer, ``tag``: what every word is, of ``TAGS``.
-        seed: who lives there, and what is said of them.
+        fillers: sentences in it about nobody.
+        decoys: sentences in it with a useless word of the asked kind: some friend once saw a baker.
+            Then only the place of a word, and not the word, shows whether it is useful.
+        others: other people than those of the questions, with other names.
+        tags: whether the texts carry a third layer, ``tag``: the kind of every word, of ``TAGS``.
+        seed: of the people and the texts.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
     >>> world.documents()[0][1].partition(".")[0]
@@ -252,20 +237,7 @@ class FactWorld(World):
     tags: bool = False
 
     name = "factworld"
-    salient = frozenset(
-        {
-            "name",
-            "friend",
-            "city",
-            "year",
-            "university",
-            "employer",
-            "place",
-            "time",
-            "school",
-            "firm",
-        }
-    )
+    salient = frozenset({"name", "friend", *ATTRIBUTES, *SAME_WORDS} - {"job", "trade"})
     ranges = {
         "people": (10, 1800),
         "biographies": (1, 1000),
@@ -273,7 +245,6 @@ class FactWorld(World):
         "fillers": (0, 100),
         "decoys": (0, 100),
     }
-    lists = frozenset({"asked"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,11 +252,10 @@ class FactWorld(World):
         if not asked or not set(asked) <= set(ATTRIBUTES) or len(set(asked)) < len(asked):
             raise MaskwiseError("asked of factworld", got=self.asked, allowed=", ".join(ATTRIBUTES))
         known = language()["facts"]
-        told = " ".join(known[fact][0] for fact in self.facts if fact in known)
-        if not set(self.facts) <= set(known) or any(
-            f"{{{attribute}}}" not in told for attribute in asked
-        ):
-            allowed = f"some of {', '.join(known)}, and what tells the {' and the '.join(asked)}"
+        templates = " ".join(known[fact][0] for fact in self.facts if fact in known)
+        missing = [attribute for attribute in asked if f"{{{attribute}}}" not in templates]
+        if missing or not set(self.facts) <= set(known):
+            allowed = f"some of {', '.join(known)}, with one about the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
 
     @property
@@ -303,72 +273,73 @@ class FactWorld(World):
     @cached_property
     def persons(self) -> list[dict[str, str]]:
         """Every person's name and attributes. The values of an attribute are dealt out evenly."""
-        words, who = lexicon(), "others" if self.others else "people"
+        words = lexicon()
         names = [f"{first} {last}" for first in words["first"] for last in words["last"]]
         self._draw("names").shuffle(names)
-        taken = names[-self.people :] if self.others else names[: self.people]
-        dealt = {}
+        names = names[-self.people :] if self.others else names[: self.people]
+        columns = {"name": names}
         for attribute in ATTRIBUTES:
             values = words[attribute]
-            dealt[attribute] = [values[place % len(values)] for place in range(self.people)]
-            self._draw(f"{attribute} of {who}").shuffle(dealt[attribute])
-        return [
-            {"name": name, **{a: dealt[a][place] for a in ATTRIBUTES}}
-            for place, name in enumerate(taken)
-        ]
+            dealt = [values[place % len(values)] for place in range(self.people)]
+            self._draw(f"{attribute} of {self._who}").shuffle(dealt)
+            columns[attribute] = dealt
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+    @property
+    def _who(self) -> str:
+        return "others" if self.others else "people"
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
-        draw, parts = (
-            self._draw("biographies of " + ("others" if self.others else "people")),
-            language(),
-        )
+        draw = self._draw(f"biographies of {self._who}")
+        parts = language()
+        title = "other" if self.others else "person"
         for number, person in enumerate(self.persons):
             for copy in range(self.biographies):
                 templates = [
                     draw.choice(parts["facts"][fact][: self.paraphrases]) for fact in self.facts
                 ]
-                templates += [parts["meeting"]] * self.friends
+                if self.friends:
+                    templates.append(parts["meeting"])
                 templates += [draw.choice(parts["fillers"]) for _ in range(self.fillers)]
-                templates += [
-                    parts["decoys"][attribute] for attribute in self.answers
-                ] * self.decoys
+                decoys = [parts["decoys"][attribute] for attribute in self.answers]
+                templates += decoys * self.decoys
                 draw.shuffle(templates)
-                pieces = [
-                    piece for template in templates for piece in _filled(template, person, draw)
-                ]
-                yield f"{'other' if self.others else 'person'}-{number}-{copy}", pieces
+                yield f"{title}-{number}-{copy}", _filled(templates, person, draw)
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """One for every person and attribute; the people are split, so that the answers of test
-        stand in the corpus alone."""
+        """Return a question for every person and attribute.
+
+        The people are split, so that the answers of test stand in the corpus alone.
+        """
         questions = {}
         for split, people in _split(self.persons).items():
-            questions[split] = rows = list[dict[str, Any]]()
-            for person in people:
-                for asked in self.answers:
-                    question = f"what {asked} {person['name']}?"
-                    rows.append(
-                        {"question": question, "answers": [person[asked]], "relation": asked}
-                    )
+            questions[split] = [
+                {
+                    "question": f"what {asked} {person['name']}?",
+                    "answers": [person[asked]],
+                    "relation": asked,
+                }
+                for person in people
+                for asked in self.answers
+            ]
         return questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalWorld(World):
-    """Weather and crops: what happens to a crop follows from the question, and no text says it.
+    """Weather and crops: a question implies what happens to a crop, and no text says it.
 
     Each cause helps or harms all crops. A question names changes of some causes, and its answer is
-    ``more`` if more of the changes help than harm, else ``less``. The texts speak of the same
-    changes and of no effect.
+    ``more`` if more of the changes help than harm, else ``less``. The texts mention the same
+    changes and no effect.
 
     Attributes:
-        causes: how many there are; each helps or harms, as the seed decides.
-        influences: changes that a question names: an odd number, so that there is no tie.
-        asked: how many questions there are, in all splits.
-        texts: how many the corpus has.
-        noise: the share of all questions whose answer is the other one, by chance: nobody can be
-            right about more than the rest, so arms that have all learned the rule stand clear of
-            the ceiling.
+        causes: number of causes; each helps or harms, as the seed decides.
+        influences: changes in a question: an odd number, so that there is no tie.
+        asked: number of questions, in all splits.
+        texts: number of texts in the corpus.
+        noise: share of all questions with the opposite answer, by chance: nobody can be right about
+            more than the rest, so arms that have all learned the rule stay clear of the ceiling.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -383,7 +354,6 @@ class CausalWorld(World):
 
     name = "causalworld"
     salient = frozenset({"year", "place", "friend"})
-
     ranges = {
         "causes": (3, 29),
         "influences": (1, 9),
@@ -400,7 +370,7 @@ class CausalWorld(World):
 
     @property
     def task_name(self) -> str:
-        return "causalworld"
+        return self.name
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -408,21 +378,17 @@ class CausalWorld(World):
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw = self._draw("reports")
+        reports = language()["reports"]
         for number in range(self.texts):
-            templates = [draw.choice(language()["reports"]) for _ in range(4)]
-            yield (
-                f"report-{number}",
-                [p for template in templates for p in _filled(template, {}, draw)],
-            )
+            templates = [draw.choice(reports) for _ in range(4)]
+            yield f"report-{number}", _filled(templates, {}, draw)
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """Questions that differ, each with the answer that follows from it."""
-        draw, causes = self._draw("questions"), lexicon()["cause"][: self.causes]
-        helps = {
-            cause: place % 2 == 0 for place, cause in enumerate(draw.sample(causes, len(causes)))
-        }
+        """Return questions that differ, each with the answer that follows from it."""
+        draw, chance = self._draw("questions"), self._draw("noise")
+        causes, crops = lexicon()["cause"][: self.causes], lexicon()["crop"]
+        helping = draw.sample(causes, len(causes))[::2]
         rows: dict[str, str] = {}
-        chance = self._draw("noise")
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
@@ -430,32 +396,38 @@ class CausalWorld(World):
                 (draw.choice(("more", "less")), cause)
                 for cause in draw.sample(causes, self.influences)
             ]
-            said = ", ".join(f"{change} {cause}" for change, cause in changes)
-            good = sum((change == "more") == helps[cause] for change, cause in changes)
-            question = f"{said}. what {draw.choice(lexicon()['crop'])}?"
-            true = (2 * good > self.influences) != (chance.random() < self.noise)
-            rows[question] = "more" if true else "less"
+            named = ", ".join(f"{change} {cause}" for change, cause in changes)
+            question = f"{named}. what {draw.choice(crops)}?"
+            good = sum((change == "more") == (cause in helping) for change, cause in changes)
+            more = (2 * good > self.influences) != (chance.random() < self.noise)
+            rows[question] = "more" if more else "less"
         if len(rows) < self.asked:
             what = "so many different questions cannot be asked in this causalworld"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
-        return _split(
-            [{"question": question, "answers": [answer]} for question, answer in rows.items()]
-        )
+        return _split([{"question": question, "answers": [rows[question]]} for question in rows])
 
 
 WORLDS: Mapping[str, Callable[..., World]] = {"factworld": FactWorld, "causalworld": CausalWorld}
 
 
-def _filled(template: str, person: Mapping[str, str], draw: random.Random) -> Iterator[Piece]:
-    """The pieces of a sentence: the person's own, or drawn from the words of that kind."""
-    for part in template.split():
-        kind = part[1:-1] if part.startswith("{") else ""
-        yield (person.get(kind) or draw.choice(lexicon()[kind]) if kind else part), kind
+def _filled(
+    templates: Sequence[str], person: Mapping[str, str], draw: random.Random
+) -> list[Piece]:
+    """Fill templates with the person's words, or with words of the kind that are drawn."""
+    pieces = []
+    for part in " ".join(templates).split():
+        word, kind = part, ""
+        if part.startswith("{"):
+            kind = part[1:-1]
+            word = person[kind] if kind in person else draw.choice(lexicon()[kind])
+        pieces.append((word, kind))
+    return pieces
 
 
 def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows, in their order, by ``SHARES``."""
-    first, second = round(SHARES["train"] * len(rows)), round((1 - SHARES["test"]) * len(rows))
+    """Split rows, in their order."""
+    first = round(TRAIN_SHARE * len(rows))
+    second = round((TRAIN_SHARE + DEV_SHARE) * len(rows))
     return {
         "train": list(rows[:first]),
         "dev": list(rows[first:second]),
@@ -464,7 +436,7 @@ def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def read_world(source: object) -> World | None:
-    """The world that a string names; None for any other source, and for a file of that name.
+    """Return the world that a string names; None for any other source, and for a file.
 
     Raises:
         MaskwiseError: options that the world does not take.
@@ -472,37 +444,34 @@ def read_world(source: object) -> World | None:
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
     """
-    if (
-        not isinstance(source, str)
-        or source.partition("(")[0].strip() not in WORLDS
-        or Path(source).exists()
-    ):
+    if not _names_world(source) or Path(str(source)).exists():
         return None
-    return _read(source)
+    return _read(str(source))
+
+
+def _names_world(source: object) -> bool:
+    return isinstance(source, str) and source.partition("(")[0].strip() in WORLDS
 
 
 @lru_cache(maxsize=32)
 def _read(source: str) -> World:
     call = parse_call(source)
-    world: World = build(
-        "world", replace(call, kwargs={k: _plain(v) for k, v in call.kwargs.items()}), WORLDS
-    )
+    options: dict[str, object] = {name: _plain(value) for name, value in call.kwargs.items()}
+    world: World = build("world", replace(call, kwargs=options), WORLDS)
     return world
 
 
-def _plain(value: Any) -> Any:
-    """The value of an option; a bare word is a text, and ``true`` and ``false`` are what they say."""
+def _plain(value: object) -> object:
+    """Return the value of an option; a bare word is a text, unless it is true or false."""
     if isinstance(value, tuple):
-        return tuple(_plain(member) for member in value)
-    return (
-        {"true": True, "false": False}.get(str(value), str(value))
-        if isinstance(value, Call)
-        else value
-    )
+        return tuple(map(_plain, value))
+    if isinstance(value, Call):
+        return {"true": True, "false": False}.get(str(value), str(value))
+    return value
 
 
 def of_run(settings: Any, seed: int) -> Any:
-    """The same settings with the seed of a run in every world that says ``seed="run"``.
+    """Put the seed of a run into every world of the settings that says ``seed="run"``.
 
     >>> of_run({"source": "factworld(people=40, seed=run)", "limit": 9}, 7)
     {'source': 'factworld(people=40, seed=7)', 'limit': 9}
@@ -511,12 +480,8 @@ def of_run(settings: Any, seed: int) -> Any:
         return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
-    if (
-        isinstance(settings, str)
-        and settings.partition("(")[0].strip() in WORLDS
-        and RUN in settings
-    ):
+    if _names_world(settings) and RUN in settings:
         call = parse_call(settings)
         if str(call.kwargs.get("seed")) == RUN:
-            return str(Call(call.name, call.args, {**call.kwargs, "seed": seed}))
+            return str(replace(call, kwargs={**call.kwargs, "seed": seed}))
     return settings
