@@ -15,7 +15,7 @@ def log_probability(choice: Choice, logit_U: Tensor) -> Tensor:
     Units that were skipped because they did not fit were tried too. Tries after the last unit that
     was chosen change nothing and do not count: any order of theirs gives the same choice.
     """
-    order = torch.from_numpy(choice.selection.order)
+    order = choice.order_A
     logit_A, piece_A = logit_U[order], choice.piece_U[order]
     pieces = len(choice.budget_P)
     place_A = torch.arange(len(order), device=order.device)

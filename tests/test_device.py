@@ -24,7 +24,7 @@ from accelerator import DEVICE, GPU, There, accelerator
 from maskwise.jobs import Pool
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
-from maskwise.objectives.replaced import smaller
+from maskwise.objectives.detection import smaller
 from maskwise.samplers import sampler
 from maskwise.study import scheduler
 from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
@@ -261,6 +261,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {"score", "heldout", "cost"} <= kinds and "failure" not in kinds
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
+        "maskwise/training/checkpoint.py",
         "maskwise/training/engine.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",

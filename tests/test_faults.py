@@ -25,9 +25,9 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.signals import Asked, leave_when_asked
 from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
+from maskwise.training import checkpoint as states_file
 from maskwise.training import log as log_file
-from maskwise.training import states as states_file
-from maskwise.training.states import Best
+from maskwise.training.checkpoint import Best
 from processes import forked, two_ranks, wait_for
 from test_training import DATA, Unmasked, lines, run, same, settings
 from training_tools import model, tokenizer
@@ -108,7 +108,7 @@ def test_a_signal_where_no_states_are_kept_ends_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert signalled(tmp_path, 2, signal.SIGTERM, save_every=0) == 143
-    assert "SIGTERM: ended at step 2; nothing is saved" in capsys.readouterr().err
+    assert "SIGTERM: ended at step 2 without a state" in capsys.readouterr().err
     assert not (tmp_path / "resume").exists()
 
 

@@ -24,7 +24,7 @@ from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
 from maskwise.objectives.boundary import LONGEST, SpanBoundary
-from maskwise.objectives.replaced import ReplacedTokenDetection
+from maskwise.objectives.detection import ReplacedTokenDetection
 from training_tools import Language, config, model
 from training_tools import tokenizer as language_tokenizer
 
@@ -143,17 +143,6 @@ def test_added_tokens_overflow_at_the_end_of_the_text_and_sep_stays_last(
     assert plus(written(batch)[0]) == plus(written(full)[0]) == shown
 
 
-def test_added_tokens_are_random_and_never_special() -> None:
-    """All ten words come, about equally often, and nothing else: 4,000 insertions, five standard
-    deviations.
-    """
-    lines = ["{the} {cat} {sat} {on} {a} {mat} {and} {then}"] * 500
-    batch = made("atd", *lines)
-    found = torch.bincount(batch.input_ids[batch.labels == 1], minlength=15)
-    assert found.sum() == 4000 and found[:5].sum() == 0
-    assert (found[5:] - 400).abs().max() < 5 * math.sqrt(4000 * 0.1 * 0.9)
-
-
 # Deleted-token detection
 
 
@@ -180,32 +169,6 @@ def test_deleted_tokens(line: str, shown: str) -> None:
 
 
 # Both
-
-
-@pytest.mark.parametrize(("name", "words"), [("atd", 6), ("atd", 60), ("dtd", 6), ("dtd", 60)])
-def test_each_token_by_itself_with_probability_fifteen_in_a_hundred(name: str, words: int) -> None:
-    """Also in short rows, where a row is often left alone (.85⁶ = 38 %); and never a special token."""
-    count = 240000 // words
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(5, 15, (count, words + 2), generator=generator)
-    ids[:, 0], ids[:, -1] = CLS, SEP
-    given = {"input_ids": ids, "example_id": torch.arange(count)}
-    batch = objective_class(name).maker(tokenizer(), seed=1)(given, epoch=0)
-    deviation = math.sqrt(0.15 * 0.85 / 240000)
-    changed = batch.selected[:, 1:-1]
-    assert not batch.selected[:, 0].any() and not batch.selected[:, -1].any()
-    assert abs(float(changed.double().mean()) - 0.15) < 5 * deviation
-    # of one token the next knows nothing
-    pairs = float((changed[:, 1:] & changed[:, :-1]).double().mean())
-    assert abs(pairs - 0.15**2) < 5 * math.sqrt(0.15**2 / 200000)
-    alone = (~changed.any(1)).double().mean()
-    assert abs(float(alone) - 0.85**words) < 5 * math.sqrt(0.85**words / count) + 1e-3
-    length = batch.attention_mask.sum(1) if batch.attention_mask is not None else None
-    moved = changed.sum(1) * (1 if name == "atd" else -1)
-    assert length is not None and length.tolist() == (words + 2 + moved).tolist()
-    # Every row is asked everywhere, whatever was done to it.
-    asked = (batch.labels != IGNORE).sum(1)
-    assert asked.tolist() == (length - (2 if name == "atd" else 1)).tolist()
 
 
 class Encoder(nn.Module):
@@ -339,24 +302,6 @@ def contrast(table: Tensor, *, dropout: float = 1e-9, **more: Any) -> tuple[Any,
     return arm, objective_class("cse").maker(tokenizer(), seed=0)(sentences(4), epoch=0)
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 1e6])
-def test_the_loss_of_two_right_angled_sentences(temperature: float) -> None:
-    """the = (1, 0), sat = (0, 1): cosine 1 with the twin, 0 with each of two others, and nobody is
-    compared with
-    itself: −log(e^(1/T) / (e^(1/T) + 2)). As T grows it becomes ln 3, the loss of guessing among
-        the three.
-    """
-    table = torch.zeros(15, 2)
-    table[5], table[7] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    arm, batch = contrast(table, temperature=temperature)
-    outcome = arm(batch)
-    one = math.log(1 + 2 * math.exp(-1 / temperature))
-    assert int(outcome.targets) == 4
-    assert outcome.loss.item() == pytest.approx(4 * one, rel=1e-5, abs=1e-6)
-    if temperature == 1e6:
-        assert outcome.loss.item() / 4 == pytest.approx(arm.chance(15, 4), rel=1e-5)
-
-
 @pytest.mark.parametrize("temperature", [0.05, 0.3])
 def test_the_loss_of_contrast_is_that_of_a_calculator(temperature: float) -> None:
     """Random states, dropout .4 and no head that makes it easy: cosines and softmax in plain
@@ -429,7 +374,7 @@ def test_what_contrast_refuses() -> None:
             MaskwiseError, match=f"cse reads half of the rows twice; got {count} rows"
         ):
             maker(sentences(count), epoch=0)
-    with pytest.raises(MaskwiseError, match="cse masks nothing; got ratio"):
+    with pytest.raises(MaskwiseError, match="cse does not mask; got ratio"):
         objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
     packed = {"input_ids": torch.full((4, 6), 7), "example_id": torch.arange(24).view(4, 6) // 3}
     with pytest.raises(MaskwiseError, match="one text a row"):
@@ -516,25 +461,13 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
     told = torch.nn.functional.binary_cross_entropy_with_logits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "maskwise.objectives.replaced.binary_cross_entropy_with_logits",
+            "maskwise.objectives.detection.binary_cross_entropy_with_logits",
             lambda score, label, **more: asked.append(label) or told(score, label, **more),
         )
         arm(batch)
     content = batch.source.tensor("content")
     assert torch.equal(asked[0].bool(), (read[0] != truth)[content]) and asked[0].sum() > 5
     assert not (read[0][content] == MASK).any() and torch.equal(read[0][~target], truth[~target])
-
-
-def test_a_generator_that_knows_the_text_replaces_nothing() -> None:
-    batch = masked_language()
-    arm = objective("rtd", model("bert")).eval()
-    arm.generator = Generator(
-        torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels), 45, sure=60.0
-    )
-    with torch.no_grad():
-        arm.head[2].weight.zero_()
-        arm.head[2].bias.fill_(-30.0)  # "nothing is replaced", said with certainty
-    assert arm(batch).loss.item() == pytest.approx(0, abs=1e-3)
 
 
 def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
@@ -617,38 +550,6 @@ def test_a_span_without_borders_and_one_without_end() -> None:
 
 
 # Guided masking
-
-
-def test_emlm_masks_guided_tokens_alone_each_with_probability_one_half() -> None:
-    """20,000 guided tokens: half of them chosen, neighbours independently, of these 80/10/10;
-    nobody else, ever.
-    """
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 15, (2000, 42), generator=generator)
-    ids[:, 0], ids[:, -1] = CLS, SEP
-    salient = torch.full_like(ids, -1)
-    salient[:, 5:9], salient[:, 9:11], salient[:, 30:34] = 0, 1, 2
-    # nothing salient: left alone, no target, though other objectives would force one
-    salient[7] = -1
-    given = {"input_ids": ids, "salient": salient, "example_id": torch.arange(2000)}
-    kind = objective_class("emlm")
-    batch = kind.maker(tokenizer(), seed=2, **kind.settings({}, {}))(given, epoch=0)
-    guided, chosen = salient >= 0, batch.labels != IGNORE
-    count = int(guided.sum())
-    assert not chosen[~guided].any() and not chosen[7].any()
-    assert torch.equal(batch.input_ids[~chosen], ids[~chosen]) and torch.equal(
-        batch.labels[chosen], ids[chosen]
-    )
-    assert abs(int(chosen.sum()) - count / 2) < 5 * math.sqrt(count / 4)
-    both = (chosen[:, 5:8] & chosen[:, 6:9]).double().mean()
-    assert abs(float(both) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 6000) * 1.5
-    shown, truth = batch.input_ids[chosen], ids[chosen]
-    masked, kept = (shown == MASK).double().mean(), (shown == truth).double().mean()
-    spread = math.sqrt(0.8 * 0.2 / len(shown))
-    assert abs(float(masked) - 0.8) < 5 * spread
-    assert abs(float(kept) - 0.11) < 5 * spread  # a random word is the right one once in ten
-    # whatever the recipe masks
-    assert kind.settings({"ratio": 0.15, "policy": "token"}, {})["ratio"] == 0.5
 
 
 # Five families of encoders, with and without a pooler

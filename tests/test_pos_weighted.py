@@ -378,7 +378,7 @@ def test_a_group_without_a_name_and_a_missing_layer() -> None:
 
 def test_a_learning_policy_needs_tokens_in_their_places() -> None:
     masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", corruption="delete")
-    with pytest.raises(MaskwiseError, match="must stay in its place"):
+    with pytest.raises(MaskwiseError, match="learns from losses at the places of tokens"):
         MaskedSource(DATA, masker, TrainingSettings(batch_size=8)).learners()
     assert Masker(tokenizer(), policy="token").policy.learner() is None
 

@@ -25,7 +25,8 @@ from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
 from maskwise.training.arms import Arms
-from maskwise.training.engine import Engine, save_checkpoint
+from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.engine import Engine
 from maskwise.training.wrapping import ACCELERATE, distinct, gathered, local
 from processes import two_ranks
 from test_faults import Poisonous, Spoiled

@@ -118,8 +118,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["objectives.mlm.masking.polici=token"], "polici"),
         (
             ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "recipe.yaml: objectives.twins: objective cse masks nothing; got ratio; leave "
-            "masking out",
+            "objectives.twins: objective cse does not mask; got ratio; leave masking out",
         ),
         (
             ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
@@ -158,7 +157,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
-            "so training.batch_size is too small, or odd; got 7; ",
+            "so training.batch_size is too small, or odd; got 7, ",
         ),
         (
             ["training.batch_size=2"],
@@ -200,7 +199,7 @@ def test_what_is_no_mistake_and_is_said(path: Path) -> None:
     ]
     [line] = check_inputs(read_recipe(path, more))
     assert line.startswith(
-        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is said"
+        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is predicted"
     )
     words = [
         "objectives.sbo={masking: {policy: whole-word}}",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import re
-import signal
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -275,9 +273,8 @@ def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
     try:
         assert ids_of(helped, 0) == known[0]
         for step in range(1, 12):
-            pool = helped.ahead.pool
-            for worker in list(pool._processes.values()) if pool else ():
-                os.kill(worker.pid, signal.SIGKILL)
+            for worker in helped.ahead.pool.workers:
+                worker.process.kill()
             assert ids_of(helped, step) == known[step]
     finally:
         helped.close()

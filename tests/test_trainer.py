@@ -423,24 +423,6 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
     assert torch.equal(outcome.right, logits[at].argmax(-1) == batch.labels[at])
 
 
-@pytest.mark.parametrize("remove", [False, True])
-def test_collator_in_the_stock_trainer(remove: bool, tmp_path: Path) -> None:
-    """With unused columns removed, example ids are gone: the collator keys masks by content, and
-    warns.
-    """
-    masker = mw.Masker(tokenizer(), policy="token" if remove else "whole-word", ratio=0.3)
-    args = arguments(tmp_path, remove_unused_columns=remove, max_steps=2)
-    made = Trainer(
-        model("modernbert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker)
-    )
-    made.pop_callback(PrinterCallback)
-    with pytest.warns(
-        UserWarning, match="rows have no example_id" if remove else "masks are dynamic"
-    ):
-        made.train()
-    assert made.state.global_step == 2 and all(x["loss"] > 2 for x in logged(made))
-
-
 def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) -> None:
     """As docs/drop-ins.md shows it: order, epoch and step from StepBatchSampler; the schedule acts."""
     masker = mw.Masker(tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)")

@@ -8,17 +8,13 @@ import math
 import re
 import resource
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -36,16 +32,12 @@ from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.arms import Arms
-from maskwise.training.engine import save_checkpoint
+from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.optim import (
-    COOLDOWN,
-    CURVES,
     BatchedMuon,
     Optimizers,
     hidden_matrices,
-    load_state,
     rate_factor,
-    state_of,
 )
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
@@ -181,28 +173,6 @@ def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) 
     )
 
 
-@given(
-    st.sampled_from(sorted(CURVES)),
-    st.integers(1, 2000),
-    st.sampled_from([0.0, 0.06, 0.5, 1.0]),
-    st.one_of(st.none(), st.floats(0.01, 1)),
-)
-def test_every_course_of_the_rate(
-    decay: str, steps: int, warmup: float, share: float | None
-) -> None:
-    """It is above 0 and at most 1, it makes no jump, and it falls once it has risen."""
-    course = [
-        rate_factor(step, steps, warmup=warmup, decay=decay, decay_share=share)
-        for step in range(steps)
-    ]
-    assert min(course) > 0 and max(course) <= 1
-    falls_over = (share or (COOLDOWN if decay == "wsd" else 1.0)) * steps
-    most = 1 / max(1.0, warmup * steps) + max(2 / falls_over, math.sqrt(1 / falls_over)) + 1e-9
-    assert all(abs(after - before) <= most for before, after in pairwise(course))
-    risen = course[math.ceil(warmup * steps) :]
-    assert all(after <= before for before, after in pairwise(risen))
-
-
 BLOCKS = {
     "bert": r"bert\.encoder\.layer\.\d\."
     r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
@@ -308,45 +278,7 @@ def test_muon_in_batches_is_torch_s_muon(
         assert torch.equal(mine, start) == (mine.shape == (3, 4))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_optimizer_state_round_trip(optimizer: str, tmp_path: Path) -> None:
-    """Saved as safetensors after three steps, three more are bit-identical."""
-
-    def steps(net: Any, made: Optimizers, which: range) -> None:
-        for step in which:
-            torch.manual_seed(step)
-            made.set_rate(step)
-            for p in net.parameters():
-                p.grad = torch.randn_like(p)
-            made.step()
-            made.zero_grad()
-
-    one, chosen = model("bert"), settings(optimizer=optimizer)
-    first = Optimizers(one, chosen)
-    steps(one, first, range(3))
-    save_file({k: v.contiguous() for k, v in state_of(first.members).items()}, tmp_path / "state")
-    other = model("bert", seed=1)
-    other.load_state_dict(one.state_dict())
-    second = Optimizers(other, chosen)
-    load_state(second.members, load_file(tmp_path / "state"))
-    fresh = model("bert", seed=1)
-    fresh.load_state_dict(one.state_dict())
-    steps(one, first, range(3, 6))
-    steps(other, second, range(3, 6))
-    steps(fresh, Optimizers(fresh, chosen), range(3, 6))
-    assert same(one, other) and not same(one, fresh)
-
-
 # --- the loop
-
-
-def test_two_runs_are_the_same_to_the_bit(tmp_path: Path) -> None:
-    first, facts = run(tmp_path / "a")
-    second, _ = run(tmp_path / "b")
-    assert same(first, second) and lines(tmp_path / "a") == lines(tmp_path / "b")
-    third, _ = run(tmp_path / "c", seed=1)
-    assert not same(first, third)
-    assert facts["steps"] == 12 and facts["resumed_at"] == 0 and math.isfinite(facts["loss"])
 
 
 @pytest.mark.parametrize(
@@ -392,17 +324,6 @@ def test_states_need_not_stand_at_lines_of_metrics(more: dict[str, Any], tmp_pat
         ]
 
 
-def test_stopped_again_and_again(tmp_path: Path) -> None:
-    whole, _ = run(tmp_path / "whole", save_every=2)
-    for stop in (3, 6, 7, 11):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "cut", stop=stop, save_every=2)
-    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')  # the power went off here
-    resumed, _ = run(tmp_path / "cut", save_every=2)
-    assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
-
-
 def test_the_environment_of_accelerate_divides_no_loss_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,27 +331,6 @@ def test_the_environment_of_accelerate_divides_no_loss_again(
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     run(tmp_path / "launched")
     assert lines(tmp_path / "launched") == lines(tmp_path / "plain")
-
-
-def test_a_damaged_state_is_skipped_with_a_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, _ = run(tmp_path / "whole", save_every=2)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", stop=9, save_every=2)
-    states = sorted((tmp_path / "cut" / "resume").iterdir())
-    assert [p.name for p in states] == ["step-00000006", "step-00000008"]
-    weights = states[-1] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    resumed, facts = run(tmp_path / "cut", save_every=2)
-    out = capsys.readouterr()
-    assert (
-        "skipping" in out.err
-        and "step-00000008: model.safetensors is damaged" in out.err
-        and not out.out
-    )
-    assert facts["resumed_at"] == 6
-    assert same(whole, resumed) and lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
 def test_states_of_another_run_are_refused(
@@ -691,51 +591,6 @@ def test_a_run_that_goes_on_where_no_target_is_left_has_the_same_last_loss(tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop=11, **how)
     assert run(tmp_path / "cut", **how)[1]["loss"] == whole["loss"] > 1
-
-
-class Scaled(torch.autograd.Function):
-    """Another factor forwards than backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Any, forwards: float, backwards: float) -> Any:
-        ctx.factor = backwards
-        return loss * forwards
-
-    @staticmethod
-    def backward(ctx: Any, slope: Any) -> Any:
-        return slope * ctx.factor, None, None
-
-
-class Wrong(MaskedLanguageModelling):
-    """A loss, or only its gradient, that is not finite."""
-
-    loss, slope = 1.0, 1.0
-
-    def forward(self, batch: Any) -> Any:
-        outcome = super().forward(batch)
-        return outcome._replace(loss=Scaled.apply(outcome.loss, self.loss, self.slope))
-
-
-@pytest.mark.parametrize(
-    ("what", "loss", "slope"), [("loss", math.nan, 1.0), ("gradient", 1.0, math.inf)]
-)
-def test_what_is_not_finite_is_an_error_and_leaves_no_state(
-    what: str, loss: float, slope: float, tmp_path: Path
-) -> None:
-    objective = Wrong(model("bert"))
-    objective.loss, objective.slope = loss, slope
-    chosen = settings(log_every=1, save_every=1)
-    with pytest.raises(
-        MaskwiseError, match=f"the {what} is not finite at step 1; got nan; lower the learning rate"
-    ):
-        train(
-            objective,
-            MaskedSource(DATA, Masker(tokenizer()), chosen),
-            chosen,
-            folder=tmp_path,
-            quiet=True,
-        )
-    assert not (tmp_path / "resume").exists()
 
 
 def test_batch_size_must_be_divisible() -> None:

@@ -37,7 +37,8 @@ from maskwise.families import encoder_of, prediction_head
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
-from maskwise.training.engine import LEARNED, agreement
+from maskwise.training.checkpoint import LEARNED
+from maskwise.training.engine import agreement
 from maskwise.training.learners import Point, learners_of, restore, states
 
 

@@ -1,25 +1,30 @@
-"""Masked batch in, loss out. An objective stands with its head; a downstream task is an objective
-too.
+"""Objectives: from a masked batch to a loss. A downstream task is an objective too.
 
 Imports ``masking`` and below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from maskwise.errors import unknown_name
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives.base import Objective, Outcome
 from maskwise.objectives.boundary import SpanBoundary
 from maskwise.objectives.clm import CausalLanguageModelling
 from maskwise.objectives.contrastive import ContrastiveSentences
 from maskwise.objectives.denoising import Denoising, predicting
-from maskwise.objectives.detection import AddedTokenDetection, DeletedTokenDetection
+from maskwise.objectives.detection import (
+    AddedTokenDetection,
+    DeletedTokenDetection,
+    ReplacedTokenDetection,
+)
 from maskwise.objectives.diffusion import MaskedDiffusion
 from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
-from maskwise.objectives.replaced import ReplacedTokenDetection
 from maskwise.objectives.tasks import (
     Classification,
     MultiLabel,
@@ -49,11 +54,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
-    """The class of the objective that ``cse(temperature=0.1)`` names.
-
-    Raises:
-        MaskwiseError: an unknown name.
-    """
+    """The class of an objective such as ``cse(temperature=0.1)``, or an error."""
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
@@ -62,10 +63,69 @@ def objective_class(spec: str | Call) -> type[Objective]:
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     """An objective over a model, from its name with arguments."""
-    makers: dict[str, Callable[..., Objective]] = {
-        n: partial(made, model) for n, made in OBJECTIVES.items()
-    }
-    return build("objective", spec, makers)
+    return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
+
+
+class ObjectiveSettings(BaseModel):
+    """One arm of a training on several objectives.
+
+    >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
+    'ContrastiveSentences'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objective: str
+    """Its name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo, clm,
+    diffusion, tsdae.
+    """
+    masking: dict[str, Any] = {}
+    """Changes to the recipe's masking."""
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        objective_class(value)
+        return value
+
+    @field_validator("masking")
+    @classmethod
+    def _masking_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key not in MaskingSettings.model_fields:
+                raise unknown_name("setting of masking", key, MaskingSettings.model_fields)
+        MaskingSettings(**value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> ObjectiveSettings:
+        if shown := self.masking.get("corruption"):
+            require_fit(shown, self.kind, who=f"objective {self.objective}")
+        return self
+
+    @property
+    def kind(self) -> type[Objective]:
+        """The class of the objective."""
+        return objective_class(self.objective)
+
+
+def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
+    """Raise if an objective cannot read the labels of a corruption.
+
+    Args:
+        shown: the corruption, with its arguments.
+        who: the objective's name in the error.
+    """
+    corrupts = corruption(shown)
+    if kind.kind == "encoder-decoder":
+        kind.check({"corruption": shown})
+    if kind.in_place and not corrupts.keeps_length:
+        do = f"for {who} take one that keeps lengths, such as bert"
+        raise MaskwiseError(f"corruption {shown} changes lengths", do=do)
+    if corrupts.detects != kind.detects:
+        has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
+        take = "one with target='detect'" if kind.detects else "another target, or bert"
+        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} take {take}")
 
 
 __all__ = [
@@ -80,10 +140,12 @@ __all__ = [
     "MultiLabel",
     "MultipleChoice",
     "Objective",
+    "ObjectiveSettings",
     "Outcome",
     "Regression",
     "SpanQuestionAnswering",
     "objective",
     "objective_class",
     "predicting",
+    "require_fit",
 ]

@@ -1,10 +1,10 @@
-"""Sentence embeddings by contrast: each text is read twice, and dropout makes the pair."""
+"""Contrastive sentence embeddings: each text is read twice with different dropout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,16 @@ from maskwise.families import encoder_of, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.objectives.base import Maker, Masking, Objective, Outcome, counted, encoded
+from maskwise.objectives.base import Maker, Masking, Objective, Outcome, encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Twins:
-    """Every other row twice, unmasked; the label of a row is the number of its twin.
+    """Every other row twice, unmasked; the label of a row is the index of its twin.
 
-    Every other one and not the first half, so that it is the same texts however a batch is cut into
-    ranks.
+    Every other row and not the first half, so that the texts do not depend on the number of ranks.
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -41,19 +40,16 @@ class Twins:
     ) -> MaskedBatch:
         """
         Raises:
-            MaskwiseError: an odd number of rows, fewer than four (one text has nobody to be told
-                from), or packed ones.
+            MaskwiseError: an odd number of rows, fewer than four, or packed ones.
         """
-        every, device = gather(rows, self.vocabulary), device_of(rows)
+        every = gather(rows, self.vocabulary)
         size = every.shape[0]
         if size % 2 or size < 4:
-            raise MaskwiseError(
-                "cse reads half of the rows twice", got=f"{size} rows", allowed="an even number ≥ 4"
-            )
+            what = "cse reads half of the rows twice"
+            raise MaskwiseError(what, got=f"{size} rows", allowed="an even number ≥ 4")
         if every.packed:
-            raise MaskwiseError(
-                "cse wants one text a row", got="packed rows", do="use the layout 'document'"
-            )
+            do = "use the layout 'document'"
+            raise MaskwiseError("cse needs one text a row", got="packed rows", do=do)
         pair = 2 * (np.arange(size) % (size // 2))
 
         def twice(line: Array) -> Array:
@@ -69,19 +65,18 @@ class Twins:
             layers={name: twice(layer) for name, layer in every.layers.items()},
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
-        made = MaskedBatch.unmasked(batch, (torch.arange(size) + size // 2) % size, size)
-        return made if device is None else made.to(device)
+        twin = (torch.arange(size) + size // 2) % size
+        return MaskedBatch.unmasked(batch, twin, size).to(device_of(rows) or "cpu")
 
 
 class ContrastiveSentences(Objective):
-    """Find the twin among the texts of the batch.
+    """Cross-entropy of a row's twin among the texts of the batch.
 
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
         z = tanh(Linear(H → H)([CLS])).
     Inputs: what ``Twins`` makes; labels (B,).
-    Requirements: an encoder with dropout: without it twins are equal and there is nothing to learn.
-        Where all rates are 0 (ModernBERT), this objective's own passes use ``dropout``; an encoder
-        without any dropout layer is refused. Over several ranks embeddings are gathered, with
+    Requirements: an encoder with dropout layers. Where all rates are 0 (ModernBERT), this
+        objective's passes use ``dropout``. Over several ranks embeddings are gathered, with
         gradient.
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
     """
@@ -91,27 +86,28 @@ class ContrastiveSentences(Objective):
     def __init__(self, model: PreTrainedModel, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()
         size = width_of(model)
-        self.model, self.head = model, nn.Linear(size, size)
-        self.temperature, self.dropout, self.drops = temperature, dropout, True
-        if not temperature > 0 or not 0 < dropout < 1:
+        self.model = model
+        self.head = nn.Linear(size, size)
+        self.temperature = temperature
+        self.dropout = dropout
+        self.drops = True
+        if temperature <= 0 or not 0 < dropout < 1:
             got = f"temperature {temperature}, dropout {dropout}"
-            raise MaskwiseError(
-                "objective cse", got=got, allowed="temperature > 0, 0 < dropout < 1"
-            )
-        if not any(isinstance(m, nn.Dropout) for m in encoder_of(model).modules()):
-            raise MaskwiseError(
-                "objective cse needs dropout: it tells the twins apart",
-                got=type(model).__name__,
-                do="take an encoder with dropout layers",
-            )
+            allowed = "temperature > 0, 0 < dropout < 1"
+            raise MaskwiseError("objective cse", got=got, allowed=allowed)
+        if not self._dropouts():
+            what = "objective cse needs dropout: twins differ by nothing else"
+            do = "take an encoder with dropout layers"
+            raise MaskwiseError(what, got=type(model).__name__, do=do)
+
+    def _dropouts(self) -> list[nn.Dropout]:
+        return [m for m in encoder_of(self.model).modules() if isinstance(m, nn.Dropout)]
 
     @classmethod
     def check(cls, masking: Masking) -> None:
-        """Nothing is masked."""
         if masking:
-            raise MaskwiseError(
-                "objective cse masks nothing", got=", ".join(masking), do="leave masking out"
-            )
+            got = ", ".join(masking)
+            raise MaskwiseError("objective cse does not mask", got=got, do="leave masking out")
 
     @classmethod
     def maker(
@@ -122,7 +118,6 @@ class ContrastiveSentences(Objective):
         length: int | None = None,
         **masking: Any,
     ) -> Maker:
-        """Twins; nothing is masked."""
         cls.check(masking)
         return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
 
@@ -135,57 +130,53 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        device = mine.device.type
-        exact = (
-            torch.autocast(device, enabled=False)
-            if torch.amp.is_autocast_available(device)
-            else nullcontext()
-        )
-        with exact:  # twins are near to each other: bf16 cannot tell how near
+        # bf16 cannot resolve the similarity of twins. Multiplied outside of autocast, therefore.
+        with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
-        losses = cross_entropy(
-            similar.masked_fill(itself, -torch.inf), labels + offset, reduction="none"
-        )
-        return Outcome(losses.sum(), counted(len(labels), labels))
+        others = similar.masked_fill(itself, -torch.inf)
+        return Outcome.of(cross_entropy(others, labels + offset, reduction="none"))
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """The released code probes in evaluation mode, where twins are the same."""
+        """The released code probes in evaluation mode, where twins are equal."""
         self.drops = False
-        try:
-            yield
-        finally:
-            self.drops = True
+        yield
+        self.drops = True
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
-        """The encoder's own dropout, or ours in its layers if it has none; on in evaluation too,
-        for probes.
-        """
+        """The encoder's own dropout, or ours if it has none; in evaluation too, for probes."""
         if not self.drops:
             yield
             return
-        encoder = list(encoder_of(self.model).modules())
-        layers = [m for m in encoder if isinstance(m, nn.Dropout)]
-        modes, rates = [m.training for m in encoder], [layer.p for layer in layers]
-        for module in encoder:  # not the layers alone: attention drops by its own mode
+        modes = {module: module.training for module in encoder_of(self.model).modules()}
+        rates = {layer: layer.p for layer in self._dropouts()}
+        for module in modes:  # not only the dropout layers: attention drops by its own mode
             module.training = True
-        for layer in layers:
-            layer.p = layer.p if any(rates) else self.dropout
+        if not any(rates.values()):
+            for layer in rates:
+                layer.p = self.dropout
         try:
             yield
         finally:
-            for module, mode in zip(encoder, modes, strict=True):
+            for module, mode in modes.items():
                 module.training = mode
-            for layer, rate in zip(layers, rates, strict=True):
+            for layer, rate in rates.items():
                 layer.p = rate
 
 
+def precise(device: str) -> AbstractContextManager[object]:
+    """A context without autocast."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """The rows (B, H) of all ranks, with gradient, and where this rank's begin."""
+    """The rows (B, H) of all ranks, with gradient, and the index of this rank's first."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return mine, 0
     return torch.cat(all_gather(mine)), dist.get_rank() * len(mine)

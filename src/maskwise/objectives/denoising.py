@@ -1,9 +1,4 @@
-"""Denoising: an encoder–decoder reads a corrupted text and writes what was masked, or the whole
-text.
-
-The vocabulary head runs only where there is a target, and the losses of a batch are summed over its
-targets alone.
-"""
+"""Denoising: an encoder–decoder reads a corrupted text and writes the masked or the whole text."""
 
 from __future__ import annotations
 
@@ -26,16 +21,19 @@ from maskwise.families import (
 )
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
-from maskwise.objectives.base import Masking, Work, model_inputs
+from maskwise.objectives.base import Batch, Masking, Work, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+READ = ("input_ids", "attention_mask", "documents")
+"""Inputs of the encoder."""
+
+
 class Denoising(MaskedLanguageModelling):
-    """Cross-entropy of every token that the decoder is to write, given the corrupted text and the
-    tokens before it.
+    """Cross-entropy of every token to write, given the corrupted text and the tokens before it.
 
     Formula: sum over targets of −log p(target | corrupted text, targets before it).
     Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``,
@@ -61,10 +59,7 @@ class Denoising(MaskedLanguageModelling):
     def check(cls, masking: Masking) -> str | None:
         shown = masking.get("corruption", "bert")
         if corruption(shown).writes is None:
-            what = (
-                "objective denoise needs a corruption whose targets are a text for the "
-                "decoder to write"
-            )
+            what = "objective denoise needs a corruption whose targets are a text to write"
             allowed = "infill, infill(target='spans'), t5, delete, ul2, or any with target='full'"
             raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
         return None
@@ -73,31 +68,24 @@ class Denoising(MaskedLanguageModelling):
     def reads(cls, layout: str, config: PreTrainedConfig) -> str:
         return "document" if layout == "joined" else super().reads(layout, config)
 
-    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
-        read, written = model_inputs(self.model, batch), getattr(batch, "written", None)
-        known: dict[str, Any] = {
-            name: read[name]
-            for name in ("input_ids", "attention_mask", "documents")
-            if name in read
-        }
-        if written is not None:
-            ends = getattr(batch, "ends", (None, None))[1]
-            known["decoder_documents"] = Documents(written, read=known["documents"].ids, ends=ends)
-        return {
-            **known,
-            "decoder_input_ids": decoder_inputs(self.model.config, batch["labels"], written),
-        }
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs = model_inputs(self.model, batch)
+        known = {name: inputs[name] for name in READ if name in inputs}
+        written = None
+        if isinstance(batch, MaskedBatch) and batch.written is not None:
+            written = batch.written
+            read = known["documents"].ids
+            known["decoder_documents"] = Documents(written, read=read, ends=batch.ends[1])
+        ids = decoder_inputs(self.model.config, batch["labels"], written)
+        return {**known, "decoder_input_ids": ids}
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for each token that it reads; decoder and head for each target; and the keys
-        and values of cross-attention for each token read, which are the decoder's."""
+        """The encoder, and the decoder's keys and values of cross-attention, for each token read;
+        decoder and head for each target."""
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
-        return Work(
-            encoder_weights(self.model) * tokens,
-            writes * targets + crossed * tokens + own * targets,
-            tied * targets,
-        )
+        head = (writes + own) * targets + crossed * tokens
+        return Work(encoder_weights(self.model) * tokens, head, tied * targets)
 
 
 @torch.inference_mode()
@@ -109,21 +97,20 @@ def generated(
     beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """What an encoder–decoder writes for texts by beam search: their tokens, special ones and
-    padding included.
+    """The tokens that an encoder–decoder generates by beam search, with special ones and padding.
 
-    What the checkpoint's own ``generation_config`` says is not used. There is no early stopping, by
-    which a sure model writes nothing: its other beams, all of them unlikely, end first, and two
-    that ended would be enough for a search with two beams.
+    The checkpoint's ``generation_config`` is not used. With early stopping a confident model would
+    generate nothing: its other beams, all unlikely, end first, and two that end stop a search with
+    two beams.
 
     Args:
         inputs: input_ids and attention_mask (B, L).
-        most: tokens of an answer.
-        length_penalty: the power of the length by which a beam's score is divided.
+        most: new tokens.
+        length_penalty: exponent of the length that divides a beam's score.
     """
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
     ids = {name: getattr(model.config, name, None) for name in names}
-    writer: Any = model  # its generate has no type that mypy sees
+    writer: Any = model  # mypy does not know ``generate``
     writer.generation_config = GenerationConfig(
         **ids,
         num_beams=beams,
@@ -132,12 +119,11 @@ def generated(
         early_stopping=False,
         do_sample=False,
     )
-    tokens: list[list[int]] = writer.generate(**inputs).tolist()
-    return tokens
+    return writer.generate(**inputs).tolist()
 
 
 def predicting(model: Any) -> MaskedLanguageModelling:
-    """The objective by whose loss a language model is judged: it predicts what is masked."""
-    return (
-        Denoising if adapter_of(model.config).kind == "encoder-decoder" else MaskedLanguageModelling
-    )(model)
+    """The objective whose loss evaluates a language model: it predicts masked text."""
+    if adapter_of(model.config).kind == "encoder-decoder":
+        return Denoising(model)
+    return MaskedLanguageModelling(model)

@@ -1,78 +1,85 @@
-"""Was a token added here, or taken away before it? Two objectives with one head: a binary decision
-a token.
-"""
+"""Detection objectives: which tokens were added, deleted before, or replaced?"""
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-from torch.nn.functional import cross_entropy
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from maskwise.families import width_of
+from maskwise.errors import MaskwiseError
+from maskwise.families import encoder_weights, masked_logits, width_of
 from maskwise.masking import MaskedBatch
+from maskwise.masking.batch import moved
 from maskwise.masking.corruptions import Insert, corruption
+from maskwise.models import build_model
 from maskwise.objectives.base import (
     Maker,
     Masking,
     Objective,
     Outcome,
     Work,
-    counted,
+    check_all_asked,
     encoded,
+    model_inputs,
     target_places,
 )
+from maskwise.objectives.mlm import MaskedLanguageModelling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Detection(Objective):
-    """Two classes for every token with a label.
+    """Binary cross-entropy of every token with a label.
 
     Formula: sum over labelled tokens of −log p(label | row), p from Linear(H → 2) on the hidden
         state.
     Inputs: a ``MaskedBatch`` with labels 0 and 1 at the tokens of the text, changed or not; −100 at
-        special tokens and padding, which do not count. The attention mask is that of the changed
-        row. (The published code counts padding and keeps the old mask.)
+        special tokens and padding. The attention mask is that of the changed row. (The published
+        code counts padding and keeps the old mask.)
     Requirements: an encoder.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
-    layout, inherits, in_place, detects = "document", False, False, True
-
+    layout = "document"
+    inherits = False
+    in_place = False
+    detects = True
     masking: ClassVar[Masking] = {"ratio": 0.15, "budget": "bernoulli", "min_targets": 0}
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model, self.head = model, nn.Linear(width_of(model), 2)
+        self.model = model
+        self.head = nn.Linear(width_of(model), 2)
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """ln 2, as the paper divides; who knows how rare changes are has less: .42 at 15 %."""
+        """ln 2, as published; a guess by frequency at 15 % has .42."""
         return math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Every token of the changed text is read, and asked."""
+        """All tokens of the changed text are targets."""
         return super().work(targets, targets)
 
     def forward(self, batch: MaskedBatch) -> Outcome:
-        labels = batch["labels"]
         where = target_places(batch)
-        logits = self.head(encoded(self.model, batch)[where[:, 0], where[:, 1]])
-        losses = cross_entropy(logits.float(), labels[where[:, 0], where[:, 1]], reduction="none")
-        return Outcome(losses.sum(), counted(len(where), labels), losses.detach(), where)
+        at = where.unbind(1)
+        logits = self.head(encoded(self.model, batch)[at])
+        losses = cross_entropy(logits.float(), batch["labels"][at], reduction="none")
+        return Outcome.of(losses, where)
 
 
 class AddedTokenDetection(Detection):
-    """Before each token of the text a random one is inserted with probability 0.15: which are the
-    new ones?
+    """Before each token a random one is inserted with probability 0.15: which are new?
 
-    By default one token at most is inserted before each: 12.9 % of the shown tokens are new, and
-    never two together. The published code goes over the places of the output instead, so that runs
-    are possible: 14.9 % are new, and 15 % of those behind a new one. That is the corruption
-    ``insert(target='detect', again=0.15)``.
+    At most one token is inserted before each: 12.9 % of the shown tokens are new, and never two
+    together. The published code iterates over the places of the output, so that runs are possible
+    and 14.9 % are new; that is the corruption ``insert(target='detect', again=0.15)``.
     """
 
     @classmethod
@@ -84,7 +91,7 @@ class AddedTokenDetection(Detection):
         length: int | None = None,
         **masking: Any,
     ) -> Maker:
-        """A masker; rows that have grown beyond ``length`` are cut, their [SEP] stays."""
+        """A masker; rows that grow beyond ``length`` are cut before their [SEP]."""
         shown = corruption(masking.get("corruption", Insert("detect")))
         if isinstance(shown, Insert) and shown.cut is None:
             shown = replace(shown, cut=length)
@@ -92,10 +99,96 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Each token of the text is deleted with probability 0.15: before which of those left was
-    something?
+    """Each token is deleted with probability 0.15: before which remaining ones was a token?
 
-    The [SEP] behind the text is asked too: what stood last can only be missed there.
+    The [SEP] after the text is a target too, for deletions at the end.
     """
 
     masking: ClassVar[Masking] = {**Detection.masking, "corruption": "delete(target='detect')"}
+
+
+class ReplacedTokenDetection(Objective):
+    """ELECTRA: a small generator fills the masks, and the model detects its replacements.
+
+    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided
+        by the number of masked tokens, both are means over their own tokens, as published.
+    Inputs: a ``MaskedBatch`` in which every masked token has a label; the generator's samples
+        replace it, also with 80/10/10 (the released code keeps 15 %). Tokens without a label would
+        reach the model as [MASK] and count as original, so ``predict`` below 1 is refused.
+    Requirements: an encoder with embeddings. The generator has the same architecture with layers
+        ``share`` as wide; it is saved with the heads and not part of the checkpoint. Replacements
+        are sampled from it without gradient.
+    Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
+    """
+
+    masking: ClassVar[Masking] = {"corruption": "mask-only"}
+
+    def __init__(self, model: PreTrainedModel, *, share: float = 0.25, weight: float = 50.0):
+        super().__init__()
+        if not 0 < share <= 1 or weight <= 0:
+            got = f"share {share}, weight {weight}"
+            raise MaskwiseError("objective rtd", got=got, allowed="0 < share ≤ 1, weight > 0")
+        wide = width_of(model)
+        self.model = model
+        self.weight = weight
+        self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
+        self.generator = build_model(smaller(model.config, share))
+
+    @classmethod
+    def check(cls, masking: Masking) -> None:
+        check_all_asked("rtd", masking)
+
+    def chance(self, vocabulary: int, rows: int) -> float:
+        return math.log(vocabulary) + self.weight * math.log(2)
+
+    def work(self, tokens: float, targets: float) -> Work:
+        """The model and its head for every token of the text, and the generator."""
+        head = sum(p.numel() for p in self.head.parameters())
+        generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
+        return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
+
+    def forward(self, batch: MaskedBatch) -> Outcome:
+        labels = batch["labels"]
+        where = target_places(batch)
+        at = where.unbind(1)
+        truth = labels[at]
+        inputs = model_inputs(self.generator, batch)
+        logits = masked_logits(self.generator, inputs, *at).float()
+        losses = cross_entropy(logits, truth, reduction="none")
+        ids = batch["input_ids"].clone()
+        with torch.no_grad():
+            ids[at] = sampled(logits)
+        replaced = torch.zeros_like(ids, dtype=torch.bool)
+        replaced[at] = ids[at] != truth
+        text = torch.from_numpy(np.flatnonzero(batch.source.content))
+        on_device = moved(text, labels.device)
+        shown = {**model_inputs(self.model, batch), "input_ids": ids}
+        score = self.head(encoded(self.model, shown).flatten(0, 1)[on_device]).float().squeeze(-1)
+        detected = binary_cross_entropy_with_logits(
+            score, replaced.flatten()[on_device].float(), reduction="sum"
+        )
+        share = len(where) / max(1, len(text))
+        total = losses.sum() + self.weight * share * detected
+        return Outcome.of(losses, where)._replace(loss=total)
+
+
+def sampled(logits: Tensor) -> Tensor:
+    """(M,) int64 ids drawn from (M, V) logits."""
+    # The Gumbel trick: with exponential e, p / e is largest at token i with probability p_i.
+    # torch.multinomial checks its input, which syncs the host with the device.
+    return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
+
+
+def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
+    """The same architecture, ``share`` as wide, with as few heads as fit."""
+    config = copy.deepcopy(config)
+    width = config.hidden_size
+    head = width // config.num_attention_heads
+    heads = max(1, round(config.num_attention_heads * share))
+    for name in ("dim", "hidden_dim", "hidden_size", "intermediate_size"):
+        value = vars(config).get(name)
+        if value is not None:
+            narrow = heads * head if value == width else max(head, round(value * share))
+            setattr(config, name, narrow)
+    config.num_attention_heads = heads
+    return config

@@ -1,9 +1,8 @@
-"""Masked diffusion: masked language modelling at a rate that is drawn for every row, with the
-weights of a likelihood.
+"""Masked diffusion: masked language modelling at a random rate per row, weighted as a likelihood.
 
-The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step is
-an estimate of the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches
-and their weights.
+The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step
+estimates the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches and
+their weights.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import Masking, Outcome, check_all_asked, counted, weighted
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
-UNSAID = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
-"""What a recipe's masking is where nobody says anything: settings of masked language modelling."""
+DEFAULTS = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
+"""A recipe's default masking, which is that of masked language modelling."""
 
-LEAKS = "looks at the text that it hides: its loss is no bound on the likelihood"
+OPTIONS = {"budget": "exact", "fill": "none", "visits": "random"}
+"""Settings of which masked diffusion has only some values, with their defaults."""
 
 
 class MaskedDiffusion(MaskedLanguageModelling):
@@ -49,51 +49,32 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """As far as nobody says anything else: rates from ``uniform(0, 1)``, shown as [MASK]."""
-        said = {**common, **own}
-        return {
-            **said,
-            **{
-                name: cls.masking[name]
-                for name, value in UNSAID.items()
-                if said.get(name, value) == value
-            },
-        }
+        """The defaults of masked language modelling are replaced by this objective's."""
+        chosen = {**common, **own}
+        for name, value in DEFAULTS.items():
+            if chosen.get(name, value) == value:
+                chosen[name] = cls.masking[name]
+        return chosen
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
-        """The weights of its rates are known, and all that is masked is asked.
-
-        Raises:
-            MaskwiseError: see ``masking.diffusion.check``; a rate of 0; another corruption than
-                ``mask-only``.
-        """
         check_all_asked("diffusion", masking)
         shown = corruption(masking["corruption"])
         if shown != mask_only():
-            do = "leave masking.corruption out"
-            raise MaskwiseError(
-                "objective diffusion shows every chosen token as [MASK]", got=shown, do=do
-            )
+            what = "objective diffusion shows every chosen token as [MASK]"
+            raise MaskwiseError(what, got=shown, do="leave masking.corruption out")
         units = policy(masking["policy"])
-        how = {name: masking.get(name, value) for name, value in NAMED.items()}
-        check_masking(units, **how)
+        options = {name: masking.get(name, value) for name, value in OPTIONS.items()}
+        check_masking(units, **options)
         rates = schedule(masking["ratio"])
-        complete = [
-            Rates(rates, step, 100).complete for step in ((0, 50, 99) if rates.varies else (0,))
-        ]
-        if not all(complete):
-            return (
-                f"ratio {rates} is masked language modelling at fixed rates: its loss is no "
-                f"bound on the likelihood"
-            )
-        return f"policy {masking['policy']} {LEAKS}" if units.reads_text else None
+        no_bound = "its loss is no bound on the likelihood"
+        if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
+            return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
+        if units.reads_text:
+            return f"policy {masking['policy']} looks at the text that it hides: {no_bound}"
+        return None
 
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
         losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
         return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
-
-
-NAMED = {"budget": "exact", "fill": "none", "visits": "random"}
-"""Settings that masked diffusion has only some values of, with what they are by default."""

@@ -1,7 +1,7 @@
-"""Masked language modelling, with the vocabulary head run only where there is a target.
+"""Masked language modelling, with the vocabulary head applied at targets only.
 
-Each family keeps that head under another name (``families.ENCODERS``). Any other falls back to the
-model's own logits, which is slower and gives the same loss.
+Families without a known head (``families.ENCODERS``) use the model's own logits, which is slower
+and gives the same loss.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from maskwise.keys import Array
 from maskwise.masking import IGNORE
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
 from maskwise.objectives.base import (
+    Batch,
     Masking,
     Objective,
     Outcome,
     Work,
-    counted,
     model_inputs,
     target_places,
     unrounded,
@@ -54,42 +54,39 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] | None = None
-    """``head_losses`` after ``torch.compile``; None: it is not compiled."""
+    """``head_losses`` after ``torch.compile``, or None."""
 
     tells_right: bool = False
-    """Whether outcomes say which targets were predicted right; the head is then not compiled."""
+    """Whether outcomes have ``right``; the head is then not compiled."""
 
-    def forward(self, batch: MaskedBatch | dict[str, Tensor]) -> Outcome:
+    def forward(self, batch: Batch) -> Outcome:
         losses, where, right = self.answers(batch)
-        return Outcome(losses.sum(), counted(losses.numel(), losses), losses.detach(), where, right)
+        return Outcome.of(losses, where)._replace(right=right)
 
-    def token_losses(self, batch: MaskedBatch | dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
         return self.answers(batch)[:2]
 
-    def answers(
-        self, batch: MaskedBatch | dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses and places as in ``token_losses``, and whether the likeliest token is the right
-        one: (M,) bool, or None unless ``tells_right``."""
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses and places as in ``token_losses``, and (M,) bool whether the likeliest token is
+        correct, or None unless ``tells_right``."""
         where = target_places(batch)
         row, column = where.unbind(1)
-        truth, inputs = batch["labels"][row, column], self.inputs(batch)
+        truth = batch["labels"][row, column]
+        inputs = self.inputs(batch)
         if self.compiled is None or self.tells_right:
             logits = masked_logits(self.model, inputs, row, column)
             right = logits.argmax(-1) == truth if self.tells_right else None
             return cross_entropy(unrounded(logits), truth, reduction="none"), where, right
+        # Padded to few different sizes, because each new one is compiled anew.
+        more = (0, padded_count(len(where)) - len(where))
         states = adapter_of(self.model.config).states(self.model, inputs)
-        more = padded_count(len(where)) - len(where)
-        states_MH, truth = (
-            states[pad(row, (0, more)), pad(column, (0, more))],
-            pad(truth, (0, more), value=IGNORE),
-        )
-        return self.compiled(self.model, states_MH, truth)[: len(where)], where, None
+        states_MH = states[pad(row, more), pad(column, more)]
+        losses = self.compiled(self.model, states_MH, pad(truth, more, value=IGNORE))
+        return losses[: len(where)], where, None
 
     def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:
-        """(M,) float64, nats: how unsure the model is at some places (M,) of a line of pieces,
-        while they are hidden.
+        """(M,) float64, nats: the model's entropies at places (M,) of a line while they are masked.
 
         Args:
             mask: the id of [MASK].
@@ -102,21 +99,17 @@ class MaskedLanguageModelling(Objective):
         batch = MaskedBatch.unmasked(replace(source, input_ids=ids), truth, len(at))
         batch = batch.to(next(self.parameters()).device)
         with self.judging():
-            logits = unrounded(
-                masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1))
-            )
-        log_p = logits.log_softmax(-1)
+            logits = masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1))
+        log_p = unrounded(logits).log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).cpu().double().numpy()
 
     def compile_head(self) -> None:
-        """Compile the head and the loss, unless the head is not known. Targets without a label are
-        added to every batch, up to a number that comes back, because each new number is compiled
-        anew."""
+        """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
             self.compiled = torch.compile(head_losses, dynamic=False)
 
-    def inputs(self, batch: MaskedBatch | dict[str, Tensor]) -> dict[str, Any]:
-        """What of a batch the model reads."""
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The model's inputs of a batch."""
         return model_inputs(self.model, batch)
 
     def work(self, tokens: float, targets: float) -> Work:
@@ -125,21 +118,14 @@ class MaskedLanguageModelling(Objective):
 
 
 def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: the losses of targets from the states at their places; 0 where there is no
-    label.
-    """
+    """(M,) float32: losses of targets from the states at their places; 0 without a label."""
     head = prediction_head(model)
     assert head is not None
-    return cross_entropy(
-        unrounded(head(model, states_MH)), truth, reduction="none", ignore_index=IGNORE
-    )
+    return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none")
 
 
 def padded_count(targets: int) -> int:
-    """The next number that has at most three bits behind its first one, and is at least 64.
-
-    There are four of them between a number and its double, so that a quarter at most is added, and
-    few are compiled.
+    """The next number ≥ 64 with at most three significant bits; at most a quarter is added.
 
     >>> [padded_count(targets) for targets in (0, 64, 65, 600, 1200)]
     [64, 64, 80, 640, 1280]
@@ -149,12 +135,10 @@ def padded_count(targets: int) -> int:
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
-    """Masked language modelling of *guided* tokens alone: each token of a salient span with
-    probability 0.5.
+    """Masked language modelling of tokens in salient spans only, each with probability 0.5.
 
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. How their guide was built is
-        not public; any
-    span layer will do: ``policy: guided(layer="phrase")``.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public; any
+        span layer will do: ``policy: guided(layer="phrase")``.
     """
 
     masking: ClassVar[Masking] = {

@@ -1,9 +1,8 @@
-"""A downstream task is an objective like any other: classes of rows or tokens, numbers, choices,
-spans of a context.
-"""
+"""Objectives of downstream tasks: classes of rows or tokens, numbers, choices, answer spans."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from maskwise.families import takes_token_types
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Objective, Outcome, counted, unrounded
 
@@ -33,7 +31,9 @@ class Classification(Objective):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        self._takes_types = takes_token_types(model)
+        # Tokenizers also make token types for models that take none.
+        taken = inspect.signature(model.forward).parameters
+        self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
@@ -47,17 +47,15 @@ class Classification(Objective):
         return self.model(**self.inputs(batch)).logits
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What of a batch the model takes."""
-        unused = {"labels"} if self._takes_types else {"labels", "token_type_ids"}
-        return {name: value for name, value in batch.items() if name not in unused}
+        """The model's inputs of a batch."""
+        return {name: value for name, value in batch.items() if name not in self._unused}
 
 
 class Regression(Classification):
     """Squared error of a number for every row.
 
-    Formula: sum over rows of (answer − label)², with labels in standard deviations from the mean of
-        train: a new
-    head begins at 0, the mean, and one learning rate serves every scale.
+    Formula: sum over rows of (answer − label)². Labels are standardised over train, so that a new
+        head begins at their mean and one learning rate serves all scales.
     Inputs: a mapping of model inputs with ``labels``, (B,) float.
     Requirements: ``models.load_task_model`` with a head for sequences and one label.
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
@@ -65,14 +63,13 @@ class Regression(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
-        return Outcome(error.square().sum(), counted(len(error), error))
+        return Outcome.of(error.square())
 
 
 class MultiLabel(Classification):
     """Binary cross-entropy of each label of every row.
 
-    Formula: sum over rows and their K labels, all of which are targets, of −log p(label is as it
-        should be | row).
+    Formula: sum over rows and their K labels, all targets, of −log p(label | row).
     Inputs: a mapping of model inputs with ``labels``, (B, K) ones and zeros.
     Requirements: ``models.load_task_model`` with a head for sequences and K labels.
     Source: Goodfellow et al. 2016, section 6.2.2.2.
@@ -80,20 +77,16 @@ class MultiLabel(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits = unrounded(self.logits(batch))
-        losses = binary_cross_entropy_with_logits(
-            logits, batch["labels"].to(logits.dtype), reduction="none"
-        )
-        return Outcome(losses.sum(), counted(losses.numel(), losses))
+        labels = batch["labels"].to(logits.dtype)
+        return Outcome.of(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
 
 
 class MultipleChoice(Classification):
-    """Cross-entropy of the right choice among a question's choices, of which there may be any
-    number.
+    """Cross-entropy of the right choice among any number of choices of a question.
 
     Formula: sum over questions of −log softmax(scores of its choices)[right].
-    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): which of them belong to a
-        question, −1 where
-    it has fewer than C, and ``labels`` (B,), the right column.
+    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): the sequences of each
+        question, padded with −1, and ``labels`` (B,), the right column.
     Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
     Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
     """
@@ -106,13 +99,9 @@ class MultipleChoice(Classification):
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, C), −∞ where a question has no such choice."""
         choices = batch["choices"]
-        # To the model all sequences are choices of one question, so that questions may differ in
-        # their number.
-        inputs = {
-            name: value.unsqueeze(0)
-            for name, value in self.inputs(batch).items()
-            if name != "choices"
-        }
+        # The model sees all sequences as choices of one question, so that questions may have
+        # different numbers of choices.
+        inputs = {name: value.unsqueeze(0) for name, value in self.inputs(batch).items()}
         scores = self.model(**inputs).logits.squeeze(0)
         return scores[choices.clamp(min=0)].masked_fill(choices < 0, -math.inf)
 

@@ -1,9 +1,6 @@
-"""A sentence embedding by denoising: a decoder must write the whole text from one vector of a text
-with gaps.
+"""Sentence embeddings by denoising: a decoder restores a text from one vector of its remains.
 
-It runs once for each text, in parallel over its tokens; the vocabulary matrix is that of the
-embeddings, and is multiplied only where there is a target. The decoder drops out when the
-checkpoint becomes an ordinary encoder.
+The decoder shares the encoder's embeddings and is not part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from maskwise.objectives.base import (
     Objective,
     Outcome,
     Work,
-    counted,
     encoded,
     target_places,
     unrounded,
@@ -33,21 +29,21 @@ if TYPE_CHECKING:
 
 
 class DenoisingAutoencoder(Objective):
-    """Cross-entropy of every token of the text, given one vector of the text with 60 % of its
-    tokens deleted.
+    """Cross-entropy of every token of a text, given one vector of it with 60 % of tokens deleted.
 
-    Formula: sum over tokens t of −log p(x_t | x_<t, s), s the state of [CLS] (or the mean of all
-        states) over the text with gaps, which is all that the decoder's cross-attention sees.
-    Inputs: a ``MaskedBatch`` of the corruption ``delete``; labels (B, L'), the whole text, −100
-        behind it.
+    Formula: sum over tokens t of −log p(x_t | x_<t, s), s the state of [CLS] (or the mean state) of
+        the corrupted text, which is all that the decoder's cross-attention sees.
+    Inputs: a ``MaskedBatch`` of the corruption ``delete``; labels (B, L'), the whole text, then
+        −100.
     Requirements: an encoder, one text a row. The published decoder is as deep as the encoder and
-        shares its weights; only some families can do that, so that here it has ``layers`` of its
-        own and shares the embeddings alone.
-    Source: Wang et al. 2021 (TSDAE, arXiv 2104.06979), section 3: 60 % deleted, [CLS], tied
-        decoder.
+        shares its weights, which only some families support; here it has ``layers`` of its own and
+        shares the embeddings.
+    Source: Wang et al. 2021 (TSDAE, arXiv 2104.06979), section 3.
     """
 
-    in_place, inherits, layout = False, False, "document"
+    in_place = False
+    inherits = False
+    layout = "document"
     masking: ClassVar[Masking] = {
         "policy": "token",
         "ratio": 0.6,
@@ -58,10 +54,13 @@ class DenoisingAutoencoder(Objective):
     def __init__(self, model: PreTrainedModel, *, layers: int = 1, pooling: str = "cls"):
         super().__init__()
         if layers < 1 or pooling not in ("cls", "mean"):
-            got, allowed = f"layers {layers}, pooling {pooling}", "layers ≥ 1; pooling cls or mean"
+            got = f"layers {layers}, pooling {pooling}"
+            allowed = "layers ≥ 1; pooling cls or mean"
             raise MaskwiseError("objective tsdae", got=got, allowed=allowed)
-        self.model, self.pooling = model, pooling
-        width, narrow = width_of(model), int(self.embeddings.shape[1])
+        self.model = model
+        self.pooling = pooling
+        width = width_of(model)
+        narrow = self.embeddings.shape[1]
         self.start = nn.Parameter(torch.zeros(width))
         layer = nn.TransformerDecoderLayer(
             width,
@@ -71,24 +70,21 @@ class DenoisingAutoencoder(Objective):
             norm_first=True,
         )
         self.decoder = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
-        self.widen = nn.Identity() if narrow == width else nn.Linear(narrow, width)
-        self.narrow = nn.Identity() if narrow == width else nn.Linear(width, narrow)
+        linear = nn.Identity if narrow == width else nn.Linear
+        self.widen = linear(narrow, width)
+        self.narrow = linear(width, narrow)
 
     @property
-    def embeddings(self) -> Tensor:
-        """(V, E) the encoder's own embeddings of its vocabulary."""
-        table = self.model.get_input_embeddings().weight
-        assert isinstance(table, Tensor)
-        return table
+    def embeddings(self) -> Any:
+        """(V, E): the encoder's embeddings of its vocabulary."""
+        return self.model.get_input_embeddings().weight
 
     @classmethod
     def check(cls, masking: Masking) -> None:
-        """It writes the text that was deleted from, and nothing else."""
         shown = str(masking.get("corruption", "delete"))
         if shown not in ("delete", "delete(target='full')"):
-            raise MaskwiseError(
-                "objective tsdae deletes tokens", got=f"corruption {shown}", allowed="delete"
-            )
+            got = f"corruption {shown}"
+            raise MaskwiseError("objective tsdae deletes tokens", got=got, allowed="delete")
 
     def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
@@ -98,39 +94,38 @@ class DenoisingAutoencoder(Objective):
         else:
             real = batch["attention_mask"].unsqueeze(-1).to(states_BLH.dtype)
             sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
-        vocabulary = self.embeddings
-        before = vocabulary[labels[:, :-1].clamp(min=0)]
+        length = labels.shape[1]
+        before = self.embeddings[labels[:, :-1].clamp(min=0)]
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
-        told_BLH = torch.cat([first, self.widen(before)], dim=1) + places(labels.shape[1], first)
-        mask = nn.Transformer.generate_square_subsequent_mask(labels.shape[1], device=labels.device)
+        shifted_BLH = torch.cat([first, self.widen(before)], dim=1) + places(length, first)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=labels.device)
         written = self.decoder(
-            told_BLH, sentence_BH.unsqueeze(1), tgt_mask=mask.to(told_BLH.dtype), tgt_is_causal=True
+            shifted_BLH,
+            sentence_BH.unsqueeze(1),
+            tgt_mask=mask.to(shifted_BLH.dtype),
+            tgt_is_causal=True,
         )
-        row, column = target_places(batch).unbind(1)
-        logits_MV = unrounded(self.narrow(written[row, column]) @ vocabulary.T)
-        losses = cross_entropy(logits_MV, labels[row, column], reduction="none")
-        return Outcome(losses.sum(), counted(len(losses), labels))
+        at = target_places(batch).unbind(1)
+        logits_MV = unrounded(self.narrow(written[at]) @ self.embeddings.T)
+        return Outcome.of(cross_entropy(logits_MV, labels[at], reduction="none"))
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for every token that it reads, the decoder and the vocabulary for every token
-        that is written.
+        """The encoder for each token read, the decoder and the vocabulary for each token written.
 
-        Keys and values of what the decoder attends to are made once for each text, and are left
-        out.
+        Keys and values of cross-attention are computed once a text, and left out.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
-        once = sum(2 * self.start.numel() ** 2 for _ in self.decoder.layers)
-        vocabulary = self.embeddings.numel()
-        return Work(encoder_weights(self.model) * tokens, (own - once + vocabulary) * targets)
+        once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
+        head = own - once + self.embeddings.numel()
+        return Work(encoder_weights(self.model) * tokens, head * targets)
 
 
 def places(length: int, like: Tensor) -> Tensor:
-    """(L, H) sines and cosines, which tell the decoder where a token stands (Vaswani et al. 2017,
-    section 3.5).
-    """
+    """(L, H) sinusoidal position embeddings (Vaswani et al. 2017, section 3.5)."""
     width = like.shape[-1]
     at = torch.arange(length, device=like.device, dtype=torch.float32).unsqueeze(1)
     rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-9.21034 / width))
-    table: Any = torch.zeros(length, width, device=like.device)
-    table[:, 0::2], table[:, 1::2] = torch.sin(at * rate), torch.cos(at * rate)[:, : width // 2]
+    table = torch.zeros(length, width, device=like.device)
+    table[:, 0::2] = torch.sin(at * rate)
+    table[:, 1::2] = torch.cos(at * rate)[:, : width // 2]
     return (0.1 * table).to(like.dtype)

@@ -25,8 +25,13 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import Learned, policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import ModelSettings
-from maskwise.objectives import MaskedDiffusion, Objective, objective_class
-from maskwise.objectives.settings import ObjectiveSettings, require_fit
+from maskwise.objectives import (
+    MaskedDiffusion,
+    Objective,
+    ObjectiveSettings,
+    objective_class,
+    require_fit,
+)
 from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import Plain, explain, leaves, nested, put
 from maskwise.samplers import sampler

@@ -48,10 +48,9 @@ from maskwise.text import Prepared, Rows, Stream, load_tokenizer
 from maskwise.text.settings import CorpusSettings
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
-from maskwise.training.engine import save_checkpoint
+from maskwise.training.checkpoint import Best, save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
-from maskwise.training.states import Best
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:

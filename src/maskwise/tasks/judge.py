@@ -35,7 +35,8 @@ from maskwise.tasks.task import Answers, Task
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
-from maskwise.training.engine import best_device, save_checkpoint
+from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.engine import best_device
 from maskwise.training.log import NotFinite
 
 if TYPE_CHECKING:

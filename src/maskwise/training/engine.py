@@ -1,23 +1,20 @@
-"""What a training runs on: device, processes, precision, wrapping, the backward pass, and the
-states it goes on from.
+"""The engine of a training: device, processes, precision, wrapping, updates and resuming.
 
 Distribution, precision and trackers are Accelerate's. The order in ``Engine`` matters: weights are
-loaded into the plain module, the module is wrapped, and only then are there optimisers, because
-FSDP2 replaces the parameters when it wraps them.
+loaded into the plain module, then it is wrapped, and only then are optimisers made, because FSDP2
+replaces the parameters.
 
-Random state is not saved, for there is none: masks, order and dropout are functions of (seed, step,
-rank).
+No random state is saved: masks, order and dropout are functions of (seed, step, rank).
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,35 +27,29 @@ from accelerate.utils import (
     broadcast,
 )
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from maskwise.constants import rank_here, ranks_here
+from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.families import UNLIMITED, encoder_of, most_tokens
-from maskwise.folders import sweep, write_folder
+from maskwise.families import encoder_of
+from maskwise.folders import sweep
 from maskwise.keys import fold
-from maskwise.models import without_advice
 from maskwise.objectives import Objective, Outcome
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
+from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
 from maskwise.training.data import Step
 from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.states import State, States, Totals, changes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
-WEIGHTS, OPTIMIZERS = "model.safetensors", "optimizers.safetensors"
-LEARNED = "learners.safetensors"
+WEIGHTS = "model.safetensors"
+OPTIMIZERS = "optimizers.safetensors"
 
 ROUND = 2.0**24
-"""Sums over ranks are rounded to multiples of 1 / ROUND: another order of addition then shows only
-at a border.
-"""
+"""Sums over ranks are rounded to multiples of 1 / ROUND, to hide their order of addition."""
 
 FREE = {
     "log_every",
@@ -75,21 +66,19 @@ FREE = {
     "shard",
     "workers",
 }
-"""Settings that change no result, or its last bits only; and what to do where a run cannot go on.
-"""
+"""Settings that may differ between a run and its resume: they change at most rounding."""
 
 
 class Update(NamedTuple):
     """One update of the weights, as this rank saw it.
 
     Attributes:
-        losses: the sum of losses of each micro-batch; they stay on the device until a line is
-            logged.
+        losses: the sum of losses of each micro-batch, on the device.
         targets: their number.
-        counted: what their sum is divided by (``Step.counted``).
-        norm: of the gradient, before clipping; it stays on the device too.
+        counted: divisor of the losses (``Step.counted``).
+        norm: of the gradient before clipping, on the device.
         rate: the learning rate.
-        asked: whether any rank was asked to end.
+        asked: whether any rank was asked to stop.
     """
 
     losses: list[Tensor]
@@ -101,19 +90,20 @@ class Update(NamedTuple):
 
 
 class Engine:
-    """An objective, ready to be trained, where it stopped if it was stopped.
+    """An objective ready to be trained, resumed from the newest state.
 
     Args:
         objective: what is trained; it is moved to the device.
         settings: see ``TrainingSettings``.
-        folder: where ``resume/`` lies; None keeps nothing.
+        folder: parent of ``resume/``; None: keep nothing.
 
     Attributes:
         rank, ranks, device: of this process.
+        first: whether this is the first rank.
         start: updates done before; 0 for a new run.
         totals: of these updates.
-        learned: tensors of what learns beside the model, after these updates.
-        states: the states to resume from; None where none are kept.
+        learned: states of the learners after these updates.
+        states: the states to resume from; None if none are kept.
 
     Raises:
         MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train;
@@ -123,51 +113,32 @@ class Engine:
     def __init__(
         self, objective: Objective, settings: TrainingSettings, folder: Path | None = None
     ):
-        self.objective, self.settings, self.folder = objective, settings, folder
-        arms = objective.names if isinstance(objective, Arms) else ()
-        self.accelerator = new_accelerator(settings, folder, partial=bool(arms))
-        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
-        self.device, self.first = self.accelerator.device, self.accelerator.is_main_process
-        if settings.batch_size < self.ranks:
-            got = f"batch_size {settings.batch_size} for {self.ranks} processes"
-            what, do = (
-                "more processes than rows in a batch",
-                "raise training.batch_size, or start fewer processes",
-            )
-            raise MaskwiseError(what, got=got, do=do)
-        if settings.batch_size % (settings.accumulate * self.ranks):
-            raise MaskwiseError(
-                "batch_size must be a multiple of accumulate × processes",
-                got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
-            )
-        # What the hosts say to each other must not wait for their accelerators.
-        apart = self.ranks > 1 and self.device.type != "cpu"
-        self.hosts = dist.new_group(backend="gloo") if apart else None
+        self.objective = objective
+        self.settings = settings
+        self.folder = folder
+        several = isinstance(objective, Arms)
+        self.accelerator = new_accelerator(settings, folder, partial=several)
+        self.rank = self.accelerator.process_index
+        self.ranks = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.first = self.accelerator.is_main_process
+        check_batch_size(settings, self.ranks)
+        # Hosts talk to each other without waiting for their accelerators.
+        separate = self.ranks > 1 and self.device.type != "cpu"
+        self.hosts = dist.new_group(backend="gloo") if separate else None
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
-        if self.sharded and arms:
-            what = (
-                "training.shard takes one objective: probes of several would need all weights "
-                "at once"
-            )
-            raise MaskwiseError(
-                what, got=f"{len(arms)}", do="leave it out (every process keeps a copy)"
-            )
+        if self.sharded and several:
+            what = "training.shard takes one objective: probes of several need all weights at once"
+            raise MaskwiseError(what, do="leave it out (every process keeps a copy)")
         objective.to(self.device)
         if settings.freeze == "encoder":
-            # Before there are optimisers: what is frozen has no gradient, state or weight decay. An
-            # output matrix that is tied to the embeddings is frozen with them; its bias is the
-            # head's, and learns.
-            encoder_of(objective.model).requires_grad_(False)
-            if not any(parameter.requires_grad for parameter in objective.parameters()):
-                got = type(objective.model).__name__
-                raise MaskwiseError(
-                    "nothing is left to train", got=got, do="set training.freeze: none"
-                )
+            freeze_encoder(objective)
         wrapping.wrap(objective, settings, self.accelerator.autocast)
+        self.states: States | None = None
         if folder and self.first:
             sweep(folder)
-        kept = folder and settings.save_every
-        self.states = States(folder / "resume", keep=settings.keep) if folder and kept else None
+        if folder and settings.save_every:
+            self.states = States(folder / "resume", keep=settings.keep)
         state = self.states.newest(self.say) if self.states else None
         if state is not None:
             self._load_weights(state)
@@ -176,78 +147,78 @@ class Engine:
         else:
             self.wrapped = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective, settings)
-        self.start, self.totals, self.learned = 0, Totals(), dict[str, Tensor]()
+        self.start = 0
+        self.totals = Totals()
+        self.learned: dict[str, Tensor] = {}
         if state is not None:
             self._load_rest(state)
 
     # Steps
-    # ------------------------------------------------------------------------------------------------------
 
     def update(
         self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False
     ) -> Update:
-        """One update: gradients of (losses of all ranks and micro-batches) / (number of targets,
-        see ``Step.counted``).
+        """One update: the gradient of all ranks' losses, divided by their targets.
 
         Args:
-            observe: is shown each micro-batch, with what it cost.
-            asked: whether this rank was asked to end. All ranks must hear of it at the same step.
+            observe: called with each micro-batch and its outcome.
+            asked: whether this rank was asked to stop; all ranks learn of it at the same step.
         """
         if self.states:
             self.states.check()
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
-            # Dropout protects no frozen weight, and the head would learn to read states that it
-            # never sees again.
+            # With dropout, the head would learn to read states that it never sees again.
             encoder_of(self.objective.model).eval()
-        counts = {"targets": step.targets, "counted": step.counted}
-        sums = self.summed({**counts, "asked": asked})  # before any backward pass
-        counted = max(1.0, sums["counted"])
+        counts = {"targets": step.targets, "counted": step.counted, "asked": asked}
+        sums = self.summed(counts)
         rate = self.optimizers.set_rate(step.number)
+        # DDP averages gradients over ranks, so a rank's sum is multiplied by their number.
+        scale = self.ranks / max(1.0, sums["counted"])
         losses = []
-        for number, batch in enumerate(step.batches):
-            last = number == len(step.batches) - 1
-            # Gradients are added up over ranks with the last micro-batch of a step.
-            if self.sharded:
-                self.wrapped.set_requires_gradient_sync(last)
-            alone = not (last or self.sharded)
-            with self.accelerator.no_sync(self.wrapped) if alone else contextlib.nullcontext():
+        for number, batch in enumerate(step.batches, start=1):
+            with self._synchronised(number == len(step.batches)):
                 with self.accelerator.autocast():
                     outcome: Outcome = self.wrapped(batch)
-                # DDP averages gradients over ranks, so a rank's sum is multiplied by their number
-                # first.
-                self.accelerator.backward(outcome.loss * (self.ranks / counted))
+                self.accelerator.backward(outcome.loss * scale)
             observe(batch, outcome)
             losses.append(outcome.loss.detach())
-        norm = self.accelerator.clip_grad_norm_(
-            self.objective.parameters(), self.settings.clip or math.inf
-        )
+        parameters = self.objective.parameters()
+        norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
         norm = wrapping.whole(norm)
-        if sums["targets"] > 0:  # a step without any target counts as a step and changes nothing
-            sound = None
-            # whether the gradient and the losses of all ranks are finite
-            if self.settings.on_nan == "skip":
-                sound = torch.isfinite(torch.stack([norm, *losses])).all()
-                if self.ranks > 1:
-                    sound = self.accelerator.reduce(sound.float()) == self.ranks
+        if sums["targets"] > 0:  # a step without any target counts and changes nothing
+            sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
 
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are reduced over ranks with the last micro-batch of a step."""
+        if self.sharded:
+            self.wrapped.set_requires_gradient_sync(last)
+        elif not last:
+            return self.accelerator.no_sync(self.wrapped)
+        return contextlib.nullcontext()
+
+    def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
+        """Whether the gradient and the losses of all ranks are finite, on the device."""
+        sound = torch.isfinite(torch.stack([norm, *losses])).all()
+        if self.ranks == 1:
+            return sound
+        return self.accelerator.reduce(sound.float()) == self.ranks
+
     def evaluated(self, function: Callable[[], Result]) -> Result:
-        """What a function gives while the objective is judged (``Objective.judging``); every rank
-        calls this.
-        """
+        """The result of a function in evaluation (``Objective.judging``); every rank calls this."""
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
-        if self.sharded:  # what is in no block stays whole until it is told otherwise
+        if self.sharded:  # weights outside of blocks stay gathered until now
             self.wrapped.reshard()
         return result
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums added up over all ranks, in float64."""
+        """Sums over all ranks, in float64."""
         if self.ranks == 1:
             return dict(sums)
         names = sorted(sums)
@@ -256,33 +227,34 @@ class Engine:
         return dict(zip(names, tensor.tolist(), strict=True))
 
     def say(self, text: str) -> None:
-        """A line on stderr, once for all ranks."""
+        """Print a line on stderr, once for all ranks."""
         if self.first:
             Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
     def finish(self) -> None:
-        """Wait for all ranks and for what is being written, and close the trackers."""
+        """Wait for all ranks and pending writes, and close the trackers."""
         self.wait()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     # States to resume from
-    # --------------------------------------------------------------------------------------
 
     def save(self, step: int, totals: Totals, learned: Mapping[str, Tensor]) -> None:
         """Write a state in the background.
 
         Args:
             step: updates done.
-            learned: tensors of what learns beside the model.
+            learned: states of the learners.
 
         Raises:
-            MaskwiseError: the state before could not be written.
+            MaskwiseError: the previous state could not be written.
         """
         assert self.states
+        weights = wrapping.distinct(self.objective)
+        optimizers = state_of(self.optimizers.members)
         files = {
-            WEIGHTS: wrapping.gathered(wrapping.distinct(self.objective), keep=self.first),
-            OPTIMIZERS: wrapping.gathered(state_of(self.optimizers.members), keep=self.first),
+            WEIGHTS: wrapping.gathered(weights, keep=self.first),
+            OPTIMIZERS: wrapping.gathered(optimizers, keep=self.first),
         }
         if learned:
             files[LEARNED] = dict(learned)
@@ -293,49 +265,21 @@ class Engine:
             self.states.save(state, files)
 
     def wait(self) -> None:
-        """Every rank waits until the states are written.
-
-        Raises:
-            MaskwiseError: one could not be written.
-        """
+        """Wait on every rank until the states are written, or raise why they cannot be."""
         if self.states:
             self.states.wait()
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Let a state that is being written become whole, however the training ended, and the model
-        be as it was.
-        """
+        """Finish pending writes of states and remove wrappers from the model."""
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
 
     def _load_weights(self, state: State) -> None:
-        """
-        Raises:
-            MaskwiseError: a state of a run with other settings, or of another model.
-        """
+        """Load weights, or raise for a state of other settings or of another model."""
         assert self.states
         path = self.states.path(state.step)
-        self._check(path, state)
-        weights = load_file(path / WEIGHTS)
-        own = wrapping.distinct(self.objective)
-        if {name: value.shape for name, value in weights.items()} != {
-            name: value.shape for name, value in own.items()
-        }:
-            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
-        wrapping.load_weights(self.objective, weights)
-
-    def _load_rest(self, state: State) -> None:
-        assert self.states
-        path = self.states.path(state.step)
-        load_state(self.optimizers.members, load_file(path / OPTIMIZERS))
-        self.learned = load_file(path / LEARNED) if (path / LEARNED).is_file() else {}
-        self.start = state.step
-        self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
-
-    def _check(self, path: Path, state: State) -> None:
-        """Refuse a state of another run; say so where it is the same in all but the last bits."""
         # A setting that an older state does not know had its default.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
@@ -344,74 +288,62 @@ class Engine:
             raise MaskwiseError(what, got=changed, do="give a new folder")
         changed = changes(state.bits, self._bits())
         if changed:
-            self.say(
-                f"resuming from {path} with {changed}: the same run but for rounding and dropout"
-            )
+            same = "the same run but for rounding and dropout"
+            self.say(f"resuming from {path} with {changed}: {same}")
+        weights = load_file(path / WEIGHTS)
+        if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
+            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+        wrapping.load_weights(self.objective, weights)
+
+    def _load_rest(self, state: State) -> None:
+        assert self.states
+        path = self.states.path(state.step)
+        load_state(self.optimizers.members, load_file(path / OPTIMIZERS))
+        if (path / LEARNED).is_file():
+            self.learned = load_file(path / LEARNED)
+        self.start = state.step
+        self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
 
     def _settings(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json", exclude=FREE)
 
     def _bits(self) -> dict[str, Any]:
-        config = getattr(getattr(self.objective, "model", None), "config", None)
+        """What rounding depends on."""
+        model: Any = getattr(self.objective, "model", None)
         return {
             "threads": torch.get_num_threads(),
             "processes": self.ranks,
             "accumulate": self.settings.accumulate,
             "precision": self.accelerator.mixed_precision,
             "device": self.device.type,
-            "attention": getattr(config, "_attn_implementation", None),
+            "attention": model and model.config._attn_implementation,
             "torch": torch.__version__,
             "compile": self.settings.compile or None,
         }
 
 
-def save_checkpoint(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    card: str | None = None,
-    heads: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write an ordinary transformers folder, whole or not at all, with a manifest.
+def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
+    """Raise if ranks and micro-batches do not divide the batch size."""
+    size = settings.batch_size
+    if size < ranks:
+        do = "raise training.batch_size, or start fewer processes"
+        got = f"batch_size {size} for {ranks} processes"
+        raise MaskwiseError("more processes than rows in a batch", got=got, do=do)
+    if size % (settings.accumulate * ranks):
+        what = "batch_size must be a multiple of accumulate × processes"
+        raise MaskwiseError(what, got=f"{size} for {settings.accumulate} × {ranks}")
 
-    The first rank writes; where the weights are shared out among ranks, every rank calls this.
 
-    Args:
-        card: the text of its README.md.
-        heads: what was trained beside the model; they go into ``heads.safetensors``.
+def freeze_encoder(objective: Objective) -> None:
+    """Exclude the encoder from training, with an output matrix that is tied to its embeddings."""
+    encoder_of(objective.model).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in objective.parameters()):
+        got = type(objective.model).__name__
+        raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
 
-    Raises:
-        MaskwiseError: it cannot be written.
-    """
 
-    weights = None
-    if any(map(wrapping.is_sharded, model.parameters())):
-        weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
-    if rank_here():
-        return
-
-    def fill(target: Path) -> None:
-        with without_advice():  # a bar for every file
-            model.save_pretrained(target, state_dict=weights)
-        # How the tokenizer was loaded (with or without a network) is no part of it, and would
-        # change the bytes.
-        for name in ("local_files_only", "is_local"):
-            tokenizer.init_kwargs.pop(name, None)
-        shared = copy.copy(tokenizer)
-        # where positions end, truncation=True is to cut
-        if (room := most_tokens(model.config)) < UNLIMITED:
-            shared.model_max_length = room
-        shared.save_pretrained(target)
-        if card:
-            (target / "README.md").write_text(card, encoding="utf-8")
-        if heads:
-            save_file(
-                {name: t.cpu().contiguous() for name, t in heads.items()},
-                target / "heads.safetensors",
-            )
-
-    write_folder(folder, fill)
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def new_accelerator(
@@ -420,7 +352,7 @@ def new_accelerator(
     """An ``Accelerator`` for one run, with its trackers started.
 
     Args:
-        partial: a batch may use only a part of the parameters (one of several heads).
+        partial: whether a batch may use only some parameters (one of several heads).
 
     Raises:
         MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to;
@@ -434,50 +366,42 @@ def new_accelerator(
         if name not in LoggerType.list():
             raise unknown_name("tracker", name, set(LoggerType.list()) - {"all"})
     if trackers and folder is None:
-        raise MaskwiseError(
-            "trackers need a folder to write to", got=", ".join(trackers), do="give a folder"
-        )
-    # Accelerate keeps one state per process and refuses another precision; here each run has its
-    # own.
+        got = ", ".join(trackers)
+        raise MaskwiseError("trackers need a folder to write to", got=got, do="give a folder")
+    # Accelerate keeps one state per process and refuses another precision.
     AcceleratorState._reset_state()
-    # Not told so, Accelerate does not distribute on CPUs: every rank would train alone, unnoticed.
-    cpu = not torch.accelerator.is_available()
+    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
-            cpu=cpu,
+            # By default Accelerate does not distribute on CPUs: every rank would train alone.
+            cpu=not torch.accelerator.is_available(),
             log_with=trackers or None,
             project_dir=folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-            if partial
-            else None,
-            # Losses are divided here, once: accelerate launch must not ask for it again in the
-            # environment.
+            kwargs_handlers=unused,
+            # Losses are divided once, in ``Engine.update``, whatever the launcher's environment.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
         got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
-        raise MaskwiseError(
-            "the processes do not know each other", got=got, do="start them with torchrun"
-        )
-    lacking = set(trackers) - {"all"} - {getattr(t, "value", str(t)) for t in accelerator.log_with}
+        do = "start them with torchrun"
+        raise MaskwiseError("the processes do not know each other", got=got, do=do)
+    installed = {getattr(tracker, "value", str(tracker)) for tracker in accelerator.log_with}
+    lacking = sorted(set(trackers) - {"all"} - installed)
     if lacking:
-        do = f"install {min(lacking)}, or leave it out of trackers"
-        raise MaskwiseError(f"tracker {min(lacking)!r} is not installed", do=do)
+        do = f"install {lacking[0]}, or leave it out of trackers"
+        raise MaskwiseError(f"tracker {lacking[0]!r} is not installed", do=do)
     if trackers:
-        accelerator.init_trackers(
-            "maskwise", config={k: str(v) for k, v in settings.model_dump().items()}
-        )
+        config = {name: str(value) for name, value in settings.model_dump().items()}
+        accelerator.init_trackers("maskwise", config=config)
     return accelerator
 
 
 def agreement(accelerator: Accelerator) -> Agree:
-    """The function by which ranks agree on sums of any shape; it gives float64 on the host, where
-    it waits for them.
-    """
+    """The function that adds up tensors over ranks; its results are float64 on the host."""
 
     def agree(own: Tensor) -> Tensor:
-        if accelerator.num_processes > 1:  # on devices that have float64: Apple's GPUs are alone
+        if accelerator.num_processes > 1:  # on devices with float64, as Apple's are single
             own = broadcast(accelerator.reduce(own.to(accelerator.device).double()))
         return torch.round(own.cpu().double() * ROUND) / ROUND
 
@@ -490,9 +414,10 @@ def best_device() -> torch.device:
 
 
 def fast_bf16() -> bool:
-    """Does the hardware train faster in bf16 than in float32? A processor does with AMX only: with
-    AVX-512's bf16 alone a step of a small encoder takes 1.6 times as long as in float32
-    (``benchmarks/quick_step.py``).
+    """Whether the hardware trains faster in bf16 than in float32.
+
+    Of processors only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
+    times as long as in float32 (``benchmarks/quick_step.py``).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -500,15 +425,13 @@ def fast_bf16() -> bool:
 
 
 def leave() -> None:
-    """End a program that trained on several ranks; otherwise gloo can abort at exit, after correct
-    results.
+    """Close the process group, if there is one; otherwise gloo can abort at exit.
 
-    A barrier lets the last messages arrive. A model that is still wrapped in DDP keeps the group's
-    threads beyond the group, and they race with the interpreter's end: let go of it first (``del
-    trainer``).
+    A model that is still wrapped in DDP keeps the group's threads, which race with the
+    interpreter's end: delete it first (``del trainer``).
     """
     if dist.is_initialized():
         wrapping.forget_meshes()
         gc.collect()
-        dist.barrier()
+        dist.barrier()  # the last messages arrive
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""What a training says of itself: lines of ``metrics.jsonl``, trackers, and a progress bar.
+"""Training logs: lines of ``metrics.jsonl``, trackers, and a progress bar.
 
-Between two lines everything is summed up: losses as tensors on the device, counts on the host. A
-line is where the host waits for the device, and where a loss or gradient that is not finite ends
-the run. docs/files.md says which fields a line has.
+Between two lines everything is accumulated: losses as tensors on the device, counts on the host. At
+a line the host waits for the device, and a loss or gradient that is not finite ends the run.
+docs/files.md documents the fields of a line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,25 +21,22 @@ from rich.progress import Progress as Bar
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import finite, read_lines, write_lines, writing
+from maskwise.training.checkpoint import Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Learner
 from maskwise.training.speed import Meter
-from maskwise.training.states import Totals
 
 Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
 """From the number of updates done to lines of metrics."""
 
 MOST_SKIPPED = 20
-"""So many updates in a row may be left out; a model that gives nothing finite for longer does not
-come back.
-"""
+"""Updates in a row that may be skipped; a model with more does not recover."""
 
-
-EMPTY_STEPS, SURE_TARGETS = 50, 10
-"""A run that has had no target by then is stopped, unless so few were asked for that chance may
-have left none.
-"""
+EMPTY_STEPS = 50
+"""A run without any target after these steps is stopped, if it asked for enough of them."""
+SURE_TARGETS = 10
+"""Targets asked for, of which chance hardly leaves none."""
 
 
 class NotFinite(MaskwiseError):
@@ -50,10 +48,10 @@ class Log:
 
     Args:
         engine: what trains.
-        source: whose facts are summed up and summarised.
-        learners: whose facts are added to each line.
-        title: what the progress bar says.
-        quiet: no progress bar.
+        source: its facts are summed and summarised.
+        learners: their facts are added to each line.
+        title: of the progress bar.
+        quiet: show no progress bar.
     """
 
     def __init__(
@@ -65,34 +63,33 @@ class Log:
         title: str,
         quiet: bool,
     ):
-        self.engine, self.source, self.learners = engine, source, learners
-        self.totals = engine.totals.model_copy()
+        self.engine = engine
+        self.settings = engine.settings
+        self.source = source
+        self.learners = learners
+        self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        # What was summed up, over all ranks, when a state was saved between two lines; the first
-        # rank holds it.
-        self.losses = list(self.totals.losses) if engine.first else []
-        self.sums = dict(self.totals.sums) if engine.first else {}
+        if not engine.first:  # sums over all ranks in a saved state belong to the first one
+            self.totals.losses = []
+            self.totals.sums = {}
         self.skipped_in_a_row = 0
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
         self.metrics = Metrics(path, keep_until=engine.start)
-        if path and self.totals.lines is not None and self.metrics.lines < self.totals.lines:
-            lost = self.totals.lines - self.metrics.lines
-            engine.say(
-                f"{path} has lost {lost} of {self.totals.lines} lines: curves will have a gap"
-            )
-        s = engine.settings
+        lost = (self.totals.lines or 0) - self.metrics.lines
+        if path and lost > 0:
+            lines = f"{lost} of {self.totals.lines} lines"
+            engine.say(f"{path} has lost {lines}: curves will have a gap")
         self.meter = Meter(
             engine.objective,
             engine.device,
             engine.accelerator.mixed_precision,
             ranks=engine.ranks,
-            frozen=s.freeze == "encoder",
+            frozen=self.settings.freeze == "encoder",
             known=path is not None,
         )
-        self.progress = Progress(
-            title, engine.settings.steps, engine.start, hidden=quiet or not engine.first
-        )
+        hidden = quiet or not engine.first
+        self.progress = Progress(title, self.settings.steps, engine.start, hidden=hidden)
 
     def __enter__(self) -> Log:
         self.progress.bar.start()
@@ -103,89 +100,87 @@ class Log:
         self.metrics.close()
 
     def add(self, update: Update, step: Step) -> None:
-        """Take in one update and what its source says of its batches. Does not wait for the device."""
+        """Accumulate one update and the facts of its batches, without waiting for the device."""
         self.window.append(update)
         self.meter.add(step)
-        counts = {"targets": update.targets, "counted": update.counted}
-        for name, value in {**counts, **step.facts}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        sums = self.totals.sums
+        counts = {"targets": update.targets, "counted": update.counted, **step.facts}
+        for name, value in counts.items():
+            sums[name] = sums.get(name, 0.0) + value
 
     def line(self, done: int) -> None:
-        """Write what was summed up since the last line; every rank calls this.
+        """Write a line of what was accumulated; every rank calls this.
 
         Raises:
-            NotFinite: a loss or gradient is not finite, on any rank, unless its update was skipped.
+            NotFinite: a loss or gradient is not finite on any rank, unless its update was skipped.
+            MaskwiseError: not one target so far.
         """
         last = self.window[-1]
         losses, sums = self._read(done)
-        self.window, self.losses, self.sums = [], [], dict.fromkeys(self.sums, 0.0)
-        # Where the ratio has fallen to 0 there may be nothing to predict: no loss, which is not 0.
-        mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
-        facts, targets = self.source.summarise(sums), int(sums["targets"])
-        line = {"loss": mean, "targets": targets, **facts}
         totals = self.totals
-        totals.loss = totals.loss if mean is None else mean
+        self.window = []
+        totals.losses = []
+        totals.sums = dict.fromkeys(totals.sums, 0.0)
+        facts = self.source.summarise(sums)
+        # Without targets, as where a ratio has fallen to 0, there is no loss.
+        mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
+        if mean is not None:
+            totals.loss = mean
         totals.tokens += int(facts.get("tokens", 0))
-        totals.targets += targets
+        totals.targets += int(sums["targets"])
+        totals.seconds = time.perf_counter() - self.began
         asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
         if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
             what = f"not one target in the first {done} steps: there is nothing to learn from"
             raise MaskwiseError(what, got="0 targets", do="look at the masks: maskwise inspect")
-        totals.seconds = time.perf_counter() - self.began
-        line |= {"tokens": totals.tokens, "lr": last.rate, "grad_norm": finite(float(last.norm))}
-        if self.engine.settings.on_nan == "skip":
+        line: dict[str, Any] = {"loss": mean, "targets": int(sums["targets"]), **facts}
+        line["tokens"] = totals.tokens
+        line["lr"] = last.rate
+        line["grad_norm"] = finite(float(last.norm))
+        if self.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
-        learnt = {k: v for learner in self.learners.values() for k, v in learner.facts().items()}
-        speed = self.meter.read(left=self.engine.settings.steps - done)
+        speed = self.meter.read(left=self.settings.steps - done)
+        learned: dict[str, object] = {}
+        for learner in self.learners.values():
+            prefix = f"{learner.arm} " if learner.arm else ""
+            learned |= {f"{prefix}{name}": value for name, value in learner.facts().items()}
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
-        self._write({"kind": "train", "step": done, **line, **learnt, **late})
+        self._write({"kind": "train", "step": done, **line, **learned, **late})
+        shares = {f"source/{name}": share for name, share in line.get("sources", {}).items()}
         tracked = {
-            f"train/{k}": v for k, v in {**line, **speed}.items() if isinstance(v, int | float)
-        }
-        tracked |= {
-            f"train/source/{name}": share for name, share in line.get("sources", {}).items()
+            f"train/{name}": value
+            for name, value in {**line, **speed, **shares}.items()
+            if isinstance(value, int | float)
         }
         self.engine.accelerator.log(tracked, step=done)
-        share = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
-        rate = f"{speed['tokens_per_second']:,.0f} tokens/s{share}, {speed['memory_gib']:.1f} GiB"
-        self.progress.note(
-            rate, loss=totals.loss, ratio=facts.get("ratio"), padding=facts.get("padding")
-        )
+        mfu = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
+        rate = f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, {speed['memory_gib']:.1f} GiB"
+        shown = {"loss": totals.loss, "ratio": facts.get("ratio"), "padding": facts.get("padding")}
+        self.progress.note(rate, **shown)
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
-        """Losses and sums of facts since the last line, over all ranks; here the host waits for the
-        device.
+        """Losses and sums since the last line, over all ranks; here the host waits for the device.
 
         Raises:
             NotFinite: see ``line``.
         """
-        sums, losses, sizes = (
-            dict(self.sums),
-            list(self.losses),
-            [len(u.losses) for u in self.window],
-        )
+        losses = list(self.totals.losses)
+        sums = dict(self.totals.sums)
         values = [value for update in self.window for value in (*update.losses, update.norm)]
-        own = [
-            part.tolist() for part in torch.stack(values).cpu().split([size + 1 for size in sizes])
-        ]
-        wrong = [float(not all(map(math.isfinite, each))) for each in own]
-        wrong = list(self.engine.summed({f"{n:09}": bad for n, bad in enumerate(wrong)}).values())
-        for number, (update, bad) in enumerate(zip(self.window, wrong, strict=True)):
-            *parts, norm = own[number]
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
-            if not bad:
-                losses += parts
+        sizes = [len(update.losses) + 1 for update in self.window]
+        parts = [part.tolist() for part in torch.stack(values).cpu().split(sizes)]
+        # All ranks skip an update that is not finite on one of them.
+        wrong = {f"{n:09}": not all(map(math.isfinite, part)) for n, part in enumerate(parts)}
+        bad = self.engine.summed(wrong).values()
+        first = done - len(self.window) + 1
+        for step, (update, part, unsound) in enumerate(zip(self.window, parts, bad), start=first):
+            if not unsound:
+                self.skipped_in_a_row = 0
+                losses += part[:-1]
                 continue
-            if self.engine.settings.on_nan != "skip" or self.skipped_in_a_row > MOST_SKIPPED:
-                unsound = next((part for part in parts if not math.isfinite(part)), None)
-                step = done - len(self.window) + number + 1
-                what = "gradient" if unsound is None else "loss"
-                raise NotFinite(
-                    f"the {what} is not finite at step {step}",
-                    got=norm if unsound is None else unsound,
-                    do=f"lower the learning rate ({update.rate:.3g} at this step), or set "
-                    f"training.on_nan: skip",
-                )
+            self.skipped_in_a_row += 1
+            if self.settings.on_nan != "skip" or self.skipped_in_a_row > MOST_SKIPPED:
+                raise not_finite(part, step=step, rate=update.rate)
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
@@ -194,43 +189,44 @@ class Log:
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates, and write what comes out; whether it is enough."""
+        """Evaluate after ``done`` updates and write the lines; whether one says ``enough``."""
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
-            self.evaluation(done, line)
-        return any(bool(line.get("enough")) for line in lines)
-
-    def evaluation(self, done: int, line: Mapping[str, object]) -> None:
-        """Write one line of an evaluation."""
-        self._write({"kind": "eval", "step": done, **line})
-        tracked = {f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}
-        self.engine.accelerator.log(tracked, step=done)
+            self._write({"kind": "eval", "step": done, **line})
+            tracked = {f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}
+            self.engine.accelerator.log(tracked, step=done)
+        return any(line.get("enough") for line in lines)
 
     def so_far(self) -> Totals:
-        """The totals of this moment, with what was read since the last line (``read``)."""
-        now = {
-            "seconds": time.perf_counter() - self.began,
-            "losses": list(self.losses),
-            "sums": dict(self.sums),
-        }
-        return self.totals.model_copy(update=now)
+        """The totals of this moment, with what ``read`` has accumulated since the last line."""
+        return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
     def read(self, done: int) -> None:
-        """Read what came after the last line, so that ``so_far`` has it; every rank calls this.
+        """Read what came after the last line for ``so_far``; every rank calls this.
 
         Raises:
             NotFinite: see ``line``.
         """
         if self.window:
             losses, sums = self._read(done)
-            # They are sums over all ranks now, so one rank keeps them for the next line.
-            kept = (losses, sums) if self.engine.first else ([], dict.fromkeys(sums, 0.0))
-            self.window, (self.losses, self.sums) = [], kept
+            # These are sums over all ranks now, so only the first keeps them for the next line.
+            self.window = []
+            self.totals.losses = losses if self.engine.first else []
+            self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
 
     def _write(self, line: Mapping[str, object]) -> None:
         self.metrics.write(line)
         self.totals.lines = self.metrics.lines
+
+
+def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
+    """The error for an update with these losses and, last, its gradient norm."""
+    *losses, norm = values
+    unsound = [loss for loss in losses if not math.isfinite(loss)]
+    what = f"the {'loss' if unsound else 'gradient'} is not finite at step {step}"
+    do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
+    return NotFinite(what, got=unsound[0] if unsound else norm, do=do)
 
 
 class Metrics:
@@ -238,33 +234,33 @@ class Metrics:
 
     Args:
         path: the file; None writes nothing.
-        keep_until: lines of later steps are dropped first. On resuming from a state they will be
-            written again; a fresh run (0) starts with an empty file.
+        keep_until: lines of later steps are dropped, because a resumed run writes them again; a new
+            run (0) starts with an empty file.
 
     Attributes:
         lines: their number.
     """
 
     def __init__(self, path: Path | None, *, keep_until: int = 0):
-        self.path, self.lines = path, 0
+        self.path = path
+        self.lines = 0
         if path is None:
             return
-        kept = (
-            [line for line in read_lines(path) if _step(line) <= keep_until] if keep_until else []
-        )
+        kept = read_lines(path) if keep_until else []
+        kept = [line for line in kept if _step(line) <= keep_until]
         write_lines(path, kept)
-        with writing(path):  # without a buffer, which would be written again where the disk is full
+        with writing(path):  # unbuffered, because a buffer is written again when the disk is full
             self.file = path.open("ab", buffering=0)
         self.lines = len(kept)
 
     def write(self, line: Mapping[str, object]) -> None:
-        if self.path:
-            with writing(self.path):
-                rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-                # on a disk that is nearly full only a part is written, and the next try fails
-                while rest:
-                    rest = rest[self.file.write(rest) :]
-            self.lines += 1
+        if self.path is None:
+            return
+        rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with writing(self.path):
+            while rest:  # a nearly full disk takes a part, and then raises
+                rest = rest[self.file.write(rest) :]
+        self.lines += 1
 
     def close(self) -> None:
         if self.path:
@@ -272,11 +268,12 @@ class Metrics:
 
 
 class Progress:
-    """A bar over steps with rate and time left; silent where nobody looks.
+    """A bar over steps with rate and time left; hidden without a terminal.
 
     Args:
-        title: what is going on.
-        total: steps in all. start: steps done before.
+        title: at its left.
+        total: steps in all.
+        start: steps done before.
         hidden: show nothing.
     """
 
@@ -298,16 +295,12 @@ class Progress:
         self.bar.advance(self.task)
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show how fast it is (if not said, the steps per second) and behind the bar a few numbers
-        that are known.
-        """
+        """Show the speed, by default in steps per second, and some values if they are known."""
         speed = self.bar.tasks[self.task].speed
-        text = "  ".join(
-            f"{name} {value:.3g}" for name, value in values.items() if value is not None
-        )
-        self.bar.update(
-            self.task, note=text, rate=rate or (f"{speed:.1f} steps/s" if speed else "")
-        )
+        if speed and not rate:
+            rate = f"{speed:.1f} steps/s"
+        known = [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
+        self.bar.update(self.task, note="  ".join(known), rate=rate)
 
 
 def _step(line: Mapping[str, object]) -> float:

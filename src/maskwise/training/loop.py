@@ -1,13 +1,11 @@
-"""The loop. Pre-training, intermediate pre-training and fine-tuning are this function with another
-objective.
+"""The training loop, for pre-training, intermediate pre-training and fine-tuning.
 
-    for step in look_ahead(source):         # its batches were masked while the device worked on the last ones
-        engine.update(step)                 # every target of all ranks and micro-batches weighs the same
-        what learns from the losses learns  # a policy's weights, a sampler: on all ranks alike
-        log; now and then evaluate, and save a state to go on from
+    for step in look_ahead(source):         # its batches were masked during the last step
+        engine.update(step)                 # every target of all ranks and micro-batches is equal
+        learners learn                      # a policy's weights, a sampler, alike on all ranks
+        log; at times evaluate, and save a state to resume from
 
-Everything random is a function of (seed, step, rank), so a run that was stopped goes on bit for
-bit.
+Everything random is a function of (seed, step, rank), so a resumed run continues bit for bit.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from maskwise.constants import rank_here
 from maskwise.folders import claim
 from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
+from maskwise.training.arms import Arms
 from maskwise.training.data import Source, look_ahead
 from maskwise.training.engine import Engine, agreement, leave
 from maskwise.training.learners import Learner, Point, restore, states
@@ -30,13 +29,11 @@ from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
-"""In the folder of a run: held while it trains. The lock of a process that died is free."""
+"""In the folder of a run while it trains. The lock of a process that died is free."""
 
 
 class Training(TypedDict):
-    """What a training was: ``loss`` is the mean of the last window that had targets, in nats a
-    target.
-    """
+    """Summary of a training; ``loss`` is the mean of the last window with targets, in nats."""
 
     steps: int
     seconds: float
@@ -57,19 +54,18 @@ def train(
     title: str = "training",
     quiet: bool = False,
 ) -> Training:
-    """Train an objective; call it again with the same arguments, and it goes on where it was
-    stopped.
+    """Train an objective; the same call resumes a training that was stopped.
 
     Args:
         objective: a module that turns a batch into (sum of losses, number of targets).
-        source: gives the batches of a step.
+        source: makes the batches of a step.
         settings: see ``TrainingSettings``.
-        folder: where ``metrics.jsonl`` and states to resume from go; None keeps nothing.
-        learners: by name, what learns from the losses.
-        evaluate: called with the number of updates done; its dicts become lines of metrics, and one
-            that says ``enough`` ends the training.
-        title: what the progress bar says.
-        quiet: no progress bar.
+        folder: for ``metrics.jsonl`` and states to resume from; None: keep nothing.
+        learners: what learns from the losses, by name.
+        evaluate: called with the number of updates; returns lines of metrics, of which one with
+            ``enough`` ends the training.
+        title: of the progress bar.
+        quiet: show no progress bar.
 
     Raises:
         MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient
@@ -85,22 +81,30 @@ def train(
         Log(engine, source, learners, title=title, quiet=quiet) as log,
     ):
         agree = agreement(engine.accelerator)
-        for learner in learners.values():
-            learner.meet(objective)
 
         def observe(batch: Any, outcome: Outcome) -> None:
             for learner in learners.values():
-                learner.observe(batch, outcome)
+                if not learner.arm or learner.arm == batch.arm:
+                    learner.observe(batch, outcome)
 
         def learn(done: int) -> None:
             for learner in learners.values():
                 learner.after(Point(done, steps, agree))
 
+        for learner in learners.values():
+            trained = (
+                objective.arm(learner.arm)
+                if isinstance(objective, Arms) and learner.arm
+                else objective
+            )
+            learner.meet(trained)
         if engine.start:
             restore(learners, engine.learned)
         else:
             learn(0)
-        done, judged, enough = engine.start, -1, False
+        done = engine.start
+        judged = -1
+        enough = False
         left = range(engine.start, steps)
         for step in look_ahead(
             source, left, rank=engine.rank, ranks=engine.ranks, device=engine.device
@@ -109,21 +113,25 @@ def train(
             done = step.number + 1
             learn(done)
             log.add(update, step)
-            if done % settings.log_every == 0 or done == steps:
+            last = done == steps
+            saves = engine.states is not None and done % settings.save_every == 0
+            if last or done % settings.log_every == 0:
                 log.line(done)
-            elif engine.states and _due(done, settings.save_every):
+            elif saves:
                 log.read(done)
-            if evaluate and (done == steps or _due(done, settings.eval_every)):
-                enough, judged = log.judged(done, evaluate), done
-            if asked.number if engine.ranks == 1 else update.asked:
+            if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
+                enough = log.judged(done, evaluate)
+                judged = done
+            stopped = asked.number if engine.ranks == 1 else update.asked
+            if stopped:
                 stop(engine, log, learners, asked, done)
-            if engine.states and _due(done, settings.save_every) and done < steps:
+            if saves and not last:
                 engine.save(done, log.so_far(), states(learners))
             log.progress.advance()
             if enough:
                 break
         if evaluate and not enough and judged != steps:
-            # A signal came at the last step, whose state is judged again.
+            # A signal came at the last step, whose state is evaluated again.
             log.judged(steps, evaluate, write=engine.start != steps)
         engine.finish()
         total = log.so_far()
@@ -137,12 +145,8 @@ def train(
     }
 
 
-def _due(done: int, every: int) -> bool:
-    return bool(every) and done % every == 0
-
-
 def alone(folder: Path | None) -> AbstractContextManager[None]:
-    """Keep other runs out of a folder. The first rank does it for all."""
+    """Keep other runs out of a folder; the first rank does it for all."""
     if folder is None or rank_here():
         return nullcontext()
     return claim(folder, "another run trains into", lock=LOCK, stays=False)
@@ -151,26 +155,23 @@ def alone(folder: Path | None) -> AbstractContextManager[None]:
 def stop(
     engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int
 ) -> None:
-    """Save a state, report it, and end the program, as a signal asked for.
+    """Save a state and end the program, as a signal asked for.
 
     Raises:
         SystemExit: 128 + the signal's number.
-        MaskwiseError: a loss or gradient since the last line is not finite: the state would be
-            worthless.
+        MaskwiseError: a loss or gradient since the last line is not finite.
     """
-    number = asked.number or SIGTERM  # another rank's
+    number = asked.number or SIGTERM  # of another rank
     asked.served = True
     name = CODES[128 + number]
     if engine.states:
         log.read(done)
         engine.save(done, log.so_far(), states(learners))
         engine.wait()
-        where = f"{name}: saved the state of step {done} in {engine.states.folder}"
-        engine.say(f"{where}; the same call goes on from it")
+        folder = engine.states.folder
+        engine.say(f"{name}: saved the state of step {done} in {folder}; the same call resumes it")
     else:
-        engine.say(
-            f"{name}: ended at step {done}; nothing is saved, because training.save_every is 0"
-        )
+        engine.say(f"{name}: ended at step {done} without a state: training.save_every is 0")
     engine.finish()
     engine.wrapped = None
     leave()

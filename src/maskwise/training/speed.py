@@ -1,15 +1,11 @@
-"""How fast a training is: tokens per second, and what share of the hardware's multiplications it
-uses (MFU).
+"""The speed of a training: tokens per second and model FLOPs utilisation (MFU).
 
-    MFU = FLOPs of the model per second / FLOPs per second of a large matrix product on the same
-    device
+    MFU = FLOPs of the model per second / FLOPs per second of a large matrix product
 
-The FLOPs of the model are those of useful work alone: weights outside the embeddings for every
-token of the text, heads for every target (``Objective.work``), and attention within documents (Σ
-length², ``families.attention_work``). Padding, attention across documents, heads where there is no
-target and what is computed twice count as waste. The denominator is measured and not read from a
-data sheet: once in a process for each device and precision, in under a second. On a busy machine it
-comes out low.
+The FLOPs are those of useful work: weights outside the embeddings for every token of the text,
+heads for every target (``Objective.work``), and attention within documents (Σ length²). Padding and
+recomputation count as waste. The denominator is measured on the device, once a process for each
+precision; on a busy machine it comes out low.
 """
 
 from __future__ import annotations
@@ -33,8 +29,7 @@ from maskwise.training.data import Step
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
-"""Rows and columns of the matrices that are multiplied, by kind of device; 8,192 on accelerators.
-"""
+"""Rows and columns of the measured matrices, by kind of device; 8,192 on accelerators."""
 
 
 class Meter:
@@ -42,9 +37,11 @@ class Meter:
 
     Args:
         objective: what is trained.
-        device: of this process. precision: "bf16" or "no". ranks: processes in all.
+        device: of this process.
+        precision: "bf16" or "no".
+        ranks: processes in all.
         frozen: whether the encoder is not trained.
-        known: whether the rate of matrix products shall be known; measuring it takes a moment.
+        known: whether to measure the rate of matrix products, which takes a moment.
     """
 
     def __init__(
@@ -57,52 +54,57 @@ class Meter:
         frozen: bool,
         known: bool,
     ):
-        self.objective, self.device, self.ranks, self.frozen = objective, device, ranks, frozen
-        # An objective over something else than a transformers model says nothing of its work.
+        self.objective = objective
+        self.device = device
+        self.ranks = ranks
+        self.frozen = frozen
+        # The work of an objective without a transformers model is not known.
         counted = known and hasattr(objective, "model")
         self.rate = matmul_rate(device, precision) if counted else None
-        self._works: dict[str, tuple[Work, Work]] = {}
+        self.per_arm: dict[str, tuple[int, int]] = {}
         self._start()
 
     def _start(self) -> None:
         self.tokens = self.flops = 0.0
-        self.steps, self.began = 0, time.perf_counter()
+        self.steps = 0
+        self.began = time.perf_counter()
 
     def add(self, step: Step) -> None:
         """Count a step, as this rank saw it."""
         self.steps += 1
-        self.tokens += step.facts.get("tokens", 0.0)
-        self.flops += self._flops(step)
-
-    def _flops(self, step: Step) -> float:
+        tokens = step.facts.get("tokens", 0.0)
+        self.tokens += tokens
         if self.rate is None:
-            return 0.0
+            return
         arm = step.batches[0].arm if isinstance(self.objective, Arms) else ""
-        if arm not in self._works:  # counting weights takes as long as a small step
+        if arm not in self.per_arm:  # counting weights takes as long as a small step
             one = self.objective.arm(arm) if isinstance(self.objective, Arms) else self.objective
-            self._works[arm] = one.work(1, 0), one.work(0, 1)
-        read, written = (trained(work, frozen=self.frozen) for work in self._works[arm])
-        tokens, squares = step.facts.get("tokens", 0.0), step.facts.get("squares", 0.0)
-        attention = Work(attention_work(self.objective.model.config, tokens, squares))
-        return read * tokens + written * step.targets + trained(attention, frozen=self.frozen)
+            self.per_arm[arm] = self._trained(one.work(1, 0)), self._trained(one.work(0, 1))
+        per_token, per_target = self.per_arm[arm]
+        config = self.objective.model.config
+        attention = Work(attention_work(config, tokens, step.facts.get("squares", 0.0)))
+        self.flops += per_token * tokens + per_target * step.targets + self._trained(attention)
+
+    def _trained(self, work: Work) -> int:
+        return trained(work, frozen=self.frozen)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens in this context."""
+        """Exclude what happens in this context."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def read(self, *, left: int) -> dict[str, float]:
-        """The figures since the last reading, where the host has just waited for the device.
+        """The figures since the last reading, after the host has waited for the device.
 
         Args:
-            left: steps that are still to be done.
+            left: remaining steps.
 
         Returns:
-            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1; where the rate is known),
-            ``memory_gib`` (the peak of this process, on its accelerator if it has one) and
-            ``seconds_left`` (without evaluations).
+            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (peak
+            of this process, on its accelerator if it has one) and ``seconds_left`` (without
+            evaluations).
         """
         seconds = time.perf_counter() - self.began
         figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
@@ -115,9 +117,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has had allocated on its accelerator; without one, in
-    memory; 0: not known.
-    """
+    """Bytes: this process's peak memory on its accelerator, else in RAM; 0: unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -137,26 +137,23 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 def measured_rate(
     device: torch.device, dtype: torch.dtype, seconds: float = MEASURE_SECONDS
 ) -> float:
-    """The best of the products that are made in so many seconds: other work on the machine only
-    makes them slower.
-    """
+    """The best rate within so many seconds, because other work only slows the products down."""
     size = SIZES.get(device.type, 8192)
-    one = torch.randn(size, size, device=device).to(dtype)
-    once = 10 if device.type == "cuda" else 1
-    best, end, turns = float("inf"), time.perf_counter() + seconds, 0
-    while turns < 3 or time.perf_counter() < end:  # the first ones warm up
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    products = 10 if device.type == "cuda" else 1
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:  # the first ones warm up
         began = time.perf_counter()
-        for _ in range(once):
-            product = one @ one
+        for _ in range(products):
+            product = matrix @ matrix
         product[0, 0].item()  # waits for the device
-        best, turns = min(best, time.perf_counter() - began), turns + 1
-    return once * 2 * size**3 / best
+        times.append(time.perf_counter() - began)
+    return products * 2 * size**3 / min(times)
 
 
 def cache_folder() -> Path:
-    """Where what is measured once is kept: ``$XDG_CACHE_HOME/maskwise``, else
-    ``~/.cache/maskwise``.
-    """
+    """The folder of measurements: ``$XDG_CACHE_HOME/maskwise``, else ``~/.cache/maskwise``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
 
 

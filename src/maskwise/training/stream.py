@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import Future
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import ONE_THREAD
+from maskwise.jobs import Failure, LocalPool
 from maskwise.keys import fold, permutation
 from maskwise.text.pieces import Ints, PieceBatch
 from maskwise.text.rows import Rows
@@ -36,8 +36,6 @@ from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
 """Recent steps whose positions are kept; batches are made one step ahead of the training."""
-IDLE_SECONDS = 60
-"""Workers without work end after this time, also if the training was killed."""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
@@ -81,29 +79,18 @@ class Ahead:
     def __init__(self, make: Callable[[Chunk], Block], workers: int):
         self.make = make
         self.workers = workers
-        self.pool: Executor | None = None
+        self.pool = LocalPool(make, jobs=workers) if workers else None
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[tuple[Position, Block | None]]:
         """The blocks of chunks in their order; None at the end of an epoch."""
         waiting: deque[tuple[Position, Chunk | None, Future[Block] | None]] = deque()
         for number, (at, chunk) in enumerate(chunks):
-            future = self._submit(chunk) if chunk and number and self.workers else None
+            future = self.pool.submit(chunk) if chunk and number and self.pool else None
             waiting.append((at, chunk, future))
-            while len(waiting) > self.workers:
+            if len(waiting) > self.workers:
                 yield self._made(*waiting.popleft())
         while waiting:
             yield self._made(*waiting.popleft())
-
-    def _submit(self, chunk: Chunk) -> Future[Block] | None:
-        # joblib's executor needs no ``if __name__ == "__main__"`` in users' scripts.
-        from joblib.externals.loky import ProcessPoolExecutor
-
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.workers, timeout=IDLE_SECONDS, env=ONE_THREAD)
-        try:
-            return self.pool.submit(self.make, chunk)
-        except BrokenExecutor:
-            return None
 
     def _made(
         self, at: Position, chunk: Chunk | None, future: Future[Block] | None
@@ -112,16 +99,15 @@ class Ahead:
             return at, None
         try:
             return at, future.result() if future else self.make(chunk)
-        except RuntimeError as error:  # a worker died; the pool is made anew
-            if isinstance(error, BrokenExecutor):
-                self.close()
+        except Failure as failure:
+            if not failure.passing:
+                raise MaskwiseError(failure.error) from None
             return at, self.make(chunk)
 
     def close(self) -> None:
         """End the workers."""
-        if self.pool is not None:
-            self.pool.shutdown(kill_workers=True)  # type: ignore[call-arg]
-            self.pool = None
+        if self.pool:
+            self.pool.close()
 
 
 class Flow:

@@ -61,6 +61,9 @@ class Learner:
     asks_model: ClassVar[bool] = False
     """Whether it asks the objective that is trained itself (``meet``)."""
 
+    arm: str = ""
+    """The arm whose batches it observes, in a training on several objectives; empty: all."""
+
     def start(self, vocabulary: Vocabulary) -> None:
         """Called before the first batch, with the vocabulary of the masker."""
 

@@ -1,15 +1,13 @@
-"""Checkpoints of a training: states to resume from, and the best model so far.
-
-States are copied at a step, written by a thread, hashed, and found again.
+"""Checkpoints: states to resume from, the best model so far, and folders for transformers.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
-optimisers as safetensors, the rest as JSON; nothing is pickled. The step waits for the copies
-(memory to memory), not for the disk. One state is written at a time: the next one waits for it, and
-so does the end of the training.
+optimisers as safetensors, the rest as JSON; nothing is pickled. A step waits for the copies in
+memory, not for the disk. One state is written at a time, by a thread.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -17,14 +15,22 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from maskwise.constants import rank_here
+from maskwise.families import UNLIMITED, most_tokens
 from maskwise.folders import damage, read_json, write_folder, write_json
+from maskwise.models import without_advice
+from maskwise.training import wrapping
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LEARNED = "learners.safetensors"
 
 
 class Totals(BaseModel):
@@ -32,12 +38,11 @@ class Totals(BaseModel):
 
     Attributes:
         tokens, targets: trained on.
-        loss: mean of the last window that had targets; None before the first.
-        seconds: spent, those before a stop included.
-        lines: of ``metrics.jsonl``; None in states that were written before this was counted.
-        skipped: updates that were left out, because they were not finite.
-        losses, sums: what was summed up since the last line, where a run was stopped between two
-            lines.
+        loss: mean of the last window with targets; None before the first.
+        seconds: spent, including those before a stop.
+        lines: of ``metrics.jsonl``; None in states that do not count them.
+        skipped: updates that were skipped because they were not finite.
+        losses, sums: accumulated since the last line of metrics.
     """
 
     tokens: int = 0
@@ -55,7 +60,7 @@ class State(Totals):
 
     Attributes:
         settings: those that the run's result depends on.
-        bits: what its last bits depend on, such as the number of threads.
+        bits: what rounding depends on, such as the number of threads.
     """
 
     model_config = ConfigDict(strict=True)
@@ -69,12 +74,13 @@ class States:
     """The states of one run.
 
     Args:
-        folder: where they lie.
-        keep: how many of the newest stay; the newest may turn out damaged.
+        folder: their parent.
+        keep: number of states that are kept; the newest may turn out damaged.
     """
 
     def __init__(self, folder: Path, *, keep: int):
-        self.folder, self.keep = folder, keep
+        self.folder = folder
+        self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="states")
         self._writing: Future[None] | None = None
 
@@ -82,45 +88,28 @@ class States:
         return self.folder / f"step-{step:08d}"
 
     def save(self, state: State, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Copy tensors, and let the thread write them.
-
-        Args:
-            files: by the name of a file, its tensors.
+        """Copy the tensors of each file, and let the thread write them.
 
         Raises:
-            MaskwiseError: the state before could not be written.
+            MaskwiseError: the previous state could not be written.
         """
         self.wait()
-        copies = {
-            name: {
-                key: tensor.detach().to("cpu", copy=True).contiguous()
-                for key, tensor in tensors.items()
-            }
-            for name, tensors in files.items()
-        }
+        copies = {name: {k: copied(t) for k, t in file.items()} for name, file in files.items()}
         self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
-        """Raise what the thread has met, without waiting for it.
-
-        Raises:
-            MaskwiseError: what it wrote last could not be written.
-        """
+        """Raise the thread's error if it failed, without waiting for it."""
         if self._writing and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            MaskwiseError: it could not be written.
-        """
+        """Wait until everything is written, or raise why it could not be."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def close(self) -> None:
-        """Let the thread finish what it writes, and end; its errors are not raised."""
+        """Let the thread finish; its errors are not raised."""
         self._thread.shutdown(wait=True)
 
     def _write(self, state: State, files: Mapping[str, dict[str, Tensor]]) -> None:
@@ -131,19 +120,18 @@ class States:
 
         newest = self.path(state.step)
         write_folder(newest, fill)
-        written = sorted(self.folder.glob("step-*"), reverse=True)
-        # Later ones are damaged: they must not crowd out what is whole.
-        whole = written[written.index(newest) :][: self.keep]
-        for other in set(written) - set(whole):
-            shutil.rmtree(other, ignore_errors=True)
+        # Later states are damaged, and must not displace whole ones.
+        older = [path for path in self._paths() if path <= newest]
+        for path in self._paths():
+            if path not in older[: self.keep]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
 
     def newest(self, say: Callable[[str], None]) -> State | None:
-        """The newest state that is whole; None where there is none.
-
-        Args:
-            say: is told of those that are damaged.
-        """
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
+        """The newest undamaged state, or None; ``say`` prints which ones are skipped."""
+        for path in self._paths():
             wrong = damage(path)
             if wrong is None:
                 try:
@@ -154,23 +142,24 @@ class States:
         return None
 
 
+def copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings that differ, each with what it was; empty if none does."""
+    """The settings that differ, each with its old value."""
     return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)
 
 
 class Best:
-    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``, its step
-    and its loss.
+    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``.
 
     The loss is the mean over the kinds of masks that are evaluated (in nats a target, with fixed
-    masks); of two equal ones the earlier stays. A run that was stopped goes on with what is there:
-    an evaluation that is made again gives the same loss, and changes nothing.
+    masks); of two equal ones the earlier is kept.
 
     Args:
         folder: of the run.
-        save: writes a checkpoint into a folder, whole or not at all; every rank calls it, and the
-            first one writes.
+        save: writes a checkpoint into a folder, atomically; every rank calls it.
     """
 
     def __init__(self, folder: Path, save: Callable[[Path], None]):
@@ -183,13 +172,10 @@ class Best:
             self.loss = known
 
     def offer(self, step: int, lines: Sequence[Mapping[str, object]]) -> None:
-        """Save the model as it is now, if it is the best so far.
+        """Save the model if it is the best so far.
 
         Args:
             lines: of its evaluation; those with a ``loss`` count.
-
-        Raises:
-            MaskwiseError: it cannot be written; the one before is still there.
         """
         losses = [loss for line in lines if isinstance(loss := line.get("loss"), float)]
         loss = fmean(losses) if losses else math.nan
@@ -198,3 +184,44 @@ class Best:
             if not rank_here():
                 write_json(self.facts, {"step": step, "loss": loss})
             self.loss = loss
+
+
+def save_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    card: str | None = None,
+    heads: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a transformers folder with a manifest, atomically.
+
+    The first rank writes; if the weights are sharded, every rank calls this.
+
+    Args:
+        card: the text of its README.md.
+        heads: tensors for ``heads.safetensors``.
+    """
+    weights = None
+    if any(map(wrapping.is_sharded, model.parameters())):
+        weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
+    if rank_here():
+        return
+
+    def fill(target: Path) -> None:
+        with without_advice():
+            model.save_pretrained(target, state_dict=weights)
+        # Whether the tokenizer was loaded offline must not change the bytes.
+        for name in ("local_files_only", "is_local"):
+            tokenizer.init_kwargs.pop(name, None)
+        shared = copy.copy(tokenizer)
+        room = most_tokens(model.config)
+        if room < UNLIMITED:  # truncation=True cuts where positions end
+            shared.model_max_length = room
+        shared.save_pretrained(target)
+        if card:
+            (target / "README.md").write_text(card, encoding="utf-8")
+        if heads:
+            save_file({k: copied(t) for k, t in heads.items()}, target / "heads.safetensors")
+
+    write_folder(folder, fill)
