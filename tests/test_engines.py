@@ -78,7 +78,7 @@ def plan() -> Plan:
     for arm in "ab":
         trained = make("pretrain", arm, text)
         task = make("finetune", f"task of {arm}", text, trained)
-        runs.append(Run(arm, 0, Recipe(), (text, trained), text, trained, None, {"task": task}))
+        runs.append(Run(arm, 0, Recipe(), (text, trained), tasks={"task": task}))
     return Plan(tuple(runs))
 
 

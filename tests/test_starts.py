@@ -32,7 +32,7 @@ from maskwise.starts import resolve_start
 from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.costs import flops
-from maskwise.study.plan import arms_of, reference_words
+from maskwise.study.plan import arms_of, baseline_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.text import Prepared, encode, load_tokenizer, read_documents, train_tokenizer
@@ -599,8 +599,8 @@ def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
 
 def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     recipe = start(inputs, "whole", "study.seeds=2")
-    assert reference_words(recipe) == "no further training"
-    assert reference_words(read_recipe(inputs["recipe"])) == "no pre-training"
+    assert reference_words(baseline_of(recipe)) == "no further training"
+    assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "no pre-training"
     runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
     assert [run.row for run in runs] == ["no further training"] * 2 and not any(
         run.trainings for run in runs

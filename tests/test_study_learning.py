@@ -14,7 +14,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
 from maskwise.study.policies import lesson_of, run_learn
-from maskwise.study.run import collect
+from maskwise.study.records import collect
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from processes import two_ranks

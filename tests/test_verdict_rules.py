@@ -15,8 +15,8 @@ from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
-from maskwise.study.description import so_far
 from maskwise.study.prospects import prospect_lines, prospects_of
+from maskwise.study.records import so_far
 from maskwise.study.statistics import (
     detectable_difference,
     look_weights,

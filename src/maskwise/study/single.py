@@ -20,7 +20,7 @@ from maskwise.recipe import Recipe, explain, validate
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.study.checks import check_inputs, notes_of_texts, say
-from maskwise.study.description import hardware, versions
+from maskwise.study.records import hardware, versions
 from maskwise.study.stages import DONE, Stage, prepare_stage
 from maskwise.study.texts import open_text
 from maskwise.study.work import pretrain, run_stage, starting_from
