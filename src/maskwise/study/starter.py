@@ -13,8 +13,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
 
 from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
@@ -103,21 +106,21 @@ def look_at(source: str | Documents) -> TextFacts:
     if isinstance(source, str):
         source = read_documents(source, text_field=longest_field(source))
     documents = require_documents(source)
-    end, seen, characters, sample, size = time.perf_counter() + LOOK_SECONDS, 0, 0, list[str](), 0
-    whole = True
+    end = time.perf_counter() + LOOK_SECONDS
+    seen = characters = 0
+    text = ""
     for document in islice(documents, LOOK_DOCUMENTS):
-        seen, characters = seen + 1, characters + len(document.text)
-        if size < 200_000:
-            sample.append(document.text[:20_000])
-            size += len(sample[-1])
+        seen += 1
+        characters += len(document.text)
+        if len(text) < 200_000:
+            text += document.text[:20_000] + "\n"
         if time.perf_counter() > end:
-            whole = False
             break
-    text = "\n".join(sample)
+    late = time.perf_counter() > end or seen == LOOK_DOCUMENTS
     words = text.lower().split()
     return TextFacts(
         documents=seen,
-        whole=whole and seen < LOOK_DOCUMENTS,
+        whole=not late,
         characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
         english=sum(word in ENGLISH for word in words) / max(1, len(words)),
@@ -151,109 +154,53 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     Args:
         source: a corpus, as ``read_documents`` takes it; or a file of labels, whose model then
             comes from the shipped encoder and whose corpus is the bundled one.
-        tasks: what judges the checkpoints, as ``load_task`` takes them.
+        tasks: what evaluates the checkpoints, as ``load_task`` takes them.
 
     Raises:
         MaskwiseError: a corpus or a task that cannot be read.
     """
-    if (
-        not tasks
-        and Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
-        and is_task(source)
-    ):
-        return _written(
-            "bundled:wikipedia", [source], "the bundled text, for only labels were given"
-        )
-    return _written(source, tasks, "your text")
-
-
-def _written(source: str, specs: Sequence[str], comment: str) -> str:
-    tasks = {spec: load_task(spec) for spec in specs}  # a bad table is told before the text is read
+    comment = "your text"
+    may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
+    if not tasks and may_be_labels and is_task(source):
+        tasks, source = [source], "bundled:wikipedia"
+        comment = "the bundled text, for only labels were given"
+    loaded = {
+        spec: load_task(spec) for spec in tasks
+    }  # a bad table is told before the text is read
     facts = look_at(source)
+    letters = facts.is_alphabet
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
-    needed = max(
-        [_tokens_needed(task, letters=facts.is_alphabet) for task in tasks.values()], default=0
-    )
+    needed = max([_tokens_needed(task, letters=letters) for task in loaded.values()], default=0)
     length = max(64, needed)
     if start:
         length = min(length, most_tokens(load_config(start)))
-    if facts.is_alphabet:
-        length = max(
-            length, min(LONGEST, _rounded(1.2 * facts.characters / max(1, facts.documents) + 2))
-        )
-    arms = _arms(start)
-    base, other = [*arms][:2]
+    tokenizer = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
+    if letters:
+        tokenizer = "letter"
+        wanted = 1.2 * facts.characters / max(1, facts.documents) + 2
+        length = max(length, min(LONGEST, _rounded(wanted)))
+    if facts.text_field != "text":
+        comment += ", its column with the longest texts"
     name = name_of(source)
-    field = "" if facts.text_field == "text" else f" text_field: {_quoted(facts.text_field)},"
-    comment += ", its column with the longest texts" if field else ""
-    lines = [
-        f"# A study of {name}, by `maskwise study --new`. `maskwise check` says what it "
-        f"would do; every setting",
-        "# is explained in docs/studies.md, and can be changed here or behind the command, "
-        "as in training.steps=500.",
-        "extends: quick-start",
-        *(
-            [f"name: {_quoted(name + '-texts')}"] if name.endswith(CONTROL) else []
-        ),  # a name for studies that have a gate
-        f"description: {_quoted(f'Which way to mask is better for {name}?')}",
-        f"corpus: {{source: {_quoted(source)},{field} length: {length}}}   # {comment}; "
-        f"tokens in a row",
-    ]
-    if start:
-        lines += [
-            f'model: {{pretrained: "{start}"}}   # small, English; a hub id or a folder will '
-            f"do too",
-            f"training: {{steps: 80, batch_size: {max(4, STEP_TOKENS // length)}, "
-            f"learning_rate: 1.0e-3,"
-            " muon_learning_rate: 5.0e-3, eval_every: 40, save_every: 40}   # a first look; "
-            "take more steps afterwards",
-        ]
-    else:
-        # which also takes away accents, as BERT does
-        lower = "true" if facts.is_english else "false"
-        kind = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
-        kind, lower = ("letter", "false") if facts.is_alphabet else (kind, lower)
-        why = (
-            "the page says if more are needed"
-            if facts.is_alphabet
-            else "maskwise check says how many leave the plateau"
-        )
-        lines += [
-            f"tokenizer: {{kind: {kind}, lowercase: {lower}}}   # trained on this text",
-            f"training: {{steps: 1000, batch_size: {max(4, STEP_TOKENS // length)}}}   # {why}",
-        ]
-    if tasks:
-        rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
-        listed = ", ".join(_quoted(_limited(spec, task, rows)) for spec, task in tasks.items())
-        lines.append(f"tasks: [{listed}]   # what a checkpoint is judged by, after fine-tuning")
-    else:
-        lines.append(
-            "tasks: []   # name a file of labels here: held-out loss alone says little of "
-            "what a model is good for"
-        )
-    rate = "1.0e-3" if start else "3.0e-3"
-    lines += [
-        f"evaluation: {{rows: 96, masks: [{'token, whole-word' if facts.spaced else 'token'}]}}",
-        f"finetune: {{seeds: 1, learning_rate: {rate}, max_length: "
-        f"{min(length, max(needed, 32))}}}",
-        "study:",
-        "  seeds: 6   # runs of each arm; fewer than 6 pairs decide nothing",
-        f"  baseline: {base}",
-        "  arms:",
-        *(f"    {arm}: {{{settings}}}" for arm, settings in arms.items()),
-        f"  contrasts: [[{other}, {base}]]   # the one question; more of them need more runs",
-        "  # To compare arms that are each tuned, let every seed choose (four times the runs):",
-        "  # search: {grid: {training.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _arms(start: str | None) -> dict[str, str]:
-    """The baseline first, then the arm that is most likely to differ from it."""
-    if start:
-        words = "masking.policy: whole-word, masking.ratio: 0.30"
-        return {"token-15": "masking.ratio: 0.15", "words-30": words}
-    return {"token-15": "masking.ratio: 0.15", "token-40": "masking.ratio: 0.40"}
+    rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
+    environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
+    environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)  # as YAML quotes, too
+    return environment.get_template("starter.yaml.j2").render(
+        name=name,
+        name_is_taken=name.endswith(CONTROL),  # of studies that have a gate
+        source=source,
+        field=facts.text_field,
+        length=length,
+        comment=comment,
+        start=start,
+        batch_size=max(4, STEP_TOKENS // length),
+        tokenizer=tokenizer,
+        lowercase=facts.is_english and not letters,  # which also takes away accents, as BERT does
+        letters=letters,
+        spaced=facts.spaced,
+        tasks=[_limited(spec, task, rows) for spec, task in loaded.items()],
+        max_length=min(length, max(needed, 32)),
+    )
 
 
 def _rounded(tokens: float) -> int:
@@ -264,11 +211,12 @@ def _rounded(tokens: float) -> int:
 def _tokens_needed(task: Task, *, letters: bool) -> int:
     """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its
     characters; or all of them, where every letter is a token."""
-    rows = [" ".join(row.texts) for row in task.splits["train"]] or [
-        " ".join(row.texts) for row in task.splits["test"]
-    ]
-    each = 1 if letters else 0.25
-    sizes = sorted(max(1.5 * len(text.split()), each * len(text)) + 3 for text in rows)
+    share = 1 if letters else 0.25
+    sizes = []
+    for row in task.splits["train"] or task.splits["test"]:
+        text = " ".join(row.texts)
+        sizes.append(max(1.5 * len(text.split()), share * len(text)) + 3)
+    sizes.sort()
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
     return min(512, _rounded(wanted))
 
@@ -279,8 +227,3 @@ def _limited(spec: str, task: Task, rows: int) -> str:
     if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):
         return spec
     return with_options(spec, train_rows=rows)
-
-
-def _quoted(text: str) -> str:
-    """A text as YAML and JSON both quote it."""
-    return json.dumps(text, ensure_ascii=False)
