@@ -4,7 +4,6 @@ files.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import random
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -29,10 +29,10 @@ from maskwise.evaluation import (
     evaluate,
     fixed_maskers,
     load_sets,
-    overlap,
     overlap_record,
 )
-from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, ranks_of
+from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
+from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.masking import AnnotatedBatch, gather
@@ -41,7 +41,6 @@ from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
 from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
-from maskwise.training.data import by_width
 from training_tools import model as tiny_model
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -154,12 +153,6 @@ def test_batches_do_not_matter(architecture: str) -> None:
     assert torch.equal(together, log_probabilities(model, batch, mask=MASK, within_word=True))
 
 
-def test_rows_of_like_width_come_together() -> None:
-    parts = list(by_width(torch.tensor([3, 9, 3, 5, 9]), tokens=18))
-    assert [part.tolist() for part in parts] == [[1, 4], [3, 0, 2]]
-    assert [part.tolist() for part in by_width(torch.tensor([7, 8]), tokens=1)] == [[1], [0]]
-
-
 @torch.no_grad()
 def test_pseudo_perplexity_by_hand() -> None:
     rows_ = encode(TOKENIZER, ["the cats", "dog"])
@@ -198,10 +191,7 @@ def test_pseudo_perplexity_by_hand() -> None:
     ],
 )
 def test_ranks(scores: list[float], gold: int, right: list[int], rank: float) -> None:
-    known = torch.zeros(1, len(scores), dtype=torch.bool)
-    known[0, right] = True
-    found = ranks_of(torch.tensor([scores], dtype=torch.float64), torch.tensor([gold]), known)
-    assert found.tolist() == [rank]
+    assert rank_of(np.array(scores, dtype=float), gold, set(right)) == rank
 
 
 def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Cloze:
@@ -221,51 +211,37 @@ SENTENCES = facts_of(
 @torch.no_grad()
 def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
     model = Known()
-    (questions,) = questions_of(list(SENTENCES.facts), 20, TOKENIZER, 64, Counter())
+    (questions,) = questions_of(SENTENCES.facts, 20, TOKENIZER, 64, Counter())
     found = candidate_scores(model, questions, mask=MASK, tokens=tokens)
-    candidates = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
-    order = [
-        next(n for n, p in candidates.items() if ID[p[0]] == int(row[0]))
-        for row in questions.pieces
-    ]
-    assert order[0] == "rome"  # the commonest
+    pieces = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
+    candidates = questions[0].candidates
+    assert candidates[0] == (ID["rome"],)  # the most frequent one
     for number, fact in enumerate(SENTENCES.facts):
-        assert order[int(questions.gold[number])] == fact.answer
-        for place, name in enumerate(order):
-            pieces = [ID[piece] for piece in candidates[name]]
-            base = TOKENIZER(fact.text)["input_ids"]
-            at, total = base.index(MASK), 0.0
-            for step, piece in enumerate(pieces):
-                shown = base[:at] + pieces[:step] + [MASK] * (len(pieces) - step) + base[at + 1 :]
+        assert questions[number].pieces == tuple(ID[piece] for piece in pieces[fact.answer])
+        base = TOKENIZER(fact.text)["input_ids"]
+        at = base.index(MASK)
+        for place, candidate in enumerate(candidates):
+            total = 0.0
+            for step, piece in enumerate(candidate):
+                left = [*base[:at], *candidate[:step]]
+                shown = [*left, *[MASK] * (len(candidate) - step), *base[at + 1 :]]
                 total += float(log_p(model, shown, at + step)[piece])
-            assert found[number, place].item() == pytest.approx(total, abs=1e-5)
+            assert found[number, place] == pytest.approx(total, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -> None:
-    texts = [
-        "Ada was born in London.",
-        "Rome is old, said Bob",
-        "(born 1950) in New York City , he",
-        "a-London-b",
-    ]
-    tokenizer = train_tokenizer(texts * 3, kind=kind, vocab_size=300)
-    facts = [
-        Fact("r", "s", answer, text.replace(answer, "[MASK]", 1))
-        for text, answer in zip(texts, ["London", "Rome", "New York City", "1950"])
-        if answer in text
-    ]
+    answers = {
+        "Ada was born in London.": "London",
+        "Rome is old, said Bob": "Rome",
+        "(born 1950) in New York City , he": "New York City",
+    }
+    tokenizer = train_tokenizer([*answers] * 3, kind=kind, vocab_size=300)
+    facts = [Fact("r", "s", a, text.replace(a, "[MASK]", 1)) for text, a in answers.items()]
     (questions,) = questions_of(facts, 20, tokenizer, 512, Counter())
-    for number, fact in enumerate(facts):
-        row, at = (
-            questions.ids[number, : questions.size[number]].tolist(),
-            int(questions.place[number]),
-        )
-        pieces = [
-            piece for piece in questions.pieces[questions.gold[number]].tolist() if piece >= 0
-        ]
-        whole = tokenizer(fact.text.replace("[MASK]", fact.answer))["input_ids"]
-        assert row[:at] + pieces + row[at + 1 :] == whole
+    for question, text in zip(questions, answers, strict=True):
+        made = [*question.left, *question.pieces, *question.right_side]
+        assert made == tokenizer(text)["input_ids"]
 
 
 def scored(model: nn.Module, tokenizer: Any, test_set: Cloze | Pairs) -> list[Any]:
@@ -340,10 +316,9 @@ def test_large_relations_are_cut_into_parts() -> None:
     facts = facts_of(
         *((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat"))
     )
-    parts = list(questions_of(list(facts.facts), 3, TOKENIZER, 64, Counter()))
-    assert [len(part.pieces) for part in parts] == [3, 2, 2] and sum(
-        len(part.gold) for part in parts
-    ) == 14
+    parts = list(questions_of(facts.facts, 3, TOKENIZER, 64, Counter()))
+    assert [len(part[0].candidates) for part in parts] == [3, 2, 2]
+    assert sum(map(len, parts)) == 14
     few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
     assert scored(Known(), TOKENIZER, few)[0]["items"] == 14
     hits = [by_metric(scored(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
@@ -459,55 +434,36 @@ def write(path: Path, lines: list[Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "message"),
+    ("read", "name", "lines", "message"),
     [
-        ("a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
+        (Pairs.read, "a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
+        (Pairs.read, "a.jsonl", [{"sentence_good": "a"}], "row 1 of .* has no sentence_bad; got"),
         (
-            "a.jsonl",
-            [{"sentence_good": "a"}],
-            "row 1 of .* has no sentence_bad; got sentence_good; allowed",
-        ),
-        (
+            Pairs.read,
             "a.jsonl",
             [{"sentence_good": "a", "sentence_bad": 3}],
             "row 1 of .*: sentence_bad is no text; got 3",
         ),
-        ("a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
-        ("a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* has no sentence_bad"),
-        ("a.txt", ["a"], "unknown ending of task file"),
-    ],
-)
-def test_odd_files_of_pairs_are_one_line(
-    tmp_path: Path, name: str, lines: list[Any], message: str
-) -> None:
-    with pytest.raises(MaskwiseError, match=message) as error:
-        Pairs.read(write(tmp_path / name, lines))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+        (Pairs.read, "a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
+        (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* no sentence_bad"),
+        (Pairs.read, "a.txt", ["a"], "unknown ending of task file"),
+        (Cloze.read, "a.jsonl", [{"masked_sentences": ["[MASK]"]}], "has no answer; got masked_"),
+        (Cloze.read, "a.jsonl", [{"obj_label": " "}], "row 1 of .* has no answer; got ' '"),
+        (Cloze.read, "a.jsonl", [{"obj_label": "a"}], "row 1 of .* asks nothing; got obj_label"),
         (
-            {"masked_sentences": ["[MASK]"]},
-            "row 1 of .* has no answer; got masked_sentences; allowed",
-        ),
-        ({"obj_label": " ", "masked_sentences": ["[MASK]"]}, "row 1 of .* has no answer; got ' '"),
-        (
-            {"obj_label": "a", "sub_label": "b"},
-            "row 1 of .* asks nothing; got obj_label, sub_label; allowed",
-        ),
-        (
-            {"obj_label": "a", "masked_sentences": ["x"]},
+            Cloze.read,
+            "a.jsonl",
+            [{"obj_label": "a", "masked_sentences": ["x"]}],
             "no item of facts 'a' can be scored; got 1 × not exactly",
         ),
     ],
 )
-def test_odd_files_of_facts_are_one_line(
-    tmp_path: Path, line: dict[str, Any], message: str
+def test_odd_files_are_one_line(
+    tmp_path: Path, read: Any, name: str, lines: list[Any], message: str
 ) -> None:
-    with pytest.raises(MaskwiseError, match=message):
-        Cloze.read(write(tmp_path / "a.jsonl", [line]))
+    with pytest.raises(MaskwiseError, match=message) as error:
+        read(write(tmp_path / name, lines))
+    assert "\n" not in str(error.value)
 
 
 def test_tables_of_pairs(tmp_path: Path) -> None:
@@ -707,8 +663,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
         (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
         (["--with", "pairs"], "pairs needs a file"),
-        (["--with", "heldout:5"], "heldout takes nothing behind it; got '5'"),
-        (["--with", "pseudo-perplexity:0"], "takes a number of rows; got 0; allowed: ≥ 1"),
+        (["--with", "heldout:5"], "heldout takes no value; got '5'"),
+        (["--with", "pseudo-perplexity:0"], "takes a number; got 0; allowed: ≥ 1"),
         ([], "nothing to measure"),
         (["--with", "pairs:none.jsonl"], "no evaluation file 'none.jsonl'"),
     ]:
@@ -724,21 +680,36 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 WORDS = [f"word{number}" for number in range(400)]
 
 
+def places(documents: list[str], items: list[tuple[str, ...]], n: int = 13) -> list[int]:
+    """The items that occur in the documents."""
+    hits, count, _ = occurring(documents, items, n=n, least=4)
+    assert count == len(documents)
+    return hits.nonzero()[0].tolist()
+
+
 def test_overlap_by_hand() -> None:
     document = " ".join(WORDS[:100])
-    copied, cut = " ".join(["new", *WORDS[20:33], "end"]), " ".join(["new", *WORDS[20:32], "end"])
-    disguised = "«" + ",\n".join(word.upper() for word in WORDS[40:53]) + "!»"
-    short, unlike, tiny = (
-        " ".join(WORDS[60:66]),
-        " ".join([*WORDS[60:65], "else"]),
-        " ".join(WORDS[70:73]),
-    )
-    across = " ".join([*WORDS[90:100], *WORDS[200:210]])
-    items = [copied, cut, disguised, short, unlike, tiny, across, ("nothing of it", short)]
-    found = overlap([document, " ".join(WORDS[200:300])], items)
-    assert found.places == (0, 2, 3, 7) and found.overlapping == 4 and found.items == 8
-    assert found.short == 1 and found.documents == 2 and found.n == 13
-    assert 1 in overlap([document], items, n=12).places
+    short = " ".join(WORDS[60:66])
+    items = {
+        "copied": ["new", *WORDS[20:33], "end"],
+        "cut": ["new", *WORDS[20:32], "end"],
+        "disguised": ["«" + ",\n".join(word.upper() for word in WORDS[40:53]) + "!»"],
+        "short": [short],
+        "unlike": [*WORDS[60:65], "else"],
+        "tiny": WORDS[70:73],
+        "across documents": [*WORDS[90:100], *WORDS[200:210]],
+    }
+    texts: list[tuple[str, ...]] = [(" ".join(words),) for words in items.values()]
+    texts.append(("nothing of it", short))
+    other = " ".join(WORDS[200:300])
+    assert places([document, other], texts) == [0, 2, 3, 7]
+    assert 1 in places([document], texts, n=12)
+    task = SimpleNamespace(name="t", texts=lambda: texts)
+    found = overlap_record([Document("1", document), other], task, corpus="c")
+    assert found["examples"][-1] == f"nothing of it / {short}" and len(found["examples"]) == 4
+    expected = {"kind": "overlap", "task": "t", "corpus": "c", "items": 8, "overlapping": 4}
+    assert {**expected, "short": 1, "documents": 2, "n": 13}.items() <= found.items()
+    assert overlap_record([document], pairs_of((document, "x")), corpus="c")["overlapping"] == 1
 
 
 def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,44 +717,26 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
     for n in (4, 6, 13):
         documents = [" ".join(draw.choices("abc", k=draw.randrange(0, 60))) for _ in range(20)]
         items = [" ".join(draw.choices("abc", k=draw.randrange(0, 18))) for _ in range(60)]
-        grams = [
-            [tuple(text.split()[at:][:k]) for at in range(len(text.split()) - k + 1)]
-            for text in documents
-            for k in range(4, n + 1)
-        ]
-        there = {gram for some in grams for gram in some}
+
+        def grams(text: str, k: int) -> set[tuple[str, ...]]:
+            words = text.split()
+            return {tuple(words[at : at + k]) for at in range(len(words) - k + 1)}
+
         expected = []
         for place, item in enumerate(items):
-            words, k = item.split(), min(n, len(item.split()))
-            hit = any(tuple(words[at : at + k]) in there for at in range(len(words) - k + 1))
-            expected += [place] * (k >= 4 and hit)
-        assert overlap(documents, items, n=n).places == tuple(expected)
-        # the name is the function's too
-        module = importlib.import_module("maskwise.evaluation.overlap")
-        monkeypatch.setattr(module, "_BATCH_CHARACTERS", 50)
-        assert overlap(iter(documents), items, n=n).places == tuple(expected)
+            k = min(n, len(item.split()))
+            if k >= 4 and any(grams(item, k) & grams(text, k) for text in documents):
+                expected.append(place)
+        for batch in (1 << 20, 50):
+            monkeypatch.setattr("maskwise.evaluation.overlap._BATCH_CHARACTERS", batch)
+            assert places(documents, [(item,) for item in items], n) == expected
 
 
-def test_overlap_record() -> None:
-    text = " ".join(WORDS[:20])
-    rows = [(text,), ("no", text), (text,), ("no",)]
-    task = SimpleNamespace(name="t", texts=lambda: rows)
-    found = overlap_record([Document("1", text)], task, corpus="c")
-    assert found["examples"] == [text, f"no / {text}", text]
-    expected = {
-        "kind": "overlap",
-        "task": "t",
-        "corpus": "c",
-        "items": 4,
-        "overlapping": 3,
-        "short": 1,
-        "n": 13,
-    }
-    assert expected.items() <= found.items()
-    assert overlap_record([text], pairs_of((text, "x")), corpus="c")["overlapping"] == 1
-    for items, n, message in (([], 13, "no test items"), (["a"], 3, "too short; got 3")):
-        with pytest.raises(MaskwiseError, match=message):
-            overlap([text], items, n=n)
+@pytest.mark.parametrize(("texts", "n"), [([], 13), ([("a",)], 3)])
+def test_nothing_to_look_for_is_refused(texts: list[tuple[str, ...]], n: int) -> None:
+    with pytest.raises(MaskwiseError):
+        task = SimpleNamespace(name="t", texts=lambda: texts)
+        overlap_record(["a"], task, corpus="c", n=n)
 
 
 @pytest.mark.slow

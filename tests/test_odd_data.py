@@ -190,8 +190,8 @@ def test_answers_that_were_not_sampled_are_right_all_the_same(tmp_path: Path) ->
     tokenizer = train_tokenizer(
         [row["masked_sentences"][0] + " dutch french japanese" for row in rows], vocab_size=200
     )
-    [questions] = questions_of(list(few.facts), 20, tokenizer, 64, Counter())
-    assert questions.right[0].all() and questions.right[1].sum() == 1
+    [questions] = questions_of(few.facts, 20, tokenizer, 64, Counter())
+    assert [question.right for question in questions] == [{0, 1}, {questions[1].gold}]
 
 
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:

@@ -436,14 +436,16 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
             rows[int(data.question[window])],
             data.flat.starts[window] + data.targets[window],
         )
-        assert row.context[data.begin[place[0]] : data.end[place[1]]].strip() == row.answers[0]
+        assert (
+            row.context[data.span[place[0], 0] : data.span[place[1], 1]].strip() == row.answers[0]
+        )
     # All windows of a question together show its whole context.
     for question in range(3):
         text = rows[question].context
         seen = np.zeros(len(text), dtype=bool)
         for window in (data.question == question).nonzero().flatten():
             at = slice(*data.flat.starts[window : window + 2].tolist())
-            for begin, end in zip(data.begin[at].tolist(), data.end[at].tolist()):
+            for begin, end in data.span[at].tolist():
                 seen[max(begin, 0) : max(end, 0)] = True
         assert all(seen[i] for i, letter in enumerate(text) if letter != " ")
 

@@ -1,7 +1,6 @@
-"""What a checkpoint is judged by without fine-tuning, whose seeds are noise: held-out loss on fixed
-masks, pseudo-perplexity, cloze facts and minimal pairs; and whether a corpus holds the test items,
-or the right answers. Imports
-``training`` and below, and the readers of ``tasks``."""
+"""Evaluation without fine-tuning: held-out loss on fixed masks, pseudo-perplexity, the bound of
+masked diffusion, cloze facts and minimal pairs; and whether a corpus contains test items or answers.
+Imports ``training`` and below."""
 
 from maskwise.evaluation.evaluate import (
     Data,
@@ -11,11 +10,9 @@ from maskwise.evaluation.evaluate import (
     load_sets,
 )
 from maskwise.evaluation.overlap import (
-    Overlap,
     answers_in,
     coverage_record,
     masked_answers,
-    overlap,
     overlap_record,
 )
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
@@ -24,7 +21,6 @@ __all__ = [
     "Data",
     "EvaluationSettings",
     "HeldOut",
-    "Overlap",
     "answers_in",
     "coverage_record",
     "evaluate",
@@ -32,6 +28,5 @@ __all__ = [
     "fixed_maskers",
     "load_sets",
     "masked_answers",
-    "overlap",
     "overlap_record",
 ]

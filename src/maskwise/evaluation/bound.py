@@ -1,17 +1,10 @@
-"""The bound of masked diffusion: at most so many nats does a model need for a text that is
-uncovered in a random order.
+"""The bound of masked diffusion: an upper bound on the nats of a text in a random order.
 
-Every held-out piece is masked ``draws`` times, at rates that are spread evenly over (0, 1), and a
-number of tokens is drawn with the weight L/n (``masking.diffusion``). This is an upper bound on
-−log p(piece) of a model that uncovers one token after the other in a random order, whatever it was
-trained on: a masked language model of 15 % has one too, and a high one. The policy of a training
-does not enter, since the order here is random.
-
-A standard error says how sure the mean is, over pieces: both the masks that were drawn and the
-texts that were read. Figures per token compare models with one tokenizer; those per byte of the
-text compare all that spell it out: nothing is [UNK], and none drops capitals.
-
-Cost: ``draws`` forward passes of the text.
+Every held-out piece is masked ``draws`` times, at rates spread evenly over (0, 1). Losses are
+weighted by L/n (``masking.diffusion``), which bounds −log p(piece) of a model that reveals one token
+after the other in random order, whatever it was trained on. The standard error is over pieces, and
+so includes the drawn masks and the texts. Figures per token compare models with one tokenizer;
+figures per byte compare all models that spell the text out.
 """
 
 from __future__ import annotations
@@ -37,22 +30,21 @@ SEED = 0xB0DD
 
 
 def spread(count: int, *, of: int) -> Tensor:
-    """(min(count, of),) the numbers of rows, evenly spread."""
+    """(min(count, of),) row numbers, evenly spread."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
 
 
 class BoundOfText(NamedTuple):
-    """What a model needs for a text, in nats.
+    """The bound of a text, in nats.
 
     Attributes:
-        nats: the bound, of all pieces together.
-        error: its standard error.
-        tokens: that were predicted. [UNK] and special tokens are not.
-        pieces: that the text was cut into.
+        nats: of all pieces together.
+        error: the standard error of ``nats``.
+        tokens: predicted tokens, without [UNK] and special ones.
+        pieces: of the text.
         unknown: tokens that are [UNK].
-        unigram: nats of a model that knows only how frequent each token is; None where that is not
-            known.
+        unigram: nats by the frequency of every token; None if the frequencies are not known.
     """
 
     nats: float
@@ -67,15 +59,29 @@ class BoundOfText(NamedTuple):
         return self.nats / self.tokens
 
 
+def diffusion_bound(
+    masks: Sequence[str],
+    held_out: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    rows: int,
+    log_unigram: Tensor | None = None,
+) -> Bound | None:
+    """The bound of ``rows`` rows, evenly spread, if ``diffusion`` is one of the held-out masks."""
+    if DIFFUSION not in masks:
+        return None
+    return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
+
+
 class Bound:
     """The bound of one text, with masks that never change.
 
     Args:
-        held_out: rows that are never trained on; each of their pieces is a text by itself.
+        held_out: rows that are never trained on. Each of their pieces is a text.
         tokenizer: theirs.
         chosen: the numbers of the rows to use.
-        log_unigram: (V,) of the training text, where it is known.
-        draws: how often each piece is masked.
+        log_unigram: (V,) of the training text, if known.
+        draws: masks of each piece.
         batch_size: rows at once.
 
     Raises:
@@ -93,52 +99,32 @@ class Bound:
         batch_size: int = 64,
     ):
         noising = Noising(tokenizer, seed=SEED)
-        self.draws, self.batches = draws, []
-        self.unknown, self.unigram = 0, None if log_unigram is None else 0.0
-        tokens = []
+        self.draws = draws
+        self.batches = []
+        self.unknown = 0
+        self.unigram = None if log_unigram is None else 0.0
+        tokens = [np.zeros(0, np.int64)]
         for number, part in enumerate(chosen.split(batch_size)):
             pieces = held_out.batch(part)
             for draw in range(draws):
-                # The draws of a row stand side by side, and so are spread over all rates.
+                # The draws of a row are neighbours, and so are spread over all rates.
                 place = (np.arange(len(part)) + number * batch_size) * draws + draw
                 self.batches.append((number, noising(pieces, epoch=0, step=draw, place=place)))
             source = self.batches[-1][1].source
             tokens.append(source.eligible_P)
-            ids = source.input_ids[source.eligible]
             self.unknown += int((source.input_ids == tokenizer.unk_token_id).sum())
-            if log_unigram is not None:
-                assert self.unigram is not None
-                self.unigram -= float(log_unigram[torch.from_numpy(ids)].double().sum())
-        self.tokens_P = np.concatenate(tokens) if tokens else np.zeros(0, np.int64)
-        self.first = np.cumsum([0, *map(len, tokens)])
+            if log_unigram is not None and self.unigram is not None:
+                ids = torch.from_numpy(source.input_ids[source.eligible])
+                self.unigram -= float(log_unigram[ids].double().sum())
+        self.tokens_P = np.concatenate(tokens)
+        self.first = np.cumsum([len(part) for part in tokens])
         if not self.tokens_P.sum():
             do = "give a text that the model's tokenizer knows, and more of it"
-            raise MaskwiseError(
-                "no held-out token can be predicted", got=f"{self.unknown} × [UNK]", do=do
-            )
-
-    @classmethod
-    def among(
-        cls,
-        masks: Sequence[str],
-        held_out: Rows,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        rows: int,
-        log_unigram: Tensor | None = None,
-    ) -> Bound | None:
-        """The bound of so many rows, evenly spread, where ``diffusion`` is among the held-out
-        masks.
-        """
-        chosen = spread(rows, of=len(held_out))
-        return (
-            cls(held_out, tokenizer, chosen, log_unigram=log_unigram)
-            if DIFFUSION in masks
-            else None
-        )
+            got = f"{self.unknown} × [UNK]"
+            raise MaskwiseError("no held-out token can be predicted", got=got, do=do)
 
     def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
-        """Measure a model, in evaluation mode and where it is."""
+        """Measure a model, in evaluation mode and on its device."""
         device = next(objective.parameters()).device
         nats_P = np.zeros(len(self.tokens_P))
         for number, batch in self.batches:
@@ -149,9 +135,11 @@ class Bound:
             piece = batch.source.piece.reshape(batch.source.shape)[row.numpy(), column.numpy()]
             first, last = self.first[number : number + 2]
             nats_P[first:last] += np.bincount(piece, weighted, last - first) / self.draws
-        total, tokens = float(nats_P.sum()), int(self.tokens_P.sum())
-        rest, pieces = nats_P - total / tokens * self.tokens_P, len(nats_P)
-        error = (
-            math.sqrt(float((rest**2).sum()) * pieces / (pieces - 1)) if pieces > 1 else math.nan
-        )
+        total = float(nats_P.sum())
+        tokens = int(self.tokens_P.sum())
+        pieces = len(nats_P)
+        error = math.nan
+        if pieces > 1:
+            residual_P = nats_P - total / tokens * self.tokens_P
+            error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
         return BoundOfText(total, error, tokens, pieces, self.unknown, self.unigram)

@@ -1,42 +1,35 @@
-"""Does the model know facts? Cloze questions in the manner of LAMA (Petroni et al. 2019), for any
-vocabulary.
+"""Cloze questions about facts in the manner of LAMA (Petroni et al. 2019), for any vocabulary.
 
-A fact is a sentence with one [MASK] and the answer that stood there. Its sentence is the relation's
-template with the subject put in, where a template is known; else ``masked_sentences``, or the first
-of its ``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y]
-."}``, looked for in ``relations.jsonl`` beside the file.
+A fact is a sentence with one [MASK] and its answer. The sentence is the template of the relation
+with the subject filled in, if a template is known; else ``masked_sentences``, or the first of its
+``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
+``relations.jsonl`` next to the file.
 
 Each answer is ranked twice:
 
-- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time unless the set says
-  more: all facts, also those whose answer is several tokens. A candidate of k pieces is put as k
-      [MASK]s and scored by
-  the chain rule from left to right, log p(piece j | the sentence, pieces before j, masks behind):
-  the pseudo-log-likelihood of the answer;
-- among **the whole vocabulary** (open-hits@1, …), as LAMA does: facts whose answer is one token.
-  These are other facts for another vocabulary, so only models with the same tokenizer can be
-  compared.
+- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
+  of k pieces replaces k [MASK]s and is scored by the chain rule from left to right, log p(piece j |
+  sentence, pieces before j, later ones masked);
+- among **the whole vocabulary** (open-hits@1, …), as in LAMA: facts whose answer is one token. These
+  differ by vocabulary, so only models with the same tokenizer can be compared.
 
 Other right answers to the same question do not count against a model. Ties share the middle rank.
-``chance`` is what the ranking by frequency gets, which says the relation's commonest answer
-whatever is questions.
-
-Cost: candidates that begin alike share rows, and equal rows are run once; still, a relation takes a
-    forward
-pass per fact and different beginning of a candidate, some two per candidate.
+``chance`` is the score of ranking answers by their frequency, whatever is asked.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import TOKENS, Measurement, predictions
@@ -53,6 +46,7 @@ from maskwise.evaluation.sets import (
 from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.text.labelled import Record, read_records
+from maskwise.training.data import by_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,18 +54,19 @@ if TYPE_CHECKING:
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
 ITEMS, CANDIDATES = 200, 20
-"""Facts of a file that are used, and answers that each is ranked among, if the spec does not say.
-"""
+"""Facts of a file that are used, and answers that each is ranked among, by default."""
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
 Pieces = tuple[int, ...]
+Place = tuple[Pieces, int]
+"""A row of tokens, and a column of it."""
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK], for which ``answer`` stood; ``others`` are right too, by
-    the whole file.
-    """
+    """A question: ``text`` has one [MASK] for ``answer``; ``others`` are right too."""
 
     relation: str
     subject: str
@@ -86,10 +81,10 @@ class Cloze(TestSet):
 
     Attributes:
         name: for records.
-        facts: N facts. total: how many the file holds.
-        skipped: reason → facts left out when the file was read.
-        candidates: answers that a fact is ranked among, at most: relations with more are cut into
-            parts.
+        facts: the questions.
+        total: facts in the file.
+        skipped: reason → facts that were left out when the file was read.
+        candidates: answers that a fact is ranked among, at most; larger relations are split.
     """
 
     name: str
@@ -110,45 +105,40 @@ class Cloze(TestSet):
 
         Args:
             path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
-                ``sub_label`` and a relation (``predicate_id`` or ``relation``) that has a template.
+                ``sub_label`` and a relation (``predicate_id`` or ``relation``) with a template.
             items: how many to use; None: all.
             candidates: answers of its relation that a fact is ranked among, at most.
-            templates: a file of templates; else ``relations.jsonl`` beside ``path``, if there is
-                one.
+            templates: a file of templates; by default ``relations.jsonl`` next to ``path``, if any.
 
         Raises:
-            MaskwiseError: an empty or unreadable file, a missing column, or a fact that is no text.
+            MaskwiseError: an empty or unreadable file, a missing column, or a fact without text.
         """
-        # with two, a part of an odd number would hold one, which is always right
+        # With two, a part of an odd number of answers would hold one, which is always right.
         if candidates < 3:
             raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
-        records, known = read_set(path), _templates(path, templates)
-        skipped: Counter[str] = Counter()
-        facts = []
-        asked, right = (
-            {id(record) for record in evenly(records, items)},
-            defaultdict[str, set[str]](set),
-        )
+        records = read_set(path)
+        known = _templates(path, templates)
+        used = {id(record) for record in evenly(records, items)}
+        facts: list[Fact] = []
+        right: dict[str, set[str]] = {}
         for number, record in enumerate(records, start=1):
-            wanted = id(record) in asked
             try:
                 fact = _fact(record, known, name_of(path), f"row {number} of {path}")
             except MaskwiseError:
-                if wanted:
+                if id(record) in used:
                     raise
                 continue
-            right[fact.text].add(fact.answer)
-            if not wanted:
-                continue
-            if fact.text.count(MASK) == 1:
+            # Facts that are not used have right answers to the same questions, too.
+            right.setdefault(fact.text, set()).add(fact.answer)
+            if id(record) in used:
                 facts.append(fact)
-            else:
-                skipped[NOT_ONE_MASK] += 1
-        facts = [
-            fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in facts
-        ]
-        require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
-        return cls(name_of(path), tuple(facts), len(records), skipped, candidates)
+        whole = [fact for fact in facts if fact.text.count(MASK) == 1]
+        skipped = {NOT_ONE_MASK: len(facts) - len(whole)} if len(whole) < len(facts) else {}
+        require_scored(len(whole), skipped, f"facts {name_of(path)!r}")
+        asked = tuple(
+            fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in whole
+        )
+        return cls(name_of(path), asked, len(records), skipped, candidates)
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
@@ -165,57 +155,62 @@ class Cloze(TestSet):
         Raises:
             MaskwiseError: no fact is left.
         """
-        vocabulary, skipped = Vocabulary.of(tokenizer), Counter(self.skipped)
-        ranks: list[Tensor] = []
-        chance: list[Tensor] = []
-        open_ranks: list[Tensor] = []
-        open_chance: list[Tensor] = []
+        vocabulary = Vocabulary.of(tokenizer)
+        skipped = Counter(self.skipped)
+        ranks: list[float] = []
+        chance: list[float] = []
+        ranks_open: list[float] = []
+        chance_open: list[float] = []
         for relation in sorted({fact.relation for fact in self.facts}):
             facts = [fact for fact in self.facts if fact.relation == relation]
-            for part in questions_of(
-                facts, self.candidates, tokenizer, most_tokens(model.config), skipped
-            ):
+            room = most_tokens(model.config)
+            for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
-                # Candidates come in the order of their frequency: falling scores, of which no two
-                # are equal.
-                falling = -torch.arange(len(part.pieces), dtype=torch.float64).expand_as(scores)
-                by_frequency = ranks_of(falling, part.gold, part.right)
-                ranks.append(ranks_of(scores, part.gold, part.right))
-                chance.append(by_frequency)
-                single = (part.pieces >= 0).sum(1)[part.gold] == 1
-                if single.any():
-                    open_ranks.append(_open_ranks(model, part, single, vocabulary))
-                    open_chance.append(by_frequency[single])
+                ranks_open += open_ranks(model, part, vocabulary)
+                for question, row in zip(part, scores):
+                    ranks.append(rank_of(row, question.gold, question.right))
+                    # Candidates are in the order of their frequency.
+                    by_frequency = rank_of(
+                        -np.arange(float(len(row))), question.gold, question.right
+                    )
+                    chance.append(by_frequency)
+                    if len(question.pieces) == 1:
+                        chance_open.append(by_frequency)
         require_scored(len(ranks), skipped, f"facts {self.name!r}")
-        records = self._records("", torch.cat(ranks), torch.cat(chance), skipped)
-        if open_ranks:
-            records += self._records(
-                "open-", torch.cat(open_ranks), torch.cat(open_chance), skipped
-            )
+        records = self._records("", ranks, chance, skipped)
+        if ranks_open:
+            records += self._records("open-", ranks_open, chance_open, skipped)
         return records
 
     def _records(
-        self, prefix: str, rank: Tensor, chance: Tensor, skipped: Mapping[str, int]
+        self,
+        prefix: str,
+        ranks: Sequence[float],
+        chance: Sequence[float],
+        skipped: Mapping[str, int],
     ) -> list[Measurement]:
         metrics = {
-            "hits@1": lambda rank: (rank <= 1).double().mean(),
-            "hits@10": lambda rank: (rank <= 10).double().mean(),
-            "mrr": lambda rank: rank.reciprocal().mean(),
+            "hits@1": lambda rank: np.mean(rank <= 1),
+            "hits@10": lambda rank: np.mean(rank <= 10),
+            "mrr": lambda rank: np.mean(1 / rank),
         }
         return [
             {
                 "kind": "evaluation",
                 "name": self.name,
                 "metric": prefix + metric,
-                "value": float(of(rank)),
-                "items": len(rank),
-                "chance": float(of(chance)),
+                "value": float(value_of(np.array(ranks))),
+                "items": len(ranks),
+                "chance": float(value_of(np.array(chance))),
                 "higher_is_better": True,
                 "of": self.total,
                 "skipped": dict(skipped),
             }
-            for metric, of in metrics.items()
+            for metric, value_of in metrics.items()
         ]
+
+
+# Reading
 
 
 def _templates(path: Path, given: str | None) -> dict[str, str]:
@@ -224,82 +219,81 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
         if given:
             raise MaskwiseError(f"no file of templates {given!r}")
         return {}
-    lines = read_records(file)
-    strange = next((line for line in lines if not {"relation", "template"} <= line.keys()), None)
-    if strange is not None:
-        raise MaskwiseError(
-            f"{file} holds no templates", got=", ".join(strange), allowed="relation, template"
-        )
-    return {str(line["relation"]): str(line["template"]) for line in lines}
+    templates = {}
+    for line in read_records(file):
+        if not {"relation", "template"} <= line.keys():
+            got = ", ".join(line)
+            raise MaskwiseError(f"{file} has no templates", got=got, allowed="relation, template")
+        templates[str(line["relation"])] = str(line["template"])
+    return templates
 
 
 def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
-    answer, subject = record.get("obj_label"), record.get("sub_label", "")
+    answer, subject = record.get("obj_label"), str(record.get("sub_label", ""))
     if not isinstance(answer, str) or not answer.strip():
         got = repr(answer) if "obj_label" in record else ", ".join(map(str, record))
         raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")
     relation = str(record.get("predicate_id", record.get("relation", name)))
-    template = templates.get(relation)
-    filled = (
-        template.replace("[X]", str(subject)).replace("[Y]", MASK) if template and subject else ""
-    )
-    text = filled or _sentence(record)
+    text = _sentence(record)
+    if subject and templates.get(relation):
+        text = templates[relation].replace("[X]", subject).replace("[Y]", MASK)
     if not text:
-        do = "or a template of its relation in relations.jsonl beside the file"
-        raise MaskwiseError(
-            f"{where} asks nothing",
-            got=", ".join(map(str, record)),
-            allowed="masked_sentences, evidences",
-            do=do,
-        )
-    return Fact(relation, str(subject), answer.strip(), text)
+        allowed = "masked_sentences, evidences"
+        do = "or a template of its relation in relations.jsonl next to the file"
+        got = ", ".join(map(str, record))
+        raise MaskwiseError(f"{where} asks nothing", got=got, allowed=allowed, do=do)
+    return Fact(relation, subject, answer.strip(), text)
 
 
 def _sentence(record: Record) -> str:
-    """The masked sentences joined, as LAMA does; of evidences the first."""
-    sentences: Any = record.get("masked_sentences")
+    """The masked sentences, joined as in LAMA; or the first of the evidences."""
+    sentences = record.get("masked_sentences")
+    evidences = record.get("evidences")
     if isinstance(sentences, list):
         return " ".join(map(str, sentences))
-    evidences = record.get("evidences")
     if isinstance(evidences, list) and evidences and isinstance(evidences[0], dict):
         return str(evidences[0].get("masked_sentence", ""))
     return sentences if isinstance(sentences, str) else ""
 
 
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """The facts of one relation as tensors: N facts, C candidates of at most K pieces.
+# Scoring
+
+
+class Question(NamedTuple):
+    """A fact as tokens.
 
     Attributes:
-        ids: (N, L) sentences with one mask, padded on the right. size: (N,) their tokens.
-        place: (N,) where the mask is.
-        pieces: (C, K) the candidates, −1 behind their end; in the order of their frequency.
-        gold: (N,) the right candidate.
-        right: (N, C) bool, candidates that are right too (of the same subject).
+        left, right_side: the tokens before and after the mask.
+        candidates: the answers that it is ranked among, the most frequent first.
+        gold: the place of its answer among them.
+        right: the places of all right answers.
     """
 
-    ids: Tensor
-    size: Tensor
-    place: Tensor
-    pieces: Tensor
-    gold: Tensor
-    right: Tensor
+    left: list[int]
+    right_side: list[int]
+    candidates: list[Pieces]
+    gold: int
+    right: set[int]
+
+    @property
+    def pieces(self) -> Pieces:
+        """The tokens of the answer."""
+        return self.candidates[self.gold]
 
 
 def questions_of(
-    facts: list[Fact],
+    facts: Sequence[Fact],
     candidates: int,
     tokenizer: PreTrainedTokenizerBase,
     room: int,
     skipped: Counter[str],
-) -> Iterator[Questions]:
+) -> Iterator[list[Question]]:
     """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
     sides = [fact.text.partition(MASK)[::2] for fact in facts]
-    spaced = [left.endswith(" ") for left, _ in sides]
-    # Without the space before the mask: where spaces are parts of tokens, the answer brings its
-    # own.
+    # Without the space before the mask: where spaces belong to tokens, the answer has its own.
     texts = [left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides]
     rows = tokenizer(texts, verbose=False)["input_ids"]
+    spaced = [left.endswith(" ") for left, _ in sides]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
     longest = max(map(len, answers))
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
@@ -316,132 +310,96 @@ def questions_of(
         skipped[ONE_ANSWER] += len(kept)
         return
     order = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    pieces_of = {fact.answer: answer for fact, _, answer in kept}
+    right: dict[str, set[Pieces]] = {}
+    for fact, _, answer in kept:
+        others = [pieces_of[other] for other in fact.others if other in pieces_of]
+        right.setdefault(fact.text, set()).update([answer, *others])
     parts = math.ceil(len(order) / candidates)
-    for part in range(parts):  # every part gets frequent and rare ones
-        answers_here = order[part::parts]
-        yield _questions(
-            [item for item in kept if item[2] in answers_here], answers_here, tokenizer
-        )
-
-
-def _questions(
-    kept: list[tuple[Fact, list[int], Pieces]],
-    answers: list[Pieces],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Questions:
-    number = {answer: place for place, answer in enumerate(answers)}
-    gold = torch.tensor([number[answer] for _, _, answer in kept])
-    texts: dict[str, int] = {}
-    question = torch.tensor([texts.setdefault(fact.text, len(texts)) for fact, _, _ in kept])
-    answered = torch.zeros(len(texts), len(answers), dtype=torch.bool)
-    answered[question, gold] = True
-    named = {fact.answer: number[answer] for fact, _, answer in kept}
-    for fact, _, _ in kept:
-        answered[texts[fact.text], [named[other] for other in fact.others if other in named]] = True
-    ids = _padded([row for _, row, _ in kept], tokenizer.pad_token_id)
-    place = (ids == tokenizer.mask_token_id).long().argmax(1)
-    size = torch.tensor([len(row) for _, row, _ in kept])
-    return Questions(
-        ids,
-        size,
-        place,
-        _padded([list(answer) for answer in answers], -1),
-        gold,
-        answered[question],
-    )
+    for part in range(parts):  # every part gets frequent and rare answers
+        place = {answer: number for number, answer in enumerate(order[part::parts])}
+        questions = []
+        for fact, row, answer in kept:
+            if answer in place:
+                at = row.index(tokenizer.mask_token_id)
+                also = {place[other] for other in right[fact.text] if other in place}
+                questions.append(
+                    Question(row[:at], row[at + 1 :], list(place), place[answer], also)
+                )
+        yield questions
 
 
 def _pieces(
     answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase
 ) -> list[Pieces]:
-    """The tokens of answers as they stand in a sentence: byte-level tokens hold the space before a
-    word.
-    """
+    """The tokens of answers as in a sentence: byte-level tokens include the space before a word."""
     texts = [f"x {answer}" if space else answer for answer, space in zip(answers, spaced)]
-    encodings = tokenizer(texts, add_special_tokens=False).encodings
-    return [
-        tuple(
-            token for token, (_, end) in zip(encoding.ids, encoding.offsets) if not space or end > 2
+    pieces = []
+    for encoding, space in zip(tokenizer(texts, add_special_tokens=False).encodings, spaced):
+        ends = [end for _, end in encoding.offsets]
+        pieces.append(
+            tuple(token for token, end in zip(encoding.ids, ends) if not space or end > len("x "))
         )
-        for encoding, space in zip(encodings, spaced)
-    ]
-
-
-def _padded(rows: list[list[int]], fill: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+    return pieces
 
 
 def candidate_scores(
-    model: PreTrainedModel, questions: Questions, *, mask: int, tokens: int = TOKENS
-) -> Tensor:
-    """(N, C) float64: log p of every candidate in every sentence, left to right; equal rows are run
-    once.
-    """
-    candidate_E, piece_E = (questions.pieces >= 0).nonzero().unbind(1)
-    whole = questions.pieces[candidate_E]
-    step = torch.arange(questions.pieces.shape[1])
-    shown = torch.where((step >= piece_E.unsqueeze(1)) & (whole >= 0), mask, whole)
-    pattern_PK, of_E = shown.unique(dim=0, return_inverse=True)
-    truth_E = questions.pieces[candidate_E, piece_E]
-    extra_P = (pattern_PK >= 0).sum(1) - 1
-    # As many pieces as are shown: the next one is to be predicted.
-    first_P = ((pattern_PK >= 0) & (pattern_PK != mask)).sum(1)
-    width = int(questions.size.max() + extra_P.max())
-    scores = []
-    for part in torch.arange(len(questions.ids)).split(max(1, tokens // (width * len(pattern_PK)))):
-        rows, real = _filled(questions, part, pattern_PK, extra_P, width)
-        column = (questions.place[part].unsqueeze(1) + first_P).flatten()
-        log_p = predictions(model, rows, real, torch.arange(len(rows)), column)
-        by_piece = log_p.view(len(part), len(pattern_PK), -1)[
-            :, of_E.to(log_p.device), truth_E.to(log_p.device)
-        ]
-        summed = torch.zeros(len(part), len(questions.pieces), dtype=torch.float64)
-        scores.append(summed.index_add_(1, candidate_E, by_piece.cpu().double()))
-    return torch.cat(scores)
+    model: PreTrainedModel, questions: Sequence[Question], *, mask: int, tokens: int = TOKENS
+) -> Floats:
+    """(N, C) log p of every candidate in every sentence, from left to right."""
+    scores = np.zeros((len(questions), len(questions[0].candidates)))
+    # Candidates that begin alike share rows, and equal rows are run once.
+    asked: dict[Place, list[tuple[int, int, int]]] = {}
+    for number, question in enumerate(questions):
+        for candidate, pieces in enumerate(question.candidates):
+            for step, piece in enumerate(pieces):
+                shown = [*pieces[:step], *[mask] * (len(pieces) - step)]
+                row = (*question.left, *shown, *question.right_side)
+                place = (row, len(question.left) + step)
+                asked.setdefault(place, []).append((number, candidate, piece))
+    for place, log_p in _log_p(model, list(asked), tokens):
+        for number, candidate, piece in asked[place]:
+            scores[number, candidate] += log_p[piece]
+    return scores
 
 
-def _filled(
-    questions: Questions, part: Tensor, pattern_PK: Tensor, extra_P: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
-    """Sentences (n · P, width) with every pattern in the place of the mask, and where they are not
-    padding.
-    """
-    place = torch.arange(width)
-    # (n, 1, W): columns behind the first mask
-    behind = place - questions.place[part].view(-1, 1, 1)
-    extra = extra_P.view(1, -1, 1)
-    source = torch.where(behind < 0, place, place - extra).clamp(0, questions.ids.shape[1] - 1)
-    shape = (len(part), len(pattern_PK), -1)
-    sentence = questions.ids[part].unsqueeze(1).expand(shape).gather(2, source)
-    inside = behind.clamp(0, pattern_PK.shape[1] - 1).expand(shape)
-    pattern = pattern_PK.unsqueeze(0).expand(shape).gather(2, inside)
-    rows = torch.where((behind >= 0) & (behind <= extra), pattern, sentence)
-    real = place < questions.size[part].view(-1, 1, 1) + extra
-    return rows.flatten(0, 1), real.flatten(0, 1)
+def open_ranks(
+    model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
+) -> list[float]:
+    """Ranks of one-token answers among all tokens but special ones and [UNK]."""
+    mask = vocabulary.require_mask()
+    by_place: dict[Place, list[Question]] = {}
+    for question in questions:
+        if len(question.pieces) == 1:
+            row = (*question.left, mask, *question.right_side)
+            by_place.setdefault((row, len(question.left)), []).append(question)
+    ranks = []
+    for place, log_p in _log_p(model, list(by_place), TOKENS):
+        for question in by_place[place]:
+            right = [question.candidates[other] for other in question.right]
+            single = {pieces[0] for pieces in right if len(pieces) == 1}
+            scores = log_p[: vocabulary.size]
+            ranks.append(rank_of(scores, question.pieces[0], single, among=vocabulary.eligible))
+    return ranks
 
 
-def _open_ranks(
-    model: PreTrainedModel, questions: Questions, chosen: Tensor, vocabulary: Vocabulary
-) -> Tensor:
-    """(n,) ranks of one-token answers among all tokens but special ones and [UNK]."""
-    real = torch.arange(questions.ids.shape[1]) < questions.size[chosen].unsqueeze(1)
-    row = torch.arange(len(real))
-    log_p = predictions(model, questions.ids[chosen], real, row, questions.place[chosen])[
-        :, : vocabulary.size
-    ].cpu()
-    log_p = log_p.double().masked_fill(~torch.from_numpy(vocabulary.eligible), -torch.inf)
-    single = ((questions.pieces >= 0).sum(1) == 1).nonzero().squeeze(1)
-    right = torch.zeros(log_p.shape, dtype=torch.bool)
-    right[:, questions.pieces[single, 0]] = questions.right[chosen][:, single]
-    return ranks_of(log_p, questions.pieces[questions.gold[chosen], 0], right)
+def _log_p(
+    model: PreTrainedModel, places: Sequence[Place], tokens: int
+) -> Iterator[tuple[Place, Floats]]:
+    """Every place of a row with log p (V,) there."""
+    for part in by_width(torch.tensor([len(row) for row, _ in places]), tokens):
+        some = [places[number] for number in part.tolist()]
+        rows = [torch.tensor(row) for row, _ in some]
+        ids = pad_sequence(rows, batch_first=True)
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        column = torch.tensor([column for _, column in some])
+        log_p = predictions(model, ids, real, torch.arange(len(some)), column)
+        yield from zip(some, log_p.double().cpu().numpy())
 
 
-def ranks_of(scores: Tensor, gold: Tensor, right: Tensor) -> Tensor:
-    """(N,) float64: the rank of ``gold`` (N,) in scores (N, C), from 1, among itself and what is
-    not ``right``.
-    """
-    own = scores.gather(1, gold.unsqueeze(1))
-    tied = (scores - own).abs() < TIE
-    better = ((scores > own) & ~tied & ~right).sum(1)
-    return 1 + better + (tied & ~right).sum(1).double() / 2
+def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
+    """The rank of ``gold`` in scores (C,), from 1, among itself and all others that are not right."""
+    wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
+    wrong[list(right)] = False
+    gain = scores[wrong] - scores[gold]
+    return 1 + int((gain >= TIE).sum()) + int((abs(gain) < TIE).sum()) / 2

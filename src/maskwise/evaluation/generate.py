@@ -1,17 +1,13 @@
-"""Text from a masked diffusion model: gaps are filled a few tokens at a time, in an order that one
-chooses.
+"""Text from a masked diffusion model, which fills gaps a few tokens at a time.
 
-At each step the model says what may stand in every gap that is left, a token is drawn for each, and
-some of them stay:
+At each step the model predicts every remaining gap, a token is drawn for each, and some are kept:
 
-- ``confidence``: those that the model is surest of (Chang et al. 2022; the sampler of Nie et al.
-  2025, LLaDA);
+- ``confidence``: the most probable ones (Chang et al. 2022; the sampler of Nie et al. 2025, LLaDA);
 - ``random``: any, which is the process whose likelihood the training bounds;
-- ``block``: the surest of the leftmost block, block after block, nearly from left to right.
+- ``block``: the most probable ones of the leftmost block, block after block.
 
-What the prompt says is never changed. Any encoder with a masked-language-model head can be asked;
-one that was trained at 15 % has not learned to begin. Cost: a forward pass of the row for each
-step.
+The prompt never changes. Any encoder with a masked-language-model head will do, but one that was
+trained at 15 % has not learned to write from nothing. Cost: a forward pass for each step.
 """
 
 from __future__ import annotations
@@ -42,14 +38,12 @@ SHOWN = "▢"
 
 
 def _size(gap: re.Match[str]) -> int:
-    """Tokens of a gap; more than twelve digits need not be read to know that it is too large."""
+    """Tokens of a gap. Twelve digits are enough to see that it is too large."""
     return int((gap[1] or "1")[:12])
 
 
 class Stage(NamedTuple):
-    """The text after a step: its tokens (L,), framed, and how it reads, with ``SHOWN`` in every
-    gap.
-    """
+    """The text after a step: its tokens (L,) with special ones, and in words with ``SHOWN`` in gaps."""
 
     step: int
     ids: Tensor
@@ -76,37 +70,37 @@ class Writer:
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def read(self, prompt: str, length: int) -> Tensor:
-        """(L,) int64: a prompt with its gaps as masks, or with ``length`` of them behind it, in the
-        model's frame.
+        """(L,) int64: a prompt with masks in its gaps, or followed by ``length`` masks, between the
+        special tokens of the model.
 
         Raises:
-            MaskwiseError: no gap at all, or more tokens than the model reads.
+            MaskwiseError: no gap, or more tokens than the model reads.
         """
-        mask, ids, end = self.vocabulary.require_mask(), list[int](), 0
-        # before so many are made
+        mask = self.vocabulary.require_mask()
+        # Checked before a prompt of 10¹² masks is made.
         self._check_room(sum(_size(gap) for gap in GAP.finditer(prompt)) or length)
+        ids: list[int] = []
+        end = 0
         for gap in GAP.finditer(prompt):
-            ids += [*self._tokens(prompt[end : gap.start()]), *[mask] * _size(gap)]
+            ids += self._tokens(prompt[end : gap.start()])
+            ids += [mask] * _size(gap)
             end = gap.end()
         ids += self._tokens(prompt[end:])
         if not end:
             ids += [mask] * length
         if mask not in ids:
-            raise MaskwiseError(
-                "there is nothing to write", do="give --length, or gaps such as [MASK*5]"
-            )
-        first, last = self.vocabulary.bos, self.vocabulary.eos
-        framed = [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+            do = "give --length, or gaps such as [MASK*5]"
+            raise MaskwiseError("there is nothing to write", do=do)
+        frame = [self.vocabulary.bos, *ids, self.vocabulary.eos]
+        framed = [token for token in frame if token is not None]
         self._check_room(len(framed))
         return torch.tensor(framed)
 
     def _check_room(self, tokens: int) -> None:
         room = most_tokens(self.model.config)
         if tokens > room:
-            what, do = (
-                "the text is longer than the model reads",
-                "give a lower --length, or smaller gaps",
-            )
+            what = "the text is longer than the model reads"
+            do = "give a lower --length, or smaller gaps"
             raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {room}", do=do)
 
     @torch.inference_mode()
@@ -124,11 +118,12 @@ class Writer:
         """Fill the gaps; yields the text before the first step, and after each.
 
         Args:
-            prompt: what stays as it is. Gaps are [MASK] or [MASK*5]; without any, ``length`` tokens
-                follow it.
-            steps: how often the model is asked; as often as there are tokens to write if not said.
-            temperature: by which logits are divided before a token is drawn; 0 takes the likeliest.
+            prompt: text with gaps, [MASK] or [MASK*5]; without any, ``length`` tokens follow it.
+            steps: forward passes; by default one for every token to write.
+            order: one of ``ORDERS``.
+            temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             block: tokens of a block, for the order ``block``.
+            seed: of the draws.
 
         Raises:
             MaskwiseError: an unknown order, a temperature below 0, or see ``read``.
@@ -140,7 +135,8 @@ class Writer:
         for name, value in (("steps", steps), ("block", block)):
             if value is not None and value < 1:
                 raise MaskwiseError(name, got=value, allowed="≥ 1")
-        ids, draw = self.read(prompt, length), torch.Generator().manual_seed(seed)
+        ids = self.read(prompt, length)
+        draw = torch.Generator().manual_seed(seed)
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
@@ -158,23 +154,19 @@ class Writer:
             yield Stage(step + 1, ids.clone(), self.text(ids))
 
     def text(self, ids: Tensor) -> str:
-        """How a text reads, with ``SHOWN`` in its gaps and without its frame."""
+        """Tokens as text, with ``SHOWN`` in gaps and without the special tokens at the ends."""
         frame = {self.vocabulary.bos, self.vocabulary.eos}
         inner = [i for i in ids.tolist() if i not in frame]
         decoded = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
     def _tokens(self, text: str) -> list[int]:
-        return (
-            list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            if text
-            else []
-        )
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """A token (M,) for each place, and how likely the model holds it (M,)."""
+        """A token (M,) for each place, and its log-probability (M,)."""
         log_p = predictions(
             self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places
         ).cpu()

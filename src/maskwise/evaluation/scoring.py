@@ -1,19 +1,14 @@
-"""Measures of a masked language model that have no noise of their own: log p(token | the rest) for
-every token, masked one at a time, and the loss on fixed masks.
+"""Deterministic measures of a masked language model: log p of every token given the rest, and the
+loss on fixed masks.
 
-A row of n tokens makes n copies, each with one token masked. All copies are built by index
-arithmetic, in batches of copies of similar width, and the vocabulary head runs only where the mask
-is.
+For log p, a row of n tokens makes n copies, each with one token masked, in batches of similar
+width; the vocabulary head runs only at the masks. A piece of a word is easy to guess from the later
+pieces ("##rates" gives "Soc" away), which makes long rare words look likely. ``within_word`` masks
+these too, so that the score of a word is the chain rule from left to right (Kauf & Ivanova 2023,
+"PLL-word-l2r"; without it: Salazar et al. 2020). Cost: one forward pass of a row per token.
 
-In words of several pieces, a piece is easy to guess from the pieces behind it ("##rates" gives
-"Soc" away), which makes long rare words look likely. ``within_word`` masks those too: all pieces of
-the word from the target on, so that a word's score is the chain rule from left to right (Kauf &
-Ivanova 2023, "PLL-word-l2r"; Salazar et al. 2020 is the plain one). Cost: one forward pass of the
-row per token; some 0.1 ms at the size of the quick start.
-
-Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps are judged on
-the same targets; beside each figure stands that of a model that knows only how frequent each token
-is.
+Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps have the same
+targets. Every loss comes with that of the frequencies of tokens.
 """
 
 from __future__ import annotations
@@ -42,18 +37,16 @@ TOKENS = 16384
 """Positions in one forward pass."""
 DAMAGED = "is the checkpoint damaged?"
 EVALUATION_SEED = 0xE7A1
-"""The seed of the fixed masks of held-out rows: the same in every study, so that losses can be
-compared.
-"""
+"""The seed of fixed masks, the same in every study, so that losses can be compared."""
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
 
 
 class Measurement(TypedDict):
     """One figure of one checkpoint; (name, metric) is unique among the records of an evaluation.
 
-    ``chance`` is the figure of a model that ignores the text. ``of`` is how many items the file
-    holds, ``items`` how many were scored, ``skipped`` why others were not. ``error`` is a standard
-    error, of the bound.
+    ``chance`` is the figure of a model that ignores the text. ``of`` counts the items of the file,
+    ``items`` those that were scored, ``skipped`` the others by reason. ``error`` is the standard
+    error of a bound.
     """
 
     kind: Literal["evaluation"]
@@ -78,29 +71,29 @@ def log_probabilities(
     within_word: bool = False,
     tokens: int = TOKENS,
 ) -> Tensor:
-    """(B, L) float32: log p of every eligible token while it is masked; 0 elsewhere.
-
-    Special tokens, padding and [UNK] are not scored.
+    """(B, L) float32: log p of every eligible token while it is masked; 0 for special tokens,
+    padding and [UNK].
 
     Args:
         model: a masked language model in evaluation mode.
         batch: rows padded on the right; with ``word_ids`` if ``within_word``.
         mask: the id of [MASK].
-        within_word: also hide the pieces of the same word behind the target.
+        within_word: also mask the later pieces of the word.
         tokens: positions in one forward pass.
     """
     width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
-    ids_BL, log_p_BL = batch.tensor("input_ids"), torch.zeros(batch.shape)
+    ids_BL = batch.tensor("input_ids")
+    log_p_BL = torch.zeros(batch.shape)
     words_BL = None
     if within_word:
-        words_BL = torch.from_numpy(
-            batch.layer("word_ids", policy="pseudo-log-likelihood").reshape(batch.shape)
-        )
+        word_ids = batch.layer("word_ids", policy="pseudo-log-likelihood")
+        words_BL = torch.from_numpy(word_ids.reshape(batch.shape))
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]
         width = int(width_B[row].max())
-        ids, place = ids_BL[row, :width], torch.arange(width)
+        ids = ids_BL[row, :width]
+        place = torch.arange(width)
         hidden = place == column.unsqueeze(1)
         if words_BL is not None:
             words = words_BL[row, :width]
@@ -117,12 +110,11 @@ def log_probabilities(
 def predictions(
     model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L); on the
-    model's device.
+    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L), on the
+    device of the model.
 
     Raises:
-        MaskwiseError: the model gives no numbers. (They would compare as neither better nor worse,
-            and rank first.)
+        MaskwiseError: NaN, which would compare as neither better nor worse, and rank first.
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
@@ -140,14 +132,13 @@ def pseudo_perplexity(
 ) -> list[Measurement]:
     """exp of the mean of −log p over the tokens of some rows, each masked alone.
 
-    Two records: ``token`` is the plain one (Salazar et al. 2020); ``within-word`` also hides the
-    pieces behind the target in its word (Kauf & Ivanova 2023). Both are per token, so only models
-    with the same tokenizer can be compared. ``chance`` is the perplexity of a model that knows only
-    frequencies.
+    Two records: ``token`` (Salazar et al. 2020), and ``within-word``, which also masks the later
+    pieces of the word (Kauf & Ivanova 2023). Both are per token, so only models with the same
+    tokenizer can be compared. ``chance`` is the perplexity of token frequencies.
 
     Args:
-        rows: what ``masking.gather`` takes, with ``word_ids``; in packed rows the model sees what
-            it sees in training: the documents beside.
+        rows: as for ``masking.gather``, with ``word_ids``. In packed rows the model sees the
+            neighbouring documents, as in training.
         log_unigram: (V,) of the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
@@ -156,26 +147,23 @@ def pseudo_perplexity(
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        chance = float(
-            (-log_unigram[torch.from_numpy(batch.input_ids[batch.eligible])].double().mean()).exp()
-        )
+        ids = torch.from_numpy(batch.input_ids[batch.eligible])
+        chance = float((-log_unigram[ids].double().mean()).exp())
     records: list[Measurement] = []
-    for metric, within_word in (("token", False), ("within-word", True)):
+    for metric in ("token", "within-word"):
         log_p = log_probabilities(
-            model, batch, mask=tokenizer.mask_token_id, within_word=within_word
+            model, batch, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
         )
-        value = float((-log_p.double().sum() / count).exp())
-        records.append(
-            {
-                "kind": "evaluation",
-                "name": PSEUDO_PERPLEXITY,
-                "metric": metric,
-                "value": value,
-                "items": count,
-                "chance": chance,
-                "higher_is_better": False,
-            }
-        )
+        record: Measurement = {
+            "kind": "evaluation",
+            "name": PSEUDO_PERPLEXITY,
+            "metric": metric,
+            "value": float((-log_p.double().sum() / count).exp()),
+            "items": count,
+            "chance": chance,
+            "higher_is_better": False,
+        }
+        records.append(record)
     return records
 
 
@@ -185,10 +173,10 @@ def pseudo_perplexity(
 class HeldOutLoss(TypedDict):
     """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
 
-    ``masks`` is the policy, and of an encoder–decoder also what it writes. ``per_byte``: nats for
-    each byte of the text as its tokens spell it, which compare between tokenizers that drop the
-    same, and between the texts that decoders write. The masks ``diffusion`` are those of the bound
-    (``bound``), in nats for each token of the text, with its standard ``error``.
+    ``masks`` is the policy, for an encoder–decoder with the output format. ``per_byte`` is in nats
+    for each byte of the text as its tokens spell it, which compares between tokenizers that drop
+    the same characters, and between output formats. The masks ``diffusion`` are those of ``bound``,
+    in nats for each token of the text, with the standard ``error``.
     """
 
     masks: str
@@ -208,33 +196,38 @@ def fixed_maskers(
     kind: Kind = "encoder",
     length: int = 0,
 ) -> dict[str, Masker]:
-    """Fixed masks: [MASK] only, and whole units on average at the budget, so that long words count
-    too.
+    """Fixed masks by name: [MASK] only, and whole units on average at the budget, so that long
+    words count too.
 
-    An encoder–decoder is judged by everything that it may have learnt to write with this tokenizer:
-    masked spans behind separators or behind sentinels (if there are enough of them for rows of
-    ``length``), and the full text.
+    An encoder–decoder is evaluated in every output format that it may have learned with this
+    tokenizer: masked spans after separators or after sentinels (if there are enough of them for
+    rows of ``length``), and the full text.
     """
-    shown = {"": "mask-only"}
+    formats = {"": "mask-only"}
     if kind == "encoder-decoder":
         vocabulary = Vocabulary.of(tokenizer)
-        shown = {" sentinels": "t5"} if len(vocabulary.sentinels) > length * ratio + 2 else {}
-        if vocabulary.mask is not None:
-            shown |= {" spans": "infill(mean=None, target='spans')"}
-        shown |= {" full": "t5(target='full')" if vocabulary.mask is None else "infill(mean=None)"}
-    return {
-        policy + writes: Masker(
-            tokenizer,
-            policy=policy,
-            ratio=ratio,
-            budget="expected",
-            corruption=corruption,
-            seed=EVALUATION_SEED,
-        )
-        for policy in masks
-        if policy != DIFFUSION
-        for writes, corruption in shown.items()
-    }
+        formats = {}
+        if len(vocabulary.sentinels) > length * ratio + 2:
+            formats[" sentinels"] = "t5"
+        if vocabulary.mask is None:
+            formats[" full"] = "t5(target='full')"
+        else:
+            formats[" spans"] = "infill(mean=None, target='spans')"
+            formats[" full"] = "infill(mean=None)"
+    maskers = {}
+    for policy in masks:
+        if policy == DIFFUSION:
+            continue
+        for name, corruption in formats.items():
+            maskers[policy + name] = Masker(
+                tokenizer,
+                policy=policy,
+                ratio=ratio,
+                budget="expected",
+                corruption=corruption,
+                seed=EVALUATION_SEED,
+            )
+    return maskers
 
 
 class HeldOut:
@@ -242,14 +235,12 @@ class HeldOut:
 
     Args:
         held_out: rows that are never trained on.
-        maskers: by kind of mask ("token", "whole-word"); called with epoch 0, so its masks never
-            change.
-        log_unigram: (V,) log-probabilities of tokens in the training text: what knows only
-            frequencies. None where the training text is not known.
+        maskers: by kind of mask ("token", "whole-word"), called with epoch 0.
+        log_unigram: (V,) log-probabilities of tokens in the training text; None if not known.
         rows: at most this many, evenly spread.
         batch_size: rows at once.
-        tokenizer: tells how many bytes the text has; None: losses per byte are left out.
-        bound: measured too, where it is given.
+        tokenizer: counts the bytes of the text; None: no losses per byte.
+        bound: measured too, if given.
     """
 
     def __init__(
@@ -263,13 +254,14 @@ class HeldOut:
         tokenizer: PreTrainedTokenizerBase | None = None,
         bound: Bound | None = None,
     ):
-        self.log_unigram, self.bound = log_unigram, bound
-        chosen = spread(rows or len(held_out), of=len(held_out))
-        self.batches = {
-            kind: [masker(held_out.batch(part), epoch=0) for part in chosen.split(batch_size)]
-            for kind, masker in maskers.items()
-        }
+        self.log_unigram = log_unigram
+        self.bound = bound
         self.maskers = maskers
+        chosen = spread(rows or len(held_out), of=len(held_out))
+        parts = [held_out.batch(part) for part in chosen.split(batch_size)]
+        self.batches = {
+            kind: [masker(part, epoch=0) for part in parts] for kind, masker in maskers.items()
+        }
         self.bytes = 0
         if tokenizer is not None:
             pieces = held_out.batch(chosen)
@@ -279,42 +271,41 @@ class HeldOut:
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
         """The loss of every kind of mask that has a target."""
-        device = next(objective.parameters()).device
-        lines: list[HeldOutLoss] = []
-        for kind, batches in self.batches.items():
-            loss, unigram, count = 0.0, 0.0, 0
-            for batch in batches:
-                losses, where = objective.token_losses(batch.to(device))
-                truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
-                # Separators and ends that a decoder writes are no words: they would make any text
-                # look easy.
-                words = torch.from_numpy(self.maskers[kind].vocabulary.content)[truth]
-                truth = truth[words]
-                loss += float(losses.cpu()[words].double().sum())
-                count += len(truth)
-                if self.log_unigram is not None:
-                    unigram -= float(self.log_unigram[truth].double().sum())
-            if count:
-                known = None if self.log_unigram is None else unigram / count
-                line: HeldOutLoss = {
-                    "masks": kind,
-                    "ratio": self.maskers[kind].ratio(0),
-                    "loss": loss / count,
-                    "unigram": known,
-                    "targets": count,
-                }
-                lines.append({**line, "per_byte": loss / self.bytes} if self.bytes else line)
+        lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
-            known = None if text.unigram is None else text.unigram / text.tokens
             lines.append(
                 {
                     "masks": DIFFUSION,
                     "ratio": 0.5,
                     "loss": text.per_token,
-                    "unigram": known,
+                    "unigram": None if text.unigram is None else text.unigram / text.tokens,
                     "targets": text.tokens,
                     "error": text.error / text.tokens,
                 }
             )
-        return lines
+        return [line for line in lines if line["targets"]]
+
+    def _loss(self, kind: str, objective: MaskedLanguageModelling) -> HeldOutLoss:
+        masker = self.maskers[kind]
+        device = next(objective.parameters()).device
+        content = torch.from_numpy(masker.vocabulary.content)
+        loss = unigram = 0.0
+        count = 0
+        for batch in self.batches[kind]:
+            losses, where = objective.token_losses(batch.to(device))
+            truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
+            # Separators and ends that a decoder writes would make any text look easy.
+            words = content[truth]
+            loss += float(losses.cpu()[words].double().sum())
+            count += int(words.sum())
+            if self.log_unigram is not None:
+                unigram -= float(self.log_unigram[truth[words]].double().sum())
+        line: HeldOutLoss = {
+            "masks": kind,
+            "ratio": masker.ratio(0),
+            "loss": loss / max(1, count),
+            "unigram": None if self.log_unigram is None else unigram / max(1, count),
+            "targets": count,
+        }
+        return {**line, "per_byte": loss / self.bytes} if self.bytes else line

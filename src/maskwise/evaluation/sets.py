@@ -1,10 +1,9 @@
-"""Test sets out of files, and the simpler of the two kinds: minimal pairs. The other one stands in
-``cloze``.
+"""Test sets from files, and minimal pairs. The other kind of set is in ``cloze``.
 
-A minimal pair is two sentences that differ in one point of grammar; the model should find the right
-one likelier. Files have BLiMP's format (Warstadt et al. 2020): JSON lines with ``sentence_good``
-and ``sentence_bad``, or a TSV with these columns. The score is the sum of log-probabilities, left
-to right within words; chance is one half, and a tie counts half.
+A minimal pair is two sentences that differ in one point of grammar; the model should find the
+correct one likelier. Files are in BLiMP's format (Warstadt et al. 2020): JSON lines, or a TSV, with
+``sentence_good`` and ``sentence_bad``. The score is the sum of log-probabilities, left to right
+within words; chance is one half, and a tie counts half.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TIE = 1e-4
-"""Nats below which two scores are equal: more than rounding, far less than any preference."""
+"""Scores that differ by fewer nats are equal: more than rounding, far less than a preference."""
 LONG, UNKNOWN = "longer than the model", "unknown characters"
-"""Why an item is left out. It is counted under this name."""
+"""Reasons to leave an item out."""
 BUNDLED_SETS = ("pairs",)
-"""Small sets of our own that come with maskwise; scripts/build_evaluation.py makes them."""
+"""Sets that come with maskwise, made by scripts/build_evaluation.py."""
 GOOD, BAD = "sentence_good", "sentence_bad"
 GROUPS = ("phenomenon", "linguistics_term", "UID")
-"""Columns that say what a pair is about; the first one that is there."""
+"""Columns of the phenomenon of a pair; the first one that is present counts."""
 ITEMS = 1000
-"""Pairs of a file that are used if the spec does not say."""
+"""Pairs of a file that are used by default."""
 
 
 class TestSet(ABC):
-    """A measure over items out of a file. Subclasses are dataclasses with a classmethod ``read``."""
+    """A measure over the items of a file. Subclasses are dataclasses with a classmethod ``read``."""
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # tells pytest that the class holds no tests
     name: str
 
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
-        """For the overlap check: what must not stand in a corpus."""
+        """The texts of every item, for the overlap check."""
 
     def content(self) -> str:
-        """A hash of all that a record depends on."""
+        """A hash of everything that a record depends on."""
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
@@ -73,11 +73,9 @@ class TestSet(ABC):
 S = TypeVar("S", bound=TestSet)
 
 
-# Sets by name: ``bundled:pairs``, a file, and options behind either: ``facts.jsonl(items=500)``
-
-
 def load_set(spec: str, read: Callable[..., S]) -> S:
-    """``read(path, **options)`` of a spec.
+    """``read(path, **options)`` of a spec: ``bundled:pairs`` or a file, possibly with options, such
+    as ``facts.jsonl(items=500)``.
 
     Raises:
         MaskwiseError: no such file or bundled set, or an option that the reader does not have.
@@ -94,9 +92,8 @@ def _path(source: str) -> Path:
         return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
     path = Path(source).expanduser()
     if not path.is_file():
-        raise MaskwiseError(
-            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
-        )
+        do = "give a .jsonl or .tsv file, or bundled:pairs"
+        raise MaskwiseError(f"no evaluation file {source!r}", do=do)
     return path
 
 
@@ -136,9 +133,10 @@ class Pairs(TestSet):
     """N minimal pairs.
 
     Attributes:
-        name: of the set. good, bad: (N,) sentences. groups: (N,) what each is about ("" if not
-            said).
-        total: how many the file holds.
+        name: of the set.
+        good, bad: (N,) sentences.
+        groups: (N,) the phenomenon of each pair; "" if not known.
+        total: pairs in the file.
 
     >>> from maskwise.evaluation.sets import load_set
     >>> pairs = load_set("bundled:pairs(items=2)", Pairs.read)
@@ -157,8 +155,7 @@ class Pairs(TestSet):
         """Pairs from a file; at most ``items`` of them, evenly spread.
 
         Raises:
-            MaskwiseError: an empty or unreadable file, missing columns, or a sentence that is no
-                text.
+            MaskwiseError: an empty or unreadable file, missing columns, or a sentence without text.
         """
         records = read_set(path)
         for number, record in enumerate(records, start=1):
@@ -187,48 +184,44 @@ class Pairs(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """One record: accuracy, by group too.
+        """One record: accuracy, also by group.
 
-        A pair with a sentence that is longer than the model or has an unknown token ([UNK]) is left
-        out of both the score and ``items``, and counted in ``skipped``.
+        A pair with a sentence that is longer than the model or has an [UNK] is left out of
+        ``items`` and counted in ``skipped``.
 
         Raises:
             MaskwiseError: no pair is left.
         """
-        rows = encode(tokenizer, [*self.good, *self.bad])
-        room, unknown = most_tokens(model.config), tokenizer.unk_token_id
-        why = [
-            LONG
-            if len(row["input_ids"]) > room
-            else UNKNOWN
-            if unknown in row["input_ids"]
-            else None
-            for row in rows
-        ]
-        count = len(self.good)
-        reasons = [first or second for first, second in zip(why[:count], why[count:])]
-        skipped = Counter(reason for reason in reasons if reason)
-        kept = [number for number, reason in enumerate(reasons) if reason is None]
+        pairs = list(zip(encode(tokenizer, self.good), encode(tokenizer, self.bad)))
+        skipped = Counter[str]()
+        kept = []
+        for number, pair in enumerate(pairs):
+            if any(len(row["input_ids"]) > most_tokens(model.config) for row in pair):
+                skipped[LONG] += 1
+            elif any(tokenizer.unk_token_id in row["input_ids"] for row in pair):
+                skipped[UNKNOWN] += 1
+            else:
+                kept.append(number)
         require_scored(len(kept), skipped, f"pairs {self.name!r}")
-        both = [rows[number] for number in kept] + [rows[count + number] for number in kept]
+        both = [pairs[number][side] for side in (0, 1) for number in kept]
         batch = gather(both, Vocabulary.of(tokenizer))
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=True)
         good, bad = log_p.double().sum(1).view(2, -1)
         tied = (good - bad).abs() < TIE
-        right = torch.where(tied, 0.5, (good > bad).double())
-        places: dict[str, list[int]] = {}
-        for place, number in enumerate(kept):
-            places.setdefault(self.groups[number], []).append(place)
+        right = torch.where(tied, 0.5, (good > bad).double()).tolist()
+        by_group: dict[str, list[float]] = {}
+        for number, score in zip(kept, right):
+            by_group.setdefault(self.groups[number], []).append(score)
         groups = {
-            name: {"value": float(right[places[name]].mean()), "items": len(places[name])}
-            for name in sorted(places)
+            name: {"value": fmean(scores), "items": len(scores)}
+            for name, scores in sorted(by_group.items())
         }
         return [
             {
                 "kind": "evaluation",
                 "name": self.name,
                 "metric": "accuracy",
-                "value": float(right.mean()),
+                "value": fmean(right),
                 "items": len(kept),
                 "of": self.total,
                 "chance": 0.5,

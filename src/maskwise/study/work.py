@@ -27,7 +27,7 @@ from maskwise.evaluation import (
     fixed_maskers,
     overlap_record,
 )
-from maskwise.evaluation.bound import Bound, spread
+from maskwise.evaluation.bound import diffusion_bound, spread
 from maskwise.evaluation.evaluate import documents_alone
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.keys import fold
@@ -175,7 +175,7 @@ def pretrain(
         kind=judged.kind,
         length=rows.length,
     )
-    bound = Bound.among(
+    bound = diffusion_bound(
         evaluation.masks, rows, data.tokenizer, rows=evaluation.rows, log_unigram=log_unigram
     )
     held_out = HeldOut(rows, maskers, log_unigram, rows=evaluation.rows, bound=bound)

@@ -36,7 +36,7 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
 from maskwise.tasks.task import Row, Rows, Task, TaskKind
-from maskwise.tasks.tensors import Cutter, Encoded, Flat, edges
+from maskwise.tasks.tensors import Cutter, Encoded, Flat
 from maskwise.text.labelled import Record
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
@@ -421,25 +421,20 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     as lost and scored as wrong: leaving it out would reward short rows and coarse tokenizers.
     """
     rows = task.splits[split]
-    gold = torch.from_numpy(task.gold(split))
     encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
     flat = Flat.of(encodings, cutter.pad)
-    # Words are numbered within their row; special tokens have none, which numpy reads as nan.
-    word_ids = chain.from_iterable(encoding.word_ids for encoding in encodings)
-    word = np.array(list(word_ids), dtype=np.float64)
-    is_word_T = torch.from_numpy(~np.isnan(word))
-    word_T = torch.from_numpy(np.nan_to_num(word, nan=-1)).long()
-    row_T = torch.repeat_interleave(torch.arange(len(rows)), flat.lengths)
-    first_word = edges([len(row.tokens) for row in rows])
-    running_T = torch.where(is_word_T, first_word[row_T] + word_T, -1)
-    is_first_T = is_word_T & (running_T != running_T.roll(1))
-    is_first_T[0] = is_word_T[0]
-    first = is_first_T.nonzero().flatten()
-    place = torch.full((len(gold),), -1)
-    place[running_T[first]] = first
+    place = []
+    for row, encoding, start in zip(rows, encodings, flat.starts.tolist()):
+        first: dict[int | None, int] = {}
+        for column, word in enumerate(encoding.word_ids):  # None for special tokens
+            first.setdefault(word, start + column)
+        place += [first.get(word, -1) for word in range(len(row.tokens))]
+    place_W = torch.tensor(place)
+    gold_W = torch.from_numpy(task.gold(split))
+    known_W = (place_W >= 0) & (gold_W != UNSEEN)
     targets = torch.full((len(flat.ids),), IGNORE)
-    targets[first] = torch.where(gold == UNSEEN, IGNORE, gold)[running_T[first]]
-    return Encoded(flat, targets, place)
+    targets[place_W[known_W]] = gold_W[known_W]
+    return Encoded(flat, targets, place_W)
 
 
 TOKEN_CLASSIFICATION = TaskKind(

@@ -17,13 +17,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
@@ -162,17 +161,20 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
     questions = _cut(texts, backend, min(MAX_QUESTION_TOKENS, room // 2))
     backend.enable_truncation(max_length, stride=room // 4, strategy="only_second")
     pairs = [(question, row.context) for question, row in zip(questions, rows, strict=True)]
-    by_row = [[encoding, *encoding.overflowing] for encoding in backend.encode_batch(pairs)]
-    encodings = list(chain.from_iterable(by_row))
+    encodings: list[Encoding] = []
+    targets: list[tuple[int, int]] = []
+    question = []
+    for number, first in enumerate(backend.encode_batch(pairs)):
+        windows = [first, *first.overflowing]
+        encodings += windows
+        targets += _targets(rows[number], windows)
+        question += [number] * len(windows)
     flat = Flat.of(encodings, cutter.pad)
-    sizes = torch.tensor([len(windows) for windows in by_row])
-    question = torch.repeat_interleave(torch.arange(len(rows)), sizes)
     offsets = np.concatenate([np.array(e.offsets, dtype=np.int64) for e in encodings])
-    sequence = np.concatenate([np.array(e.sequence_ids, dtype=np.float64) for e in encodings])
     # The context is sequence 1; special tokens have none, which numpy reads as nan.
-    begin = torch.from_numpy(np.where(sequence == 1, offsets[:, 0], -1))
-    end = torch.from_numpy(np.where(sequence == 1, offsets[:, 1], -1))
-    return Windows(flat, _targets(rows, flat, question, begin, end), question, begin, end, rows)
+    sequence = np.concatenate([np.array(e.sequence_ids, dtype=np.float64) for e in encodings])
+    span = torch.from_numpy(np.where(sequence[:, None] == 1, offsets, -1))
+    return Windows(flat, torch.tensor(targets), torch.tensor(question), span, rows)
 
 
 def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
@@ -184,43 +186,44 @@ def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
     ]
 
 
-def _targets(rows: Rows, flat: Flat, question_N: Tensor, begin_T: Tensor, end_T: Tensor) -> Tensor:
-    """(N, 2) the first right answer in the windows that hold as much of it as any window of the
-    question.
+def _targets(row: MarkedRow, windows: Sequence[Encoding]) -> list[tuple[int, int]]:
+    """First and last token of the first right answer in every window that holds as much of it as
+    any window does; (0, 0) for the others.
     """
-    windows, tokens = len(question_N), len(begin_T)
-    window_T = torch.repeat_interleave(torch.arange(windows), flat.lengths)
-    starts = torch.tensor([row.starts[0] for row in rows])
-    ends = starts + torch.tensor([len(row.answers[0]) for row in rows])
-    question_T = question_N[window_T]
-    inside_T = (begin_T >= 0) & (begin_T < ends[question_T]) & (end_T > starts[question_T])
-    count_N = torch.zeros(windows, dtype=torch.long).index_add_(0, window_T, inside_T.long())
-    most_Q = torch.zeros(len(rows), dtype=torch.long)
-    most_Q.scatter_reduce_(0, question_N, count_N, "amax")
-    whole_N = (count_N > 0) & (count_N == most_Q[question_N])
-    column_T = torch.arange(tokens) - flat.starts[window_T]
-    # The tokens of an answer are neighbours, so the first one and the count give the last one.
-    far_T = torch.where(inside_T, column_T, tokens)
-    first_N = torch.full((windows,), tokens).scatter_reduce_(0, window_T, far_T, "amin")
-    both = torch.stack([first_N, first_N + count_N - 1], dim=1)
-    return torch.where(whole_N.unsqueeze(1), both, 0)
+    first = row.starts[0]
+    last = first + len(row.answers[0])
+    inside = []
+    for window in windows:
+        spans = zip(window.sequence_ids, window.offsets)
+        # The context is sequence 1.
+        inside.append(
+            [
+                column
+                for column, (sequence, (begin, end)) in enumerate(spans)
+                if sequence == 1 and begin < last and end > first
+            ]
+        )
+    most = max(map(len, inside))
+    return [
+        (columns[0], columns[-1]) if columns and len(columns) == most else (0, 0)
+        for columns in inside
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class Windows(Data):
-    """Q questions in N windows of T tokens in all.
+    """Q questions in N windows.
 
     Attributes:
         targets: (N, 2) places of the first and last token of the answer; (0, 0) without one.
         question: (N,) the question of every window.
-        begin, end: (T,) the characters of the context that a token covers; −1 outside of it.
+        span: (T, 2) first and last character of the context in every token; −1 outside of it.
         rows: the questions.
     """
 
     targets: Tensor
     question: Tensor
-    begin: Tensor
-    end: Tensor
+    span: Tensor
     rows: Rows
 
     @property
@@ -235,24 +238,22 @@ class Windows(Data):
 
     def answers(self, objective: Any, device: torch.device) -> list[str]:
         """The text of the best span of every question, over all of its windows."""
-        best = torch.full((len(self),), -math.inf)
-        first = torch.zeros(len(self), dtype=torch.long)
-        last = torch.zeros(len(self), dtype=torch.long)
+        best = [-math.inf] * len(self.rows)
+        answers = [""] * len(self.rows)
         for rows, batch in batches(self, device):
             at, real = self.flat.at(rows)
-            context = (real & (self.begin[at] >= 0)).to(device)
+            context = (real & (self.span[at, 0] >= 0)).to(device)
             logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
-            value, start, end = best_spans(*logits.unbind(-1))
-            best[rows] = value.cpu()
-            first[rows] = self.flat.starts[rows] + start.cpu()
-            last[rows] = self.flat.starts[rows] + end.cpu()
-        # Sort windows by question, the best one first; the first window of every question counts.
-        question = self.question.numpy()
-        order = np.lexsort((-best.numpy(), question))
-        chosen = torch.from_numpy(order[np.unique(question[order], return_index=True)[1]])
-        begins, ends = self.begin[first[chosen]].clamp(min=0), self.end[last[chosen]].clamp(min=0)
-        places = zip(self.rows, begins.tolist(), ends.tolist())
-        return [row.context[begin:end].strip() for row, begin, end in places]
+            values, first, last = best_spans(*logits.unbind(-1))
+            start = self.flat.starts[rows]
+            begin = self.span[start + first.cpu(), 0].tolist()
+            end = self.span[start + last.cpu(), 1].tolist()
+            questions = self.question[rows].tolist()
+            for question, value, *span in zip(questions, values.tolist(), begin, end):
+                if value > best[question]:
+                    best[question] = value
+                    answers[question] = self.rows[question].context[slice(*span)].strip()
+        return answers
 
 
 def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
