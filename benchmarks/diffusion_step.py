@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from maskwise.bench import _DIFFUSION, _Contest, _text, surroundings
-from maskwise.masking import Masker
+from maskwise.bench import DIFFUSION, Sample, surroundings
+from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model
 from maskwise.objectives import objective
@@ -66,17 +66,18 @@ def steps() -> dict[str, Callable[[], int]]:
 
 def masks() -> dict[str, Callable[[], int]]:
     """By masker: the masks of one more batch."""
-    ids, words, tokenizer = _text(8192)
-    contest = _Contest(tokenizer, ids, words, rows=32, length=512, only=("token",))
-    maskers = {"token": Masker(contest.vocabulary, policy="token", ratio=0.15)}
-    maskers |= {name: Noising(contest.vocabulary, **how) for name, how in _DIFFUSION.items()}
+    sample = Sample(8192)
+    batches = sample.batches(32, 512, "documents")
+    vocabulary = Vocabulary.of(sample.tokenizer)
+    maskers = {"token": Masker(vocabulary, policy="token", ratio=0.15)}
+    maskers |= {name: Noising(vocabulary, **how) for name, how in DIFFUSION.items()}
 
     def mask(masker: Masker) -> Callable[[], int]:
         number = iter(range(10**6))
 
         def more() -> int:
             now = next(number)
-            return masker(contest.batches[now % len(contest.batches)], epoch=now).targets
+            return masker(batches[now % len(batches)], epoch=now).targets
 
         return more
 
