@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-import maskwise
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study import plan, stages
@@ -29,8 +28,8 @@ from maskwise.study.verdict import summarise
 from maskwise.tasks import load_task
 from report_fixture import make_records, make_samples, make_study, write_study
 from test_golden import read_golden, rounded, same
+from tiny import find_recipe, read_lines, write_lines
 from tiny import maskwise as command
-from tiny import read_lines, write_lines
 
 VERDICTS = Path(__file__).with_name("golden_studies.json")
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -38,7 +37,6 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 # Names of stages
 # ------------------------------------------------------------------------------------------
 
-RECIPES = sorted(path.stem for path in (Path(maskwise.__file__).parent / "recipes").glob("*.yaml"))
 STAND_INS = {
     "continual-minilm": ["model.pretrained=bundled:encoder"],
     "learn-trivia": ["learning.task=factworld(people=40)"],
@@ -65,7 +63,7 @@ def stage_names(folder: Path, recipe: str) -> dict[str, str]:
         here.setattr(stages, "_numerics", lambda: ())
         for module in (stages, plan):  # recipes share tasks, which are long to read
             here.setattr(module, "load_task", LOADED, raising=False)
-        planned = plan.make_plan(read_recipe(recipe, given))
+        planned = plan.make_plan(read_recipe(find_recipe(recipe), given))
         names: dict[str, list[str]] = defaultdict(list)
         for stage in planned.stages():
             names[stage.kind].append(stage.name)
@@ -75,7 +73,7 @@ def stage_names(folder: Path, recipe: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", sorted(read_golden()["stages"]))
 def test_names_of_stages(recipe: str, tmp_path: Path) -> None:
     assert stage_names(tmp_path, recipe) == read_golden()["stages"][recipe]
 
@@ -213,7 +211,9 @@ def test_tables_of_pages(name: str, tmp_path: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], Any]] = {
-    "stages": lambda folder: {recipe: stage_names(folder, recipe) for recipe in RECIPES},
+    "stages": lambda folder: {
+        recipe: stage_names(folder, recipe) for recipe in read_golden()["stages"]
+    },
     "pages": lambda folder: {name: tables(folder, name) for name in PAGES},
     "verdicts": write_verdicts,
 }

@@ -1,11 +1,8 @@
-"""Recipes: every shipped one works, mistakes name the nearest right thing, and are found before any
-work.
-"""
+"""Recipes: every one works, mistakes name the nearest right thing, and are found before any work."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,9 @@ from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import pretrain, run_stage
 from maskwise.text import Prepared
-from tiny import maskwise, write_inputs
+from tiny import find_recipe, maskwise, write_inputs
+
+BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))
 
 
 @pytest.fixture
@@ -28,102 +27,95 @@ def recipe(tmp_path):
     return write_inputs(tmp_path)
 
 
-ALIKE = {
-    "mometas-encoder",
-    "learn-meta-full",
-    "learn-meta-seq2seq",
-    "learn-meta-university",
-    "factworld-university",
-    "continual-minilm",
-    "decay-claim",
-    "decay-claim-flops",
-    "decay-claim-targets",
-    "ptw-claim",
-    "mometas-claim",
-    "policy-control",
-    "ptw-control",
-    "sampler-control",
-    "schedule-control",
-    "ratios",
-    "mrd",
-    "diffusion-policies",
-    "online-policies",
-}
-"""Recipes that differ from another by a model, a task or a few arms: they are run where time does
-not count.
-"""
+@pytest.mark.parametrize("name", BENCH_RECIPES)
+def test_recipes_of_experiments_are_read_by_path(name):
+    assert read_recipe(find_recipe(name)).name == name
+    with pytest.raises(MaskwiseError, match="recipe"):
+        read_recipe(name)
+
+
+def test_the_name_of_a_recipe_that_moved_gives_its_path():
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe("ptw-claim")
+    assert "benchmarks/recipes/ptw-claim.yaml" in caught.value.do
 
 
 # learn-trivia reads files that its first lines say how to make.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE))
-        for n in shipped()
-        if n != "learn-trivia"
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in shipped() or name == "ratios"))
+        for name in [*shipped(), *BENCH_RECIPES]
+        if name != "learn-trivia"
     ],
 )
-def test_every_shipped_recipe_trains(name, tmp_path):
+def test_every_recipe_trains(name, tmp_path):
     """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
-    whole = read_recipe(name)
+    file = find_recipe(name)
+    whole = read_recipe(file)
     try:
         resolve_start(whole.model.pretrained or "")
     # what the wheel of a start of ours, or another package, would bring
     except MaskwiseError as missing:
         pytest.skip(str(missing))
     check_inputs(whole)
-    layers = whole.model.settings.get("num_hidden_layers", 2)
     small = [
         "corpus.limit=40",
         "corpus.held_out=0.4",  # samplers probe 96 rows
         "training.steps=2",
         "training.log_every=1",
         "training.save_every=0",
+        "training.eval_every=0",
+        "training.batch_size=8",
+        "evaluation.rows=4",
     ]
-    small += ["training.eval_every=0", "training.batch_size=8", "evaluation.rows=4"]
-    if not whole.model.pretrained and layers <= 4:
-        small += ["tokenizer.vocab_size=300"]
-    recipe = read_recipe(name, small)
+    if not whole.model.pretrained and whole.model.settings.get("num_hidden_layers", 2) <= 4:
+        small.append("tokenizer.vocab_size=300")
+    recipe = read_recipe(file, small)
     # Muon takes most of the time: one arm is enough
-    quick = read_recipe(name, [*small, "training.optimizer=adamw"])
+    quick = read_recipe(file, [*small, "training.optimizer=adamw"])
     for number, arm in enumerate(recipe.study.arms or [None]):
         one = (quick if number else recipe).arm(arm, seed=0) if arm else recipe
+        one = one.model_copy(update={"phases": None, "intermediate": None}).links()[0]
         if one.learns:  # it has a stage more: tests/test_study_learning.py
             continue
         prepared = prepare_stage(one)
         run_stage(prepared, tmp_path)
         data = Prepared.open(prepared.folder(tmp_path) / "data")
         found = pretrain(data, one, folder=tmp_path / f"arm {arm}", quiet=True)
-        assert found["steps"] == 2 and {
-            line["masks"].split()[0] for line in found["heldout"]
-        } == set(one.evaluation.masks)
+        masks = {line["masks"].split()[0] for line in found["heldout"]}
+        assert found["steps"] == 2 and masks == set(one.evaluation.masks)
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in found["heldout"])
 
 
-def test_other_arms_forget_what_names_the_old_ones(tmp_path):
-    """A gate, and grids of arms' own; on the command line, and in a recipe that extends another."""
-    one = read_recipe("mometas-claim", ["study.arms={a: {}, b: {masking.ratio: 0.2}}"])
-    assert one.study.gate is None and one.study.search.own == {}
-    file = tmp_path / "mine.yaml"
-    file.write_text("extends: sampler-control\nstudy: {arms: {a: {}, b: {masking.ratio: 0.2}}}\n")
-    assert read_recipe(file).study.gate is None
+OWN_ARMS = {"a": {"masking.ratio": 0.15}, "b": {"masking.ratio": 0.3}}
+
+
+@pytest.mark.parametrize("base", ["transfer", "learn-meta-full", "mometas-claim"])
+def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path) -> None:
+    """On the command line, and in a recipe that extends another."""
+    path = str(find_recipe(base))
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"extends": path, "study": {"arms": OWN_ARMS}}))
+    named = ("baseline", "contrasts", "gate", "share", "transfer")
+    for recipe in (read_recipe(file), read_recipe(path, [f"study.arms={json.dumps(OWN_ARMS)}"])):
+        study = recipe.study
+        assert [getattr(study, name) for name in named] == [None, None, None, None, False]
+        assert not study.search or not study.search.own
+        assert study.pairs == [("b", "a")]
 
 
 def test_overrides_reach_their_places(recipe):
     found = read_recipe(
         recipe,
         [
-            *(
-                "training.steps=7",
-                "training.learning_rate=1e-3",
-                "masking.ratio=linear(0.30, 0.15)",
-                "tasks=[]",
-            ),
-            *(
-                "study.arms.token-15.model.settings.hidden_size=8",
-                "tokenizer.name=null",
-                "name=two words",
-            ),
+            "training.steps=7",
+            "training.learning_rate=1e-3",
+            "masking.ratio=linear(0.30, 0.15)",
+            "tasks=[]",
+            "study.arms.token-15.model.settings.hidden_size=8",
+            "tokenizer.name=null",
+            "name=two words",
         ],
     )
     assert found.training.steps == 7 and found.training.learning_rate == 1e-3 and found.tasks == ()
@@ -133,13 +125,7 @@ def test_overrides_reach_their_places(recipe):
     # an arm changes only the keys that it names
     assert arm.model.settings["num_hidden_layers"] == 2
     words = found.arm("words-30", seed=0).masking
-    assert (words.policy, words.budget, words.ratio, words.corruption) == (
-        "whole-word",
-        "expected",
-        0.3,
-        "bert",
-    )
-    assert read_recipe(recipe, [f"name={found.name}"]).to_yaml() != found.to_yaml()
+    assert (words.policy, words.ratio, words.corruption) == ("whole-word", 0.3, "bert")
 
 
 def test_what_is_resolved_can_be_read_again(recipe, tmp_path):
@@ -270,36 +256,20 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
 
 def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
-    study = read_recipe("learn-meta-full", [fewer]).study
+    study = read_recipe(find_recipe("learn-meta-full"), [fewer]).study
     assert study.pairs == [
         ("oracle", "random"),
         ("supervised", "salient"),
         ("supervised", "random"),
     ]
     assert study.gate is not None and study.gate.contrast == ("oracle", "random")
-    study = read_recipe(
-        "learn-meta-full", ["study.arms={random: {}, salient: {}, oracle: {}}"]
-    ).study
+    three = "study.arms={random: {}, salient: {}, oracle: {}}"
+    study = read_recipe(find_recipe("learn-meta-full"), [three]).study
     assert study.primary == [("salient", "random"), ("oracle", "random")]
     study = read_recipe(
         "intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]
     ).study
     assert study.pairs == [("own", REFERENCE), ("salient", "own")]
-
-
-OWN_ARMS = {"a": {"masking.ratio": 0.15}, "b": {"masking.ratio": 0.3}}
-
-
-@pytest.mark.parametrize("base", ["transfer", "learn-meta-full", "mometas-claim"])
-def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path) -> None:
-    file = tmp_path / "own.yaml"
-    file.write_text(yaml.safe_dump({"extends": base, "study": {"arms": OWN_ARMS}}))
-    named = ("baseline", "contrasts", "gate", "share", "transfer")
-    for recipe in (read_recipe(file), read_recipe(base, [f"study.arms={json.dumps(OWN_ARMS)}"])):
-        study = recipe.study
-        assert [getattr(study, name) for name in named] == [None, None, None, None, False]
-        assert not study.search or not study.search.own
-        assert study.pairs == [("b", "a")]
 
 
 def test_other_arms_over_a_search_that_is_none(tmp_path: Path) -> None:
@@ -310,9 +280,9 @@ def test_other_arms_over_a_search_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
-    base = read_recipe("transfer").study
+    base = read_recipe(find_recipe("transfer")).study
     arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}
-    study = read_recipe("transfer", [f"study.arms={json.dumps(arms)}"]).study
+    study = read_recipe(find_recipe("transfer"), [f"study.arms={json.dumps(arms)}"]).study
     assert study.transfer and study.pairs == base.pairs
 
 
@@ -360,15 +330,12 @@ LAUGHS = "a0: &a0 [ha]\n" + "".join(
     ],
 )
 def test_bombs_are_refused_at_once(text, said, tmp_path):
-    """YAML of a few lines that unfolds without end, in a file and on the command line."""
-    began = time.perf_counter()
+    """YAML of a few lines that expands without end, in a file and on the command line."""
     (tmp_path / "r.yaml").write_text(f"study: {{arms: {text}}}" if text.startswith("[") else text)
     with pytest.raises(MaskwiseError, match=said):
         read_recipe(tmp_path / "r.yaml")
     with pytest.raises(MaskwiseError, match=said):
         parse_value(text)
-    # it took for ever; the bound leaves room for a busy machine
-    assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize(

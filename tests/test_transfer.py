@@ -13,7 +13,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
-from tiny import learning_study, maskwise, read_lines
+from tiny import find_recipe, learning_study, maskwise, read_lines
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
 # By arm, the scores on a, b and c: a and b are related, c stands alone.
@@ -147,25 +147,27 @@ def test_every_task_must_be_learned_from() -> None:
         "{random: {}, from-jobs: {masking.policy: learned}, from-causes: {masking.policy: "
         "learned, learning.task: X}}"
     )
-    recipe = read_recipe("transfer")
+    recipe = read_recipe(find_recipe("transfer"))
     third = arms.replace("X", f'"{recipe.tasks[2]}"')
     with pytest.raises(MaskwiseError, match="each of the study's tasks"):
-        learned_from(read_recipe("transfer", [f"study.arms={third}"]))
+        learned_from(read_recipe(find_recipe("transfer"), [f"study.arms={third}"]))
 
 
 def test_the_recipe_says_what_each_arm_learned_from() -> None:
-    recipe = read_recipe("transfer")
+    recipe = read_recipe(find_recipe("transfer"))
     learned = learned_from(recipe)
     assert (
         list(learned) == ["from-jobs", "from-universities", "from-causes"]
         and len(set(learned.values())) == 3
     )
     assert recipe.study.pairs == [("own-task", "random"), ("other-tasks", "random")]
-    one = read_recipe("transfer", ["study.arms={random: {}, from-jobs: {masking.policy: learned}}"])
+    one = read_recipe(
+        find_recipe("transfer"), ["study.arms={random: {}, from-jobs: {masking.policy: learned}}"]
+    )
     with pytest.raises(MaskwiseError, match="each of the study's tasks, two or more"):
         learned_from(one)
     with pytest.raises(MaskwiseError, match="own-task"):
-        read_recipe("transfer", ["study.arms.own-task={}"])
+        read_recipe(find_recipe("transfer"), ["study.arms.own-task={}"])
 
 
 WORLD = "factworld(people=40, fillers=1, friends=false, biographies=2, seed='run')"

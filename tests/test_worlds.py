@@ -32,6 +32,7 @@ from maskwise.text.worlds import (
     of_run,
     read_world,
 )
+from tiny import find_recipe
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +480,7 @@ TINY = [
 
 
 def test_every_run_has_a_world_of_its_own():
-    plan = make_plan(read_recipe("factworld-full", [*TINY, "study.seeds=2"]))
+    plan = make_plan(read_recipe(find_recipe("factworld-full"), [*TINY, "study.seeds=2"]))
     sources = {
         run.seed: [text.what["corpus"]["source"] for text in run.texts] for run in plan.runs[:4]
     }
@@ -499,7 +500,7 @@ def test_every_run_has_a_world_of_its_own():
 
 
 def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
-    plan = make_plan(read_recipe("factworld-full", [*TINY, "study.seeds=1"]))
+    plan = make_plan(read_recipe(find_recipe("factworld-full"), [*TINY, "study.seeds=1"]))
     (run,) = (run for run in plan.runs if run.arm == "oracle")
     results = {stage.kind: run_stage(stage, tmp_path) for stage in run.stages}
     score = results["finetune"]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import read_recipe
+from maskwise.recipe import read_recipe, shipped
 
 SYLLABLES = "ba ke lo mi nu pra sto tri vel zun", "da fe gor lin mas pet rok sun tal wix"
 WORDS = [first + second for first in SYLLABLES[0].split() for second in SYLLABLES[1].split()]
@@ -79,6 +79,12 @@ def write_inputs(folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe, or one of benchmarks/recipes."""
+    path = Path(__file__).parent.parent / "benchmarks" / "recipes" / f"{name}.yaml"
+    return shipped().get(name, path)
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

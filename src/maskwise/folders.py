@@ -308,6 +308,17 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+MOVED = {
+    *("decay-claim", "decay-claim-flops", "decay-claim-targets", "mometas-claim", "ptw-claim"),
+    *("policy-control", "ptw-control", "sampler-control", "schedule-control"),
+    *("learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "learn-trivia", "transfer"),
+    *("factworld-full", "factworld-causal", "factworld-seq2seq", "factworld-university"),
+    *("mometas-encoder", "mrd", "ptw-mrd", "diffusion-policies", "online-policies"),
+    "continual-minilm",
+}
+"""Recipes of single experiments, which are no longer part of the package."""
+
+
 def shipped() -> dict[str, Path]:
     """The recipes that come with maskwise, by name."""
     folder = Path(str(files("maskwise") / "recipes"))
@@ -343,6 +354,9 @@ def recipe_path(source: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or path.exists():
         raise MaskwiseError("no such recipe file", got=str(source))
     refuse_missing(str(source))
+    if str(source) in MOVED:
+        do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
+        raise MaskwiseError(f"recipe {source} is not part of the package any more", do=do)
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 QUIET = 0.1
 """Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a
 trained one speaks: 0.4 nats above word frequencies on a sentence encoder
-(recipes/continual-minilm.yaml)."""
+(benchmarks/recipes/continual-minilm.yaml)."""
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
 """What users are told where a new head is trained together with the encoder."""

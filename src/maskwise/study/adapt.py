@@ -143,7 +143,7 @@ def adapt_recipe(
     }
     if warm:
         head = {"freeze": "encoder", "steps": min(WARM_STEPS, steps), "optimizer": "muon"}
-        # as recipes/continual-minilm.yaml found
+        # as benchmarks/recipes/continual-minilm.yaml found
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
         arms = {
