@@ -140,7 +140,7 @@ def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
         ("package:no_such_thing", "package 'no_such_thing' is not installed.*install it"),
         ("package:antigravity", "not installed"),  # of the standard library: not imported
         ("package:tiny", "package 'tiny' is not installed"),  # a module of the working folder
-        ("package:yaml", "package 'yaml' carries no model"),
+        ("package:yaml", "package 'yaml' has no model"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_one_line(name, words):

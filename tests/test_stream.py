@@ -25,8 +25,7 @@ from maskwise.text.prepared import HELD_OUT_CHARACTERS
 from maskwise.text.readers import Fields
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.shards import BEGINNING
-from maskwise.text.stream import BlockMaker
+from maskwise.text.stream import BEGINNING, BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.learners import Point
@@ -129,8 +128,7 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
 def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(
     tmp_path, monkeypatch
 ):
-    for name in ("readers", "shards"):
-        monkeypatch.setattr(f"maskwise.text.{name}.LONGEST_LINE", 100)
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 100)
     lines = [
         {"text": "one"},
         {"text": "x" * 450},
@@ -150,8 +148,7 @@ def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_number
 
 
 def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch) -> None:
-    for name in ("readers", "shards"):
-        monkeypatch.setattr(f"maskwise.text.{name}.LONGEST_TEXT", 60)
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 60)
     blocks = ["\n".join(f"the {n} word {line}" for line in range(12)) for n in range(40)]
     (tmp_path / "a.txt").write_text("\n\n".join(blocks))
     maker = BlockMaker(tokenizer, 32, held_out=0.3, fields=Fields(per="block"))

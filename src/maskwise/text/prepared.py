@@ -23,8 +23,7 @@ from maskwise.text.layers import Layered
 from maskwise.text.pieces import Pieces, read_pieces
 from maskwise.text.rows import Rows, split
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.shards import BEGINNING, MEGABYTE, Shard
-from maskwise.text.stream import BlockMaker, Stream
+from maskwise.text.stream import BlockMaker, Stream, read_shards
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, Tokens, load_tokenizer, tokenise
 
 # torch and transformers take two seconds to import; reading documents needs neither
@@ -184,39 +183,34 @@ class _Beginning:
     characters: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def read(self, shards: Sequence[Shard], maker: BlockMaker, share: float) -> None:
-        """Read one source, until its share of each side is full."""
-        held = counted = characters = 0
-        for shard in shards:
-            for chunk, _ in shard.chunks(BEGINNING, MEGABYTE):
-                documents = chunk.documents(maker.fields)
-                for document in documents:
-                    size = len(document.text)
-                    characters += size
-                    if maker.holds_out(document):
-                        if held < share * HELD_OUT_CHARACTERS:
-                            self.held_out.append(document)
-                            held += size
-                    elif counted < share * COUNTED_CHARACTERS:
-                        self.training.append(document)
-                        counted += size
-                self.skipped.update(documents.skipped)
-                both_full = (
-                    held >= share * HELD_OUT_CHARACTERS and counted >= share * COUNTED_CHARACTERS
-                )
-                if both_full or characters >= share * MOST_CHARACTERS:
-                    self.characters += characters
-                    return
-        self.characters += characters
-
 
 def _read_beginning(corpus: CorpusSettings, maker: BlockMaker) -> _Beginning:
+    """Read every source until its share of both sides is full."""
     begun = _Beginning()
     sources = corpus.shards()
-    for shards in sources.values():
-        begun.read(shards, maker, 1 / len(sources))
-    for side, documents in (("training", begun.training), ("held-out", begun.held_out)):
-        if not documents:
+    most_held, most_counted, most = (
+        limit / len(sources) for limit in (HELD_OUT_CHARACTERS, COUNTED_CHARACTERS, MOST_CHARACTERS)
+    )
+    for name, shards in sources.items():
+        held = counted = characters = 0
+        documents = read_shards(shards, maker.fields, name=name)
+        for document in documents:
+            size = len(document.text)
+            characters += size
+            if maker.holds_out(document):
+                if held < most_held:
+                    begun.held_out.append(document)
+                    held += size
+            elif counted < most_counted:
+                begun.training.append(document)
+                counted += size
+            both_full = held >= most_held and counted >= most_counted
+            if both_full or characters >= most:
+                break
+        begun.characters += characters
+        begun.skipped.update(documents.skipped)
+    for side, kept in (("training", begun.training), ("held-out", begun.held_out)):
+        if not kept:
             raise MaskwiseError(
                 f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
                 "beginning empty",

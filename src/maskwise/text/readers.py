@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
@@ -214,89 +215,89 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _numbered(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, str | Skip]]:
-    """Yield the lines of a file, numbered; a `Skip` for one that is too long or not UTF-8."""
-    number = first - 1
+def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
+    """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
+    encoding = "utf-8" if file.tell() else "utf-8-sig"  # a byte-order mark comes first
     while line := file.readline(LONGEST_LINE):
-        number += 1
         text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode(encoding)
             except UnicodeDecodeError:
                 text = Skip(NOT_UTF8)
         while line and not line.endswith(b"\n"):  # the rest of a long line
             line = file.readline(LONGEST_LINE)
-        yield number, text
+        yield text
+        encoding = "utf-8"
 
 
-def read_json_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
-    """Yield the values of JSON lines; ``first``: the number of the first line."""
-    for number, line in _numbered(file, first):
-        if isinstance(line, Skip):
-            yield line
-        elif line.strip(" \t\n\r\v\f"):
-            try:
-                yield f"{name}#{number}", json.loads(line)
-            except (ValueError, RecursionError):
-                yield Skip(NOT_JSON)
+@dataclass
+class LineReader:
+    """Read the records of a file of lines, and know where to resume.
 
-
-def read_plain_lines(file: IO[bytes], name: str, *, first: int = 1) -> Iterator[Record]:
-    """Yield every line of plain text; ``first``: the number of the first document."""
-    number = first
-    for _, line in _numbered(file):
-        if isinstance(line, Skip):
-            yield line
-        elif line.strip():
-            yield f"{name}#{number}", line.strip()
-            number += 1
-
-
-def read_blocks(
-    file: IO[bytes], name: str, *, first: int = 1, whole: str | None = None, cut: bool = False
-) -> Iterator[Record]:
-    """Yield the blocks between blank lines, in parts if they are too long.
-
-    Args:
-        file: plain text.
-        name: of the file.
-        first: the number of the first document.
-        whole: the name of a block that the file begins inside of.
-        cut: whether the last block continues after the end of the file.
+    Attributes:
+        name: prefix of the names of the records.
+        kind: format of the file.
+        number: number of the latest record; of JSON lines, of the latest line.
+        whole: the name of a block of which only the beginning was read.
     """
-    block: list[str] = []
-    number, size = first, 0
-    for _, line in chain(_numbered(file), [(0, "")]):  # a blank line ends the last block
-        if isinstance(line, Skip):
-            yield line
-            continue
-        ends = not line.strip()
-        if not ends:
-            block.append(line.rstrip("\r\n"))
-            size += len(block[-1])
-        if block and (ends or size >= LONGEST_TEXT):
-            title = f"{name}#{number}"
+
+    name: str
+    kind: LineKind
+    number: int = 0
+    whole: str | None = None
+
+    def records(self, file: IO[bytes]) -> Iterator[Record]:
+        """Yield the records from the current place of the file on."""
+        readers = {"json": self._values, "line": self._texts, "block": self._blocks}
+        return readers[self.kind](_lines(file))
+
+    def _values(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
+        for line in lines:
+            self.number += 1
+            if isinstance(line, Skip):
+                yield line
+            elif line.strip(" \t\n\r\v\f"):
+                try:
+                    yield f"{self.name}#{self.number}", json.loads(line)
+                except (ValueError, RecursionError):
+                    yield Skip(NOT_JSON)
+
+    def _texts(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
+        for line in lines:
+            if isinstance(line, Skip):
+                yield line
+            elif line.strip():
+                self.number += 1
+                yield f"{self.name}#{self.number}", line.strip()
+
+    def _blocks(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
+        block: list[str] = []
+        size = 0
+        for line in chain(lines, [""]):  # a blank line ends the last block
+            if isinstance(line, Skip):
+                yield line
+                continue
+            ends = not line.strip()
             if not ends:
-                whole = whole or title
-            yield (PartName.of(title, whole) if whole else title), "\n".join(block)
-            number += 1
-            block, size = [], 0
-        if ends:
-            whole = None
-
-
-LINE_READERS: dict[LineKind, Callable[..., Iterator[Record]]] = {
-    "json": read_json_lines,
-    "line": read_plain_lines,
-    "block": read_blocks,
-}
+                block.append(line.rstrip("\r\n"))
+                size += len(block[-1])
+            whole = self.whole
+            if ends:
+                self.whole = None
+            if block and (ends or size >= LONGEST_TEXT):
+                self.number += 1
+                name = f"{self.name}#{self.number}"
+                if not ends:
+                    whole = self.whole = whole or name
+                yield (PartName.of(name, whole) if whole else name), "\n".join(block)
+                block, size = [], 0
 
 
 def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        yield from LINE_READERS[kind_of(path, fields)](file, name)
+        yield from LineReader(name, kind_of(path, fields)).records(file)
 
 
 # ---- other files

@@ -9,7 +9,6 @@ Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixt
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from heapq import heappop, heappush
@@ -367,20 +366,16 @@ def _letters(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) ->
 
     Its vocabulary has the commonest parts of the corpus; others are [UNK].
     """
-    counts: Counter[str] = Counter()
-    for text in corpus:
-        for word in (text.lower() if lowercase else text).split():
-            counts.update(word[i : i + k] for i in range(0, len(word), k))
-    common = sorted(counts, key=lambda part: (-counts[part], part))
-    names = [*SPECIAL_TOKENS, *common][:vocab_size]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     if lowercase:
         backend.normalizer = normalizers.Lowercase()
     parts = pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])
     backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    backend.train_from_iterator(corpus, trainer)
     return backend
 
 
