@@ -1,20 +1,17 @@
-"""Counter-based randomness: every draw is a pure function of (seed, epoch, example id, index,
-purpose).
+"""Counter-based randomness: every draw is a function of (seed, epoch, example id, index, purpose).
 
 Why: with a generator, a mask depends on everything drawn before it (batch size, workers, ranks,
-    resumes).
-With a hash it depends on nothing but its own coordinates, so masks are the same for any batch
-composition, and nothing has to be saved.
+resumes). With a hash it depends on its own coordinates only, so masks are the same for any batch
+composition, and there is no state to save.
 
 How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that
-    (seed, epoch,
-purpose) choose; they make two words, ``start`` and ``odd``. The key of index i of that example is
-``mix(start + i · odd)``. All steps are bijections, so **keys of one example are distinct by
-construction** (there are no ties), and no two examples have the same words but for the lowest bit
-of ``odd``. The multiplier differs from example to example, so that their draws are not shifted
-copies of each other, which a common multiplier makes them (``tests/test_keys.py`` searches).
+(seed, epoch, purpose) choose; they make two words, ``start`` and ``odd``. The key of index i of
+that example is ``mix(start + i · odd)``. All steps are bijections, so **keys of one example are
+distinct by construction** (no ties), and no two examples have the same words, except for the lowest bit
+of ``odd``. The multiplier differs between examples: with a common multiplier their draws would be
+shifted copies of each other (``tests/test_keys.py`` searches for them).
 
-Cost: ten integer operations a draw, in numpy; some 300M draws a second on one core.
+Cost: ten integer operations per draw, in numpy; some 300M draws a second on one core.
 
 The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the
 finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
@@ -24,11 +21,13 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Array = NDArray[Any]
 
@@ -230,5 +229,7 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
 
 def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
     """The order of an epoch: (size,) int64, a function of (size, seed, epoch)."""
+    import torch  # reading texts and masking them does not wait for it
+
     generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))
     return torch.randperm(size, generator=generator)

@@ -99,12 +99,6 @@ class MaskingTrainer(Trainer):
                 do="leave it out",
             )
         self._learners, self._learnt = learners_of(masker), -1
-        if any(learner.asks_model for learner in self._learners.values()):
-            what = (
-                f"policy {masker.policy} asks the model what it expects, for which the "
-                f"Trainer has no place"
-            )
-            raise MaskwiseError(what, do="use maskwise pretrain")
         self.tells_right = False  # a policy that learns from right answers sets it
         for learner in self._learners.values():
             learner.meet(self)

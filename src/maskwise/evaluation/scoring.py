@@ -87,7 +87,7 @@ def log_probabilities(
     log_p_BL = torch.zeros(batch.shape)
     words_BL = None
     if within_word:
-        word_ids = batch.layer("word_ids", policy="pseudo-log-likelihood")
+        word_ids = batch.layer("word_ids")
         words_BL = torch.from_numpy(word_ids.reshape(batch.shape))
     for part in by_width(width_B[row_T], tokens):
         row, column = row_T[part], column_T[part]

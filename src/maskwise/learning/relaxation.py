@@ -141,7 +141,6 @@ class Choice:
         if selection.budget is None or selection.order is None:
             raise ValueError("budget bernoulli tries units in no order")
         units = selection.units
-        unit = range(len(units.tokens)) if units.unit is None else units.unit
 
         def tensor(values: object) -> Tensor:
             return torch.as_tensor(values).to(device)
@@ -149,7 +148,7 @@ class Choice:
         return cls(
             units.batch.shape,
             tensor(units.tokens),
-            tensor(unit),
+            tensor(units.unit),
             tensor(units.piece),
             tensor(units.length),
             tensor(selection.budget),
@@ -219,10 +218,9 @@ def choose(
     Raises:
         Overflow: a logit that is not finite.
     """
-    parts = units_by(batch, units, policy="learned")
+    parts = units_by(batch, units)
     logit_U = logit_BL.detach().double().cpu().numpy().reshape(-1)[parts.tokens]
-    if parts.unit is not None:
-        logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
+    logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
     if not np.isfinite(logit_U).all():
         got = float(logit_U[~np.isfinite(logit_U)][0])
         raise Overflow(

@@ -1,9 +1,8 @@
-"""The drop-in for any DataLoader or Trainer: a collator that carries the step with the data.
+"""The drop-in for any DataLoader or Trainer: a collator that reads the step from the data.
 
 A ratio changed on a collator in the main process never reaches the loader's workers, which hold
-copies. So the step travels the other way: a batch sampler decides which step a batch is for, the
-dataset hands (step, epoch, example id) on with every row, and the collator, wherever it runs, masks
-for that step.
+copies. So a batch sampler decides which step a batch is for, the dataset adds (step, epoch, example
+id) to every row, and the collator, in any process, masks for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=1000)
@@ -14,15 +13,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch.utils.data import Dataset, Sampler
+from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
-from maskwise.masking.gather import Rows, read_numbers, require_rows
+from maskwise.masking.gather import Rows, is_tensor, read_numbers, require_rows
 from maskwise.masking.masker import Masker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MaskingCollator:
@@ -54,90 +53,70 @@ class MaskingCollator:
             raise MaskwiseError("a collator needs a masker", got=got, do="give Masker(tokenizer)")
         if total_steps is not None:
             total_steps = whole_number("total_steps", total_steps, least=1)
-        self.masker, self.total_steps = masker, total_steps
-        self._batches, self._warned = 0, False
+        self.masker = masker
+        self.total_steps = total_steps
+        self._batches = 0
+        self._warned = False
         if masker.places:
-            what = "a collator cannot hand on the weights of losses that masked diffusion needs"
-            raise MaskwiseError(
-                what, got=f"{masker}", do="use MaskingTrainer, or call the Noising itself"
-            )
-        if (learner := masker.policy.learner()) is not None:
-            what = (
-                f"policy {masker.policy} learns from losses, which a collator never sees: its "
-                f"weights stay even"
-            )
-            do = (
-                "use maskwise pretrain"
-                if learner.asks_model
-                else "use MaskingTrainer or maskwise pretrain"
-            )
-            warnings.warn(f"{what}; {do}", stacklevel=2)
+            what = "a collator cannot pass on the loss weights of masked diffusion"
+            raise MaskwiseError(what, got=masker, do="use MaskingTrainer, or call the Noising")
+        if masker.policy.learner() is not None:
+            text = f"policy {masker.policy} learns from losses, which a collator never sees: its "
+            text += "weights stay equal; use MaskingTrainer or maskwise pretrain"
+            warnings.warn(text, stacklevel=2)
 
-    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        from torch.utils.data import get_worker_info
+
         require_rows(rows)
         step, epoch = _common(rows, "step"), _common(rows, "epoch")
-        worker = torch.utils.data.get_worker_info()
-        if step is None or epoch is None:
-            # Workers are copies of this collator: one of them speaks for all.
-            self._warn(step, epoch, aloud=worker is None or worker.id == 0)
+        worker = get_worker_info()
+        if (step is None or epoch is None) and (worker is None or worker.id == 0):
+            self._warn(step, epoch)  # workers are copies of this collator: one warns for all
         if step is None:
-            step = self._batches * (worker.num_workers if worker else 1) + (
-                worker.id if worker else 0
-            )
-            if epoch is None and worker is not None:
-                # Workers, and with them the count, may start anew with every epoch; the loader's
-                # seed then changes.
-                epoch = fold(worker.seed, step)
+            step = self._batches
+            if worker is not None:
+                step = step * worker.num_workers + worker.id
+                if epoch is None:
+                    # Workers, and their counts, may restart every epoch with another seed.
+                    epoch = fold(worker.seed, step)
         self._batches += 1
         return dict(self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch))
 
-    def _warn(self, step: int | None, epoch: int | None, *, aloud: bool) -> None:
-        if self._warned or not aloud:
+    def _warn(self, step: int | None, epoch: int | None) -> None:
+        if self._warned:
             return
         self._warned = True
-        missing = " and ".join(
-            name for name, value in (("step", step), ("epoch", epoch)) if value is None
-        )
-        effects = ["masks are dynamic"] if epoch is None else []
-        if step is None and epoch is None:
-            effects.append("not reproducible across workers")
+        found = {"step": step, "epoch": epoch}
+        missing = " and ".join(name for name, value in found.items() if value is None)
+        effects = []
+        if epoch is None:
+            effects.append("masks are dynamic")
+            if step is None:
+                effects.append("not reproducible across workers")
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
-        text = "; ".join(
-            [
-                f"rows carry no {missing}",
-                ", ".join(effects),
-                "use StepBatchSampler and SteppedDataset",
-            ]
-        )
-        warnings.warn(text, stacklevel=3)
+        text = f"rows carry no {missing}; {', '.join(effects)}"
+        warnings.warn(f"{text}; use StepBatchSampler and SteppedDataset", stacklevel=3)
 
 
 def _common(rows: Rows, name: str) -> int | None:
-    """The value that all rows of a batch carry, or None where they carry none."""
+    """The value that all rows of a batch carry, or None."""
     if isinstance(rows, Mapping):
-        column = rows.get(name)
-        values = [] if column is None else read_numbers(name, column).ravel().tolist()
+        values = [] if rows.get(name) is None else read_numbers(name, rows[name]).ravel().tolist()
     else:
         values = [row.get(name) for row in rows]
-    found = {value if value is None else _plain(name, value) for value in values}
+    values = [value.item() if is_tensor(value) and not value.ndim else value for value in values]
+    found = {v if v is None else whole_number(f"{name} of a row", v, least=0) for v in values}
     if len(found) > 1:
         do = "batches are for one step each: use StepBatchSampler"
         got = ", ".join(sorted(map(str, found)))
-        raise MaskwiseError(f"rows of one batch carry different values of {name!r}", got=got, do=do)
+        raise MaskwiseError(f"rows of one batch differ in {name!r}", got=got, do=do)
     return found.pop() if found else None
 
 
-def _plain(name: str, value: object) -> int:
-    """A row's step or epoch as an int; tensors of one number are taken, too."""
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    return whole_number(f"{name} of a row", value, least=0)
-
-
-class SteppedDataset(Dataset):
-    """Wraps a map-style dataset: indexed by (index, step, epoch), it returns the row with these
-    beside it.
+class SteppedDataset:
+    """Add (index, step, epoch) to the rows of a map-style dataset, which is indexed by these.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
@@ -154,8 +133,7 @@ class SteppedDataset(Dataset):
     def __getitem__(self, place: tuple[int, int, int]) -> dict[str, object]:
         if not isinstance(place, tuple) or len(place) != 3:
             do = "give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)"
-            what = "a stepped dataset is indexed by (index, step, epoch)"
-            raise MaskwiseError(what, got=repr(place), do=do)
+            raise MaskwiseError("the index is (index, step, epoch)", got=repr(place), do=do)
         index, step, epoch = place
         row = self.data[index]
         if not isinstance(row, Mapping):
@@ -163,24 +141,22 @@ class SteppedDataset(Dataset):
         return {"example_id": index, **row, "step": step, "epoch": epoch}
 
 
-class StepBatchSampler(Sampler):
-    """Shuffled batches of (index, step, epoch); the order is a function of (seed, epoch), so
-    resuming is O(1).
+class StepBatchSampler:
+    """Shuffled batches of (index, step, epoch); a function of (seed, epoch), so resuming is O(1).
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
     (3, [(2, 0, 0), (1, 0, 0)])
 
-    Rows that are left over at the end of an epoch's order are passed over; the next epoch's order
-    is another.
+    Rows left over at the end of an epoch are skipped; the next epoch has another order.
 
     Args:
         size: rows in the dataset.
         batch_size: rows in a batch.
         seed: of the order.
         epochs: how many passes.
-        first_step: the step to go on from.
-        rank, ranks: which share of every batch of ``batch_size × ranks`` rows to give.
+        first_step: the step to resume from.
+        rank, ranks: which share of every batch of ``batch_size × ranks`` rows to yield.
         accumulate: batches per optimiser step.
     """
 
@@ -206,26 +182,21 @@ class StepBatchSampler(Sampler):
         self.accumulate = whole_number("accumulate", accumulate, least=1)
         self.per_epoch = size // (batch_size * ranks * accumulate)
         if not self.per_epoch:
-            need = f"{batch_size} × {ranks} ranks × {accumulate} accumulated"
-            raise MaskwiseError(
-                "the dataset has fewer rows than one step needs",
-                got=size,
-                allowed=f"at least {need}",
-            )
+            least = f"at least {batch_size} × {ranks} ranks × {accumulate} accumulated"
+            raise MaskwiseError("too few rows for one step", got=size, allowed=least)
 
     def __len__(self) -> int:
         return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        ordered = None
         for step in range(self.first_step, self.per_epoch * self.epochs):
             epoch, place = divmod(step, self.per_epoch)
-            if not place or step == self.first_step:
-                order = permutation(self.size, seed=self.seed, epoch=epoch)
+            if epoch != ordered:
+                order = permutation(self.size, seed=self.seed, epoch=epoch).tolist()
+                ordered = epoch
             for part in range(self.accumulate):
-                start = (
-                    (place * self.accumulate + part) * self.ranks + self.rank
-                ) * self.batch_size
-                yield [
-                    (index, step, epoch)
-                    for index in order[start : start + self.batch_size].tolist()
-                ]
+                batch = (place * self.accumulate + part) * self.ranks + self.rank
+                start = batch * self.batch_size
+                rows = order[start : start + self.batch_size]
+                yield [(index, step, epoch) for index in rows]

@@ -1,9 +1,7 @@
-"""The one selection routine: weighted sampling of units without replacement, up to a budget of
-tokens.
+"""The one selection routine: weighted sampling of units without replacement, up to a budget.
 
-Units of a piece are put in the order of their keys (an exponential race: ``−log(u) / weight``,
-which for equal weights is any order that the hash gives) and taken from the front. Three budgets
-say where to stop:
+Units of a piece are ordered by their keys (an exponential race: ``−log(u) / weight``, or any order
+the hash gives for equal weights) and taken from the front. Three budgets say where to stop:
 
 ``exact``
     Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried.
@@ -13,18 +11,16 @@ say where to stop:
     The unit at the border is taken with probability (tokens left) / (its length). Whole units, at
     most one unit over, expectation equal to the budget, inclusion nearly even.
 ``bernoulli``
-    Every unit by its own probability, min(1, ratio × weight), independently. Where units are single
-    tokens, the first by key fill up to ``min_targets``; whole units are never forced in. There is
-    no budget that could be left over, so ``fill`` only says who may fill up.
+    Every unit independently with probability min(1, ratio × weight). If units are single tokens,
+    the first by key fill up to ``min_targets``. There is no fixed budget; ``fill`` only decides
+    whether zero-weight units may be used to reach ``min_targets``.
 
-Cost: one sort of the units of the whole batch and some twenty passes over them; on text, ``exact``
-    goes two or three
-times more over the units behind the border.
+Cost: one sort of all units of the batch and some twenty passes over them; on text, ``exact`` makes
+two or three more passes over the units after the border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,48 +29,49 @@ import numpy as np
 from maskwise.errors import unknown_name
 from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.units import Units
-from maskwise.segments import counts_within, first_of, first_within, order_within, sums_within
+from maskwise.segments import counts_within, first_within, order_within, sums_within
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 VISITS = ("random", "complement", "coverage")
 
-# weighted keys end in the number of their unit: a piece has at most 2²⁰ units
+# Weighted keys end in the number of their unit: a piece has at most 2²⁰ units.
 _NUMBER_MASK = (1 << 20) - 1
-# races of such weights fit a float64, with room behind them for …
-_LIGHTEST, _HEAVIEST = 2.0**-900, 2.0**900
-_FILLING = 2.0**-1000  # … the weight of units that only fill what is left, so that they come last
+# Races of such weights fit a float64; units that only fill what is left must come after them.
+_LIGHTEST, _HEAVIEST, _FILLING = 2.0**-900, 2.0**900, 2.0**-1000
 
 
 @dataclass(eq=False)
 class Selection:
-    """Which units were chosen, and in which order they were tried.
+    """Which units were selected, and how.
 
     Attributes:
-        units: what was chosen from.
+        units: the units to choose from.
         chosen: (U,) bool.
-        budget: (P,) int64 tokens; None where units were not tried in an order (``bernoulli``,
+        ratio_P: (P,) float64, the ratio asked for in each piece.
+        budget: (P,) int64 tokens; None where units have no order of trial (``bernoulli``,
             ``visits``, diffusion).
-        keys: the draws that put the units in their order.
+        keys: the draws that order the units.
         may_fill: whether units of weight 0 may fill the budget.
+        weight_T: (T,) float64, the factor of each token's loss in masked diffusion; else None.
     """
 
     units: Units
     chosen: Array
+    ratio_P: Array
     budget: Array | None = None
     keys: Keys | None = None
     may_fill: bool = False
+    weight_T: Array | None = None
 
     @cached_property
     def tokens(self) -> Array:
-        """(T,) bool: the chosen tokens."""
+        """(T,) bool: the selected tokens."""
         return self.units.spread(self.chosen)
 
     @cached_property
     def order(self) -> Array | None:
-        """(A,) the units that may be chosen, piece by piece, in the order of trial; None where each
-        is by itself.
-        """
+        """(A,) the units that may be selected, piece by piece in the order of trial; else None."""
         if self.budget is None or self.keys is None:
             return None
         return in_order(self.units, self.keys, may_fill=self.may_fill)
@@ -89,48 +86,42 @@ def select(
     fill: str = "none",
     min_targets: int = 1,
 ) -> Selection:
-    """Choose units.
+    """Select units.
 
     Args:
-        ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to choose.
+        ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
         budget: one of ``BUDGETS``.
-        fill: what becomes of a budget that units of positive weight cannot use: ``none`` (left
-            unused), ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked
-            at all).
-        min_targets: the least budget of a piece, while eligible × ratio ≥ 0.5. ``bernoulli`` keeps
-            to it where units are single tokens only: forcing whole units in would make each
-            likelier than its own probability by far.
+        fill: what happens to budget that units of positive weight cannot use: ``none`` (unused),
+            ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked at all).
+        min_targets: the least budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``
+            it only holds for single tokens: forcing whole units in would distort their
+            probabilities.
     """
-    require_known("budget", budget)
-    require_known("fill", fill)
+    require_known("budget", budget, BUDGETS)
+    require_known("fill", fill, FILLS)
     wanted_P = ratio_P * units.tokens_P
     floor_P = np.minimum(units.tokens_P, min_targets) * (wanted_P >= 0.5)
     may_fill = fill == "random"
     if budget == "bernoulli":
         chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
-        return Selection(units, chosen)
+        return Selection(units, chosen, ratio_P)
     rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     budget_P = np.minimum(np.maximum(rounded_P, floor_P), units.tokens_P)
     if fill == "skip-row" and units.weight is not None:
         usable_P = np.bincount(units.piece, units.length * (units.weight > 0), len(budget_P))
         budget_P *= usable_P >= budget_P
     chosen = up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
-    return Selection(units, chosen, budget_P, keys, may_fill)
+    return Selection(units, chosen, ratio_P, budget_P, keys, may_fill)
 
 
-def require_known(setting: str, name: str) -> None:
-    """Refuse a ``budget``, ``fill`` or ``visits`` that there is not."""
-    require_one_of(setting, name, {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}[setting])
-
-
-def require_one_of(kind: str, name: str, known: Sequence[str]) -> None:
-    """Refuse a name that is not in a list."""
+def require_known(setting: str, name: str, known: tuple[str, ...]) -> None:
+    """Raise if a name is not in a list."""
     if name not in known:
-        raise unknown_name(kind, name, known)
+        raise unknown_name(setting, name, known)
 
 
 def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
-    """(U,) int32, or int64 where there are weights: units of a piece are taken in ascending order."""
+    """(U,) int32, or int64 with weights: the units of a piece are taken in ascending order."""
     draw = units.draw(keys, Purpose.SELECT)
     if units.weight is None:
         return draw
@@ -148,44 +139,51 @@ def in_order(
 ) -> Array:
     """(A,) int64: the units that may be chosen, by piece and, within it, by key.
 
-    With ``budget_P``, units behind the one that passes the budget of their piece may be left out.
+    With ``budget_P``, units after the one that exceeds the budget of their piece may be left out.
     """
-    key, pieces = unit_keys(units, keys, may_fill=may_fill), len(units.batch.begin)
+    key = unit_keys(units, keys, may_fill=may_fill)
+    pieces = len(units.batch.begin)
     if units.weight is not None:
         order = order_within(units.piece, key, pieces=pieces)
         return order if may_fill else order[units.weight.take(order) > 0]
-    if budget_P is not None:
-        # Keys are uniform, so those that come first are nearly always below this share of all keys,
-        # and nobody has to sort the others. The share is that of the budget, with three standard
-        # deviations and two units to spare; where that is not enough, the whole piece is sorted.
-        wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
-        most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, units.count)
-        if most_P.sum() < 0.7 * len(key):
-            share_P = most_P / np.maximum(units.count, 1)
-            # a piece may have no units
-            edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)
-            edge = np.repeat(edge_P, units.count) if units.in_order else edge_P[units.piece]
-            first = key <= edge
-            near = np.flatnonzero(first)
-            length = None if units.by_token else units.length[near]
-            short_P = np.bincount(units.piece[near], length, pieces) <= budget_P
-            if (short_P & (most_P < units.count)).any():
-                near = np.flatnonzero(first | short_P[units.piece])
-            return near[order_within(units.piece[near], key[near], pieces=pieces)]
-    return order_within(units.piece, key, pieces=pieces)
+    near = None if budget_P is None else _likely_first(units, key, budget_P)
+    if near is None:
+        return order_within(units.piece, key, pieces=pieces)
+    return near[order_within(units.piece[near], key[near], pieces=pieces)]
+
+
+def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
+    """The units that nearly always include those up to the budget; None: no use, sort them all.
+
+    Keys are uniform, so those that come first are nearly always below this share of all keys, and
+    the others need no sorting. The share is that of the budget with three standard deviations and
+    two units to spare; where that is not enough, the whole piece is sorted.
+    """
+    wanted_P = units.count * budget_P / np.maximum(units.tokens_P, 1)
+    most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, units.count)
+    if most_P.sum() >= 0.7 * len(key):
+        return None
+    share_P = most_P / np.maximum(units.count, 1)  # a piece may have no units
+    edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)
+    ordered = units.start is not None
+    first = key <= (np.repeat(edge_P, units.count) if ordered else edge_P[units.piece])
+    near = np.flatnonzero(first)
+    length = None if units.by_token else units.length[near]
+    short_P = np.bincount(units.piece[near], length, len(budget_P)) <= budget_P
+    if (short_P & (most_P < units.count)).any():
+        near = np.flatnonzero(first | short_P[units.piece])
+    return near
 
 
 def up_to(
     units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, exact: bool = True
 ) -> Array:
     """(U,) bool: units in their order, until the budget of their piece is used."""
-    later = exact and not units.by_token  # units behind the border are tried, too
+    later = exact and not units.by_token  # units after the border are tried, too
     order = in_order(units, keys, may_fill=may_fill, budget_P=None if later else budget_P)
-    chosen, piece = np.zeros(len(units.piece), bool), units.piece[order]
+    piece = units.piece[order]
+    chosen = np.zeros(len(units.piece), bool)
     counts_P = counts_within(piece, len(budget_P))
-    if units.by_token:  # units of one token leave nothing over
-        chosen[order[first_of(counts_P, budget_P)]] = True
-        return chosen
     length = units.length[order]
     fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
     chosen[order[fits]] = True
@@ -200,7 +198,7 @@ def up_to(
         taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
         chosen[order[border[taken]]] = True
         return chosen
-    # Units behind the border that still fit, in their order. Each pass takes the longest stretch of
+    # Units after the border that still fit, in their order. Each pass takes the longest stretch of
     # them that fits into what its piece has left. The unit that ended the stretch is longer than
     # what is then left, so the leftovers fall strictly, and few passes are needed.
     behind = np.flatnonzero(~fits & (length <= left_P[piece]))
@@ -217,9 +215,7 @@ def up_to(
 def _independently(
     units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, may_fill: bool
 ) -> Array:
-    """(U,) bool: each unit by its own probability; then the first by key, up to the floor, if units
-    are tokens.
-    """
+    """(U,) bool: select each unit by its own probability; fill up to the floor with tokens."""
     probability = ratio_P.take(units.piece)
     available = np.ones(len(probability), bool)
     if units.weight is not None:

@@ -1,9 +1,9 @@
-"""The masking part of a recipe: which policy, ratio, budget and corruption, as plain values that
-build a masker.
-"""
+"""The masking part of a recipe, as plain values that build a masker."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -12,15 +12,24 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MOST_TARGETS, Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
-from maskwise.masking.select import require_known
+from maskwise.masking.select import BUDGETS, FILLS, VISITS, require_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_CHECKS: dict[str, Callable[..., object]] = {
+    "policy": policy,
+    "ratio": schedule,
+    "predict": schedule,
+    "corruption": corruption,
+    "budget": partial(require_known, "budget", known=BUDGETS),
+    "fill": partial(require_known, "fill", known=FILLS),
+    "visits": partial(require_known, "visits", known=VISITS),
+}
+
 
 class MaskingSettings(BaseModel):
-    """What is masked, how much, and how it is shown; every name is looked up when the settings are
-    read.
+    """What is masked, how much, and how it is shown; all names are checked on reading.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
     'bert'
@@ -39,25 +48,15 @@ class MaskingSettings(BaseModel):
     keep: str | None = None
     """A layer whose tokens are never masked, such as ``prompt``."""
     visits: str = "random"
-    """How a row's masks in different epochs hang together: random, complement (each second visit
-    masks what the one before it left) or coverage (over 1/ratio epochs every unit is masked
-    once)."""
+    """How a row's masks in different epochs depend on each other: random, complement (each second
+    visit masks what the first left) or coverage (over 1/ratio epochs every unit is masked once)."""
 
-    @field_validator("policy", "ratio", "predict", "corruption")
+    @field_validator(*_CHECKS)
     @classmethod
     def _known(cls, value: str | float, info: ValidationInfo) -> str | float:
-        if info.field_name in ("ratio", "predict"):
-            schedule(value)
-        else:
-            (policy if info.field_name == "policy" else corruption)(str(value))
-        return value
-
-    @field_validator("budget", "fill", "visits")
-    @classmethod
-    def _listed(cls, value: str, info: ValidationInfo) -> str:
-        require_known(str(info.field_name), value)
+        _CHECKS[str(info.field_name)](value)
         return value
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
-        """The masker that these settings describe."""
+        """Build the masker."""
         return Masker(tokenizer, **self.model_dump(), seed=seed)

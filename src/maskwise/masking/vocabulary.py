@@ -1,12 +1,12 @@
-"""What masking must know of a tokenizer: which ids are special, which stand for [MASK], [PAD],
-[UNK], which are real.
+"""What masking needs of a tokenizer: which ids are special, [MASK], [PAD], [UNK], or real.
 
-Read once, as tables over ids, so that nothing is asked of the tokenizer while masking (asking it
-row by row is where the usual collator spends most of its time).
+Read once, as tables over ids: the usual collator spends most of its time asking the tokenizer about
+each row.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,14 +25,12 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Tables over ids. ``size`` is one more than the largest id; ids at or above it are refused.
+    """Tables over ids. ``size`` is one more than the largest id; larger ids are refused.
 
     Attributes:
-        content: (V,) bool; False for special tokens and for holes in the numbering: never masked,
-            moved or drawn.
-        eligible: (V,) bool, content that may be masked: all but [UNK], from which there is nothing
-            to learn.
-        sentinels: ids of T5-like sentinels in the order of their use; empty where there are none.
+        content: (V,) bool; False for special tokens and unused ids: never masked, moved or drawn.
+        eligible: (V,) bool, content that may be masked: all but [UNK], which teaches nothing.
+        sentinels: ids of T5-like sentinels in the order of their use.
     """
 
     size: int
@@ -46,12 +44,14 @@ class Vocabulary:
     by_name: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Read a Hugging Face tokenizer (fast or slow: only its tables are used).
 
         Raises:
-            MaskwiseError: no tokenizer, no padding token, or nothing but special tokens.
+            MaskwiseError: not a tokenizer, no padding token, or nothing but special tokens.
         """
+        if isinstance(tokenizer, Vocabulary):
+            return tokenizer
         if isinstance(tokenizer, type) or not hasattr(tokenizer, "all_special_ids"):
             got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
             do = "load it first: transformers.AutoTokenizer.from_pretrained(NAME)"
@@ -59,42 +59,38 @@ class Vocabulary:
             raise MaskwiseError("a masker needs a tokenizer", got=got, allowed=allowed, do=do)
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1
+        sentinels = [name for name in by_name if re.fullmatch(r"<extra_id_\d+>", name)]
+        sentinels.sort(key=lambda name: int(name[10:-1]))
+        special = {*tokenizer.all_special_ids, *(by_name[name] for name in sentinels)}
+        # Reserved tokens may be marked special in the added tokens alone, without a role.
+        for number, token in tokenizer.added_tokens_decoder.items():
+            if token.special:
+                special.add(number)
+        # Tokenizers of the GPT-2 family use one token as bos, eos and unk; that one stays special.
+        unknown, bos, eos = (getattr(tokenizer, f"{r}_token_id") for r in ("unk", "bos", "eos"))
+        pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+        if unknown not in (bos, eos, pad, mask):
+            special.discard(unknown)
         content = np.zeros(size, bool)
         content[list(by_name.values())] = True
-        sentinels = sorted(
-            (name for name in by_name if name.startswith("<extra_id_") and name[10:-1].isdigit()),
-            key=lambda name: int(name[10:-1]),
-        )
-        # Reserved tokens may be marked special in the added tokens alone, with no role of their
-        # own.
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        reserved = [i for i, token in added.items() if getattr(token, "special", False)]
-        special = {*tokenizer.all_special_ids, *reserved, *(by_name[name] for name in sentinels)}
-        unknown = tokenizer.unk_token_id
-        roles = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
-        # Tokenizers of the GPT-2 family give one token as bos, eos and unk alike; that one stays
-        # special.
-        if unknown not in [getattr(tokenizer, role) for role in roles]:
-            special.discard(unknown)
         content[[i for i in special if i < size]] = False
         eligible = content.copy()
         if unknown is not None:
             eligible[unknown] = False
         if not eligible.any():
-            raise MaskwiseError(
-                "the tokenizer has no ordinary token", got=f"{size} ids, all special"
-            )
-        if tokenizer.pad_token_id is None:
+            got = f"{size} ids, all special"
+            raise MaskwiseError("the tokenizer has no ordinary token", got=got)
+        if pad is None:
             raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
         return cls(
             size=size,
-            mask=tokenizer.mask_token_id,
-            pad=tokenizer.pad_token_id,
+            mask=mask,
+            pad=pad,
             content=content,
             eligible=eligible,
             sentinels=tuple(by_name[name] for name in sentinels),
-            bos=_first(tokenizer.cls_token_id, tokenizer.bos_token_id),
-            eos=_first(tokenizer.sep_token_id, tokenizer.eos_token_id),
+            bos=bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
             by_name=by_name,
         )
 
@@ -105,9 +101,7 @@ class Vocabulary:
 
     @cached_property
     def kind(self) -> Array:
-        """(V,) uint8: 0 for what is no content, 1 for content that is not eligible, 2 for eligible
-        ids.
-        """
+        """(V,) uint8: 0: not content, 1: content that is not eligible, 2: eligible."""
         return self.content.astype(np.uint8) + self.eligible
 
     @cached_property
@@ -123,7 +117,3 @@ class Vocabulary:
             )
             raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask
-
-
-def _first(*ids: int | None) -> int | None:
-    return next((i for i in ids if i is not None), None)

@@ -7,10 +7,8 @@ and gives the same loss.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
@@ -22,9 +20,7 @@ from maskwise.families import (
     masked_logits,
     prediction_head,
 )
-from maskwise.keys import Array
 from maskwise.masking import IGNORE
-from maskwise.masking.batch import AnnotatedBatch, MaskedBatch
 from maskwise.objectives.base import (
     Batch,
     Masking,
@@ -84,24 +80,6 @@ class MaskedLanguageModelling(Objective):
         states_MH = states[pad(row, more), pad(column, more)]
         losses = self.compiled(self.model, states_MH, pad(truth, more, value=IGNORE))
         return losses[: len(where)], where, None
-
-    def entropies(self, source: AnnotatedBatch, at: Array, mask: int) -> Array:
-        """(M,) float64, nats: the model's entropies at places (M,) of a line while they are masked.
-
-        Args:
-            mask: the id of [MASK].
-        """
-        ids = source.input_ids.copy()
-        ids[at] = mask
-        labels = np.full(len(ids), IGNORE)
-        labels[at] = source.input_ids[at]
-        truth = torch.from_numpy(labels.reshape(source.shape))
-        batch = MaskedBatch.unmasked(replace(source, input_ids=ids), truth, len(at))
-        batch = batch.to(next(self.parameters()).device)
-        with self.judging():
-            logits = masked_logits(self.model, self.inputs(batch), *batch.where.unbind(1))
-        log_p = unrounded(logits).log_softmax(-1)
-        return -(log_p.exp() * log_p).sum(-1).cpu().double().numpy()
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""

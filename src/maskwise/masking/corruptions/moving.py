@@ -1,16 +1,15 @@
 """Corruptions that change lengths or move tokens, and the targets of encoder–decoder models.
 
-Every token of a piece, and perhaps something new before it, is a candidate; a bool says which
-candidates stand; what stands is taken from the line in order. So pieces need no padding, and no
+Every token of a piece, and perhaps a new one before it, is a candidate; a bool says which
+candidates stay, and these are taken from the line in order. So pieces need no padding, and no
 routine loops over them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -24,23 +23,24 @@ from maskwise.masking.corruptions.base import (
     labels_in_place,
     last_content,
     masked_pieces,
+    moved_extras,
 )
-from maskwise.masking.select import require_one_of
+from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, rank_within, sums_within
 
+Tail: TypeAlias = "Array | int | None"
+
 
 class Moving(Corruption):
-    """Base of those that change lengths: packed rows are laid anew."""
+    """Base of those that change lengths: rows get a new layout."""
 
     keeps_length = False
 
 
 def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
-    """(T,) bool: the first token of each run of chosen tokens in a piece. So touching spans are
-    one.
-    """
+    """(T,) bool: the first token of each run of selected tokens in a piece."""
     start = chosen.copy()
     start[1:] &= ~chosen[:-1]
     if len(start):
@@ -49,61 +49,45 @@ def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 
 def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[Array, Array]:
-    """Targets and their lengths (P,): pieces with a chosen token as they were, and ``eos`` if they
-    do not end so.
-    """
+    """Labels and their lengths (P,): the original masked pieces, closed by ``eos``."""
     line = Line(batch, masked_pieces(batch, chosen))
-    labels, lengths = line(batch.input_ids), line.lengths
+    labels = line(batch.input_ids)
     if eos is None:
-        return labels, lengths
-    open_P = np.flatnonzero(lengths > 0)
-    open_P = open_P[labels.take(lengths.cumsum()[open_P] - 1) != eos]
-    return ended(labels, lengths, open_P, [np.full(len(open_P), eos)])
+        return labels, line.lengths
+    last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
+    return ended(labels, line.lengths, (line.lengths > 0) & (last_P != eos), eos)
 
 
 def removed_text(
-    batch: AnnotatedBatch,
-    chosen: Array,
-    leads: Array | None,
-    lead: Array | int,
-    tails: Sequence[Array],
+    batch: AnnotatedBatch, chosen: Array, leads: Array | None, lead: Array | int, *tails: Tail
 ) -> tuple[Array, Array]:
-    """Targets and their lengths (P,): the chosen tokens, a lead before each run of them, and
-    ``tails`` at the end.
+    """Labels and their lengths (P,): the selected tokens, with ``tails`` behind each masked piece.
 
     Args:
-        leads: (T,) bool, before which tokens a lead stands; None for nowhere.
+        leads: (T,) bool, the tokens before which a lead is put; None: none.
         lead: (T,) the leads at their places, or one for all.
-        tails: (P,) ids each; pieces without a target have none.
     """
     line = Line(batch, chosen, leads)
-    masked_P = np.flatnonzero(line.lengths > 0)
-    return ended(
-        line(batch.input_ids, lead), line.lengths, masked_P, [tail[masked_P] for tail in tails]
-    )
+    return ended(line(batch.input_ids, lead), line.lengths, line.lengths > 0, *tails)
 
 
-def ended(
-    labels: Array, lengths: Array, pieces: Array, tails: Sequence[Array]
-) -> tuple[Array, Array]:
-    """Targets with more of them at the ends of some ``pieces`` (N,); ``tails`` are (N,) each."""
-    if not tails:
-        return labels, lengths
-    ends = lengths.cumsum()[pieces]
-    labels = np.insert(labels, np.repeat(ends, len(tails)), np.ravel(tails, order="F"))
-    lengths = lengths.copy()
-    lengths[pieces] += len(tails)
+def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple[Array, Array]:
+    """Append ids (one for all, or (P,)) to the labels of the pieces that ``closes_P`` says."""
+    for tail in tails:
+        if tail is not None:
+            ids = np.broadcast_to(tail, closes_P.shape)[closes_P]
+            labels = np.insert(labels, lengths.cumsum()[closes_P], ids)
+            lengths = lengths + closes_P
     return labels, lengths
 
 
 @dataclass(frozen=True)
 class Delete(Moving):
-    """Every chosen token disappears; nothing tells where it stood.
+    """Every selected token disappears without a trace.
 
     Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then [eos];
-        ``detect``: at every token of the text that is left, and at the special token behind it, 1
-            if something was deleted just
-        before it, else 0 (a run of deletions gives one 1).
+        ``detect``: 1 at each remaining token of the text, or special token after it, before which
+        something was deleted, else 0.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022
         (MOMETAS, dtd).
     """
@@ -111,46 +95,41 @@ class Delete(Moving):
     target: str = "full"
 
     shows_mask: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_one_of("target of corruption delete", self.target, ("full", "spans", "detect"))
+    targets: ClassVar[tuple[str, ...]] = ("full", "spans", "detect")
 
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
+        chosen = choice.tokens
         line = Line(batch, batch.present & ~chosen)
-        inputs, eos = line(batch.input_ids), vocabulary.eos
+        inputs = line(batch.input_ids)
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, eos))
+            return line.shown(inputs, *whole_text(batch, chosen, vocabulary.eos))
         if self.target == "spans":
-            tails = [] if eos is None else [np.full(len(batch.begin), eos)]
-            return line.shown(inputs, *removed_text(batch, chosen, None, 0, tails))
-        asked, gap = (np.concatenate(([False], x[:-1]))[: len(x)] for x in (batch.content, chosen))
-        if len(asked):
-            asked[batch.begin] = gap[batch.begin] = False
-        return line.shown(
-            inputs, line(np.where(asked | batch.content, gap.astype(np.int64), IGNORE)), None
-        )
+            return line.shown(inputs, *removed_text(batch, chosen, None, 0, vocabulary.eos))
+        before = np.arange(len(chosen)) - 1
+        inside = before >= 0
+        inside[batch.begin[: len(inside)]] = False
+        gap = inside & chosen[before]
+        asked = batch.content | (inside & batch.content[before])
+        return line.shown(inputs, line(np.where(asked, gap.astype(np.int64), IGNORE)))
 
 
 @dataclass(frozen=True)
 class Insert(Moving):
-    """Random ordinary tokens are inserted before each chosen token, which stays: one, or with
-    ``again`` a run of them.
+    """Random ordinary tokens before each selected token, which stays: one, or a run (``again``).
 
-    ``again`` is the chance that one more token follows an inserted one. At 0, and with tokens that
-    are chosen with probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130;
-    .129 measured on text), and no two new ones stand together. With ``again=p`` every place of the
-    *output* is an insertion with probability p, as in the published code: a share p is new (.149
-    measured), and the token behind a new one is new with probability p (.151).
+    ``again`` is the probability of one more token after an inserted one. At 0, with tokens selected
+    at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129 measured on
+    text), and no two new ones are adjacent. With ``again=p`` every position of the *output* is an
+    insertion with probability p, as in the published code: a share p is new (.149 measured), and
+    the token after a new one is new with probability p (.151).
 
-    Pieces grow; ``cut`` is the most tokens that one may then have, as many as the model has
-    positions: text (never a special token) is cut off at its end. A number, not the width of the
-        batch, so that a piece does not
-    depend on those beside it. Packed rows have a plan besides, see ``Masker``.
+    Pieces grow; ``cut`` is the most tokens that one may then have: text (never a special token) is
+    cut off at its end. It is a number, such as the model's positions, so that a piece does not
+    depend on its neighbours. Packed rows also have a plan, see ``Masker``.
 
-    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 at the others of the
-        text.
+    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 at the rest of the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
         released code.
     """
@@ -160,20 +139,24 @@ class Insert(Moving):
     again: float = 0.0
 
     shows_mask: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("full", "detect")
 
     def __post_init__(self) -> None:
-        require_one_of("target of corruption insert", self.target, ("full", "detect"))
+        super().__post_init__()
         if self.cut is not None:
             whole_number("cut of corruption insert", self.cut, least=1)
         finite_number("again of corruption insert", self.again, least=0, most=0.9)
 
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        new_T = self._new(batch, chosen, keys)
+        new_T = choice.tokens.astype(np.int64)
+        if self.again:
+            at = np.flatnonzero(choice.tokens)
+            draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
+            new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)  # geometric
         shown_T = new_T + batch.present
-        # One entry for each shown token: its place in the line, or that of the token before which
-        # it is new.
+        # Each shown token comes from its own position, a new one from that of the next old one.
         source = np.repeat(np.arange(len(shown_T)), shown_T)
         rank = rank_within(shown_T)
         is_new = rank < new_T.take(source)
@@ -184,52 +167,35 @@ class Insert(Moving):
             fits = ~text | (sums_within(text, lengths) <= np.repeat(room_P, lengths))
             source, rank, is_new, text = source[fits], rank[fits], is_new[fits], text[fits]
         piece = batch.piece.take(source)
-        before = source[is_new]
-        # a piece has fewer tokens
-        place = before - batch.first.take(piece[is_new]) + (rank[is_new] << 20)
-        draw = keys.draw(Purpose.REPLACE, piece[is_new], place.astype(np.int32))
+        # A piece has fewer than 2²⁰ tokens, so these indices are distinct.
+        index = source - batch.first.take(piece) + (rank << 20)
+        draw = keys.draw(Purpose.REPLACE, piece[is_new], index[is_new].astype(np.int32))
         inputs = batch.input_ids.take(source)
         inputs[is_new] = vocabulary.ordinary[below(draw, len(vocabulary.ordinary))]
-        extras = {
-            name: value.take(source)
-            for name, value in batch.extras.items()
-            if name != "position_ids"
-        }
+        extras = moved_extras(batch, lambda values: values.take(source))
         lengths = np.bincount(piece, minlength=len(batch.begin))
         if self.target == "full":
-            labels, label_lengths = whole_text(batch, chosen, vocabulary.eos)
+            labels, label_lengths = whole_text(batch, choice.tokens, vocabulary.eos)
             return Corrupted(inputs, labels, lengths, label_lengths, text, extras)
         labels = np.where(text, is_new.astype(np.int64), IGNORE)
         return Corrupted(inputs, labels, lengths, None, text, extras)
 
-    def _new(self, batch: AnnotatedBatch, chosen: Array, keys: Keys) -> Array:
-        """(T,) int64: how many tokens are inserted before each token."""
-        new_T = chosen.astype(np.int64)
-        if self.again:
-            at = np.flatnonzero(chosen)
-            draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
-            new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)  # geometric
-        return new_T
-
 
 @dataclass(frozen=True)
 class Infill(Moving):
-    """BART's infilling: one [MASK] for each run of chosen tokens, and [MASK]s that stand for
-    nothing.
+    """BART's infilling: one [MASK] for each run of selected tokens, and [MASK]s for empty spans.
 
-    The policy chooses the spans that have a length (BART's: ``span(poisson=3.0)``). A Poisson
-    length is 0 with probability q = exp(−mean), so every span brings an *empty* one with
-    probability q / (1 − q), put between two random tokens of the text; it costs no budget.
-    ``mean=None``: no empty ones.
+    The policy selects spans of at least one token (BART's: ``span(poisson=3.0)``). A Poisson length
+    is 0 with probability q = exp(−mean), so every span brings an *empty* one with probability
+    q / (1 − q), put between two random tokens of the text; it costs no budget. ``mean=None``: no
+    empty ones.
 
-    Touching spans become one [MASK], and so does an empty span that touches another span: it is not
-    seen then.
-    Pieces with many empty spans and short others can grow; ``cut`` is the most tokens a piece may
-    have then, as many as the model has positions: empty spans for which there is no room are left
-    out.
+    Touching spans become one [MASK]; an empty span that touches another span is not shown. Pieces
+    with many empty spans and short others can grow; ``cut`` is the most tokens a piece may then
+    have: empty spans without room are left out.
 
     Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order a [MASK] and what it
-        stands for, then [eos].
+        replaced, then [eos].
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
@@ -237,19 +203,23 @@ class Infill(Moving):
     target: str = "full"
     cut: int | None = None
 
+    targets: ClassVar[tuple[str, ...]] = ("full", "spans")
+
     def __post_init__(self) -> None:
-        require_one_of("target of corruption infill", self.target, ("full", "spans"))
+        super().__post_init__()
         if self.mean is not None and self.mean <= 0:
-            got, allowed = self.mean, "above 0, or None"
-            raise MaskwiseError(
-                "corruption infill: mean is a span length", got=got, allowed=allowed
-            )
+            allowed = "above 0, or None"
+            raise MaskwiseError("mean of corruption infill", got=self.mean, allowed=allowed)
 
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        starts, stay, eos = run_starts(batch, chosen), batch.present & ~chosen, vocabulary.eos
-        empty = self._empty(batch, chosen, starts, keys)
+        chosen, eos = choice.tokens, vocabulary.eos
+        starts = run_starts(batch, chosen)
+        stay = batch.present & ~chosen
+        empty = np.zeros_like(chosen)
+        if self.mean is not None:
+            empty[self._empty(batch, chosen, starts, keys, self.mean)] = True
         if self.cut is not None:
             room_P = self.cut - batch.count(stay) - batch.count(starts)
             empty &= sums_within(empty, batch.lengths) <= room_P.take(batch.piece)
@@ -258,18 +228,16 @@ class Infill(Moving):
         inputs = line(batch.input_ids, mask)
         if self.target == "full":
             return line.shown(inputs, *whole_text(batch, chosen, eos))
-        tails = [] if eos is None else [np.full(len(batch.begin), eos)]
-        return line.shown(inputs, *removed_text(batch, chosen, leads, mask, tails))
+        return line.shown(inputs, *removed_text(batch, chosen, leads, mask, eos))
 
-    def _empty(self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys) -> Array:
-        """(T,) bool: tokens before which an empty span stands, and no other."""
-        empty = np.zeros(len(chosen), bool)
-        if self.mean is None:
-            return empty
-        q, count_P = math.exp(-self.mean), batch.count(batch.content)
+    def _empty(
+        self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys, mean: float
+    ) -> Array:
+        """(N,) int64: the tokens before which an empty span is put, and no other."""
+        q = math.exp(-mean)
+        count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether it brings an empty span, and where in the text that
-        # stands.
+        # Each run has two draws: whether it brings an empty span, and where in the text.
         index = (2 * rank_within(batch.count(starts))).astype(np.int32)
         brings = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q)) & (
             count_P.take(piece) > 1
@@ -279,8 +247,7 @@ class Infill(Moving):
         slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
         before = np.flatnonzero(batch.content).take((count_P.cumsum() - count_P).take(piece) + slot)
         free = batch.content & ~chosen
-        empty[before[free.take(before) & free.take(before - 1)]] = True
-        return empty
+        return before[free.take(before) & free.take(before - 1)]
 
 
 @dataclass(frozen=True)
@@ -302,8 +269,7 @@ class T5(Moving):
     target: str = "spans"
     eos: bool = True
 
-    def __post_init__(self) -> None:
-        require_one_of("target of corruption t5", self.target, ("spans", "full"))
+    targets: ClassVar[tuple[str, ...]] = ("spans", "full")
 
     @property
     def writes(self) -> str | None:
@@ -319,11 +285,12 @@ class T5(Moving):
             )
 
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        starts, sentinel = run_starts(batch, chosen), vocabulary.sentinel
+        chosen, sentinel = choice.tokens, vocabulary.sentinel
+        starts = run_starts(batch, chosen)
         runs_P = batch.count(starts)
-        if len(runs_P) and int(runs_P.max()) >= len(sentinel):
+        if runs_P.max(initial=0) >= len(sentinel):
             raise MaskwiseError(
                 "a row has more masked spans than the tokenizer has sentinels",
                 got=int(runs_P.max()),
@@ -332,28 +299,25 @@ class T5(Moving):
             )
         lead = batch.input_ids.copy()
         lead[starts] = sentinel.take(rank_within(runs_P))
-        # A sentinel takes the place of the first token of its run; what is new, if anything, is the
-        # token of the mode.
+        # A sentinel replaces the first token of its run; only the token of a mode is new.
         stay = batch.present & ~chosen | starts
         mode_P = self._modes(batch, chosen, vocabulary)
         if mode_P is None:
             line = Line(batch, stay)
             inputs = line(lead)
         else:
-            tells = np.zeros(len(stay), bool)
-            tells[batch.first[runs_P > 0]] = True
-            line = Line(batch, stay, tells)
+            opens = np.zeros(len(stay), bool)
+            opens[batch.first[runs_P > 0]] = True
+            line = Line(batch, stay, opens)
             inputs = line(lead, mode_P.take(batch.piece))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
             return line.shown(inputs, *whole_text(batch, chosen, eos))
-        tails = [sentinel.take(runs_P), *([] if eos is None else [np.full(len(runs_P), eos)])]
-        return line.shown(inputs, *removed_text(batch, chosen, starts, lead, tails))
+        labels = removed_text(batch, chosen, starts, lead, sentinel.take(runs_P), eos)
+        return line.shown(inputs, *labels)
 
     def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
-        """(P,) ids that go before the text of pieces where something was chosen; None: nothing
-        does.
-        """
+        """(P,) ids put before the text of masked pieces; None: none."""
         return None
 
 
@@ -393,11 +357,10 @@ class Ul2(T5):
 
 def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
     """(P,) int64: 0 for R, 1 for S, 2 for X."""
-    runs_P, masked_P, text_P = (
-        batch.count(x) for x in (run_starts(batch, chosen), chosen, batch.content)
-    )
-    last_P = chosen.take(last_content(batch)) if len(chosen) else runs_P > 0
-    extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * text_P)
+    runs_P = batch.count(run_starts(batch, chosen))
+    masked_P = batch.count(chosen)
+    last_P = np.append(chosen, False)[last_content(batch)]
+    extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * batch.count(batch.content))
     return np.where((runs_P == 1) & last_P, 1, extreme_P * 2)
 
 
@@ -427,30 +390,27 @@ class PermuteSentences(Corruption):
             self.inner.check(vocabulary)
 
     def corrupt(
-        self, batch: AnnotatedBatch, chosen: Array, units: Units, keys: Keys, vocabulary: Vocabulary
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        source = self._sources(
-            batch, batch.layer(self.layer, policy="permute-sentences"), chosen, keys
-        )
+        chosen, units = choice.tokens, choice.units
+        source = self._sources(batch, batch.layer(self.layer), chosen, keys)
         ids = batch.input_ids.take(source)
         if self.inner is None:
             return Corrupted(ids, labels_in_place(batch, chosen, "full"))
-        layers = {name: layer.take(source) for name, layer in batch.layers.items()}
         permuted = replace(
-            batch, input_ids=ids, eligible=batch.eligible.take(source), layers=layers
+            batch,
+            input_ids=ids,
+            eligible=batch.eligible.take(source),
+            layers={name: layer.take(source) for name, layer in batch.layers.items()},
         )
         place = np.empty_like(source)  # where each token went
         place[source] = np.arange(len(source))
-        moved = Units(
-            permuted,
-            place[units.tokens],
-            units.unit,
-            units.piece,
-            units.number,
-            units.weight,
-            units.in_order,
+        moved = Units.of_tokens(
+            permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
         )
-        shown = self.inner.corrupt(permuted, chosen.take(source), moved, keys, vocabulary)
+        moved.by_token = units.by_token
+        again = replace(choice, units=moved)
+        shown = self.inner.corrupt(permuted, again, keys, vocabulary)
         if shown.lengths is None:
             return replace(shown, labels=labels_in_place(batch, chosen, "full"))
         labels, label_lengths = whole_text(batch, chosen, vocabulary.eos)

@@ -29,10 +29,8 @@ from maskwise.masking.policies.given import (
 )
 from maskwise.masking.policies.mixture import Mixture
 from maskwise.masking.policies.online import (
-    EntropyWeighted,
     GroupWeighted,
     TypeWeighted,
-    group_weighted,
     pos_weighted,
 )
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
@@ -67,13 +65,12 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "sentence": sentence,
     "weighted": Weighted,
     "frequency": Frequency,
-    "group-weighted": group_weighted,
+    "group-weighted": GroupWeighted,
     "pos-weighted": pos_weighted,
     "informative": informative,
     "difference": difference,
     "learned": Learned,
     "type-weighted": TypeWeighted,
-    "entropy-weighted": EntropyWeighted,
     "mixture": mixture,
 }
 
@@ -89,7 +86,6 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "EntropyWeighted",
     "Frequency",
     "GroupWeighted",
     "Guided",

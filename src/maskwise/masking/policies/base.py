@@ -1,4 +1,4 @@
-"""What a policy is: it cuts pieces into units and gives each a weight. Budgets are not its affair."""
+"""The base of policies: a policy cuts pieces into units and weighs them; it knows no budgets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
-from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.units import Units, runs
-from maskwise.masking.vocabulary import Vocabulary
+from maskwise.masking.units import Units, check_weights, runs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maskwise.masking.vocabulary import Vocabulary
 
 
 class UnitKind(StrEnum):
-    """What a policy's units are. It follows from the policy's arguments.
+    """What the units of a policy are.
 
-    Arms whose units are of different kinds are not compared by one held-out loss. The values are
-    written to
+    One held-out loss does not compare arms with different kinds of units. The values are written to
     study.json: never change them, only append.
     """
 
@@ -36,13 +37,11 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, and of how much of each piece: what schedules and changing policies
-    depend on.
+    """When a mask is made, for schedules and policies that change.
 
     Attributes:
-        ratio: (P,) float64, the ratios in force; filled in by the masker, for policies whose
-            partition depends on the budget (T5's).
-        place: (B,) int64, where each row stands in the order of its epoch, for rates of low
+        ratio: (P,) float64, the ratios in force, for policies whose units depend on them.
+        place: (B,) int64, the place of each row in the order of its epoch, for rates of low
             discrepancy.
     """
 
@@ -55,11 +54,10 @@ class Moment:
 
 
 class Learner:
-    """Something that learns while the model trains (see ``training.learners``). What a member does
-    not define, does nothing."""
+    """Something that learns while the model trains (see ``training.learners``).
 
-    asks_model: ClassVar[bool] = False
-    """Whether it asks the objective that is trained itself (``meet``)."""
+    Methods that a subclass does not define do nothing.
+    """
 
     arm: str = ""
     """The arm whose batches it observes, in a training on several objectives; empty: all."""
@@ -68,54 +66,48 @@ class Learner:
         """Called before the first batch, with the vocabulary of the masker."""
 
     def meet(self, objective: Any) -> None:
-        """Called once before the training, with what is trained."""
+        """Called once before training, with the objective."""
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        """Look at a micro-batch and at its ``Outcome``; called before the update."""
+        """See a micro-batch and its ``Outcome``, before the update."""
 
     def after(self, now: Any) -> None:
         """Learn, after an update, at a ``training.learners.Point``; every rank calls this."""
 
     def facts(self) -> Mapping[str, object]:
-        """What to log: numbers, or dicts of numbers by name, such as ``{"weights": {"NOUN":
-        0.7}}``.
-        """
+        """Return what to log: numbers, or dicts of numbers by name."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a run needs to go on from here."""
+        """Return what a run needs to resume."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a ``state_dict``."""
+        """Resume from a ``state_dict``."""
 
 
 class Policy(ABC):
-    """Base of all policies. Members are small frozen dataclasses, so that they can be compared and
-    shown.
-    """
+    """Base of all policies, small frozen dataclasses that can be compared and printed."""
 
     @property
     def splits_budget(self) -> bool:
-        """Whether weights depend on how much is masked, so that no unit can be drawn by itself."""
+        """Whether weights depend on the budget, so that units cannot be drawn independently."""
         return False
 
     @property
     def needs_ratio(self) -> bool:
-        """Whether units or weights depend on how much is masked."""
+        """Whether units or weights depend on the ratio."""
         return self.splits_budget
 
     @property
     def reads_text(self) -> bool:
-        """Whether units or weights depend on the text that is hidden: masked diffusion then has no
-        likelihood.
-        """
+        """Whether units or weights depend on hidden text; masked diffusion has no likelihood then."""
         return True
 
     @property
     @abstractmethod
     def unit_kind(self) -> UnitKind:
-        """What the units are; a plain class attribute where the policy's arguments do not matter."""
+        """What the units are; often a plain class attribute."""
 
     @abstractmethod
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -124,27 +116,25 @@ class Policy(ABC):
         Args:
             batch: a line of pieces.
             keys: the draws of these pieces, for policies that are random themselves.
-            moment: step, total steps and epoch; the ratios of the pieces.
+            moment: step, total steps, epoch, and the ratios of the pieces.
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        """(P,) float64: the ratios of these pieces, for policies that bring their own (UL2's
-        denoisers).
-        """
+        """Return the ratios (P,) of these pieces; policies such as UL2's bring their own."""
         return ratio_P
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks by which a model that learned from this policy can be judged."""
+        """The kinds of held-out masks by which a model trained with this policy is evaluated."""
         if "word_ids" in self.layers():
             return ("whole-word",)
         return ("token", "whole-word") if self.layers() else ("token",)
 
     def layers(self) -> tuple[str, ...]:
-        """The layers that rows must bring."""
+        """The layers that rows must have."""
         return ()
 
     def annotators(self) -> tuple[str, ...]:
-        """The annotators that make its layers, for layers that a corpus need not be told to have."""
+        """The annotators that make its layers, for layers that the corpus need not name."""
         return ()
 
     def learner(self) -> Learner | None:
@@ -153,9 +143,7 @@ class Policy(ABC):
 
 
 class CutPolicy(Policy):
-    """Base of the policies that weigh the units called ``units`` (see ``units_by``), which is a
-    field of theirs.
-    """
+    """Base of policies with a field ``units``: ``token``, ``word``, or a layer whose runs to use."""
 
     units: str
 
@@ -167,29 +155,28 @@ class CutPolicy(Policy):
         return layer_of(self.units)
 
 
-def units_by(batch: AnnotatedBatch, name: str, *, policy: str) -> Units:
-    """The units called ``token``, ``word``, or by the name of a layer, of whose runs they are."""
+def units_by(batch: AnnotatedBatch, name: str) -> Units:
+    """The units called ``token`` or ``word``, or the runs of a layer."""
     if name == "token":
         return Units.single(batch)
-    return runs(batch, batch.layer(layer_of(name)[0], policy=policy))
+    return runs(batch, batch.layer(*layer_of(name)))
 
 
 def layer_of(name: str) -> tuple[str, ...]:
-    """The layers that ``units_by`` needs for units of this name."""
-    return () if name == "token" else ("word_ids",) if name == "word" else (name,)
+    """The layers that ``units_by`` needs."""
+    if name == "token":
+        return ()
+    return ("word_ids",) if name == "word" else (name,)
 
 
-def weigh(units: Units, weight_T: Array, *, policy: str) -> Units:
-    """The units with weights from a (T,) layer: a unit has the mean weight of its tokens.
+def weigh(units: Units, weight_T: Array) -> Units:
+    """Weigh each unit with the mean of its tokens' weights (T,).
 
     Raises:
         MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
     """
     weight = weight_T[units.tokens].astype(np.float64)
-    valid = (weight >= 0) & (weight < np.inf)
-    if not valid.all():
-        got = float(weight[~valid][0])
-        raise MaskwiseError(f"policy {policy!r}: a weight is not a finite number ≥ 0", got=got)
-    if units.unit is not None:
+    check_weights(weight)
+    if not units.by_token:
         weight = np.bincount(units.unit, weights=weight, minlength=len(units.piece)) / units.length
     return units.weighted(weight)

@@ -1,8 +1,7 @@
-"""Units that the text itself gives: tokens, words, the runs of a layer; and layers or counts as
-their weights.
+"""Units that the text gives: tokens, words, the runs of a layer; weights from layers or counts.
 
-``Learned`` reads the layers that a policy learned before has made. The model that scores texts is
-far from here: ``learning.annotator`` runs it once over a corpus.
+``Learned`` reads the layers of a policy that was learned before; ``learning.annotator`` runs its
+model once over a corpus.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.gather import read_numbers
@@ -26,15 +25,15 @@ from maskwise.masking.policies.base import (
     units_by,
     weigh,
 )
-from maskwise.masking.select import require_one_of
-from maskwise.masking.units import Units, runs
+from maskwise.masking.select import require_known
+from maskwise.masking.units import Units, check_weights, runs
 from maskwise.segments import first_of, first_within
 from maskwise.specs import Call
 
 
 @dataclass(frozen=True)
 class Token(Policy):
-    """Random tokens, as BERT first had them: every eligible token is a unit of its own.
+    """Random tokens, as in the first BERT: every eligible token is a unit.
 
     Selects: single tokens, all alike.
     Guarantee: ``exact`` and ``expected`` are the same, the budget to the token; ``bernoulli``: each
@@ -70,7 +69,7 @@ class WholeWord(Policy):
         return ("word_ids",)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return runs(batch, batch.layer("word_ids", policy="whole-word"))
+        return runs(batch, batch.layer("word_ids"))
 
 
 @dataclass(frozen=True)
@@ -95,32 +94,32 @@ class SpanLayer(Policy):
     rest: str = "word"
     rest_weight: float = 0.0
 
-    def __post_init__(self) -> None:
-        require_one_of("rest of policy span-layer", self.rest, ("word", "token", "none"))
-
     unit_kind = UnitKind.LAYER
+
+    def __post_init__(self) -> None:
+        require_known("rest of policy span-layer", self.rest, ("word", "token", "none"))
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer, *(layer_of(self.rest) if self.rest != "none" else ()))
 
     def judged_on(self) -> tuple[str, ...]:
-        """Also masks of the marked spans: where they fill the budget, nothing else is ever learned."""
+        """Also masks of the marked spans: if they fill the budget, nothing else is ever learned."""
         return (*super().judged_on(), self.layer)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        marked = batch.layer(self.layer, policy="span-layer")
+        marked = batch.layer(self.layer)
         if self.rest == "none":
             return runs(batch, marked)
-        rest = (
-            np.arange(len(marked))
-            if self.rest == "token"
-            else batch.layer("word_ids", policy="span-layer")
-        )
-        # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
-        units = runs(batch, np.where(marked >= 0, marked * 2, rest * 2 + 1))
+        words = np.arange(len(marked)) if self.rest == "token" else batch.layer("word_ids")
+        units = runs(batch, marked_or_rest(marked, words))
         if self.rest_weight == 1:
             return units
-        return weigh(units, np.where(marked >= 0, 1.0, self.rest_weight), policy="span-layer")
+        return weigh(units, np.where(marked >= 0, 1.0, self.rest_weight))
+
+
+def marked_or_rest(marked: Array, rest: Array) -> Array:
+    """(T,) ids of marked spans (even) and of the rest (odd); negative where both are."""
+    return np.where(marked >= 0, marked * 2, rest * 2 + 1)
 
 
 def salient(rest: str = "word") -> SpanLayer:
@@ -159,7 +158,7 @@ class Guided(Policy):
         return (self.layer,)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        marked = batch.layer(self.layer, policy="guided") >= 0
+        marked = batch.layer(self.layer) >= 0
         return Units.single(batch, np.flatnonzero(batch.eligible & marked))
 
 
@@ -187,11 +186,10 @@ class Weighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        weight_T = batch.layer(self.layer, policy="weighted", scores=True)
-        units = weigh(units_by(batch, self.units, policy="weighted"), weight_T, policy="weighted")
+        units = weigh(units_by(batch, self.units), batch.layer(self.layer, scores=True))
         if self.power == 1 or units.weight is None:
             return units
-        weight = np.zeros_like(units.weight)
+        weight = np.zeros_like(units.weight)  # 0 stays 0, whatever the power
         np.power(units.weight, self.power, out=weight, where=units.weight > 0)
         return units.weighted(weight)
 
@@ -231,32 +229,27 @@ class Frequency(CutPolicy):
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
-            raise MaskwiseError(
-                "policy frequency: the least count", got=self.floor, allowed="above 0"
-            )
-        if self.counts is None:
-            return
-        counts = read_numbers("counts", self.counts)
-        if counts.ndim != 1 or not ((counts >= 0) & (counts < np.inf)).all():
-            allowed = "a finite number ≥ 0 for each id"
-            raise MaskwiseError("policy frequency: counts", got=repr(counts), allowed=allowed)
-        object.__setattr__(self, "counts", counts)
+            raise MaskwiseError("floor of policy frequency", got=self.floor, allowed="above 0")
+        if self.counts is not None:
+            counts = read_numbers("counts", self.counts)
+            if counts.ndim != 1:
+                allowed = "one number per id"
+                raise MaskwiseError("counts of policy frequency", got=counts.shape, allowed=allowed)
+            check_weights(counts)
+            object.__setattr__(self, "counts", counts)
 
     def layers(self) -> tuple[str, ...]:
         return (*(("frequency",) if self.counts is None else ()), *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.counts is None:
-            count_T = batch.layer("frequency", policy="frequency", scores=True)
-        elif len(self.counts) <= (largest := int(batch.input_ids.max(initial=-1))):
-            allowed = f"one count for each id, at least {largest + 1}"
-            raise MaskwiseError(
-                "policy frequency: too few counts", got=len(self.counts), allowed=allowed
-            )
+            count_T = batch.layer("frequency", scores=True)
         else:
+            largest = int(batch.input_ids.max(initial=-1))
+            whole_number("the largest id", largest, most=len(self.counts) - 1)
             count_T = self.counts.take(batch.input_ids)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
-        return weigh(units_by(batch, self.units, policy="frequency"), weight_T, policy="frequency")
+        return weigh(units_by(batch, self.units), weight_T)
 
 
 LAST = 1e-12
@@ -297,13 +290,9 @@ class Learned(Policy):
         if not _TAKE.fullmatch(self.take):
             allowed = "weights, spans, top-1, top-5, …"
             raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
-        if not 0 <= self.explore <= 1:
-            raise MaskwiseError(
-                "policy learned: explore", got=self.explore, allowed="0 to 1, a share of the budget"
-            )
+        finite_number("explore of policy learned", self.explore, least=0, most=1)
         if (self.power != 1 or self.explore) and self.take != "weights":
-            got = f"take={self.take}, power={self.power}, explore={self.explore}"
-            raise MaskwiseError("policy learned: power and explore are for take=weights", got=got)
+            raise MaskwiseError("policy learned: power and explore need take=weights", got=self)
 
     @property
     def splits_budget(self) -> bool:
@@ -315,7 +304,7 @@ class Learned(Policy):
 
     @property
     def layer(self) -> str:
-        """The name of the layer of weights; a corpus may carry the layers of several policies."""
+        """The layer of weights; a corpus may carry those of several policies."""
         return f"learned {self.folder}".rstrip()
 
     def layers(self) -> tuple[str, ...]:
@@ -330,19 +319,15 @@ class Learned(Policy):
         if self.take == "weights":
             units = Weighted(self.layer, "word", self.power).cut(batch, keys, moment)
             return self._split_budget(units, keys, moment) if self.explore else units
-        marked = batch.layer(f"{self.layer}_span", policy="learned")
-        score = batch.layer(f"{self.layer}_score", policy="learned", scores=True)
-        words = batch.layer("word_ids", policy="learned")
-        # Even numbers are spans and odd ones the rest; what is −1 in both stays negative.
-        units = runs(batch, np.where(marked >= 0, marked * 2, words * 2 + 1))
-        units = weigh(units, np.where(marked >= 0, score, 0.0), policy="learned")
-        return units if self.take == "spans" else self._drawn(units, keys)
-
-    def _drawn(self, units: Units, keys: Keys) -> Units:
-        """The same units, of which one in each piece weighs 1 and all others 0."""
+        marked = batch.layer(f"{self.layer}_span")
+        score = batch.layer(f"{self.layer}_score", scores=True)
+        units = runs(batch, marked_or_rest(marked, batch.layer("word_ids")))
+        units = weigh(units, np.where(marked >= 0, score, 0.0))
+        if self.take == "spans":
+            return units
+        # Draw one of the best units of each piece; it weighs 1, all others 0.
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
-        best = best[units.weight[best] > 0]
         race = _race(units, best, keys)
         winner = _first(units, race, 1)
         weight = np.zeros(len(race))
@@ -350,29 +335,22 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """The same units, of which so many as the policy's share of the budget come before all
-        others.
-        """
-        assert units.weight is not None and moment.ratio is not None, (
-            "words have weights, and the masker gives ratios"
-        )
+        """Put the policy's share of the budget, drawn by weight, before all other units."""
+        assert moment.ratio is not None
         # 3.0000000000000004 words are three
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
-        race = _race(units, np.flatnonzero(units.weight > 0), keys)
+        race = _race(units, np.arange(len(units.piece)), keys)
         drawn = first_within(units.piece, race, share_P.astype(np.int64)) & np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 
 
 def _race(units: Units, among: Array, keys: Keys) -> Array:
-    """(U,) when each unit arrives, in the order of a weighted draw without replacement; the others
-    never do.
-    """
+    """(U,) arrival times in a weighted draw without replacement; weight 0 never arrives."""
     assert units.weight is not None
     race = np.full(len(units.weight), np.inf)
-    race[among] = (
-        -np.log(keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among]))
-        / units.weight[among]
-    )
+    among = among[units.weight[among] > 0]
+    draw = keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])
+    race[among] = -np.log(draw) / units.weight[among]
     return race
 
 

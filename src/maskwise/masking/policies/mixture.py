@@ -1,8 +1,9 @@
-"""Several policies, one for each piece; how often each is drawn may change over training."""
+"""Several policies, one per piece; how often each is drawn may change over training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -21,9 +22,8 @@ class Mixture(Policy):
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
         and ends random.
-    Guarantee: that of the drawn member. A member whose share is 0 at a step is not asked for
-        anything.
-    Cost: the members' together, for every member cuts all pieces.
+    Guarantee: that of the drawn member. A member whose share is 0 at a step is not used.
+    Cost: the sum of the members' costs, for every member cuts all pieces.
     Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
     """
 
@@ -35,11 +35,8 @@ class Mixture(Policy):
             allowed = "two or more policies, none a mixture"
             raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
         if any(member.learner() is not None for member in self.members):
-            what, do = (
-                "policy mixture: a member that learns from losses would learn nothing",
-                "take it alone",
-            )
-            raise MaskwiseError(what, got=self.members, do=do)
+            what = "policy mixture: a member that learns from losses would learn nothing"
+            raise MaskwiseError(what, got=self.members, do="use it alone")
         if len(self.shares) != len(self.members):
             got = f"{len(self.shares)} shares for {len(self.members)} policies"
             raise MaskwiseError("policy mixture: every member needs a share", got=got)
@@ -58,25 +55,20 @@ class Mixture(Policy):
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE
 
     def judged_on(self) -> tuple[str, ...]:
-        return tuple(sorted({kind for member in self.members for kind in member.judged_on()}))
+        return tuple(sorted({*chain.from_iterable(m.judged_on() for m in self.members)}))
 
     def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for member in self.members for name in member.layers()))
+        return tuple(dict.fromkeys(chain.from_iterable(m.layers() for m in self.members)))
 
     def annotators(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(spec for member in self.members for spec in member.annotators()))
+        return tuple(dict.fromkeys(chain.from_iterable(m.annotators() for m in self.members)))
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        mixed_P, drawn_P = ratio_P, None
-        for index, member in enumerate(self.members):
-            own_P = member.ratios(ratio_P, keys, moment)
-            if own_P is not ratio_P:
-                drawn_P = self.drawn(keys, moment) if drawn_P is None else drawn_P
-                mixed_P = np.where(drawn_P == index, own_P, mixed_P)
-        return mixed_P
+        ratios = [member.ratios(ratio_P, keys, moment) for member in self.members]
+        return np.stack(ratios)[self.drawn(keys, moment), np.arange(len(ratio_P))]
 
     def drawn(self, keys: Keys, moment: Moment) -> Array:
-        """(P,) int64: which member each piece draws."""
+        """(P,) int64: the member that each piece draws."""
         edges = np.cumsum(self.current(moment))
         return np.searchsorted(edges[:-1], keys.per_piece(Purpose.MIXTURE), side="right")
 
@@ -89,39 +81,33 @@ class Mixture(Policy):
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_P = self.drawn(keys, moment)
-        parts = [
-            _of_pieces(self.members[i].cut(batch, keys, moment), drawn_P == i)
-            for i, share in enumerate(self.current(moment))
-            if share > 0
-        ]
+        parts, before = [], 0
+        for i, share in enumerate(self.current(moment)):
+            if share > 0:
+                units = _numbered(self.members[i].cut(batch, keys, moment))
+                units = units.kept((drawn_P == i).take(units.piece))
+                units.unit += before
+                before += len(units.piece)
+                parts.append(units)
         weight = None
         if any(part.weight is not None for part in parts):
-            weights = [
-                np.ones(len(part.piece)) if part.weight is None else part.weight for part in parts
-            ]
-            weight = np.concatenate(weights)
-        before = np.cumsum([0, *(len(part.piece) for part in parts)])
-        tokens, piece, number = (
+            equal = [np.ones(len(part.piece)) for part in parts]
+            weight = np.concatenate(
+                [e if part.weight is None else part.weight for e, part in zip(equal, parts)]
+            )
+        tokens, unit, piece, number = (
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("tokens", "piece", "number")
+            for name in ("tokens", "unit", "piece", "number")
         )
-        unit = np.concatenate([part.unit + n for part, n in zip(parts, before[:-1], strict=True)])
-        return Units(batch, tokens, unit, piece, number, weight)
+        return Units.of_tokens(batch, tokens, unit, piece, number, weight)
 
 
-def _of_pieces(units: Units, wanted_P: Array) -> Units:
-    """The units of some pieces. Single tokens are numbered by their rank among the content, as
-    other units are.
-    """
+def _numbered(units: Units) -> Units:
+    """Number single tokens by their rank among the content, as other units are."""
+    if not units.by_token:
+        return units
     batch = units.batch
-    unit, number = units.unit, units.number
-    if unit is None:
-        unit = np.arange(len(units.tokens))
-        content = np.flatnonzero(batch.content)
-        count_P = batch.count(batch.content)
-        rank = np.searchsorted(content, units.tokens) - (count_P.cumsum() - count_P).take(
-            units.piece
-        )
-        number = rank.astype(np.int32)
-    every = Units(batch, units.tokens, unit, units.piece, number, units.weight)
-    return every.without(np.flatnonzero(~wanted_P.take(units.piece)))
+    content = np.flatnonzero(batch.content)
+    before_P = content.searchsorted(batch.begin)
+    rank = content.searchsorted(units.tokens) - before_P.take(units.piece)
+    return replace(units, number=rank.astype(np.int32))

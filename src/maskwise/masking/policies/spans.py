@@ -1,4 +1,4 @@
-"""Spans that are drawn: SpanBERT's, T5's, the end of a text, and UL2's mixture of these."""
+"""Random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of these."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
-from maskwise.masking.select import require_one_of
+from maskwise.masking.select import require_known
 from maskwise.masking.units import Units, find_runs
 from maskwise.segments import changes, first_within, listed, rank_within, sums_within
 
@@ -52,20 +52,12 @@ class Span(Policy):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise MaskwiseError(
-                "policy span: p, the chance to end", got=self.p, allowed="between 0 and 1"
-            )
-        if not 1 <= self.min_words <= self.max_words <= MOST_WORDS:
-            got, allowed = (
-                (self.min_words, self.max_words),
-                f"1 ≤ min_words ≤ max_words ≤ {MOST_WORDS}",
-            )
-            raise MaskwiseError("policy span: lengths", got=got, allowed=allowed)
-        require_one_of("over of policy span", self.over, ("word", "token"))
-        if self.poisson is not None and self.poisson <= 0:
-            raise MaskwiseError(
-                "policy span: poisson is a mean length", got=self.poisson, allowed="above 0"
-            )
+            raise MaskwiseError("p of policy span", got=self.p, allowed="between 0 and 1")
+        whole_number("max_words of policy span", self.max_words, least=1, most=MOST_WORDS)
+        whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
+        require_known("over of policy span", self.over, ("word", "token"))
+        if self.poisson is not None:
+            finite_number("poisson of policy span", self.poisson, least=1e-9)
 
     @property
     def unit_kind(self) -> UnitKind:
@@ -79,66 +71,55 @@ class Span(Policy):
         return layer_of(self.over)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        pieces = len(batch.begin)
+        pieces = np.arange(len(batch.begin))
         if self.over == "token":
-            tokens = np.flatnonzero(batch.content)
-            word, counts_P = np.arange(len(tokens)), batch.count_at(tokens)
-            barred = np.flatnonzero(~batch.eligible.take(tokens))
+            start = np.flatnonzero(batch.content)
+            length = np.ones_like(start)
+            barred = np.flatnonzero(~batch.eligible.take(start))
         else:
-            start, length, barred = find_runs(batch, batch.layer("word_ids", policy="span"))
-            tokens, word = listed(start, length), np.repeat(np.arange(len(start)), length)
-            counts_P = batch.count_at(start)
-        span = self._ring(keys, counts_P)
-        # The word of number n is number n + opening of the ring, around it.
+            start, length, barred = find_runs(batch, batch.layer("word_ids"))
+        counts_P = batch.count_at(start)
+        # The word of number n is number n + opening around the ring.
         opening_P = (keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)).astype(np.int64)
-        place, around = (
-            rank_within(counts_P) + np.repeat(opening_P, counts_P),
-            np.repeat(counts_P, counts_P),
-        )
+        place = rank_within(counts_P) + np.repeat(opening_P, counts_P)
+        around = np.repeat(counts_P, counts_P)
         place -= around * (place >= around)
-        span = span.take(place + np.repeat(counts_P.cumsum() - counts_P, counts_P))
-        # Spans of all pieces are numbered through; some may have lost all of their words.
-        if len(barred):
-            kept = np.ones(len(span), bool)
-            kept[barred] = False
-            inside = kept.take(word)
-            tokens, word = tokens[inside], word[inside]
-        unit, piece = span.take(word), np.repeat(np.arange(pieces), counts_P)
-        offered = int(span.max()) + 1 if len(span) else 0
-        of_span = np.zeros(offered, np.int64)
-        of_span[span] = piece
-        number = rank_within(np.bincount(of_span, minlength=pieces)).astype(np.int32)
-        units = Units(batch, tokens, unit, of_span, number)
-        return units.without(np.flatnonzero(units.length == 0)) if len(barred) else units
+        place += np.repeat(counts_P.cumsum() - counts_P, counts_P)
+        span_W = self._ring(keys, counts_P).take(place)
+        # Spans of all pieces are numbered consecutively.
+        of_span = np.zeros(span_W.max(initial=-1) + 1, np.int64)
+        of_span[span_W] = np.repeat(pieces, counts_P)
+        number = rank_within(np.bincount(of_span, minlength=len(pieces))).astype(np.int32)
+        # A word with an [UNK] is in no span; a span may lose all of its words.
+        kept = np.ones(len(start), bool)
+        kept[barred] = False
+        start, length, span_W = start[kept], length[kept], span_W[kept]
+        units = Units.of_tokens(
+            batch, listed(start, length), np.repeat(span_W, length), of_span, number
+        )
+        return units.kept(units.length > 0) if len(barred) else units
 
     def lengths(self) -> Array:
-        """(max_words,) float64: how often spans of 1, 2, … words are offered, the one cut to fit
-        apart.
-        """
+        """(max_words,) float64: how often spans of 1, 2, … words are drawn, uncut."""
         size = np.arange(1, self.max_words + 1, dtype=np.float64)
         if self.poisson is None:
             share = (1 - self.p) ** (size - 1)
         else:
-            share = np.exp(
-                size * math.log(self.poisson) - np.array([math.lgamma(n + 1) for n in size])
-            )
-        share = np.where(size < self.min_words, 0.0, share)
+            factorials = np.array([math.lgamma(n + 1) for n in size])
+            share = np.exp(size * math.log(self.poisson) - factorials)
+        share[size < self.min_words] = 0.0
         return share / share.sum()
 
     def _ring(self, keys: Keys, counts_P: Array) -> Array:
-        """(W,) int64: the span that each of the W words around the rings of all pieces is in;
-        numbered through.
-        """
+        """(W,) int64: the span of each of the W words around the rings of all pieces."""
         number = rank_within(counts_P)
         draw = keys.draw_each(Purpose.PARTITION, counts_P, number.astype(np.int32))
         length = np.ones(len(draw), np.int64)
-        for edge in _edges(self):  # one pass an edge: a third of the time of a search
+        for edge in _edges(self):  # one pass per edge: a third of the time of a search
             length += draw >= edge
-        # Span n of a piece ends behind this many words; what ends behind the last word is cut
-        # there.
+        # Span n of a piece ends after this many words, at the latest with the piece.
         end = sums_within(length, counts_P)
-        begins = np.zeros(len(draw), bool)
-        begins[number == 0] = True
+        begins = number == 0
         inner = end < np.repeat(counts_P, counts_P)
         begins[(end + np.repeat(counts_P.cumsum() - counts_P, counts_P))[inner]] = True
         return begins.cumsum() - 1
@@ -151,8 +132,20 @@ def _edges(policy: Span) -> list[int]:
     return ((share * 2.0**32).round().astype(np.int64) - (1 << 31)).tolist()
 
 
+class _Noise(Policy):
+    """Base of policies that cut noise and gaps by the budget."""
+
+    ratio: float | None
+
+    unit_kind = UnitKind.TOKEN_SPAN
+    needs_ratio = True
+
+    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+        return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
+
+
 @dataclass(frozen=True)
-class T5Span(Policy):
+class T5Span(_Noise):
     """T5's noise spans: how many and how long is settled first, then where; two of them never
     touch.
 
@@ -176,28 +169,17 @@ class T5Span(Policy):
     ratio: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mean_span < 1:
-            raise MaskwiseError(
-                "policy t5-span: mean_span, in tokens", got=self.mean_span, allowed="≥ 1"
-            )
-        if self.ratio is not None and not 0 <= self.ratio <= 1:
-            raise MaskwiseError("policy t5-span: ratio", got=self.ratio, allowed="0 to 1")
-
-    unit_kind = UnitKind.TOKEN_SPAN
-    needs_ratio = True
-
-    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
+        finite_number("mean_span of policy t5-span", self.mean_span, least=1)
+        if self.ratio is not None:
+            finite_number("ratio of policy t5-span", self.ratio, least=0, most=1)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(
-            batch, keys, noise_P, np.round(noise_P / self.mean_span), rotate_P=np.ones_like(noise_P)
-        )
+        return noise_units(batch, keys, noise_P, np.round(noise_P / self.mean_span))
 
 
 @dataclass(frozen=True)
-class Suffix(Policy):
+class Suffix(_Noise):
     """A prefix language model's task: one unit, as many tokens as the budget has, at the end of the
     piece.
 
@@ -211,17 +193,9 @@ class Suffix(Policy):
 
     ratio: float | None = None
 
-    unit_kind = UnitKind.TOKEN_SPAN
-    needs_ratio = True
-
-    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
-
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(
-            batch, keys, noise_P, np.ones_like(noise_P), rotate_P=np.zeros_like(noise_P)
-        )
+        return noise_units(batch, keys, noise_P, np.ones_like(noise_P), at_end_P=noise_P >= 0)
 
 
 R, S, X = ((3, 0.15), (8, 0.15)), ((0, 0.25),), ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
@@ -244,121 +218,113 @@ class Ul2(Policy):
 
     denoisers: tuple[tuple[float, float], ...] = R + S + X
 
-    def __post_init__(self) -> None:
-        valid = all(
-            len(d) == 2 and (d[0] == 0 or d[0] >= 1) and 0 <= d[1] <= 1 for d in self.denoisers
-        )
-        if not self.denoisers or not valid:
-            allowed = "pairs of mean span (≥ 1, or 0 for the end of the row) and ratio"
-            raise MaskwiseError("policy ul2: denoisers", got=self.denoisers, allowed=allowed)
-
     unit_kind = UnitKind.TOKEN_SPAN
     needs_ratio = True
 
+    def __post_init__(self) -> None:
+        table = np.array(self.denoisers, np.float64)
+        mean, ratio = table.reshape(-1, 2).T
+        if not table.size or (mean < (mean > 0)).any() or ((ratio < 0) | (ratio > 1)).any():
+            allowed = "pairs of mean span (≥ 1, or 0 for the end of the row) and ratio"
+            raise MaskwiseError("policy ul2: denoisers", got=self.denoisers, allowed=allowed)
+
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
-        # Not the piece's draw that ``mixture`` uses, of which this policy may be a member.
+        # Not the piece's draw for ``mixture``, of which this policy may be a member.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), np.full(pieces, -1, np.int32))
-        mean, ratio = (
-            np.array(self.denoisers, np.float64).take(below(draw, len(self.denoisers)), axis=0).T
-        )
-        return mean, ratio.copy()
+        table = np.array(self.denoisers, np.float64)
+        mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
+        return mean_P, ratio_P
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        return self._drawn(keys, len(ratio_P))[1]
+        return self._drawn(keys, len(ratio_P))[1].copy()
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         mean_P, _ = self._drawn(keys, len(batch.begin))
         noise_P = noise_tokens(batch, keys, moment)
         spans_P = np.round(np.where(mean_P > 0, noise_P / np.maximum(mean_P, 1), 1.0))
-        return noise_units(batch, keys, noise_P, spans_P, rotate_P=mean_P)
+        return noise_units(batch, keys, noise_P, spans_P, at_end_P=mean_P == 0)
 
 
 def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Array:
-    """(P,) int64: the budget as ``select`` rounds it, so that the noise uses it up to the token."""
-    assert moment.ratio is not None, "the masker says the ratios"
+    """(P,) int64: the budget as ``select`` rounds it, so that the noise uses it to the token."""
+    assert moment.ratio is not None, "the masker gives ratios"
     wanted_P = batch.eligible_P * moment.ratio
-    rounded_P = np.minimum(
-        (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64), batch.eligible_P
-    )
-    return np.maximum(
-        rounded_P, np.minimum(batch.eligible_P, moment.min_targets) * (wanted_P >= 0.5)
-    )
+    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
+    least_P = np.minimum(batch.eligible_P, moment.min_targets) * (wanted_P >= 0.5)
+    return np.maximum(np.minimum(rounded_P, batch.eligible_P), least_P)
 
 
 def noise_units(
-    batch: AnnotatedBatch, keys: Keys, noise_P: Array, spans_P: Array, *, rotate_P: Array
+    batch: AnnotatedBatch,
+    keys: Keys,
+    noise_P: Array,
+    spans_P: Array,
+    *,
+    at_end_P: Array | None = None,
 ) -> Units:
-    """Weighted units with ``noise_P`` tokens in ``spans_P`` spans, and the gaps between them with
-    weight 0.
+    """Units with ``noise_P`` tokens in ``spans_P`` spans, and the gaps between them with weight 0.
 
     Args:
-        noise_P, spans_P: (P,); spans are kept between 1 and what noise and gaps allow.
-        rotate_P: (P,); where 0 the ring is opened before its first gap, so that the piece ends with
-            noise.
+        noise_P, spans_P: (P,); spans are limited to 1 … what noise and gaps allow.
+        at_end_P: (P,) bool, pieces that end with noise: their ring is opened before its first gap.
     """
     total_P = batch.eligible_P
     gaps_P = total_P - noise_P
     spans_P = np.maximum(np.minimum(np.minimum(spans_P, noise_P), gaps_P), 1).astype(np.int64)
-    noise_end, gap_end = _cut(keys, noise_P, gaps_P, spans_P)
+    inner_P = np.maximum(noise_P - 1, 0)  # the gaps' draws follow those of the noise
+    noise_end = _ends(keys, noise_P, spans_P, 0 * noise_P)
+    gap_end = _ends(keys, gaps_P, spans_P, inner_P)
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; each part ends where the next begins. All
-    # parts of a piece follow each other in one list, a gap and its noise in turn.
+    # parts of a piece are adjacent in one list, a gap and its noise in turn.
     of_span = np.repeat(np.arange(len(spans_P)), spans_P)
-    noise_before = np.where(rank_within(spans_P) > 0, np.concatenate(([0], noise_end[:-1])), 0)
+    noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    opening_P = keys.per_piece(Purpose.PARTITION) * (rotate_P > 0)
+    opening_P = keys.per_piece(Purpose.PARTITION)
+    if at_end_P is not None:
+        opening_P = opening_P * ~at_end_P
     start_P = (opening_P * total_P).astype(np.int64)
-    # Seen from where the ring is opened, parts begin at these places of the piece; at ``total``
-    # there is no token.
+    # From the opening on, parts begin at these positions of the piece; none is at ``total``.
     border = ends - start_P.take(of_span)[:, None]
     border += total_P.take(of_span)[:, None] * (border <= 0)
-    base_P = (total_P + 1).cumsum() - (total_P + 1)  # one place more for each piece
-    begins = np.zeros(int((total_P + 1).sum()), bool)
+    places_P = total_P + 1
+    base_P = places_P.cumsum() - places_P
+    begins = np.zeros(int(places_P.sum()), bool)
     begins[border + base_P.take(of_span)[:, None]] = True
     part = begins.cumsum()
     token = rank_within(total_P) + np.repeat(base_P, total_P)
-    number = part.take(token) - np.repeat(part.take(base_P) if len(part) else base_P, total_P)
+    number = part.take(token) - np.repeat(part.take(base_P), total_P)
     # Parts alternate: the ring is opened in a gap or in noise, and every border changes sides.
     passed = (ends <= start_P.take(of_span)[:, None]).sum(1)
     noisy_P = np.bincount(of_span, passed, len(spans_P)).astype(np.int64)
-    noisy = ((np.repeat(noisy_P, total_P) + number) & 1 > 0) & np.repeat(noise_P > 0, total_P)
+    noisy = (np.repeat(noisy_P, total_P) + number) & 1 > 0
+    noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
-    opens = changes(number, np.repeat(np.arange(len(total_P)), total_P))
+    piece = np.repeat(np.arange(len(total_P)), total_P)
+    opens = changes(number, piece)
     first = np.flatnonzero(opens)
-    piece = batch.piece.take(batch.eligible_at).take(first)
-    weight = noisy.take(first) * _SURE
-    return Units(
+    return Units.of_tokens(
         batch,
         batch.eligible_at,
         opens.cumsum() - 1,
-        piece,
+        piece.take(first),
         number.take(first).astype(np.int32),
-        weight,
+        noisy.take(first) * _SURE,
     )
 
 
-def _cut(keys: Keys, noise_P: Array, gaps_P: Array, spans_P: Array) -> tuple[Array, Array]:
-    """Where parts end, both (Σ spans,): ``noise_P`` and ``gaps_P`` tokens cut into ``spans_P``
-    parts each.
+def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
+    """(Σ parts,): where parts end, if ``total_P`` tokens are cut into ``parts_P`` parts evenly.
 
-    The places 1 … noise − 1 and 1 … gaps − 1 of a piece have a draw each; the spans − 1 smallest of
-    both are the ends of parts, so that all choices are alike. The last part ends with the total.
+    The positions 1 … total − 1 of a piece have a draw each, after ``before_P`` others; the smallest
+    parts − 1 of them end parts, so that all choices are equally likely. The last ends with the total.
     """
-    inner_P = np.maximum(noise_P - 1, 0), np.maximum(gaps_P - 1, 0)
-    ends = []
-    for count_P, before_P, total_P in (
-        (inner_P[0], 0 * noise_P, noise_P),
-        (inner_P[1], inner_P[0], gaps_P),
-    ):
-        piece, place = np.repeat(np.arange(len(count_P)), count_P), rank_within(count_P)
-        # Noise has the first draws of its piece, gaps the next ones.
-        draw = keys.draw(
-            Purpose.PARTITION, piece, (place + np.repeat(before_P, count_P)).astype(np.int32)
-        )
-        ending = first_within(piece, draw, spans_P - 1)
-        end = np.repeat(total_P, spans_P)
-        inner = np.ones(len(end), bool)
-        inner[spans_P.cumsum() - 1] = False
-        end[inner] = place[ending] + 1
-        ends.append(end)
-    return ends[0], ends[1]
+    inner_P = np.maximum(total_P - 1, 0)
+    piece, place = np.repeat(np.arange(len(inner_P)), inner_P), rank_within(inner_P)
+    index = (place + np.repeat(before_P, inner_P)).astype(np.int32)
+    ending = first_within(piece, keys.draw(Purpose.PARTITION, piece, index), parts_P - 1)
+    end = np.repeat(total_P, parts_P)
+    inner = np.ones(len(end), bool)
+    inner[parts_P.cumsum() - 1] = False
+    end[inner] = place[ending] + 1
+    return end
