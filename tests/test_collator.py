@@ -154,7 +154,7 @@ def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(
 def test_refusals() -> None:
     with pytest.raises(
         MaskwiseError,
-        match="fewer rows than one step needs; got 10; allowed: at least 4 × 2 ranks × 2",
+        match="too few rows for one step; got 10; allowed: at least 4 × 2 ranks × 2",
     ):
         StepBatchSampler(10, batch_size=4, ranks=2, accumulate=2)
     mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]

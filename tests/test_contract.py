@@ -150,11 +150,12 @@ def test_whole_units_within_the_budget(
         gather(padded(made), vocabulary()),
     )
     keys = Keys(batch.example_id, seed=seed, epoch=0)
-    selection, ratio_P, _ = maker.choose(batch, keys, Moment())
+    selection = maker.choose(batch, keys, Moment())
+    ratio_P = selection.ratio_P
     units, chosen = selection.units, selection.tokens
     assert not (chosen & ~batch.eligible).any() and batch.eligible[units.tokens].all()
     length = units.length
-    unit = np.arange(len(units.tokens)) if units.unit is None else units.unit
+    unit = units.unit
     taken = np.bincount(unit, chosen[units.tokens], len(length))
     assert ((taken == 0) | (taken == length)).all(), "half a unit"
     assert (batch.piece[units.tokens] == units.piece[unit]).all() and (length > 0).all()

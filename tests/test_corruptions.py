@@ -98,14 +98,11 @@ def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
 
 def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: int = 0) -> Any:
     keys = Keys(batch.example_id, seed=seed, epoch=0)
-    units, vocabulary, none = (
-        Units.single(batch),
-        Vocabulary.of(tokenizer()),
-        np.zeros(len(batch.begin)),
-    )
-    shown = corruption(spec).corrupt(batch, chosen.numpy().reshape(-1), units, keys, vocabulary)
-    choice = Selection(units, np.zeros(len(units.piece), bool))
-    return lay_out(batch, shown, choice, none, None, vocabulary.pad)
+    units, vocabulary = Units.single(batch), Vocabulary.of(tokenizer())
+    chosen_U = chosen.numpy().reshape(-1)[units.tokens]
+    choice = Selection(units, chosen_U, np.zeros(len(batch.begin)))
+    shown = corruption(spec).corrupt(batch, choice, keys, vocabulary)
+    return lay_out(shown, choice, vocabulary)
 
 
 def table(spec: str, *pairs: tuple[str, str, str]) -> None:

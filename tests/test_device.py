@@ -271,7 +271,6 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 WAITING = {
     "group-weighted(layer=word_ids, groups=40)": {"copy to the host, maskwise/training/engine.py"},
-    "entropy-weighted(every=2)": {"copy to the host, maskwise/objectives/mlm.py"},
 }
 """Policies whose next masks follow from the last losses: what they wait for. All others wait for
 nothing.
@@ -369,13 +368,12 @@ def test_a_mapping_goes_to_a_device_too() -> None:
 # --- at the precision of training
 
 
-def test_probes_and_entropies_are_computed_as_the_training_is() -> None:
+def test_probes_are_computed_as_the_training_is() -> None:
     """What judges the model is judged at its precision; afterwards the objective computes as it did
     before.
     """
     chosen = settings(steps=4, precision="bf16")
-    policy = {"mlm": {"policy": "entropy-weighted(every=1)"}}
-    arms, batches, learners = joined(("mlm", "atd"), "uniform", chosen, **policy)
+    arms, batches, learners = joined(("mlm", "atd"), "uniform", chosen)
     learners["sampler"].every = 2  # a rule is probed, too
     seen: set[tuple[str, torch.dtype]] = set()
     head = arms.model.cls.predictions.decoder

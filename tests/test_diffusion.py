@@ -370,9 +370,9 @@ def test_corrupt_is_for_trainers_of_others() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ratio": 0.0}, "1/0"),
-        ({"ratio": "uniform(0, 0)"}, "1/0"),
-        ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "1/0"),
+        ({"ratio": 0.0}, "rates above 0"),
+        ({"ratio": "uniform(0, 0)"}, "rates above 0"),
+        ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "rates above 0"),
         ({"budget": "roughly"}, "budget"),
         ({"corruption": "bert(mask=0.9)"}, "MASK"),
         ({"corruption": "replace"}, "MASK"),

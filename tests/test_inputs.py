@@ -266,27 +266,18 @@ def test_what_is_no_tokenizer_is_refused_with_how_to_load_one(bad: Any) -> None:
 @pytest.mark.parametrize("name", ["policy", "corruption", "ratio", "predict"])
 @pytest.mark.parametrize("bad", [None, ["token"], Masker], ids=str)
 def test_settings_of_another_type_are_refused(name: str, bad: Any) -> None:
-    if name in ("ratio", "predict") and bad is Masker:  # may be called, and gives no number
-        refused(lambda: masker(**{name: bad})([one()], epoch=0), "failed at step 0")
-    else:
-        refused(lambda: Masker(vocabulary(), **{name: bad}), repr(bad))
-
-
-def _raises(step: int, total_steps: int) -> float:
-    raise ZeroDivisionError("two\nlines")
+    refused(lambda: Masker(vocabulary(), **{name: bad}), repr(bad))
 
 
 def test_a_function_of_the_ratio_that_gives_none_is_named() -> None:
     for function, got in (
-        (lambda step, total: None, "NoneType"),
-        (lambda step, total: "x", "ValueError"),
-        (lambda step: 0.5, "TypeError"),
-        (_raises, "ZeroDivisionError: two"),
+        (lambda step, total: None, "None"),
+        (lambda step, total: "x", "'x'"),
         (lambda step, total: math.nan, "nan"),
         (lambda step, total: 1.5, "1.5"),
     ):
         refused(lambda f=function: masker(ratio=f)([one()], step=3, epoch=0), "step 3", got)  # type: ignore[misc]
-    for number in (np.float32(0.25), torch.tensor(0.25), 0.25):
+    for number in (np.float32(0.25), 0.25):
         assert masker(ratio=lambda step, total, n=number: n).ratio(0, 1) == 0.25
 
 

@@ -320,4 +320,4 @@ def test_lists_show_no_address(capsys):
     [arguments] = [
         m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
     ]
-    assert arguments.endswith("weigh=standardised")
+    assert arguments.endswith("faithful=False")

@@ -223,8 +223,8 @@ def tensors(**more: object) -> dict:
 
 BAD = [
     ([], "no rows to mask"),
-    ([{"ids": [1]}], "no input_ids"),
-    ({"ids": torch.ones(1, 1)}, "no input_ids"),
+    ([{"ids": [1]}], "columns ids"),
+    ({"ids": torch.ones(1, 1)}, "columns ids"),
     (
         [{"input_ids": [5, 6], "example_id": 0, "word_ids": [0]}],
         "'word_ids' of row 0 has the wrong length; got 1; allowed: 2",
@@ -251,7 +251,7 @@ def test_bad_rows(rows: object, match: str) -> None:
 
 
 def test_missing_layers_and_bad_settings() -> None:
-    with pytest.raises(MaskwiseError, match="needs the layer 'word_ids'; got rows without layers"):
+    with pytest.raises(MaskwiseError, match="'word_ids' is missing; got rows without layers"):
         masker("whole-word")([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
     for more, match in (
         ({"ratio": 1.5}, "0 to 1"),
@@ -376,7 +376,7 @@ def test_single_wrong_values_are_refused_in_one_line() -> None:
             lambda: masker()([{"input_ids": [5], "example_id": 0}, {"example_id": 1}], epoch=0),
             "row 1",
         ),
-        (lambda: masker()([{"input_ids": ["a"], "example_id": 0}], epoch=0), "whole numbers"),
+        (lambda: masker()([{"input_ids": ["a"], "example_id": 0}], epoch=0), "got text"),
     ):
         with pytest.raises(MaskwiseError, match=match) as caught:
             call()

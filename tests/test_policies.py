@@ -177,9 +177,7 @@ def test_chosen_span_lengths() -> None:
     inclusion = {}
     for budget in ("exact", "expected"):
         made = Masker(vocabulary(), policy="span", budget=budget)
-        selection, _, _ = made.choose(
-            batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0)
-        )
+        selection = made.choose(batch, Keys(batch.example_id, seed=0, epoch=0), Moment(0, 1, 0))
         length = selection.units.length
         offered, taken = (
             np.bincount(x, minlength=11)[1:] for x in (length, length[selection.chosen])
@@ -360,10 +358,10 @@ def test_a_policy_of_one_s_own_with_bad_weights_is_refused(factor: float) -> Non
         unit_kind = UnitKind.WORD
 
         def cut(self, batch: Any, keys: Any, moment: Any) -> Any:
-            words = units_by(batch, "word", policy="bad")
+            words = units_by(batch, "word")
             return words.weighted(words.length * factor)
 
-    with pytest.raises(MaskwiseError, match="a weight that is not a finite number ≥ 0"):
+    with pytest.raises(MaskwiseError, match="not a finite number ≥ 0"):
         Masker(tokenizer(), policy=Bad(), ratio=0.3)(padded(random_rows(2)), epoch=0)
 
 
@@ -391,7 +389,7 @@ def test_rare_tokens_come_more_often() -> None:
     assert torch.equal(mask, chosen("frequency(units='token', floor=100.0)", layered))
     even = chosen(Frequency(power=0.0, units="token", counts=counts), rows)
     assert abs(even[:, :20].double().mean() - even[:, 20:].double().mean()) < 0.01
-    with pytest.raises(MaskwiseError, match="too few counts"):
+    with pytest.raises(MaskwiseError, match="the largest id"):
         chosen(Frequency(units="token", counts=counts[:20]), rows)
 
 
@@ -453,10 +451,10 @@ def test_members_may_bring_their_own_ratios() -> None:
             "^policy mixture: shares; got -1; allowed: 0 to 1, or schedules",
         ),
         ("span(p=0)", "between 0 and 1"),
-        ("span(max_words=2, min_words=3)", "min_words ≤ max_words"),
+        ("span(max_words=2, min_words=3)", "min_words .* got 3; allowed: .* from 1 to 2"),
         ("span(over='char')", "token, word"),
-        ("t5-span(mean_span=0.5)", "≥ 1"),
-        ("t5-span(ratio=2)", "0 to 1"),
+        ("t5-span(mean_span=0.5)", "mean_span .* got 0.5"),
+        ("t5-span(ratio=2)", "got 2; allowed: a number from 0 to 1"),
         ("span-layer(rest='words')", "none, token, word"),
         ("ul2(denoisers=((0.5, 0.5),))", "pairs of mean span"),
         ("frequency(floor=0)", "above 0"),
@@ -475,7 +473,7 @@ def test_missing_layers_are_named() -> None:
         ("weighted", "weight"),
         ("frequency", "frequency"),
     ):
-        with pytest.raises(MaskwiseError, match=f"needs the layer '{layer}'"):
+        with pytest.raises(MaskwiseError, match=f"the layer '{layer}'"):
             chosen(name, rows)
 
 
@@ -495,7 +493,7 @@ def test_predict_takes_a_fixed_share_of_the_row() -> None:
         within = kept.sum(0).double() / a.selected.sum(0)
         assert (within - within.mean()).abs().max() < 0.09
     assert some.describe()["predict"] == "constant(0.1)"
-    with pytest.raises(MaskwiseError, match="predict needs labels that stand where the tokens do"):
+    with pytest.raises(MaskwiseError, match="predict needs"):
         masker("token", "t5", predict=0.5)
     assert (masker("token", "bert", predict=0.0)(rows, epoch=0).labels == IGNORE).all()
 

@@ -191,7 +191,7 @@ def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
     ).requires_grad_()
     choice = choose(batch, logit_BL, 0.4, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
-    parts = units_by(batch, "word", policy="test").weighted(logit_U.detach().exp().numpy())
+    parts = units_by(batch, "word").weighted(logit_U.detach().exp().numpy())
     selection = select(parts, np.full(len(batch.begin), 0.4), keys_of(batch))
     assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
     log_p = reinforce.log_probability(choice, logit_U)

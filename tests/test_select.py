@@ -38,10 +38,13 @@ def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | Non
         (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
     )
     unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
-    return Units(
+    if set(lengths) == {1}:
+        made = Units.single(batch)
+        return made if weight is None else made.weighted(np.tile(weight, count))
+    return Units.of_tokens(
         batch,
         np.arange(count * width),
-        None if set(lengths) == {1} else unit.reshape(-1),
+        unit.reshape(-1),
         np.repeat(np.arange(count), kinds),
         np.tile(np.arange(kinds, dtype=np.int32), count),
         None if weight is None else np.tile(weight, count),
@@ -315,10 +318,10 @@ def test_bad_weights_are_refused(bad: float) -> None:
     weight = np.ones(batch.shape)
     weight[1, 3] = bad
     with pytest.raises(MaskwiseError, match="not a finite number"):
-        weigh(Units.single(batch), weight.reshape(-1), policy="weighted")
+        weigh(Units.single(batch), weight.reshape(-1))
     weight[1, 3], weight[:, 0] = 1.0, bad
     # at a special token it does not matter
-    weigh(Units.single(batch), weight.reshape(-1), policy="weighted")
+    weigh(Units.single(batch), weight.reshape(-1))
 
 
 def test_unknown_names_are_refused() -> None:

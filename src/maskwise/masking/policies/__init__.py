@@ -81,7 +81,11 @@ def policy(spec: Policy | str | Call) -> Policy:
     >>> policy("weighted(units='token')")
     Weighted(layer='weight', units='token', power=1.0)
     """
-    return spec if isinstance(spec, Policy) else build("policy", spec, POLICIES)
+    if isinstance(spec, Policy):
+        return spec
+    if str(spec).startswith("entropy-weighted"):
+        raise MaskwiseError("policy entropy-weighted is gone", do="take type-weighted(by=loss)")
+    return build("policy", spec, POLICIES)
 
 
 __all__ = [
