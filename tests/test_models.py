@@ -258,16 +258,6 @@ def test_a_tokenizer_with_a_huge_id_is_refused_before_tables_are_made(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"num_hidden_layers": 10**9}, {"num_labels": 10**9}, {"hidden_size": 10**12}]
-)
-def test_a_recipe_cannot_ask_for_a_billion_parts(fields: dict[str, int]) -> None:
-    with pytest.raises(
-        MaskwiseError, match=r"cannot have this|make no bert model|does not fit into memory"
-    ):
-        check_start(new_config("bert", tokenizer(), 16, **fields), 45)
-
-
 @pytest.mark.parametrize("architecture", ["bart", "mbart", "t5"])
 def test_encoder_decoders_are_refused_by_name(architecture: str) -> None:
     """BART stands in transformers' table of masked language models, and trained on nonsense without

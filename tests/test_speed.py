@@ -4,10 +4,7 @@ measured once.
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskwise.families import attention_work
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training import MaskedSource, speed, train
+from maskwise.training import MaskedSource, speed
 from maskwise.training.data import Step
 from maskwise.training.engine import new_accelerator
-from maskwise.training.speed import Meter, matmul_rate, measured_rate
+from maskwise.training.speed import Meter, matmul_rate
 from test_training import DATA, settings
 from training_tools import config, model, tokenizer
 
@@ -121,33 +118,3 @@ def test_a_processor_trains_in_bf16_by_itself_only_where_that_is_faster(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert new_accelerator(settings(precision="auto"), None).mixed_precision == wanted
-
-
-def test_measuring_takes_under_a_second() -> None:
-    began = time.perf_counter()
-    assert measured_rate(CPU, torch.float32, seconds=0.05) > 1e6
-    assert time.perf_counter() - began < 10  # a busy machine
-
-
-def test_lines_say_how_fast_and_how_full(tmp_path: Path) -> None:
-    chosen: Any = settings()
-    objective = MaskedLanguageModelling(model("bert"))
-    train(
-        objective,
-        MaskedSource(DATA, Masker(tokenizer()), chosen),
-        chosen,
-        folder=tmp_path / "run",
-        quiet=True,
-    )
-    written = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    for line in written:
-        assert line["padding"] == 0.0 and line["speed"].keys() == {
-            "tokens_per_second",
-            "mfu",
-            "memory_gib",
-            "seconds_left",
-        }
-        assert line["speed"]["tokens_per_second"] > 0 < line["speed"]["mfu"]
-    assert written[-1]["speed"]["seconds_left"] == 0.0 < written[0]["speed"]["seconds_left"]

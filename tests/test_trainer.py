@@ -416,32 +416,6 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
     assert torch.equal(outcome.right, logits[at].argmax(-1) == batch.labels[at])
 
 
-def test_stepped_dataset_in_the_stock_trainer_is_reproducible(tmp_path: Path) -> None:
-    """As docs/drop-ins.md shows it: order, epoch and step from StepBatchSampler; the schedule acts."""
-    masker = mw.Masker(tokenizer(), policy="whole-word", ratio="linear(0.6, 0.1)")
-
-    class Stepped(Trainer):
-        def get_train_dataloader(self) -> Any:
-            sampler = mw.StepBatchSampler(len(DATA), batch_size=16, epochs=2)
-            collate = mw.MaskingCollator(masker, total_steps=len(sampler))
-            return torch.utils.data.DataLoader(
-                mw.SteppedDataset(DATA), batch_sampler=sampler, collate_fn=collate
-            )
-
-    args = arguments(tmp_path, remove_unused_columns=False, max_steps=6)
-    targets = []
-    made = Stepped(model("bert"), args, train_dataset=DATA)
-    made.pop_callback(PrinterCallback)
-    made.model.register_forward_pre_hook(
-        lambda _, args, kwargs: targets.append(int((kwargs["labels"] != IGNORE).sum())),
-        with_kwargs=True,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="rows carry no")
-        made.train()
-    assert targets[0] > 2 * targets[-1]
-
-
 def rank_of_two(folder: Path) -> None:
     found = {}
     for architecture in ARCHITECTURES:
@@ -473,25 +447,3 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
         one = [*logged(made), {k: evaluated[k] for k in ("eval_loss", "eval_targets")}]
         for a, b in zip(one, two[architecture], strict=True):
             close(a, b, rel=1e-4)
-
-
-def test_stock_trainer_still_has_the_fault_this_mends(tmp_path: Path) -> None:
-    """If this fails, transformers has mended it, and the docs should say so."""
-    made = []
-    for size, parts in ((16, 1), (4, 4)):
-        args = arguments(
-            tmp_path,
-            remove_unused_columns=False,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=parts,
-        )
-        masker = mw.Masker(tokenizer(), ratio=0.3)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stock = Trainer(
-                model("bert"), args, train_dataset=DATA, data_collator=mw.MaskingCollator(masker)
-            )
-            stock.pop_callback("PrinterCallback")
-            stock.train()
-        made.append(logged(stock)[0])
-    assert made[1]["loss"] > 3 * made[0]["loss"]

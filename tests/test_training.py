@@ -244,7 +244,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
 def test_muon_needs_blocks() -> None:
     with pytest.raises(
         MaskwiseError,
-        match=r"optimizer muon is for the matrices .* got Linear; use optimizer: adamw",
+        match=r"optimizer muon trains the matrices .* got Linear; use optimizer: adamw",
     ):
         Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
@@ -254,10 +254,7 @@ def test_muon_needs_blocks() -> None:
         Optimizers(frozen, settings(optimizer="muon"))
 
 
-@pytest.mark.parametrize("more", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}])
-def test_muon_in_batches_is_torch_s_muon(
-    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_muon_in_batches_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tall and wide matrices, two of one shape, a transpose, one without a gradient; several steps."""
     # torch's rounds to bfloat16; in single precision the two are the same sums in another order.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
@@ -265,7 +262,7 @@ def test_muon_in_batches_is_torch_s_muon(
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
-    options = {"lr": 0.1, "weight_decay": 0.3, **more}
+    options = {"lr": 0.1, "weight_decay": 0.3}
     optimizers = BatchedMuon(ours, **options), torch.optim.Muon(theirs, **options)
     for _ in range(4):
         for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
@@ -647,36 +644,6 @@ def test_source_is_a_function_of_seed_and_step() -> None:
         ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
         and ratio[0] > ratio[1] > ratio[2]
     )
-
-
-def test_held_out_has_fixed_masks_and_the_right_reference() -> None:
-    log_unigram = log_frequencies(torch.tensor([0] * FIRST + [3] * 20 + [1] * 20))
-    torch.testing.assert_close(log_unigram.exp().sum(), torch.tensor(1.0))
-    assert float(log_unigram[FIRST]) == pytest.approx(math.log(4 / (5 + 4 * 20 + 2 * 20)))
-    maskers = {
-        kind: Masker(tokenizer(), policy=kind, ratio=0.3, corruption="mask-only")
-        for kind in ("token", "whole-word")
-    }
-    held_out = HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=8)
-    objective = MaskedLanguageModelling(model("bert").eval())
-    with torch.no_grad():
-        first, second = held_out(objective), held_out(objective)
-        assert first == second
-        for a, b in zip(
-            first,
-            HeldOut(HELD_OUT, maskers, log_unigram, rows=20, batch_size=3)(objective),
-            strict=True,
-        ):
-            close(a, b, rel=1e-6)
-        chosen = torch.arange(20) * 24 // 20
-        for line, (kind, masker) in zip(first, maskers.items(), strict=True):
-            batch = masker(HELD_OUT.batch(chosen), epoch=0)
-            at = batch.labels != IGNORE
-            reference = -log_unigram[batch.labels[at]].double().mean()
-            loss = objective.model(**batch).loss
-            expected = {"loss": float(loss), "unigram": float(reference), "targets": int(at.sum())}
-            close(line, {"masks": kind, "ratio": 0.3, **expected}, rel=1e-5)
-    assert first[0]["targets"] != first[1]["targets"] or first[0]["unigram"] != first[1]["unigram"]
 
 
 def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:

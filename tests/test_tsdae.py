@@ -73,28 +73,6 @@ def test_no_token_is_told_itself() -> None:
     assert len(set(terms)) == 4 and max(map(abs, terms)) < 5
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_it_learns_what_a_text_was_from_its_vector_alone(pooling: str) -> None:
-    one, batch, _ = setup(f"tsdae(pooling='{pooling}')")
-    one.train()
-    optimizer = torch.optim.AdamW(one.parameters(), lr=3e-3)
-    for _ in range(120):
-        optimizer.zero_grad()
-        outcome = one(batch)
-        (outcome.loss / outcome.targets).backward()
-        optimizer.step()
-    one.eval()
-    with torch.no_grad():
-        right = float(one(batch).loss / one(batch).targets)
-        # With the vectors of other texts the same decoder writes badly.
-        batch.input_ids, batch.attention_mask = (
-            batch.input_ids.flip(0),
-            batch.attention_mask.flip(0),
-        )
-        wrong = float(one(batch).loss / one(batch).targets)
-    assert right < 0.6 * wrong
-
-
 @pytest.mark.parametrize("spec", ["tsdae(layers=0)", "tsdae(pooling='max')"])
 def test_bad_arguments_are_one_line(spec: str) -> None:
     with pytest.raises(MaskwiseError, match="objective tsdae"):

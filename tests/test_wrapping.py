@@ -204,13 +204,6 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     assert torch.equal(again, found) and torch.equal(other, found) == (rate in (0, 1))
 
 
-def test_neighbours_are_dropped_independently() -> None:
-    torch.manual_seed(1)
-    gone = (dropped(torch.ones(1 << 20), 0.5) == 0).double() - 0.5
-    for distance in (1, 2, 3, 4, 8, 64):
-        assert abs((gone[distance:] * gone[:-distance]).mean().item()) < 0.25 * 4 / 2**10
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_attention_with_dropout_is_that_of_torch(
     packed: bool, monkeypatch: pytest.MonkeyPatch

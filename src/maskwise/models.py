@@ -1,10 +1,8 @@
-"""Models: how they are built and loaded. The only file that names transformers' model classes; what
-differs from family to family stands in ``families``.
+"""Building and loading models; the only file that names transformers' model classes.
 
-Nothing that came with a checkpoint is ever run: no remote code, no pickled weights. One that lacks
-weights of its encoder is refused, because transformers would fill the holes with random numbers and
-go on. Weights are always loaded in float32: transformers takes the stored type, and training in
-half precision goes wrong quietly.
+Nothing that comes with a checkpoint is executed: no remote code, no pickled weights. A checkpoint
+without all weights of its encoder is refused, because transformers would initialise the missing
+ones silently. Weights are loaded in float32, because training in half precision fails quietly.
 """
 
 from __future__ import annotations
@@ -56,18 +54,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUIET = 0.1
-"""Start of the weight of a new head's layer norm. At 1 a random head says noise, as loudly as a
-trained one speaks: 0.4 nats above word frequencies on a sentence encoder
-(benchmarks/recipes/continual-minilm.yaml)."""
+"""Initial weight of a new head's layer norm. At 1 the noise of a random head costs 0.4 nats more
+than word frequencies on a sentence encoder (benchmarks/recipes/continual-minilm.yaml)."""
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
-"""What users are told where a new head is trained together with the encoder."""
+"""The warning where a new head is trained together with the encoder."""
 
 LANGUAGE_MODELS: Mapping[Kind, Any] = {
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
-"""What is pre-trained."""
+"""The classes for pre-training."""
 
 _ARCHITECTURES: Mapping[Kind, Any] = {
     "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -84,12 +81,18 @@ TASK_MODELS: Mapping[str, Any] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""What a task puts on an encoder: ``masked-lm`` is the head that it was pre-trained with,
-``embedding`` none; ``seq2seq`` is an encoder–decoder as it is."""
+"""The classes for tasks, by head: ``masked-lm`` is that of pre-training, ``embedding`` has none."""
+
+TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
+    "embedding": ("encoder", "an embedding of texts"),
+    "masked-lm": ("encoder", "a task that is answered at masks"),
+    "seq2seq": ("encoder-decoder", "a task that generates"),
+}
+"""The kind of model for a head, and the use that errors name."""
 
 
 class ModelSettings(BaseModel):
-    """The model part of a recipe: a model from a configuration, or a pre-trained one to go on with.
+    """The model part of a recipe: a new model from a configuration, or a pre-trained one.
 
     >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
     True
@@ -98,9 +101,7 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pretrained: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (an installed one). None: fresh
-    weights.
-    """
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (installed). None: new weights."""
     architecture: str = "modernbert"
     settings: dict[str, Any] = {}
     """Fields of the architecture's configuration, such as hidden_size."""
@@ -110,16 +111,14 @@ class ModelSettings(BaseModel):
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """No type says here that ``no`` is meant as a truth value; and no setting of a model is a
-        word like it.
-        """
+        """Read ``yes`` and ``no`` as booleans, which no type says here; no setting is such a word."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
     def config(
         self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
     ) -> PreTrainedConfig:
-        """The configuration: the pre-trained model's, or a new one for rows of ``length``."""
+        """The pre-trained model's configuration, or a new one for rows of ``length``."""
         if self.pretrained:
             return load_config(self.pretrained, kind=kind)
         return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
@@ -133,7 +132,7 @@ class ModelSettings(BaseModel):
         seed: int,
         log_unigram: Tensor,
     ) -> PreTrainedModel:
-        """The model that a training begins with; ``log_unigram`` as for ``new_model``."""
+        """The model to train; ``log_unigram`` as for ``new_model``."""
         bias = log_unigram if self.unigram_bias else None
         if not self.pretrained:
             return new_model(self.config(tokenizer, length, kind=kind), seed=seed, log_unigram=bias)
@@ -168,64 +167,61 @@ def new_config(
         raise unknown_name("architecture", architecture, _ARCHITECTURES[kind])
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
-    strange = [name for name in fields if not hasattr(plain, name)]
-    if strange:
-        known = [name for name in plain.to_dict() if not name.startswith("_")]
-        raise unknown_name(f"{architecture} model setting", strange[0], known)
-    special = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")
+    for name in fields:
+        if not hasattr(plain, name):
+            known = [name for name in plain.to_dict() if not name.startswith("_")]
+            raise unknown_name(f"{architecture} model setting", name, known)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    given = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": cls,
+        "sep_token_id": sep,
+        "bos_token_id": cls if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        "eos_token_id": sep if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     }
-    for name, other in (("bos", "cls"), ("eos", "sep")):
-        own = getattr(tokenizer, f"{name}_token_id")
-        special[f"{name}_token_id"] = special[f"{other}_token_id"] if own is None else own
-    sizes = {"vocab_size": len(tokenizer)}
+    family = adapter_of(plain)
+    positions = max(length + family.first_position(tokenizer.pad_token_id), 8)
+    if isinstance(family, EncoderDecoder):
+        # Targets of masked spans have a separator for each, and may be longer than the text.
+        positions *= 2
+        given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
+        if hasattr(plain, "forced_eos_token_id"):  # BART's default is the id of its own </s>
+            given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
-        positions = length + adapter_of(plain).first_position(tokenizer.pad_token_id)
-        # Targets of masked spans have a separator for each span, and so may be longer than the
-        # text.
-        sizes["max_position_embeddings"] = max(positions, 8) * (
-            2 if kind == "encoder-decoder" else 1
-        )
-    if isinstance(family := adapter_of(plain), EncoderDecoder):
-        special["decoder_start_token_id"] = special[f"{family.starts_with}_token_id"]
-        if hasattr(plain, "forced_eos_token_id"):  # BART's has the number of *its* </s>
-            special["forced_eos_token_id"] = special["eos_token_id"]
-    given = {**sizes, **special, **fields}
+        given["max_position_embeddings"] = positions
+    given |= fields
+    set_fields = {name: value for name, value in given.items() if value is not None}
     try:
-        return AutoConfig.for_model(
-            architecture, **{k: v for k, v in given.items() if v is not None}
-        )
-    except Exception as error:  # configurations check themselves, with errors of many kinds
+        return AutoConfig.for_model(architecture, **set_fields)
+    except Exception as error:  # configurations validate themselves with errors of many kinds
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
 
 def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration whose ``to_dict`` gave these fields, ``model_type`` among them.
+    """The configuration from the fields of its ``to_dict``.
 
     Raises:
-        ValueError: no architecture of that name, or more layers or classes than any model has.
+        ValueError: an unknown ``model_type``, or too many layers or classes.
     """
     check_counts(fields)
     return AutoConfig.for_model(**fields)
 
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Make one encoder of two: both models' is the module of ``other``, with the weights of
-    ``model``.
-    """
-    # A model of a task may have a pooler, of which a language model knows nothing.
+    """Share one encoder between two models: the module of ``other``, with weights of ``model``."""
+    # Only a task's model may have a pooler.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
     model.tie_weights()
 
 
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
-    """Refuse a configuration that no model can be built from, or that the tokenizer does not fit.
-    Costs no memory.
+    """Raise if no model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: in one line, what transformers or torch say of it; no start token for a
-            decoder; more weights than this machine can hold.
+        MaskwiseError: the first line of transformers' or torch's error; too many tokens; no start
+            token for a decoder; more weights than this machine can hold.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -234,7 +230,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
 
 
 def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
-    """A model without memory, to count the weights of; ``auto`` as for ``build_model``.
+    """A model on the meta device; ``auto`` as for ``build_model``.
 
     Raises:
         MaskwiseError: no model can be built from the configuration.
@@ -242,25 +238,24 @@ def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
-    # assertions, divisions, look-ups: whatever an architecture checks itself by
+    # architectures validate themselves by assertions, divisions, look-ups
     except Exception as error:
         what = f"these model settings make no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 
 
 def weights_of(config: PreTrainedConfig) -> int:
-    """How many weights a language model of this configuration has; nothing is allocated."""
+    """The number of weights of a language model, without allocating them."""
     return sum(parameter.numel() for parameter in empty_model(config).parameters())
 
 
 def language_model(config: PreTrainedConfig) -> Any:
-    """The class of transformers that pre-trains models of this kind."""
+    """The class of transformers for a language model of this kind."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
 def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
-    """A model with weights drawn from torch's generator as it is; errors come before the memory is
-    asked for.
+    """A model with weights from torch's current generator.
 
     Args:
         auto: its class; None: that of a language model.
@@ -276,8 +271,8 @@ def new_model(
 
     Args:
         seed: of the initialisation.
-        log_unigram: (V,) start values of the output bias. Without them a model spends its first
-            thousand steps learning how frequent each token is.
+        log_unigram: (V,) initial output bias. Without it a model spends its first thousand steps
+            learning the frequencies of tokens.
 
     Raises:
         MaskwiseError: no model can be built from the configuration, or this machine cannot hold it.
@@ -289,24 +284,22 @@ def new_model(
 
 
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
+    if log_unigram is None:
+        return
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None:  # ESM keeps it beside the output embeddings
+    if bias is None:  # ESM's is in the head
         bias = getattr(getattr(model, "lm_head", None), "bias", None)
-    # BART's, (1, V), is fixed
-    if log_unigram is not None and bias is None and hasattr(model, "final_logits_bias"):
+    if bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is not trained
         bias = model.get_buffer("final_logits_bias")[0]
-        # The decoder also writes tokens that no text has, such as separators: they begin as an
-        # average word does.
+        # Tokens that only the decoder writes, such as separators, begin like an average word.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
-    if log_unigram is not None and bias is not None:
+    if bias is not None:
         with torch.no_grad():
             bias[: len(log_unigram)] = log_unigram
 
 
 def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
-    """The configuration of a pre-trained model; ``name`` as for ``starts.find_start``.
-    ``kind=None``: of any kind.
-    """
+    """The configuration of a pre-trained model of ``kind`` (None: any); see ``find_start``."""
     if kind is not None and kind not in _USES:
         raise unknown_name("kind of model", kind, _USES)
     config = _read_config(name)
@@ -324,14 +317,11 @@ def load_model(
 ) -> PreTrainedModel:
     """A pre-trained language model, in float32.
 
-    An encoder that comes without a masked-language-model head gets a new one if that is to be
-    trained (``seed``), and is refused where the head would be used as it is.
-
     Args:
         name: as for ``starts.find_start``.
-        kind: the kind of model that is wanted; None: any.
-        seed: of a new head, for a checkpoint that has none. None: such a checkpoint is refused.
-        log_unigram: (V,) start values of a new head's output bias.
+        kind: the kind of model; None: any.
+        seed: of a new head for a checkpoint that has none. None: such a checkpoint is refused.
+        log_unigram: (V,) initial output bias of a new head.
 
     Raises:
         MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no
@@ -345,9 +335,8 @@ def load_model(
         model, lacking = _load_whole(auto, name)
     if lacking and seed is None:
         what = f"{str(name)!r} has no MLM head, and a random one says nothing"
-        raise MaskwiseError(
-            what, do="train one first: maskwise pretrain with training.freeze=encoder"
-        )
+        do = "train one first: maskwise pretrain with training.freeze=encoder"
+        raise MaskwiseError(what, do=do)
     if lacking:
         _start_bias(model, log_unigram)
         _quieten(model, lacking)
@@ -356,7 +345,7 @@ def load_model(
 
 @cache
 def has_head(name: str) -> bool:
-    """Whether a checkpoint can fill masks as it is."""
+    """Whether a checkpoint has a prediction head."""
     auto = language_model(load_config(name, kind=None))
     with without_advice():
         return not _lacking(auto, name, find_weights(name))
@@ -365,39 +354,34 @@ def has_head(name: str) -> bool:
 def task_config(
     start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]
 ) -> PreTrainedConfig:
-    """The configuration of a checkpoint (or another one) with what a task says of its classes."""
+    """The configuration of a checkpoint (or another one) with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
         config = _read_config(start, **labels)
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "mean"  # ModernBERT; masked modelling has taught [CLS] nothing
+        config.classifier_pooling = "mean"  # ModernBERT's [CLS] is untrained
     return config
 
 
 def load_task_model(
     name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """A checkpoint with a new head for a task (also in place of one of another size), in float32,
-    or random weights.
+    """A checkpoint in float32 with a head for a task, new where it has none of that size.
 
     Args:
         name: as for ``starts.find_start``; None for random weights.
         config: see ``task_config``.
         head: a key of ``TASK_MODELS``.
-        seed: of the weights that are new.
+        seed: of new weights.
 
     Raises:
-        MaskwiseError: the family has no such head; a checkpoint that is damaged, or whose encoder
-            is not whole.
+        MaskwiseError: the family has no such head; a damaged or incomplete checkpoint.
     """
     auto = TASK_MODELS[head]
-    if head == "embedding":  # an encoder–decoder would give the states of its decoder
-        require_kind(config, "encoder", use="an embedding of texts")
-    if head == "masked-lm":
-        require_kind(config, "encoder", use="a task that is answered at masks")
-    if head == "seq2seq":
-        require_kind(config, "encoder-decoder", use="a task that generates")
+    if head in TASK_KINDS:
+        kind, use = TASK_KINDS[head]
+        require_kind(config, kind, use=use)
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:
@@ -407,9 +391,7 @@ def load_task_model(
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Loading draws a bar, and warns of a head that is new: what becomes of it is said elsewhere,
-    in one line.
-    """
+    """Silence transformers' progress bars and warnings of new heads, of which we warn ourselves."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -422,15 +404,13 @@ def without_advice() -> Iterator[None]:
 
 
 def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model whose encoder is whole, and the names of the weights outside of it that the
-    checkpoint lacks.
-    """
+    """A model with a complete encoder, and the names of other weights that are missing."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
     state = model.state_dict()
     for key in lacking:
-        if key.endswith("bias"):  # of a new head, which some families leave as the memory was
+        if key.endswith("bias"):  # of a new head, which some families leave uninitialised
             state[key].zero_()
     check_finite(state, name)
     return model, lacking
@@ -439,35 +419,32 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
 def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
     """The names of the weights outside of the encoder that a checkpoint lacks.
 
-    Reads names and shapes only, and allocates nothing: a configuration may name any size.
+    Reads only names and shapes, because a configuration may have any size.
 
     Raises:
-        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or memory is
-            too small.
+        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or the model
+            does not fit into memory.
     """
-    # for what a model computes when it is made, such as the numbers of its positions
+    # Also for tensors that a model computes itself, such as position ids.
     with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
-    # All of an encoder–decoder is pre-trained, its head as well.
-    body = encoder_of(model) if adapter_of(model.config).kind == "encoder" else model
-    encoder = {id(tensor) for tensor in body.state_dict(keep_vars=True).values()}
-    inside = {
-        key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in encoder
-    }
+    # All of an encoder–decoder is pre-trained, with its head.
+    kind = adapter_of(model.config).kind
+    body = encoder_of(model) if kind == "encoder" else model
+    encoder = set(body.state_dict(keep_vars=True).values())
+    inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
-    # A pooler stands inside of the encoder and belongs to the head: masked language models have
-    # none.
+    do = "take a whole checkpoint"
+    # A pooler is in the encoder, but belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
-        what = f"{str(name)!r} lacks weights of its {adapter_of(model.config).kind}"
-        raise MaskwiseError(
-            what, got=f"no {holes[0]}, {len(holes)} in all", do="take a whole checkpoint"
-        )
+        got = f"no {holes[0]}, {len(holes)} in all"
+        raise MaskwiseError(f"{str(name)!r} lacks weights of its {kind}", got=got, do=do)
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
             what = f"the weights of {str(name)!r} do not fit its config.json"
             got = f"{key} of {tuple(stored)} for {tuple(wanted)}"
-            raise MaskwiseError(what, got=got, do="take a whole checkpoint")
+            raise MaskwiseError(what, got=got, do=do)
     check_size(model)
     return sorted(missing)
 
@@ -493,17 +470,13 @@ def _loading(name: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file raises those of json, safetensors and transformers
-        raise MaskwiseError(
-            f"cannot load a model from {str(name)!r}: {first_line(error)}"
-        ) from None
+        what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
+        raise MaskwiseError(what) from None
 
 
 def _quieten(model: PreTrainedModel, lacking: list[str]) -> None:
-    """Let a new head begin near its bias: ``QUIET``. ``lacking``: names of the weights that are
-    new.
-    """
+    """Scale the norms among new weights to ``QUIET``, so that the head begins near its bias."""
     with torch.no_grad():
         for name in lacking:
-            # of a norm
-            if name.endswith("weight") and (weight := model.get_parameter(name)).ndim == 1:
-                weight.fill_(QUIET)
+            if name.endswith("weight") and model.get_parameter(name).ndim == 1:
+                model.get_parameter(name).fill_(QUIET)

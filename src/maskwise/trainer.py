@@ -183,22 +183,14 @@ class MaskingTrainer(Trainer):
         logits = tuple(value for name, value in outputs.items() if name not in hidden)
         return loss, logits[0] if len(logits) == 1 else logits, labels
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluation_loop(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
         self._evaluated = (0.0, 0)
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(*args, **more)
+        prefix = more.get("metric_key_prefix", "eval")
         total, targets = self._evaluated
         means = {"loss": total / max(1, targets), "targets": targets}
-        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        named = {f"{prefix}_{name}": value for name, value in means.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _learn(self) -> None:

@@ -1,8 +1,6 @@
-"""Optimisers and the learning rate. The rate is a function of (step, steps): nothing of it needs
-saving.
+"""Optimisers and the learning rate, which is a function of (step, steps) and needs no saving.
 
-Muon has one iteration for all matrices of one shape: torch's own goes matrix by matrix, and always
-in bfloat16.
+Muon iterates over all matrices of one shape together; torch's goes matrix by matrix, in bfloat16.
 """
 
 from __future__ import annotations
@@ -18,12 +16,10 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.wrapping import laid_out_as, whole
+from maskwise.training.wrapping import blocks_of, laid_out_as, whole
 
 COOLDOWN = 0.1
-"""Share of the steps over which the rate of warm-up, stable, decay (``wsd``) falls unless it is
-said.
-"""
+"""Default share of the steps over which the rate of ``wsd`` (warm-up, stable, decay) falls."""
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda fallen: 1 - fallen,
@@ -32,24 +28,22 @@ CURVES: Mapping[str, Callable[[float], float]] = {
     "wsd": lambda fallen: 1 - math.sqrt(fallen),
     "constant": lambda fallen: 1.0,
 }
-"""The share of the peak that is left, from the share of the way down: 1 at its beginning, 0 at its
-end.
-"""
+"""The remaining share of the peak, as a function of the share of the way down."""
 
 
 def rate_factor(
     step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
 ) -> float:
-    """The share of the peak learning rate in force at ``step`` of ``steps``; above 0 at every step.
+    """The learning rate at ``step`` of ``steps`` as a share of its peak; always above 0.
 
     Args:
         warmup: share of the steps over which it rises.
         decay: the curve along which it falls: linear, cosine, 1-sqrt or constant; ``wsd`` is 1-sqrt
             over the last tenth (Hägele et al. 2024, arXiv:2405.18392).
-        decay_share: share of the steps, the last ones, over which it falls; None: all of them, or
-            the tenth of ``wsd``.
+        decay_share: share of the last steps over which it falls; None: all, or a tenth for ``wsd``.
 
-    >>> [round(rate_factor(step, 10, warmup=0.2, decay="linear", decay_share=0.5), 2) for step in range(10)]
+    >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
+    >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     rise = warmup * steps
@@ -75,29 +69,23 @@ class Optimizers:
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = hidden_matrices(module) if settings.optimizer == "muon" else []
         if settings.optimizer == "muon" and not matrices:
-            raise MaskwiseError(
-                "optimizer muon is for the matrices of a model's blocks, and there are none "
-                "that are trained",
-                got=type(getattr(module, "model", module)).__name__,
-                do="use optimizer: adamw",
-            )
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in trained if id(p) not in chosen]
+            what = "optimizer muon trains the matrices of a model's blocks, and there are none"
+            got = type(getattr(module, "model", module)).__name__
+            raise MaskwiseError(f"{what} that are trained", got=got, do="use optimizer: adamw")
+        chosen = set(matrices)
+        rest = [p for p in trained if p not in chosen]
         decayed = [p for p in rest if p.ndim > 1]
         plain = [p for p in rest if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        adamw = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, fused=True
-        )
+        decay, rate = settings.weight_decay, settings.learning_rate
+        groups = [{"params": decayed, "weight_decay": decay}] if decayed else []
+        if plain:
+            groups.append({"params": plain, "weight_decay": 0.0})
+        adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
         self.members: list[torch.optim.Optimizer] = [adamw]
-        self.peaks = [settings.learning_rate]
+        self.peaks = [rate]
         if matrices:
             rate = settings.muon_learning_rate
-            self.members.append(BatchedMuon(matrices, lr=rate, weight_decay=settings.weight_decay))
+            self.members.append(BatchedMuon(matrices, lr=rate, weight_decay=decay))
             self.peaks.append(rate)
 
     def set_rate(self, step: int) -> float:
@@ -115,13 +103,12 @@ class Optimizers:
         """Update the weights.
 
         Args:
-            sound: a bool on the device; where it is false, nothing changes. The host does not wait
-                for it.
+            sound: a bool on the device; if false, nothing changes. The host does not wait for it.
         """
+        # As a gradient scaler does: torch's fused AdamW and our Muon read it on the device.
+        skipped = None if sound is None else (~sound).float()
         for member in self.members:
-            # What a gradient scaler sets, too: torch's fused AdamW and our Muon read it on the
-            # device.
-            member.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
+            member.found_inf = skipped  # type: ignore[attr-defined]
             member.step()
 
     def zero_grad(self) -> None:
@@ -130,7 +117,7 @@ class Optimizers:
 
 
 def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All state of optimizers as flat names and tensors, so that it can be saved without pickle."""
+    """The state of optimisers as flat names and tensors, to be saved without pickle."""
     return {
         f"{m}/{index}/{name}": torch.as_tensor(value)
         for m, member in enumerate(members)
@@ -154,41 +141,30 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tens
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """The weights that map hidden states to hidden states: what Muon is for.
+    """The weights that map hidden states to hidden states: those for Muon.
 
-    These are the linear maps in a model's blocks (what stands in a ``ModuleList``, as in every
-    transformers encoder) and, of a language model, the transform in its prediction head: left to
-    AdamW at the rate of the embeddings, that one matrix kept tiny models on the plateau
-    (docs/decisions/0004-laboratory.md). Embeddings, their projection, the output layer, poolers and
-    classifiers stay with AdamW. Telling these by their widths goes wrong where a hidden size equals
-    the number of positions (512, 128), or a task has more classes than the model is wide.
+    These are the linear maps in a model's blocks and, of a language model, the transform in its
+    prediction head: left to AdamW at the rate of the embeddings, that one matrix kept tiny models
+    on the plateau (docs/decisions/0004-laboratory.md). Embeddings, their projection, the output
+    layer, poolers and classifiers stay with AdamW. Widths cannot tell these apart: a hidden size
+    may equal the number of positions, and a task may have more classes than the model is wide.
     """
-    from transformers import PreTrainedModel
-
-    model: Any = module if isinstance(module, PreTrainedModel) else getattr(module, "model", module)
+    linear = [m for block in blocks_of(module) for m in block.modules() if isinstance(m, nn.Linear)]
+    model: Any = module if hasattr(module, "config") else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    # Not every ModuleList: the arms of ``Arms`` are one, with all that their heads and the whole
-    # model hold.
-    encoders = [encoder_of(m) for m in module.modules() if isinstance(m, PreTrainedModel)]
-    lists = [m for encoder in encoders for m in encoder.modules() if isinstance(m, nn.ModuleList)]
-    inside = {id(m): m for blocks in lists for m in blocks.modules() if isinstance(m, nn.Linear)}
     if output is not None:
-        encoder = {id(m) for m in encoder_of(model).modules()} | {id(output)}
-        inside |= {
-            id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in encoder
-        }
-    weights = {id(m.weight): m.weight for m in inside.values()}
-    return [w for key, w in weights.items() if w.requires_grad and key not in looked_up]
+        others = {output, *encoder_of(model).modules()}
+        linear += [m for m in model.modules() if isinstance(m, nn.Linear) and m not in others]
+    looked_up = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+    weights = dict.fromkeys(m.weight for m in linear)
+    return [weight for weight in weights if weight.requires_grad and weight not in looked_up]
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch.optim.Muon, faster: the matrices of one shape are orthogonalised together, on a CPU in
-    single precision.
+    """torch.optim.Muon, faster: matrices of one shape together, on a CPU in single precision.
 
-    Arguments and state are those of ``torch.optim.Muon``, so that either loads what the other
-    saved; there is no closure. Source: Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/.
+    State is that of ``torch.optim.Muon``, so that either loads what the other saved. Source: Jordan
+    et al. 2024, https://kellerjordan.github.io/posts/muon/.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
@@ -198,6 +174,9 @@ class BatchedMuon(torch.optim.Muon):
         True
     """
 
+    found_inf: Tensor | None = None
+    """A scalar, 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
+
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -205,64 +184,47 @@ class BatchedMuon(torch.optim.Muon):
             grads: list[Tensor] = []
             momenta: list[Tensor] = []
             self._init_group(group, weights, grads, momenta)
-            if not weights:
-                continue
-            # a scalar: 1 where nothing may change, as for torch's AdamW
-            skipped = getattr(self, "found_inf", None)
-            before = [] if skipped is None else [tensor.clone() for tensor in (*weights, *momenta)]
-            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            updates = (
-                torch._foreach_lerp(grads, momenta, group["momentum"])
-                if group["nesterov"]
-                else momenta
-            )
+            changed = (*weights, *momenta)
+            before = [] if self.found_inf is None else [tensor.clone() for tensor in changed]
+            momentum = group["momentum"]
+            torch._foreach_lerp_(momenta, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            for indices in of_one_shape(weights):
-                self._update([weights[i] for i in indices], [updates[i] for i in indices], group)
-            for tensor, old in zip((*weights, *momenta), before):
-                assert skipped is not None
-                tensor.copy_(torch.where(skipped > 0, old, tensor))
+            # A matrix and another's transpose have the same shape.
+            shapes = defaultdict(list)
+            for weight, update in zip(weights, updates):
+                shapes[tuple(sorted(weight.shape))].append((weight, update))
+            for pairs in shapes.values():
+                self._update(pairs, group)
+            for tensor, old in zip(changed, before):
+                assert self.found_inf is not None
+                tensor.copy_(torch.where(self.found_inf > 0, old, tensor))
 
-    def _update(self, weights: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-        # Where matrices are shared out among ranks, each rank needs all of a matrix and makes its
-        # part of the update.
-        wide = [u if u.shape[0] <= u.shape[1] else u.T for u in map(whole, updates)]
-        steps, coefficients, eps = group["ns_steps"], group["ns_coefficients"], group["eps"]
-        for weight, update in zip(
-            weights, orthogonal(torch.stack(wide), coefficients, steps, eps), strict=True
-        ):
+    def _update(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        # Of sharded matrices each rank needs the whole update, and takes its part.
+        updates = [whole(update) for _, update in pairs]
+        wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
+        turned = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        for (weight, _), update in zip(pairs, turned):
             rows, columns = weight.shape
+            if rows > columns:
+                update = update.T
             scale = max(1.0, rows / columns) ** 0.5
-            if group["adjust_lr_fn"] == "match_rms_adamw":
-                scale = 0.2 * max(rows, columns) ** 0.5
-            turned = update if rows <= columns else update.T
-            weight.add_(laid_out_as(turned.to(weight.dtype), weight), alpha=-group["lr"] * scale)
-
-
-def of_one_shape(matrices: list[Tensor]) -> list[list[int]]:
-    """Groups of matrices, by their index, that can be stacked; a matrix and another's transpose are
-    of one shape.
-    """
-    groups = defaultdict(list)
-    for index, matrix in enumerate(matrices):
-        groups[(*sorted(matrix.shape), matrix.device, matrix.dtype)].append(index)
-    return list(groups.values())
+            weight.add_(laid_out_as(update.to(weight.dtype), weight), alpha=-group["lr"] * scale)
 
 
 def orthogonal(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """The nearest orthogonal matrices, roughly: every singular value is brought near 1 (between .7
-    and 1.2).
+    """The nearest orthogonal matrices, roughly: singular values between .7 and 1.2.
 
     Args:
         matrices: [count, n, m], n ≤ m.
         coefficients: of x, x³ and x⁵ in the quintic that is iterated.
-        steps: how often.
-        eps: the least norm that is divided by.
+        steps: iterations.
+        eps: lower bound of the norm that divides.
     """
-    # bfloat16 matrix products are emulated on most CPUs: single precision took a quarter of their
-    # time.
+    # Most CPUs emulate bfloat16 matrix products; single precision took a quarter of their time.
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     a, b, c = coefficients

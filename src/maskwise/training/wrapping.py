@@ -1,10 +1,8 @@
-"""What is put around a model while it trains: activations that are computed twice, compiled blocks,
-shards.
+"""Wrappers of a model in training: activation checkpointing, compilation and sharding.
 
-All three work on the *blocks* of a model, in which most of its weights and activations are. None of
-them changes what is computed, but for the last bits, and none is left on the model when the
-training has ended, except that sharded weights stay sharded: ``gathered`` makes whole tensors of
-them.
+All work on the *blocks* of a model, which have most of its weights and activations. They change at
+most rounding, and are removed after the training, but sharded weights stay sharded: ``gathered``
+makes whole tensors of them.
 """
 
 from __future__ import annotations
@@ -37,30 +35,28 @@ Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
 ACCELERATE = "ACCELERATE_USE_FSDP"
-"""The variable by which ``accelerate launch --use_fsdp`` says that weights shall be sharded."""
+"""The variable by which ``accelerate launch --use_fsdp`` asks to shard weights."""
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all encoders and decoders in a module: the members of the outermost lists of
-    modules in them.
-    """
+    """The blocks of all models in a module: the members of their outermost lists of modules."""
     from transformers import PreTrainedModel
 
     models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
-    lists = {id(m): m for model in models for m in model.modules() if isinstance(m, nn.ModuleList)}
-    inside = {id(m) for members in lists.values() for block in members for m in block.modules()}
-    blocks = {id(b): b for key, members in lists.items() if key not in inside for b in members}
-    return list(blocks.values())
+    return list(dict.fromkeys(block for model in models for block in _listed(model)))
 
 
-# Blocks that are computed in another way
-# ------------------------------------------------------------------------
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _listed(child)
+
+
+# Blocks
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Compile the blocks and the head, and compute activations twice, as the settings say; let
-    nothing take longer than it must on this device, and judge at the ``precision`` of training.
-    ``unwrap`` undoes it.
+    """Compile blocks and head, or checkpoint activations, as set, and install fast paths of the
+    device; evaluation has the ``precision`` of training. ``unwrap`` undoes it.
 
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
@@ -71,17 +67,15 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         if isinstance(part, Objective):
             part.precision = precision
         if isinstance(part, PreTrainedModel) and adapter_of(part.config).separates:
-            separate(part)  # makes masks without a look, and has its own attention on a CPU
+            separate(part)  # needs no sync for masks, and is faster on a CPU
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
         return
     blocks = blocks_of(objective)
     if not blocks:
+        what = "compile and activation_checkpointing work on a model's blocks, and there are none"
         got = type(getattr(objective, "model", objective)).__name__
-        what = (
-            "compile and activation_checkpointing work on the blocks of a model, and there are none"
-        )
         raise MaskwiseError(what, got=got, do="set both to false")
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
@@ -98,22 +92,18 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 
 
 def unwrap(objective: nn.Module) -> None:
-    """Leave the model as it was before ``wrap``."""
+    """Undo ``wrap``, and Accelerate's wrapping of the objective's forward pass."""
     restore(objective)
-    # The forward passes of the objective itself are Accelerate's, which casts inside it and never
-    # takes it off.
     for part in (objective, *blocks_of(objective)):
         part.__dict__.pop("forward", None)
         part.__dict__.pop("_original_forward", None)
     for part in objective.modules():
-        for name in ("compiled", "precision"):
-            part.__dict__.pop(name, None)
+        part.__dict__.pop("compiled", None)
+        part.__dict__.pop("precision", None)
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
-    """A forward pass that keeps its inputs alone, and is computed again in the backward pass, with
-    the same dropout.
-    """
+    """A forward pass that keeps only its inputs, and is repeated in the backward pass."""
 
     def twice(*inputs: Any, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
@@ -124,10 +114,7 @@ def _recomputed(block: nn.Module, forward: Forward) -> Forward:
 
 
 def require_compiler(device: torch.device) -> None:
-    """
-    Raises:
-        MaskwiseError: what ``torch.compile`` needs for this device is not installed.
-    """
+    """Raise if what ``torch.compile`` needs for a device is not installed."""
     program = os.environ.get("CXX") or "g++"
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         program = "triton"
@@ -138,19 +125,16 @@ def require_compiler(device: torch.device) -> None:
 
 
 # Shards
-# ----------------------------------------------------------------------------------------------------------
 
 
 class Sharded(nn.Module):
-    """An objective whose weights, gradients and optimiser states are shared out among the ranks
-    (FSDP2).
+    """An objective with weights, gradients and optimiser states sharded over ranks (FSDP2).
 
-    A block's weights are gathered before it computes and let go afterwards, forwards and backwards.
-    What is not in a block (embeddings, heads) is one more part, gathered for as long as a step
-    takes.
+    A block's weights are gathered before it computes and released afterwards, forwards and
+    backwards. Weights outside of blocks (embeddings, heads) are gathered for a whole step.
 
     Args:
-        objective: on its device, not yet with optimisers: its parameters are replaced.
+        objective: on its device, without optimisers, because its parameters are replaced.
 
     Raises:
         MaskwiseError: the weights are still whole on every rank.
@@ -171,36 +155,31 @@ class Sharded(nn.Module):
         here = sum(local(p).numel() for p in self.parameters())
         whole = sum(p.numel() for p in self.parameters())
         if ranks > 1 and here > whole / 2 + whole / ranks:
-            raise MaskwiseError(
-                "the weights were not sharded", got=f"{here:,} of {whole:,} on one rank"
-            )
+            got = f"{here:,} of {whole:,} on one rank"
+            raise MaskwiseError("the weights were not sharded", got=got)
 
     def forward(self, batch: Any) -> Any:
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:
-        """Call a function that computes with the model, and does not train it."""
+        """Call a function that computes with the model without training it."""
         return function()
 
 
 def forget_meshes() -> None:
-    """Let go of the process groups that sharded models used: torch's caches keep the meshes, and
-    these the groups.
-    """
+    """Release the process groups of sharded models, which torch's caches of meshes keep."""
     while _meshes:
         getattr(_meshes.pop(), "_pg_registry", {}).clear()
 
 
 def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
-    """Whether weights shall be shared out: ``training.shard``, or ``accelerate launch --use_fsdp``."""
+    """Whether to shard weights: ``training.shard``, or ``accelerate launch --use_fsdp``."""
     return ranks > 1 and (settings.shard or os.environ.get(ACCELERATE, "").lower() == "true")
 
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Accelerate shards on accelerators alone, and on CPUs it says nothing and copies: here
-    ``Sharded`` does it.
-    """
+    """Hide the request from Accelerate, which on CPUs copies silently; ``Sharded`` does it."""
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
@@ -210,19 +189,19 @@ def without_fsdp_of_accelerate() -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is shared out among ranks."""
+    """Whether a tensor is sharded over ranks."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor this rank has."""
+    """This rank's part of a tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; every rank calls this."""
+    """The whole tensor; every rank calls this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
@@ -230,8 +209,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors; every rank calls this, in the same order.
 
     Args:
-        keep: whether this rank wants them. The others get none, so that one tensor at a time is
-            whole on them.
+        keep: whether this rank needs them; the others hold one whole tensor at a time.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -242,7 +220,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
-    """A tensor that every rank has, shared out as another of its shape."""
+    """A tensor that every rank has, sharded like another of its shape."""
     if not is_sharded(other) or is_sharded(value) or value.shape != other.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -253,22 +231,15 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
 
 
 def distinct(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module by name, tied weights once: safetensors stores no tensor under two
-    names.
-    """
-    seen: set[int] = set()
-    kept = {}
+    """The state of a module by name, tied weights once, as safetensors needs it."""
+    names: dict[Tensor, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            kept[name] = tensor.detach()
-    return kept
+        names.setdefault(tensor, name)
+    return {name: tensor.detach() for tensor, name in names.items()}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into a module, sharded or not; second names of tied weights need not be
-    there.
-    """
+    """Copy whole tensors into a module, sharded or not; tied weights need one of their names."""
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():
