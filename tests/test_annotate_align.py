@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
@@ -16,7 +15,6 @@ from maskwise.text import (
     Pieces,
     Rows,
     load_tokenizer,
-    read_documents,
     read_pieces,
     tokenise,
     train_tokenizer,
@@ -226,39 +224,6 @@ def test_layers_ride_through_tokenise_and_pieces():
     assert shown == "TheCatUlmZürich"
     inside = row["word_ids"][0] >= 0
     assert (row["size"][0][inside] > 0).all() and (row["size"][0][~inside] == 0).all()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not WIKIPEDIA.is_dir(), reason="../shared/data is not there")
-@pytest.mark.parametrize("family", ["wordpiece", "wordpiece-cased", "bytes", "unigram"])
-def test_a_thousand_documents(family):
-    texts = [document.text[:3000] for document in islice(read_documents(WIKIPEDIA), 980)]
-    texts += [f"{text} {texts[number]}"[:3000] for number, text in enumerate(TEXTS * 2)]
-    texts = texts[:1000]
-    tokenizer = {
-        "wordpiece": lambda: train_tokenizer(texts, vocab_size=8000).backend_tokenizer,
-        "wordpiece-cased": lambda: (
-            train_tokenizer(texts, vocab_size=8000, lowercase=False).backend_tokenizer
-        ),
-        "bytes": lambda: (
-            train_tokenizer(texts, kind="bpe", vocab_size=8000, lowercase=False).backend_tokenizer
-        ),
-        "unigram": lambda: _unigram(texts),
-    }[family]()
-    seen = check_alignment(tokenizer, texts)
-    assert len(texts) == 1000 and seen["tagged"] > 250_000 and seen["spans"] > 35_000, seen
-
-
-def _unigram(texts: list[str]) -> Tokenizer:
-    """T5's kind: NFKC, "▁", Unigram."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=8000, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path):

@@ -5,11 +5,8 @@ possible choices.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,7 +19,6 @@ from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
-from reinforce import log_probability, score_function
 
 VOCABULARY = Vocabulary.of(tools.tokenizer())
 MASK = tools.tokenizer().mask_token_id
@@ -205,28 +201,6 @@ def test_exact_is_the_slope_of_the_whole_objective(case: dict) -> None:
     assert relative_error(gradient[used], differences(problem, used)) < 1e-5
 
 
-def test_a_threshold_that_is_held_fixed_gives_another_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The difference that the test above is there to see: τ must move with the scores."""
-    problem = Problem.of()
-    _, right = problem.gradient("exact")
-    used = [int(i) for i in right.abs().argsort(descending=True)[:6]]
-    true = differences(problem, used)
-
-    def fixed(self: Choice, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
-        p_U = right_mask(self, logit_U.detach(), smooth=True).flatten()[self.token_M]
-        p_U = p_U.new_zeros(len(self.piece_U)).index_copy(0, self.unit_M, p_U)
-        rate_U = -torch.log1p(-p_U) / logit_U.detach().exp()  # τ, the same for all units of a piece
-        return self.spread(-torch.expm1(-rate_U * logit_U.exp()))
-
-    right_mask = Choice.mask
-    monkeypatch.setattr(Choice, "mask", fixed)
-    result, wrong = problem.gradient("exact")
-    assert result.outer == pytest.approx(problem.value(), rel=1e-9)  # the same masks
-    assert relative_error(wrong[used], true) > 0.05
-
-
 @pytest.mark.parametrize("second", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize(
     "case", [{}, {"inner": 2}, {"inner": 3, "same": False}, {"kind": "bart"}], ids=str
@@ -254,40 +228,6 @@ def test_finite_differences_in_single_precision(case: dict) -> None:
     assert float(near.norm() / right.norm()) == pytest.approx(1, abs=1e-2)
 
 
-def test_to_forget_the_later_step_is_wrong() -> None:
-    """v in place of u: the gradient of the outer loss used as it is, without the correction for the
-    task's step.
-    """
-    problem = Problem.of(rates=(0.5, 1.0))
-    _, right = problem.gradient("exact")
-    steps, theta = problem.steps(), problem.losses.parameters_now()
-    now = {name: value.requires_grad_() for name, value in theta.items()}
-    for step in steps:
-        mask = None if step.mask is None else step.mask.detach()
-        slope = torch.autograd.grad(
-            step.loss(now, mask), list(now.values()), allow_unused=True, materialize_grads=True
-        )
-        now = {
-            n: (t - step.rate * g).detach().requires_grad_()
-            for (n, t), g in zip(now.items(), slope, strict=True)
-        }
-    v = torch.autograd.grad(
-        problem.losses.of(problem.outer)(now, None),
-        list(now.values()),
-        allow_unused=True,
-        materialize_grads=True,
-    )
-
-    def along_v(theta: dict[str, Tensor], mask: Tensor | None) -> Tensor:
-        return sum((theta[name] * g).sum() for name, g in zip(theta, v, strict=True))
-
-    problem.policy.zero_grad()
-    careless = meta_gradient(theta, steps[:1], along_v, backend="exact")
-    careless.backward(steps[:1])
-    wrong = problem.policy.table.weight.grad.flatten()
-    assert cosine(wrong, right) < 0.99
-
-
 @pytest.mark.parametrize("backend", ["exact", "finite-difference"])
 def test_steps_of_size_zero_give_no_gradient_at_all(backend: str) -> None:
     _, gradient = Problem.of(rates=(0.0, 0.5), inner=2).gradient(backend)
@@ -303,19 +243,6 @@ def test_the_gradient_of_the_step_sizes() -> None:
     )
 
 
-def test_units_that_were_not_chosen_get_gradient() -> None:
-    problem = Problem.of(rows=1, smooth=False)
-    _, gradient = problem.gradient("finite-difference")
-    choice, ids = problem.choices[0], problem.batches[0].tensor("input_ids").flatten()
-    chosen = {
-        int(ids[t])
-        for t, u in zip(choice.token_M, choice.unit_M, strict=True)
-        if choice.chosen_U[u]
-    }
-    others = {int(ids[t]) for t in choice.token_M} - chosen
-    assert len(others) >= 3 and all(gradient[token] != 0 for token in others)
-
-
 def test_an_outer_loss_without_slope_gives_zero() -> None:
     problem = Problem.of()
     steps, theta = problem.steps(), problem.losses.parameters_now()
@@ -325,28 +252,12 @@ def test_an_outer_loss_without_slope_gives_zero() -> None:
     assert flat.outer == 2.0 and not flat.masks[0].any()
 
 
-# --- the score function
+# --- all selections
 # -------------------------------------------------------------------------------------------
 
 LENGTHS = (1, 2, 1, 3, 1, 2)
 BUDGET = 4
 WHOLE = sum(LENGTHS)
-
-
-def drawn(draws: int, logit_U: Tensor, *, seed: int = 0) -> Choice:
-    """The choice of the selection routine for many pieces of the same six units."""
-    word_ids = torch.tensor(
-        [number for number, length in enumerate(LENGTHS) for _ in range(length)]
-    )
-    ids = (word_ids + 5).expand(draws, -1)
-    columns = {
-        "input_ids": ids,
-        "word_ids": word_ids.expand(draws, -1),
-        "example_id": torch.arange(draws),
-    }
-    batch = gather(columns, VOCABULARY)
-    logit_BL = logit_U.detach()[word_ids].expand(draws, -1)
-    return choose(batch, logit_BL, BUDGET / WHOLE, Keys(batch.example_id, seed=seed, epoch=None))
 
 
 def probabilities(logit_U: Tensor) -> dict[tuple[bool, ...], Tensor]:
@@ -369,82 +280,29 @@ def probabilities(logit_U: Tensor) -> dict[tuple[bool, ...], Tensor]:
     return total
 
 
-def bilevel_values(selections: list[tuple[bool, ...]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The outer loss of a tiny model after a step under each selection, and the straight-through
-    gradient of one.
-    """
-    model = tools.model("bert").eval().double()
-    losses = Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
-    word_ids = torch.tensor(
-        [number for number, length in enumerate(LENGTHS) for _ in range(length)]
-    )
-    inputs = {
-        "input_ids": (word_ids + 5).unsqueeze(0),
-        "attention_mask": torch.ones(1, WHOLE, dtype=torch.long),
-    }
-    outer, theta = losses.of(question("bert", 2, 3)), losses.parameters_now()
-    loss = losses.of(inputs, torch.tensor(float(BUDGET)))
-
-    def value(chosen: tuple[bool, ...]) -> float:
-        mask = torch.tensor(chosen).double()[word_ids].unsqueeze(0)
-        return meta_gradient(theta, [InnerStep(loss, 0.5, mask)], outer, backend="exact").outer
-
-    def straight_through(mask: Tensor) -> Tensor:
-        step = InnerStep(loss, 0.5, mask)
-        result = meta_gradient(theta, [step], outer, backend="exact")
-        return torch.autograd.grad(mask, LOGIT, result.masks[0], retain_graph=True)[0]
-
-    return torch.tensor(
-        [value(chosen) for chosen in selections], dtype=torch.float64
-    ), straight_through
-
-
 LOGIT = torch.tensor([0.4, -0.3, 0.9, 0.2, -0.6, 0.1], dtype=torch.float64, requires_grad=True)
 
 
-def test_each_draw_is_compared_with_the_mean_of_the_others() -> None:
-    """Losses 1, 4 and 7: the others have 5.5, 4 and 2.5 on average."""
-    log_probability = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    surrogate = score_function(log_probability, torch.tensor([1.0, 4.0, 7.0], dtype=torch.float64))
-    (slope,) = torch.autograd.grad(surrogate, log_probability)
-    assert (3 * slope).tolist() == pytest.approx([1 - 5.5, 4 - 4, 7 - 2.5])
-
-
-def test_reinforce_against_all_selections() -> None:
-    """Unbiased: within three standard errors of the gradient that the enumeration gives, which they
-    know to 2 %.
-    """
+def test_straight_through_points_where_the_gradient_over_all_selections_does() -> None:
+    """The gradient of the expected outer loss, by the enumeration of all selections."""
     table = probabilities(LOGIT)
     assert float(sum(table.values()).detach()) == pytest.approx(1, abs=1e-12)
-    selections = list(table)
-    values, straight_through = bilevel_values(selections)
-    right = torch.autograd.grad(torch.stack([table[s] for s in selections]) @ values, LOGIT)[0]
-
-    draws = 40_000
-    choice = drawn(draws, LOGIT)
-    chosen = choice.chosen_U.view(draws, len(LENGTHS))
-    code = {sum(1 << u for u, is_in in enumerate(s) if is_in): i for i, s in enumerate(selections)}
-    codes = (chosen.long() << torch.arange(len(LENGTHS))).sum(1).tolist()
-    outer_D = values[torch.tensor([code[c] for c in codes])]
-    # Each draw has logits of its own, so that one backward pass gives the score of every draw.
-    logits = LOGIT.detach().repeat(draws).requires_grad_()
-    surrogate = score_function(log_probability(choice, logits), outer_D)
-    score = torch.autograd.grad(surrogate, logits)[0].view(draws, -1) * draws
-    mean, error = score.mean(0), score.std(0) / math.sqrt(draws)
-    assert float(error.norm() / right.norm()) <= 0.02
-    assert float(((mean - right) / error).abs().max()) < 3
-
-    shares = np.bincount([code[c] for c in codes], minlength=len(selections)) / draws
-    np.testing.assert_allclose(shares, [float(table[s].detach()) for s in selections], atol=0.01)
-
-    # What straight-through is worth: its mean over all selections, weighted by their probabilities.
-    small = drawn(1, LOGIT)
-    mean_straight = torch.zeros_like(right)
-    for selection in selections:
-        here = replace(small, chosen_U=torch.tensor(selection))
-        mean_straight += float(table[selection].detach()) * straight_through(here.mask(LOGIT))
-    print(
-        f"straight-through: cosine {cosine(mean_straight, right):.3f}, norm "
-        f"{mean_straight.norm() / right.norm():.3f}"
-    )
-    assert cosine(mean_straight, right) > 0.5
+    model = tools.model("bert").eval().double()
+    losses = Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
+    word_ids = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS)).unsqueeze(0)
+    columns = {"input_ids": word_ids + 5, "word_ids": word_ids, "example_id": torch.zeros(1).long()}
+    batch = gather(columns, VOCABULARY)
+    keys = Keys(batch.example_id, seed=0, epoch=None)
+    choice = choose(batch, LOGIT.detach()[word_ids], BUDGET / WHOLE, keys)
+    inputs = {"input_ids": word_ids + 5, "attention_mask": torch.ones_like(word_ids)}
+    loss = losses.of(inputs, torch.tensor(float(BUDGET)))
+    outer, theta = losses.of(question("bert", 2, 3)), losses.parameters_now()
+    expected = torch.zeros(())
+    straight = torch.zeros(6, dtype=torch.float64)
+    for selection, probability in table.items():
+        mask = replace(choice, chosen_U=torch.tensor(selection)).mask(LOGIT)
+        result = meta_gradient(theta, [InnerStep(loss, 0.5, mask)], outer, backend="exact")
+        expected = expected + probability * result.outer
+        slope = torch.autograd.grad(mask, LOGIT, result.masks[0], retain_graph=True)[0]
+        straight += float(probability.detach()) * slope
+    assert cosine(straight, torch.autograd.grad(expected, LOGIT)[0]) > 0.5

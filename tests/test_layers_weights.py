@@ -16,17 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from masking_tools import vocabulary
 from maskwise.annotate.counts import words_of
 from maskwise.annotate.difference import Difference, nearest, tf_icf, vectors_of
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.weights import Informativeness, sentences_of
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
 from maskwise.text import train_tokenizer
-from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, check_spans
-from maskwise.text.tokenizers import tokenise
 
 few = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -256,133 +252,9 @@ def test_mistakes_are_one_line(tmp_path):
         vectors_of(["a"], tmp_path / "none.txt")
 
 
-@pytest.fixture(scope="module")
-def corpus() -> list[str]:
-    rng = np.random.default_rng(2)
-    names = ["Marie Curie", "New York City", "quantum chromodynamics", "Buenos Aires"]
-    plain = [
-        "the",
-        "a",
-        "of",
-        "in",
-        "was",
-        "and",
-        "to",
-        "he",
-        "it",
-        "on",
-        "for",
-        "is",
-        "with",
-        "as",
-        "by",
-    ]
-    return [
-        " ".join(
-            str(part)
-            for i in range(30)
-            for part in (*rng.choice(plain, 3), names[rng.integers(4)] if i % 3 else ".")
-        )
-        for _ in range(40)
-    ]
-
-
-@pytest.fixture(scope="module")
-def made(corpus, tmp_path_factory) -> list:
-    specs = (
-        "phrases(min_documents=1, size=40)",
-        "frequency",
-        "informativeness(min_count=2)",
-        "difference",
-    )
-    return [fitted(spec, corpus, tmp_path_factory.mktemp("made") / "it") for spec in specs]
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        "informative",
-        "difference(power=0.5)",
-        "frequency",
-        "phrase",
-        "weighted('informativeness', units='phrase')",
-    ],
-)
-def test_layers_reach_their_policies(corpus, made, policy):
-    class All:
-        layers = {name: layer for one in made for name, layer in one.layers.items()}
-
-        def annotate(self, texts):
-            return [
-                {k: v for part in parts for k, v in part.items()}
-                for parts in zip(*(one.annotate(texts) for one in made))
-            ]
-
-    for text, found in zip(ODD, All().annotate(ODD)):
-        for name, spans in found.items():
-            check_spans(spans, All.layers[name], len(text), name=name)
-    tokenizer = train_tokenizer(corpus, vocab_size=200)
-    masker = Masker(tokenizer, policy=policy, ratio=0.15, budget="expected", seed=1)
-    masked, everywhere = Counter(), Counter()
-    rows = list(
-        tokenise([Document(str(i), text) for i, text in enumerate(corpus)], tokenizer, layers=All())
-    )
-    for number, row in enumerate(rows):
-        columns = {"input_ids": row.input_ids, "word_ids": row.word_ids, **row.layers}
-        batch = masker(
-            {k: torch.tensor(v)[None] for k, v in columns.items()}
-            | {"example_id": torch.tensor([number])},
-            epoch=0,
-        )
-        chosen = batch.selected[0].numpy()
-        for word in np.unique(row.word_ids[row.word_ids >= 0]):
-            inside = row.word_ids == word
-            assert chosen[inside].all() or not chosen[inside].any(), "half a word"
-            rare = row.layers["frequency"][inside][0] < 300
-            masked[rare] += int(chosen[inside].sum())
-            everywhere[rare] += int(inside.sum())
-        if policy.startswith(("informative", "difference")):
-            name = "informativeness" if policy.startswith("informative") else "difference"
-            assert not (chosen & (row.layers[name] == 0)).any(), "weight 0 is never chosen"
-        if "phrase" in policy:
-            for span in range(row.layers["phrase"].max() + 1):
-                inside = row.layers["phrase"] == span
-                assert chosen[inside].all() or not chosen[inside].any(), "half a phrase"
-    share = {rare: masked[rare] / everywhere[rare] for rare in everywhere}
-    if "phrase" not in policy:
-        assert share[True] > 1.2 * share[False], "names are masked more often than function words"
-
-
-@pytest.mark.parametrize("budget", ["exact", "expected"])
-def test_salient_spans_fill_as_methods_say(budget):
-    """SSM: ``none`` masks spans only, so nothing in a row without one; ``random`` keeps the budget
-    and says what filled it; ``skip-row`` masks no row whose spans cannot use the budget."""
-    length = 40
-    salient = torch.full((3, length), -1)
-    salient[0, 4:6], salient[0, 20:22] = 0, 1  # 4 tokens
-    salient[1, 2:12], salient[1, 20:30] = 0, 1  # 20 tokens; the last row has none
-    rows = {
-        "input_ids": torch.randint(5, 60, (3, length), generator=torch.Generator().manual_seed(0)),
-        "word_ids": torch.arange(length).expand(3, -1),
-        "example_id": torch.arange(3),
-        "salient": salient,
-    }
-    ratio = 0.5  # 20 of 40 tokens
-    made = {
-        fill: Masker(vocabulary(), policy="salient", ratio=ratio, budget=budget, fill=fill, seed=3)(
-            rows, epoch=0
-        )
-        for fill in ("none", "random", "skip-row")
-    }
-    marked = salient >= 0
-    assert torch.equal(made["none"].selected, marked), "all spans, and nothing else"
-    assert (
-        made["random"].selected.sum(1).tolist() == [20, 20, 20]
-        and (made["random"].selected & marked)[marked].all()
-    )
-    choice = made["random"].choice
-    assert choice is not None and choice.units.weight is not None
-    filled = choice.units.spread(choice.chosen & (choice.units.weight == 0))
-    assert torch.equal(torch.from_numpy(filled).view_as(marked), made["random"].selected & ~marked)
-    assert made["skip-row"].selected.any(1).tolist() == [False, True, False]
-    assert torch.equal(made["skip-row"].selected[1], marked[1])
+@pytest.mark.parametrize("spec", ["frequency", "informativeness(min_count=1)", "difference"])
+def test_odd_texts_have_whole_spans(spec, tmp_path):
+    made = fitted(spec, [*ODD, "the enzyme binds"] * 5, tmp_path / "it")
+    for text, found in zip(ODD, made.annotate(ODD)):
+        for name, layer in made.layers.items():
+            check_spans(found[name], layer, len(text))

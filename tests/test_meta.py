@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import write_folder
-from maskwise.keys import Keys, fold
-from maskwise.learning.examples import Examples, Masked, answers_in, find_contexts, masked_by
+from maskwise.learning.examples import Examples, answers_in, find_contexts
 from maskwise.learning.gradients import Losses
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
-from maskwise.learning.meta import Diverged, MetaLearner, Slopes, _descended
-from maskwise.learning.relaxation import RelaxedDenoising, choose
+from maskwise.learning.meta import Diverged, MetaLearner, Slopes
+from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
@@ -32,10 +29,9 @@ from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task
 from maskwise.text import encode, read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
-from maskwise.text.worlds import lexicon, read_world
+from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
-from reinforce import log_probability, score_function
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
 TRAINING = TrainingSettings(learning_rate=1e-3)
@@ -303,37 +299,6 @@ def test_back_ends_agree() -> None:
     assert float(near.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
 
 
-def reinforce_gradient(draws: int, **settings) -> Tensor:
-    """What ``policy_gradient`` estimates, from the outer losses after many hard choices by the same
-    scores.
-    """
-    mine = learner(**settings)
-    torch.nn.init.normal_(mine.policy.head.weight, generator=torch.Generator().manual_seed(0))
-    rows, key = mine._rows(0, 0), fold(mine.settings.seed, 0, 0)
-    masked = masked_by(mine.policy, mine.train, rows, mine.settings, key=key)
-    batch, _ = mine.train.batch(rows, seed=key)
-    logits = mine.policy(masked.inputs["input_ids"], masked.inputs["attention_mask"])
-    outer, theta = mine._task(rows), mine.losses.parameters_now()
-    values, log_p = [], []
-    for draw in range(draws):
-        keys = Keys(batch.example_id, seed=fold(key, draw), epoch=None)
-        choice = choose(batch, logits, mine.settings.ratio, keys, units=mine.settings.units)
-        steps = mine._inner(
-            [rows], [replace(masked, choice=choice)], [choice.budget], [choice.hard()]
-        )
-        after, _ = _descended(theta, steps)
-        values.append(float(outer(after, None).detach()))
-        log_p.append(log_probability(choice, masked.logit_U).sum())
-    score_function(torch.stack(log_p), torch.tensor(values)).backward()
-    return torch.cat([p.grad.flatten() for p in mine.policy.parameters()])
-
-
-def test_reinforce_points_where_the_relaxation_does() -> None:
-    relaxed = policy_gradient(batch_size=2)
-    unbiased = reinforce_gradient(draws=100, batch_size=2)
-    assert torch.nn.functional.cosine_similarity(relaxed, unbiased, 0) > 0.2
-
-
 def test_without_an_inner_step_nothing_is_learned() -> None:
     mine = learner(mask_rate=0.0)
     before = weights(mine)
@@ -576,87 +541,3 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     with pytest.raises(MaskwiseError, match="this gradient is for one process; got exact"):
         learner(batch_size=9, gradient="exact")
     assert issubclass(Diverged, Exception)
-
-
-def learned_in(
-    world: str, *, window: int, steps: int, ratio: float, batch_size: int
-) -> tuple[Masked, Tensor, dict[str, Tensor]]:
-    """What a light policy masks in the texts of a world after it has learned: the masks, (B, L)
-    shares, places.
-    """
-    told, task = [text for _, text in read_world(world).documents()], load_task(world)
-    words = train_tokenizer(told, vocab_size=2048)
-    rows = {
-        split: Examples.of(task, split, words, texts=told, length=32, max_length=16)
-        for split in ("train", "dev")
-    }
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    losses = losses_of(
-        new_model(new_config("bert", words, 32, **sizes), seed=0), task, words, seed=0
-    )
-    policy = PolicyModel.new(words, settings={"hidden_size": 32, "window": window}, length=32)
-    settings = MetaSettings(steps=steps, batch_size=batch_size, learning_rate=0.01, ratio=ratio)
-    learn_policy(
-        MetaLearner(losses, policy, rows["train"], rows["dev"], settings, TRAINING), quiet=True
-    )
-    with torch.no_grad():
-        masked = masked_by(policy, rows["train"], np.arange(len(rows["train"])), settings, key=0)
-    shares_BL = masked.choice.spread(masked.choice.shares(masked.logit_U))
-    kinds = {
-        kind: torch.isin(
-            masked.inputs["input_ids"], torch.tensor(words.convert_tokens_to_ids(names))
-        )
-        for kind in ("job", "university")
-        if (names := [name.lower() for name in lexicon()[kind]])
-    }
-    return masked, shares_BL, kinds
-
-
-DECOYS = (
-    "factworld(people=60, facts=('work',), friends=false, fillers=0, biographies=2, "
-    "decoys=2, seed=0)"
-)
-"""Every text tells a person's job, and of two friends who once saw somebody of another job."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("window", "finds"), [(1, False), (5, True)], ids=["table of words", "contextual"]
-)
-def test_a_word_that_helps_in_some_contexts_only(window: int, finds: bool) -> None:
-    """Batches are small: in a large one, jobs that are asked for and others are the same words,
-    about equally often.
-    """
-    # one word
-    masked, shares_BL, kinds = learned_in(
-        DECOYS, window=window, steps=120, ratio=0.06, batch_size=4
-    )
-    asked, decoys = (
-        float(shares_BL[place].sum())
-        for place in (kinds["job"] & masked.answer, kinds["job"] & ~masked.answer)
-    )
-    assert (asked / (asked + decoys) > 0.9) == finds
-
-
-BOTH = (
-    "factworld(people=60, facts=(work, study), asked=(job, university), friends=false, "
-    "fillers=1, biographies=2)"
-)
-
-
-@pytest.mark.slow
-def test_both_attributes_that_are_asked_for_are_found() -> None:
-    """One of them may weigh much less than the other: the budget has room for both.
-
-    With batches of 4 one of them is hardly found (.22 and .95 in 160 steps, .25 and .95 in 480).
-    """
-    # two words a text
-    masked, _, kinds = learned_in(BOTH, window=5, steps=160, ratio=0.1, batch_size=32)
-    taken_BL = masked.choice.hard()
-    shares = {kind: float(taken_BL[place].mean()) for kind, place in kinds.items()}
-    assert min(shares.values()) > 0.7, shares  # by chance .1

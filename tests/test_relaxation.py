@@ -4,9 +4,6 @@ probabilities of orders.
 
 from __future__ import annotations
 
-from functools import partial
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,17 +15,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import reinforce
 import training_tools as tools
-from masking_tools import log_probability
 from maskwise import Masker
 from maskwise.errors import MaskwiseError
 from maskwise.families import decoder_inputs
 from maskwise.keys import Keys
 from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
 from maskwise.masking import AnnotatedBatch, gather
-from maskwise.masking.policies.base import units_by
-from maskwise.masking.select import select
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 
@@ -91,21 +84,6 @@ def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
     inputs = (logit.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
     assert torch.autograd.gradgradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
-
-
-def test_a_threshold_without_a_gradient_is_another_function() -> None:
-    """What gradcheck would say if τ were detached: the probabilities of one piece would not
-    compete.
-    """
-    logit, length, piece = flat([(0.0, 1), (0.7, 2), (-1.2, 3)])
-    logit.requires_grad_()
-    p = inclusion(logit, length, piece, torch.tensor([2.0], dtype=F64))
-    tau = float((-torch.log1p(-p[0]) / logit[0].exp()).detach())
-    detached = -torch.expm1(-tau * logit.exp())
-    torch.testing.assert_close(detached, p)
-    right, wrong = (torch.autograd.grad((length * x).sum(), logit)[0] for x in (p, detached))
-    assert right.abs().max() < 1e-12  # the sum is the budget, whatever the logits are
-    assert wrong.min() > 0.1
 
 
 def test_the_type_of_the_logits_is_kept() -> None:
@@ -182,23 +160,6 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
     batch = text_batch()
     with pytest.raises(MaskwiseError, match="score of the policy is not finite"):
         choose(batch, torch.full(batch.shape, torch.nan), 0.3, keys_of(batch))
-
-
-def test_the_probability_of_the_order_is_that_of_the_masking_room() -> None:
-    batch = text_batch(6)
-    logit_BL = torch.randn(
-        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(3)
-    ).requires_grad_()
-    choice = choose(batch, logit_BL, 0.4, keys_of(batch))
-    logit_U = choice.unit_logits(logit_BL)
-    parts = units_by(batch, "word").weighted(logit_U.detach().exp().numpy())
-    selection = select(parts, np.full(len(batch.begin), 0.4), keys_of(batch))
-    assert torch.equal(torch.from_numpy(selection.chosen), choice.chosen_U)
-    log_p = reinforce.log_probability(choice, logit_U)
-    np.testing.assert_allclose(log_p.detach().numpy(), log_probability(selection), rtol=1e-12)
-    assert torch.autograd.gradcheck(
-        partial(reinforce.log_probability, choice), (logit_U.detach().requires_grad_(),)
-    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])

@@ -5,7 +5,6 @@ hard to tag.
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,12 @@ import pytest
 import spacy
 from benchmarks.annotate import (
     _bundled,
-    bench_annotate,
     entities,
     join_tokens,
     overlap_scores,
     read_columns,
-    render_annotate,
     tag_accuracy,
 )
-from spacy.tokens import Doc
 from spacy.training import Example
 
 from maskwise.annotate import tagger as tagger_module
@@ -60,17 +56,11 @@ def test_tags_of_a_sentence(tagger: SpacyPipeline) -> None:
     assert found == list(zip(words, kinds))
 
 
-def test_tags_by_numpys_matrix_product_are_those_of_bare_spacy() -> None:
-    """BLIS, spaCy's default, takes nearly three times as long; what differs is rounding."""
-    bare, ours = spacy.load(SHIPPED), SpacyPipeline()
-    texts = [document.text for document in _bundled()[::8]]
-    assert bare.get_pipe("tok2vec").model.ops.use_blis
-    assert not any(node.ops.use_blis for _, part in ours.nlp.pipeline for node in part.model.walk())
-    expected = [
-        [POS.labels.index(t.pos_) + 1 for t in doc if not t.is_space] for doc in bare.pipe(texts)
-    ]
-    found = [layers["pos"].value for layers in ours.annotate(texts)]
-    assert np.mean(np.concatenate(expected) == np.concatenate(found)) > 0.999
+def test_matrix_products_are_numpys() -> None:
+    """BLIS, spaCy's default, takes nearly three times as long."""
+    assert spacy.load(SHIPPED).get_pipe("tok2vec").model.ops.use_blis
+    models = [part.model for _, part in SpacyPipeline().nlp.pipeline]
+    assert not any(node.ops.use_blis for model in models for node in model.walk())
 
 
 def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> None:
@@ -116,12 +106,9 @@ def test_both_layers_are_those_of_each_alone_and_of_any_batch(tagger: SpacyPipel
     both = tagger.annotate(texts)
     for name in ("pos", "salient"):
         alone = annotator(name)
-        assert list(alone.layers) == [name]
-        for text, layers, one in zip(texts, both, alone.annotate(texts)):
-            for side, again in zip(layers[name], one[name]):
-                np.testing.assert_array_equal(side, again)
-            for side, again in zip(layers[name], alone.annotate([text])[0][name]):
-                np.testing.assert_array_equal(side, again)
+        expected = [{name: layers[name]} for layers in both]
+        np.testing.assert_equal(alone.annotate(texts), expected)
+        np.testing.assert_equal([alone.annotate([text])[0] for text in texts], expected)
 
 
 def test_tags_read_from_the_model_are_those_that_spacy_writes(tagger: SpacyPipeline) -> None:
@@ -177,18 +164,15 @@ def test_no_text_stops_it(tagger: SpacyPipeline, name: str) -> None:
 def test_long_texts_are_cut_where_nothing_is_lost(
     tagger: SpacyPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "Anna went to Rome. She saw 12 cats.\n" * 40
-    whole = tagger.annotate([text])[0]
+    """A batch of pieces is in memory together: of 200,000 characters each it took 4.5 GB."""
+    text = "Anna went to Rome. She saw 12 cats.\n\n" * 40
+    whole = tagger.annotate([text])
     monkeypatch.setattr(tagger_module, "PIECE_CHARACTERS", 200)
-    pieces = list(tagger_module._pieces(text))
-    assert len(pieces) > 5 and all(text[end - 1] == "\n" for _, end in pieces)
-    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == len(
-        text
-    )
-    cut = tagger.annotate([text])[0]
-    for name in whole:
-        np.testing.assert_array_equal(cut[name].start, whole[name].start)
-        np.testing.assert_array_equal(cut[name].end, whole[name].end)
+    begin, end = zip(*tagger_module._pieces(text))
+    assert len(end) > 5 and all(text[last - 2 : last] == "\n\n" for last in end)
+    assert begin == (0, *end[:-1]) and end[-1] == len(text)
+    assert max(b - a for a, b in zip(begin, end)) <= 200
+    np.testing.assert_equal(tagger.annotate([text]), whole)
 
 
 def test_version_names_model_layers_and_rules(
@@ -329,17 +313,6 @@ def test_overlap_scores_by_hand() -> None:
     assert scores["all"] == {"spans": 3, "recall": 1.0, "precision": 0.6667, "exact_f1": 0.4}
 
 
-def test_gold_tokens_are_scored_as_given(tagger: SpacyPipeline) -> None:
-    document = _bundled()[0]
-    words = [document.text[a:b] for a, b in zip(*document.layers["pos"][:2])]
-    by_hand = [t.pos_ for t in tagger.nlp(Doc(tagger.nlp.vocab, words=words))]
-    right = np.mean(
-        np.array(by_hand)
-        == [tag for _, tag in shown(document.text, document.layers["pos"], POS.labels)]
-    )
-    assert abs(tag_accuracy(tagger, [document])["gold_tokens"] - right) < 0.1
-
-
 def test_the_card_and_the_files_are_there() -> None:
     card = (SHIPPED / "README.md").read_text()
     assert "CC BY-SA 4.0" in card and "WNUT-17" in card
@@ -347,34 +320,6 @@ def test_the_card_and_the_files_are_there() -> None:
     assert sum(path.stat().st_size for path in files) < 5e6
     assert not [path for path in files if path.suffix in (".pkl", ".py")]
     assert json.loads((SHIPPED / "meta.json").read_text())["license"] == "CC BY-SA 4.0"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not GOLD.is_dir(), reason="needs ../shared/data")
-def test_bench_annotate_meets_what_was_promised() -> None:
-    result = json.loads(json.dumps(bench_annotate(data=GOLD, batches=2, copies=0)))
-    pos = {r["data"]: r for r in result["pos"]}["UD-EWT test"]
-    assert pos["gold_tokens"] >= 0.93 and pos["raw"] >= 0.93 and pos["words"] == 25094
-    wikigold = {(r["data"], r["spans"]): r for r in result["salient"]}["WikiGold", "salient"][
-        "names"
-    ]
-    assert wikigold["recall"] >= 0.80 and wikigold["precision"] >= 0.65
-    assert not result["missing"] and render_annotate(result)
-
-
-def test_a_long_text_is_shown_to_spacy_in_small_pieces() -> None:
-    """A batch of pieces is in memory together: of 200,000 characters each, a text of 10 MB took 4.5
-    GB.
-    """
-    text = "\n\n".join(f"Paragraph {n} of a long text. It goes on, and on." for n in range(6000))
-    cuts = list(tagger_module._pieces(text))
-    assert (
-        cuts[0][0] == 0
-        and cuts[-1][1] == len(text)
-        and all(a[1] == b[0] for a, b in pairwise(cuts))
-    )
-    assert max(end - start for start, end in cuts) <= 5_000
-    assert all(text[end - 2 : end] == "\n\n" for _, end in cuts[:-1])
 
 
 def test_words_that_were_met_do_not_stay_in_memory_for_ever(

@@ -350,14 +350,12 @@ def count_ngrams(
     min_count: int = 10,
     min_documents: int = 1,
     longest: int = 5,
-    limit: int = 15_000_000,
 ) -> Counted:
     """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times.
 
     Args:
         texts: one document each; read once.
         folder: for temporary files.
-        limit: most distinct n-grams of one length in memory, some 100 bytes each while merging.
     """
     names = Vocabulary()
     corpus = Spill(folder)
@@ -368,7 +366,7 @@ def count_ngrams(
     levels = [level]
     lost = names.lost
     for _ in range(2, longest + 1):
-        table = Table(limit=limit)
+        table = Table()
         pairs = Spill(folder)
         for block in ids:
             keys = _pairs(block)

@@ -17,8 +17,7 @@ differentiated exactly. Two back-ends give the same numbers (``BACKENDS``):
     mistake wherever a step follows the masked one; the cosine to the right gradient was .74 at a
     rate of 1 (tests/test_gradients.py).
 
-Tests compare both with REINFORCE, the unbiased estimate for what they relax: the hard choice of
-units.
+Tests compare both with the gradient over all hard choices, by enumeration.
 """
 
 from __future__ import annotations
