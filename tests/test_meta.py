@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
@@ -173,14 +172,12 @@ def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     assert end.stopped is None and end.step == 30 and end.best > 0 and end.gain > 0.01
     assert [line["step"] for line in lines if line["kind"] == "dev"] == [10, 20, 30]
     assert all(0.05 < line["agreement"] <= 1 for line in lines if line["kind"] == "dev")
-    assert mine.judge(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
+    assert mine.gain_of(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
-    older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_learning_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``older``: of a version that gave Adam's state names without a number in front."""
     how = {"reset_every": 0, "learn_rates": True, "warm": 2}
     whole = learner(**how)
     learn_policy(whole, tmp_path / "whole", quiet=True)
@@ -194,18 +191,6 @@ def test_a_learning_that_was_stopped_goes_on_bit_for_bit(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(MetaLearner, "step", killed)
         learn_policy(learner(**how), tmp_path / "part", quiet=True)
-    if older:
-        [path] = (tmp_path / "part").rglob("state.safetensors")
-        tensors = {
-            name.replace("adam/0/", "adam/"): tensor for name, tensor in load_file(path).items()
-        }
-        facts = (path.parent / "state.json").read_text()
-
-        def as_before(target: Path) -> None:
-            save_file(tensors, target / "state.safetensors")
-            (target / "state.json").write_text(facts)
-
-        write_folder(path.parent, as_before)
     second = learner(**how)
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now
@@ -269,7 +254,7 @@ def test_the_agreement_of_gradients() -> None:
 def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = iter([0.5, 0.2, 0.1, 9.0])
     monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": 1.0}))
-    monkeypatch.setattr(MetaLearner, "judge", lambda self, policy: next(gains))
+    monkeypatch.setattr(MetaLearner, "gain_of", lambda self, policy: next(gains))
     end = learn_policy(learner(steps=12, patience=2), quiet=True)
     assert (end.step, end.best, end.gain, end.stopped) == (
         9,

@@ -260,7 +260,9 @@ def test_answers_that_stand_in_no_context_are_refused(tmp_path):
         tmp_path / "qa.jsonl",
         [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}],
     )
-    with pytest.raises(MaskwiseError, match=r"1 answers that do not stand.*learning.method: meta"):
+    with pytest.raises(
+        MaskwiseError, match=r"1 × answers that do not stand.*learning.method: meta"
+    ):
         labels_of(str(tmp_path / "qa.jsonl"))
 
 

@@ -1,9 +1,8 @@
-"""Examples to learn a policy from: a context, which is masked, and a row of a task, which says what
-that was good for.
+"""Examples to learn a policy from: a context, which is masked, and a row of a task, which uses it.
 
-The context of a row is its own, where it has one (a paragraph, or the text that is classified).
-Closed-book questions have none. There the contexts are those texts of a corpus in which an answer
-stands and which share the rarest words with the question.
+The context of a row is its own if it has one (a paragraph, or the text that is classified).
+Closed-book questions have none: their contexts are the texts of a corpus that hold an answer and
+share the rarest words with the question.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""Contexts of a question share rare words with it, at least this share of what the best one shares.
-"""
+"""Contexts score at least this share of the best one of their question."""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
-    """Where an answer stands in a text as whole words, whatever its case.
+    """The (start, end) of an answer in a text as whole words, in any case.
 
     >>> occurrences("Art", "The art of Bart: Art!")
     [(4, 7), (17, 20)]
@@ -45,11 +43,9 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     answer = answer.strip()
     if not answer:
         return []
-    pattern = re.escape(answer)
-    if answer[0].isalnum():
-        pattern = r"(?<!\w)" + pattern
-    if answer[-1].isalnum():
-        pattern += r"(?!\w)"
+    before = r"(?<!\w)" if answer[0].isalnum() else ""
+    after = r"(?!\w)" if answer[-1].isalnum() else ""
+    pattern = before + re.escape(answer) + after
     return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
@@ -60,11 +56,10 @@ def find_contexts(
     *,
     most: int = 4,
 ) -> list[list[int]]:
-    """For every question, the texts that tell an answer to it: those with the rarest words in
-    common.
+    """For every question, the texts with an answer that share the rarest words with it.
 
     Args:
-        answers: of every question, all right ones; case does not count.
+        answers: all right answers of every question, in any case.
         most: texts for each question; of equally good ones the first.
 
     Returns:
@@ -81,29 +76,22 @@ def find_contexts(
             holders.setdefault(word, []).append(place)
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
-        asked = dict.fromkeys(_WORD.findall(question.casefold()))
-        rarity = {
-            word: math.log((1 + len(texts)) / (1 + len(holders[word])))
-            for word in asked
-            if word in holders
-        }
+        rarity = {}
+        for word in dict.fromkeys(_WORD.findall(question.casefold())):
+            if word in holders:
+                rarity[word] = math.log((1 + len(texts)) / (1 + len(holders[word])))
         telling = set[int]()
         for right in rights:
-            parts = _WORD.findall(right.casefold())
-            if parts:
-                rarest = min(parts, key=lambda word: len(holders.get(word, ())))
-                telling.update(
-                    place for place in holders.get(rarest, ()) if occurrences(right, texts[place])
-                )
-        score = {
-            place: sum(rarity[word] for word in rarity if word in words[place]) for place in telling
-        }
+            # only texts with the rarest word of an answer are searched
+            parts = [holders.get(word, []) for word in _WORD.findall(right.casefold())]
+            candidates = min(parts, key=len, default=[])
+            telling.update(place for place in candidates if occurrences(right, texts[place]))
+        score = {}
+        for place in sorted(telling):
+            score[place] = sum(rarity[word] for word in rarity if word in words[place])
         best = max(score.values(), default=0)
-        contexts.append(
-            [place for place in sorted(telling) if best > 0 and score[place] >= NEARLY * best][
-                :most
-            ]
-        )
+        good = [place for place in score if best > 0 and score[place] >= NEARLY * best]
+        contexts.append(good[:most])
     return contexts
 
 
@@ -112,9 +100,8 @@ class Examples:
     """N examples of a task, each with the contexts that it can be learned from.
 
     Attributes:
-        contexts: rows of C contexts for a masker, as ``maskwise.text.encode`` gives them, and under
-            ``answer`` whether a token is in an answer: to see what a policy does, never to learn
-            from.
+        contexts: rows of C contexts for a masker, and under ``answer`` whether a token is in an
+            answer: to evaluate a policy, never to learn from.
         starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
         rows: (N,) the row of ``data`` for each example.
         data: the task's rows as tensors.
@@ -147,7 +134,7 @@ class Examples:
         """The examples of a split.
 
         Args:
-            texts: where contexts are looked for, if the task's rows have none of their own.
+            texts: searched for contexts, if the task's rows have none.
             length: tokens of a context, special ones included; longer ones are cut.
             max_length: tokens of a row of the task.
             most: contexts for each example.
@@ -157,32 +144,30 @@ class Examples:
         """
         rows = task.splits[split]
         own = [context_of(row) for row in rows]
+        rights = [rights_of(row) for row in rows]
         if None in own:
-            places = find_contexts(
-                [row.texts[0] for row in rows], [*map(rights_of, rows)], texts, most=most
-            )
+            places = find_contexts([row.texts[0] for row in rows], rights, texts, most=most)
         else:
-            number: dict[str, int] = {}
-            places = [[number.setdefault(str(text), len(number))] for text in own]
+            number = {str(text): place for place, text in enumerate(dict.fromkeys(own))}
+            places = [[number[str(text)]] for text in own]
             texts = list(number)
         kept = [n for n, found in enumerate(places) if found]
         if not kept:
-            got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
             what = "no text tells an answer to any row of the task"
+            got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
             raise MaskwiseError(what, got=got, do="learn from a corpus that tells them")
 
         order: list[int] = []
-        rights: dict[int, list[str]] = {}
+        answers: dict[int, list[str]] = {}
         for n in kept:
             order += places[n]
             for place in places[n]:
-                rights.setdefault(place, []).extend(rights_of(rows[n]))
-        used = sorted(rights)  # a context that several rows share is read once
+                answers.setdefault(place, []).extend(rights[n])
+        used = sorted(answers)  # a context that several rows share is read once
+        encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
-        for place, row in zip(
-            used, encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
-        ):
-            inside = answers_in(tokenizer, texts[place], rights[place], row["word_ids"])
+        for place, row in zip(used, encoded):
+            inside = answers_in(tokenizer, texts[place], answers[place], row["word_ids"])
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data})
@@ -200,7 +185,7 @@ class Examples:
 
         Args:
             examples: (B,) in [0, N).
-            seed: which of its contexts an example gets: a function of the seed and the example.
+            seed: with the example, decides which of its contexts it gets.
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
@@ -221,17 +206,15 @@ class Examples:
 
 
 def context_of(row: Row) -> str | None:
-    """The text that a row brings with it and that can be masked: its context, or what is
-    classified.
-    """
-    own = getattr(row, "context", None)
-    if own is not None or hasattr(row, "answers"):
-        return own
-    return " ".join(row.texts)
+    """The text of a row that can be masked: its context, or the text that is classified."""
+    own: str | None = getattr(row, "context", None)
+    if own is None and not hasattr(row, "answers"):
+        return " ".join(row.texts)
+    return own
 
 
 def rights_of(row: Row) -> Sequence[str]:
-    """The right answers of a row, where they are texts."""
+    """The right answers of a row, if they are texts."""
     answers: Sequence[str] = getattr(row, "answers", row.rights)
     return answers
 
@@ -250,7 +233,7 @@ def answers_in(
 
 
 # Masked by a policy
-# -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 
 Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A policy: from ``input_ids`` and ``attention_mask`` (B, L) to logits (B, L)."""
@@ -258,12 +241,12 @@ Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """Contexts with a policy's scores, and what was chosen by them.
+    """Contexts with a policy's scores, and the choice by them.
 
     Attributes:
-        inputs: ``input_ids`` and ``attention_mask`` (B, L), nothing masked.
+        inputs: ``input_ids`` and ``attention_mask`` (B, L), without masks.
         answer: (B, L) bool, the tokens of right answers.
-        choice: units and what was chosen.
+        choice: of units.
         logit_U: (U,) the units' scores, with a graph.
     """
 
@@ -288,9 +271,7 @@ def masked_by(
     key: int,
     device: torch.device | str = "cpu",
 ) -> Masked:
-    """One context of each of some examples, scored by a policy and masked by the scores; ``key``
-    decides all draws.
-    """
+    """One context of each example, scored and masked by a policy; ``key`` decides all draws."""
     batch, answer = examples.batch(rows, seed=key)
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
     inputs = {
@@ -304,5 +285,5 @@ def masked_by(
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The policy that has no preference."""
+    """The policy without preferences."""
     return torch.zeros(input_ids.shape, device=input_ids.device)

@@ -1,11 +1,10 @@
-"""Meta-gradients: how the loss after some steps of training depends on the masks that these steps
-were made with.
+"""Meta-gradients: the derivative of a loss after steps of training by the masks of these steps.
 
-    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m of every step with a mask
+    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m of each mask
 
-What is differentiated is the mask, not the policy: a policy's own backward pass runs once, on the
-gradient of its mask, and whatever made the mask (scores, the threshold of the budget) is
-differentiated exactly. Two back-ends give the same numbers (``BACKENDS``):
+The mask is differentiated, not the policy: a policy's own backward pass runs once, on the gradient
+of its mask, and whatever made the mask is differentiated exactly. Two back-ends give the same
+numbers (``BACKENDS``):
 
 ``exact``
     Autograd through the gradients. It holds the graph of every step, and attention must be the
@@ -13,7 +12,7 @@ differentiated exactly. Two back-ends give the same numbers (``BACKENDS``):
 ``finite-difference``
     With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
     v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is
-    that of training, and time two more passes for each step. To leave out the second line is a
+    that of training, and time two more passes for each step. To leave out the second update is a
     mistake wherever a step follows the masked one; the cosine to the right gradient was .74 at a
     rate of 1 (tests/test_gradients.py).
 
@@ -39,11 +38,12 @@ Parameters: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """From parameters and a mask, for losses that have one, to a scalar."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
-"""Adds up the gradients of all ranks, in place."""
+"""Adds up gradients of all ranks, in place."""
+BACKENDS = ("exact", "finite-difference")
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
-    """Of one rank there is nothing to add up."""
+    """Nothing to add up: there is one rank."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class InnerStep:
     Attributes:
         loss: gives a scalar; see ``Losses``.
         rate: its size.
-        mask: (B, L) what the policy decides about it; None: nothing.
+        mask: (B, L) of the policy; None for losses without one.
     """
 
     loss: Loss
@@ -63,12 +63,12 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """What a back-end returns.
+    """The result of a back-end.
 
     Attributes:
         outer: the outer loss after all steps.
         inner: the loss of each step, before it is made.
-        masks: ∂outer/∂mask of each step; None where it has no mask.
+        masks: ∂outer/∂mask of each step; None if it has no mask.
         rates: ∂outer/∂rate of each step.
     """
 
@@ -78,39 +78,28 @@ class MetaGradient:
     rates: list[float]
 
     def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
-        """Go on through whatever made the masks of the steps: adds to ``grad`` of the policy's
-        parameters.
-        """
-        pairs = [
-            (step.mask, grad)
-            for step, grad in zip(steps, self.masks, strict=True)
-            if grad is not None
-        ]
-        masks = [mask for mask, _ in pairs if mask is not None]
-        torch.autograd.backward(
-            masks, [gradient for _, gradient in pairs], retain_graph=retain_graph
-        )
+        """Backpropagate from the masks of the steps to ``grad`` of the policy's parameters."""
+        masks = [step.mask for step in steps if step.mask is not None]
+        gradients = [gradient for gradient in self.masks if gradient is not None]
+        torch.autograd.backward(masks, gradients, retain_graph=retain_graph)
 
 
 class Losses(nn.Module):
-    """The two losses of one model: of predicting what a mask hides, and of a task. Both are means.
+    """The two losses of one model, of predicting masked tokens and of a task. Both are means.
 
     Attributes:
         denoising: its loss is called with (inputs, mask, budget).
-        task: an objective over the same model, or over one that shares its encoder; called with a
-            batch.
+        task: an objective over the same model, or one that shares its encoder; called with a batch.
     """
 
     def __init__(self, denoising: RelaxedDenoising, task: Objective):
         super().__init__()
-        self.denoising, self.task = denoising, task
+        self.denoising = denoising
+        self.task = task
 
-    def forward(
-        self, batch: Any, mask: Tensor | None = None, budget: Tensor | None = None
-    ) -> Tensor:
-        """A scalar; of the task where there is no mask."""
+    def forward(self, batch: Any, mask: Tensor | None, budget: Tensor | None) -> Tensor:
+        """A scalar; the task's if there is no mask."""
         if mask is not None:
-            assert budget is not None, "a mask comes with its budget"
             loss: Tensor = self.denoising(batch, mask, budget)
             return loss
         outcome = self.task(batch)
@@ -122,24 +111,24 @@ class Losses(nn.Module):
 
     @cached_property
     def _places(self) -> dict[str, str]:
-        """Every place of a parameter, and its name. A tied one has several places, but a module
-        that both losses share stands here under one path: ``functional_call`` does not give back
-        what it replaced twice.
+        """Every place of a parameter, and its name.
+
+        A tied parameter has several places, but a module that both losses share has one here:
+        ``functional_call`` does not restore what it replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
-        places = [
-            place
-            for path, module in self.named_modules()
-            for place in module.named_parameters(path, recurse=False, remove_duplicate=False)
-        ]
-        return {place: names[id(value)] for place, value in places}
+        places = {}
+        for path, module in self.named_modules():
+            own = module.named_parameters(path, recurse=False, remove_duplicate=False)
+            places.update({place: names[id(value)] for place, value in own})
+        return places
 
     def of(self, batch: Any, budget: Tensor | None = None) -> Loss:
         """The loss of a batch as a function of parameters and mask.
 
         Args:
-            budget: what the sum of the losses is divided by. A batch without a mask may leave it to
-                its own targets; on several ranks it must be the number of all of theirs.
+            budget: divides the sum of the losses; None: the targets of a batch without a mask. On
+                several ranks it must be the sum over all of them.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
@@ -159,23 +148,22 @@ def meta_gradient(
     epsilon: float | None = None,
     agree: Agree = alone,
 ) -> MetaGradient:
-    """The derivative of the outer loss after inner steps, by the masks and the rates of these
-    steps.
+    """The derivative of the outer loss after inner steps, by their masks and rates.
 
     Args:
         theta: parameters by name; they are not changed.
         outer: called with the parameters after the last step, and None.
-        backend: a key of ``BACKENDS``.
-        epsilon: length of the step aside of a finite difference, in the space of the parameters.
+        backend: one of ``BACKENDS``.
+        epsilon: length of the perturbation of a finite difference, in the space of the parameters.
             None: .01 in single precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in
-                double, where rounding allows it.
-        agree: adds up gradients over ranks, where each has a part of the batch; ``exact`` works on
-            one rank.
+            double, where rounding allows it.
+        agree: adds up gradients over ranks, each with a part of the batch; ``exact`` works on one.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
-    >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=torch.tensor(1.0).double())
-    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square's derivatives are −2·.5·2·rate and −2·.5·2·mask
-    ...     made = meta_gradient(theta, [step], lambda theta, mask: theta["x"] ** 2, backend=backend)
+    >>> mask = torch.tensor(1.0, dtype=torch.float64)
+    >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=mask)
+    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square has −2·.5·2·rate and −2·.5·2
+    ...     made = meta_gradient(theta, [step], lambda theta, _: theta["x"] ** 2, backend=backend)
     ...     print(made.outer, round(float(made.masks[0]), 9), round(made.rates[0], 9))
     0.25 -0.5 -2.0
     0.25 -0.5 -2.0
@@ -185,12 +173,8 @@ def meta_gradient(
         if backend == "exact":
             with sdpa_kernel(SDPBackend.MATH):
                 return _exact(theta, steps, outer)
-        assert backend in BACKENDS, backend
-        aside = epsilon or (0.001 if some.dtype == torch.float64 else 0.01)
-        return _finite_difference(theta, steps, outer, aside, agree)
-
-
-BACKENDS = ("exact", "finite-difference")
+        length = epsilon or (0.001 if some.dtype == torch.float64 else 0.01)
+        return _finite_difference(theta, steps, outer, length, agree)
 
 
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
@@ -202,14 +186,11 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
     for step, mask, rate in zip(steps, masks, rates, strict=True):
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
-        leaves = list(now.values())
-        slope = torch.autograd.grad(
-            loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        slope = _grad(loss, list(now.values()), create_graph=True)
         now = {name: value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)}
     value = outer(now, None)
-    wanted = [*(mask for mask in masks if mask is not None), *rates]
-    gradient = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+    wanted = [mask for mask in masks if mask is not None]
+    gradient = iter(_grad(value, [*wanted, *rates]))
     by_mask = [None if mask is None else next(gradient) for mask in masks]
     return MetaGradient(float(value.detach()), inner, by_mask, [float(g) for g in gradient])
 
@@ -217,7 +198,7 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
 def _finite_difference(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
 ) -> MetaGradient:
-    now = dict(theta)
+    now = theta
     visited, slopes, inner = list[Parameters](), list[Parameters](), list[float]()
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
@@ -226,9 +207,7 @@ def _finite_difference(
         inner.append(loss)
         now = moved(now, slope, -step.rate)
     value, v, _ = slope_of(outer, now, None, agree)
-    by_mask: list[Tensor | None] = [
-        None if step.mask is None else torch.zeros_like(step.mask) for step in steps
-    ]
+    by_mask = [None if step.mask is None else torch.zeros_like(step.mask) for step in steps]
     by_rate = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
@@ -236,18 +215,15 @@ def _finite_difference(
         if not norm > 0:
             break
         by_rate[number] = -_dot(v, slopes[number])
-        # nothing before the first step asks how the loss depends on where it began
-        later = number > 0
+        later = number > 0  # the derivative by the first parameters is not needed
         if step.mask is None and not later:
             break
-        aside = epsilon / norm
-        _, ahead, mask_ahead = slope_of(
-            step.loss, moved(visited[number], v, aside), step.mask, agree, of_theta=later
-        )
-        _, back, mask_back = slope_of(
-            step.loss, moved(visited[number], v, -aside), step.mask, agree, of_theta=later
-        )
-        factor = -step.rate / (2 * aside)
+        factor = -step.rate / (2 * (epsilon / norm))
+        sides = []
+        for aside in (epsilon / norm, -epsilon / norm):
+            place = moved(visited[number], v, aside)
+            sides.append(slope_of(step.loss, place, step.mask, agree, of_theta=later))
+        (_, ahead, mask_ahead), (_, back, mask_back) = sides
         if step.mask is not None:
             by_mask[number] = factor * (mask_ahead - mask_back)
         if later:
@@ -263,23 +239,37 @@ def slope_of(
     *,
     of_theta: bool = True,
 ) -> tuple[float, Parameters, Tensor]:
-    """A loss, its gradient by the parameters (of all ranks), and by the mask (of this one's rows)."""
+    """A loss, its gradient by the parameters (of all ranks), and by the mask (of own rows)."""
     leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
     leaf = None if mask is None else mask.detach().requires_grad_()
     value = loss(leaves, leaf)
     wanted = list(leaves.values()) if of_theta else []
     if leaf is not None:
         wanted.append(leaf)
-    gradient = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+    gradient = _grad(value, wanted)
     slope = dict(zip(leaves, gradient, strict=False)) if of_theta else {}
     total = value.detach().clone()
     agree([total, *slope.values()])
     return float(total), slope, gradient[-1]
 
 
+def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
+    """The gradients of a scalar, 0 for what it does not depend on."""
+    return torch.autograd.grad(
+        value, wanted, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+
+
 def moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+    """The parameters moved by ``factor`` times a direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 
 
 def _dot(a: Parameters, b: Parameters) -> float:
-    return float(torch.stack([(a[name].double() * b[name].double()).sum() for name in a]).sum())
+    parts = [(wide(a[name]) * wide(b[name])).sum() for name in a]
+    return float(torch.stack(parts).sum())
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in the widest float type of its device: Apple's GPUs have no float64."""
+    return tensor.double() if tensor.device.type in ("cpu", "cuda") else tensor.float()

@@ -1,14 +1,10 @@
-"""How a learning of the outer loop runs: judged on dev, kept, stopped, gone on with; and what it is
-built from.
-"""
+"""A learning by the meta-gradient: what it is built from, its evaluations, its end, its resumption."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,7 +20,6 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.models import load_task_model, share_encoder, task_config
-from maskwise.objectives import Objective
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import new_accelerator
@@ -33,9 +28,8 @@ from maskwise.training.log import Metrics, Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NO_CONTEXT = "rows of train of which no text tells an answer"
 Watch: TypeAlias = Callable[[Any], list[list[float]]]
-"""From a policy to the weights that it gives the words of some texts."""
+"""From a policy to its weights of the words of some texts."""
 
 
 def learn_meta(
@@ -58,48 +52,40 @@ def learn_meta(
 
     Args:
         policy: a scorer of tokens; it becomes the learned one.
-        task: its train rows are learned from, its dev rows judge.
+        task: its train rows are learned from, its dev rows evaluate.
         texts: where contexts are looked for, if the rows have none of their own.
-        model: what the policy is to help: a pre-trained model, or one with fresh weights. It is
-            changed.
-        training: how the model moves on by itself, where it does.
+        model: a pre-trained model, or one with fresh weights, for which the policy is learned. It
+            is changed.
+        training: of the model's own steps.
         length: most tokens of a context.
         max_length: tokens of a row of the task.
         folder, quiet, watch, title: as for ``learn_policy``.
 
     Returns:
-        What ``learn_policy`` returns, and how many rows of train were left out, by reason.
+        The end of the learning, and the number of train rows that were left out, by reason.
 
     Raises:
         MaskwiseError: a task without a loss, or that does not fit the model; no context for any of
             its rows.
     """
     if policy.config.head != "tokens":
+        what = "the meta-gradient needs a policy that scores tokens"
         do = "learn it with method: supervised, or take head: tokens"
-        raise MaskwiseError(
-            "the meta-gradient needs a policy that scores tokens", got=policy.config.head, do=do
-        )
+        raise MaskwiseError(what, got=policy.config.head, do=do)
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
-    # what the policy reads at once, also when it is used
-    shorter = min(length, policy.config.length)
-    examples = partial(
-        Examples.of, task, tokenizer=tokenizer, texts=texts, length=shorter, max_length=max_length
-    )
-    train = examples(split="train")
-    dev = examples(split="dev")
-    accelerator = new_accelerator(training, None)
-    losses.to(accelerator.device)
-    policy.to(accelerator.device)
-    learner = MetaLearner(losses, policy, train, dev, settings, training)
-    left_out = +Counter({NO_CONTEXT: train.without})
+    sizes = {"length": min(length, policy.config.length), "max_length": max_length}
+    train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
+    dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
+    device = new_accelerator(training, None).device
+    learner = MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
+    left_out = +Counter({"rows of train whose answers are in no text": train.without})
     return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), left_out
 
 
 def losses_of(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Losses:
-    """The two losses of a model. A task with a head of its own gets a new one, and its model the
-    encoder of this one.
+    """The two losses of a model; a task with a head of its own gets a new one on the same encoder.
 
     Raises:
         MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask
@@ -108,31 +94,26 @@ def losses_of(
     kind = task.kind
     family = adapter_of(model.config).kind
     if kind.objective is None:
-        do = "take the kind that is fine-tuned"
-        raise MaskwiseError(
-            "a policy is learned from a loss, and this task has none", got=kind.name, do=do
-        )
+        what = "a policy is learned from a loss, and this task has none"
+        raise MaskwiseError(what, got=kind.name, do="take the kind that is fine-tuned")
     if kind.family != family:
+        what = f"a task of kind {kind.name} is not for this model"
         do = "take kind=generation for an encoder–decoder, and another one for an encoder"
-        raise MaskwiseError(
-            f"a task of kind {kind.name} is not for this model", got=f"an {family}", do=do
-        )
+        raise MaskwiseError(what, got=f"an {family}", do=do)
     judged: PreTrainedModel = model
     if not kind.pretrained_head:
         config = task_config(model.config, task.config())
         judged = load_task_model(None, config, head=kind.head, seed=seed)
         share_encoder(model, judged)
     vocabulary = Vocabulary.of(tokenizer)
-    sentinel = next(iter(vocabulary.sentinels), None)
-    # A model that learned from sentinels knows nothing of [MASK], even where the tokenizer has one.
-    mask = vocabulary.mask if family == "encoder" or sentinel is None else sentinel
+    mask = vocabulary.mask
+    # A model that learned from sentinels knows nothing of [MASK], even if the tokenizer has one.
+    if family != "encoder" and vocabulary.sentinels:
+        mask = next(iter(vocabulary.sentinels))
     if mask is None:
         do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
-        raise MaskwiseError(
-            "nothing can stand for a masked token", got="no mask token and no sentinel", do=do
-        )
-    objective: Objective = kind.objective(judged)
-    return Losses(RelaxedDenoising(model, mask), objective)
+        raise MaskwiseError("the tokenizer has no mask token and no sentinel", do=do)
+    return Losses(RelaxedDenoising(model, mask), kind.objective(judged))
 
 
 def learn_policy(
@@ -143,21 +124,16 @@ def learn_policy(
     watch: Watch | None = None,
     title: str = "learning a policy",
 ) -> Point:
-    """Learn until the steps are made, nothing gets better on dev, or the outer loss diverges.
+    """Learn until the steps are made, dev stops improving, or the outer loss diverges.
 
-    A learning that was stopped goes on from its last judgement.
+    A learning that was stopped resumes from its last evaluation.
 
     Args:
-        learner: its policy is the best average when this returns; the policy of the beginning where
-            none was better.
-        folder: where ``metrics.jsonl`` and the state to resume from go; None keeps nothing.
+        learner: its policy becomes the best average, or the initial policy if none was better.
+        folder: of ``metrics.jsonl`` and the state to resume from; None keeps nothing.
         quiet: no progress bar.
-        watch: what is logged of the average policy at every judgement, as ``weights``.
-        title: what the progress bar says.
-
-    Returns:
-        Where the learning ended: the best step, what its policy was worth on dev, why it stopped
-        early, and which of its inner steps was too long, if so.
+        watch: logged for the average policy at every evaluation, as ``weights``.
+        title: of the progress bar.
     """
     s = learner.settings
     first = learner.rank == 0
@@ -179,30 +155,22 @@ def learn_policy(
                 seconds = round(time.perf_counter() - began, 3)
                 _write(metrics, {"kind": "meta", "step": now.step, **line, "seconds": seconds})
                 progress.advance()
-                if now.step % s.eval_every == 0 or now.step == s.steps:
-                    mean = float(np.mean(outers))
-                    gain = _judge(learner, mean)
-                    agreement = learner.slopes.agreement()
-                    judged = {
-                        "kind": "dev",
-                        "step": now.step,
-                        "gain": gain,
-                        "best": now.best,
-                        "agreement": agreement,
-                    }
-                    if watch and first:
-                        judged["weights"] = watch(learner.average)
-                    _write(metrics, judged)
-                    progress.note(outer=mean, gain=gain)
-                    learner.slopes = Slopes()
-                    outers = []
-                    if resume and first:
-                        learner.save(resume)
+                if now.step % s.eval_every and now.step < s.steps:
+                    continue
+                mean = float(np.mean(outers))
+                evaluated = _evaluated(learner, mean)
+                if watch and first:
+                    evaluated["weights"] = watch(learner.average)
+                _write(metrics, evaluated)
+                progress.note(outer=mean, gain=evaluated["gain"])
+                learner.slopes = Slopes()
+                outers = []
+                if resume and first:
+                    learner.save(resume)
             except (Diverged, Overflow) as reason:
                 if isinstance(reason, Overflow) and learner.ranks > 1:
                     raise  # the other ranks, whose rows may not overflow, wait for this one
                 now.stopped = f"diverged: {reason}"
-                break
     metrics.close()
     set_values(learner.policy, learner.best)
     return now
@@ -210,26 +178,21 @@ def learn_policy(
 
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     """Write a line without its NaN, which JSON does not have."""
-    metrics.write(
-        {
-            key: value
-            for key, value in line.items()
-            if not (isinstance(value, float) and math.isnan(value))
-        }
-    )
+    known = {key: value for key, value in line.items() if value == value}
+    metrics.write(known)
 
 
-def _judge(learner: MetaLearner, outer: float) -> float:
-    """Judge the average policy, and keep it if it is the best; see whether to go on.
+def _evaluated(learner: MetaLearner, outer: float) -> dict[str, Any]:
+    """Evaluate the average policy, keep it if it is the best, and decide whether to stop.
 
     Args:
-        outer: mean outer loss since the last judgement.
+        outer: mean outer loss since the last evaluation.
 
     Returns:
-        What the policy is worth on dev.
+        Figures for the log.
     """
     s, now = learner.settings, learner.now
-    gain = learner.judge(learner.average)
+    gain = learner.gain_of(learner.average)
     now.waited += 1
     if gain > now.gain:
         now.best = now.step
@@ -239,9 +202,15 @@ def _judge(learner: MetaLearner, outer: float) -> float:
     if now.first is None:
         now.first = outer
     if outer > s.worse * now.first:
-        now.stopped = (
-            f"diverged: the outer loss rose from {now.first:.3g} to {outer:.3g} by step {now.step}"
-        )
+        rise = f"from {now.first:.3g} to {outer:.3g} by step {now.step}"
+        now.stopped = f"diverged: the outer loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
         now.stopped = f"nothing better on dev since step {now.best}"
-    return gain
+    agreement = learner.slopes.agreement()
+    return {
+        "kind": "dev",
+        "step": now.step,
+        "gain": gain,
+        "best": now.best,
+        "agreement": agreement,
+    }

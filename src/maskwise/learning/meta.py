@@ -1,15 +1,14 @@
-"""The outer loop: a policy is changed so that what it masks helps a model with a task.
+"""The outer loop: a policy is changed so that its masks help a model with a task.
 
     for every outer step
-        contexts of some examples are masked as the policy says, and the choice is relaxed
-        the model takes inner steps: of pre-training under the mask, of the task      (gradients.meta_gradient)
+        contexts of some examples are masked by the policy, and the choice is relaxed
+        the model takes inner steps: of pre-training under the mask, of the task    (meta_gradient)
         the policy takes a step down the gradient of the task's loss after them
-        the model moves on by ordinary steps of its own, or is what it was again
+        the model takes ordinary steps of its own, or is reset
 
-Everything random is a function of (seed, step, example), so that a run that was stopped goes on bit
-for bit, and ranks that share a batch do what one would. What is judged and kept is an average of
-the policy over its steps: each step is noisy, because it sees a few examples and one mask of
-theirs.
+Everything random is a function of (seed, step, example), so a resumed run continues bit for bit,
+and ranks that share a batch compute the same as one. An average of the policy over its steps is
+evaluated and kept: each step is noisy, because it sees a few examples and one mask of each.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,28 +39,29 @@ from maskwise.learning.gradients import (
     meta_gradient,
     moved,
     slope_of,
+    wide,
 )
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.checkpoint import changes
 from maskwise.training.optim import Optimizers, load_state, state_of
+from maskwise.training.checkpoint import changes
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass
 class Point:
-    """Where the learning stands.
+    """The progress of a learning.
 
     Attributes:
         step: outer steps made.
-        best: the step whose average policy was best on dev; 0: the policy of the beginning.
-        gain: how good that one was (``MetaLearner.judge``).
-        waited: judgements since then.
-        first: mean outer loss between the first two judgements.
+        best: the step with the best average policy on dev; 0: the initial policy.
+        gain: the gain of that one (``MetaLearner.gain_of``).
+        waited: evaluations since then.
+        first: mean outer loss up to the first evaluation.
         mask_rate, task_rate: sizes of the inner steps.
-        stopped: why the learning ended before its time; None where it did not.
-        overshoot: which inner step is too long (``MetaLearner.overshoot``); None where none is.
+        stopped: why the learning ended early; None if it did not.
+        overshoot: which inner step is too long (``MetaLearner.overshoot``); None if none is.
     """
 
     step: int = 0
@@ -75,42 +76,55 @@ class Point:
 
 
 class Slopes:
-    """Whether gradients point the same way: the share of their mean square that is the square of
-    their mean.
-    """
+    """Whether gradients agree: the share of the square of their mean in their mean square."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
-        self.squares, self.count = 0.0, 0
+        self.squares = 0.0
+        self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        self.total = (
-            [a + b for a, b in zip(self.total, gradient, strict=True)]
-            if self.total
-            else [*gradient]
-        )
-        self.squares += sum(float(part.double().square().sum()) for part in gradient)
+        if not self.total:
+            self.total = [torch.zeros_like(part) for part in gradient]
+        self.total = [a + b for a, b in zip(self.total, gradient, strict=True)]
+        self.squares += self._square(gradient)
         self.count += 1
 
     def agreement(self) -> float:
-        """1: all are the same; about 1 / their number: they are noise. NaN where all are 0."""
-        whole = sum(float(part.double().square().sum()) for part in self.total)
-        return whole / (self.count * self.squares) if self.squares else math.nan
+        """1: all are the same; about 1 / their number: they are noise. NaN if all are 0."""
+        if not self.squares:
+            return math.nan
+        return self._square(self.total) / (self.count * self.squares)
+
+    def _square(self, gradient: Iterable[Tensor]) -> float:
+        return sum(float(wide(part).square().sum()) for part in gradient)
+
+
+class Diverged(Exception):
+    """The outer loop can learn nothing more; the text says why."""
+
+
+class Part(NamedTuple):
+    """The examples of one inner step, masked by the policy, and their budget over all ranks."""
+
+    rows: Array
+    masked: Masked
+    budget: Tensor
 
 
 class MetaLearner:
-    """A policy, the model that it is learned with, and where the learning stands.
+    """A policy, the model that it is learned with, and the progress of the learning.
 
     Args:
         losses: of the model.
         policy: (input_ids (B, L), attention_mask (B, L)) → logits (B, L).
-        train, dev: examples to learn from, and to judge by.
+        train, dev: examples to learn from, and to evaluate on.
         settings: see ``MetaSettings``.
-        training: how the model moves on by itself: optimiser, rates, clip.
+        training: of the model's own steps: optimiser, rates, clip.
 
     Attributes:
-        average: the average policy, which is judged; the best of it is in ``policy`` when ``learn``
-            has ended.
+        average: the average policy, which is evaluated.
+        best: the parameters of the best average so far.
     """
 
     def __init__(
@@ -122,8 +136,8 @@ class MetaLearner:
         settings: MetaSettings,
         training: TrainingSettings,
     ):
-        self.losses = losses
-        self.policy = policy
+        self.losses = losses.eval()
+        self.policy = policy.eval()
         self.train = train
         self.dev = dev
         self.settings = settings
@@ -131,19 +145,15 @@ class MetaLearner:
         self.rank = dist.get_rank() if started else 0
         self.ranks = dist.get_world_size() if started else 1
         if settings.batch_size % self.ranks:
-            got = f"{settings.batch_size} for {self.ranks}"
-            raise MaskwiseError(
-                "learning.meta.batch_size must be a multiple of the processes", got=got
-            )
+            what = "learning.meta.batch_size must be a multiple of the processes"
+            raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
         if self.ranks > 1 and settings.gradient != "finite-difference":
             do = "take finite-difference, or one process"
             raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
-        losses.eval()
-        policy.eval()
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
-        self.clip = training.clip or math.inf
         self.best = values_of(policy)
+        self.clip = training.clip or math.inf
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -151,20 +161,22 @@ class MetaLearner:
         self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
         for number in range(settings.warm):
-            self._descend(self._task(self._rows(number, 2))(dict(losses.named_parameters()), None))
+            loss = self._task(self._rows(number, 2))
+            self._descend(loss(dict(losses.named_parameters()), None))
         self._forget()
         self.start = losses.parameters_now()
 
     # One outer step
-    # -----------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, float]:
         """Make an outer step.
 
         Returns:
-            What is logged: ``outer``, the task's loss after the inner steps; ``inner``, the loss
-            under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights, nats;
-            ``answers``, the share of the weight on right answers; ``mask_rate`` and ``task_rate``.
+            Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
+            loss under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights,
+            nats; ``answers``, the share of the weight on right answers; ``mask_rate`` and
+            ``task_rate``.
 
         Raises:
             Diverged: a loss or gradient that is not finite.
@@ -172,58 +184,61 @@ class MetaLearner:
         s, number = self.settings, self.now.step
         for group in self.adam.param_groups:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
-        parts = [self._rows(number * s.inner_steps + k, 0) for k in range(s.inner_steps)]
-        masked = [
-            masked_by(
-                self.policy, self.train, rows, s, key=fold(s.seed, number, k), device=self.device
-            )
-            for k, rows in enumerate(parts)
-        ]
-        budgets = [self._total(m.choice.budget) for m in masked]
-        outer_rows = self._rows(number, 1) if s.outer == "other" else np.concatenate(parts)
-        outer = self._task(outer_rows)
+        parts = []
+        for k in range(s.inner_steps):
+            rows = self._rows(number * s.inner_steps + k, 0)
+            masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
+            parts.append(Part(rows, masked, self._total(masked.choice.budget)))
+        rows = np.concatenate([part.rows for part in parts])
+        if s.outer == "other":
+            rows = self._rows(number, 1)
+        outer = self._task(rows)
         self.policy.zero_grad()
-        masks = [m.choice.mask(m.logit_U) for m in masked]
-        steps = self._inner(parts, masked, budgets, masks)
+        masks = [part.masked.choice.mask(part.masked.logit_U) for part in parts]
+        steps = self._inner(parts, masks)
         result = meta_gradient(
             self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree
         )
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
-        entropy = torch.stack([m.choice.entropy(m.logit_U) for m in masked]).mean()
+        entropies = [part.masked.choice.entropy(part.masked.logit_U) for part in parts]
+        entropy = torch.stack(entropies).mean()
         if s.entropy:
             (-s.entropy / self.ranks * entropy).backward()
         gradients = _gradients(self.policy)
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
-            raise Diverged(
-                f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
-            )
+            what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
+            raise Diverged(what)
         self.slopes.add(gradients)
         self.adam.step()
-        self._follow()
+        # the average follows more closely at first
+        keep = min(s.average, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.policy.parameters()):
+                mean.lerp_(value, 1 - keep)
         if s.reset_every and (number + 1) % s.reset_every == 0:
-            self._reset()
+            set_values(self.losses, self.start)
+            self._forget()
         else:
-            self._move(parts, masked, budgets)
+            self._move(parts)
         self.now.step += 1
         return {
             "outer": result.outer,
             "inner": result.inner[0],
             "grad_norm": norm,
             "entropy": float(entropy.detach()),
-            "answers": float(torch.cat([m.answers() for m in masked]).nanmean()),
+            "answers": float(torch.cat([part.masked.answers() for part in parts]).nanmean()),
             "mask_rate": self.now.mask_rate,
             "task_rate": self.now.task_rate,
         }
 
     def _rows(self, number: int, order: int) -> Array:
-        """This rank's examples of a batch: the epochs' permutations one behind the other, in one of
-        two orders.
-        """
-        size, batch_size = len(self.train), self.settings.batch_size
+        """This rank's examples of a batch, from the epochs of one of several orders."""
+        size = len(self.train)
+        batch_size = self.settings.batch_size
         place = np.arange(number * batch_size, (number + 1) * batch_size)
         seed = fold(self.settings.seed, order, 0xE0)
         rows = []
@@ -232,56 +247,42 @@ class MetaLearner:
             rows.append(permutation(size, seed=seed, epoch=epoch).numpy()[inside])
         return np.concatenate(rows)[self.rank :: self.ranks]
 
+    def _masked(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> Masked:
+        return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
+
     def _task(self, rows: Array) -> Loss:
         """The task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
-        # a row of several labels (floats) counts once
-        inside = labels.dim() > 1 and not labels.is_floating_point()
-        count = torch.count_nonzero(labels != -100) if inside else len(labels)
-        return self.losses.of(batch, self._total(torch.as_tensor(count)))
+        count = torch.tensor(len(labels))
+        if labels.dim() > 1 and not labels.is_floating_point():  # floats: several labels of a row
+            count = torch.count_nonzero(labels != -100)
+        return self.losses.of(batch, self._total(count))
 
-    def _inner(
-        self,
-        parts: Sequence[Array],
-        masked: Sequence[Masked],
-        budgets: Sequence[Tensor],
-        masks: Sequence[Tensor],
-    ) -> list[InnerStep]:
+    def _inner(self, parts: Sequence[Part], masks: Sequence[Tensor]) -> list[InnerStep]:
         steps = []
-        for rows, m, budget, mask in zip(parts, masked, budgets, masks, strict=True):
-            steps.append(InnerStep(self.losses.of(m.inputs, budget), self.now.mask_rate, mask))
+        for part, mask in zip(parts, masks, strict=True):
+            loss = self.losses.of(part.masked.inputs, part.budget)
+            steps.append(InnerStep(loss, self.now.mask_rate, mask))
             if self.now.task_rate:
-                steps.append(InnerStep(self._task(rows), self.now.task_rate))
+                steps.append(InnerStep(self._task(part.rows), self.now.task_rate))
         return steps
 
     def _learn_rates(self, slopes: Sequence[float]) -> None:
-        """Change the logarithm of each rate by a tenth of its slope, and by no more than a tenth."""
-        pair = 2 if self.now.task_rate else 1
-        for place, name in enumerate(("mask_rate", "task_rate")[:pair]):
+        """Change the logarithm of each rate by a tenth of its slope, and by at most a tenth."""
+        names = ("mask_rate", "task_rate")[: 2 if self.now.task_rate else 1]
+        for place, name in enumerate(names):
             rate = getattr(self.now, name)
-            slope = rate * sum(slopes[place::pair])
+            slope = rate * sum(slopes[place :: len(names)])
             setattr(self.now, name, rate * math.exp(-0.1 * math.tanh(slope)))
 
-    def _follow(self) -> None:
-        """Let the average take in the policy of now; at first it follows more closely."""
-        keep = min(self.settings.average, (1 + self.now.step) / (10 + self.now.step))
-        with torch.no_grad():
-            for mean, value in zip(
-                self.average.parameters(), self.policy.parameters(), strict=True
-            ):
-                mean.lerp_(value, 1 - keep)
-
-    def _move(
-        self, parts: Sequence[Array], masked: Sequence[Masked], budgets: Sequence[Tensor]
-    ) -> None:
+    def _move(self, parts: Sequence[Part]) -> None:
         """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
         theta: Parameters = dict(self.losses.named_parameters())
-        for rows, m, budget in zip(parts, masked, budgets, strict=True):
-            self._descend(
-                self.losses.of(m.inputs, budget)(theta, m.choice.hard())
-                + self._task(rows)(theta, None)
-            )
+        for part in parts:
+            loss = self.losses.of(part.masked.inputs, part.budget)
+            hard = part.masked.choice.hard()
+            self._descend(loss(theta, hard) + self._task(part.rows)(theta, None))
 
     def _descend(self, loss: Tensor) -> None:
         """An ordinary step of the model."""
@@ -291,16 +292,9 @@ class MetaLearner:
         self.optimizers.step()
         self.optimizers.zero_grad()
 
-    def _reset(self) -> None:
-        set_values(self.losses, self.start)
-        self._forget()
-
     def _forget(self) -> None:
         for member in self.optimizers.members:
             member.state.clear()
-
-    # Ranks
-    # --------------------------------------------------------------------------------------------------------
 
     def _agree(self, tensors: Iterable[Tensor]) -> None:
         """Add up tensors over all ranks, in place."""
@@ -314,24 +308,23 @@ class MetaLearner:
         self._agree([total])
         return total
 
-    # Judging
-    # ------------------------------------------------------------------------------------------------------
+    # Evaluation
+    # ---------------------------------------------------------------------------------------
 
-    def judge(self, policy: nn.Module, *, draws: int = 2) -> float:
-        """By how many nats a step under a policy is better for the task than a step under random
-        masks.
+    def gain_of(self, policy: nn.Module, *, draws: int = 2) -> float:
+        """The nats by which a step under a policy helps the task more than one under random masks.
 
-        On dev, with the model of the beginning, and with the same contexts and draws at every
-        judgement, so that judgements can be compared. An order of units is drawn for both, so that
-        chance favours neither.
+        On dev, with the initial model and the same contexts and draws every time. An order of units
+        is drawn for both, so that chance favours neither.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
         for draw in range(draws):
-            for rows in torch.arange(count).split(self.settings.batch_size):
-                outer = self.losses.of(self.dev.task(rows.numpy(), self.device))
+            for batch in torch.arange(count).split(self.settings.batch_size):
+                rows = batch.numpy()
+                outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
-                    step = self._hard(scorer, self.dev, rows.numpy(), key=fold(0xDE, draw))
+                    step = self._hard(scorer, self.dev, rows, key=fold(0xDE, draw))
                     after, _ = _descended(self.start, [step])
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
@@ -340,64 +333,59 @@ class MetaLearner:
     @torch.no_grad()
     def _hard(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
         """A step of pre-training under the choice of a scorer."""
-        m = masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
-        return InnerStep(
-            self.losses.of(m.inputs, m.choice.budget), self.now.mask_rate, m.choice.hard()
-        )
+        masked = self._masked(scorer, examples, rows, key=key)
+        loss = self.losses.of(masked.inputs, masked.choice.budget)
+        return InnerStep(loss, self.now.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
-        """Which inner step raises the very loss that it should lower, on the first examples under
-        random masks.
+        """Which inner step raises its own loss, on the first examples under random masks.
 
-        Such a step is so long that its gradient says nothing about where it ends: the policy would
-        be rewarded for masks that keep the model from running wild, whatever they teach.
+        The gradient of such a long step says nothing about its end: the policy would be rewarded
+        for masks that keep the model from diverging, whatever they teach.
         """
         rows = self._rows(0, 0)
         denoising = self._hard(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
-        task = InnerStep(
-            self.losses.of(self.train.task(rows, self.device)), self.settings.task_rate
-        )
-        for name, step in (("mask_rate", denoising), ("task_rate", task)):
+        task = self.losses.of(self.train.task(rows, self.device))
+        steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.settings.task_rate)}
+        for name, step in steps.items():
             theta, before = _descended(self.start, [step])
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
             if not after <= before:
-                return (
-                    f"a step of {name} {step.rate:g} raises its own loss, from {before:.2f} "
-                    f"to {after:.2f}"
-                )
+                rise = f"from {before:.2f} to {after:.2f}"
+                return f"a step of {name} {step.rate:g} raises its own loss, {rise}"
         return None
 
     # States to resume from
-    # ----------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write all that the learning needs to go on."""
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "policy": dict(self.policy.named_parameters()),
-            "average": dict(self.average.named_parameters()),
+        """Write a state to resume from."""
+        groups = {
+            "policy": values_of(self.policy),
+            "average": values_of(self.average),
             "best": self.best,
-            "model": dict(self.losses.named_parameters()),
+            "model": values_of(self.losses),
             "adam": state_of([self.adam]),
             "optimizers": state_of(self.optimizers.members),
         }
         tensors = {}
         for group, members in groups.items():
             for name, tensor in members.items():
-                tensors[f"{group}/{name}"] = tensor.detach().contiguous()
+                tensors[f"{group}/{name}"] = tensor.contiguous()
 
         def fill(target: Path) -> None:
             save_file(tensors, target / STATE_TENSORS)
-            what = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
-            (target / STATE).write_text(json.dumps(what))
+            facts = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
+            (target / STATE).write_text(json.dumps(facts))
 
         write_folder(folder, fill)
 
     def load(self, folder: Path) -> None:
-        """Go on from what ``save`` wrote; where there is nothing, or it is damaged, begin anew.
+        """Resume from what ``save`` wrote; begin anew if there is nothing, or it is damaged.
 
         Raises:
-            MaskwiseError: it is of a learning with other settings.
+            MaskwiseError: the state of a learning with other settings.
         """
         state = read_json(folder / STATE)
         if state is None or damage(folder):
@@ -406,7 +394,7 @@ class MetaLearner:
         if changed:
             what = f"{folder} is of a learning with other settings"
             raise MaskwiseError(what, got=changed, do="give a new folder")
-        groups: dict[str, dict[str, Tensor]] = {}
+        groups: dict[str, dict[str, Tensor]] = {"adam": {}, "optimizers": {}}
         for name, tensor in load_file(folder / STATE_TENSORS).items():
             group, _, rest = name.partition("/")
             groups.setdefault(group, {})[rest] = tensor
@@ -414,26 +402,13 @@ class MetaLearner:
         set_values(self.policy, groups["policy"])
         set_values(self.average, groups["average"])
         set_values(self.losses, groups["model"])
-        load_state(self.optimizers.members, groups.get("optimizers", {}))
-        adam = groups.get("adam", {})  # older learnings have one number less in front
-        load_state(
-            [self.adam], {name if name.count("/") > 1 else f"0/{name}": adam[name] for name in adam}
-        )
-        self.now = Point(**{field.name: state["now"][field.name] for field in fields(Point)})
-
-
-class Diverged(Exception):
-    """The outer loop can learn nothing more; the text says why."""
-
-
-# Parameters
-# -------------------------------------------------------------------------------------------------------
+        load_state(self.optimizers.members, groups["optimizers"])
+        load_state([self.adam], groups["adam"])
+        self.now = Point(**state["now"])
 
 
 def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameters, float]:
-    """The parameters after inner steps, and the loss before the first; no rank but this one has a
-    part in it.
-    """
+    """The parameters after inner steps of this rank alone, and the loss before the first."""
     now = theta
     losses = []
     for step in steps:
@@ -449,6 +424,7 @@ def values_of(module: nn.Module) -> Parameters:
 
 
 def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into a module's parameters."""
     with torch.no_grad():
         for name, value in module.named_parameters():
             value.copy_(values[name])

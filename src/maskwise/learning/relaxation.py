@@ -1,12 +1,10 @@
-"""Masks that let gradients through: from scores to a selection, to how likely each unit was in it,
-to a loss.
+"""Masks that gradients can pass: from scores to a choice of units, its probabilities, and a loss.
 
-The hard choice is made by the one routine of ``masking.select``: an exponential race, in which a
-unit of weight w arrives at rate w and units are taken until the budget is used. Stopped at time τ,
-the race has taken a unit with probability p = 1 − exp(−τ·w). The relaxation solves τ for each
-piece, so that the expected number of tokens is the budget, and lets the gradient of p stand for
-that of the choice. Units compete, as they do in the race: a score that rises makes τ fall, and with
-it the other units' probabilities.
+The hard choice is made by ``masking.select``: an exponential race, in which a unit of weight w
+arrives at rate w and units are taken until the budget is used. Stopped at time τ, the race has
+taken a unit with probability p = 1 − exp(−τ·w). The relaxation solves τ for each piece, so that the
+expected number of tokens is the budget, and lets the gradient of p stand for that of the choice. A
+score that rises makes τ fall, and with it the other units' probabilities.
 
 Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race in place of their softmax.
 """
@@ -15,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,17 +32,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SPREAD = 60.0
-"""Logits further than this below the highest of their piece count as this: e⁻⁶⁰ is never chosen
-anyway.
-"""
+"""Logits are at most this far below the highest of their piece; e⁻⁶⁰ is never chosen anyway."""
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """How likely each unit is to be chosen, so that the expected number of chosen tokens is the
-    budget of its piece.
+    """The probability of each unit if the expected number of chosen tokens is the piece's budget.
 
-    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. Where the budget is
-    no less than all units together, p is 1; where it is 0, p is 0. Both have a gradient of 0.
+    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. If the budget is
+    that of all units or more, p is 1; if it is 0, p is 0. Both have a gradient of 0.
 
     Args:
         logit_U: (U,) of any float type; only differences within a piece matter.
@@ -52,54 +48,53 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
         budget_P: (P,) tokens.
 
     Returns:
-        (U,) of the type of the logits, computed in float64. First and second derivatives are those
-        of the exact
-        solution: τ is found without a graph, and two Newton steps with one, which change no digit
-            of it, carry the
-        derivatives of the implicit function.
+        (U,) of the type and device of the logits, computed in float64 on the host. First and second
+        derivatives are those of the exact solution: τ is found without a graph, and two Newton
+        steps with one, which change no digit of it, carry the derivatives of the implicit function.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
-    >>> p = inclusion(logit, torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long), torch.tensor([2.0]))
-    >>> [round(x, 3) for x in p.tolist()], round(float(p[0] + 2 * p[1] + p[2] + 2 * p[3]), 12)
+    >>> length, piece = torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long)
+    >>> p = inclusion(logit, length, piece, torch.tensor([2.0]))
+    >>> [round(x, 3) for x in p.tolist()], round(float((p * length).sum()), 12)
     ([0.204, 0.204, 0.462, 0.462], 2.0)
     """
-    logit, length, budget = logit_U.double(), length_U.double(), budget_P.double()
-    pieces = len(budget)
-    weight = _below_top(logit, piece_U, pieces).clamp(min=-SPREAD).exp()
+    # Apple's GPUs have no float64
+    logit, length, piece, budget = (x.cpu() for x in (logit_U, length_U, piece_U, budget_P))
+    length = length.double()
+    budget = budget.double()
+    weight = _below_top(logit.double(), piece, len(budget)).clamp(min=-SPREAD).exp()
 
     def total(values_U: Tensor) -> Tensor:
-        return values_U.new_zeros(pieces).index_add(0, piece_U, values_U)
+        return values_U.new_zeros(len(budget)).index_add(0, piece, values_U)
 
-    whole_P = total(length)
-    solvable_P = (budget > 0) & (budget < whole_P)
-    aim_P = torch.where(solvable_P, budget, 0.5 * whole_P)  # any aim that has a solution
+    whole = total(length)
+    solvable = (budget > 0) & (budget < whole)
+    aim = torch.where(solvable, budget, 0.5 * whole)  # any aim that has a solution
 
-    def newton(tau_P: Tensor, weight_U: Tensor) -> Tensor:
-        rest_U = length * torch.exp(-tau_P[piece_U] * weight_U)
-        return tau_P + (aim_P - whole_P + total(rest_U)) / total(rest_U * weight_U)
+    def newton(tau: Tensor) -> Tensor:
+        rest = length * torch.exp(-tau[piece] * weight)
+        return tau + (aim - whole + total(rest)) / total(rest * weight)
 
     with torch.no_grad():
-        # The expected number of tokens rises with τ and is concave in it, so that Newton's steps
-        # from the left never pass the solution: they need no bracket, and they end where rounding
-        # makes them stop rising.
-        tau_P = aim_P / total(length * weight)
+        # The expected number of tokens rises with τ and is concave in it, so Newton's steps from
+        # the left never pass the solution; they end where rounding stops their rise.
+        tau = aim / total(length * weight)
         for _ in range(200):
-            rising = newton(tau_P, weight)
-            if not (rising > tau_P * (1 + 1e-15)).any():
+            rising = newton(tau)
+            if not (rising > tau * (1 + 1e-15)).any():
                 break
-            tau_P = torch.maximum(tau_P, rising)
+            tau = torch.maximum(tau, rising)
     for _ in range(2):
-        tau_P = newton(tau_P, weight)
-    p_U = -torch.expm1(-tau_P[piece_U] * weight)
-    fixed_U = (budget > 0).double()[piece_U]
-    return torch.where(solvable_P[piece_U], p_U, fixed_U).to(logit_U.dtype)
+        tau = newton(tau)
+    p = -torch.expm1(-tau[piece] * weight)
+    p = torch.where(solvable[piece], p, (budget > 0).double()[piece])
+    return p.to(logit_U.dtype).to(logit_U.device)
 
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
     """(U,) the logits, less the highest of their piece, which is not differentiated."""
-    top_P = logit_U.new_full((pieces,), -torch.inf).scatter_reduce(
-        0, piece_U, logit_U.detach(), "amax"
-    )
+    top_P = logit_U.new_full((pieces,), -torch.inf)
+    top_P = top_P.scatter_reduce(0, piece_U, logit_U.detach(), "amax")
     return logit_U - top_P[piece_U]
 
 
@@ -109,56 +104,29 @@ class Overflow(MaskwiseError):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A selection as tensors: what the relaxation needs to know of it.
+    """A selection of units as tensors.
 
     Attributes:
-        shape: (B, L) of the rows.
-        token_M: (M,) where the tokens that are in units stand in the line of B·L tokens.
+        selection: of P pieces, in (B, L) rows.
+        token_M: (M,) the places of the tokens in units, in the line of B·L tokens.
         unit_M: (M,) the unit of each of them.
         piece_U: (U,) the piece of each unit.
         length_U: (U,) tokens of each unit.
         budget_P: (P,) tokens.
         chosen_U: (U,) bool.
-        order_A: (A,) the units in the order of trial, piece by piece.
     """
 
-    shape: tuple[int, int]
+    selection: Selection
     token_M: Tensor
     unit_M: Tensor
     piece_U: Tensor
     length_U: Tensor
     budget_P: Tensor
     chosen_U: Tensor
-    order_A: Tensor
 
-    @classmethod
-    def of(cls, selection: Selection, device: torch.device | str = "cpu") -> Self:
-        """The tensors of a selection.
-
-        Raises:
-            ValueError: budget ``bernoulli``, which has no race.
-        """
-        if selection.budget is None or selection.order is None:
-            raise ValueError("budget bernoulli tries units in no order")
-        units = selection.units
-
-        def tensor(values: object) -> Tensor:
-            return torch.as_tensor(values).to(device)
-
-        return cls(
-            units.batch.shape,
-            tensor(units.tokens),
-            tensor(units.unit),
-            tensor(units.piece),
-            tensor(units.length),
-            tensor(selection.budget),
-            tensor(selection.chosen),
-            tensor(selection.order),
-        )
-
-    @property
+    @cached_property
     def budget(self) -> Tensor:
-        """The budgets of all pieces together: the constant that inner losses are divided by."""
+        """The budget of all pieces: the constant that inner losses are divided by."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
@@ -169,14 +137,15 @@ class Choice:
 
     def spread(self, value_U: Tensor) -> Tensor:
         """(B, L) the value of its unit at every token, 0 at tokens that are in none."""
-        line = value_U.new_zeros(self.shape[0] * self.shape[1])
-        return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(self.shape)
+        rows, length = self.selection.units.batch.shape
+        line = value_U.new_zeros(rows * length)
+        return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
     def mask(self, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
         """(B, L) how much of each token is masked, with a gradient for every unit.
 
         Straight-through: the values are the choice, 0 and 1, and the gradient is that of the
-        inclusion probabilities, of units that were not chosen too. ``smooth``: the values are the
+        inclusion probabilities, also of units that were not chosen. ``smooth``: the values are the
         probabilities themselves.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
@@ -193,57 +162,49 @@ class Choice:
         return weight_U / total_P[self.piece_U]
 
     def entropy(self, logit_U: Tensor) -> Tensor:
-        """Nats, the mean over pieces: how evenly weight is spread over the units of a piece."""
+        """The entropy of the shares in nats, a mean over pieces."""
         share_U = self.shares(logit_U)
         return -(share_U * share_U.clamp(min=1e-30).log()).sum() / len(self.budget_P)
 
 
 def choose(
-    batch: AnnotatedBatch,
-    logit_BL: Tensor,
-    ratio: float,
-    keys: Keys,
-    *,
-    units: str = "word",
-    budget: str = "exact",
+    batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
 ) -> Choice:
-    """Choose units of a batch by the weights exp(logit).
+    """Choose units of a batch by the weights exp(logit), exactly up to the budget.
 
     Args:
         logit_BL: (B, L), of any device; a unit's logit is the mean over its tokens.
         ratio: share of the eligible tokens.
         units: ``token``, ``word``, or the layer whose runs are the units.
-        budget: ``exact`` or ``expected``.
 
     Raises:
         Overflow: a logit that is not finite.
     """
     parts = units_by(batch, units)
-    logit_U = logit_BL.detach().double().cpu().numpy().reshape(-1)[parts.tokens]
+    logit_U = logit_BL.detach().cpu().double().numpy().reshape(-1)[parts.tokens]
     logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
     if not np.isfinite(logit_U).all():
         got = float(logit_U[~np.isfinite(logit_U)][0])
-        raise Overflow(
-            "a score of the policy is not finite", got=got, do="lower learning.meta.learning_rate"
-        )
+        do = "lower learning.meta.learning_rate"
+        raise Overflow("a score of the policy is not finite", got=got, do=do)
     top_P = np.full(len(batch.begin), -np.inf)
     np.maximum.at(top_P, parts.piece, logit_U)
     weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))
     ratio_P = np.full(len(batch.begin), ratio)
-    return Choice.of(
-        select(parts.weighted(weight_U), ratio_P, keys, budget=budget), logit_BL.device
-    )
+    selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
+    chosen = (selection.budget, selection.chosen)
+    columns = (parts.tokens, parts.unit, parts.piece, parts.length, *chosen)
+    return Choice(selection, *(torch.as_tensor(part).to(logit_BL.device) for part in columns))
 
 
 class RelaxedDenoising(nn.Module):
-    """The loss of predicting what a relaxed mask hides, by an encoder or by an encoder–decoder.
+    """The loss of predicting the tokens under a relaxed mask.
 
-    Formula: Σ m·CE / budget, over all tokens that are in units. The model reads m·e(mask) + (1 −
-        m)·e(token). Where
-    m is 0 or 1 this is the loss of the corruption ``mask-only``. Tokens with m = 0 are kept,
-    because their loss is part of the gradient of m.
+    Formula: Σ m·CE / budget, over all tokens that are in units. The model reads m·e(mask) +
+        (1 − m)·e(token). If m is 0 or 1 this is the loss of the corruption ``mask-only``. Tokens
+        with m = 0 are kept, because their loss is part of the gradient of m.
     Encoder–decoders: the encoder reads one mask for each masked token, and the decoder writes the
-    full text.
+        full text.
     Requirements: a model that takes ``inputs_embeds``.
 
     Args:
@@ -253,13 +214,14 @@ class RelaxedDenoising(nn.Module):
 
     def __init__(self, model: PreTrainedModel, mask_id: int):
         super().__init__()
-        self.model, self.mask_id = model, mask_id
+        self.model = model
+        self.mask_id = mask_id
 
     def forward(self, inputs: Mapping[str, Tensor], mask_BL: Tensor, budget: Tensor) -> Tensor:
         """A scalar, in nats for each token of the budget.
 
         Args:
-            inputs: ``input_ids`` and ``attention_mask`` (B, L) of the text, nothing of it masked.
+            inputs: ``input_ids`` and ``attention_mask`` (B, L) of the text without masks.
             mask_BL: (B, L) from ``Choice.mask``.
             budget: tokens, of all rows (and ranks) together.
         """
