@@ -43,8 +43,8 @@ from maskwise.learning.gradients import (
 )
 from maskwise.learning.settings import MetaSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.checkpoint import changes
+from maskwise.training.optim import Optimizers, load_state, state_of
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 
