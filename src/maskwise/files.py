@@ -399,7 +399,6 @@ class ArmSummary(TypedDict):
     failures: int
     compute: dict[str, float]
     scores: dict[str, list[float | None]]
-    words: str
 
 
 class Planned(TypedDict):

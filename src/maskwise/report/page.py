@@ -1,5 +1,4 @@
-"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network and opens
-in ten years.
+"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network.
 
 Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a
 small JSON text. Whatever comes from the user's files (names of arms, text of samples, errors,
@@ -12,49 +11,43 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
 
 import jinja2
 
 from maskwise import __version__
-from maskwise.constants import (
-    PLATEAU_NATS,
-    overlap_matters,
-    overlap_words,
-)
+from maskwise.constants import PLATEAU_NATS, overlap_matters, overlap_words
 from maskwise.errors import duration
-from maskwise.files import Contrast
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
     coverage_view,
     curve_charts,
     heldout_charts,
-    objectives_view,
     score_charts,
     transfer_view,
     weight_charts,
 )
-from maskwise.report.drawing import (
-    SLATE,
-    Colours,
-    View,
-    arm_colours,
-    common_notes,
-    forest_groups,
-    outcome_label,
-)
-from maskwise.report.reading import Folder, Piece, read_folder
+from maskwise.report.drawing import SLATE, Colours, View, arm_colours
+from maskwise.report.forest import common_notes, forest_groups, outcome_label
+from maskwise.report.objectives import objectives_view
+from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import choices, evaluation_table, score_table, task_table
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 NO_CHARTS = "There are no charts: the memory allowed here is too small to make them."
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST_NAMED = 6
+"""Missing runs that are named one by one."""
+SCOPES = {
+    "each arm tuned": "Every seed chose the settings of each arm, and a fresh run at them is "
+    "compared.",
+    "at these settings": "The verdicts hold at these settings: with others, such as other learning "
+    "rates, the order may change.",
+}
 
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
@@ -70,28 +63,28 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
-    folder = Path(folder)
-    content = page_content(read_folder(folder))
-    target = Path(html) if html is not None else folder / "report.html"
-    write_whole(
-        target, environment().get_template("page.html.j2").render(**content, vega=vega_code())
-    )
+    content = page_content(read_folder(Path(folder)))
+    target = Path(html) if html is not None else Path(folder) / "report.html"
+    template = environment().get_template("page.html.j2")
+    write_whole(target, template.render(**content, vega=vega_code()))
     return target
 
 
 def page_content(folder: Folder) -> View:
-    """All that the template says, as plain data."""
+    """The content of the template, as plain data."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
     facts = _facts(folder)
+    samples = [sample for arm in folder.samples.values() for sample in arm]
+    overlaps = _overlaps(folder)
     return {
         "kind": folder.kind,
         "name": folder.name,
         "study": folder.study,
         "summary": folder.summary,
         "story": _story(folder),
-        "warnings": _overlaps(folder, matter=True),
-        "small_overlaps": _overlaps(folder, matter=False),
-        "missing": _missing(folder),
+        "warnings": [f"{line}: the scores may reflect memory." for line in overlaps[True]],
+        "small_overlaps": [f"{line}." for line in overlaps[False]],
+        "missing": _missing(folder) if folder.kind == "study" else [],
         "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
@@ -112,9 +105,7 @@ def page_content(folder: Folder) -> View:
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "sampled": list(folder.samples),
-        "moments": max(
-            (len(s.get("moments", ())) for arm in folder.samples.values() for s in arm), default=0
-        ),
+        "moments": max((len(sample.get("moments", ())) for sample in samples), default=0),
         "failures": [record for record in folder.records if record["kind"] == "failure"],
         "finished": bool(facts),
         "facts": facts + _speed(folder),
@@ -123,220 +114,174 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """The page in plain words: what was compared, what was found (a line per primary contrast),
-    what to do.
-    """
+    """The page in plain words: what was compared, what was found, what to do."""
     summary, study = folder.summary, folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
-    runs = f"{len(study['seeds'])} run{'s' if len(study['seeds']) != 1 else ''}"
-    judged = ", ".join(study["tasks"])
-    sentence = (
-        f"{len(folder.arms)} way{'s' * (len(folder.arms) != 1)} to pre-train, {runs} of "
-        f"each with the same seeds"
-    )
-    sentence += (
-        f", judged on {judged}"
-        if judged
-        else ", judged by held-out loss and what needs no fine-tuning"
-    )
-    by = summary["matched_by"]
-    sentence += (
-        f". All arms spent equal {by}"
-        if by and all(row["compute"]["matched"] for row in rows)
-        else ""
-    )
-    sentence += f". {_scopes(rows)} {_seen(folder)}".rstrip()
-    lines = [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows]
-    known = common_notes(summary["contrasts"])
-    return {"compared": sentence, "lines": lines, "known": known, "advice": summary["advice"]}
+    tasks = ", ".join(study["tasks"])
+    ways, runs = _count(len(folder.arms), "way"), _count(len(study["seeds"]), "run")
+    compared = f"{ways} to pre-train, {runs} of each with the same seeds, judged "
+    compared += f"on {tasks}." if tasks else "by held-out loss and what needs no fine-tuning."
+    sentences = [compared]
+    if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
+        sentences.append(f"All arms spent equal {summary['matched_by']}.")
+    scopes = {row.get("scope") for row in rows}
+    if len(scopes) == 1:
+        sentences.append(SCOPES.get(str(scopes.pop()), ""))
+    sentences.append(_power(folder))
+    return {
+        "compared": " ".join(filter(None, sentences)),
+        "lines": [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows],
+        "known": common_notes(summary["contrasts"]),
+        "advice": summary["advice"],
+    }
 
 
-def _seen(folder: Folder) -> str:
-    """What so many runs can decide; nothing where a summary of earlier rules does not say it."""
+def _power(folder: Folder) -> str:
+    """What the planned runs can decide; nothing where a summary of earlier rules does not say it."""
     planned = folder.summary.get("planned")
     if planned is None:
         return ""
-    contrasts = f"{planned['contrasts']} comparison{'s' * (planned['contrasts'] != 1)}"
-    if not any(planned["power"].values()):
+    contrasts, power = _count(planned["contrasts"], "comparison"), planned["power"]
+    if not any(power.values()):
         return f"So few runs cannot decide {contrasts}."
-    chances = [
-        f"{power:.2f} where it is {effect} spreads" for effect, power in planned["power"].items()
-    ]
+    chances = [f"{chance:.2f} where it is {effect} spreads" for effect, chance in power.items()]
     return (
         f"With {contrasts}, a true difference is decided with probability "
         f"{' and '.join(chances)} between paired runs."
     )
 
 
-def _scopes(rows: list[Contrast]) -> str:
-    """What the verdicts hold for; nothing more is known of those of earlier rules."""
-    scopes = {row.get("scope") for row in rows}
-    if scopes == {"each arm tuned"}:
-        return "Every seed chose the settings of each arm, and a fresh run at them is compared."
-    if scopes == {"at these settings"}:
-        return (
-            "The verdicts hold at these settings: with others, such as other learning rates, "
-            "the order may change."
-        )
-    return ""
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
-    gap = known.get("gap_nats") if known else None
-    recipe = (
-        (facts["sampler"] if "sampler" in facts else f"{facts['policy']} {facts['ratio']}")
-        if facts
-        else ""
-    )
+    gap = known["gap_nats"] if known else None
+    words = ""
+    if facts:
+        words = facts.get("sampler") or f"{facts['policy']} {facts['ratio']}"
+    failures = [line for line in folder.records if line["kind"] == "failure"]
     return {
         "name": arm,
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
-        "words": known["words"] if known and known["words"] != arm else recipe,
+        "words": words,
         "floor": gap if gap is not None and gap < PLATEAU_NATS else None,
-        "failures": sum(r["kind"] == "failure" and r["arm"] == arm for r in folder.records),
+        "failures": sum(line["arm"] == arm for line in failures),
     }
 
 
-def _overlaps(folder: Folder, *, matter: bool) -> list[str]:
-    """Corpora that hold so many test items that scores may be of memory; or, in plain notes, those
-    that hold fewer.
-    """
-    return [
-        overlap_words(line["overlapping"], line["items"], line["task"])
-        + f" ({line['corpus']}){': the scores may reflect memory' if matter else ''}."
-        for line in folder.records
-        if line["kind"] == "overlap"
-        and line["overlapping"]
-        and overlap_matters(line["overlapping"], line["items"]) == matter
-    ]
+def _overlaps(folder: Folder) -> dict[bool, list[str]]:
+    """Corpora that hold test items, by whether these are so many that scores may be of memory."""
+    overlaps: dict[bool, list[str]] = {True: [], False: []}
+    for line in folder.records:
+        if line["kind"] == "overlap" and line["overlapping"]:
+            counts = line["overlapping"], line["items"]
+            words = f"{overlap_words(*counts, line['task'])} ({line['corpus']})"
+            overlaps[overlap_matters(*counts)].append(words)
+    return overlaps
 
 
 def _policies(folder: Folder) -> list[View]:
     """By arm that learned its policies: what they found, and in how many runs the learning was odd."""
-    lines = [line for line in folder.whole if line["kind"] == "policy"]
-    views = list[View]()
-    for arm in dict.fromkeys(line["arm"] for line in lines):
-        runs: list[Any] = [line for line in lines if line["arm"] == arm]
-        odd = {"stopped early": "stopped", "inner steps too long": "overshoot"}
-        counts = {what: sum(key in line for line in runs) for what, key in odd.items()}
-        remarks = [f"{what} in {count} of {len(runs)}" for what, count in counts.items() if count]
-        remarks += (
-            [f"each the best of {tries} tries"]
-            if (tries := len(runs[0].get("tries") or [])) > 1
-            else []
-        )
-        views.append(
-            {"arm": arm, "runs": runs, "even": runs[0].get("labelled_words"), "remarks": remarks}
-        )
+    by_arm: dict[str, list[Line]] = defaultdict(list)
+    for line in folder.of_kind("policy"):
+        by_arm[line["arm"]].append(line)
+    views: list[View] = []
+    for arm, runs in by_arm.items():
+        remarks = []
+        for words, key in {"stopped early": "stopped", "inner steps too long": "overshoot"}.items():
+            count = sum(key in line for line in runs)
+            remarks += [f"{words} in {count} of {len(runs)}"] if count else []
+        tries = len(runs[0].get("tries") or [])
+        remarks += [f"each the best of {tries} tries"] if tries > 1 else []
+        even = runs[0].get("labelled_words")
+        views.append({"arm": arm, "runs": runs, "even": even, "remarks": remarks})
     return views
 
 
-MOST_NAMED = 6
-"""So many missing runs are named; of more it is said that there are more."""
-
-
 def _missing(folder: Folder) -> list[str]:
-    """What a whole study has and this folder lacks, in sentences; runs that failed have a section
-    of their own.
-    """
-    if folder.kind != "study":
-        return []
+    """What this folder of a study lacks, in sentences; runs that failed have their own section."""
     study, lines = folder.study, list[str]()
     if not vega_code():
         lines.append(NO_CHARTS)
     if not folder.summary["headline"]:
-        why = "the study is still running, or was stopped; the same command goes on"
+        why = "the study is still running, or was stopped; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
-    failed = {(r["arm"], r["seed"]) for r in folder.records if r["kind"] == "failure"}
-    runs = [
-        (arm, seed) for arm in folder.arms for seed in study["seeds"] if (arm, seed) not in failed
-    ]
-    scores = [record for record in folder.whole if record["kind"] == "score"]
-    has = {
-        f"a score on {task}": {(r["arm"], r["seed"]) for r in scores if r["task"] == task}
+    failed = [line for line in folder.records if line["kind"] == "failure"]
+    lost = {(line["arm"], line["seed"]) for line in failed}
+    runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"]]
+    runs = [run for run in runs if run not in lost]
+    scores, losses = folder.of_kind("score"), folder.of_kind("heldout")
+    measured = {
+        f"score on {task}": [line for line in scores if line["task"] == task]
         for task in study["tasks"]
     }
-    losses = [record for record in folder.whole if record["kind"] == "heldout"]
     if losses or not study["tasks"]:
-        has["a held-out loss"] = {(r["arm"], r["seed"]) for r in losses}
-    has["curves (stages/…/metrics.jsonl)"] = {(line["arm"], line["seed"]) for line in folder.curves}
-    for what, known in has.items():
-        lines += _lacking([run for run in runs if run not in known], len(runs), what)
+        measured["held-out loss"] = losses
+    measured["curve (stages/…/metrics.jsonl)"] = folder.curves
+    for what, known in measured.items():
+        found = {(line["arm"], line["seed"]) for line in known}
+        lacking = [f"{arm} with seed {seed}" for arm, seed in runs if (arm, seed) not in found]
+        named = ", ".join(lacking[:MOST_NAMED]) + (", …" if len(lacking) > MOST_NAMED else "")
+        if len(lacking) == len(runs):
+            lines.append(f"No run has a {what}.")
+        elif lacking:
+            lines.append(f"{len(lacking)} of {len(runs)} runs without a {what}: {named}.")
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
-        lines.append(
-            f"{folder.unread} line{'s' * (folder.unread > 1)} of records.jsonl cannot be used."
-        )
-    if (made := study["maskwise"]) and made != __version__:
+        lines.append(f"{_count(folder.unread, 'line')} of records.jsonl cannot be used.")
+    made = study["maskwise"]
+    if made and made != __version__:
         lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
     return lines
 
 
-def _lacking(runs: list[tuple[str, int]], total: int, what: str) -> list[str]:
-    """The sentence that so many runs do not have something; none where all have it."""
-    if not runs:
-        return []
-    if len(runs) == total:
-        return [f"No run has {what}."]
-    named = ", ".join(f"{arm} with seed {seed}" for arm, seed in runs[:MOST_NAMED])
-    more = ", …" if len(runs) > MOST_NAMED else ""
-    return [
-        f"{len(runs)} of {total} runs {'has' if len(runs) == 1 else 'have'} not {what}: "
-        f"{named}{more}."
-    ]
-
-
 # Samples and facts
-# -----------------------------------------------------------------------------------
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """By document, so that the same sentence stands side by side; arms that mask it alike are shown
-    once.
+    """The samples by document; arms that mask a document alike share a version of it.
 
     A version has the text at every moment that was written, the middle one of which is shown first.
     """
-    documents: dict[str, dict[str, View]] = defaultdict(dict)
+    documents: dict[str, dict[str, Line]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
-            moments = [
-                _moment(moment) for moment in sample.get("moments", [{"pieces": sample["pieces"]}])
-            ]
-            versions, key = (
-                documents[sample["document"]],
-                repr([moment["pieces"] for moment in moments]),
-            )
-            if key in versions:
-                versions[key]["arm"] = f"{versions[key]['arm']}, {arm}"
-                versions[key]["arms"] = f"{versions[key]['arms']} {number}"
-            elif moments[0]["pieces"]:
-                versions[key] = {
-                    "arm": arm,
-                    "arms": f"{number}",
+            moments = sample.get("moments") or [{"pieces": sample["pieces"]}]
+            if not moments[0]["pieces"]:
+                continue
+            key = repr([moment["pieces"] for moment in moments])
+            version = documents[sample["document"]].setdefault(
+                key,
+                {
+                    "names": [],
+                    "arms": [],
                     "colour": colours.get(arm, SLATE),
-                    "moments": moments,
+                    "moments": [_moment(moment) for moment in moments],
                     "learnt": sample.get("learnt", False),
-                }
+                },
+            )
+            version["names"].append(arm)
+            version["arms"].append(str(number))
     return [
-        {"document": name, "versions": list(alike.values())} for name, alike in documents.items()
+        {"document": name, "versions": list(versions.values())}
+        for name, versions in documents.items()
     ]
 
 
-def _moment(moment: Mapping[str, Any]) -> View:
+def _moment(moment: Line) -> View:
     pieces = [_piece(piece) for piece in moment["pieces"] if piece["text"]]
     selected = sum(piece["state"] != "shown" for piece in moment["pieces"])
     return {"step": moment.get("step"), "pieces": pieces, "selected": selected}
 
 
-def _piece(piece: Piece) -> dict[str, str]:
-    """A token with the white space before it set apart, so that a coloured chip holds the word
-    only.
-    """
+def _piece(piece: Line) -> dict[str, str]:
+    """A token without the white space before it, so that a coloured chip holds the word only."""
     text, state, shown = piece["text"], piece["state"], piece.get("shown", "").strip()
     word = text.lstrip()
     tip = {
@@ -344,82 +289,62 @@ def _piece(piece: Piece) -> dict[str, str]:
         "random": f"replaced: the model saw “{shown}”, and had to find “{word}”",
         "kept": f"kept: the model saw “{word}”, and had to confirm it",
     }.get(state, "")
-    body = shown if state == "random" and shown else word
     return {
         "space": text[: len(text) - len(word)],
-        "text": body,
-        "state": state if tip else "shown",
+        "text": shown if state == "random" and shown else word,
+        "state": state,
         "tip": tip,
     }
 
 
 def _facts(folder: Folder) -> list[tuple[str, str]]:
     study, hardware = folder.study, folder.study["hardware"]
-    machine = [
-        hardware.get("cpu"),
-        f"{hardware['cores']} cores" if hardware.get("cores") else None,
-        f"{hardware['memory_gib']} GiB memory" if hardware.get("memory_gib") else None,
-        hardware.get("accelerator") or ("no accelerator" if hardware else None),
-    ]
-    facts = [
-        (
-            "Started",
-            f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
-            if study["started"]
-            else "",
-        ),
-        ("Time", "" if folder.seconds is None else duration(folder.seconds)),
-        ("Steps", "" if folder.steps is None else f"{folder.steps:,}"),
-        ("Seeds", ", ".join(map(str, study["seeds"]))),
-        ("Hardware", ", ".join(str(part) for part in machine if part)),
-        ("maskwise", study["maskwise"]),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in study["versions"].items())),
-    ]
-    return [(name, text) for name, text in facts if text]
+    machine = [hardware.get("cpu")]
+    if hardware:
+        machine.append(f"{hardware.get('cores')} cores")
+        machine.append(f"{hardware.get('memory_gib')} GiB memory")
+        machine.append(hardware.get("accelerator") or "no accelerator")
+    started = ""
+    if study["started"]:
+        started = f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
+    versions = [f"{name} {version}" for name, version in study["versions"].items()]
+    facts = {
+        "Started": started,
+        "Time": "" if folder.seconds is None else duration(folder.seconds),
+        "Steps": "" if folder.steps is None else f"{folder.steps:,}",
+        "Seeds": ", ".join(map(str, study["seeds"])),
+        "Hardware": ", ".join(str(part) for part in machine if part),
+        "maskwise": study["maskwise"],
+        "Versions": ", ".join(versions),
+    }
+    return [(name, text) for name, text in facts.items() if text]
 
 
 def _speed(folder: Folder) -> list[tuple[str, str]]:
-    """How fast trainings were, by their metrics: the middle of what the lines say, and the highest
-    peak of memory.
-    """
-    needed = {"tokens_per_second", "memory_gib"}
-    lines = [
-        line
-        for line in folder.curves
-        if line["kind"] == "train" and needed <= line.get("speed", {}).keys()
-    ]
+    """How fast trainings were: medians over the lines of their metrics, and the peak of memory."""
+    lines = [line for line in folder.curves if line["kind"] == "train" and line.get("speed")]
     if not lines:
         return []
-    middle = {
-        name: median(values)
-        for name in ("tokens_per_second", "mfu")
-        if (values := [line["speed"][name] for line in lines if name in line["speed"]])
-    }
-    parts = [f"{middle['tokens_per_second']:,.0f} tokens a second in each run"]
-    if "mfu" in middle:
-        parts.append(
-            f"{100 * middle['mfu']:.0f} % of the hardware's measured matrix products (MFU)"
-        )
-    if paddings := [line["padding"] for line in lines if "padding" in line]:
-        parts.append(f"{100 * sum(paddings) / len(paddings):.0f} % of the positions padding")
-    parts.append(f"at most {max(line['speed']['memory_gib'] for line in lines):.1f} GiB of memory")
+    speeds = [line["speed"] for line in lines]
+    rate = median(speed["tokens_per_second"] for speed in speeds)
+    parts = [f"{rate:,.0f} tokens a second in each run"]
+    used = [speed["mfu"] for speed in speeds if "mfu" in speed]
+    if used:
+        products = "of the hardware's measured matrix products (MFU)"
+        parts.append(f"{100 * median(used):.0f} % {products}")
+    paddings = [line["padding"] for line in lines if "padding" in line]
+    if paddings:
+        parts.append(f"{100 * fmean(paddings):.0f} % of the positions padding")
+    parts.append(f"at most {max(speed['memory_gib'] for speed in speeds):.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
-
-
-def powers(x: float | None) -> str:
-    """5.6e7 as 5.60 × 10⁷."""
-    if x is None:
-        return "–"
-    digits, _, power = f"{x:.2e}".partition("e")
-    return f"{digits} × 10{str(int(power)).translate(RAISED)}"
 
 
 @cache
 def vega_code() -> str:
     """Vega, Vega-Lite and vega-embed as one script (0.9 MB); no `</script` ends the element early.
 
-    Another process makes it: where memory is limited (``ulimit -v``) V8 ends its process. Then it
-    is "".
+    Another process makes it: where memory is limited (``ulimit -v``) V8 ends its process, and then
+    it is "".
     """
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
     return "" if made.returncode else made.stdout.decode().replace("</script", "<\\/script")
@@ -430,16 +355,39 @@ def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["figure"] = lambda x, digits=3: "–" if x is None else f"{x:.{digits}f}"
-    environment.filters["short"] = lambda x: (
-        "–" if x is None else f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
-    )
-    environment.filters["share"] = lambda x, digits=0: (
-        "–" if x is None else f"{100 * x:.{digits}f} %"
-    )
-    environment.filters |= {"powers": powers, "outcome": outcome_label}
-    # Numbers keep to their units at the end of a line.
-    environment.filters["figures"] = lambda text: (
-        str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
-    )
+    environment.filters |= {
+        "figure": figure,
+        "short": short,
+        "share": share,
+        "powers": powers,
+        "outcome": outcome_label,
+        "figures": figures,
+    }
     return environment
+
+
+def figure(x: float | None, digits: int = 3) -> str:
+    return "–" if x is None else f"{x:.{digits}f}"
+
+
+def short(x: float | None) -> str:
+    if x is None:
+        return "–"
+    return f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
+
+
+def share(x: float | None, digits: int = 0) -> str:
+    return "–" if x is None else f"{100 * x:.{digits}f} %".replace("-", "−")
+
+
+def powers(x: float | None) -> str:
+    """5.6e7 as 5.60 × 10⁷."""
+    if x is None:
+        return "–"
+    digits, _, power = f"{x:.2e}".partition("e")
+    return f"{digits} × 10{str(int(power)).translate(RAISED)}"
+
+
+def figures(text: object) -> str:
+    """A text whose numbers keep to their units at the end of a line."""
+    return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")

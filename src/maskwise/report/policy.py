@@ -1,17 +1,18 @@
-"""The page of a learned policy: the same sentences before, while and after it learned, and how good
-it is.
+"""The page of a learned policy: the same sentences before, during and after its learning, and its
+scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from maskwise.constants import shade
 from maskwise.folders import read_json, read_lines, write_page
+from maskwise.report.drawing import View
+from maskwise.report.reading import Line
 
 NAMES = {
     "exact_match": "its best span is an answer",
@@ -39,90 +40,73 @@ CURVES = (
     ("eval", "loss", "loss on the labels of dev, nats"),
     ("train", "grad_norm", "norm of the policy's gradient"),
 )
-"""What is drawn of metrics.jsonl: the kind of line, its key, and what people read."""
-WIDTH, HEIGHT = 220, 60
+"""What is drawn of metrics.jsonl: the kind of line, its key, and its title."""
 BETWEEN = 3
-"""So many states of a policy are shown between its beginning and its end."""
+"""States of a policy that are shown between its beginning and its end."""
 FULL = 6.0
-"""A word of so many times the mean weight has the full colour."""
+"""A word with this multiple of the mean weight has the full colour."""
 
 
-def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, Any]) -> Path:
-    """Draw ``report.html`` of a folder of ``maskwise learn`` from its ``shown.json`` and
-    ``metrics.jsonl``.
-
-    Every text is escaped.
+def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
+    """Draw ``report.html`` of a folder of ``maskwise learn``; every text is escaped.
 
     Args:
-        measures: what was measured, as ``done.json`` has it.
+        measures: the content of ``done.json``.
     """
     shown, lines = read_json(folder / "shown.json") or {}, [*read_lines(folder / "metrics.jsonl")]
-    held_out = measures.get("held_out") or {}
-    salient = held_out.get("salient", {})
-    rows = [
-        (NAMES[key], held_out[key], salient.get(key))
-        for key in NAMES
-        if held_out.get(key) is not None
-    ]
+    curves = [_curve(lines, kind, key, name) for kind, key, name in CURVES]
     write_page(
-        page := folder / "report.html",
+        folder / "report.html",
         "policy.html.j2",
         title=title,
         measures=measures,
-        rows=rows,
+        names=NAMES,
         examples=_examples(shown.get("examples", []), lines),
         words=shown.get("words", {}),
         tags=shown.get("tags", {}),
-        curves=[curve for kind, key, name in CURVES if (curve := _curve(lines, kind, key, name))],
+        curves=[curve for curve in curves if curve],
     )
-    return page
+    return folder / "report.html"
 
 
-def _examples(
-    texts: list[list[Any]], lines: list[dict[str, Any]]
-) -> list[list[tuple[str, list[Any]]]]:
-    """Each text before the learning, at some judgements, and after it: words with their weights and
-    colours.
-    """
-    told = [line for line in lines if len(line.get("weights", ())) == len(texts)][:-1]
-    between = [
-        told[round(place)] for place in np.linspace(0, len(told) - 1, min(len(told), BETWEEN))
-    ]
-    examples = []
-    for number, words in enumerate(texts):
-        versions = [("before", [old for _, old, _ in words])]
+def _examples(texts: list[list[Line]], lines: list[Line]) -> list[list[View]]:
+    """Each text before the learning, at some evaluations, and after it: words with weights."""
+    logged = [line for line in lines if len(line.get("weights", ())) == len(texts)][:-1]
+    places = np.linspace(0, len(logged) - 1, min(len(logged), BETWEEN)).round().astype(int)
+    between = [logged[place] for place in places]
+    examples: list[list[View]] = []
+    for number, text in enumerate(texts):
+        words, before, after = zip(*text)
+        versions = [("before", before)]
         versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
-        versions += [("after", [new for *_, new in words])]
-        names = [word for word, *_ in words]
+        versions += [("after", after)]
         examples.append(
-            [
-                (when, [(w, x, shade(x / FULL)) for w, x in zip(names, own)])
-                for when, own in versions
-            ]
+            [{"when": when, "words": _coloured(words, weights)} for when, weights in versions]
         )
     return examples
 
 
-def _curve(lines: list[dict[str, Any]], kind: str, key: str, name: str) -> dict[str, Any] | None:
-    """One quantity over the steps as the points of a small drawing, with its mean and spread; None
-    with too few.
-    """
+def _coloured(words: Iterable[str], weights: Iterable[float]) -> list[tuple[str, float, str]]:
+    return [(word, weight, shade(weight / FULL)) for word, weight in zip(words, weights)]
+
+
+def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
+    """One quantity over the steps, as points that fill a box; None with too few of them."""
     points = [(line["step"], line[key]) for line in lines if line["kind"] == kind and key in line]
     if len(points) < 2:
         return None
     steps, values = np.array(points, dtype=float).T
-    low, high = float(values.min()), float(values.max())
-    x = WIDTH * (steps - steps[0]) / (steps[-1] - steps[0])
-    y = HEIGHT * (1 - (values - low) / ((high - low) or 1.0))
-    drawn = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+    low, high = values.min(), values.max()
     return {
         "name": name,
-        "points": drawn,
-        "low": low,
-        "high": high,
+        # Up is more: in SVG y grows downwards.
+        "points": " ".join(f"{step:g},{-value:.6g}" for step, value in points),
+        "box": f"{steps[0]:g} {-high:.6g} {steps[-1] - steps[0]:g} {(high - low) or 1.0:.6g}",
+        "steps": (int(steps[0]), int(steps[-1])),
         "first": values[0],
         "last": values[-1],
+        "low": low,
+        "high": high,
         "mean": values.mean(),
         "sd": values.std(ddof=1),
-        "steps": (int(steps[0]), int(steps[-1])),
     }

@@ -1,10 +1,9 @@
-"""Reads a study folder, or the folder of one pre-training run, into typed records for the page.
+"""Reads a study folder, or the folder of one pre-training run, for the page.
 
 Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
 page about a study that is still running is a smaller page. Only a folder that is neither is
-refused. All defence stands here: what is read has every key that its type names, numbers that are
-not finite are left out, and so are records without their number. The other files of this room trust
-it.
+refused. Numbers that are not finite are left out, and so are records without their number, so that
+the other files of the report can trust what is here.
 """
 
 from __future__ import annotations
@@ -14,75 +13,16 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import Any, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
-from maskwise.files import Record, Study, Summary
+from maskwise.files import Study, Summary
 from maskwise.folders import read_json, read_lines
 
-
-class Line(TypedDict, total=False):
-    """A line of metrics.jsonl, with the arm and the seed of its run."""
-
-    kind: str
-    arm: str
-    seed: int
-    step: int
-    seconds: float
-    loss: float
-    padding: float
-    speed: dict[str, float]
-    tokens: int
-    ratio: float
-    scheduled_ratio: float
-    masks: str
-    unigram: float
-    weights: dict[str, float]
-    arm_steps: dict[str, int]
-    probabilities: dict[str, float]
-    probe_losses: dict[str, float]
-    probe_step: int
-    probe_seconds: float
-    reliability: float
-    notes: list[str]
-
-
-class Timing(TypedDict):
-    """A line of timings.jsonl."""
-
-    purpose: str
-    kind: str
-    arm: str
-    seed: int
-    fraction: float
-    seconds: float
-
-
-class Piece(TypedDict, total=False):
-    """A token of a sample: the text of the document, and what the model saw of it."""
-
-    text: str
-    state: str
-    shown: str
-
-
-class Moment(TypedDict):
-    """A sample as it is masked at one step of the training."""
-
-    step: int
-    ratio: float
-    pieces: list[Piece]
-
-
-class Sample(TypedDict, total=False):
-    document: str
-    pieces: list[Piece]
-    """In the middle of the training."""
-    moments: list[Moment]
-    """Over the training; studies made before the end of November 2026 have none."""
-    learnt: bool
-    """Whether the policy masks with the weights that it had at the end of the run."""
-
+Line: TypeAlias = dict[str, Any]
+"""A JSON object of a file: docs/files.md has their keys."""
+Numbers: TypeAlias = dict[tuple[str, Any], dict[str, dict[int, float]]]
+"""Measure → arm → seed → number."""
 
 NO_STUDY: Study = {
     "name": "",
@@ -100,8 +40,6 @@ NO_STUDY: Study = {
     "arms": {},
     "tasks": {},
     "contrasts": [],
-    "match": None,
-    "search": None,
 }
 NO_SUMMARY: Summary = {
     "baseline": "",
@@ -126,41 +64,38 @@ REQUIRED = {
     "overlap": {"task", "corpus", "items", "overlapping"},
     "coverage": {"task", "corpus"},
 }
-
-
-Numbers: TypeAlias = dict[tuple[str, Any], dict[str, dict[int, float]]]
-"""Measure → arm → seed → number."""
 MEASURES = {
     "score": ("task", "metric", "score"),
     "heldout": ("masks", "ratio", "loss"),
     "evaluation": ("name", "metric", "value"),
 }
 """By kind of record, the two keys that name a measure, and the key of its number."""
-
 OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
 """The effects of earlier rules; what capped a verdict is not in its sentence, and is a note."""
 
 
 @dataclass
 class Folder:
-    """What a folder holds. ``kind`` is "study" or "run"; a single run is one arm with one seed, of
-    an empty study.
+    """What a folder holds.
+
+    Attributes:
+        kind: "study" or "run"; a single run is one arm with one seed, of an empty study.
+        steps: those of a single run that has finished.
+        unread: lines of records.jsonl that are damaged, or lack what their kind needs.
     """
 
     kind: str
     name: str
     study: Study = field(default_factory=lambda: NO_STUDY)
-    records: list[Record] = field(default_factory=list)
+    records: list[Line] = field(default_factory=list)
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[Line]] = field(default_factory=dict)
     curves: list[Line] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
+    timings: list[Line] = field(default_factory=list)
     steps: int | None = None
-    """The steps of a single run that has finished."""
     seconds: float | None = None
     recipe_yaml: str = ""
     unread: int = 0
-    """Lines of records.jsonl that are cut, damaged or without what their kind needs."""
 
     @property
     def arms(self) -> list[str]:
@@ -168,35 +103,31 @@ class Folder:
 
     @property
     def reference(self) -> str:
-        """What the models without (further) training are called; their records have the arm
-        ``REFERENCE``.
-        """
+        """What the models without (further) training are called."""
         return self.study["reference"] or "no pre-training"
 
-    @property
-    def whole(self) -> list[Record]:
-        """The records without those of companion runs and of runs for a gate, which are not pooled
-        with the others.
+    def of_kind(self, kind: str) -> list[Line]:
+        """The records of whole runs that are compared.
+
+        Companion runs, and the runs of a gate, are not pooled with these.
         """
         return [
-            record
-            for record in self.records
-            if record.get("fraction", 1) == 1 and "role" not in record
+            line
+            for line in self.records
+            if line["kind"] == kind and line.get("fraction", 1) == 1 and "role" not in line
         ]
 
     def numbers(self, kind: str, value: str = "") -> Numbers:
-        """What whole runs were measured by, in one kind of record.
+        """The numbers of whole runs in one kind of record.
 
         Args:
-            value: what to read in place of the number that runs are compared by: another key, or
-                another metric.
+            value: another key, or another metric, than the number that runs are compared by.
         """
         name, detail, usual = MEASURES[kind]
         table: Numbers = defaultdict(lambda: defaultdict(dict))
-        for record in self.whole:
-            line = cast(dict[str, Any], record)
+        for line in self.of_kind(kind):
             number = {**line.get("others", {}), **line}.get(value or usual)
-            if line["kind"] == kind and number is not None:
+            if number is not None:
                 table[line[name], line.get(detail)][line["arm"]][line["seed"]] = number
         return table
 
@@ -214,22 +145,19 @@ def read_folder(folder: Path) -> Folder:
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
     """
-    if not folder.is_dir():
-        do = "give the --out folder of a study or run"
-        raise MaskwiseError("there is no such folder", got=str(folder), do=do)
     if (folder / "study.json").is_file():
         return _read_study(folder)
     if (folder / "shown.json").is_file():
-        do = f"open {folder / 'report.html'}"
         raise MaskwiseError(
             "this folder holds a learned policy, which has a page of its own",
             got=str(folder),
-            do=do,
+            do=f"open {folder / 'report.html'}",
         )
     if (folder / "metrics.jsonl").is_file():
         return _read_run(folder)
+    what = "this folder holds neither a study nor a pre-training run"
     raise MaskwiseError(
-        "this folder holds neither a study nor a pre-training run",
+        what if folder.is_dir() else "there is no such folder",
         got=str(folder),
         allowed="a folder with study.json or metrics.jsonl",
         do="give the --out folder of maskwise study or maskwise pretrain",
@@ -248,61 +176,59 @@ def summary_of(folder: Path) -> Summary:
             "a single run has no verdicts", got=str(folder), do="give the folder of a study"
         )
     if not (folder / "summary.json").is_file():
-        do = "give the same maskwise study command again: it goes on where it stopped"
-        raise MaskwiseError("this study has not been summed up", got=str(folder), do=do)
+        raise MaskwiseError(
+            "this study has no summary yet",
+            got=str(folder),
+            do="give the same maskwise study command again: it resumes where it stopped",
+        )
     return cast(Summary, _needed(folder / "summary.json"))
 
 
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
-    if not isinstance(study["arms"], dict) or not all(
-        isinstance(arm, dict) for arm in study["arms"].values()
-    ):
-        raise MaskwiseError(
-            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
-        )
+    arms = study["arms"]
+    if not isinstance(arms, dict) or not all(isinstance(facts, dict) for facts in arms.values()):
+        where = str(folder / "study.json")
+        raise MaskwiseError("study.json names no arms", got=where, do="run the study again")
     curves = []
-    for arm, facts in study["arms"].items():
+    for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
             # Stages may be links to a shared folder, so names are compared, not where they lead.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    records = [record for line in read_lines(folder / "records.jsonl") if (record := _record(line))]
+    lines = [_finite(line) for line in read_lines(folder / "records.jsonl")]
+    records = [line for line in lines if REQUIRED.get(line.get("kind", ""), {"-"}) <= line.keys()]
+    written = 0
+    if (folder / "records.jsonl").is_file():
+        written = sum(bool(line.strip()) for line in (folder / "records.jsonl").open("rb"))
+    timings = [line for line in read_lines(folder / "timings.jsonl") if "seconds" in line]
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
         records=records,
-        unread=_lines_in(folder / "records.jsonl") - len(records),
+        unread=written - len(records),
         summary=_summary(read_json(folder / "summary.json") or {}),
-        samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
+        samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        timings=[
-            # as it was called until November 2026
-            cast(Timing, {"purpose": line.get("phase"), **line})
-            for line in read_lines(folder / "timings.jsonl")
-            if "seconds" in line
-        ],
+        # Until November 2026 the purpose was called phase.
+        timings=[{"purpose": line.get("phase"), **line} for line in timings],
         seconds=study["seconds"],
         recipe_yaml=study["recipe_yaml"],
     )
 
 
-def _summary(content: dict[str, Any]) -> Summary:
-    """A summary with all its keys. One of earlier rules keeps its words; its reasons are read as
-    flags.
-    """
+def _summary(content: Line) -> Summary:
+    """A summary with all its keys; the reasons of earlier rules are read as flags."""
     if "rules" not in content:
         for row in content.get("contrasts", []):
-            told = [reason for reason in row.get("reasons", []) if reason["effect"] != "tests"]
+            reasons = [line for line in row.get("reasons", []) if line["effect"] != "tests"]
             row["flags"] = [
-                reason | {"effect": OLD_EFFECTS[reason["effect"]], "facts": {}} for reason in told
+                {**line, "effect": OLD_EFFECTS[line["effect"]], "facts": {}} for line in reasons
             ]
-        content["efficiency"] = {
-            "crossings": [],
-            "points": content.get("efficiency", {}).get("points", []),
-        }
-    return cast(Summary, NO_SUMMARY | cast(Summary, content))
+        points = content.get("efficiency", {}).get("points", [])
+        content["efficiency"] = {"crossings": [], "points": points}
+    return cast(Summary, {**NO_SUMMARY, **content})
 
 
 def _read_run(folder: Path) -> Folder:
@@ -311,7 +237,7 @@ def _read_run(folder: Path) -> Folder:
     return Folder(
         kind="run",
         name=name,
-        samples=cast(dict[str, list[Sample]], read_json(folder / "samples.json") or {}),
+        samples=read_json(folder / "samples.json") or {},
         curves=_curves(folder, name, 0),
         steps=done.get("steps"),
         seconds=done.get("seconds"),
@@ -319,15 +245,7 @@ def _read_run(folder: Path) -> Folder:
     )
 
 
-def _lines_in(path: Path) -> int:
-    """How many lines of a file say anything; 0 where there is no file."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
-
-
-def _needed(path: Path) -> dict[str, Any]:
+def _needed(path: Path) -> Line:
     content = read_json(path)
     if content is None:
         raise MaskwiseError(
@@ -338,30 +256,15 @@ def _needed(path: Path) -> dict[str, Any]:
 
 def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
     lines = [_finite(line) for line in read_lines(folder / "metrics.jsonl")]
-    for line in lines:
-        speed = line.get("speed")
-        if not isinstance(speed, dict) or not all(
-            isinstance(value, int | float) for value in speed.values()
-        ):
-            line.pop("speed", None)
-    return [cast(Line, line | {"arm": arm, "seed": seed}) for line in lines if "step" in line]
+    return [{**line, "arm": arm, "seed": seed} for line in lines if "step" in line]
 
 
-def _record(line: dict[str, Any]) -> Record | None:
-    """The line without numbers that are not finite; None if it then lacks what a record of its kind
-    must have.
-    """
-    kept = _finite(line)
-    return (
-        cast(Record, kept)
-        if REQUIRED.get(kept.get("kind", ""), {"no such kind"}) <= kept.keys()
-        else None
-    )
-
-
-def _finite(line: dict[str, Any]) -> dict[str, Any]:
+def _finite(line: Line) -> Line:
     """Without numbers that are not finite, also in the objects inside."""
-    inner = {
-        key: _finite(value) if isinstance(value, dict) else value for key, value in line.items()
-    }
-    return {k: v for k, v in inner.items() if not (isinstance(v, float) and not math.isfinite(v))}
+    kept = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            kept[key] = _finite(value)
+        elif not isinstance(value, float) or math.isfinite(value):
+            kept[key] = value
+    return kept

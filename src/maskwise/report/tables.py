@@ -1,15 +1,11 @@
-"""The tables of the page: means by task, every score, what needs no fine-tuning, and what searches
-chose from.
-"""
+"""The tables of the page: means by task, every score, evaluations, and the choices of searches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import stdev
+from statistics import fmean, stdev
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
-from maskwise.files import Record
-from maskwise.report.charts import mean
 from maskwise.report.drawing import View
 from maskwise.report.reading import Folder
 
@@ -21,56 +17,49 @@ def task_table(folder: Folder) -> View | None:
 
     Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
     """
-    columns: dict[str, tuple[str, dict[str, list[float]]]] = {}
-    further: dict[str, tuple[str, dict[str, list[float]]]] = {}
+    columns: dict[str, str] = {}
+    further: dict[str, str] = {}
+    cells: dict[str, dict[str, dict[str, str]]] = {}
     macro = folder.numbers("score", "macro-f1")
     for measure, by_arm in folder.numbers("score").items():
         task = measure[0]
         facts = folder.study["tasks"].get(task, {})
-        metric, majority = facts.get("metric"), facts.get("majority")
+        columns[task], majority = facts.get("metric") or "score", facts.get("majority")
         runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
         if majority is not None:
             runs[COMMONEST] = [majority]
-        columns[task] = metric or "score", runs
-        beside = macro.get(measure)
-        if beside and accuracy_misleads(metric, majority):
-            further[f"{task} "] = (
-                "macro-f1",
-                {arm: list(by_seed.values()) for arm, by_seed in beside.items()},
-            )
-    columns |= further
+        cells[task] = _cells(runs, columns[task])
+        if macro.get(measure) and accuracy_misleads(columns[task], majority):
+            further[f"{task} "] = "macro-f1"
+            others = {arm: list(by_seed.values()) for arm, by_seed in macro[measure].items()}
+            cells[f"{task} "] = _cells(others, "macro-f1")
+    if not columns:
+        return None
+    missing = {"mean": "–", "sd": ""}
     rows = []
     for arm in (*folder.arms, REFERENCE, COMMONEST):
-        cells = {
-            name: _cell(runs.get(arm, []), percent=_percent(*columns[name]))
-            for name, (_, runs) in columns.items()
-        }
-        if any(arm in runs for _, runs in columns.values()):
-            rows.append({"arm": folder.reference if arm == REFERENCE else arm, "cells": cells})
-    return (
-        {"tasks": {name: metric for name, (metric, _) in columns.items()}, "rows": rows}
-        if columns
-        else None
-    )
+        if any(arm in column for column in cells.values()):
+            name = folder.reference if arm == REFERENCE else arm
+            row = {task: column.get(arm, missing) for task, column in cells.items()}
+            rows.append({"arm": name, "cells": row})
+    return {"tasks": columns | further, "rows": rows}
 
 
-def _percent(metric: str, runs: Mapping[str, list[float]]) -> bool:
-    """Whether the scores of a task are shares."""
-    return metric not in LOWER_IS_BETTER and all(
-        abs(x) <= 1 for scores in runs.values() for x in scores
-    )
-
-
-def _cell(values: list[float], *, percent: bool) -> dict[str, str]:
+def _cells(runs: Mapping[str, list[float]], metric: str) -> dict[str, dict[str, str]]:
+    scores = [score for own in runs.values() for score in own]
+    percent = metric not in LOWER_IS_BETTER and all(abs(score) <= 1 for score in scores)
     scale, digits = (100, 1) if percent else (1, 2)
-    middle = f"{scale * (mean(values) or 0):.{digits}f}" if values else "–"
-    return {"mean": middle, "sd": f"{scale * stdev(values):.{digits}f}" if len(values) > 1 else ""}
+    cells = {}
+    for arm, own in runs.items():
+        sd = f"{scale * stdev(own):.{digits}f}" if len(own) > 1 else ""
+        cells[arm] = {"mean": f"{scale * fmean(own):.{digits}f}", "sd": sd}
+    return cells
 
 
 def score_table(folder: Folder) -> list[View]:
-    """Every number behind the dots: by task and arm the runs by seed, and their mean."""
+    """Every number of the dot charts: by task and arm the runs by seed, and their mean."""
     return [
-        {"task": task, "arm": arm, "runs": by_arm[arm], "mean": mean([*by_arm[arm].values()])}
+        {"task": task, "arm": arm, "runs": by_arm[arm], "mean": fmean(by_arm[arm].values())}
         for (task, _), by_arm in folder.numbers("score").items()
         for arm in (*folder.arms, REFERENCE)
         if arm in by_arm
@@ -78,64 +67,52 @@ def score_table(folder: Folder) -> list[View]:
 
 
 def evaluation_table(folder: Folder) -> View:
-    """What needs no fine-tuning, by measure: means over runs, chance, items, and whether lower is
-    better.
-    """
-    numbers = folder.numbers("evaluation")
-    first: dict[tuple[str, str], Record] = {}
-    for record in folder.whole:
-        if record["kind"] == "evaluation":
-            first.setdefault((record["name"], record["metric"]), record)
+    """By measure that needs no fine-tuning: means over runs, chance, items and direction."""
     rows: list[View] = []
-    for (name, metric), by_arm in numbers.items():
-        facts = first[name, metric]
+    known: set[str] = set()
+    first = {(line["name"], line["metric"]): line for line in folder.of_kind("evaluation")[::-1]}
+    for measure, by_arm in folder.numbers("evaluation").items():
+        facts = first[measure]
+        known |= by_arm.keys()
         rows.append(
             {
-                "name": name,
-                "metric": metric,
+                "name": facts["name"],
+                "metric": facts["metric"],
                 "chance": facts.get("chance"),
                 "items": facts.get("items"),
                 "lower": not facts.get("higher_is_better", True),
-                "means": {arm: mean([*by_seed.values()]) for arm, by_seed in by_arm.items()},
+                "means": {arm: fmean(by_seed.values()) for arm, by_seed in by_arm.items()},
             }
         )
-    arms = [
-        arm
-        for arm in (*folder.arms, REFERENCE)
-        if any(arm in by_arm for by_arm in numbers.values())
-    ]
-    return {"arms": arms, "rows": rows}
+    return {"arms": [arm for arm in (*folder.arms, REFERENCE) if arm in known], "rows": rows}
 
 
 def choices(folder: Folder) -> list[list[View]]:
-    """What searches chose for each arm, and what from; arms that had the same to choose from
-    together.
+    """What searches chose for each arm; arms with the same grid share a table.
 
-    One search for each replicate, or, in older studies, one for all of them.
+    There is one search for each seed, or, in older studies, one for all of them.
     """
     tables: dict[tuple[str, ...], list[View]] = {}
-    lines = [record for record in folder.records if record["kind"] == "selection"]
+    lines = [line for line in folder.records if line["kind"] == "selection"]
     for arm in dict.fromkeys(line["arm"] for line in lines):
         own = [line for line in lines if line["arm"] == arm]
-        points = [_setting(point["setting"]) for point in own[0]["candidates"]]
+        scores: dict[str, list[float]] = {}
+        for line in own:
+            for point in line["candidates"]:
+                score = point.get("score", point.get("mean"))
+                known = scores.setdefault(_setting(point["setting"]), [])
+                known += [] if score is None else [score]
         chosen = [_setting(line["chosen"]) for line in own if line["chosen"]]
-        candidates: list[View] = []
-        for place, setting in enumerate(points):
-            scores = [
-                line["candidates"][place].get("score", line["candidates"][place].get("mean"))
-                for line in own
-            ]
-            known = [score for score in scores if score is not None]
-            candidates.append(
-                {"setting": setting, "mean": mean(known), "chosen": chosen.count(setting)}
-            )
-        view: View = {
-            "arm": arm,
-            "by": own[0]["by"],
-            "searches": len(own),
-            "candidates": candidates,
-        }
-        tables.setdefault(tuple(points), []).append(view)
+        candidates = [
+            {
+                "setting": setting,
+                "mean": fmean(known) if known else None,
+                "chosen": chosen.count(setting),
+            }
+            for setting, known in scores.items()
+        ]
+        view: View = {"arm": arm, "by": own[0]["by"], "searches": len(own)}
+        tables.setdefault(tuple(scores), []).append({**view, "candidates": candidates})
     return list(tables.values())
 
 

@@ -308,7 +308,6 @@ class Outcomes:
         return max(gaps, default=None)
 
     def describe(self, arm: str) -> ArmSummary:
-        facts = self.study["arms"][arm]
         outcomes = [*self.tasks, *self.heldout, *self.evaluations]
         scores = {
             name: self.runs(name, arm).tolist()
@@ -324,7 +323,6 @@ class Outcomes:
                 name: [None if math.isnan(score) else score for score in runs]
                 for name, runs in scores.items()
             },
-            "words": facts.get("sampler") or f"{facts['policy']} {facts['ratio']}",
         }
 
     def trained(self, name: str) -> list[str]:
