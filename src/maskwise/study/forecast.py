@@ -30,16 +30,14 @@ from maskwise.study.checks import check_study, shared_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
 from maskwise.study.stages import STAGE, Stage
+from maskwise.training import TrainingSettings
 from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import cache_folder, cpu_name
 
-CHANGE_NO_TIME = frozenset(
-    (
-        *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
-        *("warmup", "decay", "decay_share", "clip", "log_every", "eval_every", "save_every"),
-        *("keep", "keep_best", "on_nan", "trackers"),
-    )
-)
+CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
+    *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
+    *("warmup", "decay", "decay_share", "clip"),
+}
 """Settings of a training that leave the time of a step as it is. Every other one is part of the
 key, so that a new setting makes a time unknown rather than wrong."""
 

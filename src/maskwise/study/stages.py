@@ -36,24 +36,10 @@ from maskwise.tasks import load_task
 from maskwise.text import bundled_path
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
+from maskwise.training import TrainingSettings
 from maskwise.training.engine import fast_bf16
 
 DONE, STAGE = "done.json", "stage.json"
-
-_CHANGE_NO_WEIGHT = (
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep",
-    "keep_best",
-    "on_nan",
-    "trackers",
-    "workers",
-)
-"""Training settings that are no part of a stage's name. A stage that finished with one ``on_nan``
-either met no number that is not finite, and is the same with every other, or could not have
-finished with ``stop``.
-"""
 
 COMPUTED = "4"
 """Raised where the same settings come to compute something else; 2: held-out loss, several labels;
@@ -179,7 +165,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
     if len(recipe.corpus.sources) > 1:  # the weights of a mix, which its rows do not depend on
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
-    how = {key: what["training"].pop(key) for key in _CHANGE_NO_WEIGHT}
+    how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
 
@@ -199,7 +185,7 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     encoder = recipe.learning.policy.pretrained if recipe.learning else None
     if encoder:
         what["policy_content"] = start_fingerprint(encoder)
-    for key in _CHANGE_NO_WEIGHT:
+    for key in TrainingSettings.that_change("nothing"):
         del what["training"][key]
     return _stage_on("learn", recipe, what, prepared, after)
 

@@ -51,22 +51,8 @@ OPTIMIZERS = "optimizers.safetensors"
 ROUND = 2.0**24
 """Sums over ranks are rounded to multiples of 1 / ROUND, to hide their order of addition."""
 
-FREE = {
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep",
-    "keep_best",
-    "on_nan",
-    "trackers",
-    "accumulate",
-    "precision",
-    "activation_checkpointing",
-    "compile",
-    "shard",
-    "workers",
-}
-"""Settings that may differ between a run and its resume: they change at most rounding."""
+FREE = TrainingSettings.that_change("nothing", "rounding")
+"""Settings that may differ between a run and its resume."""
 
 
 class Update(NamedTuple):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+NOTHING: dict[str, JsonValue] = {"changes": "nothing"}
+"""Mark of a setting that changes no weight: it is no part of a stage's name. (A training that
+finished under one ``on_nan`` is the same under every other, or could not have finished.)
+"""
+ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
+"""Mark of a setting that changes speed or memory, and weights by rounding only."""
 
 
 class TrainingSettings(BaseModel):
@@ -22,7 +30,7 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Rows per update, over all ranks and micro-batches together."""
 
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, json_schema_extra=ROUNDING)
     """Micro-batches per update. Changes memory, not the result: every target weighs the same. There
     are two exceptions: ``cse`` tells a twin only from the others of its micro-batch, and ``rtd``
     weighs its detector by the shares of a micro-batch."""
@@ -67,20 +75,20 @@ class TrainingSettings(BaseModel):
     clip: float = Field(1.0, ge=0)
     """Largest gradient norm, over all parameters; 0 for none."""
 
-    precision: Literal["auto", "no", "bf16"] = "auto"
+    precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
     """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it,
     processors with AMX).
     """
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
     """Keep only what goes into each block of the model, and compute the rest again in the backward
     pass: a third more work and much less memory. The result is the same."""
 
-    compile: bool = False
+    compile: bool = Field(False, json_schema_extra=ROUNDING)
     """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer.
     """
 
-    shard: bool = False
+    shard: bool = Field(False, json_schema_extra=ROUNDING)
     """On several processes: every one keeps a share of the weights, gradients and optimiser states
     (FSDP2), in place of a copy of them (DDP). ``accelerate launch --use_fsdp`` asks for the
     same."""
@@ -88,34 +96,44 @@ class TrainingSettings(BaseModel):
     seed: int = 0
     """The seed of the initialisation, the order, dropout, and (in pre-training) the masks."""
 
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(20, ge=1, json_schema_extra=NOTHING)
     """Steps between lines of metrics."""
 
-    eval_every: int = Field(0, ge=0)
+    eval_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
     """Steps between evaluations; 0: only at the end."""
 
-    save_every: int = Field(0, ge=0)
+    save_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
     """Steps between states to resume from; 0: none. A state keeps what was summed up since the last
     line of metrics.
     """
 
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
     """How many of the newest states are kept; the newest may turn out damaged."""
 
-    keep_best: bool = False
+    keep_best: bool = Field(False, json_schema_extra=NOTHING)
     """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as
     ``best/``. It is looked for at every evaluation, so set ``eval_every`` too."""
 
-    on_nan: Literal["stop", "skip"] = "stop"
+    on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
     """What a loss or gradient that is not finite does. ``stop``: an error that names the step.
     ``skip``: its update is left out."""
 
-    workers: int = Field(1, ge=0)
+    workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
     """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training
     process does. Changes no result."""
 
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = Field((), json_schema_extra=NOTHING)
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
+
+    @classmethod
+    def that_change(cls, *effects: str) -> set[str]:
+        """The settings with one of these marks.
+
+        >>> sorted(TrainingSettings.that_change("rounding"))[:2]
+        ['accumulate', 'activation_checkpointing']
+        """
+        marks = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {name for name, mark in marks.items() if mark in [{"changes": e} for e in effects]}
 
     @field_validator("on_nan", mode="before")
     @classmethod
