@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.bound import Bound
 from maskwise.evaluation.evaluate import bound_records
@@ -25,7 +24,7 @@ from maskwise.recipe import validate
 from maskwise.study.single import run_pretrain
 from maskwise.text import Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
-from tiny import write_inputs
+from tiny import maskwise, write_inputs
 from training_tools import FIRST, model, tokenizer
 
 STATES = 4
@@ -96,11 +95,10 @@ def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
     exact = nats_of(texts)
     assert text.tokens == 60 * 20 and text.unknown == 0
     assert abs(text.nats - exact) < 3 * text.error < 0.15 * exact
-    assert exact / text.tokens == pytest.approx(ENTROPY + (nats_first() - ENTROPY) / 20, rel=0.1)
+    assert exact / text.tokens == pytest.approx(ENTROPY + (FIRST_NATS - ENTROPY) / 20, rel=0.1)
 
 
-def nats_first() -> float:
-    return float(-(START * np.log(START)).sum())
+FIRST_NATS = -(START * np.log(START)).sum()
 
 
 @pytest.fixture(scope="module")
@@ -152,32 +150,26 @@ def test_a_trained_model_learns_and_stays_above_the_entropy(trained: Path) -> No
         len(curve) == 5 and losses[-1] < losses[0] - 0.02 and losses[-1] < curve[0]["unigram"] - 0.1
     )
     # Texts of 24 tokens: the first costs more than the others.
-    entropy = (nats_first() + 23 * ENTROPY) / 24
+    entropy = (FIRST_NATS + 23 * ENTROPY) / 24
     assert all(loss > entropy - 3 * line["error"] for loss, line in zip(losses, curve))
-    assert curve[-1]["unigram"] == pytest.approx(nats_first(), abs=0.1)
+    assert curve[-1]["unigram"] == pytest.approx(FIRST_NATS, abs=0.1)
     card = (trained / "run" / "checkpoint" / "README.md").read_text()
     assert "diffusion" in card and "uniform(0" in card
 
 
 def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint, text = str(trained / "run" / "checkpoint"), str(trained / "held_out.txt")
-    with pytest.raises(SystemExit) as end:
-        main(["evaluate", checkpoint, "--with", "bound:12", "--text", text, "--json"])
-    assert not end.value.code
-    records = {
-        r["metric"]: r for r in json.loads(capsys.readouterr().out) if r["kind"] == "evaluation"
-    }
-    nats, bits, of_bytes = (
-        records[f"{name}"] for name in ("nats per token", "bits per token", "bits per byte")
-    )
-    exact = nats_of((trained / "held_out.txt").read_text().split("\n\n")) / nats["items"]
-    assert exact - 3 * nats["error"] < nats["value"] < nats_first()
+    file = trained / "held_out.txt"
+    command = ["evaluate", trained / "run/checkpoint", "--with", "bound:12", "--text", file]
+    assert maskwise(*command, "--json") == 0
+    records = {line.get("metric"): line for line in json.loads(capsys.readouterr().out)}
+    nats, bits = records["nats per token"], records["bits per token"]
+    texts = file.read_text().split("\n\n")
+    exact = nats_of(texts) / nats["items"]
+    assert exact - 3 * nats["error"] < nats["value"] < FIRST_NATS
     assert bits["value"] == pytest.approx(nats["value"] / math.log(2))
-    size = sum(len(part.encode()) for part in (trained / "held_out.txt").read_text().split("\n\n"))
-    assert of_bytes["value"] * size == pytest.approx(bits["value"] * bits["items"])
-    with pytest.raises(SystemExit) as end:
-        main(["evaluate", checkpoint, "--with", "bound:12", "--text", text])
-    assert "bound bits per byte" in capsys.readouterr().out and not end.value.code
+    size = sum(len(text.encode()) for text in texts)
+    assert records["bits per byte"]["value"] * size == pytest.approx(bits["value"] * bits["items"])
+    assert maskwise(*command) == 0 and "bound bits per byte" in capsys.readouterr().out
 
 
 def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
@@ -191,16 +183,6 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     assert "no figure per byte" in str(records[0]["skipped"])
     with pytest.raises(MaskwiseError, match=r"got 3 × \[UNK\]"):
         Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
-
-
-def test_evaluate_refuses_what_has_no_bound(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint, text = str(trained / "run" / "checkpoint"), str(trained / "held_out.txt")
-    for arguments in (["--with", "bound:none", "--text", text], ["--with", "bound"]):
-        with pytest.raises(SystemExit) as end:
-            main(["evaluate", checkpoint, *arguments])
-        assert end.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:

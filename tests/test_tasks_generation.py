@@ -12,8 +12,10 @@ from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 from maskwise.errors import MaskwiseError
@@ -89,24 +91,21 @@ def test_published_and_worked_examples(metric, answer, rights, score):
     assert ITEMS[metric](rights, answer) == pytest.approx(score)
 
 
-def test_rouge_is_that_of_rouge_score_and_a_test_set_is_the_mean():
-    from rouge_score.rouge_scorer import RougeScorer
-
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("rouge-1", "rouge1"),
+        ("rouge-2", "rouge2"),
+        ("rouge-l", "rougeL"),
+        ("rouge-lsum", "rougeLsum"),
+    ],
+)
+def test_rouge_is_that_of_rouge_score_and_a_test_set_is_the_mean(ours, theirs):
     rights = [["The cat sat.\nIt was big.", "A cat"], ["Dogs are running quickly"], ["x"]]
     answers = ["the cats sit.\nIt is big", "a dog runs quick", ""]
-    names = {
-        "rouge-1": "rouge1",
-        "rouge-2": "rouge2",
-        "rouge-l": "rougeL",
-        "rouge-lsum": "rougeLsum",
-    }
-    for ours, theirs in names.items():
-        scorer = RougeScorer([theirs], use_stemmer=True)
-        expected = [
-            scorer.score_multi(gold, answer)[theirs].fmeasure
-            for gold, answer in zip(rights, answers)
-        ]
-        assert METRICS[ours](rights, answers) == pytest.approx(sum(expected) / 3)
+    scorer = RougeScorer([theirs], use_stemmer=True)
+    scores = [scorer.score_multi(*pair)[theirs].fmeasure for pair in zip(rights, answers)]
+    assert METRICS[ours](rights, answers) == pytest.approx(sum(scores) / 3)
 
 
 def test_the_interval_over_items_is_that_of_a_mean():
@@ -201,73 +200,63 @@ def test_kilts_records_are_read_and_rows_without_an_answer_are_counted(tmp_path)
         }
 
 
-def test_reasoning_in_both_of_its_published_forms(tmp_path):
-    quartz = {
-        "question": "Which?",
-        "choices": {"text": ["more", "less"], "label": ["A", "B"]},
-        "answerKey": "B",
-        "para": "P.",
-    }
-    original = {
-        "id": "Q",
-        "answerKey": "A",
-        "para": "P.",
-        "question": {
-            "stem": "Which?",
-            "choices": [{"text": "more", "label": "A"}, {"text": "less", "label": "B"}],
-        },
-    }
-    rows = loaded(tmp_path, [quartz], "(card=quartz)") + loaded(
-        tmp_path, [original], "(card=quartz)"
-    )
-    assert [row.answers for row in rows] == [["less"], ["more"]]
-    assert {row.text for row in rows} == {"Which? (A) more (B) less P."}
-    hub = {
-        "question_stem": "suppose",
-        "question_para_step": ["One", "Two"],
-        "answer_label": "no_effect",
-        "choices": {"label": ["A", "B", "C"], "text": ["more", "less", "no_effect"]},
-    }
-    original = {
-        "question": {"stem": "suppose", "para_steps": ["One", "Two"], "answer_label": "no_effect"}
-    }
-    rows = loaded(tmp_path, [hub], "(card=wiqa)") + loaded(tmp_path, [original], "(card=wiqa)")
-    assert {(row.text, *row.answers) for row in rows} == {("suppose One Two", "no_effect")}
-    ropes = {
-        "data": [
+CHOICES = {"text": ["more", "less"], "label": ["A", "B"]}
+AI2_CHOICES = [{"text": "more", "label": "A"}, {"text": "less", "label": "B"}]
+WIQA = {"question_stem": "suppose", "question_para_step": ["One", "Two"], "answer_label": "none"}
+
+
+@pytest.mark.parametrize(
+    ("card", "record", "text", "answer"),
+    [
+        (
+            "quartz",
+            {"question": "Which?", "choices": CHOICES, "answerKey": "B", "para": "P."},
+            "Which? (A) more (B) less P.",
+            "less",
+        ),
+        (
+            "quartz",
             {
-                "paragraphs": [
-                    {
-                        "background": "B.",
-                        "situation": "S.",
-                        "qas": [
-                            {"id": str(n), "question": f"Q{n}?", "answers": [{"text": f"a{n}"}]}
-                            for n in range(40)
-                        ],
-                    }
-                ]
-            }
-        ]
-    }
-    (tmp_path / "ropes.json").write_text(json.dumps(ropes), encoding="utf-8")
+                "question": {"stem": "Which?", "choices": AI2_CHOICES},
+                "answerKey": "A",
+                "para": "P.",
+            },
+            "Which? (A) more (B) less P.",
+            "more",
+        ),
+        (
+            "wiqa",
+            {**WIQA, "choices": {"label": ["A"], "text": ["none"]}},
+            "suppose One Two",
+            "none",
+        ),
+        (
+            "wiqa",
+            {"question": {"stem": "suppose", "para_steps": ["One", "Two"], "answer_label": "none"}},
+            "suppose One Two",
+            "none",
+        ),
+    ],
+)
+def test_reasoning_in_both_of_its_published_forms(tmp_path, card, record, text, answer):
+    (row,) = loaded(tmp_path, [record], f"(card={card})")
+    assert (row.text, row.answers) == (text, [answer])
+
+
+def test_ropes_has_two_texts_for_a_question(tmp_path):
+    qas = [{"id": str(n), "question": f"Q{n}?", "answers": [{"text": f"a{n}"}]} for n in range(40)]
+    paragraph = {"background": "B.", "situation": "S.", "qas": qas}
+    (tmp_path / "ropes.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
     row = load_task(f"{tmp_path}/ropes.json(card=ropes)").splits["test"][0]
     assert row.text == f"Q{row.answers[0][1:]}? S. B."
 
 
 def test_triviaqas_own_file(tmp_path):
-    (tmp_path / "qa").mkdir()
+    answer = {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}
+    rows = [{"Question": f"q{n}", "Answer": answer} for n in range(30)]
     for name in ("unfiltered-web-train.json", "unfiltered-web-dev.json"):
-        rows = [
-            {
-                "Question": f"q{n}",
-                "Answer": {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"},
-            }
-            for n in range(30)
-        ]
-        (tmp_path / "qa" / name).write_text(
-            json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8"
-        )
-    task = load_task(f"{tmp_path}/qa(card='trivia-qa')")
+        (tmp_path / name).write_text(json.dumps({"Data": rows, "Version": 1.0}), encoding="utf-8")
+    task = load_task(f"{tmp_path}(card='trivia-qa')")
     assert len(task.splits["test"]) == 30 and task.splits["test"][0].answers == ["V", "W"]
 
 
@@ -311,51 +300,40 @@ def test_a_meeting_is_a_row_for_each_query_with_what_was_said_about_it(tmp_path)
 
 
 HUB = {  # what datasets.load_dataset gives for some cards: nested columns are dicts of lists there
-    "nq-open": {"question": ["who"], "answer": [["X", "Y"]]},
-    "webquestions": {"url": ["u"], "question": ["who"], "answers": [["X", "Y"]]},
-    "trivia-qa": {
-        "question": ["who"],
-        "question_id": ["1"],
-        "answer": [{"value": "X", "aliases": ["X", "Y"], "normalized_aliases": ["x", "y"]}],
-    },
+    "nq-open": {"question": "who", "answer": ["X", "Y"]},
+    "webquestions": {"url": "u", "question": "who", "answers": ["X", "Y"]},
+    "trivia-qa": {"question": "who", "answer": {"value": "X", "aliases": ["X", "Y"]}},
     "kilt-fever": {
-        "id": ["1"],
-        "input": ["who"],
-        "output": [
-            [
-                {"answer": "X", "meta": {"score": 1}, "provenance": []},
-                {"answer": "Y", "meta": {"score": 1}, "provenance": []},
-            ]
-        ],
+        "input": "who",
+        "output": [{"answer": "X", "meta": {"score": 1}}, {"answer": "Y"}],
     },
     "quartz": {
-        "question": ["who"],
-        "choices": [{"text": ["X", "Y"], "label": ["A", "B"]}],
-        "answerKey": ["B"],
-        "para": ["P."],
+        "question": "who",
+        "choices": {"text": ["X", "Y"], "label": ["A", "B"]},
+        "answerKey": "B",
+        "para": "P.",
     },
     "ropes": {
-        "background": ["B."],
-        "situation": ["S."],
-        "question": ["who"],
-        "answers": [{"text": ["X"]}],
+        "background": "B.",
+        "situation": "S.",
+        "question": "who",
+        "answers": {"text": ["X"]},
     },
-    "scitldr": {"source": [["One.", "Two."]], "target": [["X", "Y"]], "paper_id": ["p"]},
-    "dialogsum": {"dialogue": ["who"], "summary": ["X"], "topic": ["t"]},
-    "cnn-dailymail": {"article": ["who"], "highlights": ["X"]},
+    "scitldr": {"source": ["One.", "Two."], "target": ["X", "Y"], "paper_id": "p"},
+    "dialogsum": {"dialogue": "who", "summary": "X", "topic": "t"},
+    "cnn-dailymail": {"article": "who", "highlights": "X"},
 }
 
 
 @pytest.mark.parametrize("card", HUB)
 def test_a_card_alone_is_loaded_from_the_hub(card, monkeypatch):
-    import datasets
+    rows, asked = datasets.Dataset.from_list([HUB[card]]), []
 
-    rows, asked = datasets.Dataset.from_dict(HUB[card]), []
-    monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda *names: asked.append(names) or {"train": rows, "validation": rows, "test": rows},
-    )
+    def load_dataset(*names):
+        asked.append(names)
+        return {"train": rows, "validation": rows, "test": rows}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     task = load_task(f"{card}(train_rows=1)")
     name, _, config = CARDS[card]["hub"].partition(":")
     assert asked == [(name, config or None)] and task.name == card
@@ -365,31 +343,24 @@ def test_a_card_alone_is_loaded_from_the_hub(card, monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
-    import datasets
-
     def offline(*names):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        MaskwiseError,
-        match=r"^cannot load data set 'hf:EdinburghNLP/xsum': Couldn't reach the Hub$",
-    ):
+    with pytest.raises(MaskwiseError) as caught:
         load_task("xsum")
+    assert str(caught.value).endswith("'hf:EdinburghNLP/xsum': Couldn't reach the Hub")
 
 
-def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is():
-    known = set(inspect.signature(load_task).parameters)
-    assert len(CARDS) >= 20
-    for name, card in CARDS.items():
-        assert (
-            {"title", "source", "licence", "options"}
-            <= set(card)
-            <= {"title", "source", "licence", "options", "hub", "files"}
-        )
-        settings = set(inspect.signature(KINDS[card["options"]["kind"]].make).parameters)
-        assert set(card["options"]) <= known | settings, name
-        assert card["options"].get("metric", "accuracy") in METRICS
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
+    card = CARDS[name]
+    required = {"title", "source", "licence", "options"}
+    assert required <= set(card) <= required | {"hub", "files"}
+    options = card["options"]
+    settings = inspect.signature(KINDS[options["kind"]].make).parameters
+    assert set(options) <= {*inspect.signature(load_task).parameters, *settings}
+    assert options.get("metric", "accuracy") in METRICS
 
 
 @pytest.mark.parametrize(
@@ -434,31 +405,28 @@ def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
 
 def test_the_first_question_may_be_without_answer(tmp_path):
     """JSON lines may leave out what is empty, so columns are those of all rows."""
-    rows = [
-        {"question": f"who {n}", **({"answers": ["a"]} if n % 4 else {}), "split": split}
-        for split in ("train", "dev", "test")
-        for n in range(8)
-    ]
+    splits = ("train", "dev", "test")
+    rows = [{"question": f"who {n}", "split": split} for split in splits for n in range(8)]
+    for n, row in enumerate(rows):
+        if n % 4:
+            row["answers"] = ["a"]
     task = load_task(write(tmp_path / "asked.jsonl", rows))
     assert task.kind.name == "generation" and len(task.splits["test"]) == 6
-    assert task.skipped == {f"{split}: no answer": 2 for split in ("train", "dev", "test")}
+    assert task.skipped == {f"{split}: no answer": 2 for split in splits}
 
 
-def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path):
-    for answers, line in (
-        ({"answers": []}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
-        ({"answer": None}, "the train split of task .* is empty; got skipped 40 × all: no answer"),
-        (
-            {},
-            "has no label column; got question; name it with label=…; looked for output, "
-            "target, answer",
-        ),
-    ):
-        path = write(
-            tmp_path / "asked.jsonl", [{"question": f"who {n}"} | answers for n in range(40)]
-        )
-        with pytest.raises(MaskwiseError, match=line):
-            load_task(f"{path}(kind=generation)")
+@pytest.mark.parametrize(
+    ("answers", "line"),
+    [
+        ({"answers": []}, "the train split of .* is empty; got skipped 40 × all: no answer"),
+        ({"answer": None}, "the train split of .* is empty; got skipped 40 × all: no answer"),
+        ({}, "has no label column; got question; name it with label=…; looked for output, target"),
+    ],
+)
+def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path, answers, line):
+    rows = [{"question": f"who {n}"} | answers for n in range(40)]
+    with pytest.raises(MaskwiseError, match=line):
+        load_task(write(tmp_path / "asked.jsonl", rows), kind="generation")
 
 
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
@@ -558,20 +526,13 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
     assert [a.nats for a in together] == pytest.approx([a.nats for a in alone], rel=1e-4)
     row = copying.splits["test"][0]
     labels = tokenizer(row.answers[0], return_tensors="pt")["input_ids"]
+    inputs = tokenizer(row.text, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
-        out = objective.model(
-            **{
-                k: v
-                for k, v in tokenizer(row.text, return_tensors="pt").items()
-                if k != "token_type_ids"
-            },
-            labels=labels,
-        )
+        logits = objective.model(**inputs, labels=labels).logits
     # [CLS], always the same, does not count
-    log = out.logits.log_softmax(-1)[0].gather(1, labels.T)[1:]
-    assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4) and together[
-        0
-    ].tokens == len(log)
+    log = logits.log_softmax(-1)[0].gather(1, labels.T)[1:]
+    assert together[0].nats == pytest.approx(-float(log.sum()), rel=1e-4)
+    assert together[0].tokens == len(log)
 
 
 def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer):
@@ -579,51 +540,36 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
     often.
     """
     rows = [
-        {
-            "input": f"{first} {then}",
-            "output": ["red", "green", "blue"][: 1 + n % 3],
-            "split": split,
-        }
+        {"input": f"{first} {then}", "output": WORDS[: 1 + n % 3], "split": split}
         for split in ("train", "dev", "test")
         for first in WORDS
         for n, then in enumerate(WORDS[:6])
     ]
     task = load_task(write(tmp_path / "several.jsonl", rows))
     data = encode(task, tokenizer, max_length=16)
-    seen: dict[str, list[list[str]]] = {}
-    for epoch in range(8):
-        settings = FinetuneSettings(epochs=8, batch_size=len(data["train"])).training(task, seed=3)
-        # made anew, as after a stop
-        (batch,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
-        (again,) = TaskSource(data["train"], settings).batches(epoch, rank=0, ranks=1)
-        assert torch.equal(batch["labels"], again["labels"])
-        texts, written = (
-            tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True),
-            batch["labels"][:, 1],
-        )
-        for text, token in zip(texts, tokenizer.convert_ids_to_tokens(written)):
-            seen.setdefault(text, []).append(token)
-    counts = {n: Counter() for n in range(3)}
+    train, size = data["train"], len(task.splits["train"])
+
+    def learned(epoch, seed=3):
+        """Texts and answers of an epoch, by a source that is made anew, as after a stop."""
+        settings = FinetuneSettings(epochs=8, batch_size=size).training(task, seed=seed)
+        (batch,) = TaskSource(train, settings).batches(epoch, rank=0, ranks=1)
+        texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+        return dict(zip(texts, tokenizer.convert_ids_to_tokens(batch["labels"][:, 1])))
+
+    assert learned(0) == learned(0) != learned(0, seed=4)
+    epochs = [learned(epoch) for epoch in range(8)]
+    counts = {n: Counter() for n in (1, 2, 3)}
     for row in task.splits["train"]:
-        assert set(seen[row.text]) <= set(row.answers)
-        counts[len(row.answers) - 1].update(seen[row.text])
-    assert [len(counts[n]) for n in range(3)] == [1, 2, 3]
+        answers = [epoch[row.text] for epoch in epochs]
+        assert set(answers) <= set(row.answers)
+        counts[len(row.answers)].update(answers)
     for n, counter in counts.items():  # five standard errors
-        share, total = 1 / (n + 1), counter.total()
-        assert all(
-            abs(c - total * share) <= 5 * (total * share * (1 - share)) ** 0.5
-            for c in counter.values()
-        )
-    assert len({tuple(answers) for answers in seen.values()}) > 50
-    other = TaskSource(data["train"], settings.model_copy(update={"seed": 4})).batches(
-        0, rank=0, ranks=1
-    )
-    assert not torch.equal(
-        other[0]["labels"],
-        TaskSource(data["train"], settings).batches(0, rank=0, ranks=1)[0]["labels"],
-    )
+        share, total = 1 / n, counter.total()
+        spread = 5 * (total * share * (1 - share)) ** 0.5
+        assert len(counter) == n
+        assert all(abs(count - total * share) <= spread for count in counter.values())
     labels = data["test"].batch(torch.arange(len(data["test"])))["labels"]
-    assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # read is the first
+    assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # the first is read
 
 
 def test_nats_as_the_metric(tmp_path, tokenizer, copying):
@@ -681,38 +627,19 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("config", "line"),
+    ("changes", "line"),
     [
-        (
-            {"decoder_start_token_id": None},
-            "this bart model has no start token for its decoder; set decoder_start_token_id",
-        ),
-        ("bert", "a task whose answers are written needs an encoder-decoder; got bert"),
-        (
-            {"max_position_embeddings": 16},
-            "max_target of a task is more than the model's positions; got 32",
-        ),
+        ({"decoder_start_token_id": None}, "no start token for its decoder; set decoder_start"),
+        ({"max_position_embeddings": 16}, "max_target of a task is more than .* positions; got 32"),
+        ({"max_position_embeddings": 8}, "more than the model's positions"),
     ],
 )
-def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, config, line):
-    path = write(
-        tmp_path / "mine.jsonl", [{"input": f"red {n}", "output": "red"} for n in range(40)]
-    )
-    wrong = (
-        new_config("bert", tokenizer, 32)
-        if config == "bert"
-        else BartConfig.from_dict(bart(tokenizer).to_dict() | config)
-    )
+def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, changes, line):
+    rows = [{"input": f"red {n}", "output": "red"} for n in range(40)]
+    task = load_task(write(tmp_path / "mine.jsonl", rows))
+    wrong = BartConfig.from_dict(bart(tokenizer).to_dict() | changes)
     with pytest.raises(MaskwiseError, match=line):
-        network(tokenizer, load_task(path), wrong)
-
-
-def test_texts_that_are_longer_than_the_model_are_refused(tokenizer, copying):
-    short = BartConfig.from_dict(bart(tokenizer).to_dict() | {"max_position_embeddings": 8})
-    with pytest.raises(
-        MaskwiseError, match="max_length is more than the model's positions; got 16; allowed: ≤ 8"
-    ):
-        network(tokenizer, copying, short)
+        network(tokenizer, task, wrong)
 
 
 def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokenizer, copying):

@@ -10,8 +10,8 @@ Each answer is ranked twice:
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
   of k pieces replaces k [MASK]s and is scored by the chain rule from left to right, log p(piece j |
   sentence, pieces before j, later ones masked);
-- among **the whole vocabulary** (open-hits@1, …), as in LAMA: facts whose answer is one token. These
-  differ by vocabulary, so only models with the same tokenizer can be compared.
+- among **the whole vocabulary** (open-hits@1, …), as in LAMA: facts whose answer is one token.
+  These differ by vocabulary, so only models with the same tokenizer can be compared.
 
 Other right answers to the same question do not count against a model. Ties share the middle rank.
 ``chance`` is the score of ranking answers by their frequency, whatever is asked.
@@ -398,7 +398,7 @@ def _log_p(
 
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
-    """The rank of ``gold`` in scores (C,), from 1, among itself and all others that are not right."""
+    """The rank of ``gold`` in scores (C,), from 1, among itself and all that is not right."""
     wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]

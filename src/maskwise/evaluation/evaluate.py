@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
 MEASURES = (HELD_OUT, PSEUDO_PERPLEXITY, BOUND, CLOZE, PAIRS)
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-"""Rows for the pseudo-perplexity, and masks of each piece for the bound, of ``maskwise evaluate``."""
+"""Rows for the pseudo-perplexity and masks of a piece for the bound, in ``maskwise evaluate``."""
 LONGEST = 128
 """Tokens of a row of the text, if the model can take as many."""
 

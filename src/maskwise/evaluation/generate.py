@@ -43,7 +43,7 @@ def _size(gap: re.Match[str]) -> int:
 
 
 class Stage(NamedTuple):
-    """The text after a step: its tokens (L,) with special ones, and in words with ``SHOWN`` in gaps."""
+    """The text after a step: tokens (L,) with special ones, and words with ``SHOWN`` in gaps."""
 
     step: int
     ids: Tensor

@@ -46,7 +46,7 @@ ITEMS = 1000
 
 
 class TestSet(ABC):
-    """A measure over the items of a file. Subclasses are dataclasses with a classmethod ``read``."""
+    """A measure over the items of a file. Subclasses are dataclasses with a method ``read``."""
 
     __test__ = False  # tells pytest that the class holds no tests
     name: str

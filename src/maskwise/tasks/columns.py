@@ -209,7 +209,7 @@ def require_number(label: object, where: str) -> float:
 # Records
 
 
-def choices_of(record: Record) -> tuple[list[str], list[Any]]:
+def choices_of(record: Record) -> tuple[list[str], list[object]]:
     """Names (often none) and texts of the choices in a record."""
     for name in CHOICES:
         value = record.get(name)
@@ -226,7 +226,7 @@ def choices_of(record: Record) -> tuple[list[str], list[Any]]:
 
 
 def right_choice(
-    answer: str, names: list[str], texts: list[Any], *, may_be_text: bool
+    answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool
 ) -> int | None:
     """The place of the right choice, named by its text, letter or place; None for none of them."""
     known = [names]
@@ -306,7 +306,7 @@ LEAST_WORDS, LEAST_LETTERS = 3, 30
 """Mean words of a column that is taken for the text unasked; or letters, where the column holds
 nothing else, as proteins do."""
 AMONG_OTHERS = ", the only one whose values come again or are measured"
-"""How the note on a label ends that was guessed among several columns. Such a file may be a text."""
+"""The end of the note on a label that was guessed among several columns, as in a file of texts."""
 
 
 def guess_columns(

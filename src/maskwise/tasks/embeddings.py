@@ -30,6 +30,8 @@ from maskwise.text.labelled import Record
 
 ByText = Mapping[str, Tensor]
 """By split, (N, H) embeddings of all texts of its rows; pairs are adjacent."""
+SentenceEvaluator = Any
+"""An object of sentence-transformers, which is no dependency."""
 ByAnswer = Mapping[str, ArrayLike]
 PENALTIES = tuple(2.0**power for power in range(-2, 4))
 """SentEval's grid of C, the inverse of the penalty."""
@@ -175,7 +177,7 @@ class EvaluatedRow(Row):
         return tuple(cell for cell in self.cells if isinstance(cell, str))
 
 
-def evaluator_kind(evaluator: Any = "triplet") -> TaskKind:
+def evaluator_kind(evaluator: SentenceEvaluator = "triplet") -> TaskKind:
     """The kind ``evaluator``: the primary metric of an evaluator of sentence-transformers.
 
     Args:
@@ -230,7 +232,7 @@ def _evaluation_module() -> Any:
         raise MaskwiseError(what, got=str(error), do=do) from error
 
 
-def _evaluated(evaluator: Any, task: Task, vectors: ByText) -> ByAnswer:
+def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByAnswer:
     scores = {}
     for split, each in vectors.items():
         rows = task.splits[split]
@@ -246,12 +248,12 @@ def _evaluated(evaluator: Any, task: Task, vectors: ByText) -> ByAnswer:
     return scores
 
 
-def _primary(evaluator: Any, model: _Model) -> float:
+def _primary(evaluator: SentenceEvaluator, model: _Model) -> float:
     result = evaluator(model)
     return float(result[evaluator.primary_metric] if isinstance(result, dict) else result)
 
 
-def evaluator_task(evaluator: Any, name: str = "evaluator") -> Task:
+def evaluator_task(evaluator: SentenceEvaluator, name: str = "evaluator") -> Task:
     """A task from an evaluator object of sentence-transformers, for ``evaluate_tasks``.
 
     The evaluator is called once with random vectors, to see which texts it asks for.
@@ -273,7 +275,9 @@ class _Model:
         self.vectors = vectors
         self.asked: dict[str, None] = {}
 
-    def encode(self, texts: Any, *, convert_to_numpy: bool = True, **_: object) -> Any:
+    def encode(
+        self, texts: str | Sequence[str], *, convert_to_numpy: bool = True, **_: object
+    ) -> object:
         wanted = [texts] if isinstance(texts, str) else list(texts)
         self.asked.update(dict.fromkeys(wanted))
         known = self.vectors or {text: torch.randn(8) for text in wanted}
@@ -284,6 +288,6 @@ class _Model:
 
     encode_query = encode_document = encode
 
-    def similarity(self, first: Any, second: Any) -> Tensor:
+    def similarity(self, first: ArrayLike, second: ArrayLike) -> Tensor:
         a, b = (normalize(torch.as_tensor(each), dim=-1) for each in (first, second))
         return a @ b.T

@@ -214,7 +214,7 @@ def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[
 # Cutting
 
 
-def shared_names(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def shared_names(records: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
     """The columns by which questions of a file stay together: articles if there are many, and
     contexts.
     """
@@ -222,7 +222,7 @@ def shared_names(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return ("article_title", *CONTEXT) if len(titles) >= MANY_ARTICLES else CONTEXT
 
 
-def shared_text(record: Mapping[str, Any], names: Sequence[str]) -> str:
+def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
     """The text that keeps a question on one side of a cut, in the first of these columns; "" for a
     record without answers.
     """

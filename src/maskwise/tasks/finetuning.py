@@ -1,10 +1,10 @@
-"""The settings of fine-tuning, and the learning rates that suit models of known sizes."""
+"""The settings of fine-tuning, learning rates for models of known sizes, and records of scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,8 +14,7 @@ from maskwise.training import TrainingSettings
 
 
 class FinetuneSettings(BaseModel):
-    """How every checkpoint of a study is fine-tuned. What is None is chosen by the size of the
-    model (``fitting``).
+    """How every checkpoint of a study is fine-tuned. None: chosen by the size of the model.
 
     >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
     64
@@ -26,22 +25,21 @@ class FinetuneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows; not used when ``steps`` is given. None: 5, and up to 20 where
-    a large model would have fewer than 250 steps."""
+    """Passes over the training rows, unless ``steps`` is given. None: 5, and up to 20 if a large
+    model would have fewer than 250 steps."""
 
     steps: int | None = Field(None, ge=1)
     """Optimiser updates, whatever the size of the task."""
 
     batch_size: int = Field(16, ge=1)
     learning_rate: float | None = Field(None, gt=0)
-    """Peak rate of AdamW. None: what suits models of this size, from 3e-3 (a million weights) to
-    5e-5 (110 million).
+    """Peak rate of AdamW. None: by model size, from 3e-3 (a million weights) to 5e-5 (110 million).
     """
 
     search_rate: bool = False
-    """Try a third, once and three times the learning rate on dev first, with a seed of its own, and
-    take the best. Each fine-tuned checkpoint pays for three more fine-tunings a task; for models
-    and tasks of which nothing is known.
+    """First try a third, one and three times the learning rate with a separate seed, and use the
+    best one on dev. Costs three more fine-tunings for each checkpoint and task; meant for unknown
+    models and tasks.
     """
 
     muon_learning_rate: float = Field(0.003, gt=0)
@@ -52,36 +50,33 @@ class FinetuneSettings(BaseModel):
     """Share of the steps over which the learning rate rises from 0."""
 
     eval_every: int = Field(0, ge=0)
-    """Steps between scores on dev. The best state is kept, the first of equals; 0: the last state
-    is taken.
+    """Steps between scores on dev, of which the best state is used, of equals the first; 0: the
+    last state is used.
     """
 
     patience: int | None = Field(None, ge=1)
-    """So many scores on dev without a better one end the training; without ``eval_every`` it says
-    nothing.
-    """
+    """Scores on dev without an improvement after which training stops; needs ``eval_every``."""
 
     weight_decay: float = Field(0.01, ge=0)
     precision: Literal["auto", "no", "bf16"] = "auto"
     max_length: int = Field(64, ge=3)
-    """Tokens; longer rows are cut, and words cut off count as wrong. Contexts of questions are read
+    """Tokens. Longer rows are cut, and words cut off count as wrong; contexts of questions are read
     in windows.
     """
 
     seeds: int = Field(3, ge=1)
-    """Fine-tunings for each checkpoint and task; their mean is one score."""
+    """Fine-tunings of each checkpoint on each task; the score is their mean."""
 
     def fitting(self, weights: int) -> FinetuneSettings:
-        """The same settings with a learning rate for a model of so many weights, where none is
-        given.
-        """
+        """The same settings with a learning rate for a model of this size, if none is given."""
         if self.learning_rate is not None:
             return self
         return self.model_copy(update={"learning_rate": fitting_rate(weights)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Settings of one fine-tuning; a rate that is not known yet is that of a small model."""
-        rows, given = len(task.splits["train"]), self.fitting(0)
+        """Settings of one fine-tuning; by default with the learning rate of a small model."""
+        rows = len(task.splits["train"])
+        given = self.fitting(0)
         shared = given.model_dump(
             exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"}
         )
@@ -95,17 +90,15 @@ class FinetuneSettings(BaseModel):
 
 
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-"""Peak rates of AdamW that suited models of so many weights: the quick start's, the shipped
-encoder, MiniLM, and the published ones of BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
+"""Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
+MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
-"""Below this rate a model is large, and gets so many steps at least if epochs are not given
-(Mosbach et al. 2021).
-"""
+"""Models with a lower rate count as large, and by default train for at least this many steps
+(Mosbach et al. 2021)."""
 
 
 def fitting_rate(weights: int) -> float:
-    """A learning rate for fine-tuning a model of so many weights, between those that are known of
-    other sizes.
+    """A learning rate for fine-tuning a model of this size, interpolated between ``RATES``.
 
     >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
@@ -114,8 +107,58 @@ def fitting_rate(weights: int) -> float:
 
 
 def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """The rate for so many weights on the line between the next ones that are known, all of them in
-    logarithms.
+    """The rate for a number of weights, interpolated linearly between logarithms."""
+    sizes = np.log(list(rates))
+    rate = math.exp(np.interp(math.log(max(1, weights)), sizes, np.log(list(rates.values()))))
+    return float(f"{rate:.2g}")
+
+
+# Records
+
+
+class Judged(TypedDict):
+    """The scores of one checkpoint on one task, in one run or in several.
+
+    ``others`` are further metrics on test, ``lost_words`` test items that cannot be answered.
     """
-    sizes, known = [math.log(size) for size in rates], [math.log(rate) for rate in rates.values()]
-    return float(f"{math.exp(np.interp(math.log(max(1, weights)), sizes, known)):.2g}")
+
+    task: str
+    metric: str
+    score: float
+    others: dict[str, float]
+    majority: float | None
+    test_items: int
+    lost_words: int
+    notes: list[str]
+
+
+class Score(Judged):
+    """One run."""
+
+    dev: float | None
+    steps: int
+    seconds: float
+    seed: int
+    items: list[float] | None
+    """The score of every test item, for kinds with an interval over items."""
+    counts: list[list[float]] | None
+    """See ``Task.row_counts``."""
+
+
+class TaskRecord(Judged):
+    """All seeds: a line of ``records.jsonl``."""
+
+    task_kind: str
+    fine_tuning: list[float]
+    dev: list[float | None]
+    interval: NotRequired[list[float]]
+    """A 95 % bootstrap interval of the score over test items."""
+    item_error: NotRequired[float]
+    """The standard error of the score over test items, by resampling sentences and documents."""
+    item_sd: NotRequired[float]
+    """The standard deviation of the scores of test items (means over seeds)."""
+    tried: NotRequired[dict[str, float]]
+    """Dev scores of the learning rates that were tried."""
+    model: NotRequired[str]
+    made_of: NotRequired[str]
+    """A hash of checkpoint, task, settings and seeds: an equal record is not made again."""

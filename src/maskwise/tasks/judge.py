@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import LOWER_IS_BETTER, NATS
+from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import file_hash, read_lines, require_own, write_lines
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
-from maskwise.tasks.finetuning import FinetuneSettings
+from maskwise.tasks.finetuning import FinetuneSettings, Score, TaskRecord
 from maskwise.tasks.loading import load_task
-from maskwise.tasks.metrics import ENTITY_F1, bootstrap_interval, error_of_items
+from maskwise.tasks.metrics import bootstrap_interval, error_of_items
 from maskwise.tasks.task import Answers, Task
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
@@ -48,54 +48,6 @@ PREDICTIONS = "predictions.jsonl"
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 TRIAL_SEED = 1 << 40
 """The seed of the runs that search a learning rate; these are never reported."""
-
-
-class Judged(TypedDict):
-    """The scores of one checkpoint on one task, in one run or in several.
-
-    ``others`` are further metrics on test, ``lost_words`` test items that cannot be answered.
-    """
-
-    task: str
-    metric: str
-    score: float
-    others: dict[str, float]
-    majority: float | None
-    test_items: int
-    lost_words: int
-    notes: list[str]
-
-
-class Score(Judged):
-    """One run."""
-
-    dev: float | None
-    steps: int
-    seconds: float
-    seed: int
-    items: list[float] | None
-    """The score of every test item, for kinds with an interval over items."""
-    counts: list[list[float]] | None
-    """See ``Task.row_counts``."""
-
-
-class TaskRecord(Judged):
-    """All seeds: a line of ``records.jsonl``."""
-
-    task_kind: str
-    fine_tuning: list[float]
-    dev: list[float | None]
-    interval: NotRequired[list[float]]
-    """A 95 % bootstrap interval of the score over test items."""
-    item_error: NotRequired[float]
-    """The standard error of the score over test items, by resampling sentences and documents."""
-    item_sd: NotRequired[float]
-    """The standard deviation of the scores of test items (means over seeds)."""
-    tried: NotRequired[dict[str, float]]
-    """Dev scores of the learning rates that were tried."""
-    model: NotRequired[str]
-    made_of: NotRequired[str]
-    """A hash of checkpoint, task, settings and seeds: an equal record is not made again."""
 
 
 def evaluate_tasks(
@@ -249,19 +201,19 @@ def task_record(
         "score": sum(by_seed) / len(by_seed),
         "fine_tuning": by_seed,
         "dev": [score["dev"] for score in scores],
-        "others": {
-            name: fmean(score["others"][name] for score in scores) for name in first["others"]
-        },
+        "others": {},
     }
+    for name in first["others"]:
+        record["others"][name] = fmean(score["others"][name] for score in scores)
     if tried:
         record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
     if first["items"] is not None:
-        by_run: Any = [score["items"] for score in scores]
+        by_run = [score["items"] or [] for score in scores]
         means = [fmean(each) for each in zip(*by_run, strict=True)]
         record["interval"] = list(bootstrap_interval(means))
         record["item_sd"] = pstdev(means)
     if first["counts"] is not None:
-        counts: Any = [score["counts"] for score in scores]
+        counts = [score["counts"] or [] for score in scores]
         clusters = [row.key for row in task.splits["test"]]
         record["item_error"] = error_of_items(np.mean(counts, axis=0), clusters)
     return record
@@ -351,7 +303,7 @@ def finetune(
         save_every = 0 if settings.eval_every else settings.save_every
         settings = settings.model_copy(update={"seed": seed, "save_every": save_every})
         data = encode(task, tokenizer, max_length=max_length)
-        objective: Any = task.kind.objective(network)
+        objective = task.kind.objective(network)
         notes = warn_of_cuts(task, data)
         if majority is None:
             majority = data["test"].chance(data["train"])
@@ -377,13 +329,13 @@ def finetune(
     items = task.item_scores("test", test) if task.kind.item_interval else None
     counts = task.row_counts("test", test)
     if folder is not None and items is not None:
-        write_lines(folder / PREDICTIONS, _predictions(task, test))
+        write_lines(folder / PREDICTIONS, task.predictions("test", test))
     return {
         "task": task.name,
         "metric": task.metric,
         "score": _finite(task, "test", test, task.metric),
         "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
-        "others": {name: _finite(task, "test", test, name) for name in _other_metrics(task)},
+        "others": {name: _finite(task, "test", test, name) for name in task.other_metrics()},
         "majority": majority,
         "test_items": task.test_items,
         "lost_words": lost,
@@ -434,14 +386,14 @@ def _frozen_answers(
         if rows:
             texts[split] = [text for row in rows for text in row.texts]
     tried = {}
+    dev = {}
     for pooling in task.poolings:
         vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items()}
-        tried[pooling] = task.kind.answers(task, vectors)
-    if len(tried) == 1:
-        return tried[task.pooling], []
-    dev = {
-        name: _finite(task, "dev", answers["dev"], task.metric) for name, answers in tried.items()
-    }
+        answers = task.kind.answers(task, vectors)
+        if len(task.poolings) == 1:
+            return answers, []
+        tried[pooling] = answers
+        dev[pooling] = _finite(task, "dev", answers["dev"], task.metric)
     best = max(dev, key=dev.__getitem__)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
@@ -490,38 +442,3 @@ def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:
         got = f"{score}: the model's answers are not finite"
         raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
     return score
-
-
-def _other_metrics(task: Task) -> list[str]:
-    """Further metrics to record. ROUGE takes milliseconds a row, so it is left out where it adds
-    little to the task's metric.
-    """
-    rouge: set[str] = set()
-    if task.metric == "f1":
-        rouge = {"rouge-l"}
-    elif task.metric == NATS:
-        rouge = {"rouge-1", "rouge-2", "rouge-l"}
-    of_rouge = task.metric.startswith("rouge")
-    others = []
-    for name in task.kind.metrics:
-        wanted = name == NATS or name in rouge or name.startswith("rouge") == of_rouge
-        if wanted and name not in (task.metric, ENTITY_F1):
-            others.append(name)
-    return others
-
-
-def _predictions(task: Task, answers: Any) -> list[dict[str, object]]:
-    """A line for every test row with input, right answers, answer and score, to be read."""
-    scores = [written.nats / max(1, written.tokens) for written in answers]
-    if task.metric != NATS:
-        scores = task.text_scores("test", answers, task.metric).tolist()
-    return [
-        {
-            "input": row.text,
-            "gold": row.answers,
-            "answer": str(written),
-            "score": score,
-            "nats": written.nats / max(1, written.tokens),
-        }
-        for row, written, score in zip(task.splits["test"], answers, scores, strict=True)
-    ]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -98,6 +98,8 @@ KINDS: dict[str, TaskKind] = {
 }
 """The kinds of tasks. A new kind is a ``TaskKind``, and an entry here."""
 POOLINGS = ("mean", "cls", "dev")
+Options = dict[str, Any]
+"""Arguments of ``load_task``."""
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
 _USUAL_METRIC = {"cola": "matthews"}
 """Published metrics, by the name of the folder, where they are not the default of the kind."""
@@ -189,7 +191,7 @@ def load_task(
     return _load(source, {**about["options"], **given, "files": about.get("files", {})})
 
 
-def _options(spec: str) -> tuple[str, dict[str, Any]]:
+def _options(spec: str) -> tuple[str, Options]:
     """The source of a task, and the arguments of ``load_task`` behind it. A world keeps its own."""
     makers = [kind.make for kind in KINDS.values() if kind.make]
     of_kinds = {name for make in makers for name in inspect.signature(make).parameters}
@@ -212,7 +214,7 @@ MOST_LOADED = 16
 """Tasks that are kept, because a study asks for each of its tasks in many places."""
 
 
-def _load(spec: str, given: dict[str, Any]) -> Task:
+def _load(spec: str, given: Options) -> Task:
     """As ``_read_task``, cached until the task's files change."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
@@ -241,7 +243,7 @@ def _read_task(
     **settings: Any,
 ) -> Task:
     """As ``load_task``; ``files`` is that of a card."""
-    checked: dict[str, tuple[str | None, Any]] = {
+    checked: dict[str, tuple[str | None, Collection[str]]] = {
         "kind of task": (kind, KINDS),
         "metric": (metric, METRICS),
         "pooling": (pooling, POOLINGS),
@@ -274,7 +276,7 @@ def _read_task(
         notes += guessed
         chosen = _recognised(examples, given)
     if settings:
-        make: Any = chosen.make or _without_settings
+        make: Callable[..., TaskKind] = chosen.make or _without_settings
         chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: make})
     template = given.text or ""
     if "{" in template:

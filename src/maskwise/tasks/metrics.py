@@ -297,15 +297,18 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
     return float(np.std(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)))
 
 
-# Nats of written answers, which have the attributes ``nats`` and ``tokens``
+# Nats of written answers
+
+WithNats = Any
+"""``written.Answer``s, which have the attributes ``nats`` and ``tokens``."""
 
 
-def nats_per_token(gold: object, answers: Any) -> float:
+def nats_per_token(gold: object, answers: WithNats) -> float:
     """Mean negative log-probability of the tokens of right answers."""
     return float(np.sum([a.nats for a in answers]) / np.sum([a.tokens for a in answers]))
 
 
-def nats_of_items(answers: Any) -> NDArray[np.float64]:
+def nats_of_items(answers: WithNats) -> NDArray[np.float64]:
     """(N,) the contribution of every row to the nats per token, which is a ratio and no mean over
     rows: the mean is the score, and the spread is that of the ratio.
     """

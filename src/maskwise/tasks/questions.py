@@ -17,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
+from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_LABEL,
@@ -53,25 +52,26 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
     """(text, start or None) of {"text": […], "answer_start": […]}, of a list of single such
     objects, or of plain texts. Blank answers are left out.
     """
-    pairs: list[tuple[Any, Any]]  # checked below
+    pairs: list[tuple[object, object]] = []
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
         texts = [texts] if isinstance(texts, str) else texts or ()
         starts = [starts] if isinstance(starts, int) else starts or [None] * len(texts)
-        pairs = list(zip(texts, starts))
+        pairs += zip(texts, starts)
     else:
-        several = value if isinstance(value, list | tuple) else [value]
-        pairs = []
-        for answer in several:
+        for answer in value if isinstance(value, list | tuple) else [value]:
             if isinstance(answer, Mapping):
                 pairs.append((answer.get("text"), answer.get("answer_start")))
             elif answer is not None:
                 pairs.append((answer, None))
+    answers = []
     for text, start in pairs:
         if not isinstance(text, str) or not isinstance(start, int | None):
             allowed = '{"text": […], "answer_start": […]}, or texts'
             raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed=allowed)
-    return [(text, start) for text, start in pairs if text.strip()]
+        if text.strip():
+            answers.append((text, start))
+    return answers
 
 
 def gold_texts(task: Task, split: str) -> list[Sequence[str]]:
@@ -236,7 +236,7 @@ class Windows(Data):
         """The inputs of ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
-    def answers(self, objective: Any, device: torch.device) -> list[str]:
+    def answers(self, objective: Classification, device: torch.device) -> list[str]:
         """The text of the best span of every question, over all of its windows."""
         best = [-math.inf] * len(self.rows)
         answers = [""] * len(self.rows)
@@ -268,7 +268,8 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 QUESTION_ANSWERING = TaskKind(
-    # A start and an end score of every token. Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2
+    # A start and an end score of every token.
+    # Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2
     name="question-answering",
     metrics=("f1", "exact-match"),
     columns=UsualColumns(
@@ -306,11 +307,13 @@ def _has_choices(records: Sequence[Record], given: Columns) -> bool:
 
 
 def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str:
-    question, context, answer = (record.get(column or "") for column in columns)
-    names, texts = choices_of(record)
-    question = require_text(question, "question", where)
-    for text in texts if context is None else [context, *texts]:
-        require_text(text, "context or choice", where)
+    question = require_text(record.get(columns.text or ""), "question", where)
+    context = record.get(columns.pair or "")
+    if context is not None:
+        require_text(context, "context", where)
+    answer = record.get(columns.label or "")
+    names, choices = choices_of(record)
+    texts = [require_text(choice, "choice", where) for choice in choices]
     if len(texts) < 2:
         raise MaskwiseError(f"{where}: a question needs at least two choices", got=len(texts))
     label = label_of(answer)
@@ -368,7 +371,7 @@ class Choices(Data):
         places[real] = torch.arange(len(sequences))
         return {**self.flat.batch(sequences), "choices": places, "labels": self.gold[rows]}
 
-    def answers(self, objective: Any, device: torch.device) -> Tensor:
+    def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """(N,) the choice with the best score."""
         answers = torch.empty(len(self), dtype=torch.long)
         for rows, batch in batches(self, device):

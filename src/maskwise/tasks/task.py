@@ -46,6 +46,7 @@ Answers: TypeAlias = ArrayLike | Sequence[object]
 """One answer for every item of a split: classes, numbers or texts."""
 Rows: TypeAlias = Sequence[Any]
 """Rows of one kind."""
+Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
 _BIO = re.compile(r"O$|[BIES]-.")
 
@@ -71,7 +72,7 @@ class Row:
 
     @property
     def classes(self) -> Sequence[str]:
-        """The class of each scored item: one, or one for every word; none if answers are no classes."""
+        """The class of each scored item: one, or one for every word; none for other answers."""
         return ()
 
     @property
@@ -81,7 +82,7 @@ class Row:
 
     @property
     def stratum(self) -> str:
-        """``with_train_rows`` draws equally from each stratum: the class of the row, if it has one."""
+        """``with_train_rows`` draws equally from each stratum: the class of the row, if any."""
         return ""
 
     @property
@@ -162,7 +163,7 @@ class TaskKind:
     least_tokens: tuple[bool, int] | None = None
     """Whether rows are pairs, and how many tokens they need without special ones; None: one for
     every text of a row."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     """Settings that change what a score means."""
     make: Callable[..., TaskKind] | None = None
     """Builds this kind with other settings, which are further arguments of ``load_task``."""
@@ -340,6 +341,31 @@ class Task:
         names = np.array([*self.labels, "O", "B-unseen by train"])
         starts = np.cumsum([0, *(row.items for row in self.splits[split])])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
+
+    def other_metrics(self) -> list[str]:
+        """Further metrics to record. ROUGE takes milliseconds a row, so it is left out where it
+        adds little to the task's metric.
+        """
+        rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
+        of_rouge = self.metric.startswith("rouge")
+        others = []
+        for name in self.kind.metrics:
+            wanted = name == NATS or name in rouge or name.startswith("rouge") == of_rouge
+            if wanted and name not in (self.metric, ENTITY_F1):
+                others.append(name)
+        return others
+
+    def predictions(self, split: str, answers: Answers) -> list[dict[str, object]]:
+        """A line for every row of ``generation`` with input, right answers, answer and score."""
+        written = np.asarray(answers, dtype=object)
+        nats = [answer.nats / max(1, answer.tokens) for answer in written]
+        scores = nats
+        if self.metric != NATS:
+            scores = self.text_scores(split, answers, self.metric).tolist()
+        return [
+            {"input": row.text, "gold": row.answers, "answer": str(a), "score": s, "nats": n}
+            for row, a, s, n in zip(self.splits[split], written, scores, nats, strict=True)
+        ]
 
     def facts(self) -> TaskFacts:
         """The task's entry in study.json; ``notes`` and ``skipped`` only if there are any."""

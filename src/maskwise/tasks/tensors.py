@@ -24,6 +24,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE, moved
+from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Rows, Task
 from maskwise.training import TrainingSettings, permutation
@@ -136,7 +137,7 @@ class Data(Trainable):
             return []
         return [f"rows cut at {self.flat.lengths.max()} tokens: {count} of {rows}"]
 
-    def chance(self, train: Any) -> float | None:
+    def chance(self, train: Data) -> float | None:
         """The score of the best guess that ignores the text, where it needs the tokens of train."""
         return None
 
@@ -146,7 +147,7 @@ class Data(Trainable):
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Rows of similar length and their batch on a device, of about ``EVAL_TOKENS`` padded tokens."""
+    """Rows of similar length and their batch on a device, about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
@@ -178,7 +179,7 @@ class Encoded(Data):
         at, real = self.flat.at(rows)
         return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
 
-    def answers(self, objective: Any, device: torch.device) -> Tensor:
+    def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; the
         labels (N, K) that are more probable than not; or the score of every row (N,).
         """
@@ -257,7 +258,7 @@ class TaskSource:
             "positions": float(sum(b["attention_mask"].numel() for b in batches)),
         }
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {
             "tokens": int(sums["tokens"]),
             "padding": 1 - sums["tokens"] / max(1.0, sums["positions"]),

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
@@ -40,7 +40,7 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.metrics import ITEMS
 from maskwise.tasks.questions import answer_baseline, gold_texts, read_answers
-from maskwise.tasks.task import Row, Task, TaskKind
+from maskwise.tasks.task import Row, Settings, Task, TaskKind
 from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
@@ -169,7 +169,7 @@ class Slots(Data):
         labels = torch.full_like(inputs["input_ids"], IGNORE)
         return {**inputs, "labels": labels.scatter_(1, self.columns(rows), self.targets[rows])}
 
-    def answers(self, objective: Any, device: torch.device) -> list[str]:
+    def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
         """The text of the likeliest tokens at the masks, up to the first separator."""
         best = torch.empty_like(self.targets)
         for rows, batch in batches(self, device):
@@ -358,7 +358,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         family="encoder-decoder",
         pretrained_head=True,
         item_interval=True,
-        # Rows once had patterns too. Without the entry, fingerprints of recorded tasks would change.
+        # Rows once had patterns too. Fingerprints of recorded tasks must not change.
         settings={**search, "patterns": False},
         make=generation,
     )
@@ -413,7 +413,7 @@ class Written(Data):
     first: Tensor
     framed: bool
     backend: Tokenizer
-    search: Mapping[str, Any]
+    search: Settings
     cut: list[str]
 
     def notes(self) -> list[str]:
@@ -437,7 +437,7 @@ class Written(Data):
         inputs.pop("token_type_ids", None)
         return {**inputs, "labels": torch.where(real, self.targets.ids[at], IGNORE)}
 
-    def answers(self, objective: Any, device: torch.device) -> list[Answer]:
+    def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
         answers = [Answer("")] * len(self)
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
             batch = {name: value.to(device) for name, value in self.batch(rows).items()}
@@ -461,10 +461,11 @@ class Written(Data):
                 answers[place] = Answer(text, float(nats[number]), int(tokens[number]))
         return answers
 
-    def chance(self, train: Written) -> float:
+    def chance(self, train: Data) -> float:
         """Mean nats of the first answers by the frequencies of tokens in those of train, each count
         plus one.
         """
+        assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
         return float((counts.sum().log() - counts.log())[self._first_answers()].mean())
