@@ -25,8 +25,8 @@ from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
-from maskwise.inspection import examples, render_layers, write_layers
 from maskwise.recipe import Recipe
+from maskwise.show import examples, render_layers, write_layers
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_pieces, tokenise, train_tokenizer

@@ -158,7 +158,7 @@ def test_refusals() -> None:
     ):
         StepBatchSampler(10, batch_size=4, ranks=2, accumulate=2)
     mixed = [{"input_ids": [FIRST], "example_id": i, "step": i, "epoch": 0} for i in range(2)]
-    with pytest.raises(MaskwiseError, match="different values of 'step'"):
+    with pytest.raises(MaskwiseError, match="differ in 'step'"):
         MaskingCollator(masker())(mixed)
 
 

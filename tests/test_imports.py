@@ -32,9 +32,10 @@ ORDER = [
     {"tasks"},
     {"learning"},
     {"show"},
+    {"inspection"},
     {"recipe"},
     {"study"},
-    {"inspection", "bench", "trainer"},
+    {"bench", "trainer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

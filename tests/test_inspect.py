@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,7 +166,7 @@ def test_permuted_sentences_are_seen():
     """
     text = "One fox. Two dogs. Three hens. Four cats."
     [entry] = look(text, "sentence", None, corruption="permute-sentences", ratio="1.0")
-    assert entry.shown.source != entry.shown.target and text in entry.shown.target
+    assert entry.shown.source != entry.shown.target and text.lower() in entry.shown.target
     assert sorted(entry.shown.source.split()) == sorted(entry.shown.target.split())
     assert {piece.state for piece in entry.shown.pieces} == {"kept"} and not entry.note
     [entry] = look(
@@ -237,6 +239,18 @@ def test_inspect_needs_no_tokenizer_and_no_network(capsys):
         tokens["policy"] == "token" and tokens["words_in_part"] > 0 and words["words_in_part"] == 0
     )
     assert any(piece["state"] == "masked" for piece in words["pieces"])
+
+
+def test_inspect_imports_neither_torch_nor_transformers():
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
+from maskwise.cli import main
+policies = "token,whole-word,span,t5-span,salient,frequency,mixture(token,span)"
+sys.exit(main(["inspect", "The cat sat in [[Warsaw]].", "--policy", policies, "--ratio", "0.4"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "salient" in done.stdout, done.stderr
 
 
 def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):

@@ -470,8 +470,8 @@ def test_missing_layers_are_named() -> None:
     for name, layer in (
         ("span", "word_ids"),
         ("salient", "salient"),
-        ("weighted", "weight"),
-        ("frequency", "frequency"),
+        ("weighted(units='token')", "weight"),
+        ("frequency(units='token')", "frequency"),
     ):
         with pytest.raises(MaskwiseError, match=f"the layer '{layer}'"):
             chosen(name, rows)

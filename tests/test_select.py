@@ -7,7 +7,7 @@ probabilities, at 4.5 standard errors; all is deterministic, so what passes once
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from math import factorial
@@ -221,7 +221,9 @@ def test_weighted_is_sampling_without_replacement(weight: list[float], size: int
         found = frequencies(units, choose(units, 0.5, budget=budget).tokens)
         assert_close(found, successive(weight, len(weight) // 2))
     if size == 1:  # single tokens have a path of their own
-        one_by_one = replace(units, unit=np.arange(len(units.tokens)))
+        one_by_one = Units.of_tokens(
+            units.batch, units.tokens, units.unit, units.piece, units.number, units.weight
+        )
         assert torch.equal(choose(one_by_one, 0.5).tokens, choose(units, 0.5).tokens)
 
 

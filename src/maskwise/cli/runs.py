@@ -248,7 +248,7 @@ def annotate(
     """
     from maskwise.annotate.run import annotate_corpus, open_corpus
     from maskwise.annotate.store import Store
-    from maskwise.inspection import examples, render_layers, write_layers
+    from maskwise.show import examples, render_layers, write_layers
     from maskwise.specs import split_calls
 
     summary = annotate_corpus(

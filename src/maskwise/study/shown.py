@@ -17,11 +17,11 @@ from maskwise.constants import REFERENCE
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import read_lines
+from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.show import show_masks
 from maskwise.study.plan import Run
 from maskwise.study.texts import open_text
 from maskwise.tasks import load_task
