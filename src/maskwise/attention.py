@@ -1,18 +1,16 @@
-"""Attention within documents: packed rows mean what padded rows mean.
+"""Attention within documents of packed rows, and fast dropout on processors.
 
-A packed row holds several documents. Here each of them is read by itself: a token attends to the
-tokens of its own document, and positions start over with every document. This goes through
-transformers' registry of attention functions, so that models stay what they are:
-``separate(model)`` names the function, and a forward pass that is given ``documents=Documents(…)``
-uses it. Without that argument, the function is transformers' own ``sdpa``.
+A token attends to the tokens of its own document, and positions start over with every document.
+This uses transformers' registry of attention functions: ``separate(model)`` names the function, and
+a forward pass with ``documents=Documents(…)`` uses it. Without that argument, the function is
+transformers' own ``sdpa``.
 
-On accelerators documents of variable length are attended to by ``torch.nn.attention.varlen``, whose
-cost grows with Σ length² of the documents. Elsewhere one mask is made for a batch and serves all
-layers.
+On accelerators ``torch.nn.attention.varlen`` computes documents of variable length at the cost of
+Σ length². Elsewhere one mask is made for a batch and serves all layers.
 
-Dropout on processors draws a random number of 16 bits for each entry, four at once: torch draws 32
-bits for each on a CPU, in 9 ns against 1.4, which took an eighth of a training step of a small
-BERT. The rate is exact to 1 / 65,536. Accelerators keep torch's own, which is fused there.
+Dropout on processors draws 16 random bits for each entry, four entries at once: torch draws 32 bits
+for each, in 9 ns against 1.4, which took an eighth of a training step of a small BERT. The rate is
+exact to 1 / 65,536. Accelerators keep torch's fused dropout.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -32,30 +30,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "documents"
-"""What this attention is called in transformers' registry."""
+"""The name of this attention in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The kinds of attention in whose place it comes; a model with another (such as flash attention)
-keeps its own.
-"""
-
+"""The kinds of attention that it replaces; a model with another one keeps it."""
 
 DROP_STEPS = 1 << 16
-"""Into how many steps a rate of dropout is divided on a processor."""
+"""Resolution of a dropout rate on a processor."""
 
 
 @dataclass(eq=False)
 class Documents:
-    """Which document of its row each token belongs to.
+    """The document of each token.
 
     Attributes:
-        ids: (B, L) int64, numbers that rise along a row; −1 for padding.
-        read: (B, K) int64, the documents of the text that a decoder reads by cross-attention; None:
-            it reads none.
-        causal: whether a token sees only what stands before it in its document.
-        ends: (D + 1,) int32, where documents begin in the line of all rows (padding as one more
-            document of its row), and where the last one ends; None: they are looked for, for which
-            the host waits for an accelerator.
+        ids: (B, L) int64, ascending along a row; −1 for padding.
+        read: (B, K) int64, the documents of the text that a decoder attends to, or None.
+        causal: whether a token attends only to earlier ones of its document.
+        ends: (D + 1,) int32, the offsets of documents in the line of all rows (padding is one more
+            document of its row), and the end of the last; None: computed on the device, which costs
+            one host sync.
     """
 
     ids: Tensor
@@ -66,7 +60,7 @@ class Documents:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(B, L) int64: the place of each token in its document, from 0."""
+        """(B, L) int64: the position of each token in its document, from 0."""
         place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         starts = torch.ones_like(self.ids, dtype=torch.bool)
         starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
@@ -75,33 +69,32 @@ class Documents:
     def mask(
         self, *, cross: bool = False, causal: bool = False, window: int | None = None
     ) -> Tensor:
-        """(B, 1, L, K) bool: which tokens (K of them) each token (of L) attends to. Made once,
-        whatever the layers.
+        """(B, 1, L, K) bool: which of K tokens each of L tokens attends to; shared by all layers.
 
         Args:
-            cross: to the text that is read, instead of the tokens themselves.
-            causal: only to what stands before, and to itself.
-            window: only to what stands less than so many places away.
+            cross: to the text that a decoder reads.
+            causal: only to itself and earlier tokens.
+            window: only to tokens less than this distance away.
         """
         asked = (cross, causal, window)
-        if asked not in self._masks:
-            keys = self.read if cross else self.ids
-            assert keys is not None, "cross-attention needs the documents of the text that is read"
-            # Padding sees everything: a softmax over nothing is no number, and would spoil the
-            # gradient.
-            seen = (self.ids[:, :, None] == keys[:, None, :]) | (self.ids < 0)[:, :, None]
-            if causal or window is not None:
-                place = torch.arange(keys.shape[1], device=keys.device)
-                distance = place[:, None] - place
-                if causal:
-                    seen &= distance >= 0
-                if window is not None:
-                    seen &= distance.abs() < window
-            self._masks[asked] = seen[:, None]
+        if asked in self._masks:
+            return self._masks[asked]
+        keys = self.read if cross else self.ids
+        assert keys is not None, "cross-attention needs the documents of the text that is read"
+        # Padding sees everything, because a softmax over nothing is NaN and spoils the gradient.
+        seen = (self.ids[:, :, None] == keys[:, None, :]) | (self.ids < 0)[:, :, None]
+        if causal or window is not None:
+            place = torch.arange(keys.shape[1], device=keys.device)
+            distance = place[:, None] - place
+            if causal:
+                seen &= distance >= 0
+            if window is not None:
+                seen &= distance.abs() < window
+        self._masks[asked] = seen[:, None]
         return self._masks[asked]
 
     def boundaries(self) -> Tensor:
-        """``ends``, looked for once where nobody gave them."""
+        """``ends``, computed once if they were not given."""
         if self.ends is None:
             at = (self.positions.flatten() == 0).nonzero().flatten()
             self.ends = torch.cat((at, at.new_tensor([self.ids.numel()]))).int()
@@ -109,9 +102,7 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Let a model attend within documents wherever it is given ``documents``; without them nothing
-    changes.
-    """
+    """Let a model attend within documents if it is given ``documents``."""
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -119,9 +110,7 @@ def separate(model: PreTrainedModel) -> None:
 
 @cache
 def _register() -> None:
-    """Enter both functions in transformers' registry, whose import takes seconds: here, where a
-    model is.
-    """
+    """Register both functions; importing transformers takes seconds, so only with a model."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -139,13 +128,12 @@ def attend(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of transformers' ``sdpa``, within documents where they are given.
+    """Attention of transformers' ``sdpa``, within documents if they are given.
 
     Args:
-        query: (B, H, L, D), as are key and value, with K tokens for L where a decoder reads another
-            text.
-        attention_mask: what transformers made of the padding; documents take its place.
-        sliding_window: places to either side, itself included, as flash attention counts them.
+        query: (B, H, L, D), as are key and value, with K tokens where a decoder reads another text.
+        attention_mask: transformers' mask of padding; ``documents`` replace it.
+        sliding_window: tokens to either side, including itself, as flash attention counts them.
         options: dropout, scaling, position_bias, is_causal.
 
     Returns:
@@ -155,9 +143,8 @@ def attend(
         causal = documents.causal or bool(getattr(module, "is_causal", False))
         cross = documents.read is not None and not causal
         if not cross and _can_be_ragged(query, options):
-            return _ragged(
-                query, *_repeated(module, key, value), documents, causal, sliding_window, options
-            ), None
+            lines = (query, *_repeated(module, key, value))
+            return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     if _by_hand(module, query, attention_mask, documents, options):
         return _dropping(query, *_repeated(module, key, value), attention_mask, options), None
@@ -167,7 +154,7 @@ def attend(
 
 
 def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values (B, H, K, D), of which models with grouped queries have fewer heads."""
+    """Keys and values with as many heads as queries, for models with grouped queries."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
     groups = getattr(module, "num_key_value_groups", 1)
@@ -177,38 +164,30 @@ def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's attention over documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return (
-        query.device.type == "cuda"
-        and half
-        and not options.get("dropout")
-        and options.get("position_bias") is None
-    )
+    plain = not options.get("dropout") and options.get("position_bias") is None
+    return query.device.type == "cuda" and half and plain
 
 
 def _ragged(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    lines: tuple[Tensor, ...],
     documents: Documents,
     causal: bool,
     window: int | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents, padding is a document of
-    its own.
-    """
+    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents."""
     from torch.nn.attention.varlen import varlen_attn
 
-    shape = query.transpose(1, 2).shape
-    query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
+    shape = lines[0].transpose(1, 2).shape
+    query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in lines)
     ends = documents.boundaries()
-    most = documents.ids.shape[1]  # an upper bound that needs no wait for the device
+    most = documents.ids.shape[1]  # an upper bound, which needs no host sync
     side = -1 if window is None else window - 1
     sides = (side, 0 if causal else side)
-    out = varlen_attn(
-        query, key, value, ends, ends, most, most, scale=options.get("scaling"), window_size=sides
+    scale = options.get("scaling")
+    out: Any = varlen_attn(
+        query, key, value, ends, ends, most, most, scale=scale, window_size=sides
     )
-    assert isinstance(out, Tensor)
     return out.view(shape)
 
 
@@ -219,12 +198,10 @@ def _by_hand(
     documents: Documents | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether attention with dropout on a CPU is computed here: torch has no kernel for it, and is
-    slower.
-    """
+    """Whether ``_dropping`` computes it: torch has no fast kernel with dropout for a CPU."""
     if query.device.type != "cpu" or not options.get("dropout") or torch.compiler.is_compiling():
         return False
-    if mask is not None:  # another mask may leave a token that sees nothing
+    if mask is not None:  # with another mask, a token may attend to nothing
         return documents is not None and options.get("position_bias") is None
     causal = options.get("is_causal")
     return not (getattr(module, "is_causal", True) if causal is None else causal)
@@ -233,9 +210,7 @@ def _by_hand(
 def _dropping(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
-    """(B, L, H, D): softmax(query · key) with dropout, times value. Every token sees something, by
-    the mask.
-    """
+    """(B, L, H, D): softmax(query · key) with dropout, times value."""
     lines = [x.flatten(0, 1) for x in (query, key, value)]
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
@@ -246,8 +221,7 @@ def _dropping(
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """transformers' own mask, made without looking whether there is any padding, for which the host
-    would wait; rows without padding come without a mask."""
+    """transformers' mask, made without a host sync to see whether there is any padding."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -257,10 +231,9 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
 
 
 def dropped(values: Tensor, rate: float) -> Tensor:
-    """Values of which each is set to 0 with probability ``rate``, the others divided by the share
-    that is left.
+    """Dropout: set values to 0 with probability ``rate``, and rescale the others.
 
-    Draws from torch's generator: a function of ``torch.manual_seed``.
+    Draws from torch's generator.
 
     >>> _ = torch.manual_seed(0)
     >>> kept = dropped(torch.ones(1000, 1000), 0.25)
@@ -279,11 +252,8 @@ class _Dropped(torch.autograd.Function):
         count = values.numel()
         drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        factor = (
-            (bits >= below - DROP_STEPS // 2)
-            .to(values.dtype)
-            .mul_(DROP_STEPS / (DROP_STEPS - below))
-        )
+        stays = bits >= below - DROP_STEPS // 2
+        factor = stays.to(values.dtype).mul_(DROP_STEPS / (DROP_STEPS - below))
         ctx.save_for_backward(factor)
         return values * factor
 
@@ -294,7 +264,7 @@ class _Dropped(torch.autograd.Function):
 
 
 def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
-    """The forward pass of a dropout layer, at the rate and in the mode that it has then."""
+    """The forward pass of a dropout layer."""
     return dropped(values, layer.p) if layer.training else values
 
 
@@ -306,7 +276,7 @@ def quicken(module: nn.Module) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Give the dropout layers of a module torch's own draws again."""
+    """Undo ``quicken``."""
     for layer in module.modules():
         if isinstance(layer, nn.Dropout):
             layer.__dict__.pop("forward", None)

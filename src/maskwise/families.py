@@ -340,7 +340,7 @@ def check_counts(fields: Mapping[str, Any]) -> None:
 
 
 def check_size(model: PreTrainedModel) -> None:
-    """Raise if a model's float32 weights exceed this machine's memory; training takes 4 times it."""
+    """Raise if a model's float32 weights exceed this machine's memory."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     size = 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -111,7 +111,7 @@ class ModelSettings(BaseModel):
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Read ``yes`` and ``no`` as booleans, which no type says here; no setting is such a word."""
+        """Read ``yes`` and ``no`` as booleans, because no setting is such a word."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 

@@ -1,19 +1,17 @@
-"""The Hugging Face ``Trainer``, masking on the device and weighing every target alike.
+"""A Hugging Face ``Trainer`` that masks on the device and gives every target the same weight.
 
-    trainer = MaskingTrainer(model, args, masker=Masker(tokenizer, policy="whole-word"),
-    train_dataset=rows) trainer.train()
+    trainer = MaskingTrainer(model, args, masker=Masker(tokenizer), train_dataset=rows)
+    trainer.train()
 
-Why not ``MaskingCollator`` in the stock ``Trainer``? That works, but masks are then made before the
-step they are for is known; and the stock ``Trainer`` takes every model that accepts ``**kwargs``
-for one that divides its loss by ``num_items_in_batch``. Most masked language models accept it and
-ignore it: with 4 × accumulation their loss and gradient come out 4 times too large, on 2 ranks
-twice. Here the loss is the sum over targets divided by the number of targets of all micro-batches
-and ranks: the same for 16 rows, 4 × 4, 2 ranks × 8.
+``MaskingCollator`` in the stock ``Trainer`` works too, but makes masks before their step is known;
+and the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
+``num_items_in_batch``. Most masked language models ignore it: with 4 × accumulation their loss and
+gradient are 4 times too large, on 2 ranks twice. Here the loss is the sum over targets divided by
+the targets of all micro-batches and ranks: the same for 16 rows, 4 × 4, 2 ranks × 8.
 
-Cost: the vocabulary head of an encoder runs on the targets alone, but for evaluations whose metrics
-    want the logits of
-every position. Documents of packed rows (``example_id`` (B, L)) are read one by one where the
-model's family allows it.
+The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
+logits. Documents of packed rows (``example_id`` (B, L)) are read one by one, if the model's family
+supports it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,6 +39,9 @@ from maskwise.training.checkpoint import LEARNED
 from maskwise.training.engine import agreement
 from maskwise.training.learners import Point, learners_of, restore, states
 
+Inputs: TypeAlias = dict[str, Any]
+"""Model inputs with ``labels``; of masked diffusion also ``loss_weight`` and ``counted``."""
+
 
 class MaskingTrainer(Trainer):
     """A ``Trainer`` of masked (or denoising) language models over unmasked rows.
@@ -54,7 +55,7 @@ class MaskingTrainer(Trainer):
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
-    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size))
     >>> arguments = TrainingArguments("out", max_steps=2, report_to="none", disable_tqdm=True)
     >>> rows = mw.encode(tokenizer, ["the cat sat on the mat"] * 16)
@@ -93,110 +94,102 @@ class MaskingTrainer(Trainer):
             do = "leave data_collator out, or use it with transformers.Trainer"
             raise MaskwiseError("MaskingTrainer masks by itself", got="a MaskingCollator", do=do)
         if more.get("compute_loss_func") is not None:
-            raise MaskwiseError(
-                "MaskingTrainer computes the loss by itself",
-                got="compute_loss_func",
-                do="leave it out",
-            )
-        self._learners, self._learnt = learners_of(masker), -1
-        self.tells_right = False  # a policy that learns from right answers sets it
+            what = "MaskingTrainer computes the loss by itself"
+            raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
+        self._learners = learners_of(masker)
+        self._learned = -1  # the step of the last ``_learn``
+        self.tells_right = False  # set by a policy that learns from correct answers
         for learner in self._learners.values():
             learner.meet(self)
         args = copy.copy(args) if args else TrainingArguments()
-        args.remove_unused_columns = False  # example_id and layers are read here, not by the model
-        self.masker, self.evaluation_masker = masker, evaluation_masker or masker
+        args.remove_unused_columns = False  # example_id and layers are for the masker
+        self.masker = masker
+        self.evaluation_masker = evaluation_masker or masker
         self._shown: deque[MaskedBatch] = deque()
-        self._evaluated = (0.0, 0)
-        super().__init__(
-            model, args, data_collator=data_collator or RowCollator(masker.vocabulary), **more
-        )
+        self._loss_sum = 0.0
+        self._targets = 0
+        collator = data_collator or RowCollator(masker.vocabulary)
+        super().__init__(model, args, data_collator=collator, **more)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The micro-batches of one update, masked for its very step, and all ranks' number of
-        targets.
-        """
+    ) -> tuple[list[Inputs], Tensor]:
+        """The micro-batches of one update, masked for its exact step, and all ranks' targets."""
         self._learn()
+        # Datasets without a length have no epochs, so their masks depend on the step.
         epoch = int(self.state.epoch or 0) if hasattr(self.train_dataset, "__len__") else None
         when = {"step": self.state.global_step, "total_steps": self.state.max_steps, "epoch": epoch}
-        batches = [
-            self._mask(self.masker, rows, **when) for rows in islice(epoch_iterator, num_batches)
-        ]
+        batches = []
         targets = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in batches:
-            targets += counted(batch).sum()
+        for rows in islice(epoch_iterator, num_batches):
+            batches.append(self._mask(self.masker, rows, **when))
+            targets += counted(batches[-1]).sum()
         return batches, self.accelerator.reduce(targets)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Inputs,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This rank's share of the mean loss over ``num_items_in_batch`` targets, times the number
-        of ranks.
-
-        DDP averages over ranks; the factor makes a sum of it.
-        """
+        """This rank's share of the mean loss over ``num_items_in_batch`` targets."""
         losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
             batch = self._shown.popleft()
-            outcome = Outcome(losses.sum(), torch.tensor(len(where)), losses.detach(), where, right)
+            outcome = Outcome.of(losses, where)._replace(right=right)
             for learner in self._learners.values():
                 learner.observe(batch, outcome)
+        loss = losses.sum()
         if num_items_in_batch is None:
-            loss = losses.sum() / max(1, losses.numel())
+            loss = loss / max(1, losses.numel())
         else:
             targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
-            loss = losses.sum() * self.accelerator.num_processes / targets
+            # DDP averages over ranks; their number makes a sum of it.
+            loss = loss * self.accelerator.num_processes / targets
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: Any,
+        inputs: Inputs,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """One batch of evaluation, under masks that never change."""
+        """One batch of evaluation, with fixed masks."""
         batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
         labels = batch["labels"]
+        everywhere = not prediction_loss_only
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses, where, _, outputs = self._token_losses(
-                model, batch, everywhere=not prediction_loss_only
-            )
-        row = where[:, 0]
-        by_row = torch.zeros(len(labels), device=losses.device).index_add(0, row, losses)
+            losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
+        by_row = torch.zeros(len(labels), device=losses.device).index_add(0, where[:, 0], losses)
         # Gathered so that rows repeated to fill the last batch count once.
         sums, counts = self.accelerator.gather_for_metrics((by_row, counted(batch)))
-        self._evaluated = (
-            self._evaluated[0] + float(sums.sum()),
-            self._evaluated[1] + int(counts.sum()),
-        )
+        self._loss_sum += float(sums.sum())
+        self._targets += int(counts.sum())
         loss = losses.sum() / max(1, losses.numel())
         if prediction_loss_only:
             return loss, None, None
-        config: Any = getattr(self.model, "config", None)
+        config = getattr(self.model, "config", None)
         hidden = [*(ignore_keys or getattr(config, "keys_to_ignore_at_inference", [])), "loss"]
         logits = tuple(value for name, value in outputs.items() if name not in hidden)
         return loss, logits[0] if len(logits) == 1 else logits, labels
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
-        self._evaluated = (0.0, 0)
+        self._loss_sum = 0.0
+        self._targets = 0
         output = super().evaluation_loop(*args, **more)
         prefix = more.get("metric_key_prefix", "eval")
-        total, targets = self._evaluated
-        means = {"loss": total / max(1, targets), "targets": targets}
-        named = {f"{prefix}_{name}": value for name, value in means.items()}
-        return output._replace(metrics={**(output.metrics or {}), **named})
+        metrics = dict(output.metrics or {})
+        metrics[f"{prefix}_loss"] = self._loss_sum / max(1, self._targets)
+        metrics[f"{prefix}_targets"] = self._targets
+        return output._replace(metrics=metrics)
 
     def _learn(self) -> None:
-        """Let what learns from the losses (``pos-weighted``) take in the last update, once."""
-        if self._learnt < self.state.global_step:
-            self._learnt = self.state.global_step
+        """Let learners see the last update, once."""
+        if self._learned < self.state.global_step:
+            self._learned = self.state.global_step
             now = Point(self.state.global_step, self.state.max_steps, agreement(self.accelerator))
             for learner in self._learners.values():
                 learner.after(now)
@@ -206,7 +199,7 @@ class MaskingTrainer(Trainer):
         if self._learners:
             self._learn()
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            # on every rank: what a rank has not told yet goes into it
+            # On every rank, because states add up what ranks have not exchanged yet.
             learned = states(self._learners)
             if self.args.should_save:
                 save_file(learned, folder / LEARNED)
@@ -216,89 +209,78 @@ class MaskingTrainer(Trainer):
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._learners:
-            restore(self._learners, load_file(Path(resume_from_checkpoint) / LEARNED))
-            self._learnt = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+            folder = Path(resume_from_checkpoint)
+            restore(self._learners, load_file(folder / LEARNED))
+            self._learned = int(folder.name.rpartition("-")[2])
 
-    def _mask(self, masker: Masker, rows: Any, **when: Any) -> dict[str, Tensor]:
+    def _mask(self, masker: Masker, rows: Any, **when: Any) -> Inputs:
         batch = masker(self._prepare_inputs(rows), **when)
-        if (
-            self._learners
-            and masker is self.masker
-            and self.model is not None
-            and self.model.training
-        ):
+        learns = self._learners and masker is self.masker
+        if learns and self.model is not None and self.model.training:
             self._shown.append(batch)
-        weight = {}
-        if batch.loss_weight is not None:  # masked diffusion
-            eligible = batch.source.tensor("eligible").sum(1).to(batch.labels.device)
-            weight = {"loss_weight": batch.loss_weight, "counted": eligible}
-        inputs: dict[str, Any] = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 (no dict)
+        inputs: Inputs = dict(batch)
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)
-        return {**inputs, "labels": batch.labels, **weight}
+        inputs["labels"] = batch.labels
+        if batch.loss_weight is not None:  # masked diffusion
+            inputs["loss_weight"] = batch.loss_weight
+            eligible = batch.source.tensor("eligible").sum(1)
+            inputs["counted"] = eligible.to(batch.labels.device)
+        return inputs
 
     @property
     def _decodes(self) -> bool:
-        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+        config = getattr(self.model, "config", None)
+        return bool(getattr(config, "is_encoder_decoder", False))
 
     def _token_losses(
-        self, model: nn.Module, inputs: Mapping[str, Any], *, everywhere: bool
+        self, model: nn.Module, inputs: Inputs, *, everywhere: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Loss (M,) float32 and place (M, 2) of every target, whether it is answered rightly, and
-        the model's outputs.
+        """Loss (M,) float32, place (M, 2) and correctness of each target, and the model's outputs.
 
         Args:
-            everywhere: whether logits of every position are wanted, or those of the targets will
-                do.
+            everywhere: whether to compute logits at every position.
         """
         inputs = dict(inputs)
-        weight, labels = inputs.pop("loss_weight", None), inputs["labels"]
+        weight = inputs.pop("loss_weight", None)
         inputs.pop("counted", None)
-        if not self._decodes:
-            # a decoder reads them; any other model would only compute its own loss
+        labels = inputs["labels"]
+        if not self._decodes:  # only a decoder reads them; others would compute their own loss
             del inputs["labels"]
         where = (labels != IGNORE).nonzero()
         row, column = where.unbind(1)
-        with (
-            contextlib.nullcontext()
-            if everywhere or self._decodes
-            else states_at(self.model, row, column) as few
-        ):
+        truth = labels[row, column]
+        if everywhere or self._decodes:
             outputs = model(**inputs)
-        logits = outputs["logits"] if few else outputs["logits"][row, column]
-        losses = cross_entropy(
-            logits.float(),
-            labels[row, column],
-            reduction="none",
-            label_smoothing=self.args.label_smoothing_factor,
-        )
-        right = logits.argmax(-1) == labels[row, column] if self.tells_right else None
+            logits = outputs["logits"][row, column]
+        else:
+            with states_at(self.model, row, column) as few:
+                outputs = model(**inputs)
+            logits = outputs["logits"] if few else outputs["logits"][row, column]
+        smoothing = self.args.label_smoothing_factor
+        losses = cross_entropy(logits.float(), truth, reduction="none", label_smoothing=smoothing)
+        right = logits.argmax(-1) == truth if self.tells_right else None
         return weighted(losses, weight, row, column), where, right, outputs
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: what the losses of each row are divided by: its targets; its eligible tokens in
-    masked diffusion.
-    """
+    """(B,) int64: the divisor of each row's losses: targets (masked diffusion: eligible tokens)."""
     own = batch.get("counted")
     return (batch["labels"] != IGNORE).sum(1) if own is None else own
 
 
 @contextlib.contextmanager
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
-    """Let a model's head see the hidden states (M, H) at some places alone, and give logits (M, V)
-    for them.
+    """Let a model's head see only the hidden states (M, H) at some places, for logits (M, V).
 
-    The model is called as a whole, so that whatever distributes it sees one forward pass. Yields
-    whether it is so: the head of a family that maskwise does not know may do more than look at each
-    place by itself.
+    The model is called as a whole, so that DDP sees one forward pass. Yields False for families
+    without a known head, which may need all places.
     """
-    known = isinstance(model, PreTrainedModel) and prediction_head(model) is not None
-    if not known:
+    if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False
         return
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[row, column]
         return output
 
@@ -310,7 +292,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 
 class RowCollator:
-    """Rows to one dict of padded (B, L) tensors with their layers, unmasked; may run in workers.
+    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers.
 
     Args:
         vocabulary: of the masker.
@@ -321,15 +303,11 @@ class RowCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = gather(rows, self.vocabulary)
-        names = (
-            batch.example_id
-            if batch.plan is None
-            else batch.example_id[batch.piece].reshape(batch.shape)
-        )
+        names = batch.example_id
+        if batch.plan is not None:  # packed rows
+            names = names[batch.piece].reshape(batch.shape)
         columns = {name: batch.tensor(name) for name in ("input_ids", *batch.layers, *batch.extras)}
-        return {
-            **columns,
-            "attention_mask": batch.tensor("present").long(),
-            "example_id": torch.from_numpy(names),
-            "special_tokens_mask": (~batch.tensor("content")).long(),
-        }
+        columns["attention_mask"] = batch.tensor("present").long()
+        columns["example_id"] = torch.from_numpy(names)
+        columns["special_tokens_mask"] = (~batch.tensor("content")).long()
+        return columns

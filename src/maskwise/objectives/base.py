@@ -225,7 +225,7 @@ def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor)
 
 
 def unrounded(logits: Tensor) -> Tensor:
-    """Logits in at least single precision, to keep the small terms of a softmax over a vocabulary."""
+    """Logits in at least single precision, to keep the small terms of a softmax."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -241,7 +241,8 @@ def target_places(batch: Batch) -> Tensor:
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     """The model's inputs by name; documents of packed rows are kept apart."""
-    inputs: dict[str, Any] = {name: batch[name] for name in batch.keys() if name != "labels"}  # noqa: SIM118
+    inputs: dict[str, Any] = dict(batch)
+    inputs.pop("labels", None)
     documents = batch.documents if isinstance(batch, MaskedBatch) else None
     if documents is None:
         return inputs

@@ -94,7 +94,7 @@ class SpanBoundary(Objective):
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each target of a (B, L) bool mask: the columns before and after its run, its place in it."""
+    """For each target of a (B, L) mask: the columns before and after its run, its place in it."""
     length = target.shape[1]
     column = torch.arange(length, device=target.device).expand(target.shape)
     last_free = torch.where(target, -1, column).cummax(1).values

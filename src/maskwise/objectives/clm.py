@@ -29,7 +29,8 @@ class NextTokens(Masker):
 
     >>> from maskwise.text import encode, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
-    >>> batch = NextTokens(tokenizer, **CausalLanguageModelling.masking)(encode(tokenizer, ["the cat sat"]))
+    >>> masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
+    >>> batch = masker(encode(tokenizer, ["the cat sat"]))
     >>> tokenizer.convert_ids_to_tokens(batch.labels[batch.labels >= 0].tolist())
     ['the', 'cat', 'sat']
     """

@@ -45,7 +45,8 @@ class Denoising(MaskedLanguageModelling):
 
     >>> import torch
     >>> from transformers import T5Config, T5ForConditionalGeneration
-    >>> config = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    >>> size = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2}
+    >>> config = T5Config(**size, num_layers=1, decoder_start_token_id=0)
     >>> batch = {"input_ids": torch.tensor([[3, 4, 1]]), "labels": torch.tensor([[5, 1, -100]])}
     >>> outcome = Denoising(T5ForConditionalGeneration(config))(batch)
     >>> int(outcome.targets), outcome.where.tolist()

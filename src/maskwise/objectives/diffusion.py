@@ -74,7 +74,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
             return f"policy {masking['policy']} looks at the text that it hides: {no_bound}"
         return None
 
-    def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]  # a dict has no weights
+    def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]
         losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
         return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, right)

@@ -80,7 +80,7 @@ class Sampler:
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Rows of an arm's probe: half more for an objective that reads half of them twice (cse)."""
+        """Rows of an arm's probe: half more for one that reads half of them twice (cse)."""
         return self.rows * 3 // 2 if twins else self.rows
 
     def state_dict(self) -> dict[str, Tensor]:

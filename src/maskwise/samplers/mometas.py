@@ -67,7 +67,7 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """Base of samplers that learn a logit per arm from rollouts, guarded against infinite losses."""
+    """Base of samplers that learn a logit per arm, guarded against infinite losses."""
 
     least = 0.0
     """See ``gains``."""
@@ -135,7 +135,7 @@ class Mometas(Learned):
     """The published sampler.
 
     >>> sampler = Mometas(["mlm", "atd"], lr=0.1, entropy=2.0, seed=0)
-    >>> drawn = [sampler.draw(step) for step in range(100)]  # train on each of them; probe both before and after
+    >>> drawn = [sampler.draw(step) for step in range(100)]  # train on each; probe before, after
     >>> logits = sampler.update(before={"mlm": 6.0, "atd": 0.7}, after={"mlm": 5.4, "atd": 0.7})
     >>> drawn.count("atd"), [round(p, 2) for p in sampler.probabilities().tolist()]
     (55, [0.48, 0.52])

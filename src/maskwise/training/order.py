@@ -16,7 +16,7 @@ from maskwise.keys import fold, permutation
 from maskwise.training.settings import TrainingSettings
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together: removes most padding, and batches stay mixed."""
+"""Batches whose rows are sorted by length together, which removes most padding."""
 
 WHOLE = 1 << 40
 """Shares of a mix are integers out of this many parts, so that counting never rounds."""
