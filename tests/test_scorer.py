@@ -242,5 +242,5 @@ def test_code_and_pickles_on_the_hub_are_not_even_brought_here(hub, tokenizer, t
     hub["ada/worse"] = {**hub["ada/evil"], "config.json": json.dumps(config).encode()}
     with pytest.raises(MaskwiseError, match="auto_map"):
         PolicyModel.from_pretrained("ada/worse")
-    with pytest.raises(MaskwiseError, match="cannot bring the policy 'ada/nothing'"):
+    with pytest.raises(MaskwiseError, match="cannot download the policy 'ada/nothing'"):
         PolicyModel.from_pretrained("ada/nothing")

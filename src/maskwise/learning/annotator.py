@@ -1,18 +1,16 @@
-"""The layers that a learned policy makes of a text: a weight for every word, and the best spans
-with their scores.
+"""The layers of a learned policy: a weight for every word, and the best spans with their scores.
 
-A policy reads its own tokens, through windows as long as those it was made for, which are cut as
-pieces of a corpus are; what it says is told by the *characters* of words. So a corpus is scored
-once, whatever the tokenizer of the model that it is masked for, and a policy that was made for
-another tokenizer needs nothing else.
+A policy reads its own tokens, in windows as long as those it was made for, cut as pieces of a
+corpus are; its scores are placed by the *characters* of words. So a corpus is scored once, whatever
+the tokenizer of the model that it is masked for.
 
 - The **weight** of a word is exp(logit), its logit the mean over its tokens; of a policy that
   scores spans it is the probability to lie inside the span, P(start)·P(end) summed over the spans
-  around the word. Weights average 1 over a text, since only their proportions mean something.
-- The **best spans** of a window do not overlap: each is the best of those that leave the better
-  ones alone. A policy that scores tokens gives its best words.
+  around the word. Weights average 1 over a text, since only their proportions matter.
+- The **best spans** of a window do not overlap: each is the best of those that the better ones
+  leave. A policy that scores tokens gives its best words.
 
-Cost: the encoder's, over windows of similar length, without gradients; all else is numpy over
+Cost: the encoder's, over windows of similar length, without gradients; the rest is numpy over
     words.
 """
 
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
-from maskwise.segments import framed, listed
+from maskwise.segments import changes, framed, listed
 from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
@@ -42,15 +40,15 @@ Ints = NDArray[np.int64]
 
 VERSION = "learned-1"
 LEAST_LOGIT = -60.0
-"""Below the highest of a text; a word never weighs nothing."""
+"""Relative to the highest of a text; no word weighs 0."""
 
 
 class Learned:
     """The layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub; none: the policy that a run of a study
-            will learn, of which only the names of its layers are known.
+        folder: the policy's folder, or its id on the hub; "": the policy that a run of a study will
+            learn, of which only the names of its layers are known.
         layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score``
             their scores.
         spans: how many of them, of each window of text.
@@ -61,15 +59,15 @@ class Learned:
 
     name = "learned"
     imports: ClassVar = ("torch", "transformers")
-    """What its workers take seconds to import."""
+    """Modules that its workers take seconds to import."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
         if spans < 1:
             raise MaskwiseError("spans of a learned policy", got=spans, allowed="1 or more")
         self.folder = find_policy(folder) if folder else None
-        self.spans = spans
         if self.folder:
             read_config(self.folder)
+        self.spans = spans
         self.layer = layer
         self.layers: Mapping[str, Layer] = {
             layer: Layer("weight"),
@@ -82,11 +80,9 @@ class Learned:
         """Changes with any weight, setting or token of the policy, and with the rules here."""
         if self.folder is None:
             return "of the run"
-        files = [
-            self.folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")
-        ]
-        kept = [path for path in files if path.is_file()]
-        return digest(VERSION, WORDS_VERSION, self.spans, *kept)
+        names = ("config.json", "model.safetensors", "tokenizer.json")
+        files = [self.folder / name for name in names if (self.folder / name).is_file()]
+        return digest(VERSION, WORDS_VERSION, self.spans, *files)
 
     @cached_property
     def policy(self) -> PolicyModel:
@@ -114,8 +110,7 @@ class Learned:
 
 
 class TextScores(NamedTuple):
-    """What a policy says of the W words of a text, and of the S best spans of its windows, both in
-    their order.
+    """The scores of the W words of a text, and of the S best spans of its windows, in order.
 
     Attributes:
         start, end: (W,) characters of each word.
@@ -132,7 +127,7 @@ class TextScores(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Texts as a policy reads them, and the W words in its windows, in the order of the texts.
+    """Texts as a policy reads them, and the W words in its windows, in order.
 
     Attributes:
         pieces: the windows, T tokens in all.
@@ -154,8 +149,7 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Texts cut into windows of ``policy.config.length`` tokens, between words; None where there is
-    not one token.
+    """Texts cut between words into windows of ``policy.config.length`` tokens; None if all are empty.
 
     A word that is longer than a window is in none.
     """
@@ -168,22 +162,28 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
     at = np.flatnonzero(pieces.columns["word_ids"] >= 0)
     number, piece = pieces.columns["word_ids"][at], piece_T[at]
-    # Among the tokens of words, a word begins where its number or its window is another one.
-    opens = np.ones(len(at), dtype=bool)
-    opens[1:] = (number[1:] != number[:-1]) | (piece[1:] != piece[:-1])
+    # Among the tokens of words, a word begins with a new number or a new window.
+    opens = changes(number, piece)
     first = at[opens]
     last = at[np.append(opens[1:], True)[: len(at)]]
-    start, end = pieces.columns["start"][first], pieces.columns["end"][last]
-    word = np.cumsum(opens) - 1
-    return Windows(pieces, text_T[first], piece_T[first], first, last, start, end, at, word)
+    return Windows(
+        pieces,
+        text_T[first],
+        piece_T[first],
+        first,
+        last,
+        pieces.columns["start"][first],
+        pieces.columns["end"][last],
+        at,
+        np.cumsum(opens) - 1,
+    )
 
 
 def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> list[TextScores]:
-    """What a policy says of each text, live; layers are made of it.
+    """The scores of each text, live; layers are made of them.
 
     Args:
-        spans: how many of the best spans are given, of each window of ``policy.config.length``
-            tokens.
+        spans: number of best spans of each window of ``policy.config.length`` tokens.
 
     Raises:
         MaskwiseError: scores that are not finite.
@@ -191,19 +191,19 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     windows = read_windows(texts, policy)
     if windows is None:
         none = np.zeros(0, np.int64)
-        return [TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))] * len(
-            texts
-        )
+        empty = TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))
+        return [empty] * len(texts)
     pieces, text_W, piece_W = windows.pieces, windows.text, windows.piece
     logits_TC = _logits(policy, pieces)
     if not np.isfinite(logits_TC).all():
-        raise MaskwiseError(
-            "the scores of the policy are not finite", do="is it damaged? learn it again"
-        )
+        do = "is it damaged? learn it again"
+        raise MaskwiseError("the scores of the policy are not finite", do=do)
     if policy.config.head == "tokens":
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
-        weight_W = np.exp(np.maximum(logit_W - _most(logit_W, text_W, len(texts)), LEAST_LOGIT))
+        most = np.full(len(texts), -np.inf)
+        np.maximum.at(most, text_W, logit_W)
+        weight_W = np.exp(np.maximum(logit_W - most[text_W], LEAST_LOGIT))
         chance = _softmax(_padded(logit_W, piece_W, len(pieces)))[..., None]
     else:
         first = _softmax(_padded(logits_TC[windows.open, 0], piece_W, len(pieces)))
@@ -217,29 +217,31 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     piece_S, place_S, more_S, score_S = best_spans(chance, spans)
     first_S = place_S + np.searchsorted(piece_W, piece_S)
     spans_S = np.stack([windows.start[first_S], windows.end[first_S + more_S]], axis=1)
-    word_edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
-    span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
-    scores = []
-    for text in range(len(texts)):
-        words = slice(word_edges[text], word_edges[text + 1])
-        best = slice(span_edges[text], span_edges[text + 1])
-        word = (windows.start[words], windows.end[words], weight_W[words])
-        scores.append(TextScores(*word, spans_S[best], score_S[best]))
-    return scores
+    columns = []
+    for column in (windows.start, windows.end, weight_W):
+        columns.append(np.split(column, np.searchsorted(text_W, np.arange(1, len(texts)))))
+    for column in (spans_S, score_S):
+        columns.append(np.split(column, np.searchsorted(text_W[first_S], np.arange(1, len(texts)))))
+    return [TextScores(*parts) for parts in zip(*columns)]
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
-    """(P, W, K): P(start = i)·P(end = i + k), the chance of the span of k + 1 words from word i on."""
-    behind = np.pad(last_PW, ((0, 0), (0, longest - 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(behind, longest, axis=1)
+    """(P, W, K): P(start = i)·P(end = i + k), the chance of the k + 1 words from word i on."""
+    padded = np.pad(last_PW, ((0, 0), (0, longest - 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
     return first_PW[..., None] * windows
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """The best spans of each piece that do not overlap, in the order of the text: piece, first
-    word, further words and score, (S,) each; ``count`` at most of each piece."""
-    chance, (pieces, words, longest) = chance_PWK.copy(), chance_PWK.shape
-    start, more = np.arange(words)[:, None], np.arange(longest)[None]
+    """The best spans of each piece that do not overlap, at most ``count``, in order.
+
+    Returns:
+        (S,) each: piece, first word, further words, score.
+    """
+    chance = chance_PWK.copy()
+    pieces, words, longest = chance.shape
+    start = np.arange(words)[:, None]
+    more = np.arange(longest)[None]
     found = []
     for _ in range(min(count, words)):
         flat = chance.reshape(pieces, -1)
@@ -269,9 +271,7 @@ def _inside(chance_PWK: Floats) -> Floats:
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
-    """Some pieces with special tokens around each, and where every token of theirs stands there and
-    in ``pieces``.
-    """
+    """Some pieces with special tokens, and the places of their tokens there and in ``pieces``."""
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
     length = int(size.sum()) + len(size) * ((frame.first >= 0) + (frame.last >= 0))
@@ -297,7 +297,7 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
 
 
 def _padded(values_W: Floats, piece_W: Ints, pieces: int) -> Floats:
-    """(P, W'): the words of each piece in a row, and −∞."""
+    """(P, W'): the words of each piece in a row, padded with −∞."""
     real = _real(piece_W, pieces)
     padded = np.full(real.shape, -np.inf)
     padded[real] = values_W
@@ -305,20 +305,13 @@ def _padded(values_W: Floats, piece_W: Ints, pieces: int) -> Floats:
 
 
 def _real(piece_W: Ints, pieces: int) -> NDArray[np.bool_]:
-    """(P, W') where a row of ``_padded`` holds a word."""
+    """(P, W') which places of ``_padded`` hold a word."""
     counts = np.bincount(piece_W, minlength=pieces)
     return np.arange(counts.max(initial=1)) < counts[:, None]
 
 
 def _softmax(logit_PW: Floats) -> Floats:
-    """Along the words of each piece; 0 where there is none."""
+    """Over the words of each piece; 0 at padding."""
     most = logit_PW.max(axis=1, keepdims=True)
     weight = np.exp(logit_PW - np.where(np.isfinite(most), most, 0.0))
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
-
-
-def _most(logit_W: Floats, text_W: Ints, texts: int) -> Floats:
-    """(W,) the highest logit of the text of each word."""
-    most = np.full(texts, -np.inf)
-    np.maximum.at(most, text_W, logit_W)
-    return most[text_W]

@@ -1,6 +1,4 @@
-"""What a policy masks, for people: its top words, parts of speech and examples; the card that goes
-with its weights.
-"""
+"""What a policy masks, for people: top words, parts of speech, examples, and the card of a policy."""
 
 from __future__ import annotations
 
@@ -40,19 +38,24 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
         before: by ``weights_of``, of the first texts, before it had learned.
     """
     some = list(texts[:MOST_TEXTS])
-    every = score_words(policy, some)
-    words = [_words_of(text, scores) for text, scores in zip(some, every)]
-    layers = annotator("pos").annotate(some)
-    tags = [_tags(scores, found["pos"]) for scores, found in zip(every, layers)]
-    weights = np.concatenate([np.zeros(0), *(scores.weight for scores in every)])
-    folded = [word.casefold() for own in words for word in own]
+    tagged = annotator("pos").annotate(some)
+    words: list[str] = []
+    tags: list[str] = []
+    weights: list[float] = []
     examples = []
-    for own, earlier, scores in zip(words, before[:EXAMPLES], every):
-        pairs = zip(own[:EXAMPLE_WORDS], earlier.tolist(), scores.weight.tolist())
-        examples.append([(word, round(old, 4), round(new, 4)) for word, old, new in pairs])
+    for number, scores in enumerate(score_words(policy, some)):
+        places = zip(scores.start.tolist(), scores.end.tolist())
+        own = [some[number][start:end] for start, end in places]
+        weight = scores.weight.tolist()
+        words += [word.casefold() for word in own]
+        tags += _tags(scores, tagged[number]["pos"])
+        weights += weight
+        if number < len(before):
+            rounded = [np.round(values, 4).tolist() for values in (before[number], scores.weight)]
+            examples.append(list(zip(own, *rounded))[:EXAMPLE_WORDS])
     return {
-        "words": _means(folded, weights, least=LEAST_COUNT, most=TOP_WORDS),
-        "tags": _means([tag for own in tags for tag in own], weights, least=1, most=len(UPOS) + 1),
+        "words": _means(words, weights, least=LEAST_COUNT, most=TOP_WORDS),
+        "tags": _means(tags, weights, least=1, most=len(UPOS) + 1),
         "examples": examples,
     }
 
@@ -63,31 +66,24 @@ def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def weights_shown(texts: Sequence[str], policy: PolicyModel) -> list[list[float]]:
-    """What a learning logs of its policy as it goes: the weights of the words of the first texts."""
-    rounded = []
-    for weights in weights_of(policy, texts):
-        rounded.append([round(weight, 3) for weight in weights[:EXAMPLE_WORDS].tolist()])
-    return rounded
-
-
-def _words_of(text: str, scores: TextScores) -> list[str]:
-    return [text[start:end] for start, end in zip(scores.start.tolist(), scores.end.tolist())]
+    """The weights of words in the first texts, as a learning logs them."""
+    every = weights_of(policy, texts)
+    return [np.round(weights[:EXAMPLE_WORDS], 3).tolist() for weights in every]
 
 
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     """The tag of each word of a text."""
+    assert tagged.value is not None
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1
     inside = np.append(tagged.end, 0)[at] > scores.start
-    code = np.where(inside, np.append(tagged.value, 0)[at], 0)  # type: ignore[arg-type]
-    return [("none", *UPOS)[number] for number in code.tolist()]
+    codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
+    return [("none", *UPOS)[code] for code in codes]
 
 
 def _means(
-    name: Sequence[str], weight: np.ndarray, *, least: int, most: int
+    name: Sequence[str], weight: Sequence[float], *, least: int, most: int
 ) -> dict[str, tuple[float, int]]:
-    """The mean weight and the count of each name, the heaviest first; names below the ``least``
-    count are left out.
-    """
+    """The mean weight and the count of each name with at least ``least``, the heaviest first."""
     names, place, count = np.unique(name, return_inverse=True, return_counts=True)
     mean = np.bincount(place, weight) / count
     order = [at for at in np.argsort(-mean, kind="stable") if count[at] >= least][:most]

@@ -1,7 +1,7 @@
 """Learning a policy from a task, with the parts of a recipe; the same call resumes.
 
 A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it
-masks, before and after) and, where there are several tries, ``try-N/`` of each.
+masks, before and after) and, if there are several tries, ``try-N/`` of each.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ Measures: TypeAlias = dict[str, Any]
 
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
-"""What turns the seed of a run into that of its learning."""
+"""Turns the seed of a run into that of its learning."""
 
 
 class Made(NamedTuple):
     """A policy that one try of the meta-gradient has made.
 
     Attributes:
-        policy: its weights are those of the best step.
+        policy: with the weights of the best step.
         before: the weights of the words of some texts before it learned.
-        end: where the learning ended.
+        end: of the learning.
         left_out: rows of train, by reason.
     """
 
@@ -65,24 +65,24 @@ class Made(NamedTuple):
     left_out: Counter[str]
 
     def figures(self) -> Measures:
-        end = self.end
-        return {
-            "best_step": end.best,
-            "gain": end.gain,
-            "stopped": end.stopped,
-            "overshoot": end.overshoot,
+        end = vars(self.end)
+        names = {
+            "best_step": "best",
+            "gain": "gain",
+            "stopped": "stopped",
+            "overshoot": "overshoot",
         }
+        return {name: end[field] for name, field in names.items()}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a policy is learned from, and where it goes: settings of a recipe under their names
-    there.
+    """The learning of one policy: settings of a recipe under their names there.
 
     Attributes:
-        task: what it is learned from, as for ``load_task``.
+        task: learned from, as for ``load_task``.
         kind: of the model.
-        folder: where the policy goes.
+        folder: for the policy.
         quiet: no progress bar.
     """
 
@@ -98,37 +98,33 @@ class Lesson:
     quiet: bool = True
 
     def learn(self) -> Measures:
-        """Learn the policy; call it again, and it goes on where it was stopped.
+        """Learn the policy; the same call resumes.
 
         Returns:
-            What was measured: ``policy`` (where it is), ``method``, ``task``, the learning's own
-            figures, and ``dev`` and ``held_out``, how good it is on texts that it has not learned
-            from.
+            ``policy`` (its folder), ``method``, ``task``, figures of the learning, and ``dev`` and
+            ``held_out``, the evaluations on texts that it has not learned from.
 
         Raises:
             MaskwiseError: a stream; a task that teaches no policy.
         """
-        return (
-            self._by_labels() if self.learning.method == "supervised" else self._by_meta_gradient()
-        )
+        if self.learning.method == "supervised":
+            return self._by_labels()
+        return self._by_meta_gradient()
 
     @property
     def seed(self) -> int:
-        """The seed of the learning: another one than that of the training which the policy then
-        masks for.
+        """The seed of the learning, not that of the training which the policy then masks for.
 
-        Otherwise the policy would know the fresh weights, the orders and the draws of the run that
-        judges it.
+        Otherwise the policy would know the fresh weights, the orders and the draws of its own test.
         """
         return fold(self.training.seed, LEARNING)
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts of the corpus, where contexts of questions that stand alone are looked for."""
+        """The texts of the corpus, which are searched for contexts."""
         if self.corpus.stream:  # which may be larger than memory
-            raise MaskwiseError(
-                "a policy is learned from texts that are read whole", do="set corpus.stream: false"
-            )
+            what = "a policy is learned from texts that are read whole"
+            raise MaskwiseError(what, do="set corpus.stream: false")
         return [document.text for document in self.corpus.documents()]
 
     @property
@@ -167,16 +163,16 @@ class Lesson:
         if encoder and self.model_tokenizer:
             own = self._tokenizer(self.model_tokenizer)
             if own.get_vocab() != tokenizer.get_vocab():
-                what = (
-                    "by the meta-gradient a policy and the model read the same tokens, and "
-                    "their tokenizers differ"
+                raise MaskwiseError(
+                    "by the meta-gradient a policy and the model read the same tokens, and their "
+                    "tokenizers differ",
+                    got=f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}",
+                    do="leave learning.policy.pretrained out",
                 )
-                got = f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}"
-                raise MaskwiseError(what, got=got, do="leave learning.policy.pretrained out")
         texts = self.texts
         task = load_task(self.task)
         labels = None
-        with suppress(MaskwiseError):  # only to see what the policy finds: it learns from no label
+        with suppress(MaskwiseError):  # for the evaluation: it learns from no label
             labels = labels_of(self.task, kind="answers", texts=texts)
         shown = [each.text for each in labels.marked("test", "dev", "train")] if labels else texts
         log_unigram = _log_unigram(tokenizer, texts)
@@ -185,9 +181,8 @@ class Lesson:
         every = [self._try(number, tokenizer, task, shown, log_unigram) for number in range(tries)]
         best = max(range(tries), key=lambda number: every[number].end.gain)
         if tries > 1 and rank_here() == 0:
-            shutil.copyfile(
-                self.folder / f"try-{best}" / "metrics.jsonl", self.folder / "metrics.jsonl"
-            )
+            metrics = self.folder / f"try-{best}" / "metrics.jsonl"
+            shutil.copyfile(metrics, self.folder / "metrics.jsonl")
         made = every[best]
         made.policy.cpu()
         measures = made.figures()
@@ -206,7 +201,14 @@ class Lesson:
         log_unigram: torch.Tensor,
     ) -> Made:
         tries = self.learning.meta.tries
-        seed = fold(self.seed, number) if number else self.seed
+        seed = self.seed
+        folder = self.folder
+        title = "learning a policy"
+        if number:
+            seed = fold(self.seed, number)
+        if tries > 1:
+            folder = self.folder / f"try-{number}"
+            title += f" ({number + 1} of {tries})"
         policy = self._new_policy(tokenizer, head="tokens", seed=seed)
         length = self.corpus.length
         model = self.model.model(
@@ -223,10 +225,10 @@ class Lesson:
             training=self.training,
             length=length,
             max_length=self.finetune.max_length,
-            folder=self.folder if tries == 1 else self.folder / f"try-{number}",
+            folder=folder,
             quiet=self.quiet,
             watch=partial(weights_shown, shown),
-            title="learning a policy" + (f" ({number + 1} of {tries})" if tries > 1 else ""),
+            title=title,
         )
         return Made(policy, before, end, left_out)
 
@@ -238,12 +240,14 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[np.ndarray],
     ) -> Measures:
-        """Write a learned policy with its card, and what it masks (on rank 0); returns what was
-        measured.
+        """Write a learned policy with its card, and what it masks (on rank 0).
 
         Args:
-            texts: which it has not learned from; ``before`` are the weights of the first of them
-                before it learned.
+            texts: not learned from; ``before`` are the weights of the first of them before it
+                learned.
+
+        Returns:
+            All that was measured.
         """
         result = {
             "policy": str(self.folder / "policy"),
@@ -271,35 +275,28 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        for left in (
-            self.folder / "resume",
-            self.folder / SHARED_TOKENIZER,
-            *self.folder.glob("try-*/resume"),
-        ):
+        states = [self.folder / "resume", *self.folder.glob("try-*/resume")]
+        for left in (*states, self.folder / SHARED_TOKENIZER):
             shutil.rmtree(left, ignore_errors=True)
         return result
 
-    # What is built from the settings
-    # ----------------------------------------------------------------------------
+    # Parts made from the settings
+    # ---------------------------------------------------------------------------------------
 
     def _new_policy(
         self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
     ) -> PolicyModel:
-        """The policy before it has learned; ``head`` where the settings have none."""
+        """A policy that has learned nothing; ``head`` is used if the settings have none."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that a policy reads by: its encoder's own, the recipe's, or one trained on
-        the corpus.
-        """
+        """The tokenizer of the policy's encoder, of the recipe, or one trained on the corpus."""
         return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """The tokenizer of a name, or one trained on the corpus: by rank 0 for all, through a
-        folder.
-        """
+        """The tokenizer of a name, or one that rank 0 trains on the corpus for all ranks."""
         chosen = self.tokenizer.model_copy(update={"name": name})
         made: PreTrainedTokenizerFast
         if name or ranks_here() == 1:
@@ -313,9 +310,7 @@ class Lesson:
         return made
 
     def _classifier(self, task: Task) -> Confidence:
-        """A classifier of the task's train rows, from the recipe's model: how sure it is of a
-        class.
-        """
+        """Train a classifier on the task, from the recipe's model; returns its confidence."""
         settings = self.learning.supervised.finetune
         length = settings.max_length
         tokenizer = self._tokenizer(self.model_tokenizer)
@@ -338,9 +333,8 @@ class Lesson:
         def confidence(texts: Sequence[str], classes: Sequence[int]) -> np.ndarray:
             sure = torch.zeros(len(texts), dtype=torch.float64)
             right = torch.tensor(classes)
-            for rows, batch in batches(
-                cutter.flat(list(texts)), next(objective.parameters()).device
-            ):
+            device = next(objective.parameters()).device
+            for rows, batch in batches(cutter.flat(list(texts)), device):
                 chance = objective.logits(batch).float().softmax(-1).cpu()
                 sure[rows] = chance[torch.arange(len(rows)), right[rows]].double()
             return sure.numpy()
@@ -358,10 +352,6 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """How good a policy is on dev and on the texts of test, where these have labels."""
-    measures = {}
-    for name, split in (("dev", "dev"), ("held_out", "test")):
-        marked = labels.marked(split)
-        if marked:
-            measures[name] = judge(policy, marked)
-    return measures
+    """The evaluation of a policy on the labelled texts of dev and test."""
+    marked = {"dev": labels.marked("dev"), "held_out": labels.marked("test")}
+    return {name: judge(policy, texts) for name, texts in marked.items() if texts}

@@ -1,14 +1,13 @@
-"""A policy as a model: an encoder that reads a text and scores its tokens; saved, loaded and shared
-like any model.
+"""A policy as a model: an encoder that reads a text and scores its tokens.
 
-The encoder is any of transformers', loaded or new, or a light one of ours: an embedding of every
+The encoder is one of transformers', loaded or new, or a light one of ours: an embedding of every
 token and of its near neighbours, a hundredth of a transformer's work. The head gives one logit a
 token, whose exponential is a weight (a word's logit is the mean over its tokens), or two: where a
 span begins and where it ends.
 
 A folder of a policy holds JSON, safetensors, the tokenizer and a card; no code and no pickle is
-ever read. The masking room knows nothing of this file: ``learning.annotator`` makes layers of the
-scores, and policies read layers.
+ever read. Masking does not import this file: ``learning.annotator`` makes layers of the scores, and
+policies read layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.families import check_finite, check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
@@ -39,14 +38,14 @@ if TYPE_CHECKING:
 
 Head = Literal["tokens", "spans"]
 COLUMNS = {"tokens": 1, "spans": 2}
-"""Logits that a head gives for every token."""
+"""Logits of a head for every token."""
 LIGHT = "light"
 FORMAT, WEIGHTS = "maskwise-policy-1", "model.safetensors"
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What ``config.json`` says of a policy.
+    """The ``config.json`` of a policy.
 
     Attributes:
         encoder: the fields of its configuration, with ``model_type``: one of transformers', or
@@ -66,19 +65,16 @@ class PolicyConfig:
         if self.head not in COLUMNS:
             raise unknown_name("head of a policy", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
-            raise MaskwiseError(
-                "length and longest of a policy are at least 1", got=(self.length, self.longest)
-            )
+            got = (self.length, self.longest)
+            raise MaskwiseError("length and longest of a policy are at least 1", got=got)
 
 
 class LightEncoder(nn.Module):
-    """(B, L) ids → (B, L, H): the embedding of a token, and what a convolution makes of it and its
-    neighbours.
+    """(B, L) ids → (B, L, H): the embedding of a token plus a convolution over its neighbours.
 
     Args:
         vocab_size, hidden_size: V and H.
-        window: tokens that are read together, an odd number; 1: each by itself, which makes a table
-            of words.
+        window: tokens that are read together, an odd number; 1 makes a table of words.
 
     Cost: V·H + window·H² weights; at H = 64 and a window of 5 some 20,000 multiplications a token.
     """
@@ -86,14 +82,13 @@ class LightEncoder(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
         if window < 1 or window % 2 == 0:
-            raise MaskwiseError(
-                "window of a light encoder", got=window, allowed="an odd number of tokens"
-            )
+            allowed = "an odd number of tokens"
+            raise MaskwiseError("window of a light encoder", got=window, allowed=allowed)
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.table(input_ids) * attention_mask.unsqueeze(-1)  # padding has no say
+        states = self.table(input_ids) * attention_mask.unsqueeze(-1)  # padding is 0
         return states + nn.functional.gelu(self.near(states.transpose(1, 2)).transpose(1, 2))
 
 
@@ -129,7 +124,9 @@ class PolicyModel(
         card: str = "",
     ):
         super().__init__()
-        self.config, self.tokenizer, self.card = config, tokenizer, card
+        self.config = config
+        self.tokenizer = tokenizer
+        self.card = card
         self.encoder = _new_encoder(config) if encoder is None else encoder
         self.head = nn.Linear(int(config.encoder["hidden_size"]), COLUMNS[config.head])
         nn.init.zeros_(self.head.weight)  # a policy begins by masking all words alike
@@ -162,7 +159,8 @@ class PolicyModel(
             MaskwiseError: an unknown architecture or field; an encoder that the tokenizer or the
                 length does not fit.
         """
-        fields, encoder = dict(settings or {}), None
+        fields = dict(settings or {})
+        encoder = None
         if pretrained:
             loaded = load_config(pretrained)
             check_fit(loaded, len(tokenizer), do="give the encoder's own tokenizer")
@@ -176,19 +174,17 @@ class PolicyModel(
             described = {"model_type": LIGHT, "vocab_size": len(tokenizer), **allowed, **fields}
         else:
             described = _described(new_config(architecture, tokenizer, length, **fields))
+        config = PolicyConfig(described, head, length, longest)
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, 0x5C0E))
-            return cls(
-                PolicyConfig(described, head, length, longest), tokenizer, encoder=encoder
-            ).eval()
+            return cls(config, tokenizer, encoder=encoder).eval()
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """(B, L) logits of a head for tokens, or (B, L, 2) of one for spans, float."""
-        inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL}
-        states = self.encoder(**inputs)
-        logits: Tensor = self.head(
-            states if isinstance(states, Tensor) else states.last_hidden_state
-        )
+        states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
+        if not isinstance(states, Tensor):
+            states = states.last_hidden_state
+        logits: Tensor = self.head(states)
         return logits.squeeze(-1) if self.config.head == "tokens" else logits
 
     # Saving and loading
@@ -196,10 +192,10 @@ class PolicyModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What ``save_pretrained`` and ``push_to_hub`` write."""
-        weights = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
-        }
-        save_file(weights, save_directory / WEIGHTS)
+        weights = self.state_dict()
+        save_file(
+            {name: weights[name].cpu().contiguous() for name in weights}, save_directory / WEIGHTS
+        )
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory)
@@ -221,7 +217,7 @@ class PolicyModel(
         try:
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise _damaged(folder, f"{WEIGHTS}: {_first_line(error)}") from None
+            raise _damaged(folder, f"{WEIGHTS}: {first_line(error)}") from None
         check_finite(weights, name)
         tokenizer = load_tokenizer(str(folder), needs_mask=False)
         try:
@@ -233,9 +229,8 @@ class PolicyModel(
             policy = cls(config, tokenizer)
             policy.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(
-                folder, f"its weights do not fit its config.json: {_first_line(error)}"
-            ) from None
+            what = f"its weights do not fit its config.json: {first_line(error)}"
+            raise _damaged(folder, what) from None
         if (folder / CARD).is_file():
             policy.card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         return policy.eval()
@@ -245,40 +240,37 @@ NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A maski
 
 
 def read_config(folder: Path) -> PolicyConfig:
-    """What a folder's ``config.json`` says of the policy in it.
+    """The ``config.json`` of the policy in a folder.
 
     Raises:
-        MaskwiseError: it is no policy, or damaged, or wants to run code.
+        MaskwiseError: no policy, a damaged one, or one that wants to run code.
     """
     if not (folder / "config.json").exists():
-        beside = folder / "policy"
-        do = f"give {beside}" if beside.is_dir() else "maskwise learn writes one into OUT/policy"
+        inner = folder / "policy"
+        do = f"give {inner}" if inner.is_dir() else "maskwise learn writes one into OUT/policy"
         raise MaskwiseError(f"{folder} holds no masking policy", got="no config.json", do=do)
     plain = read_json(folder / "config.json")
     if plain is None:
         raise _damaged(folder, "config.json cannot be read")
     if plain.get("format") != FORMAT:
-        got, do = (
-            f"format {plain.get('format')}",
-            "give a folder that PolicyModel.save_pretrained wrote",
-        )
+        got = f"format {plain.get('format')}"
+        do = "give a folder that PolicyModel.save_pretrained wrote"
         raise MaskwiseError(f"{folder} holds no masking policy", got=got, allowed=FORMAT, do=do)
     try:
         config = PolicyConfig(**plain)
-        code = "auto_map" in config.encoder
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
-    if code:
-        raise MaskwiseError(
-            f"{str(folder)!r} brings code of its own", got="auto_map", do="take another policy"
-        )
+    if "auto_map" in config.encoder:
+        do = "take another policy"
+        raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do=do)
     return config
 
 
 def _new_encoder(config: PolicyConfig) -> nn.Module:
     fields = dict(config.encoder)
     if fields.get("model_type") == LIGHT:
-        return LightEncoder(**{key: value for key, value in fields.items() if key != "model_type"})
+        del fields["model_type"]
+        return LightEncoder(**fields)
     loaded = config_of(fields)
     require_kind(loaded, "encoder", use="a policy")
     check_room(loaded, config.length, what="length of the policy")
@@ -287,17 +279,12 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
 
 
 def _described(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of a configuration as JSON has them, without where it lay."""
+    """The fields of a configuration in JSON, without its path."""
     fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
-    return {name: value for name, value in fields.items() if name != "_name_or_path"}
+    fields.pop("_name_or_path", None)
+    return fields
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    return MaskwiseError(
-        f"the policy in {folder} is damaged", got=what, do="take a whole copy, or learn it again"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+    do = "take a whole copy, or learn it again"
+    return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)
