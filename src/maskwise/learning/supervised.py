@@ -1,14 +1,13 @@
-"""A policy that learns from labels, and how well it then finds what it should.
+"""A policy that learns from labels, and how well it finds what is labelled.
 
 The loss is the cross-entropy of the places where labelled spans begin and end, over the words of a
 window; of a head for tokens, that of the labelled tokens. The loop is that of all trainings: a
 labelled text is a row, the policy an objective.
 
-A policy is judged on texts that it has not learned from. For answers: does its best span equal the
-answer to a question that it has not seen (exact match, F1), and how many answers are among its best
-spans, when it may name as many of each text as there are salient spans in it? The salient spans are
-counted beside it. For every kind of label: how much of its weight lies on labelled words, beside
-their share of all words.
+A policy is evaluated on texts that it has not learned from. For answers: does its best span equal
+the answer to an unseen question (exact match, F1), and how many answers are among its best spans,
+as many as there are salient spans in the text? For every kind of label: the share of its weight on
+labelled words, next to their share of all words.
 
 Source: Ye et al. 2021 (arXiv 2104.08840), section 3; the metrics of Rajpurkar et al. 2016.
 """
@@ -43,13 +42,11 @@ CUT, LONG = "labels that a window cuts", "labels longer than the longest span"
 
 
 class FindSpans(Objective):
-    """Cross-entropy of the first and of the last token of every labelled span, over the words of a
-    window.
+    """Cross-entropy of the first and the last token of labelled spans, over the words of a window.
 
     Formula: −Σ n log softmax(logits), n the number of labelled spans that begin (end) at a token.
     Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n,
-        −100 for none; C is 1
-    for a head for tokens and 2 for one for spans.
+        −100 for none; C is 1 for a head for tokens and 2 for one for spans.
     Requirements: a ``PolicyModel``.
     """
 
@@ -67,7 +64,7 @@ class FindSpans(Objective):
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindows(Trainable):
-    """N windows of texts with a label each at least: what a policy is trained on.
+    """N windows of texts with at least one label each: what a policy is trained on.
 
     Attributes:
         targets: (T, C) how many labelled spans begin (end) at each token; of a head for tokens,
@@ -94,13 +91,13 @@ class LabelledWindows(Trainable):
         Raises:
             MaskwiseError: not one label is left.
         """
-        windows, counts = read_windows([each.text for each in marked], policy), Counter[str]()
-        spans = policy.config.head == "spans"
+        windows = read_windows([each.text for each in marked], policy)
         if windows is None:
             raise MaskwiseError("there is no text to learn a policy from")
-        targets = np.zeros(
-            (int(windows.pieces.offsets[-1]), COLUMNS[policy.config.head]), np.float32
-        )
+        pieces = windows.pieces
+        counts = Counter[str]()
+        spans = policy.config.head == "spans"
+        targets = np.zeros((int(pieces.offsets[-1]), COLUMNS[policy.config.head]), np.float32)
         for first, last in _labelled_words(windows, marked):
             if windows.piece[first] != windows.piece[last]:
                 counts[CUT] += 1
@@ -111,13 +108,10 @@ class LabelledWindows(Trainable):
                 targets[windows.close[last], 1] += 1
             else:
                 targets[windows.open[first] : windows.close[last] + 1] = 1
-        pieces = windows.pieces
         labelled = np.flatnonzero(np.add.reduceat(targets.sum(1), pieces.offsets[:-1]) > 0)
         if not len(labelled):
-            raise MaskwiseError(
-                "not one label is left in the windows of the policy",
-                do="raise learning.policy.length",
-            )
+            what = "not one label is left in the windows of the policy"
+            raise MaskwiseError(what, do="raise learning.policy.length")
         flat, place, token = flat_of(pieces, labelled)
         targets_T = torch.zeros(len(flat.ids), targets.shape[1])
         targets_T[place] = torch.from_numpy(targets[token])
@@ -127,7 +121,7 @@ class LabelledWindows(Trainable):
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
-    """(S, 2): the first and the last word of every labelled span."""
+    """(S, 2) the first and the last word of every labelled span."""
     edges = np.searchsorted(windows.text, np.arange(len(marked) + 1))
     found = []
     for number, each in enumerate(marked):
@@ -153,12 +147,12 @@ def learn_supervised(
     """Train a policy, in place, to find what is labelled.
 
     Args:
-        dev_texts: on which its loss is logged every ``training.eval_every`` steps.
-        folder: of metrics, and of states to go on from.
-        watch: what is logged of the policy beside that loss, as ``weights``.
+        dev_texts: its loss on them is logged every ``training.eval_every`` steps.
+        folder: of metrics, and of states to resume from.
+        watch: logged with that loss, as ``weights``.
 
     Returns:
-        What the training was, and the labels that were left out, by reason.
+        The figures of the training, and the labels that were left out, by reason.
 
     Raises:
         MaskwiseError: nothing to learn from; see also ``train``.
@@ -171,12 +165,13 @@ def learn_supervised(
         if dev is None:
             return []
         line: dict[str, object] = {"masks": "labels of dev", "loss": mean_loss(objective, dev)}
-        return [line | ({"weights": watch(policy)} if watch else {})]
+        if watch:
+            line["weights"] = watch(policy)
+        return [line]
 
     size = min(training.batch_size, len(data))
-    settings = training.model_copy(
-        update={"batch_size": size - size % training.accumulate or training.accumulate}
-    )
+    size = size - size % training.accumulate or training.accumulate
+    settings = training.model_copy(update={"batch_size": size})
     source = TaskSource(data, settings)
     done = train(
         objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet
@@ -197,24 +192,22 @@ def mean_loss(objective: FindSpans, data: LabelledWindows) -> float:
     return total / max(1.0, targets)
 
 
-# How good a policy is
-# -----------------------------------------------------------------------------------------------
+# Evaluation
+# -------------------------------------------------------------------------------------------
 
 
 def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True) -> dict[str, Any]:
-    """What a policy finds of what is labelled, in texts that it has not learned from.
+    """Evaluate a policy on labelled texts that it has not learned from.
 
     Args:
         salient: also count the salient spans, by the tagger that ships.
 
     Returns:
         ``texts``, ``questions``; ``weight_on_labels``, the share of its weight on labelled words,
-        beside ``labelled_words``, their share of all. With questions: ``exact_match`` and ``f1`` of
-        the best span; ``recall``, the share of questions of which an answer is among as many spans
-        as the text has salient ones, ``covered``, the share of which one lies wholly in such spans,
-        ``spans`` how many these are a text and ``words`` how many words they hold;
-        ``covered_in_as_many_words``, where they may hold no more words than the salient ones; and
-        the same of the salient spans under ``salient``.
+        and ``labelled_words``, their share of all. With questions: ``exact_match`` and ``f1`` of
+        the best span; the measures of ``found_among`` for as many spans as the text has salient
+        ones, and under ``salient`` for those; ``covered_in_as_many_words``, if they may hold no
+        more words than the salient ones.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
@@ -224,10 +217,12 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
             spans = layers["salient"]
             given.append(list(zip(spans.start.tolist(), spans.end.tolist())))
     counts = [max(1, len(spans)) for spans in given] or [1] * len(texts)
-    every = score_words(policy, texts, spans=max(counts, default=1))
 
     weight = inside = words = 0.0
     best: list[Spans] = []
+    exact: list[float] = []
+    f1: list[float] = []
+    every = score_words(policy, texts, spans=max(counts, default=1))
     for each, scores, count in zip(marked, every, counts, strict=True):
         labelled = np.zeros(len(scores.start), bool)
         for begin, stop in each.spans:
@@ -237,6 +232,10 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
         words += len(labelled)
         order = np.argsort(-scores.score, kind="stable")[:count]
         best.append([(start, end) for start, end in scores.spans[order].tolist()])
+        start, end = best[-1][0] if best[-1] else (0, 0)
+        for answers in each.questions:
+            exact.append(same_words(answers, each.text[start:end]))
+            f1.append(shared_words(answers, each.text[start:end]))
     measures: dict[str, Any] = {
         "texts": len(texts),
         "questions": questions,
@@ -245,13 +244,6 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
     }
     if not questions:
         return measures
-
-    exact, f1 = list[float](), list[float]()
-    for each, spans_of in zip(marked, best, strict=True):
-        start, end = spans_of[0] if spans_of else (0, 0)
-        for answers in each.questions:
-            exact.append(same_words(answers, each.text[start:end]))
-            f1.append(shared_words(answers, each.text[start:end]))
     measures["exact_match"] = float(np.mean(exact))
     measures["f1"] = float(np.mean(f1))
     measures |= found_among(marked, best)
@@ -263,26 +255,30 @@ def judge(policy: PolicyModel, marked: Sequence[Marked], *, salient: bool = True
 
 
 def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, float]:
-    """Which questions have an answer among the spans of their text; see ``judge``.
+    """Which questions have an answer among the spans of their text.
+
+    Returns:
+        ``recall``, the share of questions with an answer among the spans; ``covered``, with one
+        wholly inside of spans; ``spans`` and ``words`` in them, per text.
 
     >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
-    >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"], found_among(marked, [[(8, 10)]])["covered"]
-    (1.0, 0.0)
+    >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"]
+    1.0
+    >>> found_among(marked, [[(8, 10)]])["covered"]
+    0.0
     """
     hits, covered = list[bool](), list[bool]()
     words = 0
     for each, own in zip(marked, spans, strict=True):
-        said = {normalise(each.text[start:end]) for start, end in own}
+        named = {normalise(each.text[start:end]) for start, end in own}
         shown = np.zeros(len(each.text) + 1, bool)
         for start, end in own:
             shown[start:end] = True
         words += _length(each.text, own)
+        found = {each.text[s:e].casefold() for s, e in each.spans if shown[s:e].all()}
         for answers in each.questions:
-            hits.append(any(normalise(answer) in said for answer in answers))
-            folded = {answer.strip().casefold() for answer in answers}
-            covered.append(
-                any(shown[s:e].all() for s, e in each.spans if each.text[s:e].casefold() in folded)
-            )
+            hits.append(any(normalise(answer) in named for answer in answers))
+            covered.append(any(answer.strip().casefold() in found for answer in answers))
     return {
         "recall": float(np.mean(hits)),
         "covered": float(np.mean(covered)),
@@ -297,14 +293,14 @@ def _length(text: str, spans: Spans) -> int:
 
 
 def _as_long(text: str, spans: Spans, others: Spans) -> Spans:
-    """The first spans that hold no more words together than the others; one that does not fit is
-    left out.
+    """The first spans that together hold no more words than the others, without those that do not
+    fit.
     """
-    room = _length(text, others)
+    left = _length(text, others)
     kept = []
     for span in spans:
         size = _length(text, [span])
-        if size <= room:
+        if size <= left:
             kept.append(span)
-            room -= size
+            left -= size
     return kept
