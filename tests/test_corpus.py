@@ -167,8 +167,8 @@ def faulty(folder):
         "no.jsonl.gz": "cannot read",
         "no.parquet": "not a Parquet file",
         "column.parquet": "unknown text field .* 'text'; allowed: body; set corpus.text_field",
-        "x.docx": r"unknown ending .* allowed: \.txt",
-        "empty": "no corpus file in folder",
+        "x.docx": r"unknown ending.* allowed: \.txt",
+        "empty": "no corpus file",
         "saved": "cannot load the data set",
         "nothing.txt": "no document in .* got nothing at all",
         "fields.jsonl": "in its field 'text'; got 2 × no text field; allowed: body, meta, "

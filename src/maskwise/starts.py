@@ -62,7 +62,9 @@ def resolve_start(name: str | Path) -> str:
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")
-    return str(folder) if str(name).startswith("~") else str(name)
+    if str(name).startswith("~"):
+        return str(folder)
+    return str(name)
 
 
 def find_start(name: str | Path) -> str:
@@ -219,7 +221,9 @@ def _bundled(name: str) -> Path:
 def _packaged(name: str) -> Path:
     module = name.replace("-", "_")  # as pip writes it
     if not module.isidentifier() or not _is_installed(module):
-        do = f"pip install {PINNED[module]}" if module in PINNED else "install it"
+        do = "install it, or name another start"
+        if module in PINNED:
+            do = f"pip install {PINNED[module]}"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
     what = f"package {name!r} has no model"
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.folders import looked_in
+from maskwise.text.hub import hub_dataset, saved_dataset
 from maskwise.text.readers import (
     LONGEST_TEXT,
     NAME_IT,
@@ -30,12 +31,9 @@ from maskwise.text.readers import (
     Record,
     Skip,
     files_in,
-    hub_dataset,
     is_utf8,
     kind_of,
-    known_ending,
     read_file,
-    saved_dataset,
 )
 from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
@@ -58,7 +56,9 @@ UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 HEAD_RECORDS = 200
 """Records in which the text field is looked for."""
-EMPTY, NO_TEXT, REPEATED = "empty", "no text field", "repeated text"
+EMPTY = "empty"
+NO_TEXT = "no text field"
+REPEATED = "repeated text"
 BINARY = "binary (NUL characters)"
 
 
@@ -108,8 +108,10 @@ class Documents:
         return islice(self._documents(), self.limit)
 
     def _documents(self) -> Iterator[Document]:
-        found = chain.from_iterable(map(self._parts, self.open_records()))
-        for document in found if self.keep_repeated else self._distinct(found):
+        documents: Iterator[Document] = chain.from_iterable(map(self._parts, self.open_records()))
+        if not self.keep_repeated:
+            documents = self._distinct(documents)
+        for document in documents:
             self.read += 1
             yield document
 
@@ -128,18 +130,22 @@ class Documents:
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
             return
+        if len(found.text) <= LONGEST_TEXT:
+            yield found
+            return
         name, text = found
-        number = 0
-        while len(text) > LONGEST_TEXT:
-            number += 1
-            # cut before a blank, unless there is none in the second half
-            end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
-            if end <= 0:
-                end = LONGEST_TEXT
-            yield Document(PartName.of(f"{name}~{number}", name), text[:end])
+        for number in count(1):
+            end = len(text)
+            if end > LONGEST_TEXT:
+                # cut before a blank, unless there is none in the second half
+                end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
+                if end <= 0:
+                    end = LONGEST_TEXT
+            if text.strip():
+                yield Document(PartName.of(f"{name}~{number}", name), text[:end])
             text = text[end:]
-        if text.strip():
-            yield Document(PartName.of(f"{name}~{number + 1}", name) if number else name, text)
+            if not text:
+                return
 
     def _document(self, record: Record) -> Document | Skip:
         if isinstance(record, Skip):
@@ -147,7 +153,8 @@ class Documents:
         name, text = record
         if isinstance(text, Mapping):
             own_name = text.get(self.fields.id)
-            name = name if own_name is None else str(own_name)
+            if own_name is not None:
+                name = str(own_name)
             text = inside(text, self.fields.text)
         if not isinstance(text, str):
             return Skip(NO_TEXT)
@@ -155,7 +162,9 @@ class Documents:
             return Skip(EMPTY)
         if "\0" in text:
             return Skip(BINARY)
-        return Document(name, text) if is_utf8(text) and is_utf8(name) else Skip(NOT_UTF8)
+        if not is_utf8(text) or not is_utf8(name):
+            return Skip(NOT_UTF8)
+        return Document(name, text)
 
 
 class Joined(Documents):
@@ -202,8 +211,10 @@ def inside(record: Mapping[str, Any], field: str) -> Any:
     if field in record or "." not in field:
         return record.get(field)
     first, _, rest = field.partition(".")
-    value = record.get(first)
-    return inside(value, rest) if isinstance(value, Mapping) else None
+    inner = record.get(first)
+    if not isinstance(inner, Mapping):
+        return None
+    return inside(inner, rest)
 
 
 def paths(record: Mapping[str, Any]) -> Iterator[str]:
@@ -370,7 +381,8 @@ def batches(
         total += measure(item)
         if total >= size or len(batch) == most:
             yield batch
-            batch, total = [], 0
+            batch = []
+            total = 0
     if batch:
         yield batch
 
@@ -411,13 +423,9 @@ def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
         raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=looked_in(path), do=do)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    if path.is_dir():
-        files = files_in(path, [*READERS])
-        what = f"no corpus file in folder {path}"
-    else:
-        files = {path.name: path} if known_ending(path) else {}
-        what = f"unknown ending of corpus file {path}"
+    files = files_in(path, [*READERS])
     if not files:
+        what = f"{path}: no corpus file, or unknown ending"
         raise MaskwiseError(what, allowed=", ".join(READERS))
     return lambda: chain.from_iterable(
         read_file(file, name, fields) for name, file in files.items()

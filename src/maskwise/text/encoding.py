@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 NO_TEXTS = "texts must be a list of strings"
-LEAST_ID, MOST_ID = -(2**63), 2**64 - 1
+LEAST_ID = -(2**63)
+MOST_ID = 2**64 - 1
 
 
 def encode(
@@ -186,13 +187,17 @@ def annotate_rows(
         rows = batch["input_ids"]
         alone = _is_one_row(rows)
         surfaces = _Surfaces(tokenizer)
-        made = [surfaces.annotate(_token_ids(row)) for row in ([rows] if alone else rows)]
+        if alone:
+            rows = [rows]
+        made = [surfaces.annotate(_token_ids(row)) for row in rows]
         names = ["word_ids", "example_id"]
     elif text_field in batch:
         texts = batch[text_field]
         alone = isinstance(texts, str)
-        made = encode(tokenizer, [texts] if alone else texts, max_length=max_length)
-        names = [*made[0]] if made else []
+        if alone:
+            texts = [texts]
+        made = encode(tokenizer, texts, max_length=max_length)
+        names = list(made[0]) if made else []
     else:
         raise MaskwiseError(
             "a batch with neither input_ids nor texts",
@@ -202,7 +207,10 @@ def annotate_rows(
         )
     if alone:
         return {**batch, **made[0]}
-    return {**batch, **{name: [row[name] for row in made] for name in names}}
+    columns = dict(batch)
+    for name in names:
+        columns[name] = [row[name] for row in made]
+    return columns
 
 
 def _is_one_row(rows: Any) -> bool:
@@ -252,7 +260,7 @@ class _Surfaces:
         tokens: list[int] = ids.tolist()
         for token in tokens:
             if token not in self.known:
-                self.known[token] = b"\n" if token in self.special else self._bytes(token)
+                self.known[token] = self._bytes(token)
         parts = [self.known[token] for token in tokens]
         special = np.array([token in self.special for token in tokens], dtype=bool)
         # a row may begin inside a character
@@ -261,6 +269,8 @@ class _Surfaces:
         return {"word_ids": word_ids(text, offsets, special=special).tolist(), "example_id": name}
 
     def _bytes(self, token: int) -> bytes:
+        if token in self.special:
+            return b"\n"
         name = self.tokenizer.convert_ids_to_tokens(token)
         if not isinstance(name, str) or token == self.tokenizer.unk_token_id:
             return " \ufffd".encode()  # a symbol, and so a word of its own
@@ -269,16 +279,19 @@ class _Surfaces:
                 return bytes(self.bytes_by_char[char] for char in name)
             return name.encode()
         if self.prefix is not None:
-            continued = name.startswith(self.prefix)
-            return (name.removeprefix(self.prefix) if continued else f" {name}").encode()
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):  # byte fallback
+            if name.startswith(self.prefix):
+                return name.removeprefix(self.prefix).encode()
+            return f" {name}".encode()
+        # byte fallback of Llama's kind
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
         return name.replace("\u2581", " ").encode()
 
 
 def _offsets(codes: NDArray[np.uint32], sizes: Ids) -> Ids:
     """(L, 2) characters of each token, from the code points of all and the bytes of each token."""
-    escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)  # a byte that is no whole character
+    # a byte that is not part of a whole character became a lone surrogate
+    escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
     char_of_byte = np.append(char_of_byte, len(codes))

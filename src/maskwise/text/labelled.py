@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
+from maskwise.text.hub import load_hub
 from maskwise.text.layers import CharSpans, Layer, check_spans
-from maskwise.text.readers import damaged, load_hub, opened, parquet_rows
+from maskwise.text.readers import damaged, opened, parquet_rows
 from maskwise.text.tables import Record, read_table
 
 POS = Layer("categorical", UPOS)
@@ -66,20 +67,24 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            inner = getattr(feature, "feature", feature)  # a list of classes, as in tagging
-            if hasattr(inner, "int2str"):
-                names[column] = inner.names
-        splits[str(split)] = [
-            {key: _named(value, names.get(key, [])) for key, value in row.items()} for row in rows
-        ]
+            # a list of classes, as in tagging, is one level deeper
+            classes = feature.feature if hasattr(feature, "feature") else feature
+            if hasattr(classes, "int2str"):
+                names[column] = classes.names
+        records = splits[str(split)] = list(map(dict, rows))
+        for record in records:
+            for column, known in names.items():
+                record[column] = _named(record[column], known)
     return splits
 
 
 def _named(value: Any, names: list[str]) -> Any:
     """Return the names of class numbers; other values as they are."""
-    if isinstance(value, list) and names:
+    if isinstance(value, list):
         return [_named(item, names) for item in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    if isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return value
 
 
 def read_text(path: Path, *, or_latin1: bool = False) -> str:
@@ -144,9 +149,10 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
         for article in articles:
             title = {"article_title": article["title"]} if article.get("title") else {}
             for paragraph in article["paragraphs"]:
-                ropes = "situation" in paragraph
-                names = ("background", "situation") if ropes else ("context",)
-                text = {name: paragraph[name] for name in names}
+                if "situation" in paragraph:  # ROPES
+                    text = {name: paragraph[name] for name in ("background", "situation")}
+                else:
+                    text = {"context": paragraph["context"]}
                 for qa in paragraph["qas"]:
                     asked = {"question": qa["question"], "answers": qa["answers"]}
                     records.append({"id": qa.get("id"), **text, **asked, **title})
@@ -182,7 +188,8 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
         if not line.strip():
             if rows:
                 yield comments, rows
-                comments, rows = [], []
+                comments = []
+                rows = []
         elif _COMMENT.match(line) and not rows:
             comments.append(line)
         elif not line.startswith("-DOCSTART-"):
@@ -235,7 +242,8 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
     Raises:
         MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
     """
-    document, text = path.name, ""
+    document = path.name
+    text = ""
     spans: list[Span] = []
     number = 0
     for comments, rows in sentences(path, columns=10):
@@ -243,8 +251,10 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         if names:
             if text:
                 yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
-            document, text, spans = names[0] or f"{path.name}#{number}", "", []
+            document = names[0] or f"{path.name}#{number}"
             number += 1
+            text = ""
+            spans = []
         if text:
             text += "\n" if any(c.startswith("# newpar") for c in comments) else " "
         try:
@@ -302,21 +312,29 @@ def given_spans(
             leave the text.
     """
     layer = Layer("spans", tuple(labels))
-    form = "[start, end, label]" if labels else "[start, end]"
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for span in spans:
-        if not isinstance(span, list | tuple) or not (3 if labels else 2) <= len(span) <= 3:
-            raise MaskwiseError("a span of another form", got=span, allowed=form)
-        for place in span[:2]:
+        if not isinstance(span, list | tuple) or len(span) not in ((3,) if labels else (2, 3)):
+            raise _odd_span(span, labels)
+        start, end, *label = span
+        for place in (start, end):
             if type(place) is not int or abs(place) >= 2**31:
-                raise MaskwiseError("a span of another form", got=span, allowed=form)
-        if labels and span[2] not in labels:
+                raise _odd_span(span, labels)
+        if not labels:
+            rows.append((start, end))
+        elif label[0] in labels:
+            rows.append((start, end, labels.index(label[0]) + 1))
+        else:
             allowed = ", ".join(labels)
-            raise MaskwiseError("a span with an unknown label", got=span[2], allowed=allowed)
-        rows.append((*span[:2], labels.index(span[2]) + 1) if labels else tuple(span[:2]))
+            raise MaskwiseError("a span with an unknown label", got=label[0], allowed=allowed)
     found = CharSpans.of(rows, layer)
     check_spans(found, layer, len(text), name="given spans")
     return found
+
+
+def _odd_span(span: object, labels: Sequence[str]) -> MaskwiseError:
+    allowed = "[start, end, label] in characters" if labels else "[start, end] in characters"
+    return MaskwiseError("a span of another form", got=span, allowed=allowed)
 
 
 TABLES: dict[str, Callable[..., list[Record]]] = {

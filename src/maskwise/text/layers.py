@@ -92,7 +92,8 @@ class CharSpans(NamedTuple):
     def of(cls, spans: Iterable[Sequence[Any]], layer: Layer) -> CharSpans:
         """Make them of (start, end) or (start, end, value) in any order."""
         found = sorted(spans, key=lambda span: span[0])
-        start, end = (np.array([span[i] for span in found], dtype=np.int32) for i in (0, 1))
+        start = np.array([span[0] for span in found], dtype=np.int32)
+        end = np.array([span[1] for span in found], dtype=np.int32)
         if layer.dtype is None:
             return cls(start, end)
         return cls(start, end, np.array([span[2] for span in found], dtype=layer.dtype))
@@ -182,9 +183,9 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
             number or type than the layer has, or codes without a label.
     """
     start, end, value = spans
-    borders = np.stack([start, end], axis=1).ravel() if len(start) == len(end) else start[:0]
-    inside = not len(borders) or (borders[0] >= 0 and borders[-1] <= size)
-    if len(start) != len(end) or not inside or (start >= end).any() or (end[:-1] > start[1:]).any():
+    ordered = len(start) == len(end) and (start < end).all() and (start[1:] >= end[:-1]).all()
+    # of ordered spans the outermost borders are the first start and the last end
+    if not ordered or (start[:1] < 0).any() or (end[-1:] > size).any():
         what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
         raise MaskwiseError(what)
     if layer.dtype is None and value is None:
@@ -196,7 +197,8 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         what = f"{name}: values must be finite and {np.dtype(layer.dtype)}"
         raise MaskwiseError(what, got=value.dtype)
     if layer.kind != "weight" and len(value):
-        low, high = int(value.min()), int(value.max())
+        low = int(value.min())
+        high = int(value.max())
         if low < 0 or high > len(layer.labels):
             allowed = f"0…{len(layer.labels)}"
             what = f"{name}: a code without a label"
@@ -243,12 +245,15 @@ def align(
         base = np.repeat(placed.base, counts)
         start = _joined([each.start for each in spans], np.int64) + base
         end = _joined([each.end for each in spans], np.int64) + base
-        if layer.kind == "spans":
-            place, covered = placed.first, placed.first >= 0
-        else:
-            place, covered = placed.first[first_of_word], word_ids >= 0
+        # tags and weights belong to words, spans to tokens
+        place = placed.first
+        belongs = placed.first >= 0
+        if layer.kind != "spans":
+            place = placed.first[first_of_word]
+            belongs = word_ids >= 0
+        # the last span that begins at or before each token, if it ends after it
         span = np.searchsorted(start, place, side="right") - 1
-        covered = covered & (span >= 0)
+        covered = belongs & (span >= 0)
         covered[covered] = place[covered] < end[span[covered]]
         span = span[covered]
         if layer.kind == "spans":

@@ -42,7 +42,8 @@ FORMAT = 3  # 1 and 2 were Arrow files
 INDEX = "columns.json"
 WINDOW_TOKENS = 1 << 20  # processed together, in some 50 MB
 MOST_TOKENS = (1 << 15) - 1  # of a piece: word numbers are int16
-LONG_WORDS, NO_TOKENS = "words longer than a row", "documents without tokens"
+LONG_WORDS = "words longer than a row"
+NO_TOKENS = "documents without tokens"
 UNKNOWN = "unknown tokens"
 
 
@@ -60,10 +61,13 @@ class Frame(NamedTuple):
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
-        known = (tokenizer.sep_token_id, tokenizer.eos_token_id, -1)
-        last = next(number for number in known if number is not None)
-        first, pad = tokenizer.cls_token_id, tokenizer.pad_token_id
-        return cls(-1 if first is None else first, last, max(last, 0) if pad is None else pad)
+        last = _first_known(tokenizer.sep_token_id, tokenizer.eos_token_id, -1)
+        first = _first_known(tokenizer.cls_token_id, -1)
+        return cls(first, last, _first_known(tokenizer.pad_token_id, max(last, 0)))
+
+
+def _first_known(*ids: int | None) -> int:
+    return next(number for number in ids if number is not None)
 
 
 class PieceBatch(NamedTuple):
@@ -112,7 +116,9 @@ class PieceBatch(NamedTuple):
                 layers["word_ids"] = self._words_of_rows(layout.shape[0])
         lines |= {name: layout.column(values) for name, values in layers.items()}
         columns = {name: line.reshape(layout.shape) for name, line in lines.items()}
-        return columns if several else columns | {"example_id": self.example_ids}
+        if not several:
+            columns["example_id"] = self.example_ids
+        return columns
 
     def _words_of_rows(self, rows: int) -> Ints:
         """Return (T,) word numbers that continue from one piece of a row to the next."""
@@ -184,6 +190,7 @@ class Pieces:
         offsets, names, documents, sources = (
             columns.pop(name) for name in ("offsets", "example_id", "document", "source")
         )
+        several = bool(sources[-1])
         return cls(
             columns,
             offsets,
@@ -193,7 +200,7 @@ class Pieces:
             about["length"],
             Counter(about["counts"]),
             about["tokenizer"],
-            sources if sources[-1] else None,
+            sources if several else None,
         )
 
 
@@ -243,8 +250,10 @@ def read_pieces(
         folders.write_folder(out, lambda partial: write_columns(partial, windows, about))
         return Pieces.load(out)
     parts = list(windows)
-    # popped, so that memory never holds everything twice
-    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
+    columns = {}
+    for name in list(parts[0]):
+        # popped, so that memory never holds everything twice
+        columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
 
@@ -262,11 +271,16 @@ def _windows(
             if [*part] != layers:
                 got = f"{[*part]} in {document.document_id!r}"
                 raise MaskwiseError("every document needs the same layers", got=got, allowed=layers)
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in layers}
+        columns = {}
+        for name in layers:
+            columns[name] = np.concatenate([part[name] for part in parts])
         before = counts["tokens"]
         first_window = not counts["documents"]
         cut = _cut(window, columns, counts, room)
-        cut["offsets"] = cut["offsets"][0 if first_window else 1 :] + before
+        cut["offsets"] += before
+        if not first_window:
+            # its first offset is the last one of the window before
+            cut["offsets"] = cut["offsets"][1:]
         missing = int((columns["input_ids"] == unknown).sum())
         if missing:
             counts[UNKNOWN] += missing
@@ -301,12 +315,15 @@ def _cut(
     example_ids: list[int] = []
     start = 0
     for owner, size in enumerate(lengths.tolist()):
-        begin, end = start, start + size
+        begin = start
+        end = start + size
         while begin < end:
             begins.append(begin)
             owners.append(owner)
             example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
-            begin = int(border_T[begin + room]) if end - begin > room else end
+            if end - begin <= room:
+                break
+            begin = int(border_T[begin + room])
         start = end
     offsets = np.array([*begins, total], dtype=np.int64)
     if "word_ids" in columns:
@@ -331,8 +348,9 @@ def _cut(
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
     """Hash a tokenizer's vocabulary, which gives ids their meaning; "" if it has none."""
-    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
-    return digest(json.dumps(sorted(vocabulary.items()))) if vocabulary else ""
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
+        return ""
+    return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def write_columns(

@@ -30,7 +30,10 @@ from maskwise.text.tokenizers import SAMPLE_CHARACTERS, Tokens, load_tokenizer, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-TRAINING, HELD_OUT, PIECES, TOKENIZER = "training", "held_out", "pieces", "tokenizer"
+TRAINING = "training"
+HELD_OUT = "held_out"
+PIECES = "pieces"
+TOKENIZER = "tokenizer"
 STREAM = "stream.json"
 
 MOST_CHARACTERS = 1 << 26

@@ -22,7 +22,8 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.text.tables import read_table
 
-NOT_JSON, NOT_UTF8 = "not JSON", "not valid UTF-8"
+NOT_JSON = "not JSON"
+NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are no letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
 # a few bad lines are skipped; a larger share in the head of a file means another encoding
@@ -101,7 +102,9 @@ def known_ending(path: Path) -> str | None:
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the files with one of the endings, by their sorted paths in the folder, not hidden."""
+    """Return the files of a folder that are not hidden, by their sorted paths; or a single file."""
+    if folder.is_file():
+        return {folder.name: folder} if known_ending(folder) in endings else {}
     files = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -115,7 +118,9 @@ def opened(path: Path) -> IO[bytes]:
     name = path.name.lower()
     if name.endswith(".zst"):
         return io.BufferedReader(_Zstd(path))
-    return cast(IO[bytes], gzip.open(path)) if name.endswith(".gz") else path.open("rb")
+    if name.endswith(".gz"):
+        return cast(IO[bytes], gzip.open(path))
+    return path.open("rb")
 
 
 class _Zstd(io.RawIOBase):
@@ -153,10 +158,10 @@ def damaged(path: Path) -> Iterator[None]:
         raise MaskwiseError(f"cannot read {path}: {error}", do=do) from error
 
 
-def is_utf8(text: str | bytes) -> bool:
-    """Tell whether bytes decode, and whether a string encodes: JSON may hold half a character."""
+def is_utf8(text: str) -> bool:
+    """Tell whether a string can be encoded: JSON may hold half a character."""
     try:
-        return text.isascii() or bool(text.encode() if isinstance(text, str) else text.decode())
+        return text.isascii() or bool(text.encode())
     except UnicodeError:
         return False
 
@@ -168,9 +173,11 @@ def refuse_unreadable(path: Path) -> None:
     if b"\0" in head:
         do = "give UTF-8 text (convert UTF-16 first)"
         raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
-    lines = [line for line in head.split(b"\n") if line.strip()]
+    # half a character is a lone surrogate, which is not UTF-8
+    lines = [line for line in head.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
     if len(head) == _HEAD_BYTES:
-        lines = lines[:-1]  # incomplete
+        # the last one is incomplete
+        lines.pop()
     bad = sum(not is_utf8(line) for line in lines)
     if bad > _MAX_BAD_SHARE * len(lines):
         raise MaskwiseError(
@@ -187,11 +194,12 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
     """Return the format of a file of lines."""
     if known_ending(path) not in TEXT_ENDINGS:
         return "json"
-    per = text_per(path) if fields.per == "auto" else fields.per
-    return "line" if per == "line" else "block"
+    if fields.per == "auto":
+        return text_per(path)
+    return "line" if fields.per == "line" else "block"
 
 
-def text_per(path: Path) -> str:
+def text_per(path: Path) -> LineKind:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
     Lines are texts if there are at least ``LEAST_LINES`` and none is blank, unless they look like
@@ -206,8 +214,9 @@ def text_per(path: Path) -> str:
         return "block"
     small = sum(line.lstrip()[0].islower() for line in lines)
     ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)
-    wrapped = small > len(lines) / 4 and ends < len(lines) / 2
-    return "block" if wrapped else "line"
+    if small > len(lines) / 4 and ends < len(lines) / 2:
+        return "block"
+    return "line"
 
 
 def lines_of(text: str) -> list[str]:
@@ -217,7 +226,8 @@ def lines_of(text: str) -> list[str]:
 
 def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
     """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
-    encoding = "utf-8" if file.tell() else "utf-8-sig"  # a byte-order mark comes first
+    # only the beginning of a file may have a byte-order mark
+    encoding = "utf-8" if file.tell() else "utf-8-sig"
     while line := file.readline(LONGEST_LINE):
         text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
@@ -290,8 +300,11 @@ class LineReader:
                 name = f"{self.name}#{self.number}"
                 if not ends:
                     whole = self.whole = whole or name
-                yield (PartName.of(name, whole) if whole else name), "\n".join(block)
-                block, size = [], 0
+                if whole:
+                    name = PartName.of(name, whole)
+                yield name, "\n".join(block)
+                block = []
+                size = 0
 
 
 def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
@@ -308,7 +321,8 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     with opened(path) as file:
         # half characters remain in their cells, so that only these rows are skipped
         text = file.read().decode("utf-8-sig", "surrogateescape")
-    rows = read_table(text, path, usual="," if ".csv" in path.name.lower() else "\t")
+    usual = "," if ".csv" in path.name.lower() else "\t"
+    rows = read_table(text, path, usual=usual)
     if rows:
         wanted([*rows[0]], fields, str(path))
     return numbered_rows(rows, name)
@@ -317,34 +331,38 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """Yield the sequences of a FASTA file, very long ones in parts, without gaps (-) and final *."""
     refuse_unreadable(path)
-    number, part, size = 0, 1, 0
+    number = part = size = 0
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        for line in chain(file, [b">"]):  # a header ends the last sequence
+        # a header ends the sequence before it
+        for line in chain(file, [b">"]):
             # a line that is not UTF-8 is no letters, so its sequence is skipped
             text = line.decode(errors="replace").strip()
-            if text.startswith(">"):
-                if number:
-                    yield _sequence(title, letters)
-                number, part, size = number + 1, 1, 0
-                title, letters = f"{name}#{number}", []
-            elif text and not text.startswith(";"):
-                if not number:
-                    do = "begin every sequence with a line >NAME, or call the file .txt"
-                    what = f"{path} is no FASTA file: it has no header"
-                    raise MaskwiseError(what, got=text[:40], do=do)
-                if size >= LONGEST_TEXT:
-                    yield _sequence(title, letters)
-                    part, size = part + 1, 0
-                    title, letters = PartName.of(f"{name}#{number}.{part}", title), []
+            header = text.startswith(">")
+            if not text or text.startswith(";"):
+                continue
+            if not header and not number:
+                do = "begin every sequence with a line >NAME, or call the file .txt"
+                what = f"{path} is no FASTA file: it has no header"
+                raise MaskwiseError(what, got=text[:40], do=do)
+            if number and (header or size >= LONGEST_TEXT):
+                sequence = "".join(letters).replace("-", "").rstrip("*")
+                if re.search("[^A-Za-z]", sequence):
+                    yield Skip(NO_LETTERS)
+                else:
+                    yield title, sequence
+                letters = []
+                size = 0
+                part += 1
+                title = PartName.of(f"{name}#{number}.{part}", title)
+            if header:
+                number += 1
+                part = 1
+                title = f"{name}#{number}"
+            else:
                 letters.append(text)
                 size += len(text)
-
-
-def _sequence(name: str, parts: list[str]) -> Record:
-    letters = "".join(parts).replace("-", "").rstrip("*")
-    return Skip(NO_LETTERS) if re.search("[^A-Za-z]", letters) else (name, letters)
 
 
 def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Record]:
@@ -401,57 +419,6 @@ def numbered_rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
     """Yield rows under the names "NAME#1", "NAME#2", …."""
     for number, row in enumerate(rows, start=1):
         yield f"{name}#{number}", row
-
-
-# ---- data sets
-
-
-def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
-    """Open a folder that `Dataset.save_to_disk` wrote (of several splits: train)."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # Arrow, JSON and version errors have no common base
-        raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if "train" not in loaded:
-            allowed = ", ".join(str(path / split) for split in loaded)
-            raise MaskwiseError(f"{path} holds several splits, none called train", allowed=allowed)
-        loaded = loaded["train"]
-    rows = loaded.select_columns(wanted(loaded.column_names, fields, str(path)))
-    return lambda: numbered_rows(rows, path.name)
-
-
-def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
-    """Return the records of "hf:NAME[:CONFIG[:SPLIT]]", which is loaded when it is first read."""
-    name, config, split = hub_parts(source)
-
-    def records() -> Iterator[Record]:
-        loaded = load_hub(source, name, config, split=split)
-        columns = wanted(loaded.column_names, fields, source)
-        return numbered_rows(loaded.select_columns(columns), name)
-
-    return records
-
-
-def hub_parts(source: str) -> tuple[str, str, str]:
-    """Split "hf:NAME:CONFIG:SPLIT"; the split is "train" by default."""
-    name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
-    if not name or any(rest):
-        allowed = "hf:NAME, hf:NAME:CONFIG:SPLIT"
-        raise MaskwiseError("malformed data set name", got=source, allowed=allowed)
-    return name, config, split or "train"
-
-
-def load_hub(source: str, name: str, config: str, **how: Any) -> Any:
-    """Load a data set from the hub, or raise one line that says why not."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, config or None, **how)
-    except Exception as error:  # network, hub, builder and format errors have no common base
-        raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
 
 
 Reader = Callable[[Path, str, Fields], Iterator[Record]]

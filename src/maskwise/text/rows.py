@@ -65,24 +65,27 @@ class Rows:
         """
         if layout not in LAYOUTS:
             raise unknown_name("layout", layout, LAYOUTS)
-        chosen = np.arange(len(pieces)) if chosen is None else chosen
+        if chosen is None:
+            chosen = np.arange(len(pieces))
         if layout == "document":
             return cls(pieces, chosen, np.arange(len(chosen) + 1), layout)
-        opened, closed = pieces.frame.first >= 0, pieces.frame.last >= 0
-        cost = np.diff(pieces.offsets)[chosen] + closed
+        first, last, _ = pieces.frame
+        cost = np.diff(pieces.offsets)[chosen] + (last >= 0)
         space = pieces.length
         if layout == "packed":
-            cost += opened
+            cost += first >= 0
         else:
-            space -= opened
+            space -= first >= 0
         borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
         if pieces.sources is not None:
             # a row has one source, so that shares of sources are shares of rows
             borders = np.union1d(borders, np.flatnonzero(np.diff(pieces.sources[chosen])) + 1)
-        order, counts = [chosen[:0]], [np.zeros(1, np.int64)]
+        order = [chosen[:0]]
+        counts = [np.zeros(1, np.int64)]
         for window, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
             row = _best_fit(costs, space)
-            order.append(window[np.argsort(row, kind="stable")])  # corpus order within a row
+            # in a row pieces stay in the order of the corpus
+            order.append(window[np.argsort(row, kind="stable")])
             counts.append(np.bincount(row))
         return cls(pieces, np.concatenate(order), np.cumsum(np.concatenate(counts)), layout)
 
@@ -103,7 +106,8 @@ class Rows:
     @property
     def tokens(self) -> int:
         """Number of tokens that are not padding, special ones included."""
-        frame, pieces = self.pieces.frame, len(self.order)
+        frame = self.pieces.frame
+        pieces = len(self.order)
         texts = len(self) if self.layout == "joined" else pieces
         return int(self.lengths.sum()) + pieces * (frame.last >= 0) + texts * (frame.first >= 0)
 
@@ -131,9 +135,9 @@ class Rows:
         outside = at[(at < 0) | (at >= len(self))]
         if len(outside):
             raise MaskwiseError("no such row", got=int(outside[0]), allowed=f"0 to {len(self) - 1}")
-        pieces, first = self.pieces, self.first[at]
-        count = self.first[at + 1] - first
-        piece = self.order[listed(first, count)]
+        pieces = self.pieces
+        count = self.first[at + 1] - self.first[at]
+        piece = self.order[listed(self.first[at], count)]
         begin = pieces.offsets[piece]
         lengths = pieces.offsets[piece + 1] - begin
         tokens = listed(begin, lengths)
@@ -169,11 +173,13 @@ class Rows:
             MaskwiseError: a token outside the vocabulary.
         """
         total = np.zeros(vocab_size, dtype=np.int64)
-        offsets, ids = self.pieces.offsets, self.pieces.columns["input_ids"]
+        offsets = self.pieces.offsets
+        ids = self.pieces.columns["input_ids"]
         step = max(1, WINDOW_TOKENS // self.length)
         for start in range(0, len(self.order), step):
             part = self.order[start : start + step]
-            counts = np.bincount(ids[listed(offsets[part], offsets[part + 1] - offsets[part])])
+            tokens = listed(offsets[part], offsets[part + 1] - offsets[part])
+            counts = np.bincount(ids[tokens])
             require_in_vocabulary(len(counts) - 1, vocab_size)
             total[: len(counts)] += counts
         return total
@@ -234,15 +240,17 @@ def _best_fit(cost: Ints, space: int) -> Ints:
     row = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")
     stacks: list[list[int]] = [[] for _ in range(space + 1)]
-    filled, rows = 0, 0
+    filled = rows = 0
     for piece, need in zip(order.tolist(), cost[order].tolist()):
         fitting = filled >> need
         if fitting:
             left = need + (fitting & -fitting).bit_length() - 1
             number = stacks[left].pop()
-            filled ^= 0 if stacks[left] else 1 << left
+            if not stacks[left]:
+                filled ^= 1 << left
         else:
-            left, number = space, rows
+            left = space
+            number = rows
             rows += 1
         row[piece] = number
         stacks[left - need].append(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -92,7 +93,9 @@ class CorpusSettings(BaseModel):
                 raise MaskwiseError("the weights of a mix are all 0", got=[*source.values()])
         if len(names) == 1:
             return names[0]
-        return dict(zip(names, source.values())) if isinstance(source, dict) else names
+        if isinstance(source, dict):
+            return dict(zip(names, source.values()))
+        return names
 
     @field_validator("words")
     @classmethod
@@ -104,22 +107,29 @@ class CorpusSettings(BaseModel):
         if self.temperature is not None and not isinstance(self.source, tuple):
             do = "list the sources without weights: corpus.source: [FILE, OTHER]"
             raise MaskwiseError("temperature is for a list of sources", got=self.source, do=do)
-        usual = type(self).model_fields
-        for name in ("limit", "temperature", "words") if self.stream else ("shuffle", "repeat"):
-            value = getattr(self, name)
-            if value != usual[name].default:
-                what = f"a stream has no {name}" if self.stream else f"{name} is for streams"
-                do = f"leave out corpus.{name}, or change corpus.stream"
-                raise MaskwiseError(what, got=value, do=do)
+        if self.stream:
+            self._refuse("a stream has no {}", "limit", "temperature", "words")
+        else:
+            self._refuse("{} is for streams", "shuffle", "repeat")
         if self.stream and any(map(read_world, self.sources)):
             do = "leave out corpus.stream: its texts are few"
             raise MaskwiseError("an invented world is no stream", got=self.source, do=do)
         return self
 
+    def _refuse(self, what: str, *names: str) -> None:
+        """Raise if one of these settings does not have its default."""
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                do = f"leave out corpus.{name}, or change corpus.stream"
+                raise MaskwiseError(what.format(name), got=value, do=do)
+
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the corpora, in order."""
-        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+        if isinstance(self.source, str):
+            return (self.source,)
+        return tuple(self.source)
 
     def shares(self, sizes: Sequence[int]) -> dict[str, float]:
         """Return the share of each source among the training rows, by name.
@@ -144,18 +154,24 @@ class CorpusSettings(BaseModel):
     def annotators(self) -> tuple[str, ...]:
         """The annotators of ``layers``, and a world, which annotates its own texts unless mixed."""
         world = read_world(self.source)
-        return (*self.layers, str(world)) if world else self.layers
+        if world is None:
+            return self.layers
+        return (*self.layers, str(world))
 
     @property
     def row_layout(self) -> str:
         """The layout of ``text.Rows``."""
-        return "joined" if (self.layout, self.attention) == ("packed", "row") else self.layout
+        if self.layout == "packed" and self.attention == "row":
+            return "joined"
+        return self.layout
 
     @property
     def title(self) -> str:
         """Name of the text in records."""
         title = " + ".join(self.sources)
-        return title if self.limit is None else f"{title}, first {self.limit}"
+        if self.limit is None:
+            return title
+        return f"{title}, first {self.limit}"
 
     @property
     def record_fields(self) -> Fields:
@@ -169,7 +185,7 @@ class CorpusSettings(BaseModel):
             MaskwiseError: a source that does not exist, or cannot be read bit by bit.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        rename_alike([shard for part in shards.values() for shard in part])
+        rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
     def parts(self) -> list[Documents]:
@@ -181,12 +197,13 @@ class CorpusSettings(BaseModel):
         fields = self.record_fields
         if self.stream:
             return [read_shards(part, fields, name=name) for name, part in self.shards().items()]
-        how: dict[str, Any] = {
-            "text_field": self.text_field,
-            "text_per": self.text_per,
-            "limit": self.limit,
-        }
-        return [read_documents(source, **how) for source in self.sources]
+        parts = []
+        for source in self.sources:
+            part = read_documents(
+                source, text_field=self.text_field, text_per=self.text_per, limit=self.limit
+            )
+            parts.append(part)
+        return parts
 
     def documents(self) -> Documents:
         """Return the documents of all sources, re-iterable.
@@ -195,7 +212,9 @@ class CorpusSettings(BaseModel):
             MaskwiseError: a source that does not exist, or cannot be read.
         """
         parts = self.parts()
-        return Joined(parts) if len(parts) > 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        return Joined(parts)
 
 
 def _one_spelling(source: str) -> str:
@@ -203,7 +222,9 @@ def _one_spelling(source: str) -> str:
     world = read_world(source)
     if world:
         return str(world)
-    return source if source.startswith(("hf:", "bundled:")) else os.path.normpath(source)
+    if source.startswith(("hf:", "bundled:")):
+        return source
+    return os.path.normpath(source)
 
 
 class TokenizerSettings(BaseModel):

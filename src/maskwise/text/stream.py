@@ -19,8 +19,9 @@ import glob
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -28,6 +29,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.documents import Document, Documents, bundled_path, inside
+from maskwise.text.hub import hub_parts, load_hub
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import Ints, PieceBatch, read_pieces
 from maskwise.text.readers import (
@@ -39,10 +41,8 @@ from maskwise.text.readers import (
     Record,
     damaged,
     files_in,
-    hub_parts,
     kind_of,
     known_ending,
-    load_hub,
     opened,
     parquet_rows,
     refuse_unreadable,
@@ -60,8 +60,9 @@ if TYPE_CHECKING:
 
 ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
-PROBES, PROBE_BYTES = 16, 1 << 12
-"""Stretches of a large file that are hashed for its fingerprint, and the bytes of each."""
+PROBES = 16
+PROBE_BYTES = 1 << 12
+"""Bytes of each of the stretches of a large file that are hashed for its fingerprint."""
 
 
 class Place(NamedTuple):
@@ -142,13 +143,15 @@ class FileShard(Shard):
             reader = LineReader(self.name, kind, place.records, place.whole)
             with opened(self.path) as file:
                 _seek(file, place.at)
-                begin, records = place.at, list[Record]()
+                begin = place.at
+                records: list[Record] = []
                 for record in reader.records(file):
                     records.append(record)
                     end = file.tell()
                     if end - begin >= size:
                         yield Chunk(self.name, records), Place(end, reader.number, reader.whole)
-                        begin, records = end, []
+                        begin = end
+                        records = []
                 if records:
                     yield Chunk(self.name, records), Place(file.tell(), reader.number)
 
@@ -174,7 +177,9 @@ class DatasetShard(Shard):
         self.dataset = dataset
         self.number = number
         self.fields = fields
-        self.name = name if dataset.num_shards == 1 else f"{name}/{number}"
+        self.name = name
+        if dataset.num_shards > 1:
+            self.name = f"{name}/{number}"
 
     def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
@@ -196,7 +201,7 @@ class DatasetShard(Shard):
 
 
 def _chunks_of_rows(
-    rows: Iterator[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     name: str,
     fields: Fields,
     place: Place,
@@ -206,16 +211,17 @@ def _chunks_of_rows(
 ) -> Iterator[tuple[Chunk, Place]]:
     """Collect rows in chunks; a place is a ``state``, or else the number of rows before it."""
     records: list[Record] = []
-    characters, number = 0, place.records
-    for row in rows:
-        number += 1
-        records.append((f"{name}#{number}", row))
-        characters += len(str(inside(row, fields.text) or ""))
-        if characters >= size:
+    characters = 0
+    number = place.records
+    for row in chain(rows, [None]):  # None ends the last chunk
+        if row is not None:
+            number += 1
+            records.append((f"{name}#{number}", row))
+            characters += len(str(inside(row, fields.text) or ""))
+        if records and (row is None or characters >= size):
             yield Chunk(name, records), Place(state() if state else number, number)
-            records, characters = [], 0
-    if records:
-        yield Chunk(name, records), Place(state() if state else number, number)
+            records = []
+            characters = 0
 
 
 def _seek(file: IO[bytes], offset: int) -> None:
@@ -248,7 +254,9 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     if isinstance(source, str | Path):
         return _shards_of_name(str(source), fields)
     if isinstance(source, Sequence):
-        shards = [shard for name in source for shard in _shards_of_name(str(name), fields)]
+        shards: list[Shard] = []
+        for name in source:
+            shards += _shards_of_name(str(name), fields)
         rename_alike(shards)
         return shards
     if not hasattr(source, "load_state_dict"):
@@ -352,8 +360,9 @@ class BlockMaker:
         """Tell whether a document is held out: by its text, or by its name if it has parts."""
         if not self.held_out:
             return False
-        name = document.id
-        key = name.whole if isinstance(name, PartName) else document.text
+        key = document.text
+        if isinstance(document.id, PartName):
+            key = document.id.whole
         return bool(is_held_out(text_id(key), self.held_out))
 
 
@@ -433,11 +442,11 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
         return batches[0]
     counts = [int(batch.rows[-1]) + 1 for batch in batches]
     before = np.cumsum([0, *counts[:-1]])
-    names = batches[0].columns
+    columns = {}
+    for name in batches[0].columns:
+        columns[name] = np.concatenate([batch.columns[name] for batch in batches])
     return batches[0]._replace(
-        columns={
-            name: np.concatenate([batch.columns[name] for batch in batches]) for name in names
-        },
+        columns=columns,
         lengths=np.concatenate([batch.lengths for batch in batches]),
         example_ids=np.concatenate([batch.example_ids for batch in batches]),
         rows=np.concatenate([batch.rows + shift for batch, shift in zip(batches, before)]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 from maskwise.errors import MaskwiseError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-HEAD_CHARACTERS, HEAD_ROWS = 1 << 16, 50
+HEAD_CHARACTERS = 1 << 16
+HEAD_ROWS = 50
 QUOTED_SHARE = 0.9
 """Share of rows with a quoted cell from which a table of tabs is quoted; GLUE's have lone marks."""
 
@@ -92,10 +94,13 @@ def separator_of(text: str, *, usual: str) -> str:
 
 
 def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Iterator[list[str]]:
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may hold a long document
+    # a cell may hold a long document
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = [line for line in _head(text) if line.strip()]
     single = sum(line.startswith("'") for line in lines)
-    quote = "'" if len(lines) > 1 and single >= QUOTED_SHARE * len(lines) else '"'
+    quote = '"'
+    if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
+        quote = "'"
     file = io.StringIO(text, newline="")
     return csv.reader(file, strict=strict, delimiter=separator, quotechar=quote, **how)
 
@@ -141,8 +146,12 @@ def _records(
 
 def _distinct(names: list[str]) -> list[str]:
     """Number columns of the same name: a, a.1, a.2."""
+    seen = Counter[str]()
     distinct = []
-    for place, name in enumerate(names):
-        before = names[:place].count(name)
-        distinct.append(f"{name}.{before}" if before else name)
+    for name in names:
+        before = seen[name]
+        seen[name] += 1
+        if before:
+            name = f"{name}.{before}"
+        distinct.append(name)
     return distinct

@@ -79,8 +79,10 @@ class Tokens(NamedTuple):
 
     def columns(self) -> dict[str, Array]:
         """Return all columns of the tokens by name."""
-        words = {} if self.word_ids is None else {"word_ids": self.word_ids}
-        return {"input_ids": self.input_ids, **words, **self.layers}
+        columns: dict[str, Array] = {"input_ids": self.input_ids}
+        if self.word_ids is not None:
+            columns["word_ids"] = self.word_ids
+        return columns | dict(self.layers)
 
 
 def load_tokenizer(
@@ -101,7 +103,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     where = find_start(name_or_path)
-    folder, name = Path(where), f"tokenizer {str(name_or_path)!r}"
+    folder = Path(where)
+    name = f"tokenizer {str(name_or_path)!r}"
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         do = "give a folder to which a tokenizer was saved too, or name one"
         raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", do=do)
@@ -170,7 +173,8 @@ def train_tokenizer(
     }
     if kind not in train:
         raise unknown_name("kind of tokenizer", kind, train)
-    least = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 1)
+    # bytes are the alphabet of BPE
+    least = len(SPECIAL_TOKENS) + 256 if kind == "bpe" else len(SPECIAL_TOKENS) + 1
     if vocab_size < least:
         what = f"vocab_size is too small for {kind}"
         raise MaskwiseError(what, got=vocab_size, allowed=f"≥ {least}")
@@ -213,7 +217,7 @@ def tokenise(
     Raises:
         MaskwiseError: layers, or words in characters, for a slow tokenizer.
     """
-    if not getattr(tokenizer, "is_fast", False):
+    if not tokenizer.is_fast:
         for what, wanted in (
             ("layers", layers),
             (f"words: {words}", words not in ("auto", "token")),
@@ -271,7 +275,9 @@ def _without_words(
             document.text, add_special_tokens=False, truncation=False, verbose=False
         )
         ids = np.array(encoded["input_ids"], dtype=np.int32)
-        words = np.arange(len(ids), dtype=np.int32) if numbered else None
+        words = None
+        if numbered:
+            words = np.arange(len(ids), dtype=np.int32)
         yield Tokens(document.id, ids, words, source=source_of(document))
 
 
@@ -298,7 +304,9 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     back = {ord(letter): ord(letter) - _INSIDE for letter in alphabet if ord(letter) >= _INSIDE}
     vocabulary = {}
     for token, number in bpe.get_vocab().items():
-        prefix = "##" if ord(token[0]) >= _INSIDE else ""
+        prefix = ""
+        if ord(token[0]) >= _INSIDE:
+            prefix = "##"
         vocabulary[prefix + token.translate(back)] = number
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizer
@@ -349,8 +357,10 @@ def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
 
 def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     backend = Tokenizer(models.BPE())
-    steps = [normalizers.NFC(), normalizers.Lowercase()]
-    backend.normalizer = normalizers.Sequence(steps if lowercase else steps[:1])
+    steps: list[normalizers.Normalizer] = [normalizers.NFC(), normalizers.Lowercase()]
+    if not lowercase:
+        steps.pop()
+    backend.normalizer = normalizers.Sequence(steps)
     split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
     parts = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split_bytes, parts])
@@ -382,7 +392,8 @@ def _letters(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) ->
 def _sample(texts: Iterable[str]) -> list[str]:
     """Return all texts of a small corpus, else those with the smallest hashes, in their order."""
     kept: list[tuple[int, int, str]] = []  # a heap: the largest hash first
-    size, limit = 0, 1 << 63
+    size = 0
+    limit = 1 << 63
     for place, text in enumerate(texts):
         number = text_id(text)
         if number < limit:

@@ -97,7 +97,9 @@ def _class_of(code: int) -> int:
     category = unicodedata.category(char)
     # the zero-width space is the word border of scripts without spaces
     if char == "\u200b" or char.isspace():
-        return BLANK if category == "Zs" else SPACE
+        if category == "Zs":
+            return BLANK
+        return SPACE
     if char == "\u200d":
         return JOINER
     if 0x1F3FB <= code <= 0x1F3FF:
@@ -108,10 +110,14 @@ def _class_of(code: int) -> int:
         return EXTEND
     if _in_ranges(code, _IDEOGRAPHS):
         return ALONE
+    if category[0] == "L" and _in_ranges(code, _UNSPACED):
+        return ALONE
     if category[0] in "LN":
-        return ALONE if category[0] == "L" and _in_ranges(code, _UNSPACED) else LETTER
-    # unassigned code points are mostly newer emoji
-    return ALONE if category[0] == "P" or code < 128 else SYMBOL
+        return LETTER
+    if category[0] == "P" or code < 128:
+        return ALONE
+    # unassigned code points too, which are mostly newer emoji
+    return SYMBOL
 
 
 def _in_ranges(code: int, ranges: Sequence[tuple[int, int]]) -> bool:
@@ -135,13 +141,15 @@ def word_starts(kinds: Classes) -> Flags:
         kinds[orphan] = LETTER
         extend &= ~orphan
         before = _class_before(kinds, extend)
-    starts = ~is_white(kinds) & ~extend & ~((kinds == LETTER) & (before == LETTER))
+    inside_letters = (kinds == LETTER) & (before == LETTER)
+    starts = ~is_white(kinds) & ~extend & ~inside_letters
     if (kinds == JOINER).any():
         joined = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL) & (kinds[:-1] == JOINER)
         starts[1:] &= ~joined
     if (kinds == FLAG).any():
         # letters of flags pair off from the left
-        flag, place = kinds == FLAG, np.arange(len(kinds))
+        flag = kinds == FLAG
+        place = np.arange(len(kinds))
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
         starts &= ~(flag & ((place - last_other) % 2 == 0))
     return starts
@@ -187,7 +195,8 @@ def _classified(text: str, rule: str) -> tuple[Classes, Flags]:
     """(C,) classes of all characters, and (C,) where words begin, by a rule for words."""
     kinds = classify(text)
     if rule.startswith("regex:"):
-        found, starts = np.full(len(kinds), SPACE, np.uint8), np.zeros(len(kinds), bool)
+        found = np.full(len(kinds), SPACE, np.uint8)
+        starts = np.zeros(len(kinds), bool)
         for match in re.finditer(rule.removeprefix("regex:"), text):
             found[match.start() : match.end()] = LETTER
             starts[match.start()] = True
@@ -217,7 +226,9 @@ def word_ids(
     [-1, 0, 0, 1, 2, -1]
     """
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    flags = (spans == 0).all(1) if special is None else np.asarray(special, dtype=bool)
+    if special is None:
+        special = (spans == 0).all(1)
+    flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
         got = f"{len(flags)} for {len(spans)} tokens"
         raise MaskwiseError("every token needs one special flag", got=got)
@@ -267,7 +278,9 @@ def place_tokens(
         special: (T,) true for tokens that are not content; by default all are.
         rule: how words are found (`word_rule`).
     """
-    content = np.ones(len(offsets), dtype=bool) if special is None else ~special
+    content = np.ones(len(offsets), dtype=bool)
+    if special is not None:
+        content = ~special
     # joined by line breaks, which separate anything
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     base = np.cumsum(sizes + 1) - sizes - 1
@@ -276,9 +289,11 @@ def place_tokens(
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
+    # a token is visible, a bare blank before a word, or other white space
     first = next_visible[start]
     visible = content & (first < end)
-    bare = content & ~visible & _joins_next_word(kinds, start, end, visible & (first == start))
+    at_word = visible & (first == start)
+    bare = content & ~visible & _joins_next_word(kinds, start, end, at_word)
     other = np.where(content & (start < end), start, -1)
     first = np.where(visible, first, np.where(bare, end, other))
     last = np.where(bare, end, end - 1)
@@ -297,15 +312,17 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
 
 def number_words(placed: Placed) -> NDArray[np.int32]:
     """(T,) number the word of every token, from 0 in every text; −1 for tokens of no word."""
-    lengths, word_of = placed.lengths, placed.word_of
+    lengths = placed.lengths
+    word_of = placed.word_of
     result = np.full(len(placed.first), -1, dtype=np.int32)
     at = np.flatnonzero(placed.inked)
     if not len(at):
         return result
     # a running maximum, because offsets may overlap (pieces of one character)
     ended_in = np.maximum.accumulate(word_of[placed.last[at]])
+    begins_in = word_of[placed.first[at]]
     opens = np.ones(len(at), dtype=bool)
-    opens[1:] = (word_of[placed.first[at[1:]]] > ended_in[:-1]) | (np.diff(at) > 1)
+    opens[1:] = (begins_in[1:] > ended_in[:-1]) | (np.diff(at) > 1)
     number = np.cumsum(opens) - 1
     text_begins = np.searchsorted(at, np.cumsum(lengths) - lengths).clip(max=len(at) - 1)
     result[at] = number - np.repeat(number[text_begins], lengths)[at]

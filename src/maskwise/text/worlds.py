@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -41,7 +42,8 @@ SAME_WORDS = {
     "firm": "employer",
 }
 """The same words where they are facts about nobody, and the attributes that they are words of."""
-TRAIN_SHARE, DEV_SHARE = 0.5, 0.1
+TRAIN_SHARE = 0.5
+DEV_SHARE = 0.1
 """Shares of the people whose answers are shown, and of those for choosing settings; the rest count."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
 """Kinds of words in a biography: facts about the person, about others, or the language."""
@@ -67,9 +69,10 @@ def lexicon() -> dict[str, list[str]]:
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
     words["year"] = [str(year) for year in range(1900, 1960)]
-    used = {word for known in words.values() for word in known}
+    used = set(chain.from_iterable(words.values()))
     parts = language()["names"]
-    openings, middles = parts["openings"].split(), parts["middles"].split()
+    openings = parts["openings"].split()
+    middles = parts["middles"].split()
     for kind, (count, endings) in parts["endings"].items():
         names: list[str] = []
         while len(names) < count:
@@ -165,8 +168,8 @@ class World(ABC):
                 if kind in self.answers:
                     spans["asked"].append(place)
                 if "tag" in spans:
-                    tag = kind if kind in TAGS else "other"
-                    spans["tag"].append((*place, 1 + TAGS.index(tag)))
+                    code = 1 + TAGS.index(kind if kind in TAGS else "other")
+                    spans["tag"].append((*place, code))
             found = {key: CharSpans.of(spans[key], layer) for key, layer in self.layers.items()}
             written.append((name, text, found))
         return written
@@ -187,7 +190,9 @@ class World(ABC):
 
     def _draw(self, purpose: str) -> random.Random:
         """Return random draws that depend on the world's seed and on their purpose."""
-        return random.Random(f"{self.name} {0 if self.seed == RUN else self.seed} {purpose}")
+        # without a run the seed is that of the first run
+        seed = 0 if self.seed == RUN else self.seed
+        return random.Random(f"{self.name} {seed} {purpose}")
 
 
 @cache  # a study asks for it again for each of its hundreds of stages
@@ -260,7 +265,10 @@ class FactWorld(World):
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        return {**super().layers, **({"tag": Layer("categorical", TAGS)} if self.tags else {})}
+        layers = dict(super().layers)
+        if self.tags:
+            layers["tag"] = Layer("categorical", TAGS)
+        return layers
 
     @property
     def task_name(self) -> str:
@@ -268,16 +276,20 @@ class FactWorld(World):
 
     @property
     def answers(self) -> tuple[str, ...]:
-        return (self.asked,) if isinstance(self.asked, str) else self.asked
+        if isinstance(self.asked, str):
+            return (self.asked,)
+        return self.asked
 
     @cached_property
     def persons(self) -> list[dict[str, str]]:
         """Every person's name and attributes. The values of an attribute are dealt out evenly."""
         words = lexicon()
-        names = [f"{first} {last}" for first in words["first"] for last in words["last"]]
+        names = list(map(" ".join, product(words["first"], words["last"])))
         self._draw("names").shuffle(names)
-        names = names[-self.people :] if self.others else names[: self.people]
-        columns = {"name": names}
+        if self.others:
+            # from the end, so that they share no name with the people of the questions
+            names = names[-self.people :]
+        columns = {"name": names[: self.people]}
         for attribute in ATTRIBUTES:
             values = words[attribute]
             dealt = [values[place % len(values)] for place in range(self.people)]
@@ -292,7 +304,7 @@ class FactWorld(World):
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw = self._draw(f"biographies of {self._who}")
         parts = language()
-        title = "other" if self.others else "person"
+        title = {"others": "other", "people": "person"}[self._who]
         for number, person in enumerate(self.persons):
             for copy in range(self.biographies):
                 templates = [
@@ -313,15 +325,11 @@ class FactWorld(World):
         """
         questions = {}
         for split, people in _split(self.persons).items():
-            questions[split] = [
-                {
-                    "question": f"what {asked} {person['name']}?",
-                    "answers": [person[asked]],
-                    "relation": asked,
-                }
-                for person in people
-                for asked in self.answers
-            ]
+            rows: list[dict[str, Any]] = []
+            for person, asked in product(people, self.answers):
+                question = f"what {asked} {person['name']}?"
+                rows.append({"question": question, "answers": [person[asked]], "relation": asked})
+            questions[split] = rows
         return questions
 
 
@@ -385,21 +393,25 @@ class CausalWorld(World):
 
     def questions(self) -> dict[str, list[dict[str, Any]]]:
         """Return questions that differ, each with the answer that follows from it."""
-        draw, chance = self._draw("questions"), self._draw("noise")
-        causes, crops = lexicon()["cause"][: self.causes], lexicon()["crop"]
+        draw = self._draw("questions")
+        chance = self._draw("noise")
+        causes = lexicon()["cause"][: self.causes]
+        crops = lexicon()["crop"]
         helping = draw.sample(causes, len(causes))[::2]
         rows: dict[str, str] = {}
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
-            changes = [
-                (draw.choice(("more", "less")), cause)
-                for cause in draw.sample(causes, self.influences)
-            ]
-            named = ", ".join(f"{change} {cause}" for change, cause in changes)
-            question = f"{named}. what {draw.choice(crops)}?"
-            good = sum((change == "more") == (cause in helping) for change, cause in changes)
-            more = (2 * good > self.influences) != (chance.random() < self.noise)
+            changes = []
+            good = 0
+            for cause in draw.sample(causes, self.influences):
+                change = draw.choice(("more", "less"))
+                changes.append(f"{change} {cause}")
+                good += (change == "more") == (cause in helping)
+            question = f"{', '.join(changes)}. what {draw.choice(crops)}?"
+            more = 2 * good > self.influences
+            if chance.random() < self.noise:
+                more = not more
             rows[question] = "more" if more else "less"
         if len(rows) < self.asked:
             what = "so many different questions cannot be asked in this causalworld"
@@ -415,11 +427,11 @@ def _filled(
 ) -> list[Piece]:
     """Fill templates with the person's words, or with words of the kind that are drawn."""
     pieces = []
-    for part in " ".join(templates).split():
-        word, kind = part, ""
-        if part.startswith("{"):
-            kind = part[1:-1]
-            word = person[kind] if kind in person else draw.choice(lexicon()[kind])
+    for word in " ".join(templates).split():
+        kind = ""
+        if word.startswith("{"):
+            kind = word[1:-1]
+            word = person.get(kind) or draw.choice(lexicon()[kind])
         pieces.append((word, kind))
     return pieces
 
