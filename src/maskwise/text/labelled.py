@@ -23,7 +23,8 @@ from maskwise.text.tables import Record, read_table
 
 POS = Layer("categorical", UPOS)
 
-_LARGEST_FILE = 1 << 30  # bytes, inflated
+# bytes, inflated: a file is held in memory, and an archive may inflate to anything
+_LARGEST_FILE = 1 << 30
 # A comment comes before a sentence and has no tab; "# O" is a sentence that begins with a hash.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
@@ -78,7 +79,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
     return splits
 
 
-def _named(value: Any, names: list[str]) -> Any:
+def _named(value: object, names: list[str]) -> object:
     """Return the names of class numbers; other values as they are."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
@@ -134,7 +135,8 @@ def _read_json(path: Path) -> list[Record]:
         if isinstance(whole.get("data"), list):
             return _squad(whole["data"], path)
         if isinstance(whole.get("Data"), list):
-            whole = whole["Data"]  # TriviaQA's
+            # TriviaQA's
+            whole = whole["Data"]
         elif len(whole) > 1:
             whole = list(whole.values())
     if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
@@ -149,7 +151,8 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
         for article in articles:
             title = {"article_title": article["title"]} if article.get("title") else {}
             for paragraph in article["paragraphs"]:
-                if "situation" in paragraph:  # ROPES
+                # ROPES has two texts for a question
+                if "situation" in paragraph:
                     text = {name: paragraph[name] for name in ("background", "situation")}
                 else:
                     text = {"context": paragraph["context"]}
@@ -279,7 +282,8 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
     """Return the words of a sentence and the blanks between them, with their tags ("_" of none)."""
     words = []
     by_number = {row[0]: row for row in rows}
-    covered = 0  # words up to this number belong to a surface word
+    # words up to this number belong to a surface word that is already written
+    covered = 0
     for row in rows:
         number, _, last = row[0].partition("-")
         if "." in number or (not last and int(number) <= covered):
@@ -298,7 +302,7 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
 
 
 def given_spans(
-    spans: Sequence[Sequence[Any]], *, text: str, labels: Sequence[str] = ()
+    spans: Sequence[Sequence[object]], *, text: str, labels: Sequence[str] = ()
 ) -> CharSpans:
     """Check the spans of a record: [start, end] or [start, end, label] in characters of its text.
 

@@ -277,5 +277,7 @@ def _scattered(values: Array, covered: NDArray[np.bool_], *, empty: int) -> Arra
     return full
 
 
-def _joined(parts: Sequence[Any], dtype: Any) -> Array:
-    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype, copy=False)
+def _joined(parts: Iterable[Array | None], dtype: type[np.generic]) -> Array:
+    # an empty array first, because there may be no text
+    arrays = [np.zeros(0, dtype=dtype), *(part for part in parts if part is not None)]
+    return np.concatenate(arrays).astype(dtype, copy=False)

@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
-FORMAT = 3  # 1 and 2 were Arrow files
+# 1 and 2 were Arrow files
+FORMAT = 3
 INDEX = "columns.json"
-WINDOW_TOKENS = 1 << 20  # processed together, in some 50 MB
-MOST_TOKENS = (1 << 15) - 1  # of a piece: word numbers are int16
+# processed together, in some 50 MB
+WINDOW_TOKENS = 1 << 20
+# of a piece, because word numbers are int16
+MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
 UNKNOWN = "unknown tokens"
@@ -74,8 +77,8 @@ class PieceBatch(NamedTuple):
     """The P pieces of B rows with T tokens in total: the input of a `Masker`.
 
     Attributes:
-        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for none) and other
-            layers, piece after piece, without special tokens.
+        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for none) and
+            other layers, piece after piece, without special tokens.
         lengths: (P,) tokens of each piece.
         example_ids: (P,) int64, the permanent name of each piece.
         rows: (P,) int64, ascending: the row of each piece in the batch.
@@ -327,11 +330,13 @@ def _cut(
         start = end
     offsets = np.array([*begins, total], dtype=np.int64)
     if "word_ids" in columns:
+        # numbered from 0 in every piece, as if each were a text of its own
         sizes = np.diff(offsets)
         fresh = changes(words, np.repeat(np.arange(len(sizes)), sizes)) & (words >= 0)
         number = sums_within(fresh, sizes) - 1
         columns["word_ids"] = np.where(words >= 0, number, -1).astype(np.int16)
 
+    # rare cases are counted only if they occur, so that reports stay short
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
     for reason, number in ((NO_TOKENS, (lengths == 0).sum()), (LONG_WORDS, (long & opens).sum())):
         if number:
@@ -354,7 +359,7 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
 
 
 def write_columns(
-    folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, Any]
+    folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
 ) -> None:
     """Write columns that come in parts: a file of raw values for each, and last their index."""
     types: dict[str, str] = {}
@@ -368,6 +373,7 @@ def write_columns(
                     files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
                 # not `tofile`, whose buffer hides a full disk
                 files[place].write(np.ascontiguousarray(values).data)
+    # the index comes last: without it the folder is not readable
     index = {"format": FORMAT, "columns": types, **about}
     (folder / INDEX).write_text(json.dumps(index))
 
@@ -388,6 +394,7 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     for place, (name, dtype) in enumerate(about.pop("columns").items()):
         path = folder / f"{place}.bin"
         try:
+            # plain arrays, because a memmap is slower to index
             columns[name] = np.asarray(np.memmap(path, dtype, "r"))
         except (OSError, ValueError) as error:
             what = f"{path} is damaged"

@@ -109,6 +109,7 @@ class Prepared:
                 held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
+            # for the output bias, which starts at the frequencies of tokens
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(begun.training, tokenizer):
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
@@ -134,6 +135,7 @@ class Prepared:
         Raises:
             MaskwiseError: the folder is damaged, or the files of a stream are gone.
         """
+        # by the time of writing, so that a folder that is prepared again is checked again
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:

@@ -32,7 +32,8 @@ _HEAD_BYTES = 1 << 16
 # bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-LEAST_LINES = 8  # fewer lines do not show whether each is a text
+# fewer lines do not show whether each is a text
+LEAST_LINES = 8
 # characters: about a million tokens, which take some 300 MB while they are read
 LONGEST_TEXT = 1 << 22
 
@@ -235,7 +236,8 @@ def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
                 text = line.decode(encoding)
             except UnicodeDecodeError:
                 text = Skip(NOT_UTF8)
-        while line and not line.endswith(b"\n"):  # the rest of a long line
+        # pass over the rest of a long line
+        while line and not line.endswith(b"\n"):
             line = file.readline(LONGEST_LINE)
         yield text
         encoding = "utf-8"
@@ -284,7 +286,8 @@ class LineReader:
     def _blocks(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
         block: list[str] = []
         size = 0
-        for line in chain(lines, [""]):  # a blank line ends the last block
+        # a blank line ends the last block
+        for line in chain(lines, [""]):
             if isinstance(line, Skip):
                 yield line
                 continue
@@ -329,7 +332,7 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the sequences of a FASTA file, very long ones in parts, without gaps (-) and final *."""
+    """Yield the sequences of a FASTA file, long ones in parts, without gaps (-) and final *."""
     refuse_unreadable(path)
     number = part = size = 0
     title = ""
@@ -388,6 +391,7 @@ def parquet_rows(
     try:
         table = pq.ParquetFile(path)
         columns = wanted(table.schema_arrow.names, fields, str(path)) if fields else None
+        # row groups are read one by one, so that those before the first row can be left out
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             if rows <= first:
@@ -415,7 +419,7 @@ def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
     return [column for column in (fields.id, text) if column in columns]
 
 
-def numbered_rows(rows: Iterable[Any], name: str) -> Iterator[Record]:
+def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
     """Yield rows under the names "NAME#1", "NAME#2", …."""
     for number, row in enumerate(rows, start=1):
         yield f"{name}#{number}", row

@@ -222,6 +222,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
                 do="give more documents (blank lines separate those of a .txt file), or take "
                 "another share",
             )
+    # both sides are plans over the same pieces
     training, held = (Rows.of(pieces, layout, chosen=np.flatnonzero(side)) for side in (~out, out))
     return training, held
 
@@ -242,6 +243,7 @@ def _best_fit(cost: Ints, space: int) -> Ints:
     stacks: list[list[int]] = [[] for _ in range(space + 1)]
     filled = rows = 0
     for piece, need in zip(order.tolist(), cost[order].tolist()):
+        # the lowest bit of those that fit is the tightest
         fitting = filled >> need
         if fitting:
             left = need + (fitting & -fitting).bit_length() - 1

@@ -64,13 +64,13 @@ class CorpusSettings(BaseModel):
     repeat: bool = True
     """Whether to read a stream again if it ends before the training does; otherwise raise."""
     words: str = "auto"
-    """Rule for words: ``auto`` (BERT's), ``spaces``, ``token`` (every token) or ``regex:PATTERN``."""
+    """Rule for words: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
     """Annotators whose layers the rows carry, such as pos; stored("FOLDER") for existing ones."""
 
     @field_validator("source", mode="before")
     @classmethod
-    def _normalised(cls, source: Any) -> Any:
+    def _normalised(cls, source: object) -> object:
         """Spell each source in one way, so that it has one stage; unpack a mix of one source."""
         if isinstance(source, str):
             return _one_spelling(source)

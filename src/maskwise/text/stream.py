@@ -141,6 +141,7 @@ class FileShard(Shard):
                 refuse_unreadable(self.path)
             kind = kind_of(self.path, self.fields)
             reader = LineReader(self.name, kind, place.records, place.whole)
+            # a chunk ends after the record that reaches its size, wherever reading began
             with opened(self.path) as file:
                 _seek(file, place.at)
                 begin = place.at
@@ -162,6 +163,7 @@ class FileShard(Shard):
             if size <= PROBES * PROBE_BYTES:
                 total.update(file.read())
             else:
+                # evenly over the file, its beginning and end included
                 for probe in range(PROBES):
                     file.seek(probe * (size - PROBE_BYTES) // (PROBES - 1))
                     total.update(file.read(PROBE_BYTES))
@@ -185,6 +187,7 @@ class DatasetShard(Shard):
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
         if place.at:
             part.load_state_dict(place.at)
+        # other columns may be large, and chunks are sent to other processes
         known = (self.fields.id, self.fields.text, self.fields.text.split(".")[0])
         try:
             rows = ({key: row[key] for key in known if key in row} for row in part)
@@ -201,7 +204,7 @@ class DatasetShard(Shard):
 
 
 def _chunks_of_rows(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, object]],
     name: str,
     fields: Fields,
     place: Place,
@@ -213,7 +216,8 @@ def _chunks_of_rows(
     records: list[Record] = []
     characters = 0
     number = place.records
-    for row in chain(rows, [None]):  # None ends the last chunk
+    # None ends the last chunk
+    for row in chain(rows, [None]):
         if row is not None:
             number += 1
             records.append((f"{name}#{number}", row))
@@ -239,8 +243,8 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
 
     Args:
         source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of these,
-            ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as ``datasets.load_dataset(…,
-            streaming=True)`` does), or a `datasets.IterableDataset`.
+            ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as with
+            ``datasets.load_dataset(…, streaming=True)``), or a `datasets.IterableDataset`.
         fields: names of the fields with the text and the name of a record.
 
     Raises:

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> list[Record]:
-    """Read a table as records by the names of its columns; without a header these are "1", "2", ….
+    """Read a table as records by the names of its columns; without a header: "1", "2", ….
 
     Args:
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
@@ -48,14 +48,15 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
         return list(_records(path, _cells(text, separator), separator, header=header))
     except csv.Error as error:
         failure = error
-    try:  # quotation marks inside a cell that are escaped, not doubled
-        escaped = _cells(text, separator, doublequote=False, escapechar="\\")
+    # quotation marks inside a cell may be escaped, not doubled
+    try:
+        escaped = _cells(text, separator, escape="\\")
         return list(_records(path, escaped, separator, header=header))
     except csv.Error:
         raise MaskwiseError(f"{path} is not a table: {failure}") from failure
 
 
-def refuse_rows_as_names(records: Sequence[Mapping[str, Any]], text: str, where: str) -> None:
+def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
     """Refuse a table without a header, whose first row was read as the names of its columns.
 
     Raises:
@@ -75,7 +76,8 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, Any]], text: str, where:
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """Return the separator that cuts the first rows into equally many cells, or else the usual one."""
+    """Return the separator that cuts the first rows into equally many cells, or the usual one."""
+    # whole lines only: the last row of the head would have fewer cells
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -93,7 +95,9 @@ def separator_of(text: str, *, usual: str) -> str:
     return max(widths, key=widths.__getitem__)
 
 
-def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Iterator[list[str]]:
+def _cells(
+    text: str, separator: str, *, strict: bool = True, escape: str | None = None
+) -> Iterator[list[str]]:
     # a cell may hold a long document
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = [line for line in _head(text) if line.strip()]
@@ -102,7 +106,14 @@ def _cells(text: str, separator: str, *, strict: bool = True, **how: Any) -> Ite
     if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
         quote = "'"
     file = io.StringIO(text, newline="")
-    return csv.reader(file, strict=strict, delimiter=separator, quotechar=quote, **how)
+    return csv.reader(
+        file,
+        strict=strict,
+        delimiter=separator,
+        quotechar=quote,
+        doublequote=escape is None,
+        escapechar=escape,
+    )
 
 
 def _lines(text: str) -> list[str]:

@@ -52,11 +52,16 @@ if TYPE_CHECKING:  # transformers takes two seconds to import; reading documents
     from maskwise.keys import Array
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SAMPLE_CHARACTERS = 1 << 24  # a vocabulary does not get better with more; memory and minutes grow
-LONGEST_WORD = 100  # WordPiece makes [UNK] of a longer one
+# a vocabulary does not get better with more text, while memory and minutes grow
+SAMPLE_CHARACTERS = 1 << 24
+# WordPiece makes [UNK] of a longer word
+LONGEST_WORD = 100
+# tables are as long as the largest id
 MOST_TOKENS = 1 << 24
-_BATCH_CHARACTERS = 1 << 20  # a batch of novels is cut shorter than a batch of tweets
-_INSIDE = 0xF0000  # a private plane of Unicode, for letters inside a word
+# a batch of novels is cut shorter than a batch of tweets
+_BATCH_CHARACTERS = 1 << 20
+# a private plane of Unicode, for letters inside a word
+_INSIDE = 0xF0000
 
 
 class Tokens(NamedTuple):
@@ -65,8 +70,8 @@ class Tokens(NamedTuple):
     Attributes:
         document_id: its name.
         input_ids: (n,) int32.
-        word_ids: (n,) int32, the running number of each token's word, −1 for none; None for a slow
-            tokenizer, which cannot tell.
+        word_ids: (n,) int32, number of each token's word, −1 for none; None for a slow tokenizer,
+            which has no offsets.
         layers: other layers, (n,) each, which are carried into the pieces.
         source: the number of the document's corpus.
     """
@@ -118,7 +123,7 @@ def load_tokenizer(
             do="give a folder written by save_pretrained, or a name on the hub (the network must "
             "be reachable)",
         ) from error
-    if largest >= MOST_TOKENS:  # tables are as long as the largest id
+    if largest >= MOST_TOKENS:
         what = f"{name} has too large a token id"
         raise MaskwiseError(what, got=largest, allowed=f"< {MOST_TOKENS:,}")
     if needs_words and not tokenizer.is_fast:
@@ -233,7 +238,8 @@ def tokenise(
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True  # a special token's name in a text is text
+    # a special token's name in a text is text
+    backend.encode_special_tokens = True
     for batch in batches(
         documents, _BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
     ):
@@ -241,6 +247,7 @@ def tokenise(
         with tokenizing():
             encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
+        # layers are aligned by BERT's rule, whatever the rule for words
         placed = place_tokens(texts, offsets, lengths)
         if words == "token":
             word_ids = rank_within(lengths).astype(np.int32)
@@ -292,7 +299,8 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
-    def moved() -> Iterator[str]:  # made twice: held in memory, it is four bytes a character
+    # made twice, because held in memory it is four bytes a character
+    def moved() -> Iterator[str]:
         for texts in batches(corpus, _BATCH_CHARACTERS):
             yield _move_inside_letters(normalizer.normalize_str("\n".join(texts)))
 
@@ -367,7 +375,8 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    backend.pre_tokenizer = split_bytes  # words are cut for training only
+    # words are cut for training only
+    backend.pre_tokenizer = split_bytes
     return backend
 
 
@@ -391,7 +400,8 @@ def _letters(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) ->
 
 def _sample(texts: Iterable[str]) -> list[str]:
     """Return all texts of a small corpus, else those with the smallest hashes, in their order."""
-    kept: list[tuple[int, int, str]] = []  # a heap: the largest hash first
+    # a heap with the largest hash first
+    kept: list[tuple[int, int, str]] = []
     size = 0
     limit = 1 << 63
     for place, text in enumerate(texts):

@@ -17,9 +17,9 @@ The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
   the character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
 
-The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the scripts
-named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
-are old. It is coarser only where BERT leaves a mark alone after a punctuation mark.
+The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the
+scripts named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode
+tables are old. It is coarser only where BERT leaves a mark alone after a punctuation mark.
 
 The rule for tokens: a token that covers several words joins them, and the next token continues the
 word in which it ends. The pieces of one character (byte fallback) stay together, and a lone space
@@ -131,6 +131,7 @@ def is_white(kinds: Classes) -> Flags:
 
 def word_starts(kinds: Classes) -> Flags:
     """(C,) true where a word begins, from the classes of the characters (`classify`)."""
+    # a mark extends the character before it, so runs of marks are passed over
     kinds = kinds.copy()
     extend = (kinds == EXTEND) | (kinds == JOINER)
     before = _class_before(kinds, extend)
@@ -143,6 +144,7 @@ def word_starts(kinds: Classes) -> Flags:
         before = _class_before(kinds, extend)
     inside_letters = (kinds == LETTER) & (before == LETTER)
     starts = ~is_white(kinds) & ~extend & ~inside_letters
+    # emoji that are joined by ZWJ
     if (kinds == JOINER).any():
         joined = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL) & (kinds[:-1] == JOINER)
         starts[1:] &= ~joined
@@ -324,6 +326,7 @@ def number_words(placed: Placed) -> NDArray[np.int32]:
     opens = np.ones(len(at), dtype=bool)
     opens[1:] = (begins_in[1:] > ended_in[:-1]) | (np.diff(at) > 1)
     number = np.cumsum(opens) - 1
+    # subtract the number at which each text begins
     text_begins = np.searchsorted(at, np.cumsum(lengths) - lengths).clip(max=len(at) - 1)
     result[at] = number - np.repeat(number[text_begins], lengths)[at]
     return result

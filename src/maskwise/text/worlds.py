@@ -21,67 +21,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
-from itertools import chain, product
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-
-import yaml
 
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
 from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, language, lexicon
 from maskwise.text.words import text_id
 
-ATTRIBUTES = ("job", "city", "year", "university", "employer")
-"""Attributes of a person that can be asked for. A job is no named entity; the others are."""
-SAME_WORDS = {
-    "trade": "job",
-    "place": "city",
-    "time": "year",
-    "school": "university",
-    "firm": "employer",
-}
-"""The same words where they are facts about nobody, and the attributes that they are words of."""
 TRAIN_SHARE = 0.5
 DEV_SHARE = 0.1
-"""Shares of the people whose answers are shown, and of those for choosing settings; the rest count."""
+"""Shares of the people for training and for choosing settings; the others are for testing."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
 """Kinds of words in a biography: facts about the person, about others, or the language."""
 RUN = "run"
 
 Row = TypeVar("Row")
+Question = dict[str, Any]
 Piece = tuple[str, str]
 """A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
-
-
-@cache
-def language() -> dict[str, Any]:
-    """Return templates of sentences, words, and the parts of names."""
-    path = Path(__file__).parent.parent / "data" / "worlds.yaml"
-    parts: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return parts
-
-
-@cache
-def lexicon() -> dict[str, list[str]]:
-    """Return the words of all worlds by kind. Names are invented, each for one thing."""
-    draw = random.Random("words of invented worlds")
-    words = {kind: text.split() for kind, text in language()["words"].items()}
-    words["noun"] += words["cause"]
-    words["year"] = [str(year) for year in range(1900, 1960)]
-    used = set(chain.from_iterable(words.values()))
-    parts = language()["names"]
-    openings = parts["openings"].split()
-    middles = parts["middles"].split()
-    for kind, (count, endings) in parts["endings"].items():
-        names: list[str] = []
-        while len(names) < count:
-            name = draw.choice(openings) + draw.choice(middles) + draw.choice(endings)
-            if name not in used:
-                used.add(name)
-                names.append(name.capitalize())
-        words[kind] = names
-    return words | {other: words[kind] for other, kind in SAME_WORDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,43 +59,43 @@ class World(ABC):
     """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
     """Least and greatest values of options that are numbers."""
+    flags: ClassVar[tuple[str, ...]] = ()
+    """Options that are true or false."""
 
     def __post_init__(self) -> None:
-        for name, (value, usual) in self._options().items():
-            if name in self.ranges:
-                low, high = self.ranges[name]
-                check = whole_number if isinstance(usual, int) else finite_number
-                check(f"{name} of {self.name}", value, least=low, most=high)
-            elif name not in ("asked", "seed") and type(value) is not type(usual):
-                allowed = f"such as {usual!r}"
-                raise MaskwiseError(f"{name} of {self.name}", got=value, allowed=allowed)
-        if self.seed != RUN:
-            whole_number(f"seed of {self.name}", self.seed, do=f"or take {RUN!r}")
+        for option in fields(self):
+            what = f"{option.name} of {self.name}"
+            value = getattr(self, option.name)
+            if option.name in self.ranges:
+                low, high = self.ranges[option.name]
+                check = whole_number if isinstance(option.default, int) else finite_number
+                check(what, value, least=low, most=high)
+            elif option.name == "seed" and value != RUN:
+                whole_number(what, value, do=f"or take {RUN!r}")
+            elif option.name in self.flags and type(value) is not bool:
+                raise MaskwiseError(what, got=value, allowed="True or False")
 
     def __str__(self) -> str:
-        """Write the world with the options that differ from their defaults."""
-        options = self._options().items()
-        changed = {name: value for name, (value, usual) in options if value != usual}
+        """Write the world with the options that differ from their defaults, the seed last."""
+        changed = {}
+        for option in sorted(fields(self), key=lambda option: option.name == "seed"):
+            value = getattr(self, option.name)
+            if value != option.default:
+                changed[option.name] = value
         return str(Call(self.name, (), changed))
-
-    def _options(self) -> dict[str, tuple[Any, Any]]:
-        """Return every option's value and default; the seed comes last."""
-        options = {option.name: option.default for option in fields(self)}
-        options["seed"] = options.pop("seed")
-        return {name: (getattr(self, name), usual) for name, usual in options.items()}
 
     @abstractmethod
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         """Yield the name and the pieces of every text."""
 
     @abstractmethod
-    def questions(self) -> dict[str, list[dict[str, Any]]]:
+    def questions(self) -> dict[str, list[Question]]:
         """Return records with ``question``, ``answers`` and, of several, ``relation``, by split."""
 
     @property
-    @abstractmethod
     def task_name(self) -> str:
         """Name of its task in records."""
+        return self.name
 
     @property
     @abstractmethod
@@ -157,7 +117,7 @@ class World(ABC):
         written = []
         for name, pieces in self._texts():
             text = ""
-            spans: dict[str, list[Any]] = {layer: [] for layer in self.layers}
+            spans: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in self.layers}
             for word, kind in pieces:
                 if text and word not in ".,?":
                     text += " "
@@ -250,6 +210,7 @@ class FactWorld(World):
         "fillers": (0, 100),
         "decoys": (0, 100),
     }
+    flags = ("friends", "others", "tags")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,21 +251,17 @@ class FactWorld(World):
             # from the end, so that they share no name with the people of the questions
             names = names[-self.people :]
         columns = {"name": names[: self.people]}
+        who = "others" if self.others else "people"
         for attribute in ATTRIBUTES:
-            values = words[attribute]
-            dealt = [values[place % len(values)] for place in range(self.people)]
-            self._draw(f"{attribute} of {self._who}").shuffle(dealt)
+            dealt = list(islice(cycle(words[attribute]), self.people))
+            self._draw(f"{attribute} of {who}").shuffle(dealt)
             columns[attribute] = dealt
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
-    @property
-    def _who(self) -> str:
-        return "others" if self.others else "people"
-
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
-        draw = self._draw(f"biographies of {self._who}")
+        who, title = ("others", "other") if self.others else ("people", "person")
+        draw = self._draw(f"biographies of {who}")
         parts = language()
-        title = {"others": "other", "people": "person"}[self._who]
         for number, person in enumerate(self.persons):
             for copy in range(self.biographies):
                 templates = [
@@ -318,14 +275,11 @@ class FactWorld(World):
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", _filled(templates, person, draw)
 
-    def questions(self) -> dict[str, list[dict[str, Any]]]:
-        """Return a question for every person and attribute.
-
-        The people are split, so that the answers of test stand in the corpus alone.
-        """
+    def questions(self) -> dict[str, list[Question]]:
+        """Return questions about all people; only the corpus has the answers of the test split."""
         questions = {}
         for split, people in _split(self.persons).items():
-            rows: list[dict[str, Any]] = []
+            rows: list[Question] = []
             for person, asked in product(people, self.answers):
                 question = f"what {asked} {person['name']}?"
                 rows.append({"question": question, "answers": [person[asked]], "relation": asked})
@@ -377,10 +331,6 @@ class CausalWorld(World):
             raise MaskwiseError("influences of causalworld", got=self.influences, allowed=allowed)
 
     @property
-    def task_name(self) -> str:
-        return self.name
-
-    @property
     def answers(self) -> tuple[str, ...]:
         return ("change",)
 
@@ -391,7 +341,7 @@ class CausalWorld(World):
             templates = [draw.choice(reports) for _ in range(4)]
             yield f"report-{number}", _filled(templates, {}, draw)
 
-    def questions(self) -> dict[str, list[dict[str, Any]]]:
+    def questions(self) -> dict[str, list[Question]]:
         """Return questions that differ, each with the answer that follows from it."""
         draw = self._draw("questions")
         chance = self._draw("noise")
@@ -456,13 +406,13 @@ def read_world(source: object) -> World | None:
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
     """
-    if not _names_world(source) or Path(str(source)).exists():
+    if not isinstance(source, str) or not _names_world(source) or Path(source).exists():
         return None
-    return _read(str(source))
+    return _read(source)
 
 
-def _names_world(source: object) -> bool:
-    return isinstance(source, str) and source.partition("(")[0].strip() in WORLDS
+def _names_world(source: str) -> bool:
+    return source.partition("(")[0].strip() in WORLDS
 
 
 @lru_cache(maxsize=32)
@@ -492,7 +442,7 @@ def of_run(settings: Any, seed: int) -> Any:
         return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
-    if _names_world(settings) and RUN in settings:
+    if isinstance(settings, str) and _names_world(settings) and RUN in settings:
         call = parse_call(settings)
         if str(call.kwargs.get("seed")) == RUN:
             return str(replace(call, kwargs={**call.kwargs, "seed": seed}))
