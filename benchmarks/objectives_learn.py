@@ -32,8 +32,9 @@ from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import read_recipe
+from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
-from maskwise.study.work import learning, run_stage
+from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import TrainingSettings, log_frequencies, train
 

@@ -21,7 +21,7 @@ import torch
 from maskwise.learning.annotator import score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
-from maskwise.study.work import learning
+from maskwise.study.pretraining import learning
 from maskwise.text import Prepared, read_documents, read_pieces, tokenise
 from maskwise.text.rows import split
 from maskwise.training import log_frequencies, train

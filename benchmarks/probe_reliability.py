@@ -29,10 +29,10 @@ from maskwise.bench import surroundings
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
+from maskwise.study.pretraining import laid_out, learning, rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
-from maskwise.study.texts import open_text
-from maskwise.study.work import laid_out, learning, rows_with, run_stage, starting_from
+from maskwise.study.work import open_text, run_stage, starting_from
 from maskwise.training import train
 from maskwise.training.arms import Arms, ArmsSource, Probe
 from maskwise.training.learners import Point

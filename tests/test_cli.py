@@ -304,7 +304,7 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
-        patched.setattr("maskwise.study.work.save_checkpoint", stop)
+        patched.setattr("maskwise.study.pretraining.save_checkpoint", stop)
         assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 130
     assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
     assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
@@ -350,7 +350,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
 def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
-        patched.setattr("maskwise.study.work.save_checkpoint", _fail)
+        patched.setattr("maskwise.study.pretraining.save_checkpoint", _fail)
         assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()

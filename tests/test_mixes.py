@@ -18,8 +18,8 @@ from maskwise.folders import file_hash
 from maskwise.recipe import read_recipe
 from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import start_of
+from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
-from maskwise.study.work import masked_source
 from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id

@@ -14,8 +14,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
+from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
-from maskwise.study.work import pretrain, run_stage
+from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import find_recipe, maskwise, write_inputs
 

@@ -19,9 +19,10 @@ from maskwise.evaluation.scoring import spread
 from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
+from maskwise.study.pretraining import judging_rows, learning, rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import judging_rows, learning, rows_with, run_stage
+from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
 
@@ -226,7 +227,7 @@ def test_too_little_text_for_probes_is_said_before_training(
     def begun(*_: Any, **__: Any) -> None:
         raise AssertionError("this should not have begun")
 
-    monkeypatch.setattr("maskwise.study.work.train", begun)
+    monkeypatch.setattr("maskwise.study.pretraining.train", begun)
     assert maskwise("pretrain", path, "evaluation.rows=100", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "the probe of arm 'atd' has too few held-out rows; got 0 of " in said

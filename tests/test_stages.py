@@ -94,7 +94,7 @@ def test_a_training_without_a_single_target_keeps_no_checkpoint(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look before training sees eight batches only."""
-    monkeypatch.setattr("maskwise.study.work.require_targets", lambda *source: None)
+    monkeypatch.setattr("maskwise.study.pretraining.require_targets", lambda *source: None)
     recipe = read_recipe(source, [*SHORT, "masking.ratio=constant(0)"])
     prepared = prepare_stage(recipe)
     run_stage(prepared, tmp_path)

@@ -25,8 +25,8 @@ from maskwise.folders import damage
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
+from maskwise.study.pretraining import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.work import rows_with
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import maskwise, read_lines, start, write_inputs

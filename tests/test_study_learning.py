@@ -13,9 +13,9 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import make_run, task_contents
-from maskwise.study.policies import lesson_of, run_learn
 from maskwise.study.records import collect
-from maskwise.study.work import run_stage
+from maskwise.study.single import run_learn
+from maskwise.study.work import lesson_of, run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
 from tiny import check_refused, find_recipe, learning_study, maskwise, read_lines

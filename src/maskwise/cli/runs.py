@@ -184,7 +184,7 @@ def learn(
     masking.policy: learned("OUT/policy")."""
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.policies import run_learn
+    from maskwise.study.single import run_learn
     from maskwise.training import leave
 
     result = run_learn(read_recipe(recipe, overrides or []), out, quiet=as_json)

@@ -9,8 +9,9 @@ reads the files.
 
 from maskwise.study.forecast import dry_run
 from maskwise.study.plan import Plan, Run, make_plan
+from maskwise.study.pretraining import pretrain
 from maskwise.study.run import run_study
 from maskwise.study.stages import Stage
-from maskwise.study.work import pretrain, run_stage
+from maskwise.study.work import run_stage
 
 __all__ = ["Plan", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]

@@ -37,8 +37,8 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step, without_weights
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
-from maskwise.study.texts import open_text
-from maskwise.study.work import masked_source
+from maskwise.study.pretraining import masked_source
+from maskwise.study.work import open_text
 from maskwise.text import Prepared
 
 Scores = dict[str, float]

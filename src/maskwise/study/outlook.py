@@ -28,10 +28,10 @@ from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, check_inputs, st
 from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.design import Design
 from maskwise.study.forecast import Forecast
+from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import name_of, starter
 from maskwise.study.timing import START_SECONDS, Sample, Samples, take_sample, time_stages
-from maskwise.study.work import masked_source
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text import Rows

@@ -23,7 +23,7 @@ from maskwise.masking.policies.online import GroupWeighted
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
-from maskwise.study.texts import open_text
+from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.text import Document, Prepared, Stream, tokenise
 from maskwise.text.layers import Layered

@@ -1,13 +1,14 @@
-"""The single-run commands, ``maskwise pretrain`` and ``finetune``. The work is that of a study's
-stages.
+"""The single-run commands, ``maskwise pretrain``, ``finetune`` and ``learn``. The work is that of a
+study's stages. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import yaml
@@ -15,15 +16,23 @@ from pydantic import ValidationError
 
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, read_json, require_file, require_own, write_json, write_whole
+from maskwise.folders import (
+    claim,
+    finite,
+    read_json,
+    require_file,
+    require_own,
+    write_json,
+    write_whole,
+)
 from maskwise.recipe import Recipe, explain, validate
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override, read_yaml
 from maskwise.study.checks import check_inputs, notes_of_texts, say
+from maskwise.study.pretraining import pretrain
 from maskwise.study.records import hardware, versions
-from maskwise.study.stages import DONE, Stage, prepare_stage
-from maskwise.study.texts import open_text
-from maskwise.study.work import pretrain, run_stage, starting_from
+from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
+from maskwise.study.work import lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
@@ -31,6 +40,28 @@ FIRST, PHASE = "first", "phase-{}"
 """Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the
 last, from 0.
 """
+ANOTHER_FOLDER = "give a new folder"
+
+
+@contextmanager
+def _claimed(out: Path, what: str, *, lock: str) -> Iterator[None]:
+    """Claim a run's folder on rank 0, and remove it if a new run fails before its first step."""
+    new = not out.is_dir() or not any(out.iterdir())
+    with claim((out / lock).parent, what, lock=Path(lock).name) if _is_first() else nullcontext():
+        try:
+            yield
+        except MaskwiseError:
+            if _is_first() and new and not any(out.rglob("metrics.jsonl")):
+                shutil.rmtree(out)
+            raise
+
+
+def _is_first() -> bool:
+    return rank_here() == 0
+
+
+# maskwise pretrain
+# ---------------------------------------------------------------------------------------------
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
@@ -38,55 +69,58 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     ``done.json``.
 
     Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned
-    as it is; an interrupted one goes on; what failed before there was anything to go on from begins
+    as it is, an interrupted one is resumed, and a run that failed before its first state starts
     anew, with this recipe. A study's recipe is read without its arms.
 
     Raises:
         MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one
             that is running.
     """
-    rank = rank_here()
     recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
-    if rank == 0:
+    if _is_first():
         _require_same_run(out, recipe)
     notes = check_inputs(recipe)
-    say(() if quiet or rank else notes)
-    first, *further = recipe.links()
-    if first.learns or any(link.learns for link in further):
+    if _is_first() and not quiet:
+        say(notes)
+    links = recipe.links()
+    if any(link.learns for link in links):
         do = "run maskwise learn first, and name its folder: learned('OUT/policy')"
         raise MaskwiseError("a single training learns no policy", do=do)
-    texts = [prepare_stage(first)]
-    texts += [prepare_stage(link, after=texts[0]) for link in further]
-    if rank == 0:
-        for text in texts:
-            _require_same_text(out, text)
+    first = prepare_stage(links[0])
+    texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
+    if _is_first():
+        _require_same_texts(out, texts)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
     if result and {"heldout", "seconds"} <= result.keys():
         return result | checkpoint
     began = time.perf_counter()
-    new = not out.is_dir() or not any(out.iterdir())
-    # A run that has not saved a state yet may still be going on.
-    stages, lock = out / "stages", ".training.lock"
-    with claim(stages, "another run trains into", lock=lock) if rank == 0 else nullcontext():
-        try:
-            if rank == 0:
-                _prepare(recipe, texts, out)
-                say(() if quiet else notes_of_texts(texts, out / "stages"))
-            result = _train(recipe, texts, out, quiet=quiet)
-        except MaskwiseError:  # nothing is left behind by a run that never took a step
-            if rank == 0 and new and not any(out.rglob("metrics.jsonl")):
-                shutil.rmtree(out)
-            raise
+    stages = out / "stages"
+    with _claimed(out, "another run trains into", lock="stages/.training.lock"):
+        if _is_first():
+            _prepare(recipe, texts, out)
+            if not quiet:
+                say(notes_of_texts(texts, stages))
+        result = {}
+        before: Path | None = None
+        facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
+        for link, text, folder in zip(links, texts, _folders(recipe, out)):
+            require_file(text.folder(stages) / DONE)
+            # A phase that is done is not done again.
+            if folder == out or not (folder / "checkpoint").is_dir():
+                data, start = open_text(text.folder(stages)), starting_from(before, link)
+                result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
+            before = folder / "checkpoint"
+            require_file(before / "config.json")
         seconds = round(time.perf_counter() - began, 1)
         result |= {"seconds": seconds, "versions": versions(), "hardware": hardware()}
-        if rank == 0:
+        if _is_first():
             write_json(out / DONE, result)
     return result | checkpoint
 
 
 def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
-    """Write the recipe and the texts; nothing stays of an earlier try that failed before its first
+    """Write the recipe and the texts, and remove an earlier try that failed before its first
     state.
     """
     if not _begun(out):
@@ -100,59 +134,13 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
         run_stage(text, out / "stages")
 
 
-def _train(recipe: Recipe, texts: list[Stage], out: Path, *, quiet: bool) -> Plain:
-    """One phase after the other; the result of the last."""
-    links = recipe.links()
-    facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
-    result: Plain = {}
-    before: Path | None = None
-    for link, text, folder in zip(links, texts, _folders(recipe, out)):
-        require_file(text.folder(out / "stages") / DONE)
-        # A phase that is done is not done again.
-        if folder == out or not (folder / "checkpoint").is_dir():
-            data = open_text(text.folder(out / "stages"))
-            start = starting_from(before, link) if before else link
-            result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
-        before = folder / "checkpoint"
-        require_file(before / "config.json")
-    return result
-
-
-def run_finetune(
-    model: str,
-    tasks: list[str],
-    overrides: Iterable[str],
-    *,
-    seeds: int,
-    out: Path,
-    quiet: bool = False,
-) -> list[TaskRecord]:
-    """Judge a checkpoint by each task, into ``out/TASK/seed-N/checkpoint`` and
-    ``out/records.jsonl``.
-
-    Raises:
-        MaskwiseError: an unknown setting, and see ``tasks.evaluate_tasks``.
-    """
-    settings = _finetune_settings(overrides, seeds)
-    return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
-
-
-def _finetune_settings(overrides: Iterable[str], seeds: int) -> FinetuneSettings:
-    try:
-        return FinetuneSettings(**{"seeds": seeds} | dict(map(parse_override, overrides)))
-    except ValidationError as error:
-        raise explain(error, FinetuneSettings, origin="") from None
-
-
-def _require_same_text(out: Path, prepared: Stage) -> None:
-    """The recipe may be the same and the text that it names another."""
+def _require_same_texts(out: Path, texts: list[Stage]) -> None:
+    """Refuse another text under the same name."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
-    if before and prepared.name not in before and _begun(out):
-        what = (
-            f"--out {out} holds a run on another text: the corpus, or the installed versions, "
-            f"changed"
-        )
-        raise MaskwiseError(what, got=prepared.name, allowed=before[0], do="give a new folder")
+    new = [text.name for text in texts if text.name not in before]
+    if before and new and _begun(out):
+        what = f"--out {out} holds a run on another text: the corpus, or the installed versions"
+        raise MaskwiseError(f"{what}, changed", got=new[0], allowed=before[0], do=ANOTHER_FOLDER)
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
@@ -160,38 +148,27 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
-    free = {"training": FREE}  # a run goes on with another of these
-    # with what is new in this version
-    before = _recipe_in(out / "recipe.yaml").model_dump(mode="json", exclude=free)
+    path = out / "recipe.yaml"
+    settings = None
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = read_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise MaskwiseError(f"{path} is damaged: no recipe can be read from it", do=ANOTHER_FOLDER)
+    # Validated, so that settings that are new in this version have their defaults.
+    free = {"training": FREE}
+    before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
-        what = f"a change in {', '.join(changed)}"
+        got = f"a change in {', '.join(changed)}"
         raise MaskwiseError(
-            f"--out {out} holds a run of another recipe", got=what, do="give a new folder"
+            f"--out {out} holds a run of another recipe", got=got, do=ANOTHER_FOLDER
         )
-
-
-def _recipe_in(path: Path) -> Recipe:
-    """The recipe of an earlier run.
-
-    Raises:
-        MaskwiseError: its file is damaged, so that nobody knows what the run was.
-    """
-    try:
-        settings = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise MaskwiseError(
-            f"{path} is damaged: no recipe can be read from it", do="give a new folder"
-        )
-    return validate(settings, origin=str(path))
 
 
 def _begun(out: Path) -> bool:
-    """Whether a run is there that another recipe must not replace: its result, or a state to go on
-    from.
+    """Whether a run is there that another recipe must not replace: its result, or a state to
+    resume from.
     """
     kept = (DONE, "checkpoint", "resume/step-*")
     return any(any(folder.glob(name)) for folder in (out, *_earlier(out)) for name in kept)
@@ -207,3 +184,75 @@ def _folders(recipe: Recipe, out: Path) -> list[Path]:
     before = len(recipe.links()) - 1
     names = [FIRST] if recipe.intermediate is not None else [PHASE.format(n) for n in range(before)]
     return [*(out / name for name in names), out]
+
+
+# maskwise finetune
+# ---------------------------------------------------------------------------------------------
+
+
+def run_finetune(
+    model: str,
+    tasks: list[str],
+    overrides: Iterable[str],
+    *,
+    seeds: int,
+    out: Path,
+    quiet: bool = False,
+) -> list[TaskRecord]:
+    """Evaluate a checkpoint on each task, into ``out/TASK/seed-N/checkpoint`` and
+    ``out/records.jsonl``.
+
+    Raises:
+        MaskwiseError: an unknown setting, and see ``tasks.evaluate_tasks``.
+    """
+    try:
+        settings = FinetuneSettings(**{"seeds": seeds} | dict(map(parse_override, overrides)))
+    except ValidationError as error:
+        raise explain(error, FinetuneSettings, origin="") from None
+    return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
+
+
+# maskwise learn
+# ---------------------------------------------------------------------------------------------
+
+
+def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
+    """``maskwise learn``: learn a policy in a folder of its own, which is finished once.
+
+    Beside what ``learning.run`` writes, the folder gets ``recipe.yaml``, ``stage.json`` (what the
+    policy depends on), ``done.json`` and ``report.html``. Under torchrun every process calls this;
+    rank 0 writes.
+
+    Raises:
+        MaskwiseError: bad input; a folder that holds something else, or the policy of another
+            recipe or of other data.
+    """
+    if _is_first():
+        require_own(out, "recipe.yaml", what="a policy of this recipe")
+    text = recipe.to_yaml()
+    done, kept = read_json(out / DONE), out / "recipe.yaml"
+    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
+        what = f"--out {out} holds the policy of another recipe"
+        raise MaskwiseError(what, do=ANOTHER_FOLDER)
+    link = recipe.links()[0]
+    stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
+    before = read_json(out / STAGE)
+    # The recipe is the same, and the files that it names are not.
+    if before and before != json.loads(json.dumps(stage)):
+        what = f"--out {out} holds a policy learned from other data: a file, a library or the"
+        raise MaskwiseError(f"{what} machine changed", do=ANOTHER_FOLDER)
+    if done:
+        return done
+    with _claimed(out, "another process learns in", lock=".learning.lock"):
+        if _is_first():
+            write_whole(kept, text)
+            write_json(out / STAGE, stage)
+        began = time.perf_counter()
+        result = lesson_of(recipe, out, quiet=quiet).learn()
+        result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
+        if _is_first():
+            from maskwise.report.policy import write_policy_page  # altair takes a second
+
+            result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
+            write_json(out / DONE, result)
+    return result

@@ -24,9 +24,9 @@ from maskwise.evaluation import evaluate
 from maskwise.recipe import Recipe
 from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Run
+from maskwise.study.pretraining import learning
 from maskwise.study.stages import Stage
 from maskwise.study.starter import look_at
-from maskwise.study.work import learning
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.tensors import TaskSource, embed, encode

@@ -1,0 +1,358 @@
+"""Pre-training by a recipe: one objective, or several with a sampler over them.
+
+Used by the pretrain stages of a study and by ``maskwise pretrain``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+import yaml
+from torch import Tensor
+
+from maskwise import __version__
+from maskwise.constants import rank_here, ranks_here
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.evaluation.bound import diffusion_bound, spread
+from maskwise.evaluation.evaluate import documents_alone
+from maskwise.keys import fold
+from maskwise.masking import Masker
+from maskwise.objectives import Objective, objective, objective_class, predicting
+from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
+from maskwise.samplers import LossProportional
+from maskwise.samplers import sampler as read_sampler
+from maskwise.study.checks import require_targets
+from maskwise.study.costs import flops, flops_of_arms
+from maskwise.text import Prepared, Rows, Stream
+from maskwise.training import MaskedSource, Source, log_frequencies, train
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
+from maskwise.training.checkpoint import Best, save_checkpoint
+from maskwise.training.learners import Learner
+from maskwise.training.loop import Training
+from maskwise.training.stream import StreamedRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Text = TypeVar("Text", Rows, Stream, Rows | Stream)
+
+
+def pretrain(
+    data: Prepared,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    quiet: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> Plain:
+    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the
+    checkpoint.
+
+    Args:
+        data: the text.
+        recipe: the recipe of one run; its model, masking, objectives, sampler, training and
+            evaluation are used.
+        facts: further facts of the run for the model card.
+
+    Raises:
+        MaskwiseError: nothing in this text can be learnt from, or the loss is not finite.
+    """
+    training, evaluation = recipe.training, recipe.evaluation
+    counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
+    log_unigram = log_frequencies(counts)
+    network = recipe.model.model(
+        data.tokenizer,
+        data.training.length,
+        kind=recipe.kind,
+        seed=training.seed,
+        log_unigram=log_unigram,
+    )
+    made = learning(network, data, recipe)
+    for source in getattr(made.source, "sources", {"": made.source}).values():
+        if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
+            require_targets(source, data.held_out, source.masker)
+    judged = predicting(network)
+    rows = laid_out(data.held_out, judged, network.config)
+    masks, most = evaluation.masks, evaluation.rows
+    ratio = evaluation.ratios[0]
+    maskers = fixed_maskers(
+        data.tokenizer, masks=masks, ratio=ratio, kind=judged.kind, length=rows.length
+    )
+    bound = diffusion_bound(masks, rows, data.tokenizer, rows=most, log_unigram=log_unigram)
+    held_out = HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
+    losses: list[Plain] = []
+
+    def save(target: Path) -> None:
+        choices = {**made.words, **(facts or {})}
+        card = model_card(recipe, choices, losses, text=data.training)
+        save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
+
+    best = Best(folder, save) if training.keep_best else None
+
+    def curve(step: int) -> list[Plain]:
+        losses[:] = [dict(line) for line in held_out(judged)]
+        if best:
+            best.offer(step, losses)
+        return losses
+
+    with closing(made):
+        done = train(
+            made.objective,
+            made.source,
+            training,
+            folder=folder,
+            learners=made.learners,
+            evaluate=curve,
+            title=made.title,
+            quiet=quiet,
+        )
+    if not done["targets"]:
+        what = "no token was masked during training; the checkpoint was not saved"
+        raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
+    save(folder / "checkpoint")
+    if rank_here() == 0:
+        shutil.rmtree(folder / "resume", ignore_errors=True)
+    return {
+        "heldout": losses,
+        **{key: done[key] for key in ("steps", "tokens", "targets")},
+        **_flops(made, done, frozen=training.freeze == "encoder"),
+        "loss": done["loss"],
+        "seconds": round(done["seconds"], 3),
+    }
+
+
+def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
+    """``flops`` of a training; with a sampler also ``objectives`` (the counts of each) and
+    ``probe_flops``.
+    """
+    chooser = made.learners.get("sampler")
+    if not isinstance(chooser, SamplerLearner):
+        return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
+    assert isinstance(made.objective, Arms)
+    spent = chooser.spent()
+    steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
+    return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
+
+
+def model_card(
+    recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: Rows | Stream
+) -> str:
+    """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out
+    losses.
+
+    Args:
+        choices: what was masked and how, and facts of the run, by name.
+        losses: the last evaluation.
+        text: the training text.
+    """
+    front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
+    table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
+    measured = [
+        f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "
+        f"(word frequencies alone: {line['unigram']:.3f})"
+        for line in losses
+    ]
+    training = recipe.training
+    size = "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# A masked language model made with maskwise {__version__}
+
+| choice | value |
+|---|---|
+{table}
+
+Trained for {training.steps} steps of {training.batch_size} rows on {size} (seed {training.seed}).
+It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, \
+without maskwise.
+
+## Loss on held-out text, fixed masks
+
+{chr(10).join(measured) or "not measured"}
+
+## Training settings
+
+```yaml
+{yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)}```
+"""
+
+
+# Objectives and their batches
+# ------------------------------------------------------------------------------------------------
+
+
+class Learning(NamedTuple):
+    """The arguments of ``training.train``, and words for the model card."""
+
+    objective: Objective
+    source: Source
+    learners: dict[str, Learner]
+    title: str
+    words: Mapping[str, object]
+
+    def close(self) -> None:
+        """End the processes that read a stream."""
+        for learner in self.learners.values():
+            if isinstance(learner, StreamedRows):
+                learner.close()
+
+    def heads(self) -> dict[str, Tensor]:
+        """The heads of several objectives: they are dropped when a checkpoint becomes an
+        encoder.
+        """
+        return self.objective.heads() if isinstance(self.objective, Arms) else {}
+
+
+def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
+    """What a recipe trains: masked language modelling of the corpus's rows, or several objectives.
+
+    A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking
+    with the arm's own changes. Each reads the rows it wants: those of the corpus as they are
+    packed, or the same pieces a row each.
+    """
+    if recipe.objectives:
+        return _several_objectives(network, data, recipe)
+    source = masked_source(data, recipe, network.config)
+    assert isinstance(source.masker, Masker)
+    masks = objective_class(recipe.objective).inherits
+    title = f"{recipe.masking.policy} {recipe.masking.ratio}" if masks else recipe.objective
+    words = {"objective": recipe.objective, **source.masker.describe()}
+    learners = source.learners() | source.places()
+    return Learning(objective(recipe.objective, network), source, learners, title, words)
+
+
+def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
+    """The batches of a recipe that trains one objective; ``config`` of its model."""
+    kind = objective_class(recipe.objective)
+    rows = laid_out(data.training, kind, config)
+    return _source(data, recipe, kind, rows, _drawn(rows, recipe))
+
+
+def _source(
+    data: Prepared,
+    recipe: Recipe,
+    kind: type[Objective],
+    rows: Rows | Stream,
+    drawn: Rows | StreamedRows,
+    changes: Mapping[str, object] | None = None,
+) -> MaskedSource:
+    """The batches of one objective; ``changes`` of the recipe's masking."""
+    settings = kind.settings(recipe.masking.model_dump(), changes or {})
+    seed, length = recipe.training.seed, data.training.length
+    maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
+    return MaskedSource(drawn, maker, recipe.training, shares=_shares(rows, recipe))
+
+
+def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
+    """The rows as they are drawn; those of a stream step by step."""
+    if isinstance(rows, Rows):
+        return rows
+    return StreamedRows(rows, recipe.training, shares=_shares(rows, recipe))
+
+
+def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
+    """The shares of the sources of a mix, by name; none where there is one source, or a stream of
+    several.
+    """
+    corpus = recipe.corpus
+    if isinstance(rows, Stream):
+        return corpus.shares(()) if isinstance(corpus.source, dict) else {}
+    return corpus.shares(rows.by_source(len(corpus.sources))) if len(corpus.sources) > 1 else {}
+
+
+def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
+    """An arm for each objective over one encoder, with the recipe's sampler over them."""
+    training, arms = recipe.training, recipe.objectives
+    # New heads depend on the seed, also those of a model that was only loaded.
+    torch.manual_seed(fold(training.seed, 0x4EAD))
+    joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
+    heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
+    if heads.is_file():  # of the phase before
+        joined.go_on(heads)
+    chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
+    rank, ranks = rank_here(), ranks_here()
+    judging = judging_rows(network, data, recipe)
+    drawn: dict[str, Rows | StreamedRows] = {}
+    sources: dict[str, MaskedSource] = {}
+    held_out: dict[str, Rows] = {}
+    taken: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for name, arm in arms.items():
+        kind = arm.kind
+        rows = laid_out(data.training, kind, network.config)
+        if rows.layout not in drawn:  # a stream is read once for all arms that read the same rows
+            drawn[rows.layout] = _drawn(rows, recipe)
+        sources[name] = _source(data, recipe, kind, rows, drawn[rows.layout], arm.masking)
+        blocks = held_out[name] = laid_out(data.held_out, kind, network.config)
+        judged = [row for some, count in judging for row in rows_with(blocks, some, count)]
+        taken[name] = sorted(set(judged))
+        probed = chooser.probed_rows(twins=kind.twins)
+        sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
+        if chooser.every:  # now, and not when training has begun
+            free = len(blocks) - len(taken[name])
+            check_enough(name, free, of=len(blocks), size=sizes[name])
+    source = ArmsSource(sources, chooser, training)
+    if isinstance(chooser, LossProportional):  # it divides the losses of half a probe
+        vocabulary = len(data.tokenizer)
+        chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
+        chooser.chance = chooser.vector(chances)
+    fresh = getattr(chooser, "faithful", False)
+
+    def probe() -> Probe:
+        return Probe(
+            joined,
+            sources,
+            held_out,
+            sizes=sizes,
+            skip=taken,
+            total_steps=training.steps,
+            seed=training.seed,
+            fresh=fresh,
+            rank=rank,
+            ranks=ranks,
+            maskers=None if fresh else source.untaught,
+        )
+
+    # A rule is only watched: no run of it fails for want of text to watch it on.
+    enough = all(len(held_out[name]) - len(taken[name]) >= sizes[name] for name in arms)
+    watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
+    listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
+    return Learning(
+        joined,
+        source,
+        learners={**source.learners(), **source.places(), "sampler": watched},
+        title=f"{recipe.sampler} over {', '.join(arms)}",
+        words={"sampler": recipe.sampler, "objectives": listed},
+    )
+
+
+def judging_rows(
+    network: PreTrainedModel, data: Prepared, recipe: Recipe
+) -> list[tuple[Rows, int]]:
+    """The rows that evaluate a model, as evaluation lays them out, and how many of them do."""
+    settings = recipe.evaluation
+    rows = laid_out(data.held_out, predicting(network), network.config)
+    judged = [(rows, settings.rows), (documents_alone(data.held_out), settings.pseudo_perplexity)]
+    return [(rows, count) for rows, count in judged if count]
+
+
+def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
+    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` that evaluate a
+    model.
+
+    Both are the same pieces, perhaps in two layouts.
+    """
+    return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
+
+
+def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
+    """The rows as an objective reads them with a model of this configuration."""
+    return rows.laid(objective.reads(rows.layout, config))
