@@ -23,7 +23,7 @@ from maskwise.study.adapt import (
 )
 from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
-from tiny import WORDS, maskwise, write_lines
+from tiny import WORDS, load_json, maskwise, write_lines
 
 
 @pytest.fixture
@@ -91,15 +91,9 @@ def test_adapt_answers_and_saves_both_folders(
         AutoTokenizer.from_pretrained(sentences)
         width = AutoModel.from_pretrained(sentences).config.hidden_size
         assert (
-            json.loads((sentences / "1_Pooling" / "config.json").read_text())[
-                "word_embedding_dimension"
-            ]
-            == width
+            load_json(sentences / "1_Pooling" / "config.json")["word_embedding_dimension"] == width
         )
-        assert [
-            m["type"].rpartition(".")[2]
-            for m in json.loads((sentences / "modules.json").read_text())
-        ] == [
+        assert [m["type"].rpartition(".")[2] for m in load_json(sentences / "modules.json")] == [
             "Transformer",
             "Pooling",
         ]

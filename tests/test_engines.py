@@ -25,7 +25,7 @@ from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
 from maskwise.study.scheduler import execute
 from processes import PATIENCE, wait_for, workers
-from tiny import maskwise, read_lines, start, worker_length, worker_task, write_inputs
+from tiny import load_json, maskwise, records_of, start, worker_length, worker_task, write_inputs
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
@@ -38,9 +38,8 @@ class Scripted(Pool[Any, Any]):
     log: list[str]
     places = 2
 
-    def __init__(self, function: Any, *, jobs: int | None, probe: Any, gpu: bool):
+    def __init__(self, function: Any, *, jobs: int | None, gpu: bool):
         self.stages = Path(function.keywords["stages"])
-        probe()
 
     def submit(self, task: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -107,7 +106,6 @@ def test_what_is_needed_comes_first(plan, tmp_path, scripted):
     log = scripted.log
     assert log[0] == "text" and log[-1] == "closed" and len(log) == 6
     assert all(log.index(arm) < log.index(f"task of {arm}") for arm in "ab")
-    assert not list(tmp_path.glob(".mark*"))
 
 
 def test_a_failure_takes_down_what_needs_it_and_no_more(plan, tmp_path, scripted):
@@ -159,14 +157,10 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
 
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "LATE_SECONDS", 0.0)
-    with scheduler.machine_probe(plan.stages()[0], tmp_path) as look:
-        assert look() is None
-        monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
-        assert "other versions" in look()
-        with pytest.raises(MaskwiseError, match="use like machines"):
-            scheduler.do_stage(look.args[0], stages=str(tmp_path))
-    assert look().startswith(f"it does not see {tmp_path}")
+    task = scheduler.to_task(plan.stages()[0])
+    monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
+    with pytest.raises(MaskwiseError, match="use like machines"):
+        scheduler.do_stage(task, stages=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -270,9 +264,8 @@ def test_a_worker_that_still_imports_leaves_with_its_parent(tmp_path, how):
 def test_every_pool_keeps_the_promises(name, monkeypatch):
     """``eval`` is a function that every process knows."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setattr(jobs, "PROBE_SECONDS", PATIENCE)
     found = {}
-    with open_pool(eval, engine=name, jobs=1, probe=lambda: None) as pool:
+    with open_pool(eval, engine=name, jobs=1) as pool:
         for task in (
             "__import__('torch').get_num_threads(), __import__('os').environ['OMP_NUM_THREADS']",
             "{}['two\\nlines']",
@@ -377,14 +370,12 @@ def test_a_place_that_cannot_be_written_fails_one_run(finished, recipe, tmp_path
     out = tmp_path / "out"
     (out / "stages").mkdir(parents=True)
     (out / "stages" / ".lock").touch()
-    stage = json.loads((finished / "study.json").read_text())["arms"]["token-15"]["runs"]["1"]
+    stage = load_json(finished / "study.json")["arms"]["token-15"]["runs"]["1"]
     (out / stage).write_text("in the way")
     study = start("study", recipe, STEPS, "--out", out, "--jobs", 1, "--retries", 1)
     _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 1 and err.count("trying again (1 of 1)") == 1
-    failures = [
-        record for record in read_lines(out / "records.jsonl") if record["kind"] == "failure"
-    ]
+    failures = records_of(out, "failure")
     assert {(record["arm"], record["seed"]) for record in failures} == {("token-15", 1)}
     assert "FileExistsError" in failures[0]["error"]
 

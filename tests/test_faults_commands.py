@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from maskwise.folders import damage
 from processes import PATIENCE, wait_for
-from tiny import maskwise, read_lines, start, write_inputs
+from tiny import load_json, maskwise, read_lines, start, write_inputs
 
 LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 """A state in the middle only, so that what is gone on from is what the signal saved."""
@@ -38,7 +37,7 @@ def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
     losses = {step: sum(values) / len(values) for step, values in evaluated.items()}
     best = min(losses, key=lambda step: losses[step])
     assert set(losses) == {5, 10}
-    assert json.loads((out / "best.json").read_text()) == {
+    assert load_json(out / "best.json") == {
         "step": best,
         "loss": pytest.approx(losses[best]),
     }
@@ -50,7 +49,7 @@ def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
     (out / "done.json").unlink()
     (out / "best.json").write_text('{"step": 5, "loss": 0.0}')
     assert maskwise("pretrain", recipe, *more, "training.seed=7", "--out", out, "--json") == 0
-    assert json.loads((out / "best.json").read_text())["loss"] > 1
+    assert load_json(out / "best.json")["loss"] > 1
 
 
 def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes_on(

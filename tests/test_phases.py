@@ -16,11 +16,11 @@ from maskwise.folders import file_hash
 from maskwise.keys import fold
 from maskwise.recipe import Recipe, read_recipe, shipped
 from maskwise.starts import resolve_start
-from maskwise.study import dry_run, make_plan, run_stage, run_study
+from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
 from maskwise.study.single import run_pretrain
 from maskwise.training.engine import Engine
-from tiny import check_refused, write_inputs
+from tiny import check_refused, compare, load_json, write_inputs
 
 SMALL = [
     "tasks=[]",
@@ -176,7 +176,7 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
         .stat()
         .st_mtime_ns
     )
-    assert json.loads((tmp_path / "stopped" / "done.json").read_text())["steps"] == 4
+    assert load_json(tmp_path / "stopped" / "done.json")["steps"] == 4
 
 
 def test_a_run_does_not_go_on_when_the_text_of_a_later_phase_has_changed(tmp_path, recipe):
@@ -292,5 +292,5 @@ def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_pa
     with pytest.raises(
         MaskwiseError, match=r"phases\.2\.corpus\.length is more than the model's positions; got 64"
     ):
-        run_study(read_recipe(recipe, three), tmp_path / "out", quiet=True)
+        compare(recipe, three, tmp_path / "out")
     assert not (tmp_path / "out").exists()

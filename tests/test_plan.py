@@ -28,7 +28,7 @@ from maskwise.study.prospects import prospects_of
 from maskwise.study.records import describe
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
-from tiny import check_refused, maskwise, read_lines, write_inputs
+from tiny import check_refused, compare, load_json, maskwise, read_lines, records_of, write_inputs
 
 QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0", "finetune.seeds=1"]
 
@@ -75,9 +75,7 @@ def fake(monkeypatch, done) -> list[str]:
             if training:
                 result |= {"steps": training["steps"], "tokens": 1, "targets": 1, "flops": 1}
             else:
-                trained = json.loads((stages / stage.needs[1] / "stage.json").read_text())["what"][
-                    "training"
-                ]
+                trained = load_json(stages / stage.needs[1] / "stage.json")["what"]["training"]
                 best = 0.01 if trained["seed"] % 2 == 0 else 0.02
                 loss = 5 + abs(trained["learning_rate"] - best) + 1e-7 * trained["seed"]
                 masks = [
@@ -144,12 +142,8 @@ def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
 ):
     small = [*QUICK, "tasks=[]", "study.seeds=1", "study.arms={a: {}}"]
     monkeypatch.setenv("MASKWISE_STAGES", str(tmp_path / "env"))
-    run_study(read_recipe(recipe, small), tmp_path / "a", quiet=True)
-    run_study(
-        read_recipe(recipe, [*small, f"study.cache={tmp_path / 'said'}"]),
-        tmp_path / "b",
-        quiet=True,
-    )
+    compare(recipe, small, tmp_path / "a")
+    compare(recipe, [*small, f"study.cache={tmp_path / 'said'}"], tmp_path / "b")
     assert kinds(done) == {"prepare": 2, "pretrain": 2, "evaluate": 2}
     assert len(list((tmp_path / "env").iterdir())) == len(list((tmp_path / "said").iterdir())) == 3
 
@@ -204,9 +198,7 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
         "intermediate.training.steps=3",
     ]
     out = tmp_path / "out"
-    result = run_study(
-        read_recipe(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"]), out, quiet=True
-    )
+    result = compare(recipe, [*more, "study.arms={a: {}, b: {intermediate: none}}"], out)
     assert not result["failures"]
     by_arm = {}
     for record in read_lines(out / "records.jsonl"):
@@ -226,7 +218,7 @@ def test_pretrain_runs_both_stages(recipe, tmp_path):
         == 0
     )
     assert (tmp_path / "out" / "first" / "checkpoint" / "model.safetensors").is_file()
-    assert json.loads((tmp_path / "out" / "done.json").read_text())["steps"] == 4
+    assert load_json(tmp_path / "out" / "done.json")["steps"] == 4
 
 
 def _written(recipe: Any, folder: Path) -> Path:
@@ -277,8 +269,8 @@ RATES = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}
 def trained_with(out: Path, arm: str) -> dict[str, float]:
     """The learning rate of the reported run of every seed."""
     found = {}
-    for seed, folder in json.loads((out / "study.json").read_text())["arms"][arm]["runs"].items():
-        training = json.loads((out / folder / "stage.json").read_text())["what"]["training"]
+    for seed, folder in load_json(out / "study.json")["arms"][arm]["runs"].items():
+        training = load_json(out / folder / "stage.json")["what"]["training"]
         assert training["seed"] == int(seed)
         found[seed] = training["learning_rate"]
     return found
@@ -287,7 +279,7 @@ def trained_with(out: Path, arm: str) -> dict[str, float]:
 def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_path, fake):
     more = [*QUICK, "tasks=[]", "study.seeds=2", RATES]
     out = tmp_path / "out"
-    result = run_study(read_recipe(recipe, more), out, quiet=True)
+    result = compare(recipe, more, out)
     assert kinds(fake)["pretrain"] == 2 * 2 * 3 + 2 * 2 and not result["failures"]  # four diverged
     records = read_lines(out / "records.jsonl")
     chosen = {}
@@ -311,14 +303,14 @@ def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_
     # Nothing of the grid is reported: it is in the records of no run, and in timings it is a
     # choice.
     assert {record["seed"] for record in records} == {10_000, 10_001}
-    assert json.loads((out / "study.json").read_text())["seeds"] == [10_000, 10_001]
+    assert load_json(out / "study.json")["seeds"] == [10_000, 10_001]
     for arm in ("token-15", "words-30"):
         assert trained_with(out, arm) == {"10000": 0.01, "10001": 0.02}
     purposes = {(line["purpose"], line["seed"]) for line in read_lines(out / "timings.jsonl")}
     assert purposes == {("choice", 0), ("choice", 1), ("main", 10_000), ("main", 10_001)}
     before = (out / "records.jsonl").read_bytes()
     fake.clear()
-    run_study(read_recipe(recipe, more), out, quiet=True)
+    compare(recipe, more, out)
     assert (out / "records.jsonl").read_bytes() == before and not fake
 
 
@@ -338,7 +330,7 @@ def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, 
         "study.companions=[0.5]",
     ]
     out = tmp_path / "out"
-    result = run_study(read_recipe(recipe, more), out, quiet=True)
+    result = compare(recipe, more, out)
     failures = {(record["arm"], record["seed"], record["stage"]) for record in result["failures"]}
     assert failures == {("b", 10_000, "search"), ("b", 10_001, "search")}
     assert all("the loss is not finite" in record["error"] for record in result["failures"])
@@ -350,10 +342,8 @@ def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, 
 
 def test_a_grid_whose_points_are_all_alike_is_said_to_be_tied(recipe, tmp_path, fake):
     more = [*QUICK, "tasks=[]", "study.seeds=1", "study.search={grid: {masking.ratio: [0.2, 0.4]}}"]
-    run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
-    choices = [
-        r for r in read_lines(tmp_path / "out" / "records.jsonl") if r["kind"] == "selection"
-    ]
+    compare(recipe, more, tmp_path / "out")
+    choices = records_of(tmp_path / "out", "selection")
     assert [(r["chosen"], r["tied"]) for r in choices] == [({"masking.ratio": 0.2}, True)] * 2
 
 
@@ -362,13 +352,13 @@ def test_a_gate_compares_runs_of_its_own_at_the_settings_as_written(recipe, tmp_
     contrasts = "study.contrasts=[[token-15, words-30], [words-30, token-15]]"
     more = [*QUICK, "tasks=[]", "study.seeds=2", RATES, gate, contrasts]
     out = tmp_path / "out"
-    run_study(read_recipe(recipe, more), out, quiet=True)
-    study = json.loads((out / "study.json").read_text())
+    compare(recipe, more, out)
+    study = load_json(out / "study.json")
     pairs = [["token-15", "words-30"], ["words-30", "token-15"]]
     assert (
         study["gate"] == {"contrast": pairs[1], "closes": pairs[:1]} and study["contrasts"] == pairs
     )
-    costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
+    costs = records_of(out, "cost")
     assert {(r["seed"], r.get("role")) for r in costs} == {
         (0, "gate"),
         (1, "gate"),
@@ -451,7 +441,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
         "study.companions=[0.5]",
     ]
     out = tmp_path / "out"
-    run_study(read_recipe(recipe, more), out, quiet=True)
+    compare(recipe, more, out)
     costs = [
         r
         for r in read_lines(out / "records.jsonl")
@@ -483,13 +473,13 @@ def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
 def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     grid = "[{training.learning_rate: 0.005}, {training.learning_rate: 0.01}]"
     more = [*QUICK, "study.seeds=[9]", f"study.search={{grid: {grid}}}", "study.arms={a: {}}"]
-    run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
+    compare(recipe, more, tmp_path / "out")
     records = read_lines(tmp_path / "out" / "records.jsonl")
     [record] = [r for r in records if r["kind"] == "selection"]
     [task] = record["candidates"][0]["scores"]
     devs = []
     for folder in (tmp_path / "out" / "stages").glob("finetune-*"):
-        devs += json.loads((folder / "done.json").read_text())["dev"]
+        devs += load_json(folder / "done.json")["dev"]
     assert record["by"] == "dev" and {c["scores"][task] for c in record["candidates"]} <= set(devs)
     # The reference has nothing to choose, and is a new start too.
     assert {(r["arm"], r["seed"]) for r in records if r["kind"] == "score"} == {
@@ -510,7 +500,7 @@ def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fak
     first, second = tmp_path / "first", tmp_path / "second"
     half = run_study(read, first, quiet=True, seeds=(3, 4, 5))
     offset = FRESH_RUN if search else 0
-    study = json.loads((first / "study.json").read_text())
+    study = load_json(first / "study.json")
     assert study["pending"] == [offset, offset + 1, offset + 2]
     assert study["seeds"] == [seed + offset for seed in range(6)]
     assert half["contrasts"] == [] and half["pending"] == {"planned": 6, "done": 3}
@@ -520,9 +510,9 @@ def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fak
         (second / name).write_bytes((first / name).read_bytes())
     run_study(read, second, quiet=True, seeds=(1, 0, 2))
     assert (second / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
-    found, wanted = (json.loads((folder / "study.json").read_text()) for folder in (second, whole))
+    found, wanted = (load_json(folder / "study.json") for folder in (second, whole))
     assert "pending" not in found and found["arms"] == wanted["arms"] and "looked" not in found
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (second, whole)]
+    summaries = [load_json(folder / "summary.json") for folder in (second, whole)]
     assert summaries[0] == summaries[1] and summaries[0]["contrasts"]
     assert len(read_lines(second / "timings.jsonl")) == len(read_lines(whole / "timings.jsonl"))
     before = (second / "records.jsonl").read_bytes()
@@ -579,7 +569,7 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
         raise MaskwiseError("no search today")
 
     monkeypatch.setitem(RUNNERS, "overlap", failing)
-    result = run_study(read_recipe(recipe, [*QUICK, "study.seeds=1"]), tmp_path / "out", quiet=True)
+    result = compare(recipe, [*QUICK, "study.seeds=1"], tmp_path / "out")
     assert [failure["error"] for failure in result["failures"]] == ["no search today"]
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
     assert "score" in kinds and "failure" not in kinds
@@ -607,7 +597,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         ("study.search goes by dev rows", frozen, f"study.search={{{rates}}}"),
     ):
         with pytest.raises(MaskwiseError, match=said):
-            run_study(read_recipe(recipe, more), tmp_path / "out", quiet=True)
+            compare(recipe, more, tmp_path / "out")
         assert not (tmp_path / "out").exists() and not done
     for more in (
         ["tokenizer.name=null", f"study.search={{{sizes}}}"],
@@ -626,7 +616,7 @@ def test_matched_arms_have_one_text_at_all_points_of_a_search(recipe, tmp_path, 
             MaskwiseError, match=r"study.match targets wants one text for arm 'token-15'"
         ):
             asked = ["study.match=targets", f"study.search={{grid: {grid}}}", *more]
-            run_study(read_recipe(recipe, asked), tmp_path / "out", quiet=True)
+            compare(recipe, asked, tmp_path / "out")
         assert not done
     asked = ["study.match=targets", f"study.search={{grid: {rates}}}"]
     assert dry_run(read_recipe(recipe, asked), tmp_path / "out")["plans"]
@@ -637,19 +627,19 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
     page says so.
     """
     out, more = tmp_path / "out", [*QUICK, "study.seeds=3"]
-    run_study(read_recipe(recipe, more), out, quiet=True)
-    study = json.loads((out / "study.json").read_text())
+    compare(recipe, more, out)
+    study = load_json(out / "study.json")
     lost = study["arms"]["words-30"]["runs"]["1"].split("/")[1]
     for folder in (out / "stages").glob("*-*"):
-        if lost not in json.loads((folder / "stage.json").read_text())["needs"]:
+        if lost not in load_json(folder / "stage.json")["needs"]:
             continue
-        result = json.loads((folder / "done.json").read_text())
+        result = load_json(folder / "done.json")
         if "score" in result:
             result |= {"score": math.nan, "fine_tuning": [math.nan]}
         else:
             result["records"][0]["loss"] = math.inf
         (folder / "done.json").write_text(json.dumps(result))
-    found = run_study(read_recipe(recipe, more), out, quiet=True)
+    found = compare(recipe, more, out)
     assert {(r["arm"], r["seed"]) for r in found["failures"]} == {("words-30", 1)} and len(
         found["failures"]
     ) == 2
@@ -669,18 +659,16 @@ def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
     search = "study.search={grid: {training.learning_rate: [0.01, 0.5]}}"
     more = [*QUICK, "tasks=[]", "study.seeds=[8]", search, "study.arms={a: {}}"]
     out = tmp_path / "out"
-    run_study(read_recipe(recipe, more), out, quiet=True)
+    compare(recipe, more, out)
     for folder in (out / "stages").glob("evaluate-*"):
-        before = json.loads((folder / "stage.json").read_text())["needs"][1]
-        trained = json.loads((out / "stages" / before / "stage.json").read_text())["what"][
-            "training"
-        ]
+        before = load_json(folder / "stage.json")["needs"][1]
+        trained = load_json(out / "stages" / before / "stage.json")["what"]["training"]
         if (trained["learning_rate"], trained["seed"]) == (0.01, 8):
-            result = json.loads((folder / "done.json").read_text())
+            result = load_json(folder / "done.json")
             result["records"][0]["loss"] = math.nan
             (folder / "done.json").write_text(json.dumps(result))
-    run_study(read_recipe(recipe, more), out, quiet=True)
-    [record] = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "selection"]
+    compare(recipe, more, out)
+    [record] = records_of(out, "selection")
     assert record["chosen"] == {"training.learning_rate": 0.5}
     assert [point["score"] is None for point in record["candidates"]] == [True, False]
     assert trained_with(out, "a") == {"10008": 0.5}
@@ -703,9 +691,9 @@ def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
         "evaluation.rows=4",
     ]
     out = tmp_path / "out"
-    run_study(read_recipe(recipe, more), out, quiet=True)
+    compare(recipe, more, out)
     cost = {r["arm"]: r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
-    assert json.loads((out / "study.json").read_text())["match"]["by"] == by
+    assert load_json(out / "study.json")["match"]["by"] == by
     assert cost["low"]["steps"] == 30 and cost["high"]["steps"] < 30
     assert cost["high"][by] == pytest.approx(cost["low"][by], rel=0.06)  # whole steps, other rows
     if by == "targets":
@@ -742,12 +730,8 @@ def test_weights_of_body_and_head():
 def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
     more = [*QUICK, "tasks=[]", "study.seeds=2", "study.companions=[0.5, 0.2]", "training.steps=20"]
     out = tmp_path / "out"
-    run_study(
-        read_recipe(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"]),
-        out,
-        quiet=True,
-    )
-    costs = [r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"]
+    compare(recipe, [*more, "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"], out)
+    costs = records_of(out, "cost")
     assert [(r["seed"], r.get("fraction"), r["steps"]) for r in costs] == [
         (0, None, 20),
         (0, 0.5, 10),
@@ -766,7 +750,7 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
         0.2,
     }
     assert {line["fraction"] for line in read_lines(out / "timings.jsonl")} == {1.0, 0.5, 0.2}
-    runs = json.loads((out / "study.json").read_text())["arms"]["a"]["runs"]
+    runs = load_json(out / "study.json")["arms"]["a"]["runs"]
     assert len(runs) == 2
 
 
@@ -838,7 +822,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         "finetune": (3, 12),
         "overlap": (1, 0),
     }
-    timed = [json.loads(p.read_text())["seconds"] for p in shared.glob("pretrain-*/done.json")]
+    timed = [load_json(p)["seconds"] for p in shared.glob("pretrain-*/done.json")]
     assert found["stages"]["pretrain"]["seconds"] == pytest.approx(
         (4 + 6 / 2) * sum(timed) / 2, abs=0.2
     )

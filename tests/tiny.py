@@ -95,6 +95,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def records_of(out: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of a study of one kind."""
+    return [line for line in read_lines(out / "records.jsonl") if line["kind"] == kind]
+
+
+def compare(recipe: Path, overrides: Any, out: Path, **options: Any) -> dict[str, Any]:
+    """Run a study in silence."""
+    from maskwise.recipe import read_recipe
+    from maskwise.study import run_study
+
+    return run_study(read_recipe(recipe, overrides), out, quiet=True, **options)
+
+
 def maskwise(*arguments: Any) -> int:
     """Run a command in this process; returns the exit code."""
     from maskwise.cli import main

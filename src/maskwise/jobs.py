@@ -36,14 +36,12 @@ from maskwise.signals import leave_when_asked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Probe = Callable[[], str | None]
 
 # Libraries read these when they are imported, so they are set before a worker starts.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
 """How long a worker may take to end, to finish a step and save its state, before it is killed."""
 WATCH_SECONDS = 0.2
-PROBE_SECONDS = 120.0
 STORE_BYTES = 100 * 2**20
 """Ray's object store in a cluster that we start: tasks are small."""
 # Prefixes of the variables passed on to Ray workers: where models are, and what changes rounding.
@@ -77,11 +75,8 @@ class Pool(ABC, Generic[Task, Result]):
     Args:
         function: can be pickled: a function at the top of a module, or a partial of one.
         jobs: tasks at once; None: as many as there are cores (or GPUs).
-        probe: called on every machine before any task; returns why tasks cannot run there.
         gpu: reserve a GPU for each task where the cluster has any.
 
-    Raises:
-        MaskwiseError: a machine where tasks cannot run.
     """
 
     @property
@@ -137,7 +132,6 @@ def open_pool(
     *,
     engine: str = "local",
     jobs: int | None = None,
-    probe: Probe | None = None,
     gpu: bool = False,
 ) -> Pool[Task, Result]:
     """A pool of the engine with that name; for the arguments see ``Pool``.
@@ -147,10 +141,10 @@ def open_pool(
     [('one', 3), ('seven', 5)]
 
     Raises:
-        MaskwiseError: an unknown engine, or a machine where tasks cannot run.
+        MaskwiseError: an unknown engine, or no cluster.
     """
     require_engine(engine)
-    return ENGINES[engine](function, jobs=jobs, probe=probe, gpu=gpu)
+    return ENGINES[engine](function, jobs=jobs, gpu=gpu)
 
 
 def require_engine(name: str) -> None:
@@ -186,8 +180,7 @@ class LocalPool(Pool[Task, Result]):
     """Up to ``jobs`` processes on this machine, each served by a thread of this process.
 
     Workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``.
-    They are reused, because importing torch takes seconds. They share our disk, so nothing is
-    probed.
+    They are reused, because importing torch takes seconds.
     """
 
     def __init__(
@@ -195,7 +188,6 @@ class LocalPool(Pool[Task, Result]):
         function: Callable[[Task], Result],
         *,
         jobs: int | None = None,
-        probe: Probe | None = None,
         gpu: bool = False,
     ):
         self.function = pickle.dumps(function)
@@ -329,7 +321,7 @@ class RayPool(Pool[Task, Result]):
     node that was given up may still be alive.
 
     Raises:
-        MaskwiseError: no Ray; no cluster at RAY_ADDRESS; a node whose probe finds a problem.
+        MaskwiseError: no Ray; no cluster at RAY_ADDRESS.
     """
 
     def __init__(
@@ -337,22 +329,22 @@ class RayPool(Pool[Task, Result]):
         function: Callable[[Task], Result],
         *,
         jobs: int | None = None,
-        probe: Probe | None = None,
         gpu: bool = False,
     ):
         self.ray = _quiet_ray()
         self.jobs = jobs
-        self.references: dict[Future[Any], object] = {}
+        self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
         self.unit = "GPU" if gpu and self.ray.cluster_resources().get("GPU") else "CPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        self.settings = {"max_retries": 0, "runtime_env": {"env_vars": carried | ONE_THREAD}}
-        place = {"num_cpus": 1, "num_gpus": int(self.unit == "GPU")}
-        remote = self.ray.remote(**place, **self.settings)(_call_there)
+        remote = self.ray.remote(
+            num_cpus=1,
+            num_gpus=int(self.unit == "GPU"),
+            max_retries=0,
+            runtime_env={"env_vars": carried | ONE_THREAD},
+        )(_call_there)
         self.remote = partial(remote.remote, pickle.dumps(function), str(Path.cwd()))
-        if probe:
-            self._probe(probe)
 
     @property
     def places(self) -> int:
@@ -360,7 +352,11 @@ class RayPool(Pool[Task, Result]):
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
-        return self._future(self.remote(task))
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()
+        self.references[future] = reference = self.remote(task)
+        reference.future().add_done_callback(partial(self._end, future))
+        return future
 
     def close(self) -> None:
         """Cancel tasks that run. The connection stays: the next plan of a study needs it."""
@@ -368,13 +364,6 @@ class RayPool(Pool[Task, Result]):
             if not future.done():
                 self.ray.cancel(reference, force=True)
         self.references.clear()
-
-    def _future(self, reference: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        self.references[future] = reference
-        reference.future().add_done_callback(partial(self._end, future))
-        return future
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
         """Called by Ray when a task ends: pass its result or failure on to our future."""
@@ -389,26 +378,6 @@ class RayPool(Pool[Task, Result]):
             future.set_exception(failure)
         else:
             future.set_result(result)
-
-    def _probe(self, probe: Probe) -> None:
-        """Ask every node whether it can do the work; nodes that are lost or busy do not count."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
-
-        ask = self.ray.remote(num_cpus=0, **self.settings)(_probe_there)
-        asked: dict[Future[Any], str] = {}
-        for node in self.ray.nodes():
-            if node["Alive"] and node["Resources"].get("CPU"):
-                there = ask.options(scheduling_strategy=On(node["NodeID"], soft=False))
-                asked[self._future(there.remote(probe))] = node["NodeManagerAddress"]
-        done, _ = wait(asked, timeout=PROBE_SECONDS)
-        answers = [(future.exception(), node) for future, node in asked.items() if future in done]
-        for failure, node in answers:
-            if isinstance(failure, Failure) and not failure.passing:
-                raise MaskwiseError(f"the Ray node {node} cannot do the work: {failure.error}")
-        if all(failure for failure, _ in answers):
-            do = "look at `ray status`; RAY_ADDRESS=local starts a cluster here"
-            got = answers[0][0] if answers else None
-            raise MaskwiseError(f"no Ray node answers within {PROBE_SECONDS:.0f} s", got=got, do=do)
 
 
 ENGINES: dict[str, Callable[..., Pool[Any, Any]]] = {"local": LocalPool, "ray": RayPool}
@@ -456,11 +425,6 @@ def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure |
     if Path(folder).is_dir():
         os.chdir(folder)
     return call(function, task)
-
-
-def _probe_there(probe: Probe) -> tuple[None, Failure | None]:
-    problem = probe()
-    return None, Failure(problem, passing=False) if problem else None
 
 
 def _first_sentence(error: Exception) -> str:

@@ -22,7 +22,6 @@ length is set and the others stay as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -140,15 +139,18 @@ class Design:
         *,
         fraction: float = 1.0,
         role: str = "",
+        by: str = "",
     ) -> Run:
+        """A run; of one that is tried, only what it is chosen ``by`` is measured."""
         setting = setting or {}
         length = self._length(self.baseline if arm == REFERENCE else arm, setting, fraction)
         return make_run(
             self.recipe,
             arm,
             seed,
-            contents=self.contents,
+            contents={} if by == "held-out" else self.contents,
             more=setting | length,
+            evaluated=by != "dev",
             fraction=fraction,
             setting=setting,
             role=role,
@@ -199,7 +201,9 @@ class Design:
         for seed in self.seeds:
             for arm in study.arms:
                 points = study.search.points_of(arm)
-                tried[arm, seed] = [self._trial(arm, seed, point, by) for point in points]
+                tried[arm, seed] = [
+                    self._run(arm, seed, point, role="search", by=by) for point in points
+                ]
         self.others = [run for runs in tried.values() for run in runs]
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
@@ -229,20 +233,6 @@ class Design:
                 self.failed[arm, seed] = trials
             else:
                 self.chosen[arm, seed] = chosen
-
-    def _trial(self, arm: str, seed: int, point: Plain, by: str) -> Run:
-        """A run that is tried. Only what it is chosen by is measured of it."""
-        run = make_run(
-            self.recipe,
-            arm,
-            seed,
-            contents=self.contents if by == "dev" else {},
-            more=point | self._length(arm, point),
-            evaluated=by == "held-out",
-            setting=point,
-            role="search",
-        )
-        return replace(run, overlaps=())
 
 
 def _texts_of(run: Run) -> Run:

@@ -240,6 +240,8 @@ def make_run(
         if spec != task:  # a task in a world of the run's own has other rows in every run
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)
+        if role == "search":  # dev rows choose, so test items in the corpus do not matter
+            continue
         # A stream is read once, by the training.
         whole = [link for link in trained if not link.corpus.stream]
         overlaps += [overlap_stage(link, spec, content) for link in whole]

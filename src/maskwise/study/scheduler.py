@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
@@ -75,9 +74,8 @@ def execute(
     running: dict[Future[Plain], Stage] = {}
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
-    with machine_probe(todo[0], stages) as probe:
-        function = partial(do_stage, stages=str(stages))
-        pool = open_pool(function, engine=engine, jobs=jobs, probe=probe, gpu=True)
+    function = partial(do_stage, stages=str(stages))
+    pool = open_pool(function, engine=engine, jobs=jobs, gpu=True)
     with pool, table:
         while waiting or running:
             unfinished = {*waiting, *(stage.name for stage in running.values())}
@@ -126,32 +124,22 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
         return failure
     if appears(folder / DONE):
         return None
-    return Failure("it is done, and its folder is not seen here", passing=True)
+    error = "it is done, and its folder is not seen here; give --out a folder that all machines"
+    return Failure(f"{error} share", passing=True)
 
 
 def do_stage(task: Task, *, stages: str) -> Plain:
     """Do one stage; called by workers, perhaps on another machine, perhaps twice at once."""
     stage = Stage.from_dict(task["stage"])
     folder = Path(stages)
-    mismatch = _mismatch(task)
-    if mismatch:
-        raise MaskwiseError(mismatch)
+    if stage.name != task["name"]:
+        what = "this machine has other versions of maskwise or its libraries, or another bf16"
+        raise MaskwiseError(what, do="use like machines")
     for need in stage.needs:
         if not appears(folder / need / DONE):
             raise FileNotFoundError(f"{folder / need / DONE} is not seen here")
     with only_copy(stage.folder(folder)):
         return run_stage(stage, folder)
-
-
-@contextmanager
-def machine_probe(stage: Stage, stages: Path) -> Iterator[Callable[[], str | None]]:
-    """A check for other machines: can they see a new file, and do they name this stage as we do?"""
-    mark = stages / f".mark-{uuid.uuid4().hex}"
-    mark.touch()
-    try:
-        yield partial(_problem_of_machine, to_task(stage), str(mark))
-    finally:
-        mark.unlink()
 
 
 @contextmanager
@@ -167,19 +155,6 @@ def only_copy(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def _problem_of_machine(task: Task, mark: str) -> str | None:
-    if not appears(Path(mark)):
-        return f"it does not see {Path(mark).parent}; give --out a folder that all machines share"
-    return _mismatch(task)
-
-
-def _mismatch(task: Task) -> str | None:
-    """What is wrong with a machine that names a stage differently than the one that plans."""
-    if Stage.from_dict(task["stage"]).name == task["name"]:
-        return None
-    return "it has other versions of maskwise or its libraries, or another bf16; use like machines"
 
 
 def to_task(stage: Stage) -> Task:
