@@ -104,6 +104,7 @@ class Pool(ABC, Generic[Task, Result]):
         Raises:
             MaskwiseError: a task failed. Nothing is tried again.
         """
+        # Tasks may be many and large, such as shards of a corpus: they are made as there is room.
         waiting = iter(tasks)
         running: dict[Future[Result], Task] = {}
         while True:
@@ -111,6 +112,7 @@ class Pool(ABC, Generic[Task, Result]):
             running |= {self.submit(task): task for task in islice(waiting, max(0, room))}
             if not running:
                 return
+            # The time limit lets the loop notice that a cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
@@ -190,6 +192,7 @@ class LocalPool(Pool[Task, Result]):
         jobs: int | None = None,
         gpu: bool = False,
     ):
+        # Pickled once: every worker gets the same bytes.
         self.function = pickle.dumps(function)
         self.jobs = jobs or os.cpu_count() or 1
         self.workers: list[_Worker] = []
@@ -197,6 +200,7 @@ class LocalPool(Pool[Task, Result]):
         self.closed = False
         # Workers inherit the blocked signal from their thread: Ctrl-C belongs to the parent.
         block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
+        # One thread waits for each worker, so that a dead one fails its own task alone.
         self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
@@ -226,6 +230,7 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
+        # An idle worker may have been killed meanwhile, for instance for its memory.
         with suppress(IndexError):  # no idle worker is left
             while True:
                 worker = self.idle.pop()
@@ -242,6 +247,7 @@ class LocalPool(Pool[Task, Result]):
 
     def close(self) -> None:
         """End all workers: idle ones by closing their pipes, busy ones by a signal."""
+        # Before the list is copied: a thread may be starting a worker just now.
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         workers = list(self.workers)
@@ -250,6 +256,7 @@ class LocalPool(Pool[Task, Result]):
                 worker.pipe.close()
             else:
                 worker.process.terminate()
+        # All workers have been asked to end, so their time runs together.
         end = time.monotonic() + PATIENCE_SECONDS
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
@@ -266,8 +273,10 @@ class _Worker:
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
+            # -P keeps files of the working folder from shadowing modules of the library.
             [sys.executable, "-P", "-c", serve],
             pass_fds=[theirs.fileno()],
+            # Else a worker would read what is typed into the study's terminal.
             stdin=subprocess.DEVNULL,
             env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
         )
@@ -336,6 +345,7 @@ class RayPool(Pool[Task, Result]):
         self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
+        # A cluster without GPUs still runs studies, on its cores.
         self.unit = "GPU" if gpu and self.ray.cluster_resources().get("GPU") else "CPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         remote = self.ray.remote(
@@ -355,6 +365,7 @@ class RayPool(Pool[Task, Result]):
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
+        # Ray's own future cannot be told apart from a task that raised our failure.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
@@ -370,10 +381,12 @@ class RayPool(Pool[Task, Result]):
         try:
             result, failure = answer.result()
         except self.ray.exceptions.RayTaskError as error:  # maskwise could not be loaded there
-            result, failure = None, Failure(_first_sentence(error), passing=False)
+            result = None
+            failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
             lost = f"a worker or its machine was lost: {_first_sentence(error)}"
-            result, failure = None, Failure(lost, passing=True)
+            result = None
+            failure = Failure(lost, passing=True)
         if failure:
             future.set_exception(failure)
         else:
@@ -399,6 +412,7 @@ def _quiet_ray() -> ModuleType:
 def _join(ray: ModuleType, jobs: int | None) -> None:
     given = os.environ.get("RAY_ADDRESS", "auto")
     settings = {"log_to_driver": False, "logging_level": "critical"}
+    # An address is checked, since Ray would wait for it for minutes.
     if given not in ("auto", "local"):
         _require_answer(given)
     if given != "local":
@@ -415,9 +429,11 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except (OSError, ValueError) as error:
-        do = "start it with `ray start`, or unset RAY_ADDRESS"
-        got = f"{address}: {error}"
-        raise MaskwiseError("no Ray cluster at RAY_ADDRESS", got=got, do=do) from None
+        raise MaskwiseError(
+            "no Ray cluster at RAY_ADDRESS",
+            got=f"{address}: {error}",
+            do="start it with `ray start`, or unset RAY_ADDRESS",
+        ) from None
 
 
 def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:

@@ -1,10 +1,9 @@
-"""Arms × seeds × tasks → statistics. Stages addressed by content, run by workers, judged by fixed
-rules.
+"""Arms, seeds and tasks → statistics. Stages are addressed by content, run by workers, and their
+results are compared by fixed rules.
 
-Read in this order: ``plan`` (the stages, and which a run is made of), ``design`` (in which order,
-and what is decided between them), ``work`` (what is done), ``run`` (do them all), ``verdict`` (what
-follows). ``single`` is one training without a study. Imports every room below; ``report`` only
-reads the files.
+Read in this order: ``plan`` (runs and their stages), ``design`` (their order, and what is decided
+between them), ``work`` and ``pretraining`` (what stages do), ``run`` (run them all), ``verdict``
+(what follows). ``single`` runs one training without a study.
 """
 
 from maskwise.study.forecast import dry_run

@@ -15,16 +15,14 @@ arms together.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, duration
-from maskwise.estimates import shown
 from maskwise.families import most_tokens, require_kind
-from maskwise.files import Contrast
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import (
     has_head,
@@ -57,7 +55,8 @@ pipeline_tag: sentence-similarity
 tags: [sentence-transformers, maskwise]
 ---
 
-Vectors of sentences: the encoder below with the mean over its tokens. `SentenceTransformer(FOLDER)` loads it.
+Vectors of sentences: the encoder below with the mean over its tokens.
+`SentenceTransformer(FOLDER)` loads it.
 
 """
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
@@ -94,12 +93,14 @@ def adapt_recipe(
     do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
     facts = look_at(texts)
-    weights, warm = weights_of(config), not has_head(model)
+    weights = weights_of(config)
+    warm = not has_head(model)
     if not tasks:
         if pairs is None:
             raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
+    # Muon is faster on small models; large ones keep the optimiser they were trained with.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -115,6 +116,7 @@ def adapt_recipe(
         BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
         "tsdae": {"objectives": {"tsdae": {}}},
     }
+    # Whole words need blanks between them.
     if not facts.spaced:  # no words to mask
         arms[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
@@ -146,10 +148,8 @@ def adapt_recipe(
         # as benchmarks/recipes/continual-minilm.yaml found
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
-        arms = {
-            name: {f"phases.1.{key}": value for key, value in arm.items()}
-            for name, arm in arms.items()
-        }
+        for name, arm in arms.items():  # the arms differ after the head is trained
+            arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
     settings["study"]["arms"] = arms
     for override in overrides:
         put(settings, *parse_override(override))
@@ -173,11 +173,12 @@ def write_pairs(
     """
     lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
-        what = (
-            "there is nothing to judge by: no task, and hardly a text with a title or two sentences"
-        )
         raise MaskwiseError(
-            what, got=f"{len(lines)} texts", allowed=f"≥ {LEAST_PAIRS}", do="give --task FILE"
+            "there is nothing to judge by: no task, and hardly a text with a title or two "
+            "sentences",
+            got=f"{len(lines)} texts",
+            allowed=f"≥ {LEAST_PAIRS}",
+            do="give --task FILE",
         )
     if [*read_lines(target)] == lines:
         return target
@@ -189,12 +190,14 @@ def write_pairs(
 
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
     titles = read_documents(texts, text_field="title", keep_repeated=True)
+    # Titles are read first: a corpus of records may have them in a column.
     try:
         named = {document.id: document.text for document in islice(titles, 20_000)}
     except MaskwiseError:  # a table without such a column
         named = {}
     for document in read_documents(texts, text_field=text_field):
-        title, text = named.get(document.id, ""), document.text
+        title = named.get(document.id, "")
+        text = document.text
         if not title or title == text:
             title, text = _first_sentence(text)
         if len(title) > 5 and len(text) > 50:
@@ -207,48 +210,42 @@ def _first_sentence(text: str) -> tuple[str, str]:
 
 
 # The answer
-# --------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+
+
+ANSWERS = {
+    ("decided", "arm"): "Yes, further training helps.",
+    ("decided", "baseline"): "No, further training harms.",
+    ("no difference that matters", None): "No, it makes no difference that matters.",
+}
 
 
 def answer_of(result: Plain, recipe: Recipe) -> str:
-    """Does it help, by how much, at what cost: one or two sentences from the primary contrast of
-    the study.
-    """
+    """Does it help, by how much, at what cost: the verdict on the primary contrast of the study."""
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
     if row["verdict"] == "not comparable":
         return row["sentence"]
-    answer = {
-        ("decided", "arm"): "Yes, further training helps",
-        ("decided", "baseline"): "No, further training harms",
-        ("no difference that matters", None): "No, it makes no difference that matters",
-    }.get((row["verdict"], row["better"]), "Open, these runs cannot tell")
-    amount = shown(cast(Contrast, row))
-    interval = ""
-    if amount.low is not None:
-        interval = f" (95 %: {amount.low:+.{amount.digits}f} to {amount.high:+.{amount.digits}f})"
-    on = f"{len(recipe.tasks)} task{'s' * (len(recipe.tasks) != 1)}"
-    size = f"{amount.mean or 0.0:+.{amount.digits}f} {amount.unit}"
-    difference = f"{size}{interval} on {on}, in {row['n']} pairs of runs".replace("-", "−")
+    answer = ANSWERS.get((row["verdict"], row["better"]), "Open, these runs cannot tell.")
     steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
-    return (
-        f"{answer}: {difference}. It costs {steps:,} steps a run; the study took "
-        f"{duration(result['seconds'])}."
-    )
+    cost = f"It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
+    return f"{answer} {row['sentence']} {cost}"
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """The arm of which the study decided that going on helps; None where it did not."""
+    """The arm for which the study decided that further training helps; None where it did not."""
     row = _primary(result)
-    helps = row is not None and (row["verdict"], row["better"]) == ("decided", "arm")
-    return row["arm"] if row is not None and helps else None
+    if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
+        return None
+    return row["arm"]
 
 
 def _primary(result: Plain) -> Plain | None:
     """The primary contrast on the tasks, or else in whatever was measured."""
     rows = [row for row in result["contrasts"] if row["primary"]]
-    return next((row for row in rows if row["outcome"] == "tasks"), rows[0] if rows else None)
+    on_tasks = [row for row in rows if row["outcome"] == "tasks"]
+    return next(iter(on_tasks + rows), None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
@@ -278,21 +275,24 @@ def best_arm(out: Path) -> str | None:
     A gain is the mean of paired differences, each in the direction of its metric. An arm that lacks
     runs which others have is left out: what remains of it may be its lucky runs.
     """
-    scores: dict[str, dict[tuple[str, int], float]] = {}
+    scores: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for record in read_lines(out / "records.jsonl"):
-        at_defaults = record.get("role") == "gate"
-        if record["kind"] != "score" or record.get("fraction", 1) != 1 or at_defaults:
-            continue
-        sign = -1 if record["metric"] in LOWER_IS_BETTER else 1
-        run = (record["task"], record["seed"])
-        scores.setdefault(record["arm"], {})[run] = sign * record["score"]
+        # Neither companions nor the runs of a gate.
+        if record["kind"] == "score" and not {"fraction", "role"} & record.keys():
+            sign = -1 if record["metric"] in LOWER_IS_BETTER else 1
+            run = (record["task"], record["seed"])
+            scores[record["arm"]][run] = sign * record["score"]
     start = scores.pop(REFERENCE, {})
+    # An arm that lacks runs which others have may have kept its lucky ones.
     most = max(map(len, scores.values()), default=0)
     complete = {arm: found for arm, found in scores.items() if len(found) == most}
     shared = set(start).intersection(*complete.values())
-    gains = {arm: sum(found[run] - start[run] for run in shared) for arm, found in complete.items()}
-    best = max(gains, key=gains.__getitem__, default=None)
-    return best if best is not None and gains[best] > 0 else None
+    best, highest = None, 0.0
+    for arm, found in complete.items():
+        gain = sum(found[run] - start[run] for run in shared)
+        if gain > highest:
+            best, highest = arm, gain
+    return best
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
@@ -308,33 +308,31 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
     folders = [out / runs[seed] for seed in sorted(runs, key=int)]
-    finished = [
-        folder
-        for folder in folders
-        if read_json(folder / DONE) and (folder / "checkpoint").is_dir()
-    ]
-    if not finished:
-        what = f"no run of {arm} has a checkpoint to save"
+    finished = [folder for folder in folders if (folder / DONE).is_file()]
+    checkpoints = [folder / "checkpoint" for folder in finished]
+    checkpoint = next(filter(Path.is_dir, checkpoints), None)
+    if checkpoint is None:
         raise MaskwiseError(
-            what, got=f"{len(folders)} runs, unfinished or removed", do="run the same command again"
+            f"no run of {arm} has a checkpoint to save",
+            got=f"{len(folders)} runs, unfinished or removed",
+            do="run the same command again",
         )
-    checkpoint = finished[0] / "checkpoint"
-    whole, sentences = out / "model", out / "sentence-model"
+    whole = out / "model"
+    sentences = out / "sentence-model"
+    config = load_config(checkpoint)
+    card = (checkpoint / CARD).read_text(encoding="utf-8")
     tokenizer = load_tokenizer(str(checkpoint))
-    for folder, network in (
-        (whole, load_model(checkpoint, kind=None)),
-        (sentences, load_task_model(checkpoint, load_config(checkpoint), head="embedding", seed=0)),
-    ):
-        with without_advice():
-            network.save_pretrained(folder)
+    encoder = load_task_model(checkpoint, config, head="embedding", seed=0)
+    with without_advice():
+        load_model(checkpoint, kind=None).save_pretrained(whole)
+        encoder.save_pretrained(sentences)
+    # Both folders are complete, so that either can be moved alone.
+    for folder in (whole, sentences):
         tokenizer.save_pretrained(folder)
-        card = (checkpoint / CARD).read_text(encoding="utf-8")
-        write_whole(
-            folder / CARD, card if folder == whole else SENTENCE_CARD + card.partition("---\n\n")[2]
-        )
-    write_sentence_folder(
-        sentences, width=network.config.hidden_size, length=min(512, most_tokens(network.config))
-    )
+    write_whole(whole / CARD, card)
+    write_whole(sentences / CARD, SENTENCE_CARD + card.partition("---\n\n")[2])
+    length = min(512, most_tokens(config))
+    write_sentence_folder(sentences, width=config.hidden_size, length=length)
     return whole, sentences
 
 

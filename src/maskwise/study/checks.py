@@ -79,9 +79,10 @@ def check_study(
         seeds = planned
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
-        allowed = f"some of {', '.join(map(str, planned))}"
         raise MaskwiseError(
-            "seeds to run that are not in study.seeds", got=foreign, allowed=allowed
+            "seeds to run that are not in study.seeds",
+            got=foreign,
+            allowed=f"some of {', '.join(map(str, planned))}",
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)
@@ -94,8 +95,9 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
         return None
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        do = "give a folder"
-        raise MaskwiseError("the folder of shared stages is a file", got=str(folder), do=do)
+        raise MaskwiseError(
+            "the folder of shared stages is a file", got=str(folder), do="give a folder"
+        )
     return folder
 
 
@@ -117,6 +119,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
             notes += _check_arm(recipe.arm(name, seed=0, more=point), load)
     if not recipe.study.arms:
         notes += _check_arm(recipe, load)
+    # Reads the files of an evaluation once, for their errors.
     load_sets(recipe.evaluation)
     _check_matching(recipe)
     if search:
@@ -125,9 +128,11 @@ def check_inputs(recipe: Recipe) -> list[str]:
     for spec in recipe.tasks:
         name = load(spec).name
         if name in specs:
-            do = f'give one another name: {spec.partition("(")[0]}(…, name="…")'
-            got = f"{specs[name]} and {spec}"
-            raise MaskwiseError(f"two tasks are called {name!r}", got=got, do=do)
+            raise MaskwiseError(
+                f"two tasks are called {name!r}",
+                got=f"{specs[name]} and {spec}",
+                do=f'give one another name: {spec.partition("(")[0]}(…, name="…")',
+            )
         specs[name] = spec
     return list(dict.fromkeys(notes))
 
@@ -137,6 +142,7 @@ def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
     configuration.
     """
     given = arm.tokenizer_name
+    # Sizes of a model follow from a tokenizer's size and special tokens alone.
     tokenizer: Any = _Untrained(arm.tokenizer)
     if given:
         tokenizer = load_tokenizer(given, needs_mask=arm.kind == "encoder", needs_words=False)
@@ -145,7 +151,8 @@ def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
 
 def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
     """Check that the model, tokenizer and texts of one arm fit each other; yields warnings."""
-    links, start = arm.links(), arm.model.pretrained
+    links = arm.links()
+    start = arm.model.pretrained
     tokenizer, config = start_of(arm)
     check_start(config, len(tokenizer))
     for spec in arm.tasks:
@@ -157,9 +164,11 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
     if start and links[0].training.freeze == "none" and not has_head(start):
         yield f"{start}: {NO_HEAD}"
     if arm.tasks:
+        # The usual rates are known for encoders only.
         if arm.kind == "encoder":
             yield from _rate_notes(arm.finetune, weights_of(config))
-        length, room = arm.finetune.max_length, most_tokens(config)
+        length = arm.finetune.max_length
+        room = most_tokens(config)
         if start:
             check_room(config, length, what="finetune.max_length")
         elif arm.has_new_positions and length > room:
@@ -183,12 +192,15 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
 
 def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
     """Warn of a learning rate of fine-tuning that is unusual for models of this size."""
-    rate, usual = finetune.learning_rate, fitting_rate(weights)
+    rate = finetune.learning_rate
+    usual = fitting_rate(weights)
     if rate is None or finetune.optimizer != "adamw":
         return
     if not usual / FAR <= rate <= FAR * usual:
-        what = f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights"
-        yield f"{what} want about {usual:g}: leave it out, or take that"
+        yield (
+            f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights"
+            f" want about {usual:g}: leave it out, or take that"
+        )
 
 
 def _check_matching(recipe: Recipe) -> None:
@@ -198,17 +210,23 @@ def _check_matching(recipe: Recipe) -> None:
         return
     for name in study.arms:
         if any(link.corpus.stream for link in recipe.arm(name, seed=0).links()):
-            what = "compute per step is unknown for streamed corpora, so arms are matched by steps"
-            got = f"study.match {study.match}"
-            raise MaskwiseError(what, got=got, do="leave out study.match")
+            raise MaskwiseError(
+                "compute per step is unknown for streamed corpora, so arms are matched by steps",
+                got=f"study.match {study.match}",
+                do="leave out study.match",
+            )
         points = [{}, *study.search.points_of(name)] if study.search else [{}]
         texts = {_texts(recipe.arm(name, seed=0, more=point)) for point in points}
         # The steps of a point would depend on which texts are there already.
         if len(texts) > 1:
-            what = f"study.match {study.match} wants one text for arm {name!r}"
-            do = "search settings that leave the text as it is, or leave out study.match"
-            got = f"grid {', '.join(points[1])}"
-            raise MaskwiseError(f"{what}, and study.search tries several", got=got, do=do)
+            raise MaskwiseError(
+                (
+                    f"study.match {study.match} wants one text for arm {name!r}"
+                    ", and study.search tries several"
+                ),
+                got=f"grid {', '.join(points[1])}",
+                do="search settings that leave the text as it is, or leave out study.match",
+            )
 
 
 def _texts(arm: Recipe) -> tuple[str, ...]:
@@ -226,15 +244,20 @@ def _check_search(recipe: Recipe, search: SearchSettings, load: Load) -> None:
     if (search.by or ("dev" if recipe.tasks else "held-out")) == "dev":
         for task in recipe.tasks:
             if not load(task).splits["dev"]:
-                what = f"study.search goes by dev rows, and task {task} has none"
-                raise MaskwiseError(what, do="give it a dev split; or study.search.by=held-out")
+                raise MaskwiseError(
+                    f"study.search goes by dev rows, and task {task} has none",
+                    do="give it a dev split; or study.search.by=held-out",
+                )
         return
     for name in recipe.study.arms:
         points = [recipe.arm(name, seed=0, more=point).links() for point in search.points_of(name)]
         do = "name tasks, and let study.search.by be dev"
         if not all(links[-1].judged_on() for links in points):
-            what = f"study.search by held-out loss cannot compare settings of arm {name!r}"
-            raise MaskwiseError(what, got="an arm that masks nothing", do=do)
+            raise MaskwiseError(
+                f"study.search by held-out loss cannot compare settings of arm {name!r}",
+                got="an arm that masks nothing",
+                do=do,
+            )
         if len({tokenizer_of(prepare_stage(links[0])) for links in points}) > 1:
             what = "study.search by held-out loss cannot choose between tokenizers: losses per "
             what += "token of different vocabularies do not compare"
@@ -249,13 +272,18 @@ def _check_text(link: Recipe) -> Iterator[str]:
         require_documents(part)
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
+    # A stream is annotated as it is read, so its annotators cannot see the whole corpus first.
     if corpus.stream:
         for spec in corpus.annotators:
             require_live(spec, annotator(spec))
         if link.learns:
-            what = "a policy is learned from texts that are read whole, and this one is a stream"
-            do = "learn it from a part first (maskwise learn), and name its folder"
-            raise MaskwiseError(what, do=f"{do}: learned('OUT/policy')")
+            raise MaskwiseError(
+                "a policy is learned from texts that are read whole, and this one is a stream",
+                do=(
+                    "learn it from a part first (maskwise learn), and name its folder"
+                    ": learned('OUT/policy')"
+                ),
+            )
     layers = ["word_ids"]
     for spec in corpus.annotators:
         layers += token_layers(annotator(spec).layers)
@@ -271,8 +299,9 @@ def _check_text(link: Recipe) -> Iterator[str]:
 
 
 def _refuse_layer(what: str, layers: Iterable[str], do: str) -> None:
-    got = f"layers {', '.join(layers)}"
-    raise MaskwiseError(f"{what}, and this corpus has none", got=got, do=do)
+    raise MaskwiseError(
+        f"{what}, and this corpus has none", got=f"layers {', '.join(layers)}", do=do
+    )
 
 
 def _check_words(link: Recipe, tokenizer: Any) -> None:
@@ -283,21 +312,29 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
     named = [("masking.policy", name) for name in link.policies]
     for setting, name in [*named, *(("evaluation.masks", name) for name in masks)]:
         if "word_ids" in policy(name).layers():
-            what = f"{setting} {name} needs words, and a slow tokenizer has no character offsets"
-            do = "take token, say corpus.words: token, or convert it to a tokenizer.json"
-            got = type(tokenizer).__name__
-            raise MaskwiseError(f"{what} to find them", got=got, do=do)
+            raise MaskwiseError(
+                (
+                    f"{setting} {name} needs words, and a slow tokenizer has no character offsets"
+                    " to find them"
+                ),
+                got=type(tokenizer).__name__,
+                do="take token, say corpus.words: token, or convert it to a tokenizer.json",
+            )
 
 
 def _check_rows(link: Recipe) -> None:
     """Check that each part of a batch has enough rows for the twins of ``cse``."""
-    how, ranks = link.training, ranks_here()
+    how = link.training
+    ranks = ranks_here()
     for name, arm in link.objectives.items():
         rows = how.micro_rows(ranks)
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size is too small, or odd"
-            got = f"{how.batch_size}, in {how.accumulate * ranks} parts"
-            raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
+            raise MaskwiseError(
+                f"arm {name!r}: {why}",
+                got=f"{how.batch_size}, in {how.accumulate * ranks} parts",
+                allowed="even parts of 4 or more",
+            )
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
@@ -320,20 +357,31 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
     name = masker.policy
     if masker.keep and not counts.eligible:
-        what = f"the layer {masker.keep!r} keeps every token visible"
-        got = f"nothing to mask in {len(steps)} batches"
-        raise MaskwiseError(what, got=got, do="mark the prompts alone")
+        raise MaskwiseError(
+            f"the layer {masker.keep!r} keeps every token visible",
+            got=f"nothing to mask in {len(steps)} batches",
+            do="mark the prompts alone",
+        )
+    # Text without blanks is one word a piece, which no budget has room for.
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
-        what = f"policy {name} finds no words in this text: {counts.units} units in"
-        do = "take the policy token, or span(over='token'); or corpus.words: token, or regex:…"
-        got = f"{counts.eligible / max(1, counts.units):.0f} tokens a unit"
-        raise MaskwiseError(f"{what} {counts.pieces} texts", got=got, do=do)
+        raise MaskwiseError(
+            (
+                f"policy {name} finds no words in this text: {counts.units} units in"
+                f" {counts.pieces} texts"
+            ),
+            got=f"{counts.eligible / max(1, counts.units):.0f} tokens a unit",
+            do="take the policy token, or span(over='token'); or corpus.words: token, or regex:…",
+        )
     if not counts.targets:
-        what = f"policy {name} masks nothing in this text: it has no units, or they are longer"
-        do = "take the policy token, or text with spaces; maskwise inspect shows the masks"
-        got = f"no target in {len(steps)} batches"
-        raise MaskwiseError(f"{what} than the budget", got=got, do=do)
+        raise MaskwiseError(
+            (
+                f"policy {name} masks nothing in this text: it has no units, or they are longer"
+                " than the budget"
+            ),
+            got=f"no target in {len(steps)} batches",
+            do="take the policy token, or text with spaces; maskwise inspect shows the masks",
+        )
 
 
 def unknown_share(counts: Mapping[str, int]) -> float:
@@ -348,10 +396,13 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
     """
     share = unknown_share(counts)
     if share > 0.5:
-        what = f"{share:.0%} of the tokens of {title} are unknown to the tokenizer"
-        do = "take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, or bpe"
-        got = f"{counts[UNKNOWN]:,} × [UNK]"
-        raise MaskwiseError(what, got=got, allowed="at most half", do=do)
+        raise MaskwiseError(
+            f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
+            got=f"{counts[UNKNOWN]:,} × [UNK]",
+            allowed="at most half",
+            do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
+            "or bpe",
+        )
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
@@ -360,8 +411,10 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
         share = unknown_share((stage.result(stages) or {}).get("counts", {}))
         if share > MOST_UNKNOWN:
             source = CorpusSettings(**stage.what["corpus"]).title
-            what = f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are"
-            yield f"{what} never masked: {UNKNOWN_ADVICE}"
+            yield (
+                f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are"
+                f" never masked: {UNKNOWN_ADVICE}"
+            )
 
 
 def say(notes: Iterable[str]) -> None:
@@ -373,7 +426,11 @@ def say(notes: Iterable[str]) -> None:
 class _Untrained:
     """Substitute for a tokenizer that is still to be trained, as far as configurations ask."""
 
-    pad_token_id, cls_token_id, sep_token_id, bos_token_id, eos_token_id = 0, 2, 3, None, None
+    pad_token_id = 0
+    cls_token_id = 2
+    sep_token_id = 3
+    bos_token_id = None
+    eos_token_id = None
 
     def __init__(self, settings: TokenizerSettings):
         self.size = settings.vocab_size + settings.sentinels

@@ -80,12 +80,14 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
         network: the model, or an empty one.
     """
     how = recipe.training
+    # Padding is not known before the text is cut into rows.
     tokens = how.steps * how.batch_size * recipe.corpus.length
     if recipe.objectives or recipe.kind != "encoder":
         return {"tokens": tokens, "flops": None}
     mean = 1.0  # next tokens are all targets
     if objective_class(recipe.objective).inherits:
-        ratio, numbers = schedule(recipe.masking.ratio), over_a_run(how.steps, SAMPLED_STEPS)
+        ratio = schedule(recipe.masking.ratio)
+        numbers = over_a_run(how.steps, SAMPLED_STEPS)
         mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
     one = without_weights(recipe.objective, network)
     return {
@@ -124,6 +126,7 @@ def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
     """
     steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
     counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
-    tokens, targets = counts.tokens / len(steps), counts.targets / len(steps)
+    tokens = counts.tokens / len(steps)
+    targets = counts.targets / len(steps)
     spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
     return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,7 @@ class Design:
     def plans(self) -> Iterator[Plan]:
         """The plans, to be done one after the other."""
         study = self.recipe.study
+        # The length of runs depends on the texts, so these are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = [make_run(self.recipe, arm, seed, contents={}) for arm in study.arms]
@@ -94,6 +96,7 @@ class Design:
             self.budget = sum(spent) if spent else None
         if study.search:
             yield from self._search()
+        # One seed after the other: an interrupted study has whole pairs of runs.
         for seed in self.seeds:
             self.runs += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
             self.runs += self._compared(self.arms, seed)
@@ -157,7 +160,7 @@ class Design:
         )
 
     # Matching
-    # ----------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
         """A share of an arm's steps, or of those that spend the budget, as overrides."""
@@ -167,16 +170,21 @@ class Design:
         if spent and self.budget is not None:
             first = matched_steps(steps[0], spent, self.budget)
             if first is None:
-                what = f"arm {arm!r} cannot spend as much as the baseline"
-                got = f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase"
-                raise MaskwiseError(f"{what} by {self.recipe.study.match}", got=got)
+                raise MaskwiseError(
+                    (
+                        f"arm {arm!r} cannot spend as much as the baseline"
+                        f" by {self.recipe.study.match}"
+                    ),
+                    got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
+                )
             steps[0] = first
         names = own.settings_of("training.steps")
         return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
         """What each training of an arm's run spends; None while a text is not there."""
-        seed, by = self.recipe.study.seed_list[0], self.recipe.study.match
+        seed = self.recipe.study.seed_list[0]
+        by = self.recipe.study.match
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
         if any(text.result(self.stages) is None for text in run.texts):
             return None
@@ -188,7 +196,7 @@ class Design:
         return spent
 
     # Searching
-    # ---------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
         """Every arm at every point of its grid with every seed, which then keeps the best point for
@@ -204,10 +212,11 @@ class Design:
                 tried[arm, seed] = [
                     self._run(arm, seed, point, role="search", by=by) for point in points
                 ]
-        self.others = [run for runs in tried.values() for run in runs]
+        self.others = list(chain.from_iterable(tried.values()))
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
             kinds = self.recipe.arm(arm, seed=0).links()[-1].judged_on()
+            # A point that failed has no scores and cannot be chosen.
             scores = [_scores(run, self.stages, kinds) for run in trials]
             choice = choose(scores)
             chosen = None if choice.place is None else trials[choice.place].setting
@@ -227,6 +236,7 @@ class Design:
                     "tied": choice.tied,
                 }
             )
+            # A dry run counts the runs that follow, whatever will be chosen.
             if chosen is None and self.forecast:
                 chosen = trials[0].setting
             if chosen is None:
@@ -238,6 +248,7 @@ class Design:
 def _texts_of(run: Run) -> Run:
     """A run reduced to its texts, and to what they need (such as a policy that is learned)."""
     needed = {stage.name for stage in run.texts}
+    # Stages come after those they need.
     for stage in reversed(run.chain):
         if stage.name in needed:
             needed.update(stage.needs)

@@ -29,6 +29,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_study, shared_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
+from maskwise.study.plan import stages_of
 from maskwise.study.stages import STAGE, Stage
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import best_device, fast_bf16
@@ -101,12 +102,14 @@ class Forecast:
         steps, evaluations = size = _size(self.named[name])
         done = self.done.get(key, [])
         alike = [seconds for other, seconds in done if other == size]
+        # Nothing is scaled, so this is the safest answer.
         if alike:
             return median(alike)
         if key in self.timed:
             entry = self.timed[key]
             once = entry.get("seconds", entry.get("start", 0.0))
             return once + steps * entry.get("step", 0.0) + evaluations * entry.get("judge", 0.0)
+        # Start-up and evaluations do not scale with the steps: an answer of last resort.
         if done:
             return steps * median(seconds / other for (other, _), seconds in done)
         return steps * self.paces[key] if key in self.paces else None
@@ -151,6 +154,7 @@ class Forecast:
         work = total(seconds.values())
         if work is None:
             return kinds, unknown, None
+        # When each stage ends if nothing but its needs holds it up.
         ends: dict[str, float] = {}
         for name in to_do:  # stages that others need come first
             before = [ends.get(need, 0.0) for need in planned[name].needs]
@@ -183,6 +187,7 @@ class Forecast:
         kind = start.what.get("kind") or objective_class(start.what.get("objective", "mlm")).kind
         training = dict(what.get("training", {}))
         steps = training.get("steps")
+        # Every other setting may change the time of a step, also one that is new here.
         for setting in CHANGE_NO_TIME:
             training.pop(setting, None)
         parts: list[object] = [
@@ -265,8 +270,9 @@ def dry_run(
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())
-        planned = {stage.name: stage for plan in plans for stage in plan.stages()}
+        planned = stages_of(plans)
         known = {stage.name: stage for stage in stages_in(stages)}
+        # Stages of other recipes are known, too: what is like one of them has a time.
         forecast = Forecast(known | planned)
         results = {name: stage.result(stages) for name, stage in forecast.named.items()}
     for name, result in results.items():
@@ -308,11 +314,13 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
         for phase, stage in enumerate(run.trainings if run.compared else ()):
             arms.setdefault((phase, stage), []).append(run.arm)
             recipes[stage] = run.recipe
+    # Trainings of different seeds that the same arms share are one line of the table.
     alike: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
     for (phase, stage), names in arms.items():
         alike.setdefault((phase, tuple(names)), []).append(stage)
     for (phase, arms_alike), stages in sorted(alike.items(), key=lambda entry: entry[0][0]):
-        recipe, how = recipes[stages[0]], stages[0].what["training"]
+        recipe = recipes[stages[0]]
+        how = stages[0].what["training"]
         link = recipe.links()[phase]
         matched = link.training.model_copy(update={"steps": how["steps"]})
         link = link.model_copy(update={"training": matched})
@@ -334,6 +342,7 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
 def _view(own: Path, shared: Path | None) -> Iterator[Path]:
     """A temporary folder that shows the stages of both."""
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
+        # The study's own stages win, as in ``link_shared``.
         for source in (shared, own):
             for stage in source.glob("*-*/") if source else ():
                 link = Path(name) / stage.name
@@ -353,11 +362,15 @@ def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     """What is not known before the study runs."""
     undone = sum(choice["chosen"] is None for choice in design.choices)
     if undone:
-        what = f"{undone} of {len(design.choices)} searches (one for each arm and seed)"
-        yield f"{what} are not done: the settings of the runs that follow are not known yet"
+        yield (
+            f"{undone} of {len(design.choices)} searches (one for each arm and seed)"
+            " are not done: the settings of the runs that follow are not known yet"
+        )
     if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
-        what = "the text is a stream: nothing of it is counted beforehand"
-        yield f"{what}, and no more than its beginning is prepared"
+        yield (
+            "the text is a stream: nothing of it is counted beforehand"
+            ", and no more than its beginning is prepared"
+        )
     by = recipe.study.match
     if by != "steps" and design.budget is None:
         yield f"steps will be matched by {by} when the texts are prepared; counted as written"

@@ -49,6 +49,7 @@ class LiveTable:
         self.quiet = quiet
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+        # Logs of batch jobs get plain lines.
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
         self.named = {stage.name: stage for stage in plan.stages()}
@@ -90,9 +91,11 @@ class LiveTable:
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
         """Draw the new state; without a terminal, print a line for each tenth of the work."""
-        now, total = time.perf_counter(), len(self.named)
+        now = time.perf_counter()
+        total = len(self.named)
         self.since = {name: self.since.get(name, now) for name in running}
         self.errors = errors
+        # Ten lines are enough for a log, however many stages there are.
         tenth = len(self.finished) * 10 // total > self.printed * 10 // total
         if self.quiet or not (self.shows or tenth):
             return
@@ -111,6 +114,7 @@ class LiveTable:
                 lines = file.read().splitlines()
         except OSError:
             return {}
+        # Lines of evaluations come between those of training.
         for line in reversed(lines):
             with suppress(ValueError):  # the first line may be cut, and the last half written
                 found: Plain = json.loads(line)
@@ -146,10 +150,12 @@ class LiveTable:
             whole = self.forecast.seconds(name)
             if whole is None:
                 sure = False
+            # A resumed training has done steps that are older than this process.
             elif self.lines.get(name):
                 total += whole * (1 - self._share(name))
             else:
                 total += max(0.0, whole - (now - self.since.get(name, now)))
+        # Workers that share cores are as fast as they were when the times were taken.
         return total / (len(self.since) or self.jobs), sure
 
     def _share(self, name: str) -> float:

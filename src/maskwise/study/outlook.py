@@ -28,6 +28,7 @@ from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, check_inputs, st
 from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.design import Design
 from maskwise.study.forecast import Forecast
+from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import name_of, starter
@@ -58,7 +59,8 @@ frequencies by 0.3 nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger one
 power. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
 plateau), and right within a factor of 2. Not valid for letters: some families of proteins took
 1,000 steps, and others more than twice what this rule predicts."""
-PLATEAU_VOCABULARY, LEAST_VOCABULARY = 1024, 256
+PLATEAU_VOCABULARY = 1024
+LEAST_VOCABULARY = 256
 SAFE_TIMES = 1.5
 
 
@@ -160,6 +162,7 @@ class Outlook:
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
         words = _words(sample.rows, tokens)
+        # Counts of the sample are scaled to the whole text.
         facts = self.facts["corpus"] = {
             "title": corpus.title,
             "documents": sample.documents,
@@ -175,7 +178,8 @@ class Outlook:
             "vocabulary": len(sample.data.tokenizer),
             "tokens_per_word": words and round(tokens / words, 3),
         }
-        least, left_out = "", counted(sample.skipped)
+        least = ""
+        left_out = counted(sample.skipped)
         if not sample.whole:
             least = "at least "
             left_out += f" (in the first {sample.documents:,} documents)"
@@ -210,7 +214,8 @@ class Outlook:
         Returns:
             Whether every arm can be trained on the sample.
         """
-        first, how = self.first, self.first.training
+        first = self.first
+        how = self.first.training
         arms = self.facts["arms"] = {}
         trainable = True
         for name, link in (self.arms or {self.recipe.name: first}).items():
@@ -233,6 +238,7 @@ class Outlook:
             line += "on a stream, which is not counted"
         fewest = min((arm["targets_per_step"] for arm in arms.values()), default=0)
         vocabulary = len(sample.data.tokenizer)
+        # The rule of the plateau was fitted on new encoders that read words.
         new = first.model.pretrained is None and first.kind == "encoder"
         if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
             facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
@@ -279,15 +285,16 @@ class Outlook:
     def time(self, sample: Sample, folder: Path, *, timing: bool) -> None:
         """Time the stages that were not timed here before, and sum up; ``folder`` for samples."""
         recipe = self.recipe
+        # A recipe without arms is timed as a study of one run.
         if not self.arms:
             one = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
             recipe = recipe.model_copy(update={"study": one})
         plans = list(Design(recipe, folder / "stages", forecast=True).plans())
-        todo = {stage.name: stage for plan in plans for stage in plan.stages()}
+        todo = stages_of(plans)
         forecast = Forecast(todo)
+        # A text may be too short for a single training row.
         if timing and len(sample.rows):
-            runs = [run for plan in plans for run in plan.runs]
-            time_stages(runs, Samples(self.first, sample, folder), forecast)
+            time_stages(plans, Samples(self.first, sample, folder), forecast)
         jobs = os.cpu_count() or 1
         kinds, unknown, seconds = forecast.summary(todo, todo, jobs)
         facts = self.facts["time"] = {
@@ -367,7 +374,7 @@ def plateau_targets(vocabulary: int) -> float:
 
 
 # Counts
-# ------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def _words(rows: Rows, tokens: int) -> int | None:

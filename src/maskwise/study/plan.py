@@ -4,8 +4,9 @@ plans of runs to be done together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, product
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -125,8 +126,14 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """Every stage once, after those it needs; texts first, unless they wait for a policy."""
-        every = dict.fromkeys(stage for run in self.runs for stage in run.stages)
+        every = dict.fromkeys(chain.from_iterable(run.stages for run in self.runs))
         return sorted(every, key=lambda stage: stage.kind != "prepare" or len(stage.needs) > 1)
+
+
+def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
+    """The stages of several plans by name."""
+    every = chain.from_iterable(plan.stages() for plan in plans)
+    return {stage.name: stage for stage in every}
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -144,25 +151,24 @@ def make_plan(recipe: Recipe) -> Plan:
     require_arms(recipe)
     contents = task_contents(recipe)
     arms = arms_of(recipe, contents)
-    runs = [
-        make_run(recipe, arm, seed, contents=contents)
-        for seed in recipe.study.seed_list
-        for arm in arms
-    ]
-    return Plan(tuple(runs))
+    pairs = product(recipe.study.seed_list, arms)
+    return Plan(tuple(make_run(recipe, arm, seed, contents=contents) for seed, arm in pairs))
 
 
 def require_arms(recipe: Recipe) -> None:
     """Refuse a recipe that compares nothing."""
     if not recipe.study.arms:
-        do = "give it study.arms, or use maskwise pretrain"
-        raise MaskwiseError(f"recipe {recipe.name!r} compares nothing", do=do)
+        raise MaskwiseError(
+            f"recipe {recipe.name!r} compares nothing",
+            do="give it study.arms, or use maskwise pretrain",
+        )
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
     """The arms, and the reference if anything can be measured of it: tasks, or how a start with a
     head fills masks.
     """
+    # A new model without tasks has nothing that could be measured.
     if contents or _fills_masks(baseline_of(recipe)):
         return [*recipe.study.arms, REFERENCE]
     return list(recipe.study.arms)
@@ -212,6 +218,7 @@ def make_run(
     reference = arm == REFERENCE
     own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
     links = own.links()
+    # The first text trains the tokenizer of all the others.
     text = prepare_stage(links[0].unlearned())
     chain = [text]
     last: Stage | None = None
@@ -235,6 +242,7 @@ def make_run(
         judged = evaluate_stage(own, held_out, last)
     tasks: dict[str, Stage] = {}
     overlaps: list[Stage] = []
+    # The overlap of a task and a text does not depend on the run, so arms share that stage.
     for task, content in contents.items():
         spec = of_run(task, seed)
         if spec != task:  # a task in a world of the run's own has other rows in every run
@@ -273,8 +281,12 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
             learned[name] = load_task(link.learned_task).name
     known = {name: task for name, task in learned.items() if task in tasks}
     if len(set(known.values())) < max(2, len(tasks)):
-        what = "study.transfer compares policies that were learned from each of the study's tasks"
-        got = f"policies learned from {', '.join(sorted(set(learned.values()))) or 'no task'}"
-        do = f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}"
-        raise MaskwiseError(f"{what}, two or more", got=got, do=do)
+        raise MaskwiseError(
+            (
+                "study.transfer compares policies that were learned from each of the study's tasks"
+                ", two or more"
+            ),
+            got=f"policies learned from {', '.join(sorted(set(learned.values()))) or 'no task'}",
+            do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
+        )
     return known

@@ -64,7 +64,8 @@ def pretrain(
     Raises:
         MaskwiseError: nothing in this text can be learnt from, or the loss is not finite.
     """
-    training, evaluation = recipe.training, recipe.evaluation
+    training = recipe.training
+    evaluation = recipe.evaluation
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = recipe.model.model(
@@ -79,8 +80,10 @@ def pretrain(
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
             require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
+    # The curve during training evaluates the same rows and masks as the study afterwards.
     rows = laid_out(data.held_out, judged, network.config)
-    masks, most = evaluation.masks, evaluation.rows
+    masks = evaluation.masks
+    most = evaluation.rows
     ratio = evaluation.ratios[0]
     maskers = fixed_maskers(
         data.tokenizer, masks=masks, ratio=ratio, kind=judged.kind, length=rows.length
@@ -89,6 +92,7 @@ def pretrain(
     held_out = HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
     losses: list[Plain] = []
 
+    # The card shows the latest held-out losses, so it is written with the weights.
     def save(target: Path) -> None:
         choices = {**made.words, **(facts or {})}
         card = model_card(recipe, choices, losses, text=data.training)
@@ -114,8 +118,11 @@ def pretrain(
             quiet=quiet,
         )
     if not done["targets"]:
-        what = "no token was masked during training; the checkpoint was not saved"
-        raise MaskwiseError(what, got=made.title, do="look at the masks: maskwise inspect")
+        raise MaskwiseError(
+            "no token was masked during training; the checkpoint was not saved",
+            got=made.title,
+            do="look at the masks: maskwise inspect",
+        )
     save(folder / "checkpoint")
     if rank_here() == 0:
         shutil.rmtree(folder / "resume", ignore_errors=True)
@@ -200,6 +207,7 @@ class Learning(NamedTuple):
 
     def close(self) -> None:
         """End the processes that read a stream."""
+        # Streams are learners: their position is saved with the states of a run.
         for learner in self.learners.values():
             if isinstance(learner, StreamedRows):
                 learner.close()
@@ -246,7 +254,8 @@ def _source(
 ) -> MaskedSource:
     """The batches of one objective; ``changes`` of the recipe's masking."""
     settings = kind.settings(recipe.masking.model_dump(), changes or {})
-    seed, length = recipe.training.seed, data.training.length
+    seed = recipe.training.seed
+    length = data.training.length
     maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
     return MaskedSource(drawn, maker, recipe.training, shares=_shares(rows, recipe))
 
@@ -270,7 +279,8 @@ def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
     """An arm for each objective over one encoder, with the recipe's sampler over them."""
-    training, arms = recipe.training, recipe.objectives
+    training = recipe.training
+    arms = recipe.objectives
     # New heads depend on the seed, also those of a model that was only loaded.
     torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
@@ -278,7 +288,8 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     if heads.is_file():  # of the phase before
         joined.go_on(heads)
     chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
-    rank, ranks = rank_here(), ranks_here()
+    rank = rank_here()
+    ranks = ranks_here()
     judging = judging_rows(network, data, recipe)
     drawn: dict[str, Rows | StreamedRows] = {}
     sources: dict[str, MaskedSource] = {}
@@ -304,6 +315,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         vocabulary = len(data.tokenizer)
         chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
         chooser.chance = chooser.vector(chances)
+    # Some samplers learn from new probe rows each time, as their paper does.
     fresh = getattr(chooser, "faithful", False)
 
     def probe() -> Probe:

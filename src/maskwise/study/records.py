@@ -27,7 +27,7 @@ from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.design import Design
-from maskwise.study.plan import Run, baseline_of, learned_from, reference_words
+from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
 from maskwise.study.stages import prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
@@ -51,9 +51,11 @@ RESULTS = (
 def describe(recipe: Recipe, design: Design) -> Study:
     """study.json, as far as it is known."""
     study = recipe.study
-    search, gate = study.search, study.gate
+    search = study.search
+    gate = study.gate
     tasks = [load_task(spec) for spec in recipe.tasks]
     reference = reference_words(baseline_of(recipe)) if REFERENCE in design.arms else None
+    # The report reads these keys; the whole recipe is kept beside them.
     described: Study = {
         "name": recipe.name,
         "description": recipe.description,
@@ -89,7 +91,8 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     # Seeds that chose different settings may have trained with different masks.
     chains = [recipe.arm(name, seed=0, more=more).links() for more in design.settings_of(name)]
     lasts = [links[-1] for links in chains]
-    units, masks = set[UnitKind](), list[str]()
+    units = set[UnitKind]()
+    masks = list[str]()
     for last in lasts:
         units |= {policy(spec).unit_kind for spec in last.masked_by or [last.masking.policy]}
         masks += last.judged_on()
@@ -145,7 +148,9 @@ def so_far(out: Path, study: Study) -> Study:
     known: Study = {"started": study["started"], "seconds": None}
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
-        look, now = _look(before), _look(study)
+        look = _look(before)
+        now = _look(study)
+        # A study that was stopped before its verdict has not looked at its results.
         judged = (out / "summary.json").is_file() and not before.get("pending")
         if judged and look not in looked and (look != now or _decides_otherwise(before, study)):
             looked.append(look)
@@ -160,7 +165,8 @@ def so_far(out: Path, study: Study) -> Study:
 
 def _same_question(before: Mapping[str, Any], study: Study) -> bool:
     """Whether an earlier study in the folder differs in its study settings alone."""
-    old, new = before.get("recipe") or {}, study["recipe"]
+    old = before.get("recipe") or {}
+    new = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
     if "seeds" not in before or any(old.get(part) != new[part] for part in parts):
         return False
@@ -186,7 +192,8 @@ def _look(study: Mapping[str, Any]) -> Look:
 
 def _decides_otherwise(before: Mapping[str, Any], study: Study) -> bool:
     """Whether settings have changed by which the same runs may get another verdict."""
-    old, new = _settings(before["recipe"]), _settings(study["recipe"])
+    old = _settings(before["recipe"])
+    new = _settings(study["recipe"])
     return any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match"))
 
 
@@ -222,14 +229,16 @@ def others_of(out: Path, study: Study, design: Design) -> Others:
     if not before:
         return Others()
     if before.get("recipe") != study["recipe"]:
-        what = f"--out {out} holds a study of another recipe, to which these seeds cannot be added"
-        raise MaskwiseError(what, got=before.get("name"), do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds a study of another recipe, to which these seeds cannot be added",
+            got=before.get("name"),
+            do="give a new folder",
+        )
     judged = design.recipe.study.judged_seeds
+    # Runs of a search keep the study's seeds, compared runs have seeds of their own.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
-    records, timings = (
-        [line for line in read_lines(out / name) if line.get("seed") not in own]
-        for name in ("records.jsonl", "timings.jsonl")
-    )
+    records = [line for line in read_lines(out / "records.jsonl") if line.get("seed") not in own]
+    timings = [line for line in read_lines(out / "timings.jsonl") if line["seed"] not in own]
     runs = {arm: facts["runs"] for arm, facts in before["arms"].items()}
     answers = list(read_lines(out / PREDICTIONS))
     return Others(records, timings, answers, runs)  # type: ignore[arg-type]
@@ -275,12 +284,14 @@ def collect(
             if stage.kind == "overlap":  # of a text and a task, whatever run asked
                 records += lines
                 continue
+            # One diverged task does not hide what the run measured otherwise.
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
                 error = "a score or loss is not a finite number: the training or fine-tuning"
                 failure = {"kind": "failure", **run.who, "stage": stage.name}
                 records.append(failure | {"error": f"{error} diverged"})
+    # Runs of another block of seeds may have made the same record of a text and a task.
     distinct = {json.dumps(record, sort_keys=True): record for record in records}
     return [distinct[text] for text in sorted(distinct, key=lambda t: (_place(distinct[t]), t))]
 
@@ -350,7 +361,7 @@ def _place(record: Mapping[str, Any]) -> tuple[str | float, ...]:
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
     """The runs that are missing because every point of their search failed."""
     for (arm, seed), trials in design.failed.items():
-        names = [stage.name for run in trials for stage in run.stages]
+        names = stages_of([Plan(tuple(trials))])
         reason = next((errors[name] for name in names if name in errors), "no finite score")
         error = f"no point of its search succeeded: {reason}"
         judged = design.recipe.study.judged_seeds[seed]
@@ -372,6 +383,7 @@ def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> 
     for run in runs:
         for stage in run.tasks.values():
             task = (stage.result(stages) or {}).get("task", "")
+            # One fine-tuning is enough to read; scores have them all.
             for file in sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))[:1]:
                 for line in read_lines(file):
                     row = {"task": task, "input": line["input"], "gold": line["gold"]}

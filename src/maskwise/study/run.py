@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError
@@ -74,11 +75,13 @@ def run_study(
 
     began = time.perf_counter()
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
-    stages, new = out / "stages", not out.is_dir() or not any(out.iterdir())
+    stages = out / "stages"
+    new = not out.is_dir() or not any(out.iterdir())
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
     others = Others() if seeds is None else others_of(out, study, design)
+    # A contrast that cannot be made is refused before any work.
     primary_pairs(study)
     if not quiet:
         say([*notes, *prospect_lines(prospects_of(recipe, out))])
@@ -97,6 +100,7 @@ def run_study(
                     link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
                 worked = worked or bool(todo)
+                # Written before the work, so that a report can be made of an unfinished study.
                 study = others.added_to(describe(recipe, design) | known)
                 write_json(out / "study.json", study)
                 errors |= execute(
@@ -105,6 +109,7 @@ def run_study(
                 if not quiet:
                     say(notes_of_texts((s for s in todo if s.kind == "prepare"), stages))
         except MaskwiseError:  # a text cannot be prepared
+            # Nothing that is worth keeping was done in a new folder.
             if new and not any(stages.glob(f"*/{DONE}")):
                 shutil.rmtree(out)
             raise
@@ -158,8 +163,9 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
     Texts are always needed, for the samples of the page; checkpoints by stages that are to do.
     """
     everything = plan.stages()
-    todo = {stage.name for stage in everything if stage.result(stages) is None}
-    needed = {need for stage in everything if stage.name in todo for need in stage.needs}
+    missing = [stage for stage in everything if stage.result(stages) is None]
+    todo = {stage.name for stage in missing}
+    needed = set(chain.from_iterable(stage.needs for stage in missing))
     for stage in reversed(everything):  # stages come after those they need
         wanted = stage.kind == "prepare" or stage.name in needed
         if stage.name not in todo and wanted and stage.damage(stages):

@@ -67,8 +67,10 @@ def execute(
     errors: dict[str, str] = {}
     if not todo:
         return errors
+    # Workers may have another working folder.
     stages = stages.resolve()
-    needed_by_all = set.intersection(*({stage.name for stage in run.stages} for run in plan.runs))
+    # Without such a stage there is nothing left to run.
+    needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     table = LiveTable(plan, stages, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
     waiting = {stage.name: stage for stage in todo}
     running: dict[Future[Plain], Stage] = {}
@@ -107,11 +109,12 @@ def execute(
                     table.say(f"{name} failed: {failure.error}; {again}")
                     not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (tries[name] - 1)
                     waiting[name] = stage
-                elif stage.kind == "prepare" and name in needed_by_all:
+                elif stage.kind == "prepare" and stage in needed_by_all:
                     raise MaskwiseError(failure.error)
                 else:
                     table.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
+            # Twice a second, also while nothing ends.
             table.update({stage.name for stage in running.values()}, errors)
     return errors
 
@@ -124,8 +127,13 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
         return failure
     if appears(folder / DONE):
         return None
-    error = "it is done, and its folder is not seen here; give --out a folder that all machines"
-    return Failure(f"{error} share", passing=True)
+    return Failure(
+        (
+            "it is done, and its folder is not seen here; give --out a folder that all machines"
+            " share"
+        ),
+        passing=True,
+    )
 
 
 def do_stage(task: Task, *, stages: str) -> Plain:
@@ -133,8 +141,11 @@ def do_stage(task: Task, *, stages: str) -> Plain:
     stage = Stage.from_dict(task["stage"])
     folder = Path(stages)
     if stage.name != task["name"]:
-        what = "this machine has other versions of maskwise or its libraries, or another bf16"
-        raise MaskwiseError(what, do="use like machines")
+        raise MaskwiseError(
+            "this machine has other versions of maskwise or its libraries, or another bf16",
+            do="use like machines",
+        )
+    # A shared file system may show what another machine wrote with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
             raise FileNotFoundError(f"{folder / need / DONE} is not seen here")

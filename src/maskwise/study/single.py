@@ -76,6 +76,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one
             that is running.
     """
+    # Neither arms nor tasks matter for one training.
     recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
     if _is_first():
         _require_same_run(out, recipe)
@@ -84,14 +85,17 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         say(notes)
     links = recipe.links()
     if any(link.learns for link in links):
-        do = "run maskwise learn first, and name its folder: learned('OUT/policy')"
-        raise MaskwiseError("a single training learns no policy", do=do)
+        raise MaskwiseError(
+            "a single training learns no policy",
+            do="run maskwise learn first, and name its folder: learned('OUT/policy')",
+        )
     first = prepare_stage(links[0])
     texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
     if _is_first():
         _require_same_texts(out, texts)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
+    # An older or damaged file lacks these, and the run is finished again.
     if result and {"heldout", "seconds"} <= result.keys():
         return result | checkpoint
     began = time.perf_counter()
@@ -139,8 +143,15 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
     before = [path.name for path in (out / "stages").glob("prepare-*")]
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
-        what = f"--out {out} holds a run on another text: the corpus, or the installed versions"
-        raise MaskwiseError(f"{what}, changed", got=new[0], allowed=before[0], do=ANOTHER_FOLDER)
+        raise MaskwiseError(
+            (
+                f"--out {out} holds a run on another text: the corpus, or the installed versions"
+                ", changed"
+            ),
+            got=new[0],
+            allowed=before[0],
+            do=ANOTHER_FOLDER,
+        )
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
@@ -157,12 +168,14 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     # Validated, so that settings that are new in this version have their defaults.
     free = {"training": FREE}
     before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
+    # The recipe file holds every default, so nothing else can have changed.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
-        got = f"a change in {', '.join(changed)}"
         raise MaskwiseError(
-            f"--out {out} holds a run of another recipe", got=got, do=ANOTHER_FOLDER
+            f"--out {out} holds a run of another recipe",
+            got=f"a change in {', '.join(changed)}",
+            do=ANOTHER_FOLDER,
         )
 
 
@@ -232,15 +245,19 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     text = recipe.to_yaml()
     done, kept = read_json(out / DONE), out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
-        what = f"--out {out} holds the policy of another recipe"
-        raise MaskwiseError(what, do=ANOTHER_FOLDER)
+        raise MaskwiseError(f"--out {out} holds the policy of another recipe", do=ANOTHER_FOLDER)
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
     # The recipe is the same, and the files that it names are not.
     if before and before != json.loads(json.dumps(stage)):
-        what = f"--out {out} holds a policy learned from other data: a file, a library or the"
-        raise MaskwiseError(f"{what} machine changed", do=ANOTHER_FOLDER)
+        raise MaskwiseError(
+            (
+                f"--out {out} holds a policy learned from other data: a file, a library or the"
+                " machine changed"
+            ),
+            do=ANOTHER_FOLDER,
+        )
     if done:
         return done
     with _claimed(out, "another process learns in", lock=".learning.lock"):

@@ -22,6 +22,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from maskwise import __version__
@@ -39,7 +40,8 @@ from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import fast_bf16
 
-DONE, STAGE = "done.json", "stage.json"
+DONE = "done.json"
+STAGE = "stage.json"
 
 COMPUTED = "4"
 """Raised where the same settings come to compute something else; 2: held-out loss, several labels;
@@ -67,12 +69,14 @@ class Stage:
         how: settings that change no weight (how often to log, what the curve shows).
     """
 
+    # The order of these fields is that of the stage's JSON.
     kind: str
     what: Plain
     needs: tuple[str, ...] = ()
     how: Plain = field(default_factory=dict)
 
     def __hash__(self) -> int:
+        # Two stages with one name are one stage.
         return hash(self.name)
 
     @cached_property
@@ -144,7 +148,8 @@ def tokenizer_of(first: Stage) -> str:
     """A hash of what the tokenizer of a first text depends on: losses per token compare only where
     it is the same.
     """
-    what, corpus = first.what, first.what["corpus"]
+    what = first.what
+    corpus = first.what["corpus"]
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
     return _digest(given or trained)
@@ -165,6 +170,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         what["evaluated_rows"] = recipe.evaluation.rows  # the sampler's probe takes other rows
     if len(recipe.corpus.sources) > 1:  # the weights of a mix, which its rows do not depend on
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
+    # Kept beside the name, so that the training still logs as often as asked.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
@@ -233,6 +239,7 @@ def finetune_stage(
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Whether the corpus of a training holds the test items of a task."""
+    # Rows do not matter for an overlap, only the documents.
     parts = {"source", "text_field", "text_per", "limit"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     return Stage("overlap", _corpus(recipe, corpus) | {"task": task, "task_content": content})
@@ -270,7 +277,7 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
     shards.
     """
     if corpus.stream:
-        shards = [shard for shards in corpus.shards().values() for shard in shards]
+        shards = chain.from_iterable(corpus.shards().values())
         return [f"{shard.name} {shard.fingerprint()}" for shard in shards]
     contents = [fingerprint(source) for source in corpus.sources]
     return contents[0] if len(contents) == 1 else contents
@@ -298,10 +305,11 @@ def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
 def _hash(path: Path, patterns: tuple[str, ...]) -> str:
     files = {"": path}
     if path.is_dir():
-        inside = sorted({file for pattern in patterns for file in path.rglob(pattern)})
+        inside = sorted(set(chain.from_iterable(map(path.rglob, patterns))))
         files = {str(file.relative_to(path)): file for file in inside if file.is_file()}
     digest = hashlib.sha256()
     for name, file in files.items():
+        # A file that was renamed inside a folder is another content.
         digest.update(name.encode())
         facts = file.stat()
         digest.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))

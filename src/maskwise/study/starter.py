@@ -160,6 +160,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         MaskwiseError: a corpus or a task that cannot be read.
     """
     comment = "your text"
+    # Reading a large text as labels would take long, and its suffix says enough.
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
@@ -182,6 +183,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if facts.text_field != "text":
         comment += ", its column with the longest texts"
     name = name_of(source)
+    # Long rows are slow to fine-tune on, so fewer of them are enough for a first look.
     rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
     environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)  # as YAML quotes, too

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
 from maskwise.recipe import Recipe
 from maskwise.study.forecast import Forecast
-from maskwise.study.plan import Run
+from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning
 from maskwise.study.stages import Stage
 from maskwise.study.starter import look_at
@@ -157,7 +158,8 @@ class Samples:
         return self.made[key]
 
     def _key(self, link: Recipe) -> tuple[object, ...]:
-        corpus, tokenizer = link.corpus, link.tokenizer_name or link.tokenizer
+        corpus = link.corpus
+        tokenizer = link.tokenizer_name or link.tokenizer
         return (corpus.length, corpus.row_layout, corpus.layers, tokenizer)
 
 
@@ -165,21 +167,23 @@ class Samples:
 # -------------------------------------------------------------------------------------------
 
 
-def time_stages(runs: Iterable[Run], samples: Samples, forecast: Forecast) -> None:
+def time_stages(plans: Iterable[Plan], samples: Samples, forecast: Forecast) -> None:
     """Time what a forecast does not know yet, the trainings first."""
     works: dict[str, tuple[Stage, Recipe]] = {}
-    for run in runs:
+    for run in chain.from_iterable(plan.runs for plan in plans):
         links = run.recipe.links()
         trained = {stage.name: link for stage, link in zip(run.trainings, links)}
         for stage in run.stages:
             # What follows a training is timed with the recipe of the last one.
             works.setdefault(stage.name, (stage, trained.get(stage.name, links[-1])))
     end = time.perf_counter() + SECONDS
+    # Trainings take most of a study, so they are timed while there is time.
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
         for name, (stage, link) in works.items():
             if stage.kind != kind or forecast.seconds(name) is not None:
                 continue
             if kind == "prepare":
+                # Preparing the sample was timed already, and scales with the characters.
                 forecast.keep(name, {"seconds": samples.seconds})
             elif kind == "overlap":  # words are counted, not tokenised
                 forecast.keep(name, {"seconds": samples.seconds / 2})
@@ -250,6 +254,7 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     made = learning(network, data, link)
     start = _now() - began
     clock = _Clock()
+    # Evaluating after every step lets the clock tick; saving would add to a step.
     few: dict[str, object] = {"steps": STEPS, "eval_every": 1, "log_every": 1, "save_every": 0}
     few |= {"keep_best": False, "on_nan": "skip", "trackers": ()}
     settings = link.training.model_copy(update=few)
@@ -288,11 +293,13 @@ def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
 
 
 def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
-    settings, tokenizer = link.finetune, data.tokenizer
+    settings = link.finetune
+    tokenizer = data.tokenizer
     task = load_task(of_run(stage.what["task"], 0))
     config = None
     if not link.model.pretrained:
         config = link.model.config(tokenizer, data.training.length, kind=link.kind)
+    # Labels are balanced by the first rows of train, so more of them are kept.
     few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
     small = replace(task, splits=few | {"train": task.splits["train"][: 4 * ITEMS]})
     length = settings.max_length
@@ -303,7 +310,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     seconds = _now() - began
     if task.kind.objective is None:
         torch.nn.Module.to(network, best_device())
-        texts = [text for row in few["test"] for text in row.texts]
+        texts = list(chain.from_iterable(row.texts for row in few["test"]))
         began = _now()
         for pooling in task.poolings:
             embed(network, texts, tokenizer, max_length=length, pooling=pooling)
@@ -318,6 +325,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     began = _now()
     answer(objective, tensors["test"])
     each = (_now() - began) / len(few["test"])
+    # Dev rows are answered at every evaluation and at the end.
     evaluations = 1 + (how.steps // how.eval_every if how.eval_every else 0)
     answers = evaluations * (len(task.splits["dev"]) + len(task.splits["test"]))
     seconds += how.steps * clock.step + answers * each

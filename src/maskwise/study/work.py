@@ -41,7 +41,9 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
     if done is not None and not stage.damage(stages):
         return done
     folder = stage.folder(stages)
+    # Half-written files of a process that was killed.
     sweep(folder)
+    # For people, and for forecasts: the name alone does not say what a stage was.
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
@@ -85,7 +87,9 @@ def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
     Raises:
         MaskwiseError: a corpus that cannot be read, or in which there is nothing to train on.
     """
-    corpus, folder = CorpusSettings(**stage.what["corpus"]), stage.folder(stages)
+    corpus = CorpusSettings(**stage.what["corpus"])
+    folder = stage.folder(stages)
+    # A text that is masked by a policy which this very run has learned.
     if len(stage.needs) > 1:
         corpus = _scored_by(stages / stage.needs[1] / "policy", corpus)
     documents = corpus.documents()
@@ -205,7 +209,8 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
 
 def _pretrain(stage: Stage, stages: Path, quiet: bool) -> Plain:
     recipe = starting_from(checkpoint_of(stage, stages), trained_recipe(stage))
-    data, folder = open_text(stages / stage.needs[0]), stage.folder(stages)
+    data = open_text(stages / stage.needs[0])
+    folder = stage.folder(stages)
     return pretrain(data, recipe, folder=folder, quiet=quiet, facts={"stage": stage.name})
 
 
@@ -216,7 +221,8 @@ def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
 
 
 def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
-    corpus, task = CorpusSettings(**stage.what["corpus"]), load_task(stage.what["task"])
+    corpus = CorpusSettings(**stage.what["corpus"])
+    task = load_task(stage.what["task"])
     title = corpus.title
     record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=title)}
     rights = task.rights()
