@@ -340,6 +340,11 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     write_json(tmp_path / "summary.json", {})
     write_json(tmp_path / "study.json", study | memory)
     assert [each["runs"] for each in so_far(tmp_path, again)["looked"]] == [6, 8]
+    write_json(tmp_path / "summary.json", {})
+    write_json(tmp_path / "study.json", study)
+    margin = {"arms": {"a": {}}, "seeds": 8, "margin": 0.01}
+    asked = study | {"recipe": {"training": {"steps": 10}, "study": margin}}
+    assert [each["runs"] for each in so_far(tmp_path, asked)["looked"]] == [8]
     other = study | {
         "recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}
     }

@@ -220,10 +220,8 @@ def _check_matching(recipe: Recipe) -> None:
         # The steps of a point would depend on which texts are there already.
         if len(texts) > 1:
             raise MaskwiseError(
-                (
-                    f"study.match {study.match} wants one text for arm {name!r}"
-                    ", and study.search tries several"
-                ),
+                f"study.match {study.match} wants one text for arm {name!r}"
+                ", and study.search tries several",
                 got=f"grid {', '.join(points[1])}",
                 do="search settings that leave the text as it is, or leave out study.match",
             )
@@ -313,10 +311,8 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
     for setting, name in [*named, *(("evaluation.masks", name) for name in masks)]:
         if "word_ids" in policy(name).layers():
             raise MaskwiseError(
-                (
-                    f"{setting} {name} needs words, and a slow tokenizer has no character offsets"
-                    " to find them"
-                ),
+                f"{setting} {name} needs words, and a slow tokenizer has no character offsets"
+                " to find them",
                 got=type(tokenizer).__name__,
                 do="take token, say corpus.words: token, or convert it to a tokenizer.json",
             )
@@ -366,19 +362,15 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
-            (
-                f"policy {name} finds no words in this text: {counts.units} units in"
-                f" {counts.pieces} texts"
-            ),
+            f"policy {name} finds no words in this text: {counts.units} units in"
+            f" {counts.pieces} texts",
             got=f"{counts.eligible / max(1, counts.units):.0f} tokens a unit",
             do="take the policy token, or span(over='token'); or corpus.words: token, or regex:…",
         )
     if not counts.targets:
         raise MaskwiseError(
-            (
-                f"policy {name} masks nothing in this text: it has no units, or they are longer"
-                " than the budget"
-            ),
+            f"policy {name} masks nothing in this text: it has no units, or they are longer"
+            " than the budget",
             got=f"no target in {len(steps)} batches",
             do="take the policy token, or text with spaces; maskwise inspect shows the masks",
         )

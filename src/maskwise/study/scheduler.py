@@ -128,10 +128,7 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     if appears(folder / DONE):
         return None
     return Failure(
-        (
-            "it is done, and its folder is not seen here; give --out a folder that all machines"
-            " share"
-        ),
+        "it is done, and its folder is not seen here; give --out a folder that all machines share",
         passing=True,
     )
 
