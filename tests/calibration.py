@@ -1,6 +1,4 @@
-"""How often the rules of evidence are right, by simulation. ``python tests/calibration.py`` prints
-the tables of docs/evidence.md (about two minutes on one core); tests/test_calibration.py asserts
-what they promise.
+"""How often the rules of evidence are right, by simulation, for tests/test_calibration.py.
 
 Everything goes through the functions that judge real studies: no second implementation.
 """
@@ -8,14 +6,12 @@ Everything goes through the functions that judge real studies: no second impleme
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from maskwise.study.statistics import (
     fewest_runs,
-    runs_to_decide,
     sign_flip_interval,
     sign_flip_test,
 )
@@ -62,29 +58,3 @@ def simulated_runs(effect: float, alpha: float, *, draws: int = 4000, seed: int 
         if np.mean([sign_flip_test(row) < alpha for row in rows]) >= 0.8:
             return runs
     raise AssertionError
-
-
-def main() -> None:
-    say = sys.stdout.write
-    say("| runs | p < .05, normal | p < .05, skewed |\n|---|---|---|\n")
-    for runs in range(6, 13):
-        shares = [
-            rejections(runs, DIFFERENCES[name]) for name in ("normal", "skewed (exponential)")
-        ]
-        say(f"| {runs} | {' | '.join(f'{share:.3f}' for share in shares)} |\n")
-    say(f"\n| runs | {' | '.join(DIFFERENCES)} |\n|---|{'---|' * len(DIFFERENCES)}\n")
-    for runs in (6, 7, 8, 10, 12, 15):
-        cells = [f"{100 * coverage(runs, draw, draws=5000):.1f} %" for draw in DIFFERENCES.values()]
-        say(f"| {runs} | {' | '.join(cells)} |\n")
-    say("\n| runs | contrasts | called equal at the margin |\n|---|---|---|\n")
-    for runs, contrasts in ((6, 1), (7, 3), (8, 1), (8, 6), (12, 1), (12, 6)):
-        say(f"| {runs} | {contrasts} | {100 * called_equal(runs, contrasts):.1f} % |\n")
-    say("\n| level | difference in SDs | advised | simulated |\n|---|---|---|---|\n")
-    for alpha in (0.05, 0.05 / 6):
-        for effect in (2.5, 2.0, 1.75, 1.5, 1.25, 1.0):
-            advised, found = runs_to_decide(1.0, effect, alpha=alpha), simulated_runs(effect, alpha)
-            say(f"| {alpha:.4f} | {effect} | {advised} | {found} |\n")
-
-
-if __name__ == "__main__":
-    main()

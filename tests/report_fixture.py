@@ -100,6 +100,24 @@ def _arm(name: str, runs: int) -> dict[str, Any]:
     }
 
 
+def study_of(
+    scores: dict[str, list[float]], *, facts: bool = True, **changes: Any
+) -> tuple[dict, list[dict]]:
+    """One task, one line per run; ``facts``: with searches and costs."""
+    runs = max(map(len, scores.values()))
+    study = make_study(runs=runs, arms=dict.fromkeys(scores, 0), tasks=1, **changes)
+    records = [
+        score_record(arm, seed, "task-0", score)
+        for arm, by_seed in scores.items()
+        for seed, score in enumerate(by_seed)
+    ]
+    return study, records + (run_facts(study) if facts else [])
+
+
+def codes(row: dict) -> list[str]:
+    return [flag["code"] for flag in row["flags"]]
+
+
 def make_records(
     study: dict,
     effect: dict[str, float],

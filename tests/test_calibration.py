@@ -7,12 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from false_positives import share_coverage
-from scipy import stats
 
 from calibration import DIFFERENCES, called_equal, coverage, rejections, simulated_runs
 from maskwise.study.statistics import runs_to_decide, sign_flip_test
-from maskwise.study.verdict import summarise
-from report_fixture import make_study, run_facts, score_record
 
 NORMAL = DIFFERENCES["normal"]
 
@@ -70,28 +67,3 @@ def test_the_interval_of_a_share_covers_where_learnings_fail(failing):
 def test_the_advice_on_runs_is_within_a_fifth(effect, alpha):
     found = simulated_runs(effect, alpha)
     assert abs(runs_to_decide(1.0, effect, alpha=alpha) - found) <= 0.2 * found
-
-
-def test_seeds_times_tasks_are_never_pooled(studies=80, runs=6, tasks=6):
-    """No arm is better, but what a run is good at shows on all tasks alike. Pooling would be
-    fooled.
-    """
-    rng = np.random.default_rng(0)
-    study = make_study(runs=runs, tasks=tasks)
-    facts = run_facts(study)
-    decided = pooled = 0
-    for _ in range(studies):
-        luck = {arm: rng.normal(0, 0.02, runs) for arm in study["arms"]}
-        scores = {arm: luck[arm][:, None] + rng.normal(0.6, 0.004, (runs, tasks)) for arm in luck}
-        records = [
-            score_record(arm, seed, task, float(scores[arm][seed, i]))
-            for arm in scores
-            for seed in range(runs)
-            for i, task in enumerate(study["tasks"])
-        ]
-        (row,) = (row for row in summarise(records + facts, study)["contrasts"] if row["primary"])
-        decided += row["verdict"] == "decided"
-        first, second = scores.values()
-        pooled += stats.ttest_rel(second.ravel(), first.ravel()).pvalue < 0.05
-    assert pooled / studies > 0.3  # what we must not do
-    assert decided / studies <= 0.055

@@ -16,6 +16,7 @@ from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import read_folder
 from maskwise.study.verdict import summarise
 from report_fixture import (
+    evaluation_record,
     make_metrics,
     make_records,
     make_samples,
@@ -25,7 +26,7 @@ from report_fixture import (
     write_run,
     write_study,
 )
-from tiny import maskwise
+from tiny import maskwise, read_lines
 
 ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
 EVIL = '"><script>alert(1)</script>'
@@ -80,16 +81,6 @@ def test_a_page_is_made_where_the_code_of_charts_cannot_be(folder, monkeypatch):
         page.vega_code.cache_clear()
     assert "There are no charts" in text and 'id="chart-' not in text and "vegaEmbed" not in text
     assert len(text) < 300_000 and "<table" in text
-
-
-def test_every_run_is_a_dot(folder):
-    spec = specs_of(page_of(folder))[0]
-    dots = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "circle")
-    rows = dots.get("data", spec.get("data"))["values"]
-    shown = {(row["arm"], row["seed"]): row["value"] for row in rows}
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    scores = [r for r in records if r.get("task") == "task-0" and r["arm"] != "no-pretraining"]
-    assert shown == {(r["arm"], r["seed"]): r["score"] for r in scores} and len(shown) == 9
 
 
 def test_nothing_is_loaded_from_anywhere(folder):
@@ -267,93 +258,98 @@ def test_other_folders_are_refused(tmp_path):
     assert not list(tmp_path.glob("*.html*"))
 
 
-def contrast_row(**facts) -> dict:
-    row = {
-        "arm": "a",
-        "baseline": "b",
-        "primary": False,
-        "low": None,
-        "high": None,
-        "higher_is_better": True,
-    }
-    return row | {"verdict": None, "sentence": "", "flags": [], "metric": None} | facts
+def test_every_run_is_a_dot(folder):
+    dots = dots_of(specs_of(page_of(folder))[0])
+    shown = {(row["arm"], row["seed"]): row["value"] for row in dots}
+    scores = [line for line in read_folder(folder).of_kind("score") if line["task"] == "task-0"]
+    arms = [line for line in scores if line["arm"] in ARMS]
+    assert shown == {(line["arm"], line["seed"]): line["score"] for line in arms}
+    assert len(shown) == 9
 
 
-def test_forest_right_is_better_for_the_arm_in_score_and_in_loss():
-    loss = {"outcome": "heldout:token", "unit": "nats", "higher_is_better": False}
+def layer_of(spec: dict, mark: str) -> dict:
+    return next(layer for layer in spec["layer"] if layer["mark"]["type"] == mark)
+
+
+def dots_of(spec: dict) -> list[dict]:
+    """What is drawn as dots; data that all layers share stand above them."""
+    return layer_of(spec, "circle").get("data", spec.get("data"))["values"]
+
+
+def contrast_row(outcome: str, unit: str, mean: float | None, spread: float = 0.1, **facts) -> dict:
+    ends = {"low": None, "high": None}
+    if mean is not None:
+        ends = {"low": mean - spread, "high": mean + spread}
+    row = {"arm": "a", "baseline": "b", "outcome": outcome, "unit": unit, "mean": mean, **ends}
+    row |= {"primary": False, "verdict": None, "sentence": "", "flags": [], "metric": None}
+    return row | {"higher_is_better": unit in ("SDs", "score")} | facts
+
+
+NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
+
+
+def test_forests_are_by_kind_and_unit_and_right_is_better():
     rows = [
-        contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8),
-        contrast_row(**loss, mean=-0.3, low=-0.4, high=-0.2),
-        contrast_row(**loss, mean=0.1, low=-90.0, high=90.0),
-        contrast_row(**loss, mean=None, verdict="not comparable"),
-    ]
-    tasks, heldout = forest_groups(rows, {"a": "#000"})
-    assert tasks["rows"][0]["from"] > 50 and tasks["rows"][0]["figure"] == "+0.5"
-    better, wide, void = heldout["rows"]
-    assert 50 < better["from"] < better["at"] < better["to"] and better["figure"] == "+0.300"
-    assert better["interval"] == "0.200 to 0.400"
-    assert (
-        wide["at"] < 50
-        and wide["from_cut"]
-        and wide["to_cut"]
-        and (wide["from"], wide["to"]) == (0, 100)
-    )
-    assert not void["drawn"]
-
-
-def test_tasks_that_cannot_tell_are_drawn_apart_in_points():
-    flag = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
-    rows = [
-        contrast_row(outcome="tasks", unit="SDs", mean=0.5, low=0.2, high=0.8, primary=True),
-        contrast_row(outcome="task:seen", unit="score", mean=0.02, low=0.01, high=0.03),
-        contrast_row(
-            outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]
-        ),
-    ]
-    views = {view["title"]: view for view in forest_groups(rows, {"a": "#000"})}
-    assert list(views) == ["On the tasks", "Task by task", "Tasks that cannot tell"]
-    assert [row["figure"] for row in views["Task by task"]["rows"]] == ["+2.0"]
-    assert [row["figure"] for row in views["Tasks that cannot tell"]["rows"]] == ["−3.0"]
-
-
-def test_tasks_that_cannot_tell_have_their_own_units():
-    flag = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
-    nats = {"unit": "nats", "higher_is_better": False, "flags": [flag]}
-    rows = [
-        contrast_row(
-            outcome="task:blind", unit="score", mean=-0.03, low=-0.04, high=-0.02, flags=[flag]
-        ),
-        contrast_row(outcome="task:written", mean=-0.2, low=-0.3, high=-0.1, **nats),
+        contrast_row("tasks", "SDs", 0.5, primary=True),
+        contrast_row("seen", "score", 0.02),
+        contrast_row("blind", "score", -0.03, flags=[NO_HELP]),
+        contrast_row("written", "nats", -0.2, flags=[NO_HELP]),
+        contrast_row("evaluation:facts:hits@1", "score", 0.1),
+        contrast_row("evaluation:pseudo-perplexity:token", "perplexity", 5.0),
+        contrast_row("evaluation:bound:nats per token", "nats per token", 0.2),
+        contrast_row("evaluation:bound:bits per byte", "bits per byte", 0.1),
+        contrast_row("heldout:token@0.15", "nats", -0.3),
     ]
     views = forest_groups(rows, {"a": "#000"})
-    assert [(view["title"], view["unit"]) for view in views] == [
-        ("Tasks that cannot tell", "points"),
-        ("Tasks that cannot tell", "nats"),
+    found = [(view["title"], view["unit"], view["rows"][0]["figure"]) for view in views]
+    assert found == [
+        ("On the tasks", "spreads between seeds", "+0.5"),
+        ("Task by task", "points", "+2.0"),
+        ("Tasks that cannot tell", "points", "−3.0"),
+        ("Tasks that cannot tell", "nats", "+0.200"),
+        ("Without fine-tuning", "points", "+10.0"),
+        ("Pseudo-perplexity", "perplexity", "−5.000"),
+        ("The bound of masked diffusion", "nats per token", "−0.200"),
+        ("The bound of masked diffusion", "bits per byte", "−0.100"),
+        ("Held-out loss", "nats", "+0.300"),
     ]
-    assert [row["figure"] for view in views for row in view["rows"]] == ["−3.0", "+0.200"]
+    assert views[-1]["rows"][0]["label"] == "token masks, 15 %"
 
 
-def test_references_are_drawn_where_they_do_not_squeeze_the_dots():
-    rows = [{"arm": "a", "seed": s, "value": 0.5 + 0.1 * s} for s in range(2)]
-    near, far = 0.5 - 0.1 * NEAR + 0.01, 0.5 - 0.1 * NEAR - 0.01
-    for at, drawn in ((near, True), (far, False)):
-        spec = dot_chart(rows, {"a": "#000"}, title="x", references={"majority": at})
-        assert ("majority" in json.dumps(spec)) is drawn
+def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
+    loss = [
+        contrast_row("heldout:token", "nats", mean, spread)
+        for mean, spread in ((-0.3, 0.1), (0.1, 90))
+    ]
+    void = contrast_row("heldout:token", "nats", None, verdict="not comparable")
+    [view] = forest_groups([*loss, void], {"a": "#000"})
+    better, wide, nothing = view["rows"]
+    assert 50 < better["from"] < better["at"] < better["to"]
+    assert better["interval"] == "0.200 to 0.400"
+    assert wide["at"] < 50 and wide["from_cut"] and wide["to_cut"]
+    assert (wide["from"], wide["to"]) == (0, 100) and not nothing["drawn"]
 
 
-def test_arms_have_their_own_colours():
-    colours = arm_colours(["x", "base", "y", "z"], "base")
-    assert len(set(colours.values())) == 4 and list(colours) == ["x", "base", "y", "z"]
+@pytest.mark.parametrize(("outside", "drawn"), [(0.01, True), (-0.01, False)])
+def test_references_are_drawn_where_they_do_not_squeeze_the_dots(outside, drawn):
+    rows = [{"arm": "a", "seed": seed, "value": 0.5 + 0.1 * seed} for seed in range(2)]
+    references = {"majority": 0.5 - 0.1 * NEAR + outside}
+    spec = dot_chart(rows, {"a": "#000"}, title="x", references=references)
+    assert ("majority" in json.dumps(spec)) is drawn
 
 
 def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     """Vega draws what lies outside the domain too, and then squeezes the chart to nothing."""
     rows = [{"arm": "a", "seed": seed, "value": 6.7 + 0.05 * seed} for seed in range(3)]
-    layers = dot_chart(rows, {"a": "#000000"}, title="loss", plateau=6.59)["layer"]
-    band = next(layer for layer in layers if layer["mark"]["type"] == "rect")
-    low, high = layers[-1]["encoding"]["x"]["scale"]["domain"]
-    [ends] = band["data"]["values"]
+    spec = dot_chart(rows, {"a": "#000000"}, title="loss", plateau=6.59)
+    low, high = layer_of(spec, "circle")["encoding"]["x"]["scale"]["domain"]
+    [ends] = layer_of(spec, "rect")["data"]["values"]
     assert low <= ends["from"] < ends["to"] <= high
+
+
+def test_arms_have_their_own_colours():
+    colours = arm_colours(["x", "base", "y", "z"], "base")
+    assert len(set(colours.values())) == 4 and list(colours) == ["x", "base", "y", "z"]
 
 
 # What studies found, beside their charts
@@ -362,62 +358,72 @@ def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
 
 @pytest.fixture
 def rich(tmp_path):
-    """A study with companions, evaluations, a search, an overlap and learnt weights."""
+    """A study with companions, evaluations, a search, an overlap and learned weights."""
     study = make_study(runs=6, arms=ARMS)
-    full = make_records(study, ARMS)
-    records = list(full)
-    for r in full:
-        if r["kind"] == "score" and r["arm"] != "no-pretraining":
-            records.append(r | {"fraction": 0.5, "score": r["score"] - 0.05})
-        elif r["kind"] == "cost":
-            records.append(r | {"fraction": 0.5, "steps": 200, "targets": 61_440})
-    for arm in ARMS:
-        for seed in study["seeds"]:
-            line = {
-                "kind": "evaluation",
-                "arm": arm,
-                "seed": seed,
-                "name": f"facts {EVIL}",
-                "metric": "hits@1",
-            }
-            records.append(
-                line | {"value": 0.25, "items": 500, "chance": 0.04, "higher_is_better": True}
-            )
-    records.append(
-        {"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400, "overlapping": 7}
-    )
+    records = make_records(study, ARMS)
+    for line in list(records):
+        half = line | {"fraction": 0.5}
+        if line["kind"] == "score" and line["arm"] in ARMS:
+            records.append(half | {"score": line["score"] - 0.05})
+        elif line["kind"] == "cost":
+            records.append(half | {"steps": 200, "targets": 61_440})
+    records += [
+        evaluation_record(arm, seed, f"facts {EVIL}", "hits@1", 0.25, chance=0.04)
+        for arm in ARMS
+        for seed in study["seeds"]
+    ]
+    overlap = {"kind": "overlap", "task": "task-0", "corpus": EVIL, "items": 400}
+    records.append(overlap | {"overlapping": 7})
     summary = summarise(records, study)
     folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
     stage = folder / study["arms"]["token-30"]["runs"]["0"] / "metrics.jsonl"
-    lines = [json.loads(line) for line in stage.read_text().splitlines()]
-    for line in lines:
-        # the latter has seen no group yet
-        line |= {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}
-    write_lines(stage, lines)
+    # The policy of the objective mlm has seen no group yet.
+    more = {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}
+    write_lines(stage, [line | more for line in read_lines(stage)])
     facts = {"purpose": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
-    write_lines(
-        folder / "timings.jsonl", [facts | {"fraction": f, "seconds": 40 * f} for f in (0.5, 1.0)]
-    )
+    timings = [facts | {"fraction": part, "seconds": 40 * part} for part in (0.5, 1.0)]
+    write_lines(folder / "timings.jsonl", timings)
     return folder
 
 
 def test_plain_words_stand_first_and_warnings_beside_them(rich):
     page, content = page_of(rich).replace("\u00a0", " "), content_of(rich)
-    places = [
-        page.index(content["story"]["compared"]),
-        page.index('class="advice"'),
-        page.index('class="forest"'),
-    ]
+    compared = content["story"]["compared"]
+    places = [page.index(text) for text in (compared, 'class="advice"', 'class="forest"')]
     assert places == sorted(places)
     for fact in ("3 ways", "6 runs", "task-0, task-1", "equal steps"):
-        assert fact in content["story"]["compared"]
-    primary = [row for row in content["summary"]["contrasts"] if row["primary"]]
-    assert [line["verdict"] for line in content["story"]["lines"]] == [
-        row["verdict"] for row in primary
-    ]
+        assert fact in compared
+    primary = [row["verdict"] for row in content["summary"]["contrasts"] if row["primary"]]
+    assert [line["verdict"] for line in content["story"]["lines"]] == primary
     [warning] = content["warnings"]
     assert "7 of 400" in warning and "task-0" in warning and EVIL in warning
-    assert "<script>alert" not in page
+
+
+def test_arms_with_another_grid_have_a_table_of_their_own(rich):
+    """Scores of one arm stood below the settings of another, whose search had more points."""
+    lines = list(read_lines(rich / "records.jsonl"))
+    for line in lines:
+        if line["kind"] == "selection" and line["arm"] == "token-15":
+            line["candidates"] = line["candidates"][:2]
+    write_lines(rich / "records.jsonl", lines)
+    alone, others = content_of(rich)["choices"]
+    assert [line["arm"] for line in alone] == ["token-15"] and len(others) == len(ARMS) - 1
+
+
+def test_quality_against_compute_has_every_length_and_a_choice(rich):
+    specs = specs_of(page_of(rich))
+    (spec,) = (spec for spec in specs if any(p["name"] == "by" for p in spec.get("params", ())))
+    options = {menu["name"]: menu["bind"]["options"] for menu in spec["params"] if "bind" in menu}
+    assert options["by"] == ["steps", "tokens", "targets", "flops", "seconds"]
+    assert options["measure"][:2] == ["mean over tasks", "task-0"]
+    mine = [
+        r for r in dots_of(spec) if (r["arm"], r["seed"], r["measure"]) == ("token-15", 0, "task-0")
+    ]
+    half, whole = sorted(mine, key=lambda row: row["fraction"])
+    assert (half["steps"], half["seconds"]) == (200, 20.0)
+    assert (whole["steps"], whole["seconds"]) == (400, 40.0)
+    assert half["value"] == pytest.approx(whole["value"] - 0.05)
+    assert len(dots_of(specs[0])) == 3 * 6  # the scores of task-0: whole runs only
 
 
 def test_evaluations_and_choices_are_tables(rich):
@@ -431,38 +437,6 @@ def test_evaluations_and_choices_are_tables(rich):
         ("learning_rate 0.006", 0),
     }
     assert "<strong>0.600</strong><small> 6 of 6</small>" in page
-
-
-def test_arms_that_had_others_to_choose_from_have_a_table_of_their_own(rich):
-    """Scores of one arm stood below the settings of another, whose search had more points."""
-    records = [json.loads(line) for line in (rich / "records.jsonl").read_text().splitlines()]
-    first = next(record for record in records if record["kind"] == "selection")
-    for line in records:
-        if line["kind"] == "selection" and line["arm"] == first["arm"]:
-            line["candidates"] = [
-                c | {"setting": c["setting"] | {"sampler": "uniform"}} for c in line["candidates"]
-            ]
-    write_lines(rich / "records.jsonl", records)
-    alone, others = content_of(rich)["choices"]
-    assert [line["arm"] for line in alone] == [first["arm"]] and len(others) == len(ARMS) - 1
-
-
-def test_quality_against_compute_has_every_length_and_a_choice(rich):
-    specs = specs_of(page_of(rich))
-    (spec,) = (s for s in specs if s.get("params") and any(p["name"] == "by" for p in s["params"]))
-    options = {p["name"]: p["bind"]["options"] for p in spec["params"] if "bind" in p}
-    assert options["by"] == ["steps", "tokens", "targets", "flops", "seconds"]
-    assert options["measure"][:2] == ["mean over tasks", "task-0"]
-    rows = spec["data"]["values"] if "data" in spec else spec["layer"][0]["data"]["values"]
-    mine = [r for r in rows if (r["arm"], r["seed"], r["measure"]) == ("token-15", 0, "task-0")]
-    assert {(r["fraction"], r["steps"], r["seconds"]) for r in mine} == {
-        (0.5, 200, 20.0),
-        (1.0, 400, 40.0),
-    }
-    assert mine[0]["value"] == pytest.approx(mine[1]["value"] - 0.05)
-    dots = specs[0]  # the scores of task-0: whole runs only
-    runs = next(layer for layer in dots["layer"] if layer["mark"]["type"] == "circle")
-    assert len(runs.get("data", dots.get("data"))["values"]) == 3 * 6
 
 
 def test_what_was_learnt_is_drawn_per_arm(rich):
@@ -499,55 +473,31 @@ def test_the_summary_of_a_study(folder, tmp_path):
         summary_of(write_run(tmp_path / "run", make_metrics("constant(0.3)")))
 
 
-def test_evaluations_of_different_units_share_no_axis():
-    rows = [
-        contrast_row(outcome="evaluation:facts:hits@1", unit="score", mean=0.1),
-        contrast_row(
-            outcome="evaluation:pseudo-perplexity:token",
-            unit="perplexity",
-            mean=5.0,
-            higher_is_better=False,
-        ),
-        contrast_row(outcome="heldout:token@0.15", unit="nats", mean=5.0, higher_is_better=False),
-        contrast_row(
-            outcome="evaluation:bound:nats per token",
-            unit="nats per token",
-            mean=0.2,
-            higher_is_better=False,
-        ),
-        contrast_row(
-            outcome="evaluation:bound:bits per byte",
-            unit="bits per byte",
-            mean=0.1,
-            higher_is_better=False,
-        ),
-    ]
-    facts, perplexity, nats, bits, heldout = forest_groups(rows, {"a": "#000"})
-    assert (nats["unit"], bits["unit"]) == ("nats per token", "bits per byte")
-    assert nats["title"] == bits["title"] == "The bound of masked diffusion"
-    assert (facts["unit"], facts["rows"][0]["figure"]) == ("points", "+10.0")
-    assert (perplexity["unit"], perplexity["rows"][0]["figure"]) == ("perplexity", "−5.000")
-    assert heldout["rows"][0]["label"] == "token masks, 15 %"
-
-
 def test_timings_of_earlier_versions_say_phase_for_purpose(rich):
     lines = [json.loads(line) for line in (rich / "timings.jsonl").read_text().splitlines()]
     write_lines(rich / "timings.jsonl", [{"phase": line.pop("purpose"), **line} for line in lines])
     assert {line["purpose"] for line in read_folder(rich).timings} == {"main"}
 
 
+def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):
+    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
+    write_json(folder / "study.json", study)
+    summary = summarise(read_folder(folder).records, study)
+    write_json(folder / "summary.json", summary)
+    page, content = page_of(folder), content_of(folder)
+    assert "2 of 3 planned runs" in page and not content["forests"] and content["story"] is None
+    assert "p = " not in page.partition("<script")[0]
+
+
 def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
-    study = make_study(runs=3, name=EVIL)
-    study["recipe"] = {"training": {"steps": 99}}
+    study = make_study(runs=3, name=EVIL) | {"recipe": {"training": {"steps": 99}}}
     write_json(other / "study.json", study)
     assert maskwise("report", folder, other, "--json", "--html", tmp_path / "both.html") == 0
     compared = json.loads(capsys.readouterr().out)
-    assert [one["missing"] for one in compared["studies"]] == [
-        [],
-        ["records.jsonl", "summary.json"],
-    ]
+    missing = [study["missing"] for study in compared["studies"]]
+    assert missing == [[], ["records.jsonl", "summary.json"]]
     assert {"setting": "training.steps", "values": [None, 99]} in compared["differences"]
     assert all(row["studies"][0] and row["studies"][1] is None for row in compared["outcomes"])
     page = (tmp_path / "both.html").read_text("utf-8")
@@ -564,44 +514,15 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
         {"code": "few-runs", "effect": "tests", "sentence": "only 3 runs"},
         {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
     ]
-    row = contrast_row(
-        primary=True, outcome="tasks", unit="SDs", mean=1.0, low=0.5, high=1.5, verdict="suggests"
-    )
-    row |= {
-        "n": 3,
-        "brief": "b",
-        "sentence": "token-30 did better",
-        "reasons": reasons,
-        "arm": "token-30",
-    }
-    row |= {
-        "compute": {"by": "steps", "matched": True, "ratios": {}},
-        "natural": {"mean": 0.02, "low": 0.01, "high": 0.03},
-    }
+    row = contrast_row("tasks", "SDs", 1.0, primary=True, verdict="suggests", reasons=reasons)
+    row |= {"natural": {"mean": 0.02, "low": 0.01, "high": 0.03}, "brief": "b", "n": 3}
+    row |= {"arm": "token-30", "compute": {"by": "steps", "matched": True, "ratios": {}}}
     del row["flags"]
-    old = {
-        "headline": "Perhaps token-30.",
-        "verdict": "suggests",
-        "contrasts": [row],
-        "advice": [],
-        "arms": {},
-    }
-    write_json(
-        folder / "summary.json", old | {"efficiency": {"points": [], "time_to_quality": [{}]}}
-    )
-    content = content_of(folder)
-    (line,) = content["forests"][0]["rows"]
+    efficiency = {"points": [], "time_to_quality": [{}]}
+    old = {"headline": "Perhaps.", "contrasts": [row], "efficiency": efficiency}
+    write_json(folder / "summary.json", old | {"verdict": "suggests", "advice": [], "arms": {}})
+    (line,) = content_of(folder)["forests"][0]["rows"]
     assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
     assert "rules of their day" in page and "suggests" in page
-
-
-def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):
-    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
-    write_json(folder / "study.json", study)
-    summary = summarise(read_folder(folder).records, study)
-    write_json(folder / "summary.json", summary)
-    page, content = page_of(folder), content_of(folder)
-    assert "2 of 3 planned runs" in page and not content["forests"] and content["story"] is None
-    assert "p = " not in page.partition("<script")[0]

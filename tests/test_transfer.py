@@ -13,6 +13,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
+from report_fixture import old_selection
 from tiny import find_recipe, learning_study, maskwise, read_lines
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
@@ -101,44 +102,13 @@ def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
 
 def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
     """What arms chose, and whether they are at the floor, holds for what is made of them."""
-    grid = [
-        {"setting": {"training.learning_rate": rate}, "scores": {}, "mean": 0.5}
-        for rate in (1e-3, 2e-3)
-    ]
-    chosen: Any = [
-        {
-            "kind": "selection",
-            "arm": arm,
-            "by": "dev",
-            "seeds": [1000, 1001],
-            "border": False,
-            "candidates": grid,
-            "chosen": grid[0]["setting"],
-        }
-        for arm in SCORES
-    ]
+    chosen: Any = [old_selection(arm) for arm in SCORES]
     searched = study(8, search={"grid": {}, "seeds": [1000, 1001]})
     own = summarise([*records(8), *chosen], searched)["contrasts"][0]
     assert (own["arm"], own["verdict"]) == ("own-task", "decided")
-    chosen[-1]["chosen"] = grid[1]["setting"]
+    chosen[-1] = old_selection("from-c", 0.002)
     own = summarise([*records(8), *chosen], searched)["contrasts"][0]
     assert (own["verdict"], own["flags"][0]["code"]) == ("open", "settings-differ")
-    losses: Any = [
-        {
-            "kind": "heldout",
-            "arm": arm,
-            "seed": seed,
-            "masks": "token",
-            "ratio": 0.15,
-            "targets": 9,
-            "loss": 9.0 if arm == "from-a" else 5.0,
-            "unigram": 6.5,
-        }
-        for arm in SCORES
-        for seed in range(8)
-    ]
-    rows = summarise([*records(8), *losses], searched)["contrasts"]
-    assert rows[0]["verdict"] == "decided"  # a loss at the floor voids no task
 
 
 def test_every_task_must_be_learned_from() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.verdict import summarise
-from maskwise.study.verdict.flags import FLAGS
 from maskwise.study.verdict.words import advice_of
 from report_fixture import (
     COST,
+    codes,
     cost_record,
+    evaluation_record,
     failure_record,
     heldout_record,
     make_study,
@@ -23,6 +24,7 @@ from report_fixture import (
     run_facts,
     score_record,
     selection_record,
+    study_of,
 )
 
 CLEAR = {"token-15": [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]}
@@ -37,23 +39,12 @@ def judged(
     **study: Any,
 ) -> dict:
     """The primary row of one task, one line per run."""
-    found = make_study(
-        runs=len(next(iter(scores.values()))), arms=dict.fromkeys(scores, 0), tasks=1
-    )
+    found, lines = study_of(scores, facts=False)
     found |= study
-    lines = [
-        score_record(arm, s, "task-0", x)
-        for arm, runs in scores.items()
-        for s, x in enumerate(runs)
-    ]
     summary = summarise([*lines, *(run_facts(found) if records is None else records), *more], found)
     json.dumps(summary, allow_nan=False)
     (row,) = (row for row in summary["contrasts"] if row["primary"])
     return row | {"summary": summary}
-
-
-def codes(row: dict) -> list[str]:
-    return [flag["code"] for flag in row["flags"]]
 
 
 def facts_of(row: dict, code: str) -> dict:
@@ -63,114 +54,6 @@ def facts_of(row: dict, code: str) -> dict:
 def advice_in(row: dict) -> list[str]:
     """The codes of what to do next."""
     return [code for code, _ in advice_of([row], {})]
-
-
-def test_a_clear_case_is_decided_and_names_what_was_matched():
-    row = judged()
-    assert (row["verdict"], row["scope"], codes(row)) == ("decided", "each arm tuned", [])
-    assert row["n"] == 8 and (row["compute"]["by"], row["compute"]["matched"]) == ("steps", True)
-    assert advice_in(row) == ["use"] and len(row["summary"]["advice"]) == 1
-
-
-def test_losses_per_token_do_not_compare_tokenizers():
-    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    lines = [
-        *(
-            heldout_record(arm, s, "token", 3.0 + (arm == "token-15"))
-            for arm in CLEAR
-            for s in range(8)
-        ),
-        *(
-            {
-                "kind": "evaluation",
-                "name": "facts",
-                "metric": metric,
-                "arm": arm,
-                "seed": s,
-                "items": 500,
-                "chance": 0.05,
-                "value": 0.4 + 0.001 * s + 0.1 * (arm == "token-30"),
-                "higher_is_better": True,
-            }
-            for metric in ("hits@1", "open-hits@1")
-            for arm in CLEAR
-            for s in range(8)
-        ),
-    ]
-    for cuts, primary in ((("a", "a"), "heldout:token"), (("a", "b"), "evaluation:facts:hits@1")):
-        for arm, cut in zip(study["arms"].values(), cuts, strict=True):
-            arm["tokenizer"] = cut
-        rows = {
-            row["outcome"]: row
-            for row in summarise([*lines, *run_facts(study)], study)["contrasts"]
-        }
-        assert [name for name, row in rows.items() if row["primary"]] == [primary]
-        void = {name for name, row in rows.items() if "different-tokenizers" in codes(row)}
-        assert void == (
-            set() if cuts == ("a", "a") else {"heldout:token", "evaluation:facts:open-hits@1"}
-        )
-
-
-def test_nats_of_tasks_and_bounds_per_token_do_not_compare_tokenizers():
-    for cuts, void in (
-        (("a", "a"), set()),
-        (("a", "b"), {"tasks", "task-0", "evaluation:bound:nats per token"}),
-    ):
-        study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=1)
-        study["tasks"]["task-0"]["metric"] = "nats"
-        for arm, cut in zip(study["arms"].values(), cuts, strict=True):
-            arm["tokenizer"] = cut
-        lines = [
-            score_record(arm, s, "task-0", x, metric="nats")
-            for arm, x_s in CLEAR.items()
-            for s, x in enumerate(x_s)
-        ]
-        lines += [
-            {
-                "kind": "evaluation",
-                "name": "bound",
-                "metric": metric,
-                "arm": arm,
-                "seed": s,
-                "items": 9,
-                "chance": None,
-                "value": x,
-                "higher_is_better": False,
-            }
-            for metric in ("nats per token", "bits per byte")
-            for arm, x_s in CLEAR.items()
-            for s, x in enumerate(x_s)
-        ]
-        rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
-        assert {row["outcome"] for row in rows if "different-tokenizers" in codes(row)} == void
-
-
-def test_formats_that_decoders_learnt_are_not_compared_in_one_of_them():
-    """Each arm was decided to beat the other, by the order of their names."""
-    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    written = dict(zip(CLEAR, ("full", "spans")))
-    for arm, facts in study["arms"].items():
-        facts |= {"units": "token", "judged_on": [f"token {written[arm]}"]}
-    lines = [
-        heldout_record(
-            arm,
-            s,
-            f"token {kind}",
-            3.0 + 2 * (kind != written[arm]) + 0.01 * (s % 3) * (arm == "token-15"),
-        )
-        for arm in CLEAR
-        for s in range(8)
-        for kind in ("full", "spans")
-    ]
-    for pair in (("token-15", "token-30"), ("token-30", "token-15")):
-        rows = summarise([*lines, *run_facts(study)], study | {"contrasts": [pair]})["contrasts"]
-        assert {(row["verdict"], *codes(row)) for row in rows} == {
-            ("not comparable", "different-formats")
-        }
-    for facts in study["arms"].values():
-        facts["judged_on"] = ["token full"]
-    rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
-    assert not any("different-formats" in codes(row) for row in rows)
 
 
 # Floors and chance
@@ -269,76 +152,6 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
 # --------------------------------------------------------------------------------------------
 
 
-def test_different_units():
-    row = judged(more=[heldout_record(a, s, "token", 4.0) for a in CLEAR for s in range(8)])
-    assert row["verdict"] == "decided"
-    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    study["arms"]["token-30"]["units"] = "whole-word"
-    records = [
-        heldout_record(a, s, m, 4.0)
-        for a in CLEAR
-        for s in range(8)
-        for m in ("token", "whole-word")
-    ]
-    rows = summarise(records, study)["contrasts"]
-    assert {row["verdict"] for row in rows} == {"not comparable"}
-    assert {"different-units"} == {
-        flag["code"] for row in rows for flag in row["flags"] if flag["effect"] == "invalid"
-    }
-
-
-@pytest.mark.parametrize(
-    ("units", "comparable"),
-    [
-        (("whole-word", "whole-word"), True),  # whole-word against pos-weighted
-        (("span", "token span"), False),  # span against span(over="token")
-        (("whole-word", "token"), False),  # weighted against weighted(units="token")
-    ],
-)
-def test_comparability_follows_from_units_and_not_from_the_name_of_the_policy(units, comparable):
-    """Rule 7: two policies of one name may mask different units, two of different names the same."""
-    study = make_study(runs=3, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    for (name, facts), unit in zip(study["arms"].items(), units, strict=True):
-        facts |= {"units": unit, "policy": "weighted" if not comparable else f"policy of {name}"}
-    records = [
-        heldout_record(a, s, "token", 4.0 + 0.1 * s * (a == "token-15"))
-        for a in CLEAR
-        for s in range(3)
-    ]
-    (row,) = summarise([*records, *run_facts(study)], study)["contrasts"]
-    assert ("different-units" not in codes(row)) is comparable
-
-
-def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
-    double = {
-        "steps": 400,
-        "tokens": 819_200,
-        "targets": 2 * COST["targets"],
-        "flops": 1.2 * COST["flops"],
-    }
-    facts = [
-        r for r in run_facts(make_study(runs=8)) if (r["kind"], r["arm"]) != ("cost", "token-30")
-    ]
-    facts += [cost_record("token-30", seed, **double) for seed in range(8)]
-    row = judged(records=facts)
-    assert row["verdict"] == "decided" and "compute" in codes(row)
-    assert row["compute"]["matched"] and facts_of(row, "compute")["ratios"] == pytest.approx(
-        {"targets": 2, "flops": 1.2}
-    )
-    row = judged(records=facts, match={"by": "targets", "arms": {}})
-    assert facts_of(row, "compute")["ratios"]["targets"] == 2 and not row["compute"]["matched"]
-    within = [r | {"targets": 1.04 * COST["targets"]} if r["kind"] == "cost" else r for r in facts]
-    assert facts_of(judged(records=within), "compute")["ratios"] == pytest.approx({"flops": 1.2})
-    unknown = judged(records=[r for r in facts if r["kind"] == "selection"], match=None)
-    assert "compute" not in codes(unknown) and unknown["verdict"] == "decided"
-
-
-def test_seeds_that_only_one_side_has_are_refused():
-    six = {"token-15": CLEAR["token-15"], "token-30": [x - 0.4 for x in CLEAR["token-30"][:6]]}
-    with pytest.raises(MaskwiseError, match="lacks seeds"):
-        judged(six)
-
-
 def test_item_noise_is_another_interval_and_is_said():
     """Two points on 400 items: one share at .5 is uncertain by 1.96 · sqrt(.25 / 400) = 4.9 points."""
     close = {
@@ -406,56 +219,6 @@ def test_advice_names_no_useless_number_of_runs():
     # 10 runs, one SD: power .8
     assert row["detectable"]["difference"] == pytest.approx(d.std(ddof=1), rel=0.05)
     assert advice_in(row)[0] == "no-more-seeds"
-
-
-def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
-    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=0)
-    # no held-out loss can compare them: the facts do
-    study["arms"]["token-30"]["units"] = "whole-word"
-
-    def line(arm: str, seed: int, name: str, metric: str, value: float, **more: Any) -> dict:
-        facts = {"items": 500, "chance": None, "higher_is_better": False}
-        return {
-            "kind": "evaluation",
-            "arm": arm,
-            "seed": seed,
-            "name": name,
-            "metric": metric,
-            "value": value,
-        } | (facts | more)
-
-    rng = np.random.default_rng(0)
-    records = run_facts(study)
-    for arm, gain in (("token-15", 0.0), ("token-30", 0.2)):
-        for seed in range(8):
-            up = {"chance": 0.1, "higher_is_better": True}
-            records.append(
-                line(arm, seed, "facts", "hits@1", 0.4 + gain + rng.normal(0, 0.01), **up)
-            )
-            records.append(
-                line(arm, seed, "pairs", "accuracy", 0.5, chance=0.5, higher_is_better=True)
-            )
-            records.append(
-                line(arm, seed, "pseudo-perplexity", "token", 90 - 50 * gain + rng.normal(0, 1))
-            )
-    rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
-    facts, pairs, text = (
-        rows[f"evaluation:{x}"]
-        for x in ("facts:hits@1", "pairs:accuracy", "pseudo-perplexity:token")
-    )
-    assert facts["primary"] and (facts["verdict"], facts["better"]) == ("decided", "arm")
-    assert facts["unit"] == "score" and facts["metric"] == "hits@1"
-    assert (pairs["verdict"], codes(pairs)) == ("not comparable", ["chance"])
-    assert (text["verdict"], codes(text)[0], text["unit"]) == (
-        "not comparable",
-        "different-units",
-        "perplexity",
-    )
-    study["arms"]["token-30"]["units"] = "token"
-    rows = {row["outcome"]: row for row in summarise(records, study)["contrasts"]}
-    text = rows["evaluation:pseudo-perplexity:token"]
-    assert text["verdict"] is None and text["high"] < 0  # lower is better
-    assert text["mean"] == pytest.approx(-9.68, abs=0.005)
 
 
 def test_seeds_and_ratios_must_be_whole():
@@ -560,33 +323,125 @@ def test_missing_runs_are_noted_and_no_pair_is_no_comparison():
     assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
 
 
-def test_no_share_is_told_of_what_cannot_be_compared():
+# Measures that differ
+
+
+def without_tasks(*lines: dict, arms: dict[str, dict], **changes: Any) -> dict[str, dict]:
+    """The rows by outcome of a study without tasks, whose arms have these facts."""
+    study = make_study(runs=8, arms=dict.fromkeys(arms, 0), tasks=0, **changes)
+    for arm, facts in arms.items():
+        study["arms"][arm] |= facts
+    rows = summarise([*lines, *run_facts(study)], study)["contrasts"]
+    return {row["outcome"]: row for row in rows}
+
+
+def evaluated(name: str, metric: str, gain: float = 0.1, **more: Any) -> list[dict]:
+    return [
+        evaluation_record(arm, seed, name, metric, x + gain * (arm == "token-30"), **more)
+        for arm in CLEAR
+        for seed, x in enumerate(CLEAR["token-15"])
+    ]
+
+
+def losses(masks: str = "token", **by_arm: float) -> list[dict]:
+    levels = {"token-15": 4.0, "token-30": 3.0} | by_arm
+    return [
+        heldout_record(arm, seed, masks, level + 0.01 * (seed % 3) * (arm == "token-30"))
+        for arm, level in levels.items()
+        for seed in range(8)
+    ]
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_numbers_per_token_do_not_compare_tokenizers(other):
+    arms = {"token-15": {"tokenizer": "a"}, "token-30": {"tokenizer": other}}
+    lines = losses() + evaluated("facts", "hits@1", chance=0.05)
+    lines += evaluated("facts", "open-hits@1", chance=0.05) + evaluated("bound", "nats per token")
+    rows = without_tasks(*lines, *evaluated("bound", "bits per byte"), arms=arms)
+    apart = {name for name, row in rows.items() if "different-tokenizers" in codes(row)}
+    per_token = {
+        "heldout:token",
+        "evaluation:facts:open-hits@1",
+        "evaluation:bound:nats per token",
+    }
+    assert apart == (per_token if other == "b" else set())
+    (primary,) = (name for name, row in rows.items() if row["primary"])
+    assert primary == ("evaluation:facts:hits@1" if other == "b" else "heldout:token")
+    study, lines = study_of(CLEAR)
+    study["tasks"]["task-0"]["metric"] = "nats"
+    study["arms"]["token-15"]["tokenizer"] = "a"
+    study["arms"]["token-30"]["tokenizer"] = other
+    nats = [line | {"metric": "nats"} for line in lines]
+    for row in summarise(nats, study)["contrasts"]:
+        assert ("different-tokenizers" in codes(row)) is (other == "b")
+
+
+@pytest.mark.parametrize("pair", [("token-15", "token-30"), ("token-30", "token-15")])
+def test_formats_that_decoders_learned_are_not_compared_in_one_of_them(pair):
+    """Each arm was decided to beat the other, by the order of their names."""
+    lines = losses("token full") + losses("token spans", **{"token-15": 6.0, "token-30": 5.0})
+    arms = {"token-15": {"judged_on": ["token full"]}, "token-30": {"judged_on": ["token spans"]}}
+    rows = without_tasks(*lines, arms=arms, contrasts=[pair]).values()
+    assert {(row["verdict"], *codes(row)) for row in rows} == {
+        ("not comparable", "different-formats")
+    }
+    same = {arm: {"judged_on": ["token full"]} for arm in arms}
+    rows = without_tasks(*lines, arms=same).values()
+    assert not any("different-formats" in codes(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("units", "comparable"),
+    [
+        (("whole-word", "whole-word"), True),  # whole-word against pos-weighted
+        (("span", "token span"), False),  # span against span(over="token")
+        (("whole-word", "token"), False),  # weighted against weighted(units="token")
+    ],
+)
+def test_comparability_follows_from_units_and_not_from_the_name_of_the_policy(units, comparable):
+    arms = {arm: {"units": unit, "policy": "x"} for arm, unit in zip(CLEAR, units, strict=True)}
+    row = without_tasks(*losses(), arms=arms)["heldout:token"]
+    assert ("different-units" not in codes(row)) is comparable
+    assert (row["verdict"] == "not comparable") is not comparable
+
+
+def test_evaluations_are_outcomes_with_their_own_chance_and_direction():
+    lines = evaluated("facts", "hits@1", chance=0.1)
+    lines += evaluated("pairs", "accuracy", 0.0, chance=0.52)
+    lines += evaluated("pseudo-perplexity", "token", -10.0, higher_is_better=False)
+    arms = {"token-15": {}, "token-30": {"units": "whole-word"}}
+    facts, pairs, text = without_tasks(*lines, arms=arms).values()
+    # No held-out loss can compare them: the facts do.
+    assert facts["primary"] and (facts["verdict"], facts["better"]) == ("decided", "arm")
+    assert (facts["unit"], facts["metric"]) == ("score", "hits@1")
+    assert (pairs["verdict"], codes(pairs)) == ("not comparable", ["chance"])
+    assert (codes(text), text["unit"]) == (["different-units"], "perplexity")
+    alike = {"token-15": {}, "token-30": {}}
+    text = without_tasks(*lines, arms=alike)["evaluation:pseudo-perplexity:token"]
+    assert text["verdict"] is None and text["mean"] == pytest.approx(-10) and text["high"] < 0
+
+
+def test_there_is_no_share_of_what_cannot_be_compared():
     arms = {"token-15": 0.0, "token-30": 0.0, "words": 0.0}
     study = make_study(runs=8, arms=arms, tasks=0, share=("token-30", "token-15"))
-    study["arms"]["words"]["units"] = "whole-word"
-    level = {"token-15": 5.0, "token-30": 4.0, "words": 4.4}
-    lines = [
-        heldout_record(arm, s, "token", level[arm] + 0.01 * (s % 3))
-        for arm in arms
-        for s in range(8)
-    ]
-    [share] = summarise([*lines, *run_facts(study)], study)["shares"]
-    assert share["share"] is None and "units" in share["sentence"]
-    study["arms"]["words"]["units"] = "token"
-    [share] = summarise([*lines, *run_facts(study)], study)["shares"]
-    assert share["share"] == pytest.approx(0.6)
+    lines = losses(**{"token-15": 5.0, "token-30": 4.0, "words": 4.4})
+    for units, share in (("whole-word", None), ("token", pytest.approx(0.6, abs=0.01))):
+        study["arms"]["words"]["units"] = units
+        [line] = summarise([*lines, *run_facts(study)], study)["shares"]
+        assert line["share"] == share and ("units" in line["sentence"]) is (share is None)
 
 
-def test_every_sentence_is_filled_from_its_facts():
-    """No brace is left, and each flag of the table has facts that JSON can hold."""
-    for flag in FLAGS:
-        assert flag.effect in ("invalid", "caps", "notes")
-    assert len({flag.code for flag in FLAGS}) == len(FLAGS)
-    rows = judged(
-        search=None,
-        more=[{"kind": "overlap", "task": "task-0", "corpus": "w", "items": 9, "overlapping": 3}],
-    )
-    for row in rows["summary"]["contrasts"]:
-        for flag in row["flags"]:
-            assert not {"{", "}"} & set(flag["sentence"])
-            json.dumps(flag["facts"])
+def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
+    double = COST | {"targets": 2 * COST["targets"], "flops": 1.2 * COST["flops"]}
+    facts = [r for r in run_facts(make_study(runs=8)) if r["kind"] != "cost"]
+    facts += [cost_record("token-15", seed) for seed in range(8)]
+    mine = [cost_record("token-30", seed, **double) for seed in range(8)]
+    row = judged(records=facts + mine)
+    assert row["verdict"] == "decided" and row["compute"]["matched"]
+    assert facts_of(row, "compute")["ratios"] == pytest.approx({"targets": 2, "flops": 1.2})
+    by_targets = judged(records=facts + mine, match={"by": "targets", "arms": {}})
+    assert not by_targets["compute"]["matched"]
+    within = [line | {"targets": 1.04 * COST["targets"]} for line in mine]
+    ratios = facts_of(judged(records=facts + within), "compute")["ratios"]
+    assert ratios == pytest.approx({"flops": 1.2})
+    assert "compute" not in codes(judged(records=facts))  # it was not recorded of one side
