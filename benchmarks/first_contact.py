@@ -1,9 +1,9 @@
 """Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the
 plateau of `check`.
 
-    python benchmarks/first_contact.py rates    MODEL TASK …    the default beside a grid on dev, for a model and tasks
-    python benchmarks/first_contact.py minutes  RECIPE …        what check predicts, and what the study takes
-    python benchmarks/first_contact.py plateau                  targets until a new small model leaves the plateau
+    python benchmarks/first_contact.py rates    MODEL TASK …    the default and a grid on dev
+    python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
+    python benchmarks/first_contact.py plateau                  targets until a model leaves the plateau
 
 Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the
 recipes, ``plateau`` about a quarter of an hour on one core. A recipe may have overrides behind it:

@@ -12,7 +12,8 @@ in turn:
     plain   one process, states now and then
     saving  a state after every step, so that one is being written at almost any moment
     ranks   two processes, of which one is killed, or both
-    stream  the text is read from three shards while it is trained on, and tokenised by a worker, which must end too
+    stream  the text is read from three shards while it is trained on, and tokenised by a worker,
+    which must end too
 
 A run is a copy of this process, which has imported everything: no time goes into imports. About
 four seconds a kill on two cores.

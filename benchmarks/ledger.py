@@ -1,7 +1,7 @@
 """The ledger: one line for each primary contrast of every recorded study, judged by the rules of
 today.
 
-    python benchmarks/ledger.py            # adds what is missing, and prints how often each verdict stands there
+    python benchmarks/ledger.py   # adds missing lines, and prints how often each verdict occurs
     python benchmarks/ledger.py --rejudge  # judges all lines anew, after the rules have changed
 
 A verdict counts for little by itself: of twenty studies without a difference, one is decided. So

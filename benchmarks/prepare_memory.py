@@ -1,7 +1,7 @@
 """Does preparing a corpus need memory that grows with it? Peak anonymous memory of preparing texts
 of two sizes.
 
-    python benchmarks/prepare_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 200 is the claim
+    python benchmarks/prepare_memory.py [SMALL_MB LARGE_MB]   # default: 2 20; the claim: 20 200
 
 Each size is prepared in a process of its own, as a study does it: documents of distinct words are
 read from JSON lines, a tokenizer is trained, tokens are cut into pieces and written, and both sides

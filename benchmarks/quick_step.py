@@ -1,7 +1,7 @@
 """What a step of the quick start costs, beside an earlier commit: pre-training (12 × 64 tokens) and
 fine-tuning.
 
-    python benchmarks/quick_step.py [COMMIT] [--rounds N]     # without one: before the work on speed
+    python benchmarks/quick_step.py [COMMIT] [--rounds N]     # default: before the work on speed
 
 Both source trees take turns, a few steps each, in two processes with one thread that live as long
 as the bench: so neighbours on the machine and its clock hit both alike. A turn's figure is the
@@ -44,8 +44,10 @@ from maskwise.training.engine import Engine
 recipe = read_recipe("quick-start")
 documents = list(read_documents(recipe.corpus.source, limit=1500))
 tokenizer = train_tokenizer((d.text for d in documents), vocab_size=recipe.tokenizer.vocab_size)
-pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length)
-config = new_config(recipe.model.architecture, tokenizer, recipe.corpus.length, **recipe.model.settings)
+pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer,
+                     length=recipe.corpus.length)
+config = new_config(recipe.model.architecture, tokenizer, recipe.corpus.length,
+                    **recipe.model.settings)
 
 def pretraining():
     masker = Masker(tokenizer, ratio=0.15, corruption="mask-only")
@@ -57,9 +59,11 @@ def finetuning():
     from maskwise.tasks import judge
     from maskwise.tasks.tensors import encode
     task = load_task(recipe.tasks[0])
-    network = judge.load_network(None, task, tokenizer, config=config, max_length=recipe.finetune.max_length, seed=0)
+    network = judge.load_network(None, task, tokenizer, config=config,
+                                 max_length=recipe.finetune.max_length, seed=0)
     settings = recipe.finetune.training(task, seed=0)
-    source = judge.TaskSource(encode(task, tokenizer, max_length=recipe.finetune.max_length)["train"], settings)
+    data = encode(task, tokenizer, max_length=recipe.finetune.max_length)
+    source = judge.TaskSource(data["train"], settings)
     return task.kind.objective(network), source, settings
 
 def run(make):

@@ -1,7 +1,7 @@
 """Does a stream need memory that grows with it? Peak anonymous memory of training on streams of two
 sizes.
 
-    python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]      # 2 and 20 without numbers; 20 and 2000 is the claim
+    python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]   # default: 2 20; the claim: 20 2000
 
 Each size is read in a process of its own, from four shards of JSON lines with distinct documents.
 The process prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a

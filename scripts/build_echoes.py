@@ -4,7 +4,7 @@ can be learned.
 A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has
 learned to look at the other copy knows every word that is whole there; nothing else can be known.
 
-    python scripts/build_echoes.py        # writes src/maskwise/data/echoes.jsonl.gz, always the same bytes
+    python scripts/build_echoes.py   # writes src/maskwise/data/echoes.jsonl.gz, always the same
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ that of a column far away, by a rule of the family. Sequences lose or gain a few
 columns shift. What can be learned beyond letter frequencies is thus the family, and within it the
 pairs.
 
-    python scripts/build_families.py        # writes src/maskwise/data/families.jsonl.gz, always the same bytes
+    python scripts/build_families.py   # writes src/maskwise/data/families.jsonl.gz, always the same
 """
 
 from __future__ import annotations

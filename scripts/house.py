@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How heavy the source is, in figures that formatting can hardly change.
 
-    house.py [FOLDER] [--rooms]        FOLDER: src/maskwise if not said; exit status 1 where a goal is missed
+    house.py [FOLDER] [--rooms]        default: src/maskwise; status 1 where a goal is missed
 
 Nodes are those of the syntax tree without docstrings: what there is to understand. Nodes a code
 line: how much stands on one line. Counts are absolute, so that spreading code over more lines

@@ -52,8 +52,8 @@ def blocks_of(page: Path) -> list[Block]:
     ]
 
 
-def _groups(pattern: re.Pattern[str], page: Path) -> list[tuple[str | None, str, str]]:
-    return [match.groups() for match in pattern.finditer(page.read_text(encoding="utf-8"))]  # type: ignore[misc]
+def _groups(pattern: re.Pattern[str], page: Path) -> list[Any]:
+    return [match.groups() for match in pattern.finditer(page.read_text(encoding="utf-8"))]
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

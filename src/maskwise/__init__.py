@@ -1,8 +1,7 @@
 """maskwise: pre-train masked and denoising language models well.
 
-    text → annotated tokens → masked batch → loss → (feedback to policy and sampler) → checkpoint →
-    task score → report
-           annotate/          masking/       objectives/                              training/     tasks/       report/
+    text → annotated tokens → masked batch → loss → checkpoint → task score → report
+           annotate/          masking/       objectives/  training/   tasks/       report/
 
 Five choices, each independent of the others: *what* may be masked (policy), *how much* at step t
 (schedule), *how it is shown* (corruption), *which loss* (objective), and *which of them now*

@@ -19,8 +19,8 @@ LONGEST = 400
 class MaskwiseError(ValueError):
     """Bad input: a recipe, a file, a layer, an argument. The message is one line.
 
-    >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 15 % as 0.15"))
-    a ratio is a share; got 1.5; allowed: 0 to 1; write 15 % as 0.15
+    >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 0.15"))
+    a ratio is a share; got 1.5; allowed: 0 to 1; write 0.15
 
     Attributes:
         what: what is wrong, without an end mark.

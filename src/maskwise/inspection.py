@@ -112,7 +112,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: as in the text, with the white space before it.
-        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another token), ``kept``
+        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another token),
+        ``kept``
             (selected, but unchanged).
         shown: what the model reads instead; empty where it reads the text itself.
     """

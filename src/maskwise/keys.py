@@ -7,7 +7,8 @@ composition, and there is no state to save.
 How: per purpose, the 64 bits of an example id are mixed into 64 other bits by a bijection that
 (seed, epoch, purpose) choose; they make two words, ``start`` and ``odd``. The key of index i of
 that example is ``mix(start + i · odd)``. All steps are bijections, so **keys of one example are
-distinct by construction** (no ties), and no two examples have the same words, except for the lowest bit
+distinct by construction** (no ties), and no two examples have the same words, except for the lowest
+bit
 of ``odd``. The multiplier differs between examples: with a common multiplier their draws would be
 shifted copies of each other (``tests/test_keys.py`` searches for them).
 

@@ -59,7 +59,8 @@ def begin(
     for command, purpose in FIRST_STEPS.items():
         say(f"  {command}", "cyan")
         out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
-    names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]  # a group has them
+    # a group has them
+    names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]
     say(f"\nCommands: {names}. Each of them has --help.")
 
 
