@@ -71,7 +71,9 @@ class World:
 
 @dataclass(frozen=True)
 class Design:
-    """A study: its world, how many arms are compared with the baseline, and how many runs each has."""
+    """A study: its world, how many arms are compared with the baseline, and how many runs each
+    has.
+    """
 
     world: World
     contrasts: int

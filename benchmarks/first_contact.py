@@ -3,7 +3,7 @@ plateau of `check`.
 
     python benchmarks/first_contact.py rates    MODEL TASK …    the default and a grid on dev
     python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
-    python benchmarks/first_contact.py plateau                  targets until a model leaves the plateau
+    python benchmarks/first_contact.py plateau         targets until a model leaves the plateau
 
 Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the
 recipes, ``plateau`` about a quarter of an hour on one core. A recipe may have overrides behind it:

@@ -1,6 +1,7 @@
 """How well each objective learns real text alone: some hundred steps, evaluated on held-out rows.
 
-    PYTHONPATH=src python benchmarks/objectives_learn.py FILE   writes the table of docs/objectives.md
+    PYTHONPATH=src python benchmarks/objectives_learn.py FILE   writes the table of
+    docs/objectives.md
 
 Two baselines. *Chance*: a uniform guess (ln V for a word, ln 2 for yes or no). The *best constant*:
 the frequencies of the answers alone. Where 13 tokens in a hundred were added, 13 % for every token

@@ -156,7 +156,9 @@ def wikigold(folder: Path) -> Iterator[Row]:
 
 
 def wnut17(folder: Path) -> Iterator[Row]:
-    """Posts and comments with the names in them, in their own splits: {"split", "tokens", "tags"}."""
+    """Posts and comments with the names in them, in their own splits: {"split", "tokens",
+    "tags"}.
+    """
     files = {"train": "train.conll.gz", "dev": "dev.conll", "test": "test.conll"}
     for split, count in POSTS.items():
         for tokens, tags in spread(list(read_columns(folder / files[split])), count):
@@ -164,7 +166,9 @@ def wnut17(folder: Path) -> Iterator[Row]:
 
 
 def trivia(folder: Path) -> Iterator[Row]:
-    """Questions of a quiz, and what they are about: {"split", "text", "label"}; no question twice."""
+    """Questions of a quiz, and what they are about: {"split", "text", "label"}; no question
+    twice.
+    """
     with gzip.open(folder / "open_trivia_qa.jsonl.gz", "rt", encoding="utf-8") as file:
         left = without([(row["question"], row["category"]) for row in map(json.loads, file)], [])
     for split, count in PER_CATEGORY.items():

@@ -73,7 +73,9 @@ note.
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
-    """Whether so many of a task's test items stand in a corpus that its score may be one of memory."""
+    """Whether so many of a task's test items stand in a corpus that its score may be one of
+    memory.
+    """
     return overlapping >= OVERLAP_SHARE * items
 
 

@@ -344,7 +344,9 @@ def _tokenizer(name: str) -> Any:
 
 
 def _bundled_tokenizer() -> LightTokenizer:
-    """The tokenizer of the bundled encoder, with the tokens that T5's and UL2's corruptions need."""
+    """The tokenizer of the bundled encoder, with the tokens that T5's and UL2's corruptions
+    need.
+    """
     tokenizer = LightTokenizer.read(Path(find_start("bundled:encoder")))
     assert tokenizer is not None
     sentinels = [f"<extra_id_{number}>" for number in range(100)]

@@ -87,7 +87,9 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 
 def sums_within(values: Array, counts_P: Array) -> Array:
-    """(N,) int64, or float64 of floats: running sums of ``values``, which begin anew in each piece."""
+    """(N,) int64, or float64 of floats: running sums of ``values``, which begin anew in each
+    piece.
+    """
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     return total[1:] - np.repeat(total.take(counts_P.cumsum() - counts_P), counts_P)

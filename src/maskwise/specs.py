@@ -148,7 +148,9 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
 
 
 def _require_type(what: str, value: object, annotation: object) -> None:
-    """Refuse an argument that is no number, or no truth value, where its annotation asks for one."""
+    """Refuse an argument that is no number, or no truth value, where its annotation asks for
+    one.
+    """
     if value is None and "None" in str(annotation):
         return
     if isinstance(value, Call):  # a bare word

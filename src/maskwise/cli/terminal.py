@@ -1,4 +1,6 @@
-"""What the commands share: consoles, options, tables, JSON, and how plans and verdicts are printed."""
+"""What the commands share: consoles, options, tables, JSON, and how plans and verdicts are
+printed.
+"""
 
 from __future__ import annotations
 

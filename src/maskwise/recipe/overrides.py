@@ -296,7 +296,9 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    """The settings class at a path; names that users choose, of arms and objectives, are skipped."""
+    """The settings class at a path; names that users choose, of arms and objectives, are
+    skipped.
+    """
     for part in path:
         if part in settings.model_fields:
             annotation = settings.model_fields[part].annotation  # X, X | None or dict[str, X]

@@ -252,7 +252,9 @@ class Recipe(Settings):
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: the recipe's, unless all objectives have others."""
+        """The policies whose masks are predicted: the recipe's, unless all objectives have
+        others.
+        """
         masked = self._masked.values()
         own = [masking["policy"] for kind, masking in masked if kind.inherits]
         common = self.masking.policy
@@ -293,7 +295,9 @@ class Recipe(Settings):
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks that the training itself predicts; none where it masks none."""
+        """The kinds of held-out masks that the training itself predicts; none where it masks
+        none.
+        """
         if self._diffuses:
             return (DIFFUSION,)
         units = dict.fromkeys(kind for name in self.masked_by for kind in policy(name).judged_on())
