@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,37 +54,38 @@ def examples(split: str) -> Examples:
     )
 
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
 def learner(**settings) -> MetaLearner:
-    config = new_config(
-        "bert",
-        tokenizer(),
-        32,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    counts = (
-        np.bincount(
-            np.concatenate([row["input_ids"] for row in examples("train").contexts]), minlength=500
-        )
-        + 1
-    )
-    model = new_model(config, seed=0, log_unigram=log_frequencies(torch.from_numpy(counts)))
-    losses = Losses(
-        RelaxedDenoising(model, tokenizer().mask_token_id), MaskedLanguageModelling(model)
-    )
+    ids = np.concatenate([row["input_ids"] for row in examples("train").contexts])
+    frequencies = log_frequencies(torch.from_numpy(np.bincount(ids, minlength=500) + 1))
+    config = new_config("bert", tokenizer(), 32, **SMALL)
+    model = new_model(config, seed=0, log_unigram=frequencies)
+    denoising = RelaxedDenoising(model, tokenizer().mask_token_id)
+    losses = Losses(denoising, MaskedLanguageModelling(model))
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 16, "window": 1}, length=32)
     small = {"steps": 6, "batch_size": 8, "eval_every": 3, "learning_rate": 0.05, "ratio": 0.3}
     small |= {"warm": 0, "mask_rate": 0.5, "task_rate": 0.1}
-    return MetaLearner(
-        losses,
-        policy,
-        examples("train"),
-        examples("dev"),
-        MetaSettings(**small | settings),
-        TRAINING,
-    )
+    made = MetaSettings(**small | settings)
+    return MetaLearner(losses, policy, examples("train"), examples("dev"), made, TRAINING)
+
+
+def learn(settings: MetaSettings, **how):
+    """Learn from the world's questions, but for what is said."""
+    given = {"policy": None, "task": load_task(WORLD), "texts": texts(), "model": small_model()}
+    given |= {"tokenizer": tokenizer(), "training": TRAINING, "length": 32, "max_length": 16}
+    return learn_meta(settings, **given | how, quiet=True)[0]
+
+
+def is_reset(learner: MetaLearner) -> bool:
+    now = learner.losses.parameters_now()
+    return all(torch.equal(now[name], learner.start[name]) for name in now)
 
 
 def weights(learner: MetaLearner) -> Tensor:
@@ -194,14 +196,11 @@ def test_a_stopped_learning_resumes_bit_for_bit(
     second = learner(**how)
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now
-    plain = [
-        [
-            {**json.loads(line), "seconds": 0}
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
-        for name in ("whole", "part")
-    ]
-    assert plain[0] == plain[1] and len(plain[0]) == 8
+    logged = []
+    for name in ("whole", "part"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        logged.append([json.loads(line) | {"seconds": 0} for line in lines])
+    assert logged[0] == logged[1] and len(logged[0]) == 8
     with pytest.raises(MaskwiseError, match=r"other settings; got ratio 0\.2 \(was 0\.3\)"):
         learn_policy(learner(**how, ratio=0.2), tmp_path / "part", quiet=True)
 
@@ -295,12 +294,9 @@ def test_the_model_moves_or_is_reset() -> None:
     for every, moves in ((0, True), (1, False), (2, True)):
         mine = learner(reset_every=every)
         mine.step()
-        now = mine.losses.parameters_now()
-        assert any(not torch.equal(now[name], mine.start[name]) for name in now) == moves
+        assert is_reset(mine) != moves
     mine.step()  # the second of two
-    assert all(
-        torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items()
-    )
+    assert is_reset(mine)
 
 
 def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
@@ -313,29 +309,20 @@ def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
     again = learner(warm=5)
     assert all(torch.equal(value, again.start[name]) for name, value in warm.start.items())
     warm.step()  # and it is reset to what it was when it was warm
-    assert all(
-        torch.equal(value, warm.start[name]) for name, value in warm.losses.parameters_now().items()
+    assert is_reset(warm)
+
+
+@pytest.mark.parametrize("named", [None, "mask_rate", "task_rate"])
+def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
+    mine = learner(
+        **{"mask_rate": 0.01, "task_rate": 0.01, "steps": 1} | ({named: 999.0} if named else {})
     )
-
-
-@pytest.mark.parametrize(
-    ("rates", "named"), [((0.01, 0.01), None), ((99.0, 0.01), "mask"), ((0.01, 999.0), "task")]
-)
-def test_a_step_that_raises_its_own_loss_is_named(
-    rates: tuple[float, float], named: str | None
-) -> None:
-    mine = learner(mask_rate=rates[0], task_rate=rates[1], steps=1)
     end = learn_policy(mine, quiet=True)
-    if named is None:
-        assert end.overshoot is None
-    else:
-        assert end.overshoot.startswith(
-            f"a step of {named}_rate {max(rates):g} raises its own loss, from "
-        )
-        assert float(end.overshoot.split()[-1]) > float(end.overshoot.split()[-3])
-    assert all(
-        torch.equal(value, mine.start[name]) for name, value in mine.losses.parameters_now().items()
-    )
+    assert (end.overshoot is None) == (named is None) and is_reset(mine)
+    if named:
+        assert end.overshoot.startswith(f"a step of {named} 999 raises its own loss, from ")
+        before, after = re.findall(r"from (.+) to (.+)", end.overshoot)[0]
+        assert float(after) > float(before)
 
 
 def test_learned_step_sizes_move_and_others_do_not() -> None:
@@ -363,14 +350,8 @@ def test_other_examples_for_the_outer_loss() -> None:
     assert not torch.allclose(same, other)
 
 
-def small_model(architecture: str = "bert"):
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    return new_model(new_config(architecture, tokenizer(), 32, **sizes), seed=0)
+def small_model():
+    return new_model(new_config("bert", tokenizer(), 32, **SMALL), seed=0)
 
 
 def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> None:
@@ -385,85 +366,35 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
         is model.bert.embeddings.word_embeddings.weight
     )
     policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
-    end, _ = learn_meta(
-        MetaSettings(steps=2, batch_size=8, dev_examples=8),
-        policy=policy,
-        task=task,
-        texts=(),
-        model=small_model(),
-        tokenizer=tokenizer(),
-        training=TRAINING,
-        length=32,
-        max_length=32,
-        folder=tmp_path,
-        quiet=True,
-    )
+    settings = MetaSettings(steps=2, batch_size=8, dev_examples=8)
+    end = learn(settings, policy=policy, task=task, texts=(), max_length=32, folder=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     # classes have no answers
     assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]
 
 
 def test_contexts_are_no_longer_than_what_the_policy_reads() -> None:
-    """A policy with 12 positions was given contexts of 32 tokens, and torch said what did not
-    match.
-    """
-    sizes = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-    }
-    policy = PolicyModel.new(tokenizer(), architecture="bert", settings=sizes, length=12)
-    end, _ = learn_meta(
-        MetaSettings(steps=1, batch_size=4, dev_examples=4),
-        policy=policy,
-        task=load_task(WORLD),
-        texts=texts(),
-        model=small_model(),
-        tokenizer=tokenizer(),
-        training=TRAINING,
-        length=32,
-        max_length=16,
-        quiet=True,
-    )
-    assert end.step == 1
+    """A policy with 12 positions and contexts of 32 tokens."""
+    policy = PolicyModel.new(tokenizer(), architecture="bert", settings=SMALL, length=12)
+    assert learn(MetaSettings(steps=1, batch_size=4, dev_examples=4), policy=policy).step == 1
 
 
 def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
     words = TokenizerSettings(sentinels=4).tokenizer(read_documents(texts()))
-    config = new_config(
-        "t5",
-        words,
-        32,
-        kind="encoder-decoder",
-        d_model=16,
-        d_kv=8,
-        d_ff=16,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-    )
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = new_config("t5", words, 32, kind="encoder-decoder", dropout_rate=0.0, **sizes)
     task = load_task(WORLD.replace("seed=0", "seed=0, kind='generation', beams=1, max_target=4"))
     policy = PolicyModel.new(words, settings={"hidden_size": 8, "window": 1}, length=32)
     before = policy.head.weight.detach().clone()
-    end, _ = learn_meta(
-        MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1),
-        policy=policy,
-        task=task,
-        texts=texts(),
-        model=new_model(config, seed=0),
-        tokenizer=words,
-        training=TRAINING,
-        length=32,
-        max_length=16,
-        quiet=True,
-    )
+    settings = MetaSettings(steps=2, batch_size=8, ratio=0.3, eval_every=1)
+    model = new_model(config, seed=0)
+    end = learn(settings, policy=policy, task=task, model=model, tokenizer=words)
     assert end.step == 2 and np.isfinite(end.gain)
     assert end.best == 0 or not torch.equal(policy.head.weight, before)
 
 
 def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
-    world, frozen = load_task(WORLD), load_task("trivia(kind='sentence-embedding', train_rows=20)")
+    frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
     with pytest.raises(MaskwiseError, match="this task has none; got sentence-embedding"):
         losses_of(small_model(), frozen, tokenizer(), seed=0)
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
@@ -473,16 +404,7 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
         losses_of(small_model(), written, tokenizer(), seed=0)
     spans = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, head="spans", length=32)
     with pytest.raises(MaskwiseError, match="needs a policy that scores tokens; got spans"):
-        learn_meta(
-            MetaSettings(),
-            policy=spans,
-            task=world,
-            texts=texts(),
-            model=small_model(),
-            tokenizer=tokenizer(),
-            training=TRAINING,
-            length=32,
-        )
+        learn(MetaSettings(), policy=spans)
 
 
 @pytest.mark.process
