@@ -61,7 +61,7 @@ class Words(NamedTuple):
         return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """For each text its spans from word ``first`` to word ``last`` (S,), with ``values`` (S,)."""
+        """The spans of each text, from word ``first`` to word ``last`` (S,), with ``values`` (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         cuts = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
@@ -257,7 +257,8 @@ class Spill:
     """Blocks of numbers in a temporary file, read back in order: 8 bytes a word of the corpus."""
 
     def __init__(self, folder: Path):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with its last reference)
+        # closed with its last reference
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._blocks = 0
 
     def write(self, block: Array) -> None:

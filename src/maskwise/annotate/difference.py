@@ -182,7 +182,8 @@ def _input_embeddings(folder: Path) -> Matrix:
     refuse_damaged(folder)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.endswith(EMBEDDINGS)]  # noqa: SIM118 (not a dict)
+            # not a dict, which could be iterated
+            names = [name for name in file.keys() if name.endswith(EMBEDDINGS)]  # noqa: SIM118
             if names:
                 table: Matrix = file.get_tensor(min(names, key=len)).float().numpy()
                 return table

@@ -148,7 +148,7 @@ class Phrases:
         return f"{found} among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Make a vocabulary of the corpus and save it in ``folder``: phrases.parquet and facts.json.
+        """Make a vocabulary of the corpus: phrases.parquet and facts.json in ``folder``.
 
         A corpus without a frequent phrase gets an empty one, and a `notice`: it must not stop the
         annotators that run with this one.

@@ -112,7 +112,8 @@ def annotate_corpus(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     out = f"{folder}/out"
-    ...     summary = annotate_corpus(["Ada met Charles. They talked."], ["words", "sentences"], out)
+    ...     text = "Ada met Charles. They talked."
+    ...     summary = annotate_corpus([text], ["words", "sentences"], out)
     ...     summary["words"], summary["annotators"]["sentences"]["layers"]["sentence"]["spans"]
     (7, 2)
 

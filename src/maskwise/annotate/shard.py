@@ -61,7 +61,7 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """A line to tell the user (or None), failures (error → texts), and the layers of an annotator."""
+    """A line for the user (or None), failures (error → texts), and the layers of an annotator."""
 
     notice: str | None
     failures: dict[str, int]
@@ -274,7 +274,7 @@ def shard_facts(
 def _layer_facts(
     joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, words: Ints
 ) -> Facts:
-    """Count spans in texts at the offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
+    """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
     origin = np.repeat(base, [len(spans.start) for spans in found])
     start = origin + np.concatenate([spans.start for spans in found])
     end = origin + np.concatenate([spans.end for spans in found])

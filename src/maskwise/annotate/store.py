@@ -46,7 +46,7 @@ SHARD_DOCUMENTS = 128
 SHARD_CHARACTERS = 1 << 19
 """A second or two of a tagger's work: lost by a kill, and the difference between two processes."""
 Facts: TypeAlias = dict[str, Any]
-"""The counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
+"""Counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -1,4 +1,4 @@
-"""Layers that weigh every word by a table: frequency and informativeness; difference.py has a third.
+"""Layers that weigh every word by a table: frequency, informativeness, and difference.py's.
 
 A fit writes the table, a Parquet file with the columns "word" and "weight", which can be read and
 edited; annotating looks words up, in lower case. Cost: 0.5 µs a word.
@@ -99,7 +99,7 @@ class WordWeights(ABC):
         facts: Mapping[str, object],
         **needed: object,
     ) -> str:
-        """Write the table and its facts; ``needed`` are settings of the annotator that reads them."""
+        """Write the table and its facts; ``needed`` are settings of the annotator that reads it."""
         write_table(folder / FILE, columns)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
@@ -279,7 +279,7 @@ class Informativeness(WordWeights):
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
-    """(P,) the PMI of pairs of word ids, the smaller id first, from their counts in either order."""
+    """(P,) the PMI of pairs of word ids, smaller id first, from their counts in either order."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
     ordered = counts * np.where(first == second, 2, 1)

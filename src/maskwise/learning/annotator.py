@@ -149,7 +149,7 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Texts cut between words into windows of ``policy.config.length`` tokens; None if all are empty.
+    """Texts cut between words into windows that the policy can read; None if all are empty.
 
     A word that is longer than a window is in none.
     """

@@ -1,4 +1,4 @@
-"""What a policy masks, for people: top words, parts of speech, examples, and the card of a policy."""
+"""The card of a policy, and what it masks: top words, parts of speech, examples."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ tags: [maskwise, masking-policy]
 # A masking policy learned with maskwise {__version__}
 
 It weighs the words of a text: masking takes heavy ones more often. Name it in a recipe,
-`masking.policy: learned("FOLDER or hub id")`, or load it with `maskwise.learning.scorer.PolicyModel.from_pretrained`.
+`masking.policy: learned("FOLDER or hub id")`, or load it with
+`maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
 |---|---|

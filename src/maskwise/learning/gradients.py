@@ -1,6 +1,6 @@
 """Meta-gradients: the derivative of a loss after steps of training by the masks of these steps.
 
-    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m of each mask
+    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m
 
 The mask is differentiated, not the policy: a policy's own backward pass runs once, on the gradient
 of its mask, and whatever made the mask is differentiated exactly. Two back-ends give the same

@@ -41,12 +41,13 @@ LEAST_TOLD = 0.01
 """
 
 _FUNCTION_WORDS = """
-a about above after again against all also am an and any are as at be because been before being below between
-both but by can could did do does doing down during each few for from further had has have having he her here
-hers him his how i if in into is it its itself just may me might more most must my no nor not now of off on
-once one only or other our out over own same shall she should so some such than that the their them then there
-these they this those through to too under until up upon us very was we were what when where which while who
-whom whose why will with would you your
+a about above after again against all also am an and any are as at be because been before being
+below between both but by can could did do does doing down during each few for from further had
+has have having he her here hers him his how i if in into is it its itself just may me might more
+most must my no nor not now of off on once one only or other our out over own same shall she
+should so some such than that the their them then there these they this those through to too under
+until up upon us very was we were what when where which while who whom whose why will with would
+you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that say little by themselves."""

@@ -1,4 +1,4 @@
-"""A learning by the meta-gradient: what it is built from, its evaluations, its end, its resumption."""
+"""Learning by the meta-gradient: its parts, its evaluations, its end, how it resumes."""
 
 from __future__ import annotations
 
