@@ -311,3 +311,11 @@ def test_a_missing_file_is_told_before_torch_is_imported(
     monkeypatch.setitem(sys.modules, "maskwise.study.outlook", None)
     assert maskwise(*arguments) == 2
     assert said in capfd.readouterr().err
+
+
+def test_a_file_of_labels_may_have_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    rows = "".join(f"a text of several words {n},{('yes', 'no', -1)[n % 3]}\n" for n in range(90))
+    path.write_text("text,label\n" + rows)
+    recipe = recipe_for(f"{path}(missing=-1)")
+    assert len(recipe.tasks) == 1 and load_task(recipe.tasks[0]).labels == ("no", "yes")

@@ -219,3 +219,9 @@ def test_a_task_is_read_once_and_again_when_its_file_has_changed(tmp_path: Path)
     before = load_task(folder)
     table(folder / "dev.csv", ["a", "b"] * 10)
     assert load_task(folder) is not before and len(load_task(folder).splits["dev"]) == 20
+
+
+def test_a_missing_label_that_no_row_has_is_noted(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", ["a", "b", "NA"] * 40)
+    assert not said(load_task(path, missing="NA"), "not among the labels")
+    assert said(load_task(path, missing=("NA", "ZZ")), "missing='ZZ' is not among the labels")

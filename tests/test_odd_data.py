@@ -150,7 +150,7 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
     task = load_task(tmp_path / "several.jsonl", missing=("NA", -1))
     assert task.kind.name == "multi-label" and sum(map(len, task.splits.values())) == 60
     write_lines(tmp_path / "none.jsonl", [{"text": f"text {n}", "labels": []} for n in range(20)])
-    with pytest.raises(MaskwiseError, match="needs at least two labels; got none"):
+    with pytest.raises(MaskwiseError, match="needs at least two labels; got only empty cells"):
         load_task(tmp_path / "none.jsonl")
 
 

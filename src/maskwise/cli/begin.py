@@ -26,6 +26,7 @@ from maskwise.cli.terminal import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
+from maskwise.specs import split_options
 
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
@@ -83,7 +84,7 @@ def check(
     A file of texts or of labels is checked with the recipe that `maskwise study --new` would write
     for it.
     """
-    if not (Path(subject).exists() or subject.startswith(("hf:", "bundled:"))):
+    if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
         recipe_path(subject)  # refuse a typo before the slow imports
     from maskwise.study.outlook import outlook_of
 

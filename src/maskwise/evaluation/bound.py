@@ -3,8 +3,8 @@
 Every held-out piece is masked ``draws`` times, at rates spread evenly over (0, 1). Losses are
 weighted by L/n (``masking.diffusion``), which bounds −log p(piece) of a model that reveals one
 token after the other in random order, whatever it was trained on. The standard error is over
-pieces, and so includes the drawn masks and the texts. Figures per token compare models with one tokenizer;
-figures per byte compare all models that spell the text out.
+pieces, and so includes the drawn masks and the texts. Figures per token compare models with one
+tokenizer; figures per byte compare all models that spell the text out.
 """
 
 from __future__ import annotations

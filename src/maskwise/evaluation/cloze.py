@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
+# Facts of a file that are used, and answers that each is ranked among, by default.
 ITEMS, CANDIDATES = 200, 20
-"""Facts of a file that are used, and answers that each is ranked among, by default."""
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
 Pieces = tuple[int, ...]
+# A row of tokens, and a column of it.
 Place = tuple[Pieces, int]
-"""A row of tokens, and a column of it."""
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -229,7 +229,8 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
 
 
 def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
-    answer, subject = record.get("obj_label"), str(record.get("sub_label", ""))
+    answer = record.get("obj_label")
+    subject = str(record.get("sub_label", ""))
     if not isinstance(answer, str) or not answer.strip():
         got = repr(answer) if "obj_label" in record else ", ".join(map(str, record))
         raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")

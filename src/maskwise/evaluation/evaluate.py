@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
 MEASURES = (HELD_OUT, PSEUDO_PERPLEXITY, BOUND, CLOZE, PAIRS)
+# Rows for the pseudo-perplexity and masks of a piece for the bound, in ``maskwise evaluate``.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-"""Rows for the pseudo-perplexity and masks of a piece for the bound, in ``maskwise evaluate``."""
+# Tokens of a row of the text, if the model can take as many.
 LONGEST = 128
-"""Tokens of a row of the text, if the model can take as many."""
 
 
 def _tuple(value: object) -> object:
@@ -207,9 +207,12 @@ def evaluate(
     model.train(was_training)
     for record in records:
         if record["kind"] == "heldout":
-            value, name = record["loss"], f"{record['masks']} (held-out loss)"
+            value = record["loss"]
+            name = f"{record['masks']} (held-out loss)"
         else:
-            value, name = record["value"], f"{record['name']} ({record['metric']})"
+            value = record["value"]
+            name = f"{record['name']} ({record['metric']})"
+        # NaN in a record would pass every later comparison unnoticed.
         if not math.isfinite(value):
             raise MaskwiseError(f"a measure of {name} is no number", got=value, do=DAMAGED)
     return records

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORDERS = ("confidence", "random", "block")
+# A gap of a prompt: [MASK] is one token, [MASK*5] five.
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
-"""A gap of a prompt: [MASK] is one token, [MASK*5] five."""
 SHOWN = "▢"
 
 

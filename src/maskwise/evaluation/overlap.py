@@ -28,16 +28,16 @@ from maskwise.text import Document, Rows
 from maskwise.text.documents import batches
 
 N = 13
+# Words of the shortest item that is looked for.
 LEAST = 4
-"""Words of the shortest item that is looked for."""
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
+# Rows of which masks are drawn.
 ROWS = 1024
-"""Rows of which masks are drawn."""
 _ROWS_AT_ONCE = 64
+# Longer answers are not looked for in rows.
 _MOST_TOKENS = 16
-"""Longer answers are not looked for in rows."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
@@ -174,7 +174,8 @@ class _Wanted:
     """The n-grams of items. A table of bits rejects nearly all others before any comparison."""
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
-        self.grams, self.owner = grams, owner
+        self.grams = grams
+        self.owner = owner
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 

@@ -33,11 +33,11 @@ from maskwise.training.data import Rows, by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Positions in one forward pass.
 TOKENS = 16384
-"""Positions in one forward pass."""
 DAMAGED = "is the checkpoint damaged?"
+# The seed of fixed masks, the same in every study, so that losses can be compared.
 EVALUATION_SEED = 0xE7A1
-"""The seed of fixed masks, the same in every study, so that losses can be compared."""
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
 
 
@@ -90,7 +90,8 @@ def log_probabilities(
         word_ids = batch.layer("word_ids")
         words_BL = torch.from_numpy(word_ids.reshape(batch.shape))
     for part in by_width(width_B[row_T], tokens):
-        row, column = row_T[part], column_T[part]
+        row = row_T[part]
+        column = column_T[part]
         width = int(width_B[row].max())
         ids = ids_BL[row, :width]
         place = torch.arange(width)
@@ -259,9 +260,10 @@ class HeldOut:
         self.maskers = maskers
         chosen = spread(rows or len(held_out), of=len(held_out))
         parts = [held_out.batch(part) for part in chosen.split(batch_size)]
-        self.batches = {
-            kind: [masker(part, epoch=0) for part in parts] for kind, masker in maskers.items()
-        }
+        self.batches = {}
+        for kind, masker in maskers.items():
+            # Epoch 0 always, so that the masks never change.
+            self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
             pieces = held_out.batch(chosen)

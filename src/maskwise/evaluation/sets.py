@@ -32,17 +32,17 @@ from maskwise.text.labelled import Record, read_records
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Scores that differ by fewer nats are equal: more than rounding, far less than a preference.
 TIE = 1e-4
-"""Scores that differ by fewer nats are equal: more than rounding, far less than a preference."""
+# Reasons to leave an item out.
 LONG, UNKNOWN = "longer than the model", "unknown characters"
-"""Reasons to leave an item out."""
+# Sets that come with maskwise, made by scripts/build_evaluation.py.
 BUNDLED_SETS = ("pairs",)
-"""Sets that come with maskwise, made by scripts/build_evaluation.py."""
 GOOD, BAD = "sentence_good", "sentence_bad"
+# Columns of the phenomenon of a pair; the first one that is present counts.
 GROUPS = ("phenomenon", "linguistics_term", "UID")
-"""Columns of the phenomenon of a pair; the first one that is present counts."""
+# Pairs of a file that are used by default.
 ITEMS = 1000
-"""Pairs of a file that are used by default."""
 
 
 class TestSet(ABC):
@@ -203,7 +203,7 @@ class Pairs(TestSet):
             else:
                 kept.append(number)
         require_scored(len(kept), skipped, f"pairs {self.name!r}")
-        both = [pairs[number][side] for side in (0, 1) for number in kept]
+        both = [pairs[number][0] for number in kept] + [pairs[number][1] for number in kept]
         batch = gather(both, Vocabulary.of(tokenizer))
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=True)
         good, bad = log_p.double().sum(1).view(2, -1)

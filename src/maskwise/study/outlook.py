@@ -24,6 +24,7 @@ from maskwise.errors import MaskwiseError, counted, duration
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe, read_recipe, shipped
 from maskwise.recipe.overrides import Plain
+from maskwise.specs import split_options
 from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, check_inputs, start_of
 from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.design import Design
@@ -358,7 +359,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         MaskwiseError: neither a recipe nor a file that can be read.
     """
-    path = Path(subject)
+    path = Path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
     if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
         return read_recipe(subject, overrides)

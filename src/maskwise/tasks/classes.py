@@ -1,7 +1,6 @@
 """Kinds of tasks whose answer is a class of a text or of every word, several labels, or a number.
 
-Numbers are standardised by those of train before anything is learned, so that one learning rate
-fits every scale.
+Numbers are standardised by those of train, so that one learning rate fits every scale.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from maskwise.tasks.columns import (
     NO_LABEL,
     NO_TEXT,
     Columns,
+    Names,
+    Records,
     UsualColumns,
     distinct,
     first_in,
@@ -44,15 +45,9 @@ TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "ut
 SECOND = ("text_pair", "sentence2", "hypothesis", "question2")
 LABEL = ("label", "labels", "category", "intent", "class", "gold_label", "is_duplicate", "Quality")
 PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "passage"),
-    ("sentence_A", "sentence_B"),
-    ("s1", "s2"),
-    ("text_a", "text_b"),
-    ("#1 String", "#2 String"),
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
+    *(("question", "sentence"), ("question", "passage"), ("sentence_A", "sentence_B")),
+    *(("s1", "s2"), ("text_a", "text_b"), ("#1 String", "#2 String")),
 )
 
 # Classes of texts
@@ -90,17 +85,18 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     name = label_of(label)
     if name is None:
         return NO_LABEL
-    return TextRow(text, pair, name) if text.strip() else NO_TEXT
+    if not text.strip():
+        return NO_TEXT
+    return TextRow(text, pair, name)
 
 
-def classes_of(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-    """The different classes of rows."""
-    return distinct(chain.from_iterable(row.classes for row in rows), "classes", where, skipped)
+def classes_of(rows: Rows, where: str) -> Names:
+    return distinct(chain.from_iterable(row.classes for row in rows), "classes", where)
 
 
-def text_classes(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+def text_classes(rows: Rows, where: str) -> Names:
     """The different classes of texts; an error where nearly every row has a class of its own."""
-    labels = classes_of(rows, where, skipped)
+    labels = classes_of(rows, where)
     if len(labels) > max(20, len(rows) // 2):
         got = f"{len(labels)} different labels in {len(rows)} rows"
         what = f"the labels of {where} are no classes"
@@ -145,8 +141,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-MOST_LABELS = 200
-"""A column of texts with more different parts between bars holds no labels."""
+MOST_LABELS = 200  # a column with more different parts between bars holds no labels
 
 
 @dataclass(frozen=True)
@@ -156,17 +151,17 @@ class LabelledRow(Row):
     shown = ("text",)
 
     text: str
-    names: tuple[str, ...]
+    names: Names
 
     @property
     def stratum(self) -> str:
-        return self.names[0] if self.names else ""
+        return next(iter(self.names), "")
 
 
 SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
 
-def _has_several(records: Sequence[Record], given: Columns) -> bool:
+def _has_several(records: Records, given: Columns) -> bool:
     """Lists of labels and a text, or texts made of few labels between bars or semicolons."""
     names = [given.label] if given.label else SEVERAL_COLUMNS.label
     label = first_in(names, records[0])
@@ -188,12 +183,13 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
         value = _BETWEEN_LABELS.split(value)  # an empty text is a row without any label
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
-    names = dict.fromkeys(labels_in(value))
-    return LabelledRow(text, tuple(names)) if text.strip() else NO_TEXT
+    if not text.strip():
+        return NO_TEXT
+    return LabelledRow(text, tuple(dict.fromkeys(labels_in(value))))
 
 
-def _several_labels(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-    return distinct(chain.from_iterable(row.names for row in rows), "labels", where, skipped)
+def _several_labels(rows: Rows, where: str) -> Names:
+    return distinct(chain.from_iterable(row.names for row in rows), "labels", where)
 
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
@@ -237,9 +233,9 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
+# Whole numbers are classes if there are so few of them, or somewhat more that are numbered
+# without gaps and have so many training rows each on average.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
-"""Whole numbers are classes if there are so few of them, or somewhat more that are numbered
-without gaps and have so many training rows each on average."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +256,8 @@ def _scored_row(record: Record, columns: Columns, where: str) -> ScoredRow | str
     return ScoredRow(row.text, row.pair, require_number(row.label, where))
 
 
-def _require_scores(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
-    distinct((str(row.score) for row in rows), "different scores", where, skipped)
+def _require_scores(rows: Rows, where: str) -> Names:
+    distinct((str(row.score) for row in rows), "different scores", where)
     return ()
 
 
@@ -276,7 +272,7 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), targets.float())
 
 
-def _is_similarity(records: Sequence[Record], given: Columns) -> bool:
+def _is_similarity(records: Records, given: Columns) -> bool:
     """A pair of texts with a score, or with labels that are quantities."""
     _, pair = pair_in(records[0], given, PAIRS)
     if not pair or pair not in records[0]:
@@ -285,7 +281,7 @@ def _is_similarity(records: Sequence[Record], given: Columns) -> bool:
     return label in SCORE_COLUMNS or _are_quantities(records, label)
 
 
-def _is_regression(records: Sequence[Record], given: Columns) -> bool:
+def _is_regression(records: Records, given: Columns) -> bool:
     """One text with labels that are quantities."""
     _, pair = pair_in(records[0], given, PAIRS)
     if pair in records[0] or first_in((given.text or "", *TEXT), records[0]) is None:
@@ -294,7 +290,7 @@ def _is_regression(records: Sequence[Record], given: Columns) -> bool:
     return _are_quantities(records, first_in(names, records[0]))
 
 
-def _are_quantities(records: Sequence[Record], column: str | None) -> bool:
+def _are_quantities(records: Records, column: str | None) -> bool:
     """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
 
     Raises:
@@ -335,18 +331,18 @@ REGRESSION = replace(
 def are_numbered(splits: Mapping[str, Rows]) -> bool:
     """Whether scores are the numbers of classes: see ``MOST_NUMBERED_CLASSES``."""
     values = {row.score for row in chain.from_iterable(splits.values())}
-    first, last = min(values), max(values)
-    without_gaps = first in (0, 1) and last - first == len(values) - 1
+    first = min(values)
+    without_gaps = first in (0, 1) and max(values) - first == len(values) - 1
     most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
     return without_gaps and len(values) <= most and all(value.is_integer() for value in values)
 
 
 def with_classes(splits: Mapping[str, Rows]) -> dict[str, Rows]:
     """Scored rows as rows of classes, whose names are the scores."""
-    return {
-        split: [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows]
-        for split, rows in splits.items()
-    }
+    classes: dict[str, Rows] = {}
+    for split, rows in splits.items():
+        classes[split] = [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows]
+    return classes
 
 
 def note_on_numbers(rows: Rows) -> list[str]:
@@ -390,7 +386,7 @@ class TaggedRow(Row):
 WORDS = ("tokens", "words")
 
 
-def _has_words(records: Sequence[Record], given: Columns) -> bool:
+def _has_words(records: Records, given: Columns) -> bool:
     names = [given.text] if given.text else WORDS
     return any(isinstance(records[0].get(name), list) for name in names)
 

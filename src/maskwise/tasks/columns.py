@@ -11,15 +11,17 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.documents import inside, paths
 from maskwise.text.labelled import Record
 from maskwise.text.tables import refuse_rows_as_names
 
+Records: TypeAlias = Sequence[Record]
+Names: TypeAlias = tuple[str, ...]
+# Reasons to skip a row. Skipped rows are counted by reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
-"""Reasons to skip a row. Skipped rows are counted by reason."""
 CHOICES = ("choices", "options", "endings")
 _NUMBERED_CHOICE = re.compile(r"(ending|choice|option)_?\d+")
 
@@ -108,10 +110,10 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # Labels
 
+# The label under which benchmarks publish a split whose labels they hide.
 HIDDEN = "-1"
-"""The label under which benchmarks publish a split whose labels they hide."""
+# Labels, in lower case, that mean a missing one in some files. They are kept, with a note.
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
-"""Labels, in lower case, that mean a missing one in some files. They are kept, with a note."""
 
 
 def label_of(value: object) -> str | None:
@@ -143,9 +145,7 @@ def without(value: Any, missing: Collection[str]) -> Any:
     return None if label_of(value) in missing else value
 
 
-def distinct(
-    labels: Iterable[str], what: str, where: str, skipped: Mapping[str, int]
-) -> tuple[str, ...]:
+def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     """The different labels, sorted.
 
     Raises:
@@ -153,9 +153,7 @@ def distinct(
     """
     found = tuple(sorted(set(labels)))
     if len(found) < 2:
-        got = f"only {found[0]!r}" if found else "none"
-        if skipped:
-            got += f", skipped {counted(skipped)}"
+        got = f"only {', '.join(map(repr, found)) or 'empty cells'}"
         do = "check the label column"
         raise MaskwiseError(f"{where} needs at least two {what}", got=got, do=do)
     return found
@@ -302,20 +300,20 @@ def with_text(record: Record, template: str, place: str) -> Record:
 
 # Guessing
 
+# Mean words of a column that is taken for the text unasked; or letters, where the column holds
+# nothing else, as proteins do.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
-"""Mean words of a column that is taken for the text unasked; or letters, where the column holds
-nothing else, as proteins do."""
+# The end of the note on a label that was guessed among several columns, as in a file of texts.
 AMONG_OTHERS = ", the only one whose values come again or are measured"
-"""The end of the note on a label that was guessed among several columns, as in a file of texts."""
 
 
 def guess_columns(
-    records: Sequence[Record],
+    records: Records,
     given: Columns,
     usual: UsualColumns,
     others: Collection[str] = (),
     where: str = "the table",
-) -> tuple[Columns, tuple[str, ...]]:
+) -> tuple[Columns, Names]:
     """The text and the label of a table with unusual column names, if only one reading is likely.
 
     The text is the column with the longest texts. The label is the only other column, or the only
@@ -355,7 +353,7 @@ def guess_columns(
     return given, tuple(notes)
 
 
-def _mean_words(records: Sequence[Record], name: str) -> float:
+def _mean_words(records: Records, name: str) -> float:
     """Mean words of a column; unbroken letters, such as proteins, count by their length."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
@@ -365,7 +363,7 @@ def _mean_words(records: Sequence[Record], name: str) -> float:
     return words
 
 
-def _may_be_label(records: Sequence[Record], name: str) -> bool:
+def _may_be_label(records: Records, name: str) -> bool:
     """Whether values occur twice on average or are measured. Row numbers do neither."""
     values = [str(record[name]) for record in records if record.get(name) not in (None, "")]
     different = set(values)

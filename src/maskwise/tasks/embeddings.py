@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,17 +25,17 @@ from torch.nn.functional import normalize
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
-from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, require_text
+from maskwise.tasks.columns import NO_TEXT, Columns, Names, UsualColumns, number_of, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
+# By split, (N, H) embeddings of all texts of its rows; pairs are adjacent.
 ByText = Mapping[str, Tensor]
-"""By split, (N, H) embeddings of all texts of its rows; pairs are adjacent."""
+# An object of sentence-transformers, which is no dependency.
 SentenceEvaluator = Any
-"""An object of sentence-transformers, which is no dependency."""
 ByAnswer = Mapping[str, ArrayLike]
+# SentEval's grid of C, the inverse of the penalty.
 PENALTIES = tuple(2.0**power for power in range(-2, 4))
-"""SentEval's grid of C, the inverse of the penalty."""
 
 
 def _classified(task: Task, vectors: ByText) -> ByAnswer:
@@ -62,7 +63,8 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
     """(N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as in SentEval."""
     if any(row.pair is not None for row in task.splits[split]):
-        u, v = vectors[::2], vectors[1::2]
+        u = vectors[::2]
+        v = vectors[1::2]
         vectors = torch.cat([(u - v).abs(), u * v], dim=1)
     return vectors.double().numpy()
 
@@ -115,7 +117,9 @@ class PairedRow(Row):
 def _paired_row(record: Record, columns: Columns, where: str) -> PairedRow | str:
     query = require_text(record.get(columns.text or ""), "title", where)
     passage = require_text(record.get(columns.pair or ""), "text", where)
-    return PairedRow(query, passage) if query.strip() and passage.strip() else NO_TEXT
+    if not (query.strip() and passage.strip()):
+        return NO_TEXT
+    return PairedRow(query, passage)
 
 
 def _rank_baseline(task: Task) -> float:
@@ -155,6 +159,7 @@ RETRIEVAL = TaskKind(
 # Evaluators of sentence-transformers
 
 _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
+# Evaluators that a recipe can name: the class, and its arguments by the columns of a file.
 EVALUATORS = {
     "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
     "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
@@ -163,7 +168,6 @@ EVALUATORS = {
         {"anchor": "anchors", "positive": "positives", "negative": "negatives"},
     ),
 }
-"""Evaluators that a recipe can name: the class, and its arguments by the columns of a file."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def _evaluated_row(
     return NO_TEXT if "" in cells else EvaluatedRow(tuple(cells))
 
 
-def _check_installed(rows: object, where: str, skipped: object) -> tuple[str, ...]:
+def _check_installed(rows: object, where: str) -> Names:
     # Called when a task is loaded, so that a missing package is found before anything is trained.
     _evaluation_module()
     return ()
@@ -236,7 +240,7 @@ def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByA
     scores = {}
     for split, each in vectors.items():
         rows = task.splits[split]
-        texts = [text for row in rows for text in row.texts]
+        texts = chain.from_iterable(row.texts for row in rows)
         known = dict(zip(texts, each, strict=True))
         made = evaluator
         if isinstance(evaluator, str):

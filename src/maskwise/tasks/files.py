@@ -21,6 +21,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import looked_in
+from maskwise.tasks.columns import Names
 from maskwise.tasks.task import SPLITS, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import (
@@ -67,6 +68,7 @@ _SPLIT_OF = {
     "test": "test",
 }
 _WORDS = {**_SPLIT_OF, "trial": "dev"}  # SemEval's word, in names of files
+# Published tables without a header: patterns of paths, and the names of their columns.
 _WITHOUT_HEADER = {
     r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$": ("source", "label", "mark", "sentence"),
     r"(?i)(^|.*/)sts-(train|dev|test)\.(csv|tsv)(\.gz)?$": (
@@ -74,13 +76,12 @@ _WITHOUT_HEADER = {
         *("sentence1", "sentence2"),
     ),
 }
-"""Published tables without a header: patterns of paths, and the names of their columns."""
+# SentEval: one file a class, one sentence a line.
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
-"""SentEval: one file a class, one sentence a line."""
+# Columns of a text that several questions may share, and of the answers to find in it.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-"""Columns of a text that several questions may share, and of the answers to find in it."""
+# Fewer articles might all fall on one side of a cut.
 MANY_ARTICLES = 20
-"""Fewer articles might all fall on one side of a cut."""
 T = TypeVar("T")
 
 
@@ -214,7 +215,7 @@ def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[
 # Cutting
 
 
-def shared_names(records: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
     """The columns by which questions of a file stay together: articles if there are many, and
     contexts.
     """
@@ -236,7 +237,7 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
 
 def splits_of(
     splits: Mapping[str, Sequence[tuple[str, T]]], place: str
-) -> tuple[dict[str, list[T]], tuple[str, ...]]:
+) -> tuple[dict[str, list[T]], Names]:
     """train, dev and test of rows with their keys, by the rules of ``loading``, and notes."""
     train, dev, test = (splits.get(split, []) for split in SPLITS)
     if "all" in splits or (train and not dev and not test):
@@ -254,10 +255,12 @@ def splits_of(
             allowed = "train with dev (validation) and/or test, or dev with test"
             got = ", ".join(splits)
             raise MaskwiseError(f"no training split in {place}", got=got, allowed=allowed)
-        train, dev = dev, []
+        train = dev
+        dev = []
         notes.append("no train: dev is train")
     if not test:
-        dev, test = [], dev
+        test = dev
+        dev = []
         notes.append("no labelled test: dev is test")
     parts = {"train": _between(train), "dev": _between(dev), "test": _between(test)}
     if not dev:
@@ -269,7 +272,7 @@ def splits_of(
 
 def only_test(
     splits: Mapping[str, Sequence[tuple[str, T]]],
-) -> tuple[dict[str, list[T]], tuple[str, ...]]:
+) -> tuple[dict[str, list[T]], Names]:
     """Test for kinds that learn nothing: the first of test, dev, all and train that has rows."""
     for source in ("test", "dev", "all", "train"):
         if splits.get(source):

@@ -89,12 +89,12 @@ class FinetuneSettings(BaseModel):
         return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
 
 
+# Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
+# MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-"""Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
-MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3)."""
+# Models with a lower rate count as large, and by default train for at least this many steps
+# (Mosbach et al. 2021).
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
-"""Models with a lower rate count as large, and by default train for at least this many steps
-(Mosbach et al. 2021)."""
 
 
 def fitting_rate(weights: int) -> float:

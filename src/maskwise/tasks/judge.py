@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, cast
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RECORDS = "records.jsonl"
+# The answers to every test row, in a file of each seed.
 PREDICTIONS = "predictions.jsonl"
-"""The answers to every test row, in a file of each seed."""
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
+# The seed of the runs that search a learning rate; these are never reported.
 TRIAL_SEED = 1 << 40
-"""The seed of the runs that search a learning rate; these are never reported."""
 
 
 def evaluate_tasks(
@@ -322,7 +323,8 @@ def finetune(
         if best and best.state:
             objective.load_state_dict(best.state)
         answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
-        steps, lost = done["steps"], data["test"].lost
+        steps = done["steps"]
+        lost = data["test"].lost
         if folder is not None and checkpoints:
             save_checkpoint(folder / "checkpoint", network, tokenizer)
     test = answers["test"]
@@ -384,7 +386,7 @@ def _frozen_answers(
     texts = {}
     for split, rows in task.splits.items():
         if rows:
-            texts[split] = [text for row in rows for text in row.texts]
+            texts[split] = list(chain.from_iterable(row.texts for row in rows))
     tried = {}
     dev = {}
     for pooling in task.poolings:

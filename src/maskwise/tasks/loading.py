@@ -45,6 +45,8 @@ from maskwise.tasks.columns import (
     NO_LABEL,
     TEMPLATE_TEXT,
     Columns,
+    Names,
+    Records,
     find_columns,
     first_in,
     flat,
@@ -98,16 +100,16 @@ KINDS: dict[str, TaskKind] = {
 }
 """The kinds of tasks. A new kind is a ``TaskKind``, and an entry here."""
 POOLINGS = ("mean", "cls", "dev")
+# Arguments of ``load_task``.
 Options = dict[str, Any]
-"""Arguments of ``load_task``."""
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
+# Published metrics, by the name of the folder, where they are not the default of the kind.
 _USUAL_METRIC = {"cola": "matthews"}
-"""Published metrics, by the name of the folder, where they are not the default of the kind."""
+# Cards of earlier versions, and what to do instead.
 GONE = {
     "curated-trec": "its answers are regular expressions; give kind=generation a column of "
     "written answers"
 }
-"""Cards of earlier versions, and what to do instead."""
 
 
 def load_task(
@@ -193,8 +195,10 @@ def load_task(
 
 def _options(spec: str) -> tuple[str, Options]:
     """The source of a task, and the arguments of ``load_task`` behind it. A world keeps its own."""
-    makers = [kind.make for kind in KINDS.values() if kind.make]
-    of_kinds = {name for make in makers for name in inspect.signature(make).parameters}
+    of_kinds: set[str] = set()
+    for kind in KINDS.values():
+        if kind.make:
+            of_kinds.update(inspect.signature(kind.make).parameters)
     read = partial(
         read_options, reader=load_task, kind="task", example="train_rows=300", also=of_kinds
     )
@@ -210,8 +214,8 @@ def _options(spec: str) -> tuple[str, Options]:
 
 
 _LOADED: dict[str, Task] = {}
+# Tasks that are kept, because a study asks for each of its tasks in many places.
 MOST_LOADED = 16
-"""Tasks that are kept, because a study asks for each of its tasks in many places."""
 
 
 def _load(spec: str, given: Options) -> Task:
@@ -260,9 +264,10 @@ def _read_task(
     header = not any(isinstance(column, int) for column in columns)
     given = Columns(*(None if column is None else str(column) for column in columns))
     records: dict[str, list[Record]] = {}
-    shared: dict[str, tuple[str, ...]] = {}
+    shared: dict[str, Names] = {}
     for split, part in read_splits(spec, header=header, files=files).items():
-        whole = [with_inside(one, given) for record in part for one in flat(record)]
+        single = chain.from_iterable(map(flat, part))
+        whole = [with_inside(record, given) for record in single]
         # Articles are counted in the whole file, as for the labels of a policy.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else _only(whole, where, place)
@@ -335,7 +340,7 @@ def _read_task(
             splits = with_classes(splits)
     labelling = "train" if chosen.needs_train else "test"
     rows = list(chain.from_iterable(splits.values())) if chosen.every_label else splits[labelling]
-    labels = chosen.labels(rows, place, skipped)
+    labels = chosen.labels(rows, place)
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published
@@ -361,7 +366,7 @@ def _without_settings() -> TaskKind:
     raise AssertionError("only its signature is used")
 
 
-def _recognised(records: Sequence[Record], given: Columns) -> TaskKind:
+def _recognised(records: Records, given: Columns) -> TaskKind:
     """The first kind that recognises records, or else classification."""
     for kind in KINDS.values():
         if records and kind.recognises(records, given):
@@ -377,7 +382,7 @@ def _text_columns() -> set[str]:
     return names
 
 
-def _whole(records: Sequence[Record]) -> Record:
+def _whole(records: Records) -> Record:
     """A record with every column that occurs, each with its first value: JSON lines may leave out
     what is empty.
     """

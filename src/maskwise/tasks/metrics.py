@@ -31,7 +31,8 @@ ENTITY_F1 = "entity-f1"
 
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
     """Share of equal items, in [0, 1]."""
-    right, answered = np.asarray(gold), np.asarray(answer)
+    right = np.asarray(gold)
+    answered = np.asarray(answer)
     assert right.shape == answered.shape and right.ndim == 1, "gold and answer have one number each"
     return float(np.mean(right == answered))
 
@@ -71,7 +72,8 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """Mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
     from sklearn.metrics import f1_score
 
-    right, answered = np.asarray(gold), np.asarray(answer)
+    right = np.asarray(gold)
+    answered = np.asarray(answer)
     occurring = np.flatnonzero(right.any(0) | answered.any(0))
     if not len(occurring):
         return 0.0
@@ -116,7 +118,8 @@ def entity_counts(
     """(N, 2) per sentence: twice its hits, and its entities in gold and answer. F1 is the ratio of
     the sums.
     """
-    right, given = entities(gold, starts), entities(answer, starts)
+    right = entities(gold, starts)
+    given = entities(answer, starts)
     counts = np.zeros((np.size(starts), 2))
     for found, column, weight in ((right & given, 0, 2), (right, 1, 1), (given, 1, 1)):
         sentence = np.searchsorted(starts, [first for first, _, _ in found], side="right") - 1
@@ -179,8 +182,8 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+# The score of one answer, given all its right answers: the best match counts.
 Item = Callable[[Sequence[str], str], float]
-"""The score of one answer, given all its right answers: the best match counts."""
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
@@ -239,6 +242,7 @@ def _scorer() -> RougeScorer:
     return RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
 
 
+# Metrics of one answer in words. A test set is scored by the mean over its items.
 ITEMS: dict[str, Item] = {
     "exact-match": same_words,
     "f1": shared_words,
@@ -248,7 +252,6 @@ ITEMS: dict[str, Item] = {
     "rouge-l": rouge("rougeL"),
     "rouge-lsum": rouge("rougeLsum"),
 }
-"""Metrics of one answer in words. A test set is scored by the mean over its items."""
 
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
@@ -299,8 +302,8 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
 
 # Nats of written answers
 
+# ``written.Answer``s, which have the attributes ``nats`` and ``tokens``.
 WithNats = Any
-"""``written.Answer``s, which have the attributes ``nats`` and ``tokens``."""
 
 
 def nats_per_token(gold: object, answers: WithNats) -> float:

@@ -30,6 +30,7 @@ from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_LABEL,
     Columns,
+    Records,
     UsualColumns,
     choices_of,
     label_of,
@@ -38,12 +39,12 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.metrics import normalise
 from maskwise.tasks.task import Row, Rows, Task, TaskKind
-from maskwise.tasks.tensors import Cutter, Data, Flat, batches, edges, places_of
+from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
 MAX_ANSWER_TOKENS = 30
+# Both as in BERT's SQuAD code; in short windows a question gets at most half of the room.
 MAX_QUESTION_TOKENS = 64
-"""Both as in BERT's SQuAD code; in short windows a question gets at most half of the room."""
 
 # Answers in words
 
@@ -72,6 +73,14 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
         if text.strip():
             answers.append((text, start))
     return answers
+
+
+def relation_of(record: Record) -> str:
+    """What a question asks for, if a column such as LAMA's says so."""
+    for name in ("relation", "predicate_id", "predicate", "pred", "property"):
+        if isinstance(record.get(name), str):
+            return str(record[name])
+    return ""
 
 
 def gold_texts(task: Task, split: str) -> list[Sequence[str]]:
@@ -127,7 +136,7 @@ class MarkedRow(Row):
         return self.answers
 
 
-def _has_context(records: Sequence[Record], given: Columns) -> bool:
+def _has_context(records: Records, given: Columns) -> bool:
     names = set(records[0])
     has_answers = bool({"answers", "answer"} & names)
     return {"context", "question"} <= names and has_answers and not given.label
@@ -154,12 +163,13 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
 
 
 def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
-    rows, backend, max_length = task.splits[split], cutter.backend, cutter.max_length
-    room = max_length - backend.num_special_tokens_to_add(is_pair=True)
+    rows = task.splits[split]
+    backend = cutter.backend
+    room = cutter.max_length - backend.num_special_tokens_to_add(is_pair=True)
     backend.no_truncation()
     texts = [row.question for row in rows]
     questions = _cut(texts, backend, min(MAX_QUESTION_TOKENS, room // 2))
-    backend.enable_truncation(max_length, stride=room // 4, strategy="only_second")
+    backend.enable_truncation(cutter.max_length, stride=room // 4, strategy="only_second")
     pairs = [(question, row.context) for question, row in zip(questions, rows, strict=True)]
     encodings: list[Encoding] = []
     targets: list[tuple[int, int]] = []
@@ -232,7 +242,7 @@ class Windows(Data):
         marked = self.question[self.targets.any(1)]
         return len(self.rows) - len(marked.unique())
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """The inputs of ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
@@ -302,7 +312,7 @@ class ChoiceRow(Row):
     label: int
 
 
-def _has_choices(records: Sequence[Record], given: Columns) -> bool:
+def _has_choices(records: Records, given: Columns) -> bool:
     return bool(choices_of(records[0])[1])
 
 
@@ -361,7 +371,7 @@ class Choices(Data):
     def lengths(self) -> Tensor:
         return self.flat.starts[self.starts].diff()
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """The inputs of ``Flat.batch`` for all choices; ``choices`` (B, C), their places in it, −1
         for none; labels (B,).
         """

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted
 from maskwise.files import TaskFacts
-from maskwise.tasks.columns import Columns, UsualColumns
+from maskwise.tasks.columns import Columns, Names, Records, UsualColumns
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from maskwise.tasks.tensors import Cutter, Data
 
 SPLITS = ("train", "dev", "test")
+# One answer for every item of a split: classes, numbers or texts.
 Answers: TypeAlias = ArrayLike | Sequence[object]
-"""One answer for every item of a split: classes, numbers or texts."""
+# Rows of one kind.
 Rows: TypeAlias = Sequence[Any]
-"""Rows of one kind."""
 Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
 _BIO = re.compile(r"O$|[BIES]-.")
@@ -54,13 +54,13 @@ _BIO = re.compile(r"O$|[BIES]-.")
 class Row:
     """One labelled example. Rows are frozen dataclasses; fingerprints hash their fields."""
 
-    shown: ClassVar[tuple[str, ...]] = ()
+    shown: ClassVar[Names] = ()
     """The fields that a model reads; None is left out."""
     relation: str = ""
     """What a question asks for, such as a birthplace, if known. Only baselines use it."""
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def texts(self) -> Names:
         """The texts that a model reads."""
         fields = vars(self)
         return tuple(fields[name] for name in self.shown if fields[name] is not None)
@@ -96,11 +96,11 @@ class Row:
         return self.texts[0]
 
 
-def _never(records: Sequence[Record], given: Columns) -> bool:
+def _never(records: Records, given: Columns) -> bool:
     return False
 
 
-def _no_labels(rows: Rows, where: str, skipped: Mapping[str, int]) -> tuple[str, ...]:
+def _no_labels(rows: Rows, where: str) -> Names:
     return ()
 
 
@@ -113,7 +113,7 @@ class TaskKind:
     """
 
     name: str
-    metrics: tuple[str, ...]
+    metrics: Names
     """Names in ``metrics.METRICS``; the first is the default."""
     columns: UsualColumns
 
@@ -123,10 +123,10 @@ class TaskKind:
     """The right answers of a split: an array, or all right texts of every row."""
     baseline: Callable[[Task], float | None]
     """The test score of the best guess that ignores the text; None if it needs the tokenizer."""
-    recognises: Callable[[Sequence[Record], Columns], bool] = _never
+    recognises: Callable[[Records, Columns], bool] = _never
     """Whether records (the first has every column) are of this kind. Asked in the order of
     ``KINDS``; the columns are those that the user names."""
-    labels: Callable[[Rows, str, Mapping[str, int]], tuple[str, ...]] = _no_labels
+    labels: Callable[[Rows, str], Names] = _no_labels
     """The sorted classes of rows; an error if there is nothing to tell apart."""
 
     head: str = "embedding"
@@ -173,7 +173,7 @@ class TaskKind:
         """Whether the encoder stays as it is."""
         return self.objective is None
 
-    def metric_for(self, labels: tuple[str, ...], metric: str | None) -> str:
+    def metric_for(self, labels: Names, metric: str | None) -> str:
         """The metric of a task with these classes: as named, or the default.
 
         Raises:
@@ -219,10 +219,10 @@ class Task:
     name: str
     kind: TaskKind
     metric: str
-    labels: tuple[str, ...]
+    labels: Names
     splits: Mapping[str, Rows]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Names = ()
     pooling: str = "mean"
 
     def __eq__(self, other: object) -> bool:
@@ -249,7 +249,7 @@ class Task:
         return self.kind.frozen
 
     @property
-    def poolings(self) -> tuple[str, ...]:
+    def poolings(self) -> Names:
         """The poolings to try, in frozen kinds."""
         return ("mean", "cls") if self.pooling == "dev" else (self.pooling,)
 
@@ -272,7 +272,7 @@ class Task:
         left_out = [f"left out: {counted(self.skipped)}"] if self.skipped else []
         return [*self.notes, *left_out]
 
-    def texts(self) -> list[tuple[str, ...]]:
+    def texts(self) -> list[Names]:
         """The texts of every test row."""
         return [row.texts for row in self.splits["test"]]
 

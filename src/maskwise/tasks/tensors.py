@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,14 +33,16 @@ from maskwise.training.data import by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Inputs of a model, and labels.
+Batch: TypeAlias = dict[str, Tensor]
+# Rows of this many steps are sorted by length together.
 WINDOW_STEPS = 16
-"""Rows of this many steps are sorted by length together."""
+# Separates the draws of training batches from all other draws.
 CHOICE = 0xC401CE
-"""Separates the draws of training batches from all other draws."""
+# Padded tokens in one batch of evaluation.
 EVAL_TOKENS = 8192
-"""Padded tokens in one batch of evaluation."""
+# Share of rows that may be cut without a note.
 MOST_CUT = 0.05
-"""Share of rows that may be cut without a note."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class Flat:
         """(B, L) the places of the tokens of rows, and which of them are real."""
         return places_of(self.starts, rows)
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """(B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
         at, real = self.at(rows)
         inputs = {
@@ -112,10 +114,10 @@ class Trainable(ABC):
         return self.flat.lengths
 
     @abstractmethod
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """Model inputs and labels of rows."""
 
-    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
         """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that
         choose among several targets.
         """
@@ -132,10 +134,10 @@ class Data(Trainable):
 
     def notes(self) -> list[str]:
         """Notes on rows that were cut, for records."""
-        count, rows = self.flat.cut, len(self.flat.lengths)
-        if count <= MOST_CUT * rows:
+        rows = len(self.flat.lengths)
+        if self.flat.cut <= MOST_CUT * rows:
             return []
-        return [f"rows cut at {self.flat.lengths.max()} tokens: {count} of {rows}"]
+        return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
         """The score of the best guess that ignores the text, where it needs the tokens of train."""
@@ -146,7 +148,7 @@ class Data(Trainable):
         """The answer of a trained objective to every item."""
 
 
-def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
     """Rows of similar length and their batch on a device, about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
@@ -171,7 +173,7 @@ class Encoded(Data):
         """Words that cannot be answered."""
         return 0 if self.place is None else int((self.place < 0).sum())
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """The inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
         inputs = self.flat.batch(rows)
         if self.place is None:
@@ -210,7 +212,8 @@ class TaskSource:
     ahead = 1
 
     def __init__(self, data: Trainable, settings: TrainingSettings):
-        self.data, self.settings = data, settings
+        self.data = data
+        self.settings = settings
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
@@ -226,7 +229,8 @@ class TaskSource:
 
     def _plan(self, window: int) -> Tensor:
         """(steps, batch_size, 2) of a window: batches of similar lengths, in random order."""
-        size, batch_size = len(self.data), self.settings.batch_size
+        size = len(self.data)
+        batch_size = self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
@@ -240,7 +244,7 @@ class TaskSource:
         plan = torch.stack([stream, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
         return plan[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
 
-    def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
         """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
         parts = self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
         return [self.data.training_batch(part[:, 0], self._draws(part)) for part in parts]
@@ -250,7 +254,7 @@ class TaskSource:
         seed = self.settings.seed
         return torch.tensor([fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
 
-    def facts(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
         lengths = torch.cat([b["attention_mask"].sum(1).double() for b in batches])
         return {
             "tokens": float(lengths.sum()),
@@ -294,7 +298,9 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
     """Notes on the rows of each split that were cut. A task is warned of once in a process."""
-    notes = [f"{split}: {note}" for split, part in data.items() for note in part.notes()]
+    notes: list[str] = []
+    for split, part in data.items():
+        notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
         _warn_once(f"{task.name}: {'; '.join(notes)}")
     return notes

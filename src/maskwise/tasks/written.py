@@ -1,13 +1,12 @@
 """Kinds of tasks whose answers are written without a context to mark them in.
 
 ``cloze-qa``: an encoder with the head of its pre-training reads ``question QUESTION answer [MASK]
-…`` and answers at the masks. There are as many masks as the longest answer of train has tokens, and
-separators follow a shorter answer, so the number of masks does not give the answer away.
+…`` and answers at the masks: as many as the longest answer of train has tokens, with separators
+after a shorter answer, so that the number of masks tells nothing.
 
-``generation``: an encoder–decoder writes any text for any text. In every epoch it learns one of the
-right answers, chosen by a hash of (seed, epoch, row); scores accept all of them. It answers by beam
-search with the settings of the task, not those of the checkpoint. The nats of the first right
-answer are measured as well: they compare models that are too small to write it.
+``generation``: an encoder–decoder writes any text for any text, by beam search with the settings of
+the task, not of the checkpoint. In every epoch it learns one of the right answers; scores accept
+all of them. The nats of the first one compare models that are too small to write it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +32,7 @@ from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_TEXT,
     Columns,
+    Records,
     UsualColumns,
     choices_of,
     label_of,
@@ -39,23 +40,14 @@ from maskwise.tasks.columns import (
     right_choice,
 )
 from maskwise.tasks.metrics import ITEMS
-from maskwise.tasks.questions import answer_baseline, gold_texts, read_answers
+from maskwise.tasks.questions import answer_baseline, gold_texts, read_answers, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
-from maskwise.tasks.tensors import EVAL_TOKENS, Cutter, Data, Flat, batches, count_cut, edges
+from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-RELATIONS = ("relation", "predicate_id", "predicate", "pred", "property")
-"""Columns that say what a question asks for, as in LAMA."""
-
-
-def _relation_of(record: Record) -> str:
-    named = [record[name] for name in RELATIONS if isinstance(record.get(name), str)]
-    return named[0] if named else ""
-
 
 # Answers at masks
 
@@ -78,17 +70,16 @@ class QARow(Row):
 def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
     question = require_text(record.get(columns.text or ""), "question", where, filled=True)
     answers = [text for text, _ in read_answers(record.get(columns.label or ""), where)]
-    return QARow(question, answers, _relation_of(record)) if answers else NO_ANSWER
+    return QARow(question, answers, relation_of(record)) if answers else NO_ANSWER
 
 
-PROMPT = ("question", " answer")
-"""The words before and after a question."""
-LEAST_ROOM = 8
-"""Tokens for the prompt and some words of the question."""
+PROMPT = ("question", " answer")  # the words before and after a question
+LEAST_ROOM = 8  # tokens for the prompt and some words of the question
 
 
 def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
-    backend, rows = cutter.backend, task.splits[split]
+    backend = cutter.backend
+    rows = task.splits[split]
     mask = _special_token(backend, "[MASK]", "<mask>")
     end = _special_token(backend, "[SEP]", "</s>")
     slots = max(map(len, _answer_ids(task, "train", backend)))
@@ -106,7 +97,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     backend.no_truncation()
     tail += [mask] * slots
     sequences = [[*frame[:1], *question.ids, *tail, *frame[1:]] for question in questions]
-    ids = torch.tensor([token for sequence in sequences for token in sequence])
+    ids = torch.tensor(list(chain.from_iterable(sequences)))
     starts = edges([len(sequence) for sequence in sequences])
     flat = Flat(ids, torch.zeros_like(ids), starts, cutter.pad, count_cut(questions))
     targets = torch.full((len(rows), slots), end)
@@ -163,7 +154,7 @@ class Slots(Data):
         first = self.flat.lengths[rows] - self.after - slots
         return first.unsqueeze(1) + torch.arange(slots)
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """The inputs of ``Flat.batch``, and labels (B, L): the answers at the masks, else −100."""
         inputs = self.flat.batch(rows)
         labels = torch.full_like(inputs["input_ids"], IGNORE)
@@ -203,30 +194,17 @@ CLOZE_QA = TaskKind(
 
 _TEXT = ("input", "source", "question", "article", "document", "dialogue", "text", "claim", "query")
 _ANSWERS = (
-    "output",
-    "target",
-    "answer",
-    "answers",
-    "highlights",
-    "summary",
-    "summary1",
-    "label",
-    "response",
-    "title",
+    *("output", "target", "answer", "answers", "highlights"),
+    *("summary", "summary1", "label", "response", "title"),
 )
+# Pairs of columns that identify such a task.
 _TOGETHER = (
-    ("input", "output"),
-    ("source", "target"),
-    ("article", "highlights"),
-    ("document", "summary"),
-    ("dialogue", "summary"),
-    ("dialogue", "summary1"),
-    ("question", "answer"),
-    ("question", "answers"),
+    *(("input", "output"), ("source", "target"), ("article", "highlights")),
+    *(("document", "summary"), ("dialogue", "summary"), ("dialogue", "summary1")),
+    *(("question", "answer"), ("question", "answers")),
 )
-"""Pairs of columns that identify such a task."""
+# Keys of answers in the objects of KILT, SQuAD, QED and TriviaQA.
 _INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
-"""Keys of answers in the objects of KILT, SQuAD, QED and TriviaQA."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +233,7 @@ class WrittenRow(Row):
         return self.group or self.text
 
 
-def _has_two_texts(records: Sequence[Record], given: Columns) -> bool:
+def _has_two_texts(records: Records, given: Columns) -> bool:
     names = set(records[0])
     return not (given.text or given.label) and any({*pair} <= names for pair in _TOGETHER)
 
@@ -269,18 +247,14 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
         text = " ".join(text)  # sentences
     text = require_text(text, "text", where)
     rights = _right_texts(record, columns.label or "", where)
-    if not text.strip():
-        return NO_TEXT
-    if not rights:
-        return NO_ANSWER
+    if not (text.strip() and rights):
+        return NO_ANSWER if text.strip() else NO_TEXT
     group = record.get(columns.pair or "")
-    return WrittenRow(text, rights, None if group is None else str(group), _relation_of(record))
+    return WrittenRow(text, rights, None if group is None else str(group), relation_of(record))
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
-    """All different right answers: of one column, of numbered ones (summary1, summary2, …), or the
-    text of a choice.
-    """
+    """All different right answers: of one column or of numbered ones, or the text of a choice."""
     stem = re.sub(r"(?<=\D)1$", "", column)
     alike = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
@@ -327,9 +301,8 @@ class Answer(str):
 def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0) -> TaskKind:
     """The kind ``generation``: what to write for a text.
 
-    Trained by the cross-entropy of every token of the answer. In nats, the baseline is the
-    frequency of every token in the answers of train. Source: Raffel et al. 2020; Roberts et al.
-    2020 (questions without a context).
+    Trained by the cross-entropy of every token of the answer. The baseline in nats is by the
+    frequencies of tokens. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
 
     Args:
         beams: hypotheses of beam search.
@@ -371,12 +344,14 @@ def _check_writer(max_target: int, config: PreTrainedConfig) -> None:
 
 
 def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
-    rows, backend, search = task.splits[split], cutter.backend, task.kind.settings
+    rows = task.splits[split]
+    backend = cutter.backend
+    search = task.kind.settings
     inputs = backend.encode_batch([row.text for row in rows])
     longest = search["max_target"]
     backend.enable_truncation(longest)
     by_row = [row.answers if split == "train" else row.answers[:1] for row in rows]
-    answers = [answer for several in by_row for answer in several]
+    answers = list(chain.from_iterable(by_row))
     targets = backend.encode_batch(answers)
     counts = {
         f"texts cut at {cutter.max_length} tokens": (count_cut(inputs), len(inputs)),
@@ -392,8 +367,9 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     notes = [f"{what}: {count} of {size}" for what, (count, size) in counts.items() if count]
     framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
     first = edges([len(several) for several in by_row])
-    inputs_flat, targets_flat = Flat.of(inputs, cutter.pad), Flat.of(targets, cutter.pad)
-    return Written(inputs_flat, targets_flat, first, framed, backend, search, notes)
+    answers_flat = Flat.of(targets, cutter.pad)
+    texts_flat = Flat.of(inputs, cutter.pad)
+    return Written(texts_flat, answers_flat, first, framed, backend, search, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,15 +399,15 @@ class Written(Data):
     def lengths(self) -> Tensor:
         return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> Batch:
         """(B, L) input_ids and attention_mask, (B, L') labels: the first answer of each text."""
         return self._batch(rows, self.first[rows])
 
-    def training_batch(self, rows: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
         """The same with one answer of each text, chosen by the draws."""
         return self._batch(rows, self.first[rows] + draws % self.first.diff()[rows])
 
-    def _batch(self, rows: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    def _batch(self, rows: Tensor, answers: Tensor) -> Batch:
         at, real = self.targets.at(answers)
         inputs = self.flat.batch(rows)
         inputs.pop("token_type_ids", None)
@@ -462,9 +438,7 @@ class Written(Data):
         return answers
 
     def chance(self, train: Data) -> float:
-        """Mean nats of the first answers by the frequencies of tokens in those of train, each count
-        plus one.
-        """
+        """Mean nats of first answers by the frequencies of tokens in train, each count plus one."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
