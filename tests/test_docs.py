@@ -121,6 +121,9 @@ def test_python_runs(
                 exec(compile(text, name(page), "exec"), names)
     if "loss" in names:
         assert float(names["loss"].detach()) > 0
+    if page.name == "CONTRIBUTING.md":
+        assert names["outcome"].loss > 0 and names["task"].kind.name == "opening-classification"
+        assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
     if page.name == "drop-ins.md":
         assert (
             isinstance(names["trainer"], mw.MaskingTrainer)
