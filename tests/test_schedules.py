@@ -96,7 +96,7 @@ REFUSED = [
     ("mixture(2, 1)", "0 to 1"),
     ("beta(0, 1)", "positive"),
     ("warm-up(0.15, 0)", "share"),
-    ("then(0.1, 1.5, 0.2)", "inside training"),
+    ("then(0.1, 1.5, 0.2)", "share of training; got 1.5"),
     ("clipped(0.1, 0.5, 0.2)", "low is above high"),
     ("warm-decay(0.15, 1)", "warm"),
 ]

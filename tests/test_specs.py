@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable
 
 import pytest
@@ -42,40 +43,7 @@ def test_reads(text: str, call: Call) -> None:
 
 
 names = st.from_regex(r"[a-z]{1,6}(-[a-z]{1,6})?", fullmatch=True).filter(
-    lambda n: (
-        not {n, *n.split("-")}
-        & {
-            "and",
-            "or",
-            "not",
-            "is",
-            "in",
-            "if",
-            "else",
-            "for",
-            "as",
-            "def",
-            "del",
-            "from",
-            "with",
-            "try",
-            "pass",
-            "while",
-            "class",
-            "async",
-            "await",
-            "break",
-            "elif",
-            "except",
-            "global",
-            "import",
-            "lambda",
-            "raise",
-            "return",
-            "yield",
-            "assert",
-        }
-    )
+    lambda name: not any(map(keyword.iskeyword, name.split("-")))
 )
 plain = st.one_of(
     st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12)
@@ -169,8 +137,7 @@ def _weighed(layer: str, groups: int = 2, weigh: Callable[..., float] = _half) -
         ),
         ("pos(nö='ä', x=a_b)", r"pos\(nö='ä', x=a_b\): "),
         ("pos(pipeline=1)", r"allowed: pos\(model=None, fast=False\)$"),
-        ("pos(en_core_web_sm)", r'did you mean pos\(model="en_core_web_sm"\)\?'),
-        ("pos('en_core_web_sm')", r'did you mean pos\(model="en_core_web_sm"\)\?'),
+        ("pos(en_core_web_sm)", r"too many positional .*; allowed: pos\(model=None, fast=False\)$"),
         ("en_core_web_sm", "unknown annotator 'en_core_web_sm'"),
         ("pos:en_core_web_sm", r'got \'pos:en_core_web_sm\'; .*pos\(model="en_core_web_sm"\)'),
     ],
@@ -199,7 +166,7 @@ def test_options_take_whole_numbers_for_numbers_and_name_what_they_take():
     assert read("mine.jsonl(penalty=1, patterns=true)") == {"penalty": 1, "patterns": True}
     for spec, takes in (
         ("penalty='x'", "a number"),
-        ("patterns=2", "true or false"),
+        ("patterns=2", "True or False"),
         ("rows=1.5", "a whole number"),
     ):
         with pytest.raises(MaskwiseError, match=f"allowed: {takes}$"):

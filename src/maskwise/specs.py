@@ -1,5 +1,4 @@
-"""Names with arguments, written as people write them: ``span(p=0.2, max_words=10)``, ``linear(0.30,
-0.15)``, ``0.15``.
+"""Names with arguments, as people write them: ``span(p=0.2, max_words=10)``, ``linear(0.3, 0.1)``.
 
 One small language for recipes, the command line and Python strings. Only literals are read; nothing
 is evaluated.
@@ -13,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar
 
 from maskwise.errors import MaskwiseError, finite_number, unknown_name, whole_number
 
@@ -31,9 +30,8 @@ class Call:
     written: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        inside = [_show(a) for a in self.args] + [
-            f"{key}={_show(value)}" for key, value in self.kwargs.items()
-        ]
+        inside = [_show(value) for value in self.args]
+        inside += [f"{key}={_show(value)}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
@@ -73,22 +71,17 @@ def _call(node: ast.expr, text: str) -> Call:
     written = ast.get_source_segment(text, node) or ""  # parsed was a text of the same places
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and all(k.arg for k in node.keywords)
-    ):
-        kwargs: dict[str, object] = {}
-        for keyword in node.keywords:
-            name = str(keyword.arg)
-            if name in kwargs:
-                raise MaskwiseError(
-                    f"{text}: an argument is given twice", got=name, do="say it once"
-                )
-            kwargs[name] = _value(keyword.value, text)
-        args = tuple(_value(argument, text) for argument in node.args)
-        return Call(node.func.id.replace("_", "-"), args, kwargs, written)
-    raise ValueError
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise ValueError
+    kwargs: dict[str, object] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:  # **x
+            raise ValueError
+        if keyword.arg in kwargs:
+            raise MaskwiseError(f"{text}: an argument is given twice", got=keyword.arg)
+        kwargs[keyword.arg] = _value(keyword.value, text)
+    args = tuple(_value(argument, text) for argument in node.args)
+    return Call(node.func.id.replace("_", "-"), args, kwargs, written)
 
 
 def _value(node: ast.expr, text: str) -> object:
@@ -99,13 +92,6 @@ def _value(node: ast.expr, text: str) -> object:
     return ast.literal_eval(node)
 
 
-_TEXT = ("str", "str | None", str)
-"""Annotations of arguments that are text."""
-_WHOLE = ("int", "int | None", int)
-_NUMBER = ("float", "float | None", float)
-"""Annotations of arguments that are numbers."""
-
-
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
     """Make the member of ``table`` that ``spec`` names, with its arguments.
 
@@ -114,53 +100,49 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
             take, by name, number or type.
     """
     if not isinstance(spec, str | Call):
-        do = (
-            f"give an object: {spec.__name__}()"
-            if isinstance(spec, type)
-            else "give a name or an object"
-        )
         allowed = f"a name such as {next(iter(table))!r}, or an object"
-        raise MaskwiseError(f"this is no {kind}", got=repr(spec), allowed=allowed, do=do)
+        raise MaskwiseError(f"not a {kind}", got=repr(spec), allowed=allowed)
     call = parse_call(spec) if isinstance(spec, str) else spec
     written = call.written or str(call)
     if call.name not in table:
         raise unknown_name(kind, written.partition("(")[0].strip(), table)
+    what = f"{kind} {written}"
     maker = table[call.name]
     signature = inspect.signature(maker)
     try:
         bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
         allowed = f"{call.name}({arguments_of(maker)})"
-        raise MaskwiseError(
-            f"{kind} {written}: {error}", allowed=allowed, do=_named(call, maker)
-        ) from None
+        raise MaskwiseError(f"{what}: {error}", allowed=allowed) from None
     for name, value in bound.arguments.items():
         parameter = signature.parameters[name]
-        # a bare word where text is wanted is that text
-        if isinstance(value, Call) and parameter.annotation in _TEXT:
-            bound.arguments[name] = value.written or str(value)
-        for each in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
-            _require_type(f"{kind} {written}: {name}", each, parameter.annotation)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            fitting = tuple(_fitting(f"{what}: {name}", v, parameter.annotation) for v in value)
+            bound.arguments[name] = fitting
+        else:
+            bound.arguments[name] = _fitting(f"{what}: {name}", value, parameter.annotation)
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
-        raise MaskwiseError(f"{kind} {written}: an argument of the wrong type: {error}") from error
+        raise MaskwiseError(f"{what}: an argument of the wrong type: {error}") from error
 
 
-def _require_type(what: str, value: object, annotation: object) -> None:
-    """Refuse an argument that is no number, or no truth value, where its annotation asks for
-    one.
-    """
-    if value is None and "None" in str(annotation):
-        return
-    if isinstance(value, Call):  # a bare word
-        value = str(value)
-    if annotation in _WHOLE:
+def _fitting(what: str, value: object, annotation: object) -> object:
+    """Read a bare word as text or truth value where that is wanted; check numbers."""
+    wanted, *others = str(getattr(annotation, "__name__", annotation)).split(" | ")
+    if value is None and "None" in others:
+        return None
+    if isinstance(value, Call) and wanted in ("str", "bool", "int", "float"):
+        value = value.written or str(value)
+    if wanted == "bool" and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower(), value)
+    if wanted == "int" and others in ([], ["None"]):
         whole_number(what, value)
-    elif annotation in _NUMBER:
+    elif wanted == "float":
         finite_number(what, value)
-    elif annotation == "bool" and isinstance(value, str):
+    elif wanted == "bool" and not isinstance(value, bool):
         raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="True or False")
+    return value
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
@@ -176,18 +158,6 @@ def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ())
     )
 
 
-def _named(call: Call, maker: Callable[..., object]) -> str | None:
-    """The same with the argument's name, for members that take one by its name only."""
-    named = [
-        name for name, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY
-    ]
-    if len(call.args) != 1 or call.kwargs or not named:
-        return None
-    value = call.args[0]
-    text = value.written if isinstance(value, Call) else str(value)
-    return f'did you mean {call.name}({named[0]}="{text}")?'
-
-
 def split_calls(text: str) -> list[str]:
     """``"token,span(p=0.2, max_words=5)"`` to its members: commas inside brackets do not part."""
     parts, depth = [""], 0
@@ -198,9 +168,6 @@ def split_calls(text: str) -> list[str]:
         else:
             parts[-1] += char
     return [part.strip() for part in parts if part.strip()]
-
-
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def split_options(spec: str) -> tuple[str, str | None]:
@@ -237,12 +204,14 @@ def with_options(spec: str, **options: object) -> str:
 def read_options(
     spec: str, reader: Callable[..., object], *, kind: str, example: str, also: Collection[str] = ()
 ) -> tuple[str, dict[str, object]]:
-    """``"ud-pos(train_rows=300)"`` as a name and the options of ``reader``, a function of that
-    name. The name may be a path, and a file that is called ``a(1).csv`` has no options.
+    """Split ``"ud-pos(train_rows=300)"`` into a name and checked options of ``reader``.
+
+    The name may be a path; a file called ``a(1).csv`` has no options.
 
     Args:
-        kind: what the name stands for, and ``example`` one option of it: for errors to say.
-        also: names of further options, whose types the reader checks itself.
+        reader: a function of the name and of options.
+        kind, example: what the name stands for, and an option of it, for errors.
+        also: further options, whose types the reader checks itself.
 
     Raises:
         MaskwiseError: options that are not name=value, that ``reader`` does not take, or of another
@@ -252,36 +221,21 @@ def read_options(
     if written is None:
         return spec, {}
     parameters = list(inspect.signature(reader).parameters.values())[1:]
-    allowed = [
-        *(each.name for each in parameters if each.kind is not each.VAR_KEYWORD),
-        *sorted(also),
-    ]
+    annotations = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD}
+    annotations |= dict.fromkeys(sorted(also))
     try:
         call = parse_call(f"options({written})")
     except MaskwiseError:
         call = Call("options", (written,))
     if call.args:
-        what, takes = (
-            f"cannot read the arguments of {kind} {spec!r}",
-            f"name=value, of {', '.join(allowed)}",
-        )
+        takes = f"name=value, of {', '.join(annotations)}"
+        what = f"cannot read the arguments of {kind} {spec!r}"
         raise MaskwiseError(what, allowed=takes, do=f"for example ({example})")
-    for option in call.kwargs:
-        if option not in allowed:
-            raise unknown_name(f"argument of {kind} {name!r}", option, allowed)
-    # A bare word, such as kind=similarity, is read as a call; here it is a text.
-    options = {
-        key: value.written if isinstance(value, Call) else value
-        for key, value in call.kwargs.items()
-    }
-    for option, kind_of_value in get_type_hints(reader).items():
-        types = tuple(
-            get_origin(each) or each for each in get_args(kind_of_value) or (kind_of_value,)
-        )
-        if bool in types and isinstance(said := options.get(option), str):
-            options[option] = {"true": True, "false": False}.get(said, said)
-        accepted = (*types, int) if float in types else types
-        if option in options and not isinstance(options[option], accepted):
-            takes = " or ".join(_TYPES[each] for each in types if each in _TYPES)
-            raise MaskwiseError(f"{option} of {kind} {name!r}", got=options[option], allowed=takes)
+    options = {}
+    for option, value in call.kwargs.items():
+        if option not in annotations:
+            raise unknown_name(f"argument of {kind} {name!r}", option, annotations)
+        # A bare word, such as kind=similarity, is text here.
+        text = value.written if isinstance(value, Call) else value
+        options[option] = _fitting(f"{option} of {kind} {name!r}", text, annotations[option])
     return name, options
