@@ -130,13 +130,13 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
 def _fitting(what: str, value: object, annotation: object) -> object:
     """Read a bare word as text or truth value where that is wanted; check numbers."""
     wanted, *others = str(getattr(annotation, "__name__", annotation)).split(" | ")
-    if value is None and "None" in others:
-        return None
+    if others not in ([], ["None"]) or (value is None and others):
+        return value
     if isinstance(value, Call) and wanted in ("str", "bool", "int", "float"):
         value = value.written or str(value)
     if wanted == "bool" and isinstance(value, str):
         value = {"true": True, "false": False}.get(value.lower(), value)
-    if wanted == "int" and others in ([], ["None"]):
+    if wanted == "int":
         whole_number(what, value)
     elif wanted == "float":
         finite_number(what, value)
