@@ -41,7 +41,6 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> No
     assert sum(costs["plus"]["objectives"].values()) == 8
     assert 0 < costs["plus"]["probe_flops"] < costs["plus"]["flops"]
     study = load_json(out / "study.json")
-    assert study["match"]["arms"]["plus"] == {"steps": 8}  # what will be drawn is not known before
     for facts in study["arms"].values():  # a rule is watched too
         lines = [
             x

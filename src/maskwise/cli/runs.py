@@ -90,7 +90,7 @@ def study(
         "jobs": jobs,
         "engine": engine,
         "cache": stages,
-        "seeds": _seeds(seeds) if seeds else None,
+        "seeds": None if seeds is None else _seeds(seeds),
     }
     if dry_run:
         plan = room.dry_run(whole, out, **where)
