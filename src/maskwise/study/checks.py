@@ -198,8 +198,8 @@ def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
         return
     if not usual / FAR <= rate <= FAR * usual:
         yield (
-            f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights"
-            f" want about {usual:g}: leave it out, or take that"
+            f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights "
+            f"want about {usual:g}: leave it out, or take that"
         )
 
 
@@ -220,8 +220,8 @@ def _check_matching(recipe: Recipe) -> None:
         # The steps of a point would depend on which texts are there already.
         if len(texts) > 1:
             raise MaskwiseError(
-                f"study.match {study.match} wants one text for arm {name!r}"
-                ", and study.search tries several",
+                f"study.match {study.match} wants one text for arm {name!r}, "
+                "and study.search tries several",
                 got=f"grid {', '.join(points[1])}",
                 do="search settings that leave the text as it is, or leave out study.match",
             )
@@ -278,8 +278,8 @@ def _check_text(link: Recipe) -> Iterator[str]:
             raise MaskwiseError(
                 "a policy is learned from texts that are read whole, and this one is a stream",
                 do=(
-                    "learn it from a part first (maskwise learn), and name its folder"
-                    ": learned('OUT/policy')"
+                    "learn it from a part first (maskwise learn), and name its folder: "
+                    "learned('OUT/policy')"
                 ),
             )
     layers = ["word_ids"]
@@ -311,8 +311,8 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
     for setting, name in [*named, *(("evaluation.masks", name) for name in masks)]:
         if "word_ids" in policy(name).layers():
             raise MaskwiseError(
-                f"{setting} {name} needs words, and a slow tokenizer has no character offsets"
-                " to find them",
+                f"{setting} {name} needs words, and a slow tokenizer has no character offsets "
+                "to find them",
                 got=type(tokenizer).__name__,
                 do="take token, say corpus.words: token, or convert it to a tokenizer.json",
             )
@@ -362,15 +362,15 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
-            f"policy {name} finds no words in this text: {counts.units} units in"
-            f" {counts.pieces} texts",
+            f"policy {name} finds no words in this text: {counts.units} units in "
+            f"{counts.pieces} texts",
             got=f"{counts.eligible / max(1, counts.units):.0f} tokens a unit",
             do="take the policy token, or span(over='token'); or corpus.words: token, or regex:…",
         )
     if not counts.targets:
         raise MaskwiseError(
-            f"policy {name} masks nothing in this text: it has no units, or they are longer"
-            " than the budget",
+            f"policy {name} masks nothing in this text: it has no units, or they are longer "
+            "than the budget",
             got=f"no target in {len(steps)} batches",
             do="take the policy token, or text with spaces; maskwise inspect shows the masks",
         )
@@ -404,8 +404,8 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
         if share > MOST_UNKNOWN:
             source = CorpusSettings(**stage.what["corpus"]).title
             yield (
-                f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are"
-                f" never masked: {UNKNOWN_ADVICE}"
+                f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
+                f"never masked: {UNKNOWN_ADVICE}"
             )
 
 

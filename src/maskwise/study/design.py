@@ -171,8 +171,8 @@ class Design:
             first = matched_steps(steps[0], spent, self.budget)
             if first is None:
                 raise MaskwiseError(
-                    f"arm {arm!r} cannot spend as much as the baseline"
-                    f" by {self.recipe.study.match}",
+                    f"arm {arm!r} cannot spend as much as the baseline "
+                    f"by {self.recipe.study.match}",
                     got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
                 )
             steps[0] = first

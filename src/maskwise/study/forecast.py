@@ -363,13 +363,13 @@ def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     undone = sum(choice["chosen"] is None for choice in design.choices)
     if undone:
         yield (
-            f"{undone} of {len(design.choices)} searches (one for each arm and seed)"
-            " are not done: the settings of the runs that follow are not known yet"
+            f"{undone} of {len(design.choices)} searches (one for each arm and seed) "
+            "are not done: the settings of the runs that follow are not known yet"
         )
     if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
         yield (
-            "the text is a stream: nothing of it is counted beforehand"
-            ", and no more than its beginning is prepared"
+            "the text is a stream: nothing of it is counted beforehand, "
+            "and no more than its beginning is prepared"
         )
     by = recipe.study.match
     if by != "steps" and design.budget is None:

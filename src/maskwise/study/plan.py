@@ -282,8 +282,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     known = {name: task for name, task in learned.items() if task in tasks}
     if len(set(known.values())) < max(2, len(tasks)):
         raise MaskwiseError(
-            "study.transfer compares policies that were learned from each of the study's tasks"
-            ", two or more",
+            "study.transfer compares policies that were learned from each of the study's tasks, "
+            "two or more",
             got=f"policies learned from {', '.join(sorted(set(learned.values()))) or 'no task'}",
             do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
         )

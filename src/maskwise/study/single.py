@@ -144,8 +144,8 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
         raise MaskwiseError(
-            f"--out {out} holds a run on another text: the corpus, or the installed versions"
-            ", changed",
+            f"--out {out} holds a run on another text: the corpus, or the installed versions, "
+            "changed",
             got=new[0],
             allowed=before[0],
             do=ANOTHER_FOLDER,
@@ -250,8 +250,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     # The recipe is the same, and the files that it names are not.
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
-            f"--out {out} holds a policy learned from other data: a file, a library or the"
-            " machine changed",
+            f"--out {out} holds a policy learned from other data: a file, a library or the "
+            "machine changed",
             do=ANOTHER_FOLDER,
         )
     if done:
