@@ -362,8 +362,8 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
         (False, "each arm tuned", 6),
     ]
     # Runs of the gate are pooled with others neither on the page nor as noise.
-    whole = {record["seed"] for record in read_folder(tmp_path / "out").whole if "seed" in record}
-    assert whole == set(range(FRESH_RUN, FRESH_RUN + 6))
+    pooled = read_folder(tmp_path / "out").of_kind("heldout")
+    assert {record["seed"] for record in pooled} == set(range(FRESH_RUN, FRESH_RUN + 6))
     for record in read_lines(tmp_path / "out" / "records.jsonl"):
         assert record.get("role") == ("gate" if record.get("seed", FRESH_RUN) < FRESH_RUN else None)
     prospects = prospects_of(

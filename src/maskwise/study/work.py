@@ -31,7 +31,7 @@ from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 
 
-def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
+def run_stage(stage: Stage, stages: Path) -> Plain:
     """Do the work unless it is done; returns the stage's result. A failure leaves ``error.txt``.
 
     Raises:
@@ -47,7 +47,7 @@ def run_stage(stage: Stage, stages: Path, *, quiet: bool = True) -> Plain:
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
-        result = RUNNERS[stage.kind](stage, stages, quiet)
+        result = RUNNERS[stage.kind](stage, stages)
     except Exception:
         with suppress(MaskwiseError):  # the disk may be full, and what failed first is what counts
             write_whole(folder / "error.txt", traceback.format_exc())
@@ -81,7 +81,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 # ---------------------------------------------------------------------------------------------
 
 
-def prepare(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def prepare(stage: Stage, stages: Path) -> Plain:
     """Prepare a text.
 
     Raises:
@@ -171,7 +171,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 # ---------------------------------------------------------------------------------------------
 
 
-def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     names = ("learning", "objective", "training", "corpus", "model")
     parts: Plain = {name: what[name] for name in names if name in what}
@@ -182,7 +182,7 @@ def _learn(stage: Stage, stages: Path, quiet: bool) -> Plain:
     parts["finetune"] = {"max_length": what["max_length"]}
     parts["tokenizer"] = {"name": tokenizer_folder(stage, stages)}
     recipe = starting_from(checkpoint_of(stage, stages), Recipe.model_validate(parts))
-    return lesson_of(recipe, stage.folder(stages), quiet=quiet).learn()
+    return lesson_of(recipe, stage.folder(stages)).learn()
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
@@ -207,20 +207,20 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
     )
 
 
-def _pretrain(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def _pretrain(stage: Stage, stages: Path) -> Plain:
     recipe = starting_from(checkpoint_of(stage, stages), trained_recipe(stage))
     data = open_text(stages / stage.needs[0])
     folder = stage.folder(stages)
-    return pretrain(data, recipe, folder=folder, quiet=quiet, facts={"stage": stage.name})
+    return pretrain(data, recipe, folder=folder, quiet=True, facts={"stage": stage.name})
 
 
-def _evaluate(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def _evaluate(stage: Stage, stages: Path) -> Plain:
     data = open_text(stages / stage.needs[0])
     checkpoint = checkpoint_of(stage, stages) or stage.what["model"]["pretrained"]
     return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
 
 
-def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def _overlap(stage: Stage, stages: Path) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     title = corpus.title
@@ -232,7 +232,7 @@ def _overlap(stage: Stage, stages: Path, quiet: bool) -> Plain:
     return record
 
 
-def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
+def _finetune(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     settings = FinetuneSettings(**what["finetune"])
     tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
@@ -253,12 +253,12 @@ def _finetune(stage: Stage, stages: Path, quiet: bool) -> Plain:
         config=config,
         folder=stage.folder(stages),
         checkpoints=False,
-        quiet=quiet,
+        quiet=True,
     )
     return dict(record)
 
 
-RUNNERS: dict[str, Callable[[Stage, Path, bool], Plain]] = {
+RUNNERS: dict[str, Callable[[Stage, Path], Plain]] = {
     "prepare": prepare,
     "learn": _learn,
     "pretrain": _pretrain,
