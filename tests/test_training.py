@@ -110,12 +110,8 @@ def same(a: Any, b: Any) -> bool:
     ("wrong", "text"),
     [
         ({"steps": 0}, "greater than or equal to 1"),
-        ({"batch_size": 0}, "greater than or equal to 1"),
-        ({"learning_rate": 0}, "greater than 0"),
         ({"learning_rate": math.inf}, "finite number"),
-        ({"warmup": 1.5}, "less than or equal to 1"),
         ({"betas": (0.9, 1.0)}, "less than 1"),
-        ({"decay": "quadratic"}, "'linear', 'cosine', '1-sqrt', 'wsd' or 'constant'"),
         ({"optimizer": "sgd"}, "'adamw' or 'muon'"),
         ({"warm_up": 0.1}, "Extra inputs are not permitted"),
     ],
@@ -126,51 +122,28 @@ def test_settings_say_what_is_wrong(wrong: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "warmup", "decay", "factor"),
+    ("step", "warmup", "decay", "share", "factor"),
     [
-        (0, 0.1, "constant", 0.1),
-        (4, 0.1, "constant", 0.5),
-        (9, 0.1, "constant", 1.0),
-        (99, 0.1, "constant", 1.0),
-        (0, 0.001, "constant", 1.0),
-        (0, 0.0, "linear", 1.0),
-        (50, 0.0, "linear", 0.5),
-        (99, 0.0, "linear", 0.01),
-        (4, 0.1, "linear", 0.48),
-        (49, 1.0, "linear", 0.255),
-        (0, 0.0, "cosine", 1.0),
-        (50, 0.0, "cosine", 0.5),
-        (25, 0.0, "cosine", (1 + math.sqrt(0.5)) / 2),
-        (99, 0.0, "cosine", (1 - math.cos(math.pi / 100)) / 2),
+        (0, 0.1, "constant", None, 0.1),
+        (4, 0.1, "constant", None, 0.5),
+        (99, 0.1, "constant", 0.5, 1.0),
+        (0, 0.001, "constant", None, 1.0),
+        (99, 0.0, "linear", None, 0.01),
+        (4, 0.1, "linear", None, 0.48),
+        (49, 1.0, "linear", None, 0.255),
+        (50, 0.0, "linear", 0.5, 1.0),
+        (75, 0.0, "linear", 0.5, 0.5),
+        (25, 0.0, "cosine", None, (1 + math.sqrt(0.5)) / 2),
+        (60, 0.0, "cosine", 0.8, 0.5),
+        (90, 0.0, "wsd", None, 1.0),
+        (95, 0.0, "wsd", None, 1 - math.sqrt(0.5)),
+        (85, 0.0, "wsd", 0.2, 0.5),
+        (25, 0.0, "1-sqrt", None, 0.5),
     ],
 )
-def test_rate_factor(step: int, warmup: float, decay: str, factor: float) -> None:
-    assert rate_factor(step, 100, warmup=warmup, decay=decay) == pytest.approx(factor)
-
-
-@pytest.mark.parametrize(
-    ("step", "decay", "share", "factor"),
-    [
-        (89, "wsd", None, 1.0),
-        (90, "wsd", None, 1.0),
-        (95, "wsd", None, 1 - math.sqrt(0.5)),
-        (99, "wsd", None, 1 - math.sqrt(0.9)),
-        (79, "wsd", 0.2, 1.0),
-        (85, "wsd", 0.2, 0.5),
-        (0, "1-sqrt", None, 1.0),
-        (25, "1-sqrt", None, 0.5),
-        (85, "1-sqrt", 0.2, 0.5),
-        (50, "linear", 0.5, 1.0),
-        (75, "linear", 0.5, 0.5),
-        (60, "cosine", 0.8, 0.5),
-        (99, "constant", 0.5, 1.0),
-        (99, "linear", 0.001, 1.0),
-    ],
-)
-def test_the_rate_stays_at_its_peak_before_it_falls(step, decay, share, factor) -> None:
-    assert rate_factor(step, 100, warmup=0.0, decay=decay, decay_share=share) == pytest.approx(
-        factor
-    )
+def test_rate_factor(step, warmup, decay, share, factor) -> None:
+    found = rate_factor(step, 100, warmup=warmup, decay=decay, decay_share=share)
+    assert found == pytest.approx(factor)
 
 
 BLOCKS = {
@@ -620,71 +593,42 @@ def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def test_source_is_a_function_of_seed_and_step() -> None:
     masker, chosen = Masker(tokenizer(), ratio="linear(0.5, 0.1)"), settings(accumulate=2)
-
-    def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = None) -> list[Any]:
-        made = source or MaskedSource(DATA, masker, chosen)
-        return [
-            batch.source.example_id.tolist() for batch in made.batches(step, rank=rank, ranks=ranks)
-        ]
-
     source = MaskedSource(DATA, masker, chosen)
-    first = [ids(step, source=source) for step in range(11)]
-    assert ids(7) == first[7], "nothing before matters"
+
+    def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = source) -> list[Any]:
+        batches = source.batches(step, rank=rank, ranks=ranks)
+        return [batch.source.example_id.tolist() for batch in batches]
+
+    first = [ids(step) for step in range(11)]
+    assert ids(7, source=MaskedSource(DATA, masker, chosen)) == first[7], "nothing before matters"
     for epoch in (first[:5], first[5:10]):
         assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert (
-        first[:5] != first[5:10]
-        and first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
-    )
-    halves = [ids(3, rank, 2) for rank in range(2)]
-    for part in range(2):
-        assert halves[0][part] + halves[1][part] == first[3][part]
+    assert first[:5] != first[5:10]
+    assert first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
+    left, right = ids(3, 0, 2), ids(3, 1, 2)
+    assert [a + b for a, b in zip(left, right, strict=True)] == first[3]
     ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
-    assert (
-        ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
-        and ratio[0] > ratio[1] > ratio[2]
-    )
+    assert ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
 
 
 def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
     """Convergence: from the unigram loss (3.7 nats) to a fraction of it in 200 steps."""
-    data, chosen = (
-        Language(512),
-        settings(steps=200, batch_size=32, optimizer="muon", log_every=50, learning_rate=6e-3),
-    )
+    data = Language(512)
+    chosen = settings(steps=200, batch_size=32, optimizer="muon", log_every=50, learning_rate=6e-3)
     log_unigram = log_frequencies(counts(data))
-    fields = {
-        k: v
-        for k, v in config("modernbert", hidden_size=32).to_dict().items()
-        if k in ("hidden_size", "layer_types")
-    }
-    fields |= {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "initializer_range": 0.05,
-    }
-    net = new_model(
-        new_config("modernbert", tokenizer(), 16, **fields), seed=0, log_unigram=log_unigram
-    )
-    objective = MaskedLanguageModelling(net)
-    held_out = HeldOut(
-        HELD_OUT, {"token": Masker(tokenizer(), corruption="mask-only")}, log_unigram
-    )
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields |= {"intermediate_size": 48, "initializer_range": 0.05}
+    fields["layer_types"] = ["full_attention"] * 2
+    shape = new_config("modernbert", tokenizer(), 16, **fields)
+    objective = MaskedLanguageModelling(new_model(shape, seed=0, log_unigram=log_unigram))
+    shown = Masker(tokenizer(), corruption="mask-only")
+    held_out = HeldOut(HELD_OUT, {"token": shown}, log_unigram)
     with torch.no_grad():
         before = held_out(objective)[0]
-    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25), (
-        "the output bias starts at the frequencies"
-    )
+    assert before["loss"] == pytest.approx(before["unigram"], abs=0.25)  # by the output bias
     source = MaskedSource(data, Masker(tokenizer(), ratio=0.3, corruption="mask-only"), chosen)
-    train(
-        objective,
-        source,
-        chosen,
-        folder=tmp_path,
-        evaluate=lambda step: held_out(objective),
-        quiet=True,
-    )
+    evaluate = lambda step: held_out(objective)  # noqa: E731
+    train(objective, source, chosen, folder=tmp_path, evaluate=evaluate, quiet=True)
     after = lines(tmp_path)[-1]
     assert after["loss"] < after["unigram"] / 2, after
 

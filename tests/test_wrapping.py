@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig
 
 from maskwise import attention
 from maskwise.attention import Documents, attend, dropped
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.models import build_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import padded_count
@@ -23,32 +21,10 @@ from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
-from training_tools import ARCHITECTURES, FIRST, WORDS, model, tokenizer
+from training_tools import ARCHITECTURES, bart, model, tokenizer
 
 UNEVEN: dict[str, Any] = {"ratio": 0.3, "budget": "bernoulli", "min_targets": 0}
 """Rows, and so ranks, with unequal numbers of targets."""
-
-
-def bart() -> Any:
-    """A tiny encoder–decoder without dropout."""
-    config = BartConfig(
-        vocab_size=FIRST + WORDS,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        max_position_embeddings=64,
-        dropout=0.0,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        decoder_start_token_id=3,
-    )
-    torch.manual_seed(0)
-    return build_model(config)
 
 
 def made(kind: str, **masking: Any) -> tuple[Any, Masker]:
