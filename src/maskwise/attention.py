@@ -142,6 +142,7 @@ def attend(
     if documents is not None:
         causal = documents.causal or bool(getattr(module, "is_causal", False))
         cross = documents.read is not None and not causal
+        # Cross-attention has other offsets for keys, which the kernel would need too.
         if not cross and _can_be_ragged(query, options):
             lines = (query, *_repeated(module, key, value))
             return _ragged(lines, documents, causal, sliding_window, options), None
@@ -250,10 +251,12 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, below: int) -> Tensor:
         count = values.numel()
+        # One 64-bit draw serves four entries.
         drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
         stays = bits >= below - DROP_STEPS // 2
         factor = stays.to(values.dtype).mul_(DROP_STEPS / (DROP_STEPS - below))
+        # One tensor serves both passes.
         ctx.save_for_backward(factor)
         return values * factor
 
@@ -272,6 +275,7 @@ def quicken(module: nn.Module) -> None:
     """Patch every ``nn.Dropout`` of a module to use ``dropped``; see ``restore``."""
     for layer in module.modules():
         if isinstance(layer, nn.Dropout):
+            # Patched in the instance, so that ``restore`` needs only to delete it.
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
 
 

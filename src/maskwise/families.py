@@ -133,6 +133,7 @@ class EncoderDecoder(Adapter):
         decoder = model.get_decoder()
         with _positions(encoder, inputs.get("documents")):
             encoded = encoder(**without(inputs, "decoder_input_ids", "decoder_documents"))
+        # Transformers passes it on to every attention layer.
         apart = {} if written is None else {"documents": written}
         with _positions(decoder, written):
             return decoder(
@@ -257,6 +258,7 @@ def decoder_inputs(
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
     if documents is not None:
+        # Each document of a packed row begins with its own start token.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
     return shifted.masked_fill_(shifted < 0, config.pad_token_id or 0)
 
@@ -376,6 +378,7 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
         squares: Σ length² over their documents.
     """
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    # ModernBERT alternates full and sliding attention.
     sliding = kinds.count("sliding_attention")
     window = tokens * (2 * (getattr(config, "sliding_window", None) or 0) + 1)
     pairs = (len(kinds) - sliding) * squares + sliding * min(squares, window)

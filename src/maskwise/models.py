@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -60,19 +60,25 @@ than word frequencies on a sentence encoder (benchmarks/recipes/continual-minilm
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
 """The warning where a new head is trained together with the encoder."""
 
-LANGUAGE_MODELS: Mapping[Kind, Any] = {
+AutoClass: TypeAlias = Any
+"""One of transformers' auto classes, which have no common type."""
+
+Fields: TypeAlias = dict[str, Any]
+"""Fields of a configuration."""
+
+LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
 """The classes for pre-training."""
 
-_ARCHITECTURES: Mapping[Kind, Any] = {
+_ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
     "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
-TASK_MODELS: Mapping[str, Any] = {
+TASK_MODELS: Mapping[str, AutoClass] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
     "question-answering": AutoModelForQuestionAnswering,
@@ -103,14 +109,14 @@ class ModelSettings(BaseModel):
     pretrained: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (installed). None: new weights."""
     architecture: str = "modernbert"
-    settings: dict[str, Any] = {}
+    settings: Fields = {}
     """Fields of the architecture's configuration, such as hidden_size."""
     unigram_bias: bool = True
     """Start the output bias of a new head at the log-frequencies of the training text."""
 
     @field_validator("settings")
     @classmethod
-    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _truth(cls, value: Fields) -> Fields:
         """Read ``yes`` and ``no`` as booleans, because no setting is such a word."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
@@ -181,6 +187,7 @@ def new_config(
         "eos_token_id": sep if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     }
     family = adapter_of(plain)
+    # Some families fail with very few positions.
     positions = max(length + family.first_position(tokenizer.pad_token_id), 8)
     if isinstance(family, EncoderDecoder):
         # Targets of masked spans have a separator for each, and may be longer than the text.
@@ -198,7 +205,7 @@ def new_config(
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
 
 
-def config_of(fields: Mapping[str, Any]) -> PreTrainedConfig:
+def config_of(fields: Fields) -> PreTrainedConfig:
     """The configuration from the fields of its ``to_dict``.
 
     Raises:
@@ -229,7 +236,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     check_size(empty_model(config))
 
 
-def empty_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
     """A model on the meta device; ``auto`` as for ``build_model``.
 
     Raises:
@@ -249,12 +256,12 @@ def weights_of(config: PreTrainedConfig) -> int:
     return sum(parameter.numel() for parameter in empty_model(config).parameters())
 
 
-def language_model(config: PreTrainedConfig) -> Any:
+def language_model(config: PreTrainedConfig) -> AutoClass:
     """The class of transformers for a language model of this kind."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
-def build_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
     """A model with weights from torch's current generator.
 
     Args:
@@ -277,6 +284,7 @@ def new_model(
     Raises:
         MaskwiseError: no model can be built from the configuration, or this machine cannot hold it.
     """
+    # Fresh weights depend on the seed alone.
     torch.manual_seed(fold(seed, 0x1217))
     model = build_model(config)
     _start_bias(model, log_unigram)
@@ -351,9 +359,7 @@ def has_head(name: str) -> bool:
         return not _lacking(auto, name, find_weights(name))
 
 
-def task_config(
-    start: str | Path | PreTrainedConfig, labels: Mapping[str, Any]
-) -> PreTrainedConfig:
+def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
     """The configuration of a checkpoint (or another one) with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
@@ -403,7 +409,7 @@ def without_advice() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
+def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a complete encoder, and the names of other weights that are missing."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
@@ -416,7 +422,7 @@ def _load_whole(auto: Any, name: str | Path, **how: Any) -> tuple[PreTrainedMode
     return model, lacking
 
 
-def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
+def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[str]:
     """The names of the weights outside of the encoder that a checkpoint lacks.
 
     Reads only names and shapes, because a configuration may have any size.
@@ -431,6 +437,7 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
     # All of an encoder–decoder is pre-trained, with its head.
     kind = adapter_of(model.config).kind
     body = encoder_of(model) if kind == "encoder" else model
+    # Tied weights have two names, so tensors are compared and not names.
     encoder = set(body.state_dict(keep_vars=True).values())
     inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
@@ -451,8 +458,8 @@ def _lacking(auto: Any, name: str | Path, where: str, **how: Any) -> list[str]:
 
 @torch.inference_mode(False)  # in which a model without memory cannot tie its weights
 def _weights(
-    auto: Any, name: str | Path, where: str, **how: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+    auto: AutoClass, name: str | Path, where: str, **how: Any
+) -> tuple[PreTrainedModel, Fields]:
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with _loading(name):
         return auto.from_pretrained(where, trust_remote_code=False, **how)

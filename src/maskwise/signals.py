@@ -58,6 +58,7 @@ class Asked:
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        # An exception already ends the program.
         if self.number and not self.served and kind is None:
             signal.raise_signal(self.number)
 

@@ -217,6 +217,7 @@ class MaskingTrainer(Trainer):
         batch = masker(self._prepare_inputs(rows), **when)
         learns = self._learners and masker is self.masker
         if learns and self.model is not None and self.model.training:
+            # Learners see a batch together with its losses, in ``compute_loss``.
             self._shown.append(batch)
         inputs: Inputs = dict(batch)
         if isinstance(self.model, PreTrainedModel) and not self._decodes:

@@ -93,6 +93,7 @@ class Outcome(NamedTuple):
     @classmethod
     def of(cls, losses: Tensor, where: Tensor | None = None) -> Outcome:
         """The outcome of (M,) losses at places ``where``, if they have any."""
+        # Losses without places are of no use to policies that learn.
         each = None if where is None else losses.detach()
         return cls(losses.sum(), counted(losses.numel(), losses), each, where)
 
@@ -189,12 +190,14 @@ class Objective(nn.Module, ABC):
             tokens: of the text before its corruption; texts that are read twice count twice.
             targets: labels other than −100.
         """
+        # Everything outside the model belongs to the head.
         heads = multiplied_weights(self) - multiplied_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, heads * targets)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
         """Evaluation mode without gradients, at the precision of training."""
+        # Training resumes in its own mode, because evaluations interrupt it.
         training = self.training
         self.eval()
         with torch.no_grad(), self.precision():
@@ -221,6 +224,7 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
     """Losses (M,) of the targets at (row, column), times the weights (B, L) of the tokens."""
+    # Weights have double precision on the host.
     return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 
 
@@ -253,6 +257,7 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
         warnings.warn(what, stacklevel=2)
         return inputs
     apart = family.apart(model, inputs, documents)
+    # Found on the host when the batch was made: on the device it would cost a sync.
     apart["documents"].ends = batch.ends[0]
     return apart
 

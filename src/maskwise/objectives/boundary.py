@@ -53,6 +53,7 @@ class SpanBoundary(Objective):
         self.model = model
         self.predict = predict
         self.place = nn.Embedding(LONGEST, wide)
+        # The scale of transformers' own embeddings; torch's default of 1 would drown the borders.
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
@@ -76,6 +77,7 @@ class SpanBoundary(Objective):
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
         plain = self._losses(hidden[at], truth)
+        # Both losses count, but policies learn from the plain one, as with other objectives.
         losses = plain + self._losses(from_borders, truth)
         return Outcome.of(losses, where)._replace(losses=plain.detach())
 

@@ -39,6 +39,7 @@ class NextTokens(Masker):
         """As ``Masker``, at any step; special tokens and [UNK] are not targets."""
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
+        # The first token of the next text does not follow from this one.
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
@@ -91,6 +92,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
         if "documents" not in inputs:  # each row is one text
             ids = inputs["input_ids"]
             present = inputs.get("attention_mask", torch.ones_like(ids))
+            # 0 for tokens and −1 for padding: the whole row is one document.
             one = present.to(ids.dtype) - 1
             inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
         return {**inputs, "documents": replace(inputs["documents"], causal=True)}

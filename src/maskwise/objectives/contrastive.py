@@ -50,6 +50,7 @@ class Twins:
         if every.packed:
             do = "use the layout 'document'"
             raise MaskwiseError("cse needs one text a row", got="packed rows", do=do)
+        # Rows 0, 2, 4, …, and then the same again.
         pair = 2 * (np.arange(size) % (size // 2))
 
         def twice(line: Array) -> Array:
@@ -134,6 +135,7 @@ class ContrastiveSentences(Objective):
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
+        # A row is not compared with itself, whose similarity is always 1.
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
         others = similar.masked_fill(itself, -torch.inf)

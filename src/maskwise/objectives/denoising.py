@@ -72,6 +72,7 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: Batch) -> dict[str, Any]:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
+        # Packed rows: every document is written by itself, too.
         written = None
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
@@ -85,6 +86,7 @@ class Denoising(MaskedLanguageModelling):
         decoder and head for each target."""
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
+        # The decoder is trained even where the encoder is frozen, so it counts as a head.
         head = (writes + own) * targets + crossed * tokens
         return Work(encoder_weights(self.model) * tokens, head, tied * targets)
 

@@ -132,6 +132,7 @@ class ReplacedTokenDetection(Objective):
         self.model = model
         self.weight = weight
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
+        # After the head, because both draw from the same generator.
         self.generator = build_model(smaller(model.config, share))
 
     @classmethod
@@ -156,6 +157,7 @@ class ReplacedTokenDetection(Objective):
         logits = masked_logits(self.generator, inputs, *at).float()
         losses = cross_entropy(logits, truth, reduction="none")
         ids = batch["input_ids"].clone()
+        # No gradient flows through the sampling, as published.
         with torch.no_grad():
             ids[at] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
@@ -167,6 +169,7 @@ class ReplacedTokenDetection(Objective):
         detected = binary_cross_entropy_with_logits(
             score, replaced.flatten()[on_device].float(), reduction="sum"
         )
+        # The loop divides by masked tokens; this makes the second term a mean over the text.
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
         return Outcome.of(losses, where)._replace(loss=total)
@@ -188,6 +191,7 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     for name in ("dim", "hidden_dim", "hidden_size", "intermediate_size"):
         value = vars(config).get(name)
         if value is not None:
+            # The hidden size must stay a multiple of the heads.
             narrow = heads * head if value == width else max(head, round(value * share))
             setattr(config, name, narrow)
     config.num_attention_heads = heads

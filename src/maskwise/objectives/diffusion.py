@@ -51,6 +51,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """The defaults of masked language modelling are replaced by this objective's."""
         chosen = {**common, **own}
+        # A recipe always has these settings, so its defaults count as not set.
         for name, value in DEFAULTS.items():
             if chosen.get(name, value) == value:
                 chosen[name] = cls.masking[name]
@@ -68,6 +69,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
         check_masking(units, **options)
         rates = schedule(masking["ratio"])
         no_bound = "its loss is no bound on the likelihood"
+        # A schedule may change in the run; its beginning, middle and end are enough to see that.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
             return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
         if units.reads_text:

@@ -70,6 +70,7 @@ class MaskedLanguageModelling(Objective):
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
         inputs = self.inputs(batch)
+        # A compiled head returns losses without logits.
         if self.compiled is None or self.tells_right:
             logits = masked_logits(self.model, inputs, row, column)
             right = logits.argmax(-1) == truth if self.tells_right else None

@@ -119,6 +119,7 @@ class SpanQuestionAnswering(Classification):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
+        # Start and end are two classifications over the tokens of the window.
         losses = cross_entropy(
             logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum"
         )

@@ -96,6 +96,7 @@ class DenoisingAutoencoder(Objective):
             sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
         length = labels.shape[1]
         before = self.embeddings[labels[:, :-1].clamp(min=0)]
+        # The decoder sees each token one place late, after a learned start.
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         shifted_BLH = torch.cat([first, self.widen(before)], dim=1) + places(length, first)
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=labels.device)

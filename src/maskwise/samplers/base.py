@@ -60,6 +60,7 @@ class Sampler:
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """The arm of a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
+        # Scaled by the last edge, which rounding may leave below 1.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
         return self.arms[int(torch.searchsorted(edges, place, right=True))]
 
@@ -158,6 +159,7 @@ class Shares(Sampler):
             got = f"{len(shares)} shares for {len(arms)} arms"
             raise MaskwiseError("sampler shares: every arm needs a share", got=got)
         numbers = [share for share in shares if isinstance(share, int | float)]
+        # Shares such as 4, 2, 1 become numbers from 0 to 1, as schedules need.
         top = max(numbers, default=1)
         # Schedules lie in 0 to 1, while plain numbers such as 2 and 1 are proportions.
         if top > 1 and len(numbers) < len(shares):
@@ -220,6 +222,7 @@ class LossProportional(Sampler):
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         loss = self.vector(after) / self.chance
+        # An arm whose loss diverged gets no share.
         finite = loss.isfinite()
         loss = loss.masked_fill(~finite, 0).clamp(min=0)
         if loss.sum() > 0:

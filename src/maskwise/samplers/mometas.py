@@ -111,6 +111,7 @@ class Learned(Sampler):
         """(K,) gains, 0 for arms without a finite loss; sets ``notes``."""
         gain = self.gained(before, after)
         lost = self.lost(before, after)
+        # Without the guard one infinite loss would ruin all logits.
         gain[[arm in lost for arm in self.arms]] = 0
         self.notes = [f"{arm}: the probe loss is not finite; it counts as no gain" for arm in lost]
         counts = list(zip(self.arms, self.drawn(), gain))
@@ -290,11 +291,13 @@ class MometasPlus(Learned):
         if not self.rollout:
             return self.logits
         self.rollout = {}
+        # Shares rather than counts, so that the last, shorter rollout compares.
         seen = torch.cat([gain.sum()[None], drawn / drawn.sum()])
         # The first rollout is only what others are compared with.
         if self.level.isnan().any():
             self.level = seen
             return self.logits
+        # Losses fall fast at first whatever is drawn; the recent mean removes that.
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
@@ -321,6 +324,7 @@ class MometasPlus(Learned):
         inverse = torch.linalg.inv(moments[1:, 1:] + ridge)
         slope = inverse @ cross
         explained = min(max(float(cross @ slope), 0.0), 0.999)
+        # The F statistic of the regression: explained over unexplained variance.
         f = explained / (1 - explained) * (count - arms) / max(1, arms - 1)
         z = slope / (inverse.diagonal() / count).sqrt()
         return (z - z.mean()) * (max(0.0, 1 - 1 / f) if f else 0.0)

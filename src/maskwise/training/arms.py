@@ -77,6 +77,7 @@ class Arms(Objective):
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
+            # New arms, and heads of another size, keep their initial weights.
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
 
@@ -101,6 +102,7 @@ class ArmsSource:
         self.sources = sources
         self.sampler = sampler
         self.settings = settings
+        # Copied now, before the first update of a policy.
         self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
         # Facts are alike for all arms.
         first = next(iter(sources.values()))
@@ -197,6 +199,7 @@ class Probe:
             rows = free.nonzero().view(-1)
             check_enough(arm, len(rows), of=count, size=sizes[arm])
             self.rows[arm] = rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
+            # A probe on training text would reward memorisation.
             both = np.intersect1d(source.rows.documents, held_out[arm].documents)
             if len(both):
                 what = f"the probe of arm {arm!r} and its training data share documents"
@@ -282,6 +285,7 @@ class SamplerLearner(Learner):
         if self.every and now.done % self.every == 0:
             self._learn(now)
         tick = time.perf_counter()
+        # The first call starts the clock.
         self.clock[2] += tick - (self._since or tick)
         self._since = tick
 
@@ -302,6 +306,7 @@ class SamplerLearner(Learner):
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
+        # Made late, because the model must be on its device.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
@@ -319,6 +324,7 @@ class SamplerLearner(Learner):
         """Update the sampler, and note the reward on either half."""
         sampler = self.sampler
         rewards = [sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
+        # Rules have no reward.
         if None not in rewards:
             self.rewards = torch.cat([self.rewards, self.rewards.new_tensor([rewards])])
         sampler.update(self.before[0], losses[0])

@@ -93,6 +93,7 @@ class States:
         Raises:
             MaskwiseError: the previous state could not be written.
         """
+        # One state at a time, which bounds the memory of copies.
         self.wait()
         copies = {name: {k: copied(t) for k, t in file.items()} for name, file in files.items()}
         self._writing = self._thread.submit(self._write, state, copies)
@@ -132,6 +133,7 @@ class States:
     def newest(self, say: Callable[[str], None]) -> State | None:
         """The newest undamaged state, or None; ``say`` prints which ones are skipped."""
         for path in self._paths():
+            # A hash of every file tells whether the disk or a kill damaged it.
             wrong = damage(path)
             if wrong is None:
                 try:

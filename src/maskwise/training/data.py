@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from maskwise.training.order import Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
+Batch: TypeAlias = Any
+"""A ``MaskedBatch``, or a dict of tensors with ``labels``, −100 at no target."""
+
 
 class Source(Protocol):
     """Where batches come from."""
@@ -36,14 +39,11 @@ class Source(Protocol):
         """Steps that batches may be made ahead; 0 where they depend on the last step's losses."""
         ...
 
-    def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Any]:
-        """The micro-batches of one update for one rank, on the host.
-
-        Each is a ``MaskedBatch``, or a dict of tensors with ``labels``, −100 at no target.
-        """
+    def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
+        """The micro-batches of one update for one rank, on the host."""
         ...
 
-    def facts(self, batches: Sequence[Any]) -> dict[str, float]:
+    def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Statistics of batches, which are summed between two lines of metrics."""
         ...
 
@@ -64,7 +64,7 @@ class Step(NamedTuple):
     """
 
     number: int
-    batches: list[Any]
+    batches: list[Batch]
     targets: int
     facts: dict[str, float]
     counted: int
@@ -105,6 +105,7 @@ def look_ahead(
         return
     # One thread, so that batches are made in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        # Filled first, so that the thread is always ``ahead`` steps early.
         waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
         for number in steps:
             ready = waiting.popleft().result()
@@ -156,6 +157,7 @@ class MaskedSource:
         """The micro-batches of ``step`` for ``rank``."""
         rows, epoch = self.order.draw(step)
         places = self.order.place(step) + torch.arange(len(rows))
+        # Micro-batches first, then ranks: each rank gets an equal slice of every micro-batch.
         by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
         when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
         made = []
@@ -164,6 +166,7 @@ class MaskedSource:
                 when["place"] = place.numpy()
             pieces: Any = self.rows.batch(part)
             batch = self.masker(pieces, **when)
+            # The log shows the realised shares of a mix.
             batch.sources = self.order.counts(part)
             made.append(batch)
         return made
@@ -202,10 +205,9 @@ class MaskedSource:
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}
         total = max(1.0, sum(rows.values()))
-        line: dict[str, Any] = {}
-        if rows:
-            line["sources"] = {name: round(count / total, 6) for name, count in rows.items()}
-        return line | {
+        shares = {name: round(count / total, 6) for name, count in rows.items()}
+        return {
+            **({"sources": shares} if shares else {}),
             "tokens": int(sums["tokens"]),
             "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
             "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),

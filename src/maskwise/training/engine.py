@@ -39,7 +39,7 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
-from maskwise.training.data import Step
+from maskwise.training.data import Batch, Step
 from maskwise.training.learners import Agree
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
@@ -142,7 +142,7 @@ class Engine:
     # Steps
 
     def update(
-        self, step: Step, observe: Callable[[Any, Outcome], None], *, asked: bool = False
+        self, step: Step, observe: Callable[[Batch, Outcome], None], *, asked: bool = False
     ) -> Update:
         """One update: the gradient of all ranks' losses, divided by their targets.
 
@@ -152,12 +152,14 @@ class Engine:
         """
         if self.states:
             self.states.check()
+        # Dropout is a function of (seed, step, rank), so no generator needs saving.
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
             # With dropout, the head would learn to read states that it never sees again.
             encoder_of(self.objective.model).eval()
         counts = {"targets": step.targets, "counted": step.counted, "asked": asked}
+        # Before any forward pass, because the loss is divided by all ranks' targets.
         sums = self.summed(counts)
         rate = self.optimizers.set_rate(step.number)
         # DDP averages gradients over ranks, so a rank's sum is multiplied by their number.
@@ -220,6 +222,7 @@ class Engine:
     def finish(self) -> None:
         """Wait for all ranks and pending writes, and close the trackers."""
         self.wait()
+        # Some trackers upload only when they are finished.
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -277,6 +280,7 @@ class Engine:
             same = "the same run but for rounding and dropout"
             self.say(f"resuming from {path} with {changed}: {same}")
         weights = load_file(path / WEIGHTS)
+        # A model of other sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
             raise MaskwiseError(f"{path} is of another model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)

@@ -50,11 +50,11 @@ class Point(NamedTuple):
 
 def states(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
     """The states of all learners as one flat dict."""
-    return {
-        f"{name}.{key}": value
-        for name, learner in learners.items()
-        for key, value in learner.state_dict().items()
-    }
+    flat = {}
+    for name, learner in learners.items():
+        for key, value in learner.state_dict().items():
+            flat[f"{name}.{key}"] = value
+    return flat
 
 
 def restore(learners: Mapping[str, Learner], flat: Mapping[str, Tensor]) -> None:

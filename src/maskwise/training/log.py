@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import finite, read_lines, write_lines, writing
@@ -121,6 +122,7 @@ class Log:
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
+        # Metrics cover exactly the steps since the last line, also after a resume.
         facts = self.source.summarise(sums)
         # Without targets, as where a ratio has fallen to 0, there is no loss.
         mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
@@ -147,6 +149,7 @@ class Log:
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
         self._write({"kind": "train", "step": done, **line, **learned, **late})
         shares = {f"source/{name}": share for name, share in line.get("sources", {}).items()}
+        # Trackers take only numbers.
         tracked = {
             f"train/{name}": value
             for name, value in {**line, **speed, **shares}.items()
@@ -166,8 +169,11 @@ class Log:
         """
         losses = list(self.totals.losses)
         sums = dict(self.totals.sums)
-        values = [value for update in self.window for value in (*update.losses, update.norm)]
-        sizes = [len(update.losses) + 1 for update in self.window]
+        values: list[Tensor] = []
+        sizes = []
+        for update in self.window:
+            values += [*update.losses, update.norm]
+            sizes.append(len(update.losses) + 1)
         parts = [part.tolist() for part in torch.stack(values).cpu().split(sizes)]
         # All ranks skip an update that is not finite on one of them.
         wrong = {f"{n:09}": not all(map(math.isfinite, part)) for n, part in enumerate(parts)}
@@ -184,12 +190,14 @@ class Log:
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
+        # Every rank has other losses; only their sum is logged.
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
         """Evaluate after ``done`` updates and write the lines; whether one says ``enough``."""
+        # Evaluation would lower the speed of training.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():

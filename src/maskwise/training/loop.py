@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from signal import SIGTERM
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from maskwise.constants import rank_here
 from maskwise.folders import claim
 from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms
-from maskwise.training.data import Source, look_ahead
+from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Engine, agreement, leave
 from maskwise.training.learners import Learner, Point, restore, states
 from maskwise.training.log import Evaluate, Log
@@ -82,7 +82,8 @@ def train(
     ):
         agree = agreement(engine.accelerator)
 
-        def observe(batch: Any, outcome: Outcome) -> None:
+        def observe(batch: Batch, outcome: Outcome) -> None:
+            # A policy learns only from the losses of its own arm.
             for learner in learners.values():
                 if not learner.arm or learner.arm == batch.arm:
                     learner.observe(batch, outcome)
@@ -101,6 +102,7 @@ def train(
         if engine.start:
             restore(learners, engine.learned)
         else:
+            # A sampler probes once before the first step.
             learn(0)
         done = engine.start
         judged = -1
@@ -122,6 +124,7 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
+            # Several ranks must stop at the same step, so they agree in ``update``.
             stopped = asked.number if engine.ranks == 1 else update.asked
             if stopped:
                 stop(engine, log, learners, asked, done)

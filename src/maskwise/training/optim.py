@@ -118,12 +118,12 @@ class Optimizers:
 
 def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The state of optimisers as flat names and tensors, to be saved without pickle."""
-    return {
-        f"{m}/{index}/{name}": torch.as_tensor(value)
-        for m, member in enumerate(members)
-        for index, entry in member.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
+    flat = {}
+    for number, member in enumerate(members):
+        for index, entry in member.state_dict()["state"].items():
+            for name, value in entry.items():
+                flat[f"{number}/{index}/{name}"] = torch.as_tensor(value)
+    return flat
 
 
 def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> None:
@@ -149,12 +149,15 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     layer, poolers and classifiers stay with AdamW. Widths cannot tell these apart: a hidden size
     may equal the number of positions, and a task may have more classes than the model is wide.
     """
-    linear = [m for block in blocks_of(module) for m in block.modules() if isinstance(m, nn.Linear)]
+    linear = []
+    for block in blocks_of(module):
+        linear += [m for m in block.modules() if isinstance(m, nn.Linear)]
     model: Any = module if hasattr(module, "config") else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         others = {output, *encoder_of(model).modules()}
         linear += [m for m in model.modules() if isinstance(m, nn.Linear) and m not in others]
+    # Tied embeddings are looked up as well as multiplied: AdamW keeps them.
     looked_up = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
     weights = dict.fromkeys(m.weight for m in linear)
     return [weight for weight in weights if weight.requires_grad and weight not in looked_up]
@@ -184,6 +187,7 @@ class BatchedMuon(torch.optim.Muon):
             grads: list[Tensor] = []
             momenta: list[Tensor] = []
             self._init_group(group, weights, grads, momenta)
+            # A skipped update must restore weights and momenta without a host sync.
             changed = (*weights, *momenta)
             before = [] if self.found_inf is None else [tensor.clone() for tensor in changed]
             momentum = group["momentum"]
@@ -204,6 +208,7 @@ class BatchedMuon(torch.optim.Muon):
         # Of sharded matrices each rank needs the whole update, and takes its part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
+        # One batched iteration is much faster than one for each matrix.
         turned = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for (weight, _), update in zip(pairs, turned):
             rows, columns = weight.shape

@@ -141,6 +141,7 @@ class Mix:
             place = torch.arange(before, after)
             size = max(1, self.sizes[number])
             for epoch in (place // size).unique().tolist():
+                # A batch may span the end of an epoch of a small source.
                 inside = place[place // size == epoch] % size
                 rows.append(self.order(number, epoch)[inside])
         return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)], None
@@ -184,6 +185,7 @@ def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
     whole = sum(weights)
     if len(weights) == 1 or not whole:
         return [rows, *[0] * (len(weights) - 1)]
+    # Balanced halves keep the recursion shallow and the rounding small.
     fork = min(range(1, len(weights)), key=lambda place: abs(2 * sum(weights[:place]) - whole))
     left = (2 * rows * sum(weights[:fork]) + whole) // (2 * whole)
     return apportioned(left, weights[:fork]) + apportioned(rows - left, weights[fork:])

@@ -106,6 +106,7 @@ class Meter:
             of this process, on its accelerator if it has one) and ``seconds_left`` (without
             evaluations).
         """
+        # The host has just read the losses, so all steps are finished.
         seconds = time.perf_counter() - self.began
         figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
         if self.rate:

@@ -84,6 +84,7 @@ class Ahead:
         """The blocks of chunks in their order; None at the end of an epoch."""
         waiting: deque[tuple[Position, Chunk | None, Future[Block] | None]] = deque()
         for number, (at, chunk) in enumerate(chunks):
+            # The first block is made here, as the workers take seconds to start.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
             waiting.append((at, chunk, future))
             if len(waiting) > self.workers:
@@ -99,6 +100,7 @@ class Ahead:
         try:
             return at, future.result() if future else self.make(chunk)
         except Failure as failure:
+            # Bad text fails everywhere; a dead worker does not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
             return at, self.make(chunk)
@@ -313,6 +315,7 @@ class StreamedRows(Learner):
     def batch(self, rows: Tensor) -> PieceBatch:
         """The pieces of some rows of the step that was drawn last."""
         at = np.asarray(rows)
+        # Consecutive rows of one block are read together.
         part = self._part[at]
         borders = np.flatnonzero(np.diff(part)) + 1
         batches = []

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from maskwise.attention import quicken, restore, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
-from maskwise.objectives import Objective
+from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
@@ -80,6 +80,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
     for block in blocks:
+        # Compiled first, so that checkpointing repeats the compiled pass.
         forward: Forward = block.forward
         if settings.compile:
             forward = torch.compile(forward)
@@ -158,7 +159,7 @@ class Sharded(nn.Module):
             got = f"{here:,} of {whole:,} on one rank"
             raise MaskwiseError("the weights were not sharded", got=got)
 
-    def forward(self, batch: Any) -> Any:
+    def forward(self, batch: object) -> Outcome:
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:
@@ -240,6 +241,7 @@ def distinct(module: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into a module, sharded or not; tied weights need one of their names."""
+    # ``keep_vars`` gives the parameters themselves, also where they are sharded.
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():
