@@ -200,7 +200,7 @@ def test_overlap_is_said():
     line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 12}
     row = judged(more=[line])
     assert row["verdict"] == "decided" and facts_of(row, "overlap")["tasks"] == ["task-0"]
-    assert row["summary"]["overlap"] == [{k: v for k, v in line.items() if k != "kind"}]
+    assert row["summary"]["overlap"] == [line]
     assert "overlap" not in codes(judged(more=[line | {"overlapping": 0}]))
     # below a hundredth: said, but nothing need be done
     few = judged(more=[line | {"overlapping": 3}])

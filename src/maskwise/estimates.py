@@ -31,7 +31,8 @@ class Shown:
 
     def ends(self, *, ahead: bool = False) -> str:
         """The interval, "−0.4 to 4.6"; ``ahead``: as seen from the side that is ahead."""
-        low, high = self.low or 0.0, self.high or 0.0
+        low = self.low or 0.0
+        high = self.high or 0.0
         if ahead and (self.mean or 0.0) < 0:
             low, high = -high, -low
         return with_minus(f"{low:.{self.digits}f} to {high:.{self.digits}f}")
@@ -44,16 +45,22 @@ def shown(row: Contrast) -> Shown:
     than the standardised one.
     """
     estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
-    scale, digits, unit = 1.0, 3, row["unit"]
+    scale = 1.0
+    digits = 3
+    unit = row["unit"]
     if unit == "SDs":
-        unit, digits = SPREADS, 1
+        unit = SPREADS
+        digits = 1
         natural = row.get("natural")
         if natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0:
-            estimate, unit, digits = natural, "score", 3
+            estimate = natural
+            unit = "score"
+            digits = 3
     if unit == "score" and row["metric"] == NATS:
         unit = NATS
     elif unit == "score":
-        scale, digits = 100.0, 1
+        scale = 100.0
+        digits = 1
         unit = f"{row['metric'] or ''} points".lstrip()
     ends = estimate["low"], estimate["high"]
     factor = scale

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean, median
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
@@ -103,7 +104,9 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
     lines = folder.of_kind("coverage")
     scores = {task: by_arm for (task, _), by_arm in folder.numbers("score").items()}
     for line in (line for line in lines if "arm" in line):
-        task, arm, occurrences = line["task"], line["arm"], line["occurrences"]
+        task = line["task"]
+        arm = line["arm"]
+        occurrences = line["occurrences"]
         texts = [other for other in lines if other["task"] == task and "standing" in other]
         # Worlds have a corpus for each run.
         texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts
@@ -135,7 +138,7 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def transfer_view(folder: Folder) -> View | None:
-    """What every learned policy adds on every task, as cells: blue where it helps, orange where not.
+    """What every learned policy adds on every task: blue where it helps, orange where not.
 
     None in other studies than those of transfer.
     """
@@ -161,7 +164,7 @@ def transfer_view(folder: Folder) -> View | None:
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
-    """Training loss, realised ratio and held-out losses over the steps, as far as they were logged."""
+    """Training loss, realised ratio and held-out losses over the steps, as far as logged."""
     charts: View = {}
     train = [line for line in folder.curves if line["kind"] == "train"]
     losses = thin(line for line in train if "loss" in line)
@@ -195,7 +198,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
 
 
 def weight_charts(folder: Folder) -> list[View]:
-    """The weights of groups that policies learned: one chart per arm, and per objective of an arm."""
+    """The weights of groups that policies learned: a chart per arm, and per objective of it."""
     charts: dict[str, list[Line]] = defaultdict(list)
     for line in thin(folder.curves):
         for key, weights in line.items():
@@ -241,7 +244,8 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
             if name.startswith("heldout:"):
                 measure = f"{measure} loss"
             points.append({**place, "measure": measure, "value": value})
-    quantities = [name for name in QUANTITIES if any(name in point for point in points)]
+    found = set().union(*points)
+    quantities = [name for name in QUANTITIES if name in found]
     if not quantities:
         return None
     measures = list(dict.fromkeys(point["measure"] for point in points))
@@ -271,7 +275,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def _values(by_arm: Mapping[str, Mapping[int, float]]) -> list[float]:
-    return [value for by_seed in by_arm.values() for value in by_seed.values()]
+    return list(chain.from_iterable(by_seed.values() for by_seed in by_arm.values()))
 
 
 def _points(

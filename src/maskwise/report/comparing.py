@@ -46,13 +46,17 @@ def compare_studies(first: Path, second: Path) -> Comparison:
     for path, folder in folders.items():
         if folder.kind != "study":
             raise MaskwiseError("two studies are compared, and this is one run", got=str(path))
-    one, other = folders[first], folders[second]
-    settings, others = dict(_leaves(one.study["recipe"])), dict(_leaves(other.study["recipe"]))
+    one = folders[first]
+    other = folders[second]
+    settings = dict(_leaves(one.study["recipe"]))
+    others = dict(_leaves(other.study["recipe"]))
     changed = [key for key in settings | others if settings.get(key) != others.get(key)]
-    cells, other_cells = _cells(one), _cells(other)
+    cells = _cells(one)
+    other_cells = _cells(other)
     outcomes: list[dict[str, object]] = []
     for outcome, arm in cells | other_cells:
-        cell, other_cell = cells.get((outcome, arm)), other_cells.get((outcome, arm))
+        cell = cells.get((outcome, arm))
+        other_cell = other_cells.get((outcome, arm))
         change = other_cell["mean"] - cell["mean"] if cell and other_cell else None
         outcomes.append(
             {"outcome": outcome, "arm": arm, "studies": [cell, other_cell], "change": change}

@@ -14,13 +14,16 @@ import altair as alt
 
 from maskwise.constants import PLATEAU_NATS
 
-SLATE, BROWN = "#565f6b", "#8a5a2b"
+SLATE = "#565f6b"
+BROWN = "#8a5a2b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 # Of Tol and Brewer, for more arms than seven.
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 # Of objectives and of learned groups, which have no baseline.
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
-INK, FAINT, LABEL = "#2b2b2b", "#e9e6df", "#7a4d22"
+INK = "#2b2b2b"
+FAINT = "#e9e6df"
+LABEL = "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 NEAR = 2.0
 """A reference is drawn within so many ranges of the dots: further away it would squeeze them."""
@@ -60,10 +63,12 @@ def dot_chart(
         references: by label, dashed lines, drawn where they are near.
         plateau: the unigram loss, always drawn, with a band below it.
     """
-    arms = [arm for arm in colours if any(row["arm"] == arm for row in rows)]
+    drawn = {row["arm"] for row in rows}
+    arms = [arm for arm in colours if arm in drawn]
     values = [float(str(row["value"])) for row in rows]
     spread = max(max(values) - min(values), 0.01)
-    low, high = min(values) - NEAR * spread, max(values) + NEAR * spread
+    low = min(values) - NEAR * spread
+    high = max(values) + NEAR * spread
     lines = {label: at for label, at in (references or {}).items() if low <= at <= high}
     if plateau is not None:
         lines["word frequencies"] = plateau

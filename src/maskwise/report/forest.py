@@ -132,7 +132,8 @@ def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
     rows = [row for row in contrasts if row["primary"] and row["verdict"] not in NOT_COMPARABLE]
     if len(rows) < 2:
         return []
-    return [note for note in _notes(rows[0]) if all(note in _notes(row) for row in rows)]
+    common = set(_notes(rows[0])).intersection(*map(_notes, rows))
+    return [note for note in _notes(rows[0]) if note in common]
 
 
 def outcome_label(outcome: str) -> str:

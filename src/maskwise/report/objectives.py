@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from statistics import fmean
 
 from maskwise.report.charts import mean, thin
@@ -22,53 +24,54 @@ RELIABLE = 0.5
 
 def objectives_view(folder: Folder, colours: Colours) -> View | None:
     """None where no run chose among objectives."""
-    lines = [line for line in folder.curves if "arm_steps" in line and line["arm"] in colours]
-    if not lines:
+    by_arm: dict[str, list[Line]] = {arm: [] for arm in colours}
+    names: dict[str, None] = {}
+    for line in folder.curves:
+        if "arm_steps" in line and line["arm"] in colours:
+            by_arm[line["arm"]].append(line)
+            names |= dict.fromkeys(line["arm_steps"])
+    if not names:
         return None
-    names = list(dict.fromkeys(name for line in lines for name in line["arm_steps"]))
-    painted = {name: GROUPS[place % len(GROUPS)] for place, name in enumerate(names)}
-    by_arm = {arm: [line for line in lines if line["arm"] == arm] for arm in colours}
     by_arm = {arm: own for arm, own in by_arm.items() if own}
-    mine = {arm: colours[arm] for arm in by_arm}
-    shares = {arm: _shares(own) for arm, own in by_arm.items()}
-    probes = {name: _probes(lines, name) for name in names}
-    notes = {arm: _notes(own) for arm, own in by_arm.items()}
+    painted = {name: GROUPS[place % len(GROUPS)] for place, name in enumerate(names)}
+    shares: list[View] = []
+    notes: dict[str, list[str]] = {}
+    watched: dict[str, str] = {}
+    for arm, own in by_arm.items():
+        points = _shares(own)
+        if points:
+            spec = line_chart(
+                points,
+                painted,
+                title=None,
+                percent=True,
+                zero=True,
+                means=True,
+                rule=1 / len(names),
+                height=150,
+            )
+            shares.append({"name": arm, "spec": spec})
+        found = _notes(own)
+        if found:
+            notes[arm] = found
+        if any("probe_losses" in line for line in own):
+            watched[arm] = colours[arm]
+    probes: list[View] = []
+    for name in names:
+        points = _probes(chain.from_iterable(by_arm.values()), name)
+        if points:
+            spec = line_chart(points, watched, title=None, means=True, runs=False, height=150)
+            probes.append({"name": name, "spec": spec})
     recipe = folder.study["recipe"]
-    even = 1 / len(names)
     return {
         "objectives": painted,
-        "watched": {
-            arm: mine[arm] for arm, own in by_arm.items() if any("probe_losses" in x for x in own)
-        },
-        "shares": [
-            {
-                "name": arm,
-                "spec": line_chart(
-                    points,
-                    painted,
-                    title=None,
-                    percent=True,
-                    zero=True,
-                    means=True,
-                    rule=even,
-                    height=150,
-                ),
-            }
-            for arm, points in shares.items()
-            if points
-        ],
-        "probes": [
-            {
-                "name": name,
-                "spec": line_chart(points, mine, title=None, means=True, runs=False, height=150),
-            }
-            for name, points in probes.items()
-            if points
-        ],
+        "watched": watched,
+        "shares": shares,
+        "probes": probes,
         "table": [_row(folder, arm, own, names) for arm, own in by_arm.items()],
         "wanted": RELIABLE,
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
-        "notes": {arm: found for arm, found in notes.items() if found},
+        "notes": notes,
     }
 
 
@@ -86,7 +89,7 @@ def _shares(lines: list[Line]) -> list[Line]:
     ]
 
 
-def _probes(lines: list[Line], name: str) -> list[Line]:
+def _probes(lines: Iterable[Line], name: str) -> list[Line]:
     """The loss of an objective on the probe, once for every measurement."""
     points: dict[tuple[str, int, int], Line] = {}
     for line in thin(lines, MOST_SMALL):
@@ -98,7 +101,7 @@ def _probes(lines: list[Line], name: str) -> list[Line]:
     return list(points.values())
 
 
-def _row(folder: Folder, arm: str, lines: list[Line], names: list[str]) -> View:
+def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
     steps: Counter[str] = Counter()
     for line in lines:
         steps.update(line["arm_steps"])
@@ -128,7 +131,9 @@ def _notes(lines: list[Line]) -> list[str]:
     That an objective is starved is left out: a sampler says it of one rollout, where it may be
     chance, and the table has the shares of the whole run.
     """
-    notes = [note for line in lines for note in line.get("notes", ()) if " is starved" not in note]
-    counts = Counter(re.split(r"[,;]|: never", note)[0] for note in notes)
+    counts: Counter[str] = Counter()
+    for line in lines:
+        notes = [note for note in line.get("notes", ()) if " is starved" not in note]
+        counts.update(re.split(r"[,;]|: never", note)[0] for note in notes)
     top = counts.most_common(MOST_NOTES)
     return [f"{note} ({times} time{'s' if times > 1 else ''})" for note, times in top]

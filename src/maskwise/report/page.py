@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from datetime import datetime
 from functools import cache
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, median
 
@@ -74,7 +75,7 @@ def page_content(folder: Folder) -> View:
     """The content of the template, as plain data."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
     facts = _facts(folder)
-    samples = [sample for arm in folder.samples.values() for sample in arm]
+    samples = list(chain.from_iterable(folder.samples.values()))
     overlaps = _overlaps(folder)
     return {
         "kind": folder.kind,
@@ -115,12 +116,14 @@ def page_content(folder: Folder) -> View:
 
 def _story(folder: Folder) -> View | None:
     """The page in plain words: what was compared, what was found, what to do."""
-    summary, study = folder.summary, folder.study
+    summary = folder.summary
+    study = folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
     tasks = ", ".join(study["tasks"])
-    ways, runs = _count(len(folder.arms), "way"), _count(len(study["seeds"]), "run")
+    ways = _count(len(folder.arms), "way")
+    runs = _count(len(study["seeds"]), "run")
     compared = f"{ways} to pre-train, {runs} of each with the same seeds, judged "
     compared += f"on {tasks}." if tasks else "by held-out loss and what needs no fine-tuning."
     sentences = [compared]
@@ -139,11 +142,12 @@ def _story(folder: Folder) -> View | None:
 
 
 def _power(folder: Folder) -> str:
-    """What the planned runs can decide; nothing where a summary of earlier rules does not say it."""
+    """What the planned runs can decide; summaries of earlier rules do not say it."""
     planned = folder.summary.get("planned")
     if planned is None:
         return ""
-    contrasts, power = _count(planned["contrasts"], "comparison"), planned["power"]
+    contrasts = _count(planned["contrasts"], "comparison")
+    power = planned["power"]
     if not any(power.values()):
         return f"So few runs cannot decide {contrasts}."
     chances = [f"{chance:.2f} where it is {effect} spreads" for effect, chance in power.items()]
@@ -158,7 +162,8 @@ def _count(number: int, what: str) -> str:
 
 
 def _arm(folder: Folder, arm: str, colour: str) -> View:
-    facts, known = folder.study["arms"].get(arm), folder.summary["arms"].get(arm)
+    facts = folder.study["arms"].get(arm)
+    known = folder.summary["arms"].get(arm)
     gap = known["gap_nats"] if known else None
     words = ""
     if facts:
@@ -186,7 +191,7 @@ def _overlaps(folder: Folder) -> dict[bool, list[str]]:
 
 
 def _policies(folder: Folder) -> list[View]:
-    """By arm that learned its policies: what they found, and in how many runs the learning was odd."""
+    """By arm that learned its policies: what they found, and how often the learning was odd."""
     by_arm: dict[str, list[Line]] = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
@@ -205,7 +210,8 @@ def _policies(folder: Folder) -> list[View]:
 
 def _missing(folder: Folder) -> list[str]:
     """What this folder of a study lacks, in sentences; runs that failed have their own section."""
-    study, lines = folder.study, list[str]()
+    study = folder.study
+    lines = list[str]()
     if not vega_code():
         lines.append(NO_CHARTS)
     if not folder.summary["headline"]:
@@ -213,13 +219,12 @@ def _missing(folder: Folder) -> list[str]:
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
     failed = [line for line in folder.records if line["kind"] == "failure"]
     lost = {(line["arm"], line["seed"]) for line in failed}
-    runs = [(arm, seed) for arm in folder.arms for seed in study["seeds"]]
-    runs = [run for run in runs if run not in lost]
-    scores, losses = folder.of_kind("score"), folder.of_kind("heldout")
-    measured = {
-        f"score on {task}": [line for line in scores if line["task"] == task]
-        for task in study["tasks"]
-    }
+    runs = [run for run in product(folder.arms, study["seeds"]) if run not in lost]
+    scores = folder.of_kind("score")
+    losses = folder.of_kind("heldout")
+    measured = {}
+    for task in study["tasks"]:
+        measured[f"score on {task}"] = [line for line in scores if line["task"] == task]
     if losses or not study["tasks"]:
         measured["held-out loss"] = losses
     measured["curve (stages/…/metrics.jsonl)"] = folder.curves
@@ -282,7 +287,9 @@ def _moment(moment: Line) -> View:
 
 def _piece(piece: Line) -> dict[str, str]:
     """A token without the white space before it, so that a coloured chip holds the word only."""
-    text, state, shown = piece["text"], piece["state"], piece.get("shown", "").strip()
+    text = piece["text"]
+    state = piece["state"]
+    shown = piece.get("shown", "").strip()
     word = text.lstrip()
     tip = {
         "masked": f"masked: the model saw [MASK], and had to find “{word}”",
@@ -298,7 +305,8 @@ def _piece(piece: Line) -> dict[str, str]:
 
 
 def _facts(folder: Folder) -> list[tuple[str, str]]:
-    study, hardware = folder.study, folder.study["hardware"]
+    study = folder.study
+    hardware = folder.study["hardware"]
     machine = [hardware.get("cpu")]
     if hardware:
         machine.append(f"{hardware.get('cores')} cores")

@@ -53,7 +53,8 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object
     Args:
         measures: the content of ``done.json``.
     """
-    shown, lines = read_json(folder / "shown.json") or {}, [*read_lines(folder / "metrics.jsonl")]
+    shown = read_json(folder / "shown.json") or {}
+    lines = [*read_lines(folder / "metrics.jsonl")]
     curves = [_curve(lines, kind, key, name) for kind, key, name in CURVES]
     write_page(
         folder / "report.html",
@@ -96,7 +97,8 @@ def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
     if len(points) < 2:
         return None
     steps, values = np.array(points, dtype=float).T
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     return {
         "name": name,
         # Up is more: in SVG y grows downwards.

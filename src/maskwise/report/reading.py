@@ -232,7 +232,8 @@ def _summary(content: Line) -> Summary:
 
 
 def _read_run(folder: Path) -> Folder:
-    name, recipe = folder.resolve().name, folder / "recipe.yaml"
+    name = folder.resolve().name
+    recipe = folder / "recipe.yaml"
     done = read_json(folder / "done.json") or {}
     return Folder(
         kind="run",

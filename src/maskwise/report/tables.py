@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from statistics import fmean, stdev
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
@@ -24,7 +25,8 @@ def task_table(folder: Folder) -> View | None:
     for measure, by_arm in folder.numbers("score").items():
         task = measure[0]
         facts = folder.study["tasks"].get(task, {})
-        columns[task], majority = facts.get("metric") or "score", facts.get("majority")
+        columns[task] = facts.get("metric") or "score"
+        majority = facts.get("majority")
         runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
         if majority is not None:
             runs[COMMONEST] = [majority]
@@ -46,7 +48,7 @@ def task_table(folder: Folder) -> View | None:
 
 
 def _cells(runs: Mapping[str, list[float]], metric: str) -> dict[str, dict[str, str]]:
-    scores = [score for own in runs.values() for score in own]
+    scores = chain.from_iterable(runs.values())
     percent = metric not in LOWER_IS_BETTER and all(abs(score) <= 1 for score in scores)
     scale, digits = (100, 1) if percent else (1, 2)
     cells = {}

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import ArmSummary, Contrast, Record, Study
+from maskwise.folders import finite
 
 Numbers: TypeAlias = NDArray[np.float64]
 
@@ -88,31 +89,33 @@ class Outcomes:
         self.heldout = self._read_heldout()
         self.evaluations = self._read_evaluations()
         for line in self.lines["cost"]:
-            for quantity in QUANTITIES:
-                if line.get(quantity):
-                    self._put(f"cost:{quantity}", line, line[quantity])  # type: ignore[literal-required]
+            for key, value in line.items():
+                if key in QUANTITIES and value:
+                    self._put(f"cost:{key}", line, value)
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
         for arm in study["arms"]:
             failed = any(name == arm for name, _ in self.failed)
-            if not failed and not any(
-                self.mean(outcome, arm) is not None for outcome in self.measures
-            ):
+            means = [self.mean(outcome, arm) for outcome in self.measures]
+            if not failed and set(means) <= {None}:
                 raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
         self.plain = [*self.tasks, *self.heldout, *self.evaluations]
         self._add_sides_of_transfer()
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
-            least, shares = study.get("helps", 0.0), self.helped.items()
+            least = study.get("helps", 0.0)
+            shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
         self.counted = [task for task in self.tasks if task in counted]
         self._average_tasks()
 
     def _put(self, outcome: str, record: Record, value: object) -> None:
         """Write a number into its place."""
-        arm, seed, seeds = record["arm"], record["seed"], self.study["seeds"]
+        arm = record["arm"]
+        seed = record["seed"]
+        seeds = self.study["seeds"]
         where = f"{outcome} of arm {arm!r} with seed {seed}"
         if arm not in self.arms:
             raise unknown_name("arm in records", arm, self.arms)
@@ -145,7 +148,8 @@ class Outcomes:
             if task in self.measures:
                 continue
             facts = self.study["tasks"].get(task, {})
-            metric, chance = facts.get("metric"), facts.get("majority")
+            metric = facts.get("metric")
+            chance = facts.get("majority")
             self.measures[task] = Measure(
                 unit=NATS if metric == NATS else "score",
                 metric=metric,
@@ -189,7 +193,7 @@ class Outcomes:
         return names
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Leave a run that failed half-way out of all of these; any other run must have them all."""
+        """Leave a run that failed half-way out of all of these; others must have them all."""
         if not outcomes:
             return
         missing = np.isnan([self.values[outcome][-1] for outcome in outcomes])
@@ -319,10 +323,7 @@ class Outcomes:
             "gap_nats": self.gap_nats(arm),
             "failures": sum(name == arm for name, _ in self.failed),
             "compute": self.compute(arm),
-            "scores": {
-                name: [None if math.isnan(score) else score for score in runs]
-                for name, runs in scores.items()
-            },
+            "scores": finite(scores),
         }
 
     def trained(self, name: str) -> list[str]:
@@ -351,8 +352,10 @@ class Outcomes:
 
     def formats(self, *names: str) -> set[str]:
         """The output formats of encoder-decoders; empty for other models."""
-        arms = [arm for name in names for arm in self.trained(name)]
-        masks = [own for arm in arms for own in self.own_heldout(arm)]
+        masks = list[str]()
+        for name in names:
+            for arm in self.trained(name):
+                masks += self.own_heldout(arm)
         # A format follows the units of the masks: "token sentinels", "token full".
         return {own.partition(" ")[2] for own in masks} - {""}
 
@@ -362,7 +365,7 @@ class Outcomes:
         The bound of masked diffusion uncovers tokens in random order whatever arms mask together,
         so units do not matter to it.
         """
-        names = [name for side in (arm, other) for name in self.trained(side) or [side]]
+        names = (self.trained(arm) or [arm]) + (self.trained(other) or [other])
         facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
         tokenizers = {line["tokenizer"] for line in facts if "tokenizer" in line}
         measured = self.measured(outcome, arm, other)

@@ -72,8 +72,9 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
         MaskwiseError: ``study.noise`` names a folder without a study.
 
     >>> from maskwise.recipe import read_recipe
-    >>> [(p["runs"], p["decidable"], p["fewest_runs"]) for p in prospects_of(read_recipe("quick-start"))]
-    [(6, True, 6)]
+    >>> [prospect] = prospects_of(read_recipe("quick-start"))
+    >>> prospect["runs"], prospect["decidable"], prospect["fewest_runs"]
+    (6, True, 6)
     """
     study = recipe.study
     known = _known_noise(recipe, folder)
@@ -85,7 +86,8 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
         gated = study.gate is not None
         alpha = spent if gated and number == 0 else spent / (len(study.pairs) - gated)
         noise = known.get((arm, baseline), UNKNOWN)
-        sd, fewest = noise["noise"] or 1.0, fewest_runs(alpha)
+        sd = noise["noise"] or 1.0
+        fewest = fewest_runs(alpha)
         margin_runs = None
         if noise["noise"] and study.margin:
             margin = study.margin * (100 if noise["unit"] == "points" else 1)
@@ -109,7 +111,8 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
 
 def _known_noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
     """By contrast, from the recipe or an earlier study."""
-    given, pairs = recipe.study.noise, recipe.study.pairs
+    given = recipe.study.noise
+    pairs = recipe.study.pairs
     if isinstance(given, float):
         scale, unit = (100, "points") if recipe.tasks else (1, NATS)
         noise: Noise = {"noise": scale * given, "noise_from": "study.noise", "unit": unit}
@@ -171,7 +174,9 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
 
 
 def _lines(prospect: Prospect) -> list[str]:
-    runs, fewest, margin_runs = prospect["runs"], prospect["fewest_runs"], prospect["margin_runs"]
+    runs = prospect["runs"]
+    fewest = prospect["fewest_runs"]
+    margin_runs = prospect["margin_runs"]
     lines = []
     power = ""
     if not prospect["decidable"]:

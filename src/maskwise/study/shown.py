@@ -1,6 +1,4 @@
-"""What the page shows of the masks of every arm: sentences as the model reads them, and answers
-that are masked.
-"""
+"""The masks of every arm on the page: sentences as the model reads them, and masked answers."""
 
 from __future__ import annotations
 
@@ -32,16 +30,13 @@ from maskwise.text.worlds import of_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SAMPLES, SAMPLE_TOKENS, SAMPLE_CHARACTERS = 4, 64, 100
-"""Documents whose beginnings are shown in the report, how much of them, and how long they are at
-least.
-"""
-
-
+SAMPLES = 4
+"""Documents whose beginnings are shown."""
+SAMPLE_TOKENS = 64
+MIN_CHARACTERS = 100
+"""Shorter documents are not shown."""
 MOMENTS = 5
-"""At so many moments of a training, evenly, each text is shown: in another pass each, and so with
-another draw.
-"""
+"""Moments of a training at which each text is shown: each is another pass, and so another draw."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
@@ -52,15 +47,14 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
-        learnt = {"learnt": True} if isinstance(masker.policy, GroupWeighted) else {}
-        steps, length = link.training.steps, min(link.corpus.length, SAMPLE_TOKENS)
+        steps = link.training.steps
+        length = min(link.corpus.length, SAMPLE_TOKENS)
         layers_folder = run.prepared.folder(stages) / "layers"
         shown[run.arm] = []
         for document, layers in _beginnings(link, data.tokenizer, layers_folder, length):
             moments: list[Plain] = []
-            for number, step in enumerate(
-                np.linspace(0, steps - 1, MOMENTS).round().astype(int).tolist()
-            ):
+            places = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
+            for epoch, step in enumerate(places.tolist()):
                 seen = show_masks(
                     masker,
                     data.tokenizer,
@@ -69,55 +63,52 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
                     max_length=length,
                     step=step,
                     total_steps=steps,
-                    epoch=number,
+                    epoch=epoch,
                 )
                 pieces = [piece.as_dict() for piece in seen.pieces]
                 moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})
             middle = moments[MOMENTS // 2]["pieces"]
-            shown[run.arm].append(
-                {"document": document.id, "pieces": middle, "moments": moments, **learnt}
-            )
+            sample = {"document": document.id, "pieces": middle, "moments": moments}
+            if isinstance(masker.policy, GroupWeighted):
+                sample["learnt"] = True
+            shown[run.arm].append(sample)
     return shown
 
 
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """How often each arm masks the right answers of each task that has texts for answers, in the
-    middle of training.
+    """How often each arm masks the right answers of a task, in the middle of training.
+
+    Only tasks with texts for answers are counted, and a stream is not read again for it.
     """
     records: list[Record] = []
     for run, link, data, masker in _maskers(runs, stages) if recipe.tasks else ():
-        if isinstance(data.training, Stream):  # it is not read again to be counted
+        if isinstance(data.training, Stream):
             continue
-        for task in (load_task(of_run(spec, run.seed)) for spec in recipe.tasks):
-            if rights := [*chain.from_iterable(task.rights())]:
-                steps = link.training.steps
-                masked = masked_answers(
-                    data.training,
-                    masker,
-                    data.tokenizer,
-                    rights,
-                    step=steps // 2,
-                    total_steps=steps,
-                )
-                who: Record = {
+        for spec in recipe.tasks:
+            task = load_task(of_run(spec, run.seed))
+            rights = [*chain.from_iterable(task.rights())]
+            if not rights:
+                continue
+            steps = link.training.steps
+            masked = masked_answers(
+                data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
+            )
+            records.append(
+                {
                     "kind": "coverage",
                     "arm": run.arm,
                     "task": task.name,
                     "corpus": link.corpus.title,
+                    "occurrences": masked.occurrences,
+                    "whole": masked.whole,
+                    "part": masked.part,
                 }
-                records.append(
-                    {
-                        **who,
-                        "occurrences": masked.occurrences,
-                        "whole": masked.whole,
-                        "part": masked.part,
-                    }
-                )
+            )
     return records
 
 
 def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """The first run of every arm, its last training, the text of that, and what masks it.
+    """The first run of every arm, its last training, the text of that, and its masker.
 
     Arms without masks, whose objectives bring their own, or whose learned weights are not kept have
     nothing to show.
@@ -132,18 +123,14 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
             continue
         data = open_text(run.prepared.folder(stages))
         masker = link.masking.masker(data.tokenizer, seed=run.seed)
-        if masker.policy.learner() is not None and not isinstance(masker.policy, GroupWeighted):
-            continue
-        if isinstance(masker.policy, GroupWeighted):
-            metrics = run.pretrained.folder(stages) / "metrics.jsonl" if run.pretrained else None
-            weights = (
-                [line["weights"] for line in read_lines(metrics) if "weights" in line]
-                if metrics
-                else []
-            )
+        if isinstance(masker.policy, GroupWeighted) and run.pretrained:
+            metrics = read_lines(run.pretrained.folder(stages) / "metrics.jsonl")
+            weights = [line["weights"] for line in metrics if "weights" in line]
             if not weights:
                 continue
             masker.policy.take(weights[-1])
+        elif masker.policy.learner() is not None:
+            continue
         yield run, link, data, masker
 
 
@@ -151,12 +138,11 @@ def _beginnings(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, layers: Path, length: int
 ) -> Iterator[tuple[Document, dict[str, list[int]]]]:
     """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
-    long = (
-        document for document in recipe.corpus.documents() if len(document.text) > SAMPLE_CHARACTERS
-    )
-    documents = list(islice(long, SAMPLES))
+    texts = recipe.corpus.documents()
+    documents = list(islice((text for text in texts if len(text.text) > MIN_CHARACTERS), SAMPLES))
     made: Layered | None = None
-    if specs := recipe.corpus.annotators:
+    specs = recipe.corpus.annotators
+    if specs:
         made = Live(specs) if recipe.corpus.stream else Store(layers)
     for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=made)):
         cut = tokenizer(

@@ -82,7 +82,8 @@ def sign_flip_interval(
         return None
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
-    lower, upper = np.minimum(means, others), np.maximum(means, others)
+    lower = np.minimum(means, others)
+    upper = np.maximum(means, others)
     low = np.partition(lower, around - 1)[around - 1]
     high = np.partition(upper, len(upper) - around)[len(upper) - around]
     return float(low), float(high)
@@ -96,11 +97,12 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For every split of the runs in two, the sum and the size of the part without the first run."""
+    """For every split of the runs in two, the sum and size of the part without the first run."""
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
-    sums, sizes = np.zeros(1), np.zeros(1)
+    sums = np.zeros(1)
+    sizes = np.zeros(1)
     for value in d[1:]:
         sums = np.concatenate([sums, sums + value])
         sizes = np.concatenate([sizes, sizes + 1])
@@ -110,7 +112,7 @@ def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 @cache
 def _drawn(runs: int) -> NDArray[np.float64]:
-    """Random splits: 1 for runs that are flipped; the first never is, since both parts are one split."""
+    """Random splits, 1 for runs that are flipped; the first is not: both parts are one split."""
     inside = np.random.default_rng(0).integers(0, 2, size=(DRAWS, runs)).astype(float)
     inside[:, 0] = 0
     return inside[inside.any(axis=1)]
@@ -147,7 +149,8 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[floa
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
     [0.471, 0.533]
     """
-    a, b = _finite(numerators), _finite(denominators)
+    a = _finite(numerators)
+    b = _finite(denominators)
     t = stats.t.ppf(0.975, len(a) - 1)
     (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
     square = b.mean() ** 2 - t**2 * var_b

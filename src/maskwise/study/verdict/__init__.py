@@ -42,8 +42,9 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
     >>> runs = [score | {"arm": arm, "seed": seed, "score": x} for arm, seed, x in points]
-    >>> arms = {arm: {"policy": "token", "ratio": "constant(0.15)", "overrides": {}} for arm in "ab"}
-    >>> study = {"baseline": "a", "arms": arms, "seeds": [0, 1], "tasks": {"t": {}}, "contrasts": [("b", "a")]}
+    >>> facts = {"policy": "token", "ratio": "constant(0.15)", "overrides": {}}
+    >>> study = {"baseline": "a", "seeds": [0, 1], "tasks": {"t": {}}, "contrasts": [("b", "a")]}
+    >>> study["arms"] = {"a": facts, "b": facts}
     >>> [(row["outcome"], row["verdict"]) for row in summarise(runs, study)["contrasts"]]
     [('tasks', 'open'), ('t', None)]
     """
@@ -70,7 +71,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "verdict": head["verdict"] if head else None,
         "headline": headline_sentence(asked, names, study),
         "advice": [sentence for _, sentence in advice],
-        "overlap": [_without_kind(line) for line in table.lines["overlap"]],
+        "overlap": table.lines["overlap"],
         "tasks": {
             task: {"helped": share, "counted": task in table.counted}
             for task, share in table.helped.items()
@@ -139,9 +140,3 @@ def _planned(study: Study) -> Planned:
         f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)
     }
     return {"runs": runs, "contrasts": contrasts, "power": power}
-
-
-def _without_kind(record: Record) -> Record:
-    line = record.copy()
-    del line["kind"]
-    return line

@@ -115,7 +115,8 @@ def _compared(table: Outcomes, arm: str, baseline: str, outcome: str, primary: b
     name = ALL_TASKS if outcome == "tasks" and REFERENCE in (arm, baseline) else outcome
     differences = _paired(table, name, arm, baseline)
     measure = table.measures[name]
-    spent, other = table.compute(arm), table.compute(baseline)
+    spent = table.compute(arm)
+    other = table.compute(baseline)
     ratios = {key: spent[key] / other[key] for key in spent if key in other}
     match = table.study.get("match")
     by = match["by"] if match else None
@@ -205,13 +206,13 @@ def _item_error(table: Outcomes, outcome: str, pair: tuple[str, str]) -> float |
     if errors:
         return math.sqrt(np.mean(np.square(errors)))
     measure = table.measures[outcome]
-    scores = [mean for mean in (table.mean(outcome, arm) for arm in pair) if mean is not None]
-    if not measure.items or not scores:
+    scores = np.concatenate([table.runs(outcome, arm) for arm in pair])
+    if not measure.items or np.isnan(scores).all():
         return None
     spreads = [line["item_sd"] for line in lines if line.get("item_sd") is not None]
     if spreads:
         return math.sqrt(np.mean(np.square(spreads)) / measure.items)
-    share = np.clip(np.mean(scores), 0.0, 1.0)
+    share = np.clip(np.nanmean(scores), 0.0, 1.0)
     return math.sqrt(share * (1 - share) / measure.items) if measure.metric in SHARES else None
 
 
@@ -327,8 +328,10 @@ def _within_margin(one: Comparison, *, family: int) -> Equivalence | None:
 
 def _plan(one: Comparison, *, alpha: float) -> None:
     """Write how many runs would decide, and what a number of runs that can decide would see."""
-    row, differences = one.row, _finite(one.differences)
-    sd, mean = differences.std(ddof=1), differences.mean()
+    row = one.row
+    differences = _finite(one.differences)
+    sd = differences.std(ddof=1)
+    mean = differences.mean()
     needed = runs_to_decide(float(sd), float(mean), alpha=alpha)
     if needed is not None and needed <= row["n"] + MOST_MORE_RUNS:
         row["runs_to_decide"] = max(needed, row["n"] + 1)

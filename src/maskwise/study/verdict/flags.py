@@ -32,7 +32,8 @@ from maskwise.study.statistics import can_decide
 Facts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
 
-FIXED, TUNED = "at these settings", "each arm tuned"
+FIXED = "at these settings"
+TUNED = "each arm tuned"
 """The scope of a verdict."""
 CHANCE_MARGIN = 0.02
 """How far above chance a score may lie by luck, where the number of items is not known."""
@@ -113,14 +114,17 @@ def _at_floor(row: Contrast, table: Outcomes) -> Facts | None:
     """
     if not is_loss(row["outcome"]):
         return None
-    gaps = {
-        arm: gap
-        for side in _pair(row)
-        for arm in table.trained(side) or [side]
-        if (gap := table.gap_nats(arm)) is not None and gap < PLATEAU_NATS
-    }
-    low = [any(arm in gaps for arm in table.trained(side) or [side]) for side in _pair(row)]
-    if not all(low):
+    gaps: dict[str, float] = {}
+    sides_at_floor = 0
+    for side in _pair(row):
+        low = dict[str, float]()
+        for arm in table.trained(side) or [side]:
+            gap = table.gap_nats(arm)
+            if gap is not None and gap < PLATEAU_NATS:
+                low[arm] = gap
+        sides_at_floor += bool(low)
+        gaps |= low
+    if sides_at_floor == 1:
         starts = {arm: table.gap_nats(arm, of=REFERENCE) for arm in gaps}
         gaps = {arm: gap for arm, gap in gaps.items() if (starts[arm] or 0) >= PLATEAU_NATS}
     if not gaps:
@@ -141,7 +145,8 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 
     Where chance is not known, nothing is at chance.
     """
-    measure, mean = table.measures[outcome], table.mean(outcome, arm)
+    measure = table.measures[outcome]
+    mean = table.mean(outcome, arm)
     chance = measure.chance
     if chance is None or mean is None:
         return False
@@ -159,7 +164,8 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     """An earlier verdict on other runs, that could have decided and was not planned."""
-    looks, seeds = table.study.get("looks"), {*table.study["seeds"]}
+    looks = table.study.get("looks")
+    seeds = {*table.study["seeds"]}
     for look in table.study.get("looked", ()):
         then = {*look["seeds"]}
         planned = looks is not None and look["looks"] == looks and then <= seeds
@@ -260,7 +266,8 @@ def _pair(row: Contrast) -> tuple[str, str]:
 
 def _trained(row: Contrast, table: Outcomes) -> list[str]:
     """The arms that were trained for both sides, each once."""
-    return list(dict.fromkeys(arm for side in _pair(row) for arm in table.trained(side)))
+    arms = table.trained(row["arm"]) + table.trained(row["baseline"])
+    return list(dict.fromkeys(arms))
 
 
 def _has_failures(row: Contrast, table: Outcomes) -> bool:
@@ -271,8 +278,7 @@ def _has_failures(row: Contrast, table: Outcomes) -> bool:
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
     """What searches chose for the arms of a row: a record per seed, or one in older studies."""
     trained = _trained(row, table)
-    lines = [line for line in table.lines["selection"] if line["arm"] in trained]
-    return sorted(lines, key=lambda line: trained.index(line["arm"]))
+    return [line for line in table.lines["selection"] if line["arm"] in trained]
 
 
 def _is_tied(line: Record) -> bool:

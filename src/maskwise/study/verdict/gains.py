@@ -26,7 +26,8 @@ from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes
 from maskwise.study.statistics import binomial_interval, estimated, ratio_interval
 from maskwise.study.verdict.words import Names, outcome_words
 
-LEARNS, FAILED = 0.25, 0.1
+LEARNS = 0.25
+FAILED = 0.1
 """As parts of the oracle's mean gain."""
 
 
@@ -50,9 +51,11 @@ def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list
 def _gain_share(
     table: Outcomes, arm: str, best: str, baseline: str, outcome: str, names: Names
 ) -> GainShare:
-    gains, whole = _gains(table, outcome, arm, baseline), _gains(table, outcome, best, baseline)
+    gains = _gains(table, outcome, arm, baseline)
+    whole = _gains(table, outcome, best, baseline)
     paired = np.isfinite(gains + whole)
-    gains, whole = gains[paired], whole[paired]
+    gains = gains[paired]
+    whole = whole[paired]
     where = outcome_words(outcome)
     base = names.get(baseline, baseline)
     line: GainShare = {
@@ -192,7 +195,7 @@ def efficiency(table: Outcomes, pairs: Sequence[tuple[str, str]]) -> Efficiency:
 def _first_crossings(
     table: Outcomes, arm: str, baseline: str, outcome: str, cost: str
 ) -> dict[str, float | None]:
-    """By seed; None where the quality is never reached. Seeds without one of their lengths: none."""
+    """By seed; None where the quality is never reached. A seed that lacks a length is left out."""
     if cost not in table.values:
         return {}
     sign = 1 if table.measures[outcome].higher_is_better else -1
@@ -233,7 +236,7 @@ def _points(table: Outcomes) -> list[Point]:
         scores = [values[task] for task in table.tasks if task in values]
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
-        spent = {quantity: line[quantity] for quantity in QUANTITIES if line.get(quantity)}  # type: ignore[literal-required]
+        spent = {key: value for key, value in line.items() if key in QUANTITIES and value}
         if values and spent:
             run = {"arm": line["arm"], "seed": line["seed"], "fraction": table.lengths[place[0]]}
             points.append(cast(Point, {**run, **spent, "values": values}))

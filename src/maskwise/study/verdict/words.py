@@ -27,7 +27,8 @@ SENTENCES = {
 }
 HEADLINES = {
     "decided": "{first} is {amount} better than {second} {where} (decided, p = {p}).",
-    "no difference that matters": "no difference that matters between {arm} and {baseline} {where}.",
+    "no difference that matters": "no difference that matters between {arm} and {baseline} "
+    "{where}.",
     "not comparable": "not comparable: {because}.",
     "ahead": "open: {first} is {amount} ahead of {second} {where}.",
     "equal": "open: {arm} and {baseline} are equal {where}.",
@@ -157,7 +158,8 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     behind = {row["baseline" if is_ahead(row) else "arm"] for row in judged if row["mean"]}
 
     def sureness(row: Contrast) -> tuple[bool, bool, float]:
-        winner, loser = row["arm"], row["baseline"]
+        winner = row["arm"]
+        loser = row["baseline"]
         if row["better"] == "baseline":
             winner, loser = loser, winner
         return winner not in behind, loser == baseline, abs(row["mean"] or 0)
@@ -205,8 +207,9 @@ def advice_of(
     if arms:
         why = "the difference is too small to detect with this much noise"
         advice.append(("no-more-seeds", f"Do not add runs for {', '.join(arms)}: {why}."))
-    flags = [flag for row in rows for flag in row["flags"]]
-    codes = {flag["code"] for flag in flags if not flag["facts"].get("minor")}
+    codes = set[str]()
+    for row in rows:
+        codes |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
     advice += [(flag.code, flag.advice) for flag in FLAGS if flag.code in codes and flag.advice]
     return advice
 
