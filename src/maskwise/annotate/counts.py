@@ -61,7 +61,7 @@ class Words(NamedTuple):
         return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """The spans of each text, from word ``first`` to word ``last`` (S,), with ``values`` (S,)."""
+        """Spans of each text, from word ``first`` to word ``last`` (S,), with ``values`` (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         cuts = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
@@ -71,6 +71,7 @@ class Words(NamedTuple):
 
 def words_of(texts: Sequence[str]) -> Words:
     """Find and hash all words of one or more texts."""
+    # A line end after every text keeps words of two texts apart.
     sizes = _sizes(texts) + 1
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)

@@ -236,13 +236,12 @@ def spec_of(function: str | Callable[..., object]) -> Call:
         MaskwiseError: neither; workers cannot import a function inside of another.
     """
     if callable(function):
-        module = getattr(function, "__module__", None)
-        name = getattr(function, "__qualname__", "<locals>")
-        if not module or "<" in name or module == "__main__":
+        name = function.__qualname__ if inspect.isfunction(function) else "<no function>"
+        if "<" in name or function.__module__ == "__main__":
             what = "worker processes cannot import this function"
             do = "put it at the top of a module that can be imported"
             raise MaskwiseError(what, got=repr(function), do=do)
-        return Call("function", (f"{module}:{name}",))
+        return Call("function", (f"{function.__module__}:{name}",))
     place, bracket, rest = function.partition("(")
     settings = parse_call(f"function{bracket}{rest}")
     return Call("function", (place.strip(), *settings.args), settings.kwargs)

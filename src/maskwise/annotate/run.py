@@ -153,6 +153,7 @@ def annotate_corpus(
             pool.warm(jobs or 1, imports=imports)  # while this process reads
 
         before = _last_manifest(out)
+        # Only hashes of the texts are kept, so that a corpus may be larger than memory.
         shards = []
         for contents in cut_shards(bars.track(documents, description="reading")):
             characters = sum(len(document.text) for document in contents)
@@ -174,6 +175,7 @@ def annotate_corpus(
                 facts[spec].append(stored_facts(path))
                 made += not facts[spec][-1] or (recounted and path.name not in old)
 
+        # Annotators that lack the same shard read it together: its texts are sent once.
         missing = []
         for number in range(len(shards)):
             missing.append(tuple(spec for spec in parts if not facts[spec][number]))
@@ -201,6 +203,7 @@ def annotate_corpus(
             "annotators": added,
         }
         write_json(out / "summary.json", summary)
+        # The manifest is written last: a store without it is unfinished.
         kept = _kept(before, parts.values()) if before and before.corpus == corpus else []
         manifest = Manifest(
             documents.name,

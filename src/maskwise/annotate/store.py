@@ -95,6 +95,7 @@ def to_parquet(
             if dtype is not None:
                 lists = [getattr(found[name], side) for found in spans]
                 columns[f"{name}.{side}"] = pa.array(lists, pa.list_(pa.from_numpy_dtype(dtype)))
+    # In the footer, facts are read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)

@@ -363,9 +363,9 @@ def _multiply_by_numpy(nlp: Any) -> None:
 
     ops = NumpyOps(use_blis=False)
     for _, component in nlp.pipeline:
-        model = getattr(component, "model", None)
-        if isinstance(model, Model):
-            for node in model.walk():
+        # rule-based components have no model
+        if hasattr(component, "model") and isinstance(component.model, Model):
+            for node in component.model.walk():
                 if type(node.ops) is NumpyOps:
                     node.ops = ops
 

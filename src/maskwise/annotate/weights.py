@@ -203,6 +203,7 @@ class Informativeness(WordWeights):
             MaskwiseError: no word is frequent enough.
         """
         seen = Vocabulary()
+        # The ids of words are known only after the first pass, so the corpus is kept as hashes.
         corpus = Spill(folder)
         for words in blocks(texts):
             plain = words.plain

@@ -207,10 +207,16 @@ class Examples:
 
 def context_of(row: Row) -> str | None:
     """The text of a row that can be masked: its context, or the text that is classified."""
-    own: str | None = getattr(row, "context", None)
+    own = given_context(row)
     if own is None and not hasattr(row, "answers"):
         return " ".join(row.texts)
     return own
+
+
+def given_context(row: Row) -> str | None:
+    """The context of a row, if its kind of task has one."""
+    context: str | None = getattr(row, "context", None)
+    return context
 
 
 def rights_of(row: Row) -> Sequence[str]:

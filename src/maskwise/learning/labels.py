@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from maskwise.errors import MaskwiseError, counted
-from maskwise.learning.examples import find_contexts, occurrences, rights_of
+from maskwise.learning.examples import find_contexts, given_context, occurrences, rights_of
 from maskwise.tasks import load_task
 from maskwise.tasks.classes import TextRow
 from maskwise.tasks.files import ANSWERS, CONTEXT, read_splits, shared_names, shared_text, splits_of
@@ -235,7 +235,7 @@ def _of_task(
         what = f"task {task.name} gives no labels of this kind"
         got = f"labels {kind}, kind of task {task.kind.name}"
         raise MaskwiseError(what, got=got, do="take learning.method: meta, which needs none")
-    has_context = bool(getattr(first, "context", None))
+    has_context = bool(given_context(first))
     if kind != "target-words" and (texts or has_context):
         labels = Labels("answers")
         for split, part in rows.items():
@@ -286,7 +286,7 @@ def _told(
     rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]
 ) -> list[tuple[str, Sequence[str]]]:
     """(context, answers) of rows; of questions without a context, texts with an answer."""
-    own = [getattr(row, "context", None) for row in rows]
+    own = [given_context(row) for row in rows]
     if all(own):
         return [(str(context), rights_of(row)) for context, row in zip(own, rows)]
     places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)

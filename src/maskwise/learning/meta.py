@@ -154,6 +154,7 @@ class MetaLearner:
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
+        # The model's rate stays constant: it may be reset at any step.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -194,6 +195,7 @@ class MetaLearner:
             rows = self._rows(number, 1)
         outer = self._task(rows)
         self.policy.zero_grad()
+        # The masks hold the policy's graph; the inner steps are differentiated up to them.
         masks = [part.masked.choice.mask(part.masked.logit_U) for part in parts]
         steps = self._inner(parts, masks)
         result = meta_gradient(
@@ -212,6 +214,7 @@ class MetaLearner:
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
             what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             raise Diverged(what)
+        # Before Adam scales them: its steps say nothing about whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
         # the average follows more closely at first

@@ -178,6 +178,7 @@ class Lesson:
         log_unigram = _log_unigram(tokenizer, texts)
 
         tries = self.learning.meta.tries
+        # Tries differ in the policy's weights and the order of examples, not in the model.
         every = [self._try(number, tokenizer, task, shown, log_unigram) for number in range(tries)]
         best = max(range(tries), key=lambda number: every[number].end.gain)
         if tries > 1 and rank_here() == 0:

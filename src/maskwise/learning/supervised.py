@@ -113,6 +113,7 @@ class LabelledWindows(Trainable):
             what = "not one label is left in the windows of the policy"
             raise MaskwiseError(what, do="raise learning.policy.length")
         flat, place, token = flat_of(pieces, labelled)
+        # Special tokens are in no word: they keep targets of 0.
         targets_T = torch.zeros(len(flat.ids), targets.shape[1])
         targets_T[place] = torch.from_numpy(targets[token])
         inside_T = torch.zeros(len(flat.ids), dtype=torch.bool)
