@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections import Counter
 
 import datasets
 import numpy as np
@@ -28,9 +27,9 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import read_pieces
 from maskwise.text.rows import split
-from maskwise.text.stream import BlockMaker
 from maskwise.text.tokenizers import _sample
 from maskwise.text.words import text_id
 
@@ -219,36 +218,19 @@ def test_limit_must_be_positive():
         read_documents(TEXTS, limit=0)
 
 
-def test_require_documents_gives_the_documents_back():
-    documents = read_documents(TEXTS)
-    assert texts(require_documents(documents)) == TEXTS
-
-
-def test_bundled_data():
-    with gzip.open(bundled_path("wikipedia"), "rt", encoding="utf-8") as file:
-        articles = [json.loads(line) for line in file]
-    assert len(articles) == 3426 and all(article["id"] and article["text"] for article in articles)
-    for name, sizes in {"banking77": (1200, 300, 800), "clinc150": (1200, 300, 600)}.items():
-        with gzip.open(bundled_path(name), "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        assert Counter(row["split"] for row in rows) == dict(zip(("train", "dev", "test"), sizes))
-        assert len({row["label"] for row in rows}) == 20
-        assert (
-            len(
-                set(
-                    Counter(
-                        (row["split"], row["label"]) for row in rows if row["split"] == "train"
-                    ).values()
-                )
-            )
-            == 1
-        )
-        assert len({row["text"].casefold() for row in rows}) == len(rows), "a text in two splits"
-    with gzip.open(bundled_path("ud_ewt_pos"), "rt", encoding="utf-8") as file:
+@pytest.mark.parametrize("name", ["banking77", "clinc150"])
+def test_bundled_tasks_have_no_text_twice(name):
+    with gzip.open(bundled_path(name), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    assert Counter(row["split"] for row in rows) == {"train": 1500, "dev": 300, "test": 600}
-    assert all(4 <= len(row["tokens"]) == len(row["tags"]) <= 40 for row in rows)
-    assert len({tag for row in rows for tag in row["tags"]}) == 17
+    assert {row["split"] for row in rows} == {"train", "dev", "test"}
+    assert len({row["text"].casefold() for row in rows}) == len(rows)
+
+
+def test_documents_of_conllu_without_names_have_ids_of_their_own(tmp_path):
+    sentence = "# newdoc\n1\tYes\tyes\tINTJ\t_\t_\t0\troot\t_\t_\n\n"
+    (tmp_path / "x.conllu").write_text(sentence * 3)
+    ids = [document.id for document in read_conllu(tmp_path / "x.conllu")]
+    assert ids == ["x.conllu#0", "x.conllu#1", "x.conllu#2"]
 
 
 # ---- tokenizers and tokens
@@ -293,13 +275,6 @@ def test_tokenise(sample, tokenizer):
             one.input_ids.tolist()
             == tokenizer(document.text, add_special_tokens=False)["input_ids"]
         )
-        # With BERT's pre-tokenizer our words are its own; only at symbols such as "£" they are
-        # finer.
-        encoding = tokenizer(document.text, add_special_tokens=False).encodings[0]
-        ours, theirs = np.diff(one.word_ids) != 0, np.diff(encoding.word_ids) != 0
-        for place in np.flatnonzero(ours != theirs):
-            (start, _), (_, end) = encoding.offsets[place : place + 2]
-            assert ours[place] and not document.text[start:end].isascii(), document.text[start:end]
 
 
 def test_text_never_becomes_a_control_token(tokenizer):
@@ -514,19 +489,3 @@ def test_the_side_of_an_ordinary_document_is_that_of_its_own_name():
     )
     pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32)
     assert pieces.documents.tolist() == [text_id(name) for name in names]
-
-
-def test_parts_of_a_long_document_of_a_stream_go_to_one_side(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 40)
-    texts = [
-        " ".join(f"{word}{n}" for word in ("the cat sat on the mat " * 9).split())
-        for n in range(40)
-    ]
-    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    maker = BlockMaker(train_tokenizer(texts, vocab_size=64), length=16, held_out=0.3)
-    sides: dict[str, set[bool]] = {}
-    for document in read_documents(tmp_path / "long.jsonl"):
-        assert "~" in document.id
-        sides.setdefault(document.id.split("~")[0], set()).add(maker.holds_out(document))
-    assert len(sides) == 40 and all(len(found) == 1 for found in sides.values())
-    assert {side for found in sides.values() for side in found} == {True, False}

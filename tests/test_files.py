@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, load_task
+from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note, longest_field
 from maskwise.text.settings import CorpusSettings
@@ -127,13 +127,6 @@ def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
     assert any("'Kommentar'" in note for note in task.notes) and any(
         "'Note'" in note for note in task.notes
     )
-    settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
-    (record,) = evaluate_tasks("bundled:encoder", [str(path)], settings=settings)
-    assert (
-        record["task_kind"] == "regression"
-        and -1 <= record["score"] <= 1
-        and "pearson" in record["others"]
-    )
 
 
 PROTEINS = ["MKT" + "ACDEFGHIKL"[n % 10] * 30 + "ACDEFG"[n // 10] for n in range(60)]
@@ -197,11 +190,6 @@ def test_several_labels_a_row(listed: bool, tmp_path: Path) -> None:
     task = load_task(tmp_path / "several.jsonl")
     assert task.kind.name == "multi-label" and task.labels == ("fun", "long", "sad")
     assert sum(map(len, task.splits.values())) == 96 and 0 < task.majority < 1
-    settings = FinetuneSettings(steps=3, seeds=1, max_length=32, precision="no")
-    (record,) = evaluate_tasks(
-        "bundled:encoder", [str(tmp_path / "several.jsonl")], settings=settings
-    )
-    assert record["metric"] == "label-micro-f1" and "label-macro-f1" in record["others"]
 
 
 def test_a_first_row_of_data_is_not_taken_for_names(tmp_path: Path) -> None:

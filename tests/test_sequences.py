@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import EsmTokenizer
 
@@ -219,16 +218,3 @@ def test_prompts_are_kept_and_must_leave_something(tmp_path: Path) -> None:
         run_pretrain(fine.model_copy(), tmp_path / "none", quiet=True)
     with pytest.raises(MaskwiseError, match="'prompt'"):
         check_inputs(recipe(str(source), **settings))
-
-
-def test_the_bundled_families_have_structure() -> None:
-    texts = [document.text for document in read_documents("bundled:families")]
-    assert len(texts) == 2560 and set("".join(texts)) == set(AMINO)
-    counts = np.array([sum(text.count(letter) for text in texts) for letter in AMINO])
-    assert 2.7 < -(counts / counts.sum() * np.log(counts / counts.sum())).sum() < 3.0
-
-
-def test_the_bundled_echoes_say_everything_twice() -> None:
-    texts = [document.text.split() for document in read_documents("bundled:echoes")]
-    assert len(texts) == 3000 and len({word for text in texts for word in text}) == 200
-    assert all(len(text) == 62 and text[:31] == text[31:] for text in texts)

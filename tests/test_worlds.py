@@ -16,11 +16,10 @@ import torch
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.models import new_config
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_plan
 from maskwise.study.work import run_stage
-from maskwise.tasks import FinetuneSettings, encode, finetune, load_task
+from maskwise.tasks import encode, load_task
 from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import (
@@ -410,37 +409,6 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     right = batch["labels"][0][batch["labels"][0] >= 0]
     assert tokenizer.decode(right) == "red cat"
     assert tokenizer.decode(data["train"].targets[1]) == "dog [SEP]"
-
-
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_an_encoder_learns_to_answer_at_the_mask(architecture, world, tokenizer, tmp_path):
-    """It is asked again what it was told in training: the questions of test are those of train."""
-    rows = world.questions()["train"][:8]
-    spec = qa_file(
-        tmp_path / "qa.jsonl",
-        [{**row, "split": s} for s in ("train", "dev", "test") for row in rows],
-    )
-    config = new_config(
-        architecture,
-        tokenizer,
-        16,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-    )
-    task = load_task(spec)
-    settings = FinetuneSettings(steps=80, batch_size=8, learning_rate=1e-2, max_length=16)
-    score = finetune(
-        None,
-        task,
-        tokenizer=tokenizer,
-        settings=settings.training(task, seed=0),
-        seed=0,
-        max_length=16,
-        config=config,
-    )
-    assert score["score"] > 0.8 > score["majority"]
 
 
 @pytest.mark.parametrize(
