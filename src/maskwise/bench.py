@@ -75,6 +75,7 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
     Raises:
         AssertionError: a timed result masks a special token, or misses its ratio.
     """
+    # one thread, as a data loader's worker has
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -115,6 +116,7 @@ class Sample:
             last = int(words[-1].max(initial=last)) + 1
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)
+        # T5's sentinels and UL2's modes, which their corruptions need
         names = [f"<extra_id_{i}>" for i in range(120)] + ["[R]", "[S]", "[X]"]
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 

@@ -84,6 +84,7 @@ def whole_number(
     Raises:
         MaskwiseError: for anything else. Nothing is rounded and no text is read.
     """
+    # True is an Integral, and an accident where a number is expected
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         if least <= number <= most:
@@ -155,5 +156,6 @@ def shortened(value: object, limit: int = LONGEST) -> str:
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
+    # file names and values differ most at their ends, so that both are kept
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"

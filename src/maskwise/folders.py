@@ -67,6 +67,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         MaskwiseError: it cannot be written.
     """
+    # in the same folder, since a rename is atomic within one file system only
     partial = _partial(path)
     with writing(path):
         try:
@@ -145,6 +146,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
             )
             hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+            # a folder cannot be renamed onto one that is not empty
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -256,7 +258,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
     while not path.is_file():
         if time.monotonic() > end:
             return False
-        time.sleep(0.2)
+        time.sleep(0.2)  # network file systems refresh listings every few seconds
     return True
 
 

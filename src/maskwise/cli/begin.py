@@ -192,6 +192,7 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
+    # in the working folder, where commands and editors find it
     target = Path(f"{name_of(texts)}.yaml")
     if target.exists():
         raise MaskwiseError(f"{target} exists already", do="move it away, or change it by hand")

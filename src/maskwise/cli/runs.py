@@ -72,6 +72,7 @@ def study(
     The same command resumes an interrupted study and repeats nothing. Exit code 1 says that a run
     failed.
     """
+    # an option of a run would be ignored in silence
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, overrides or [])
@@ -123,7 +124,7 @@ def pretrain(
 
     result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
     leave()
-    if rank_here():
+    if rank_here():  # rank 0 prints for all
         return
     if as_json:
         print_json(result)
@@ -163,6 +164,7 @@ def finetune(
         least = "–" if majority is None else f"{majority:.3f}"
         items = str(line["test_items"])
         rows.append((line["task"], metric, f"{line['score']:.3f}", each, least, items))
+        # accuracy says little where one label is common
         macro = line["others"].get("macro-f1")
         if macro is not None and accuracy_misleads(metric, majority):
             rows.append(("", "macro-f1", f"{macro:.3f}", "", "", ""))
@@ -205,6 +207,7 @@ def learn(
     print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
+    # a policy that puts less weight on answers than chance has learned nothing
     weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
     if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
         warn("these figures are no better than those of even weights: the policy may be useless")

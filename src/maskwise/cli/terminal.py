@@ -41,6 +41,7 @@ TextField = Annotated[str, typer.Option(help="The field with the text, in files 
 
 
 def print_json(value: object) -> None:
+    # not by rich, which would break and colour lines
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
@@ -120,9 +121,11 @@ def print_verdicts(summary: dict[str, Any]) -> None:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
         print_table(heads, map(_cells, rows))
     say(summary["headline"], "bold")
+    # A flag that several rows raise is printed once, with its arms.
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
+            # every task has few items: the page says so, with numbers
             if flag["code"] != "items":
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
@@ -138,6 +141,7 @@ def _cells(row: Any) -> list[str | Text]:
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
+    # the same units as on the page
     amount = shown(row)
     mean, low, high = (
         "" if x is None else f"{x:+.{amount.digits}f}".replace("-", "−")

@@ -125,6 +125,7 @@ def generate(
         block=block,
         seed=seed,
     )
+    # in a pipe only the final text is of use
     if out_console.is_terminal and not as_json:
         with Live(console=out_console, refresh_per_second=12) as live:
             for stage in stages:
@@ -229,6 +230,7 @@ def bench(
     name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
 ) -> None:
     """Measure the speed of masking beside transformers' collator, in one run on this machine."""
+    # a name of earlier versions
     if name == "train":
         do = "in a checkout of the project: python benchmarks/train.py"
         raise MaskwiseError("bench train is not part of the package any more", do=do)
@@ -339,7 +341,8 @@ def describe_table(what: str) -> list[dict[str, str]]:
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "recipes":
-            # a recipe begins with a comment that describes it
+            # Every recipe begins with a comment that describes it; to read the YAML would take
+            # longer.
             lines = member.read_text(encoding="utf-8").splitlines()
             comment = takewhile(lambda line: line.startswith("#"), lines)
             line = _sentence(" ".join(text.lstrip("# ") for text in comment))

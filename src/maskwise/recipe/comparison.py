@@ -206,6 +206,7 @@ class StudySettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:
         self._check_names()
+        # Or a run that chose a setting would be compared with one that did not.
         if self.search:
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
@@ -215,6 +216,7 @@ class StudySettings(Settings):
         if self.looks and len(self.seed_list) not in self.looks:
             what = "study.seeds is not one of study.looks"
             raise MaskwiseError(what, got=len(self.seed_list), allowed=list(self.looks))
+        # The gate is tested at a level of its own and does not count.
         tested = self.pairs if self.gate is None else self.pairs[1:]
         for pair in self.closed:
             if pair not in tested:

@@ -101,6 +101,7 @@ def merged(base: Plain, own: Plain) -> Plain:
     """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them the
     settings that name them.
     """
+    # An arm is a set of changes; merged with another of its name it would be neither.
     base_arms = (base.get("study") or {}).get("arms")
     own_arms = (own.get("study") or {}).get("arms")
     replaced = ["arms"]
@@ -159,6 +160,7 @@ class Yaml(yaml.SafeLoader):
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
+        # PyYAML leaks these from !!timestamp, !!int and the like
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"

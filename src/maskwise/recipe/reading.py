@@ -24,6 +24,7 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     settings = _settings(source)
     changes = dict(parse_override(override) for override in overrides)
+    # An override of all arms replaces those of the file, which other settings may name.
     before = _arms(settings)
     for key, value in changes.items():
         put(settings, key, value)
@@ -49,6 +50,7 @@ def _check_arm(recipe: Recipe, name: str) -> None:
         if match != "steps" and any(link.objectives for link in links):
             what = f"arm {name!r} trains on several objectives, which are matched by steps"
             raise MaskwiseError(what, got=f"study.match {match}")
+    # All points of an arm have the same kinds of masks: look at the last.
     kinds = {kind.split()[0] for link in links for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):

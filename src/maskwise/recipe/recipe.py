@@ -112,6 +112,7 @@ class Recipe(Settings):
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
+        # Built here, so that a wrong name fails before any work; nothing is loaded.
         try:
             check_names([annotator(spec) for spec in corpus.annotators])
         except MaskwiseError as error:
@@ -163,6 +164,7 @@ class Recipe(Settings):
         elif self.sampler != "uniform":
             got = f"sampler {self.sampler}"
             raise MaskwiseError("a sampler needs objectives to choose from", got=got)
+        # One encoder (or encoder–decoder) is shared by all objectives.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             got = " and ".join(f"{name} ({kind})" for kind, name in kinds.items())
@@ -315,9 +317,6 @@ class Recipe(Settings):
         """The tokenizer's name: the recipe's, or the pre-trained model's. None: one is trained."""
         return self.tokenizer.name or self.model.pretrained
 
-    # What objectives and policies imply
-    # ------------------------------------------------------------------------------
-
     @property
     def _masking(self) -> MaskingSettings:
         """Masked diffusion replaces the defaults of masking by its own."""
@@ -410,26 +409,23 @@ class Recipe(Settings):
         """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
         plain = self.model_dump(mode="json")
         changes = (*self.study.arms.values(), *self._changes)
+        # A default that is written would count as said by arms of another objective.
         if self._diffuses or any("objective" in change for change in changes):
             plain["masking"] = self._said()["masking"]
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _phase(changes: object, name: str) -> object:
-    """The settings of a phase, nested; anything but a mapping is refused by pydantic."""
+    """The settings of a phase, nested."""
     if not isinstance(changes, Mapping):
-        return changes
+        return changes  # pydantic refuses it
     for key, _ in leaves(changes):
         require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """A recipe from plain values.
-
-    Raises:
-        MaskwiseError: a value that is not valid; ``origin`` says where the settings come from.
-    """
+    """A recipe from plain values; ``origin`` says in errors where they come from."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -438,6 +434,7 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
 
 def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
     """A recipe with changes by dotted name; its seed is to be set."""
+    # Seeds differ between runs, whose other settings are then found in the cache.
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
 
