@@ -38,16 +38,14 @@ def facts(relation: str | None) -> list[dict[str, object]]:
     """Questions about jobs and seats; half of the jobs are one job, and so are three of four seats."""
     rows: list[dict[str, object]] = []
     for n in range(400):
-        job = "actor" if n % 2 else f"job {n % 30}"
-        seat = "king" if n % 4 else f"seat {n % 20}"
         split = "test" if n % 8 > 4 else "train"
-        for name, answer in (("job", job), ("seat", seat)):
+        answers = {
+            "job": "actor" if n % 2 else f"job {n % 30}",
+            "seat": "king" if n % 4 else f"seat {n % 20}",
+        }
+        for name, answer in answers.items():
             row = {"question": f"{name} of person {n}?", "answers": [answer], "split": split}
-            rows.append({**row, "relation": name})
-    for row in rows:
-        name = row.pop("relation")
-        if relation:
-            row[relation] = name
+            rows.append({**row, relation: name} if relation else row)
     return rows
 
 
@@ -88,13 +86,10 @@ def test_balanced_classes_are_guessed_one_in_so_many(
 
 
 def test_a_common_class_is_the_better_guess(tmp_path: Path) -> None:
-    rows = [
-        {"text": f"a text, number {n}", "label": "rare" if n % 5 == 0 else "common"}
-        for n in range(400)
-    ]
+    labels = ["common" if n % 5 else "rare" for n in range(400)]
+    rows = [{"text": f"a text, number {n}", "label": label} for n, label in enumerate(labels)]
     task = load_task(write(tmp_path / "t.jsonl", rows))
-    common = sum(row.label == "common" for row in task.splits["test"])
-    assert task.majority == common / task.test_items
+    assert task.majority == task.score("test", [task.labels.index("common")] * task.test_items)
 
 
 def test_any_class_is_the_mean_over_guesses() -> None:

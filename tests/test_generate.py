@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskwise.cli import main
-from maskwise.errors import MaskwiseError
 from maskwise.evaluation.generate import SHOWN, Writer
+from tiny import maskwise
 from training_tools import CLS, SEP, model, tokenizer
 
 
@@ -60,30 +59,13 @@ def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperatur
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                "generate",
-                str(folder),
-                "--prompt",
-                "w1 w2",
-                "--length",
-                "5",
-                "--steps",
-                "2",
-                "--json",
-            ]
-        )
+    command = ["generate", folder, "--prompt", "w1 w2", "--length", 5, "--steps", 2]
+    assert maskwise(*command, "--json") == 0
     made = json.loads(capsys.readouterr().out)
-    assert not end.value.code and made["steps"] == 2 and len(made["history"]) == 3
-    assert (
-        made["text"] == made["history"][-1]
-        and SHOWN not in made["text"]
-        and made["text"].startswith("w1 w2")
-    )
-    with pytest.raises(SystemExit) as end:
-        main(["generate", str(folder), "--prompt", "w1 w2", "--length", "5", "--steps", "2"])
-    assert not end.value.code and capsys.readouterr().out.strip() == made["text"]
+    assert made["steps"] == 2 and len(made["history"]) == 3
+    assert made["text"] == made["history"][-1] and SHOWN not in made["text"]
+    assert made["text"].startswith("w1 w2")
+    assert maskwise(*command) == 0 and capsys.readouterr().out.strip() == made["text"]
 
 
 @pytest.mark.parametrize(
@@ -99,24 +81,16 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], said: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["generate", str(folder), *arguments])
+    assert maskwise("generate", folder, *arguments) == 2
     error = capsys.readouterr().err.strip()
-    assert end.value.code == 2 and said in error and len(error.splitlines()) == 1
+    assert said in error and len(error.splitlines()) == 1
 
 
-def test_a_model_without_a_mask_token_is_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_model_without_a_mask_token_is_refused(tmp_path: Path, capsys: Any) -> None:
     model("bert").save_pretrained(tmp_path)
-    maskless = type(tokenizer())(
-        tokenizer_object=tokenizer().backend_tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    maskless = type(tokenizer())(tokenizer_object=tokenizer().backend_tokenizer, **names)
     maskless.save_pretrained(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        main(["generate", str(tmp_path)])
+    assert maskwise("generate", tmp_path) == 2
     error = capsys.readouterr().err.strip()
-    assert end.value.code == 2 and "no mask token" in error and len(error.splitlines()) == 1
-    with pytest.raises(MaskwiseError, match="nothing to write"):
-        list(Writer(str(folder)).write("w1", length=0))
+    assert "no mask token" in error and len(error.splitlines()) == 1

@@ -32,7 +32,7 @@ from maskwise.tasks import (
 )
 from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.judge import answer, load_network, task_record
-from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, macro_f1, matthews
+from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, matthews
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
@@ -49,12 +49,6 @@ TEXT = (
 def test_accuracy_counts_unseen_and_lost_as_wrong():
     assert accuracy([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
     assert accuracy([-1, 0, 0], [0, -2, 0]) == pytest.approx(1 / 3)
-
-
-def test_macro_f1_is_that_of_scikit_learns_manual():
-    # sklearn.metrics.f1_score's own example: y_true [0 1 2 0 1 2], y_pred [0 2 1 0 0 1], macro
-    # 0.2666…
-    assert macro_f1([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1]) == pytest.approx(0.8 / 3)
 
 
 def test_matthews_is_that_of_scikit_learns_manual():
