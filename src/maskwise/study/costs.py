@@ -55,6 +55,7 @@ def flops_of_arms(
     """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as
     ``SamplerLearner.spent`` has it.
     """
+    # Each arm counts with the weights that worked for it.
     steps = probes = 0
     for name, counts in spent.items():
         work = arms.arm(name).work
@@ -124,6 +125,7 @@ def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
         source: the very batches that steps will have, masked at their ratio.
         one: the objective; its weights may be empty.
     """
+    # The schedule of the ratio and the lengths of rows change over a run.
     steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
     counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
     tokens = counts.tokens / len(steps)

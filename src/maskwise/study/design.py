@@ -102,6 +102,7 @@ class Design:
             self.runs += self._compared(self.arms, seed)
         yield Plan(tuple(self.runs))
         shorter = []
+        # Companions come last: verdicts need the whole runs.
         for seed in self.seeds:
             for share in sorted(study.companions, reverse=True):  # longest first
                 shorter += self._compared(list(study.arms), seed, share)
@@ -340,6 +341,7 @@ def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | No
     Returns:
         None where the later phases alone spend the budget, or a step spends nothing.
     """
+    # Later phases keep their steps, so the first one pays for the difference.
     left = budget - sum(spent[1:])
     if left <= 0 or spent[0] <= 0:
         return None

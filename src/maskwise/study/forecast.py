@@ -354,6 +354,7 @@ def _view(own: Path, shared: Path | None) -> Iterator[Path]:
 def stages_in(folder: Path) -> Iterator[Stage]:
     """The stages in a folder whose files can be read."""
     for path in folder.iterdir():
+        # Damaged, or written by another version.
         with suppress(KeyError, TypeError):
             yield Stage.from_dict(read_json(path / STAGE) or {})
 

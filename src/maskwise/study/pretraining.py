@@ -66,6 +66,7 @@ def pretrain(
     """
     training = recipe.training
     evaluation = recipe.evaluation
+    # Word frequencies start the bias of a new head, and are the floor of held-out losses.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = recipe.model.model(

@@ -246,6 +246,7 @@ def others_of(out: Path, study: Study, design: Design) -> Others:
 
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """The seeds of runs to be compared of which there is no record yet."""
+    # A failed run has a record, too: it is missing from verdicts, and not pending.
     done = {record["seed"] for record in records if "seed" in record and "role" not in record}
     return [seed for seed in study["seeds"] if seed not in done]
 
@@ -312,6 +313,7 @@ def _learned(result: Plain) -> list[Plain]:
 
 
 def _score(result: Plain) -> list[Plain]:
+    # The order of the keys is that of recorded studies.
     kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
     if "item_sd" in result:
         kept += ["majority", "interval", "item_sd"]

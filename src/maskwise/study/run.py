@@ -132,6 +132,7 @@ def run_study(
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *timings(design, stages)])
+        # Only tasks with written answers have any.
         answered = answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)

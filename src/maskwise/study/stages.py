@@ -288,6 +288,7 @@ def fingerprint(source: str) -> str:
     for itself.
     """
     world = read_world(source)
+    # A world is made from its settings alone, so its version stands for its bytes.
     if world:
         return world.version
     path = Path(source).expanduser()

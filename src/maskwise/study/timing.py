@@ -96,6 +96,7 @@ def take_sample(link: Recipe, folder: Path) -> Sample:
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
     size = sum(len(document.text) for document in sample)
     whole = size < SAMPLE_CHARACTERS
+    # Other work on the machine does not count.
     began = time.process_time()
     data = _prepared(link, sample, folder, whole=whole)
     seconds = (time.process_time() - began) / max(1, size)
