@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,11 +39,9 @@ from maskwise.text.layers import align
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedModel
 
-SOME_MORE = 16
-"""Tokens that a model may write beyond the target."""
+SOME_MORE = 16  # tokens that a model may write beyond the target
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -93,18 +92,14 @@ class LightTokenizer:
     def get_vocab(self) -> dict[str, int]:
         return self.backend.get_vocab(with_added_tokens=True)
 
-    def __call__(self, texts: list[str], **settings: object) -> _Encoded:
-        return _Encoded(self.backend.encode_batch(texts))
+    def __call__(self, texts: list[str], **settings: object) -> SimpleNamespace:
+        return SimpleNamespace(encodings=self.backend.encode_batch(texts))
 
     def decode(self, ids: list[int], **settings: object) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def convert_ids_to_tokens(self, number: int) -> str | None:
         return self.backend.id_to_token(number)
-
-
-class _Encoded(NamedTuple):
-    encodings: list[Encoding]
 
 
 class Piece(NamedTuple):

@@ -42,7 +42,8 @@ class MaskingCollator:
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
     >>> collate = MaskingCollator(Masker(tokenizer, ratio=0.5))
-    >>> row = {"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0, "step": 0, "epoch": 0}
+    >>> ids = tokenizer("the cat sat")["input_ids"]
+    >>> row = {"input_ids": ids, "example_id": 0, "step": 0, "epoch": 0}
     >>> sorted(collate([row]))
     ['input_ids', 'labels']
     """

@@ -368,7 +368,7 @@ def corrupt(
     """Mask rows for another trainer of diffusion models.
 
     The loss of a row is Σ mask · cross-entropy / rate, over ``loss_mask.sum()``. Distributions
-    other than ``uniform(0, 1)`` have the weights of ``masking.diffusion.Rates`` instead of 1 / rate.
+    other than ``uniform(0, 1)`` have the weights of ``masking.diffusion.Rates``, not 1 / rate.
 
     Args:
         input_ids: (B, L) int64.

@@ -59,7 +59,7 @@ class Pieces(Protocol):
         example_ids: (P,) int64, the permanent name of each piece.
         rows: (P,) ascending from 0: the row of each piece.
         length: tokens of a row.
-        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes every piece; −1: none.
+        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1: none.
         apart: whether each piece is one text, opened by ``first``, or each row.
     """
 

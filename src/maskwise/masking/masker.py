@@ -62,7 +62,8 @@ class Masker:
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
     >>> masker = Masker(tokenizer, policy="token", ratio=0.5, corruption="mask-only")
-    >>> batch = masker([{"input_ids": tokenizer("the cat sat")["input_ids"], "example_id": 0}], epoch=0)
+    >>> ids = tokenizer("the cat sat")["input_ids"]
+    >>> batch = masker([{"input_ids": ids, "example_id": 0}], epoch=0)
     >>> batch.targets == int((batch.input_ids == tokenizer.mask_token_id).sum())
     True
     """

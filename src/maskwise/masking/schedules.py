@@ -256,7 +256,7 @@ def warm_decay(f: float, p: float = 0.15, warm: float = 0.4) -> float:
 
 @published
 def cosine_parabola(f: float) -> float:
-    """The default of the released time-variant code: a cosine .30 → .10 to 40 %, then a parabola."""
+    """The default of the released time-variant code: cosine .30 → .10 to 40 %, then parabola."""
     if f < 0.4:
         return 0.2 + 0.1 * math.cos(math.pi * f / 0.4)
     return 0.1 - 0.25 * (f - 0.4) ** 2

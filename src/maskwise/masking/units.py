@@ -127,12 +127,12 @@ class Units:
         return chosen
 
 
-def check_weights(weight: Array) -> None:
+def check_weights(weight: Array, name: str = "a weight") -> None:
     """Raise unless all weights are finite and ≥ 0; otherwise nothing would be masked, silently."""
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
         got = float(weight[~valid][0])
-        raise MaskwiseError("a weight is not a finite number ≥ 0", got=got)
+        raise MaskwiseError(f"{name}: not a finite number ≥ 0", got=got)
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:

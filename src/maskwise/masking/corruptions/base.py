@@ -70,7 +70,7 @@ class Corruption(ABC):
 
     @property
     def writes(self) -> str | None:
-        """The kind of text that a decoder can write as labels: ``full``, ``spans`` or ``sentinels``.
+        """The kind of text a decoder can write as labels: ``full``, ``spans``, ``sentinels``.
 
         None where labels are not a text.
         """
@@ -214,7 +214,7 @@ class Bert(Corruption):
 
 
 def mask_only() -> Bert:
-    """[MASK] for every selected token (Wettig et al. 2023: at 40 % better than 80/10/10 at 15 %)."""
+    """[MASK] for every selected token (Wettig et al. 2023: 40 % beats 80/10/10 at 15 %)."""
     return Bert(mask=1.0, random=0.0)
 
 

@@ -101,7 +101,7 @@ class Policy(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """Whether units or weights depend on hidden text; masked diffusion has no likelihood then."""
+        """Whether units or weights depend on hidden text: no likelihood in masked diffusion."""
         return True
 
     @property
@@ -143,7 +143,7 @@ class Policy(ABC):
 
 
 class CutPolicy(Policy):
-    """Base of policies with a field ``units``: ``token``, ``word``, or a layer whose runs to use."""
+    """Base of policies with a field ``units``: ``token``, ``word``, or the runs of a layer."""
 
     units: str
 

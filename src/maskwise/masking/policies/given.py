@@ -235,7 +235,7 @@ class Frequency(CutPolicy):
             if counts.ndim != 1:
                 allowed = "one number per id"
                 raise MaskwiseError("counts of policy frequency", got=counts.shape, allowed=allowed)
-            check_weights(counts)
+            check_weights(counts, "counts of policy frequency")
             object.__setattr__(self, "counts", counts)
 
     def layers(self) -> tuple[str, ...]:

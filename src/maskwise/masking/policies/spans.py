@@ -317,7 +317,7 @@ def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
     """(Σ parts,): where parts end, if ``total_P`` tokens are cut into ``parts_P`` parts evenly.
 
     The positions 1 … total − 1 of a piece have a draw each, after ``before_P`` others; the smallest
-    parts − 1 of them end parts, so that all choices are equally likely. The last ends with the total.
+    parts − 1 of them end parts, so all choices are equally likely. The last ends with the total.
     """
     inner_P = np.maximum(total_P - 1, 0)
     piece, place = np.repeat(np.arange(len(inner_P)), inner_P), rank_within(inner_P)
