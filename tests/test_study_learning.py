@@ -322,7 +322,7 @@ SMALL_SEQ2SEQ = [
 def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(
     arm: str, head: str, tmp_path: Path
 ) -> None:
-    recipe = read_recipe("learn-meta-seq2seq", SMALL_SEQ2SEQ)
+    recipe = read_recipe(find_recipe("learn-meta-seq2seq"), SMALL_SEQ2SEQ)
     run = make_run(recipe, arm, 40, contents=task_contents(recipe))
     results = {stage.name: run_stage(stage, tmp_path) for stage in run.stages}
     (learned,) = (stage for stage in run.chain if stage.kind == "learn")
