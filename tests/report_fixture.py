@@ -11,27 +11,8 @@ from typing import Any
 
 import numpy as np
 
-SENTENCE = [
-    *(
-        "In",
-        "1916",
-        "Shaw",
-        "moved",
-        "to",
-        "Dublin",
-        ",",
-        "where",
-        "he",
-        "worked",
-        "as",
-        "a",
-        "clerk",
-        "and",
-    ),
-    *("wrote", "five", "unsuccessful", "novels", "."),
-]
-
-
+TEXT = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five novels ."
+SENTENCE = TEXT.split()
 COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
 
 
