@@ -55,7 +55,8 @@ def resolve_start(name: str | Path) -> str:
     folder = Path(name).expanduser()
     try:
         exists = folder.exists()
-    except OSError as error:  # a name that is too long for any folder
+    except OSError as error:
+        # a name that is too long for any folder
         raise _missing(name, str(error.strerror)) from None
     # An id on the hub has one slash at most; other names that do not exist are typing errors, for
     # which no network is asked.
@@ -83,6 +84,7 @@ def find_start(name: str | Path) -> str:
         where = _on_hub(where, name)
     elif not Path(where).is_dir():
         raise _missing(name, "a file, not a folder")
+    # weights are large, and are checked where they are read
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
@@ -108,7 +110,8 @@ def _on_hub(where: str, name: str | Path) -> str:
     for file in ("config.json", "tokenizer.json"):
         try:
             cached = try_to_load_from_cache(where, file)
-        except HFValidationError:  # not an id
+        except HFValidationError:
+            # not an id
             break
         if isinstance(cached, str):
             return str(Path(cached).parent)
@@ -119,9 +122,11 @@ def _on_hub(where: str, name: str | Path) -> str:
 def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
-    try:  # with the timeout of the hub's own client
+    try:
+        # with the timeout of the hub's own client
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception:  # of the HTTP library, whichever it is
+    except Exception:
+        # of the HTTP library, whichever it is
         return False
     return True
 
@@ -154,7 +159,8 @@ def find_policy(name: str | Path) -> Path:
 
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
-        except Exception as error:  # of the network, the hub, or no such id: no common base
+        except Exception as error:
+            # of the network, the hub, or no such id: no common base
             what = f"cannot download the policy {str(name)!r} from the hub"
             raise MaskwiseError(what, got=first_line(error)) from None
         where = find_weights(where)
@@ -193,7 +199,8 @@ def push_to_hub(
     try:
         made = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
-    except Exception as error:  # of the network, the hub, or not an id: no common base
+    except Exception as error:
+        # of the network, the hub, or not an id: no common base
         raise MaskwiseError(f"the hub did not take {name!r}", got=first_line(error)) from None
     return str(made)
 
@@ -219,16 +226,19 @@ def _bundled(name: str) -> Path:
 
 
 def _packaged(name: str) -> Path:
-    module = name.replace("-", "_")  # as pip writes it
+    # as pip writes it
+    module = name.replace("-", "_")
     if not module.isidentifier() or not _is_installed(module):
         do = "install it, or name another start"
         if module in PINNED:
             do = f"pip install {PINNED[module]}"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
+    # the package may be broken, or an ordinary one
     what = f"package {name!r} has no model"
     try:
         folder = Path(import_module(module).get_model_path())
-    except Exception as error:  # code of the package, which may raise anything
+    except Exception as error:
+        # code of the package, which may raise anything
         raise MaskwiseError(what, got=first_line(error)) from None
     if not (folder / "config.json").is_file():
         do = "its get_model_path() must give a folder with a config.json"
@@ -244,7 +254,8 @@ def _is_installed(module: str) -> bool:
     """
     try:
         spec = find_spec(module)
-    except ValueError:  # of a module that was not imported, such as __main__
+    except ValueError:
+        # of a module that was not imported, such as __main__
         return False
     origin = Path(spec.origin or "").resolve() if spec else Path()
     homes = [*site.getsitepackages(), site.getusersitepackages()]

@@ -160,6 +160,7 @@ class Documents:
             return Skip(NO_TEXT)
         if not text.strip():
             return Skip(EMPTY)
+        # NUL characters are a sign of a binary file
         if "\0" in text:
             return Skip(BINARY)
         if not is_utf8(text) or not is_utf8(name):
@@ -191,6 +192,7 @@ class Joined(Documents):
     def _numbered(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
+                # an attribute, because a document stays a pair of name and text
                 joined = JoinedDocument(*document)
                 joined.source = number
                 yield joined
@@ -243,6 +245,7 @@ def longest_field(source: str) -> str:
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
+    # the usual name wins, even over longer texts
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
@@ -282,6 +285,7 @@ class _Seen:
         if number in self.recent or number in self.sorted[place : place + 1]:
             return True
         self.recent.add(number)
+        # merged rarely, because a merge copies the whole array
         if len(self.recent) >= 1 << 16:
             self.sorted = np.union1d(self.sorted, list(self.recent))
             self.recent.clear()
@@ -343,6 +347,7 @@ def read_documents(
 
 def require_documents(documents: Documents) -> Documents:
     """Return `documents`, or raise a `MaskwiseError` with the reason if there are none."""
+    # one document is enough, and reading stops there
     if next(iter(documents), None) is not None:
         return documents
     why = counted(documents.skipped) or "nothing at all"

@@ -73,6 +73,7 @@ def encode(
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
     if ids is None:
+        # equal texts have equal names, and so equal masks
         names = [text_id(text) for text in texts]
     elif isinstance(ids, Iterable):
         names = [whole_number("an example id", i, least=LEAST_ID, most=MOST_ID) for i in ids]
@@ -142,6 +143,7 @@ def _truncated(ids: Array, words: Array, added: Array, limit: int | None) -> tup
     if room < 1:
         allowed = f"> {limit - room}"
         raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=allowed)
+    # the first token that is left out tells which word is cut
     cut = words[content[room]]
     if cut >= 0:
         words = np.where(words == cut, -1, words)
@@ -225,7 +227,8 @@ def _is_one_row(rows: Any) -> bool:
 def _token_ids(row: object) -> Ids:
     try:
         ids = np.asarray(row)
-    except (TypeError, ValueError):  # lists in lists, tensors that numpy does not have
+    except (TypeError, ValueError):
+        # lists in lists, tensors that numpy does not have
         raise _no_token_ids(row) from None
     if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0)):
         raise _no_token_ids(row)
@@ -275,7 +278,8 @@ class _Surfaces:
             return b"\n"
         name = self.tokenizer.convert_ids_to_tokens(token)
         if not isinstance(name, str) or token == self.tokenizer.unk_token_id:
-            return " \ufffd".encode()  # a symbol, and so a word of its own
+            # a symbol, and so a word of its own
+            return " \ufffd".encode()
         if self.bytes_by_char:
             if all(char in self.bytes_by_char for char in name):
                 return bytes(self.bytes_by_char[char] for char in name)

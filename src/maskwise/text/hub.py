@@ -19,7 +19,8 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # Arrow, JSON and version errors have no common base
+    except Exception as error:
+        # Arrow, JSON and version errors have no common base
         raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
@@ -57,5 +58,6 @@ def load_hub(source: str, name: str, config: str, **how: Any) -> Any:
 
     try:
         return datasets.load_dataset(name, config or None, **how)
-    except Exception as error:  # network, hub, builder and format errors have no common base
+    except Exception as error:
+        # network, hub, builder and format errors have no common base
         raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error

@@ -44,6 +44,7 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
         MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending
             says.
     """
+    # named, because older versions read it
     ending = ending_of(path)
     if path.name.lower().removesuffix(".gz").endswith(".ttl"):
         do = "write JSON lines: input with [START_ENT] name [END_ENT], output with the title"
@@ -101,6 +102,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        # every byte is a character of Latin-1
         if or_latin1:
             return content.decode("latin-1")
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
@@ -293,6 +295,7 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
             covered = int(last)
             members = [by_number[str(i)] for i in range(int(number), covered + 1)]
             parts = [(member[1], member[3]) for member in members]
+            # forms that do not spell the surface word cannot be located in it
             if "".join(form for form, _ in parts) != row[1]:
                 parts = [(row[1], parts[0][1])]
         words += parts
@@ -322,6 +325,7 @@ def given_spans(
             raise _odd_span(span, labels)
         start, end, *label = span
         for place in (start, end):
+            # bool is an int too
             if type(place) is not int or abs(place) >= 2**31:
                 raise _odd_span(span, labels)
         if not labels:

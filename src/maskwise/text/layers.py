@@ -162,6 +162,7 @@ def digest(*parts: object) -> str:
             content = part
         else:
             content = str(part).encode("utf-8", "surrogatepass")
+        # lengths too, so that ("ab", "c") and ("a", "bc") differ
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
 
@@ -236,6 +237,7 @@ def align(
         Name → (T,), for each of `token_layers`.
     """
     text = np.repeat(np.arange(len(found)), placed.lengths)
+    # a tag belongs to all tokens of a word, and is looked up at the first
     opens = changes(word_ids, text) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result: dict[str, Array] = {}
@@ -257,6 +259,7 @@ def align(
         covered[covered] = place[covered] < end[span[covered]]
         span = span[covered]
         if layer.kind == "spans":
+            # numbered within each text
             number = rank_within(counts).astype(np.int32)
             result[name] = _scattered(number[span], covered, empty=-1)
         if layer.dtype is None:
@@ -266,6 +269,7 @@ def align(
             result[name] = _scattered(values, covered, empty=0)
         else:
             label_layer = name + LABEL if layer.kind == "spans" else name
+            # code 0 is "none", which is −1 over tokens
             result[label_layer] = _scattered(values - 1, covered, empty=-1)
     return result
 

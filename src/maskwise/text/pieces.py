@@ -126,6 +126,7 @@ class PieceBatch(NamedTuple):
     def _words_of_rows(self, rows: int) -> Ints:
         """Return (T,) word numbers that continue from one piece of a row to the next."""
         words = self.columns["word_ids"].astype(np.int64)
+        # the number of words in the pieces before, in the same row
         words_P = np.maximum.reduceat(words, np.cumsum(self.lengths) - self.lengths) + 1
         before_P = sums_within(words_P, counts_within(self.rows, rows)) - words_P
         return np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
@@ -268,6 +269,7 @@ def _windows(
     for window in batches(
         tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
     ):
+        # columns are joined by name, so all documents must have the same
         parts = [document.columns() for document in window]
         layers = layers or [*parts[0]]
         for document, part in zip(window, parts):
@@ -307,6 +309,7 @@ def _cut(
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owner_T)
     word_T = np.cumsum(opens) - 1
+    # half a word must not be masked, so longer words are not eligible
     long = (np.bincount(word_T)[word_T] > room) & (words >= 0)
     words = np.where(long, -1, words)
 
@@ -341,6 +344,7 @@ def _cut(
     for reason, number in ((NO_TOKENS, (lengths == 0).sum()), (LONG_WORDS, (long & opens).sum())):
         if number:
             counts[reason] += int(number)
+    # parts of a long document have its name, so that they stay on one side of a split
     names = [text_id(whole_name(document.document_id)) for document in window]
     sources = [document.source for document in window]
     return {

@@ -144,6 +144,7 @@ class Prepared:
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
+        # a stream has no training rows, but the settings to read it again
         stream = folders.read_json(folder / STREAM)
         if stream is None:
             return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
@@ -203,6 +204,7 @@ def _read_beginning(corpus: CorpusSettings, maker: BlockMaker) -> _Beginning:
             size = len(document.text)
             characters += size
             if maker.holds_out(document):
+                # counted and held documents beyond their limits are passed over
                 if held < most_held:
                     begun.held_out.append(document)
                     held += size

@@ -211,6 +211,7 @@ def text_per(path: Path) -> LineKind:
     lines = lines_of(head.decode("utf-8", "ignore"))
     if len(head) == _HEAD_BYTES:
         lines = lines[:-1]
+    # blank lines separate blocks
     if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
         return "block"
     small = sum(line.lstrip()[0].islower() for line in lines)
@@ -411,6 +412,7 @@ def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
     Raises:
         MaskwiseError: the text is not among them.
     """
+    # without a text field it is still to be found
     if not fields.text:
         return columns
     text = fields.text if fields.text in columns else fields.text.split(".")[0]

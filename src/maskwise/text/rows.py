@@ -27,7 +27,8 @@ from maskwise.text.pieces import (
     write_columns,
 )
 
-if TYPE_CHECKING:  # torch takes two seconds to import; reading documents does not need it
+if TYPE_CHECKING:
+    # torch takes two seconds to import; reading documents does not need it
     from torch import Tensor
 
 LAYOUTS = ("packed", "joined", "document")
@@ -76,6 +77,7 @@ class Rows:
             cost += first >= 0
         else:
             space -= first >= 0
+        # in windows, so that a row has neighbours of the corpus and planning stays linear
         borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
         if pieces.sources is not None:
             # a row has one source, so that shares of sources are shares of rows
@@ -175,6 +177,7 @@ class Rows:
         total = np.zeros(vocab_size, dtype=np.int64)
         offsets = self.pieces.offsets
         ids = self.pieces.columns["input_ids"]
+        # in windows, because the corpus may be larger than memory
         step = max(1, WINDOW_TOKENS // self.length)
         for start in range(0, len(self.order), step):
             part = self.order[start : start + step]

@@ -83,6 +83,7 @@ class CorpusSettings(BaseModel):
             if not isinstance(name, str) or not name:
                 allowed = "a file, bundled:wikipedia, …"
                 raise MaskwiseError("a source is named by text", got=repr(name), allowed=allowed)
+        # compared in one spelling, so that ./a.txt and a.txt are the same source
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -185,6 +186,7 @@ class CorpusSettings(BaseModel):
             MaskwiseError: a source that does not exist, or cannot be read bit by bit.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
+        # names are keys of masks, so they must differ over all sources
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 

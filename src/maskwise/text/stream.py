@@ -196,7 +196,8 @@ class DatasetShard(Shard):
             )
         except MaskwiseError:
             raise
-        except Exception as error:  # network, hub, builder and format errors have no common base
+        except Exception as error:
+            # network, hub, builder and format errors have no common base
             raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def fingerprint(self) -> str:
@@ -312,13 +313,7 @@ def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:
 
 
 class Block(NamedTuple):
-    """The rows of a chunk.
-
-    Attributes:
-        rows: None if the chunk has no text to train on.
-        documents: number of documents in the rows.
-        skipped: number of documents that were left out, by reason.
-    """
+    """The rows of a chunk, or None; its documents, and those that were left out by reason."""
 
     rows: Rows | None
     documents: int
@@ -346,12 +341,9 @@ class BlockMaker:
     layers: Layered | None = None
 
     def __call__(self, chunk: Chunk) -> Block:
-        """Make the block of a chunk.
-
-        Raises:
-            MaskwiseError: what `tokenise` and `read_pieces` refuse.
-        """
+        """Make the block of a chunk."""
         documents = chunk.documents(self.fields)
+        # held out before tokenising, which is the costly part
         kept = [document for document in documents if not self.holds_out(document)]
         every = tokenise(kept, self.tokenizer, layers=self.layers)
         tokens = [document for document in every if len(document.input_ids)]
@@ -362,6 +354,7 @@ class BlockMaker:
 
     def holds_out(self, document: Document) -> bool:
         """Tell whether a document is held out: by its text, or by its name if it has parts."""
+        # repeated texts must be on one side, though nothing remembers them
         if not self.held_out:
             return False
         key = document.text

@@ -90,6 +90,7 @@ def separator_of(text: str, *, usual: str) -> str:
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
+    # the ending of the file decides where several separators fit
     if usual in widths or not widths:
         return usual
     return max(widths, key=widths.__getitem__)

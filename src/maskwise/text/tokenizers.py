@@ -46,7 +46,8 @@ from maskwise.text.words import (
     word_starts,
 )
 
-if TYPE_CHECKING:  # transformers takes two seconds to import; reading documents does not need it
+if TYPE_CHECKING:
+    # transformers takes two seconds to import; reading documents does not need it
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from maskwise.keys import Array
@@ -116,7 +117,8 @@ def load_tokenizer(
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
-    except Exception as error:  # the hub, JSON, missing extras: no common base
+    except Exception as error:
+        # the hub, JSON, missing extras: no common base
         raise MaskwiseError(
             f"cannot load {name}",
             got=first_line(error),

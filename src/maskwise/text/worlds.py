@@ -11,7 +11,7 @@ of the attribute in question. The words are the same in every world, so that a m
 another one; ``seed`` decides who lives there, and ``seed="run"`` takes the seed of the run, so that
 a study's replicate is a world and a model.
 
-Cost: a thousand texts in 0.3 s.
+Cost: 0.3 ms a text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Piece = tuple[str, str]
 class World(ABC):
     """An invented world: its texts, their layers, and questions.
 
-    It also annotates its own texts, which it looks up; other texts get no spans.
+    It also annotates its own texts, which it looks up.
     """
 
     seed: int | str = 0
@@ -119,6 +119,7 @@ class World(ABC):
             text = ""
             spans: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in self.layers}
             for word, kind in pieces:
+                # marks follow their word without a blank
                 if text and word not in ".,?":
                     text += " "
                 place = (len(text), len(text) + len(word))
@@ -149,13 +150,14 @@ class World(ABC):
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return random draws that depend on the world's seed and on their purpose."""
+        """Return random draws for a purpose."""
         # without a run the seed is that of the first run
         seed = 0 if self.seed == RUN else self.seed
         return random.Random(f"{self.name} {seed} {purpose}")
 
 
-@cache  # a study asks for it again for each of its hundreds of stages
+# cached, because a study asks for it for each of its hundreds of stages
+@cache
 def _version(world: World) -> str:
     parts = [world.name, " ".join(world.answers)]
     if "tag" in world.layers:
@@ -172,15 +174,12 @@ class FactWorld(World):
     Attributes:
         people: number of people.
         asked: the attribute that questions ask for: one of ``ATTRIBUTES``, or several.
-        facts: facts in a biography: birth (city and year), work (job and employer), study
-            (university).
-        biographies: texts for each person; the same facts in another order, among other
-            distractors.
+        facts: of a biography: birth (city, year), work (job, employer), study (university).
+        biographies: texts for each person, with the same facts in another order.
         paraphrases: number of wordings of a fact, up to three.
         friends: whether a biography also says whom the person met, and where.
         fillers: sentences in it about nobody.
         decoys: sentences in it with a useless word of the asked kind: some friend once saw a baker.
-            Then only the place of a word, and not the word, shows whether it is useful.
         others: other people than those of the questions, with other names.
         tags: whether the texts carry a third layer, ``tag``: the kind of every word, of ``TAGS``.
         seed: of the people and the texts.
@@ -246,6 +245,7 @@ class FactWorld(World):
         """Every person's name and attributes. The values of an attribute are dealt out evenly."""
         words = lexicon()
         names = list(map(" ".join, product(words["first"], words["last"])))
+        # one order for people and others, who are its two ends
         self._draw("names").shuffle(names)
         if self.others:
             # from the end, so that they share no name with the people of the questions
@@ -253,6 +253,7 @@ class FactWorld(World):
         columns = {"name": names[: self.people]}
         who = "others" if self.others else "people"
         for attribute in ATTRIBUTES:
+            # dealt out evenly, so that no answer is much commoner than others
             dealt = list(islice(cycle(words[attribute]), self.people))
             self._draw(f"{attribute} of {who}").shuffle(dealt)
             columns[attribute] = dealt
@@ -272,6 +273,7 @@ class FactWorld(World):
                 templates += [draw.choice(parts["fillers"]) for _ in range(self.fillers)]
                 decoys = [parts["decoys"][attribute] for attribute in self.answers]
                 templates += decoys * self.decoys
+                # the place of a fact must not give it away
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", _filled(templates, person, draw)
 
@@ -292,16 +294,14 @@ class CausalWorld(World):
     """Weather and crops: a question implies what happens to a crop, and no text says it.
 
     Each cause helps or harms all crops. A question names changes of some causes, and its answer is
-    ``more`` if more of the changes help than harm, else ``less``. The texts mention the same
-    changes and no effect.
+    ``more`` if most of them help, else ``less``. The texts mention changes and no effect.
 
     Attributes:
         causes: number of causes; each helps or harms, as the seed decides.
         influences: changes in a question: an odd number, so that there is no tie.
         asked: number of questions, in all splits.
         texts: number of texts in the corpus.
-        noise: share of all questions with the opposite answer, by chance: nobody can be right about
-            more than the rest, so arms that have all learned the rule stay clear of the ceiling.
+        noise: share of questions with the opposite answer, which keeps scores below the ceiling.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -349,6 +349,7 @@ class CausalWorld(World):
         crops = lexicon()["crop"]
         helping = draw.sample(causes, len(causes))[::2]
         rows: dict[str, str] = {}
+        # questions repeat by chance, so more are drawn than are needed
         for _ in range(20 * self.asked):
             if len(rows) == self.asked:
                 break
@@ -360,6 +361,7 @@ class CausalWorld(World):
                 good += (change == "more") == (cause in helping)
             question = f"{', '.join(changes)}. what {draw.choice(crops)}?"
             more = 2 * good > self.influences
+            # a stream of its own, so that noise changes no question
             if chance.random() < self.noise:
                 more = not more
             rows[question] = "more" if more else "less"
@@ -387,7 +389,6 @@ def _filled(
 
 
 def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Split rows, in their order."""
     first = round(TRAIN_SHARE * len(rows))
     second = round((TRAIN_SHARE + DEV_SHARE) * len(rows))
     return {
