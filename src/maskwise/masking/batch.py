@@ -106,7 +106,13 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: the first content token of each piece, or its first token if it has none."""
-        at = np.flatnonzero(self.content)
+        begin, content = self.begin, self.content
+        if len(content):
+            # Most pieces begin with text, or with one special token.
+            first_P = begin + ~content[begin]
+            if (first_P < self.edges[1:]).all() and content[first_P].all():
+                return first_P
+        at = np.flatnonzero(content)
         before = at.searchsorted(self.edges)
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
@@ -133,7 +139,8 @@ class AnnotatedBatch:
 
     def count_at(self, at: Array) -> Array:
         """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
-        return np.diff(at.searchsorted(self.edges))
+        before = at.searchsorted(self.edges)
+        return before[1:] - before[:-1]
 
     def layer(self, name: str, *, scores: bool = False) -> Array:
         """The (T,) layer of that name: whole numbers, or any numbers with ``scores``.

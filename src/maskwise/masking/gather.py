@@ -92,11 +92,13 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     """
     if isinstance(rows, AnnotatedBatch):
         return rows
+    if isinstance(rows, Mapping):
+        return _annotated(_stacked(rows), vocabulary)
+    # Asked after the common case: a check against a protocol takes a quarter of a millisecond.
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
-    columns = _stacked(rows) if isinstance(rows, Mapping) else _padded(rows)
-    return _annotated(columns, vocabulary)
+    return _annotated(_padded(rows), vocabulary)
 
 
 def require_rows(rows: object) -> None:
@@ -190,11 +192,14 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     opens = changes(name)
     opens[::width] = True
     start = np.flatnonzero(opens)  # of stretches with one name, which are few
-    start = start[np.logical_or.reduceat(content, start)]
+    with_text = np.logical_or.reduceat(content, start)
+    if with_text.all():  # the common case
+        return start, name[start]
+    start = start[with_text]
     row, names = start // width, name[start]
     begin = np.where(changes(row), row * width, start)
     opens = changes(row, names)
-    without_text = np.setdiff1d(np.arange(height), row) * width
+    without_text = np.flatnonzero(np.bincount(row, minlength=height) == 0) * width
     begin = np.concatenate((begin[opens], without_text))
     names = np.concatenate((names[opens], name[without_text]))
     order = begin.argsort()

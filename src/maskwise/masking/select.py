@@ -29,7 +29,7 @@ import numpy as np
 from maskwise.errors import unknown_name
 from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.units import Units
-from maskwise.segments import counts_within, first_within, order_within, sums_within
+from maskwise.segments import counts_within, first_of, first_within, order_within, sums_within
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
@@ -184,6 +184,9 @@ def up_to(
     piece = units.piece[order]
     chosen = np.zeros(len(units.piece), bool)
     counts_P = counts_within(piece, len(budget_P))
+    if units.by_token:  # units of one token leave nothing over
+        chosen[order[first_of(counts_P, budget_P)]] = True
+        return chosen
     length = units.length[order]
     fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
     chosen[order[fits]] = True
