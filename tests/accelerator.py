@@ -129,7 +129,9 @@ def is_there(tensor: Tensor) -> bool:
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation whose result is on the device if its inputs are, or if it was asked for there."""
+    """An operation whose result is on the device if its inputs are, or if it was asked for
+    there.
+    """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     given = [each for each in tensors if isinstance(each, There)]
     asked = kwargs.get("device")

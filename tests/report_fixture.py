@@ -227,7 +227,9 @@ def failure_record(arm: str, seed: int, **more: Any) -> dict:
 
 
 def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int = 0) -> list[dict]:
-    """metrics.jsonl of one run: a loss that falls from 7.6 towards `loss`, and the ratio in force."""
+    """metrics.jsonl of one run: a loss that falls from 7.6 towards `loss`, and the ratio in
+    force.
+    """
     rng = np.random.default_rng(seed)
     numbers = [float(x) for x in ratio[ratio.index("(") + 1 : -1].split(",")]
     lines = []

@@ -224,7 +224,9 @@ def test_masks_and_positions() -> None:
 
 @pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
 def test_attention_with_dropout_has_the_scale_that_is_asked_for(scaling: float | None) -> None:
-    """T5 asks for 1, and others for the root of the width. A rate below 1 / 65,536 drops nothing."""
+    """T5 asks for 1, and others for the root of the width. A rate below 1 / 65,536 drops
+    nothing.
+    """
     draw = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=draw)
     documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))

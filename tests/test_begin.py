@@ -48,7 +48,7 @@ def test_the_shell_completes_commands(
 
 
 # Check
-# -----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_check_says_what_is_wrong_before_anything_is_trained(
 
 
 # A recipe for one's own files
-# ------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def write_texts(path: Path, *, english: bool) -> Path:
@@ -243,7 +243,7 @@ def test_new_refuses_the_options_of_a_run(
 
 
 # The files of strangers
-# ------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

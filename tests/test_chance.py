@@ -35,7 +35,9 @@ def test_several_attributes_are_guessed_each_among_its_own_answers() -> None:
 
 
 def facts(relation: str | None) -> list[dict[str, object]]:
-    """Questions about jobs and seats; half of the jobs are one job, and so are three of four seats."""
+    """Questions about jobs and seats; half of the jobs are one job, and so are three of four
+    seats.
+    """
     rows: list[dict[str, object]] = []
     for n in range(400):
         split = "test" if n % 8 > 4 else "train"

@@ -1,4 +1,6 @@
-"""The drop-in collator: the step travels with the data, through 0 or 2 workers and any batch split."""
+"""The drop-in collator: the step travels with the data, through 0 or 2 workers and any batch
+split.
+"""
 
 from __future__ import annotations
 

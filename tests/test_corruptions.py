@@ -147,7 +147,9 @@ def test_t5_is_the_published_example() -> None:
 
 
 def test_infilling_is_the_published_example() -> None:
-    """Lewis et al. 2020, figure 2: A B C D E. with C-D masked by one token; the target is the text."""
+    """Lewis et al. 2020, figure 2: A B C D E. with C-D masked by one token; the target is the
+    text.
+    """
     table(
         "infill(mean=None)",
         ("<s> a b {c d} e . </s>", "<s> a b <mask> e . </s>", "<s> a b c d e . </s>"),

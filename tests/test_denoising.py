@@ -131,7 +131,9 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
 
 
 def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_path: Any) -> None:
-    """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not scaled."""
+    """T5 1.1 as it is published: gated, its head not tied to the embeddings, and states not
+    scaled.
+    """
     model(
         "t5", tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False
     ).save_pretrained(tmp_path)

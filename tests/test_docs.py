@@ -165,7 +165,9 @@ def test_the_recipes_of_the_readme_say_what_they_seem_to_say(tmp_path: Path) -> 
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every ``maskwise …`` in the page's blocks of bash, without the program's name."""
+    """The words of every ``maskwise …`` in the page's blocks of bash, without the program's
+    name.
+    """
     lines = [
         line
         for block in blocks_of(page)

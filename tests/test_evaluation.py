@@ -68,7 +68,9 @@ TOKENIZER = wordpiece()
 
 
 class Known(nn.Module):
-    """Logits of a place are a table's row for the token before plus another's for the token behind."""
+    """Logits of a place are a table's row for the token before plus another's for the token
+    behind.
+    """
 
     def __init__(self, *, seed: int | None = 0, positions: int = 64):
         super().__init__()
@@ -574,7 +576,9 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
 def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
     data: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device is asked for once, for a folder: "meta" stands for one on which this cannot go on."""
+    """The device is asked for once, for a folder: "meta" stands for one on which this cannot go
+    on.
+    """
     monkeypatch.setattr(
         sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta")
     )

@@ -1,4 +1,6 @@
-"""Imports point one way, along the flow of data; and nothing heavy is imported before it is needed."""
+"""Imports point one way, along the flow of data; and nothing heavy is imported before it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ ONLY = {
 
 
 def room_of(module: str) -> str:
-    """``masking.policies.given`` → ``masking``; the most exact name that has a place in the order."""
+    """``masking.policies.given`` → ``masking``; the most exact name that has a place in the
+    order.
+    """
     parts = module.split(".")
     names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     return next((name for name in names if name in LEVEL), parts[0])

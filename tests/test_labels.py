@@ -1,4 +1,6 @@
-"""Labels as files hold them: what is a class, what is missing, and when whole numbers are classes."""
+"""Labels as files hold them: what is a class, what is missing, and when whole numbers are
+classes.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def mix(folder: Path, **weights: float) -> str:
-    return f"corpus.source={json.dumps({str(folder / f'{name}.jsonl'): w for name, w in weights.items()})}"
+    mixed = {str(folder / f"{name}.jsonl"): weight for name, weight in weights.items()}
+    return f"corpus.source={json.dumps(mixed)}"
 
 
 @given(

@@ -310,7 +310,9 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def test_dropout_makes_the_pair_in_evaluation_too_and_leaves_no_trace() -> None:
-    """An encoder without dropout gets 0.1 for these passes alone, and probes with one seed agree."""
+    """An encoder without dropout gets 0.1 for these passes alone, and probes with one seed
+    agree.
+    """
     torch.manual_seed(3)
     arm, batch = contrast(torch.randn(15, 5), dropout=0.0)
     modes = [(m.training, getattr(m, "p", None)) for m in arm.eval().modules()]

@@ -101,7 +101,7 @@ def kinds(names: list[str]) -> dict[str, int]:
 
 
 # Stages that are shared
-# ------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
@@ -208,7 +208,7 @@ def _written(recipe: Any, folder: Path) -> Path:
 
 
 # Choosing
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
 
 
 # Blocks of seeds
-# -------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("search", [[], [RATES, "study.gate=[words-30, token-15]"]])
@@ -557,7 +557,9 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
 
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):
-    """Losses of different vocabularies, whichever setting makes them; and tasks without dev rows."""
+    """Losses of different vocabularies, whichever setting makes them; and tasks without dev
+    rows.
+    """
     rows = [
         {"text": f"{a} b", "text_pair": f"b {a}", "score": s}
         for a, s in zip("abcd", (0.1, 0.4, 0.2, 0.9))
@@ -658,7 +660,7 @@ def test_a_point_that_diverged_is_never_chosen(recipe, tmp_path, fake):
 
 
 # Matching
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["targets", "flops"])
@@ -816,7 +818,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
 
 
 # Bad input
-# -------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -883,7 +885,7 @@ def test_more_than_six_contrasts_are_refused(recipe):
 
 
 # Recipes that extend others
-# --------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_recipe_extends_another(recipe, tmp_path):

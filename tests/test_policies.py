@@ -1,4 +1,6 @@
-"""Policies: what each offers and chooses, against enumeration, published laws and hand-worked rows."""
+"""Policies: what each offers and chooses, against enumeration, published laws and hand-worked
+rows.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +173,9 @@ def test_offered_span_lengths_are_the_truncated_geometric() -> None:
 
 
 def test_chosen_span_lengths() -> None:
-    """``expected`` chooses lengths nearly as offered; ``exact`` favours short ones in short rows."""
+    """``expected`` chooses lengths nearly as offered; ``exact`` favours short ones in short
+    rows.
+    """
     rows = single_words(12_000, 64)
     batch = gather(rows, vocabulary())
     inclusion = {}

@@ -1,4 +1,6 @@
-"""Recipes: every one works, mistakes name the nearest right thing, and are found before any work."""
+"""Recipes: every one works, mistakes name the nearest right thing, and are found before any
+work.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_the_name_of_a_recipe_that_moved_gives_its_path():
     ],
 )
 def test_every_recipe_trains(name, tmp_path):
-    """Each arm for two steps on a little of its own corpus; the tokenizer and the model made small."""
+    """Each arm for two steps on a little of its own corpus; the tokenizer and the model made
+    small.
+    """
     file = find_recipe(name)
     whole = read_recipe(file)
     try:
@@ -416,7 +420,9 @@ def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, poli
 
 
 def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatch):
-    """What masked diffusion had put into the recipe stayed in arms and phases of other objectives."""
+    """What masked diffusion had put into the recipe stayed in arms and phases of other
+    objectives.
+    """
     monkeypatch.chdir(tmp_path)
     base = ["study.contrasts=null", "study.baseline=null"]
     recipe = read_recipe("diffusion", [*base, "study.arms={rates: {}, words: {objective: mlm}}"])

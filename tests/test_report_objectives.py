@@ -1,4 +1,6 @@
-"""The section about several objectives: shares, probe losses, cost, notes; and the table of tasks."""
+"""The section about several objectives: shares, probe losses, cost, notes; and the table of
+tasks.
+"""
 
 from __future__ import annotations
 

@@ -200,7 +200,8 @@ def test_what_is_no_mistake_and_is_said(path: Path) -> None:
     ]
     [line] = check_inputs(read_recipe(path, more))
     assert line.startswith(
-        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is predicted"
+        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is "
+        "predicted"
     )
     words = [
         "objectives.sbo={masking: {policy: whole-word}}",

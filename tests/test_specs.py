@@ -1,4 +1,6 @@
-"""The little language of settings: what it reads, what it refuses, and that it shows what it read."""
+"""The little language of settings: what it reads, what it refuses, and that it shows what it
+read.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_package_that_raises_is_one_line(package):
 
 
 # Names
-# ------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
 
 
 # Loading
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
@@ -370,7 +370,9 @@ def test_nothing_left_to_train_is_said():
 
 
 def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
-    """Matrix products alone; attention scores, which the formula leaves out, are other operators."""
+    """Matrix products alone; attention scores, which the formula leaves out, are other
+    operators.
+    """
     rows, targets = 8, 20
     # biases and norms hardly count
     network = model("bert", hidden_size=64, intermediate_size=256, vocab_size=2000)
@@ -393,7 +395,7 @@ def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
 
 
 # In recipes
-# -------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -528,7 +530,7 @@ def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
 
 
 # The reference
-# ----------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):

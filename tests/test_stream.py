@@ -103,7 +103,7 @@ def ids_of(rows: StreamedRows, step: int) -> list[int]:
 
 
 # Shards
-# --------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -219,7 +219,7 @@ def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
 
 
 # Rows
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
@@ -349,7 +349,7 @@ def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
 
 
 # Going on
-# ------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def point(done: int) -> Point:
@@ -423,7 +423,7 @@ def test_too_little_text_is_one_line(folder: Path, tokenizer) -> None:
 
 
 # What is prepared
-# -----------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(

@@ -75,7 +75,7 @@ def finished(recipe, tmp_path_factory) -> Path:
 
 
 # What a study leaves
-# ---------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_study_leaves_the_files_that_the_documentation_names(finished):
@@ -176,18 +176,21 @@ import json, sys, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 folder = {str(stage / "checkpoint")!r}
-model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(),
+AutoTokenizer.from_pretrained(folder)
 assert tokenizer.mask_token_id is not None and model.config.vocab_size == len(tokenizer)
 losses = {{}}
 for kind in ("token", "whole-word"):
     tensors, total, count = load_file({str(tmp_path)!r} + f"/{{kind}}.safetensors"), 0.0, 0
     for number in sorted({{name.split(".")[0] for name in tensors}}):
-        batch = {{name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(number + ".")}}
+        batch = {{name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(number
+        + ".")}}
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = model(**batch).logits
         where = labels != {IGNORE}
-        total += float(torch.nn.functional.cross_entropy(logits[where], labels[where], reduction="sum"))
+        total += float(torch.nn.functional.cross_entropy(logits[where], labels[where],
+        reduction="sum"))
         count += int(where.sum())
     losses[kind] = total / count
 assert "maskwise" not in sys.modules
@@ -202,7 +205,7 @@ print(json.dumps(losses))
 
 
 # Stages
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
@@ -292,7 +295,7 @@ def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
 
 
 # Interruptions
-# ---------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -330,7 +333,9 @@ def _interrupted(study: tuple[Any, ...], out: Path) -> None:
 
 
 def _killed(study: tuple[Any, ...], out: Path) -> None:
-    """Kill a study, in a copy of this process, as soon as it trains on; its workers must then end."""
+    """Kill a study, in a copy of this process, as soon as it trains on; its workers must then
+    end.
+    """
     before = _lines(out)
     process = multiprocessing.get_context("fork").Process(
         target=lambda: (os.setsid(), maskwise(*study))
@@ -361,7 +366,7 @@ def test_two_studies_do_not_write_into_one_folder(finished, recipe, capfd):
 
 
 # Failures
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):

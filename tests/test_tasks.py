@@ -1,4 +1,6 @@
-"""Tasks: metrics against published examples, alignment, data rules, bad input, a whole fine-tuning."""
+"""Tasks: metrics against published examples, alignment, data rules, bad input, a whole
+fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ TEXT = (
 
 
 # Metrics
-# -------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_accuracy_counts_unseen_and_lost_as_wrong():
@@ -82,7 +84,7 @@ def test_no_entity_goes_over_the_end_of_a_sentence():
 
 
 # Data
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def rows_of(n, classes=3, **more):
@@ -275,7 +277,7 @@ def test_a_column_inside_another_is_suggested(tmp_path):
 
 
 # Encoding
-# ------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def metaspace_tokenizer(scheme):
@@ -417,7 +419,7 @@ def test_bad_tokenizers_and_lengths():
 
 
 # Objective and fine-tuning
-# -------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def tiny_config(tokenizer, **more):

@@ -36,7 +36,7 @@ from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
 
 # Metrics
-# -------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_interval_over_items_is_that_of_a_mean():
 
 
 # Records
-# -------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 LEXICON = "red green blue cat dog fox runs sleeps sits big small old house river tree park"
 WORDS = LEXICON.split(" ")
@@ -132,7 +132,9 @@ def write(path, rows):
 
 
 def loaded(tmp_path, rows, options="", name="mine.jsonl"):
-    """The test rows of a file in which every row is of the test, and one is there for the others."""
+    """The test rows of a file in which every row is of the test, and one is there for the
+    others.
+    """
     path = write(
         tmp_path / name,
         [row | {"split": split} for split in ("train", "dev", "test") for row in rows],
@@ -443,7 +445,7 @@ def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
 
 
 # Fine-tuning
-# ---------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -694,7 +696,7 @@ def test_settings_of_the_search_make_another_task(tmp_path, copying):
 
 
 # The best state on dev
-# -----------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def best_of(tokenizer, task, **changes):

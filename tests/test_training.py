@@ -156,7 +156,8 @@ BLOCKS["roberta"], BLOCKS["electra"] = (
     BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra")
 )
 BLOCKS["albert"] = (
-    r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\.(attention\.(query|key|value|dense)|ffn|ffn_output)"
+    r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\."
+    r"(attention\.(query|key|value|dense)|ffn|ffn_output)"
 )
 
 
@@ -175,7 +176,9 @@ HEADS = {
 def test_hidden_matrices_are_those_of_blocks_and_prediction_head(
     architecture: str, auto: Any
 ) -> None:
-    """Also where a width equals the number of positions, and with more classes than hidden units."""
+    """Also where a width equals the number of positions, and with more classes than hidden
+    units.
+    """
     awkward = {"max_position_embeddings": 16, "type_vocab_size": 24, "num_labels": 30}
     net = auto.from_config(
         config(architecture, **({} if auto is AutoModelForMaskedLM else awkward))
@@ -228,7 +231,9 @@ def test_muon_needs_blocks() -> None:
 
 
 def test_muon_in_batches_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tall and wide matrices, two of one shape, a transpose, one without a gradient; several steps."""
+    """Tall and wide matrices, two of one shape, a transpose, one without a gradient; several
+    steps.
+    """
     # torch's rounds to bfloat16; in single precision the two are the same sums in another order.
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     shapes = [(12, 5), (5, 12), (12, 5), (7, 7), (5, 12), (3, 4)]
@@ -343,7 +348,9 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_state_with_nonsense_in_it_is_skipped(
     file: str, content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the manifest was made to fit; the run begins anew and ends as if nothing had been."""
+    """Also where the manifest was made to fit; the run begins anew and ends as if nothing had
+    been.
+    """
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=3, save_every=2)
     state = tmp_path / "resume" / "step-00000002"
@@ -664,7 +671,9 @@ def test_new_models_are_a_function_of_their_seed() -> None:
 # has no such bias
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "eurobert"])
 def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> None:
-    """In every architecture, and it survives tying: a fresh model's loss is about the unigram loss."""
+    """In every architecture, and it survives tying: a fresh model's loss is about the unigram
+    loss.
+    """
     log_unigram = torch.linspace(-9.0, 0.0, FIRST + WORDS).log_softmax(0)
     net = new_model(config(architecture), seed=0, log_unigram=log_unigram).eval()
     ids = HELD_OUT.batch(torch.arange(8))["input_ids"]

@@ -1,4 +1,6 @@
-"""Studies of transfer: the diagonal and the rest of a table of policies by tasks, and its heat map."""
+"""Studies of transfer: the diagonal and the rest of a table of policies by tasks, and its heat
+map.
+"""
 
 from __future__ import annotations
 

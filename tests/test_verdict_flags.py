@@ -57,7 +57,7 @@ def advice_in(row: dict) -> list[str]:
 
 
 # Floors and chance
-# -----------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def at_levels(
@@ -149,11 +149,13 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
 
 
 # Measures that differ
-# --------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_item_noise_is_another_interval_and_is_said():
-    """Two points on 400 items: one share at .5 is uncertain by 1.96 · sqrt(.25 / 400) = 4.9 points."""
+    """Two points on 400 items: one share at .5 is uncertain by 1.96 · sqrt(.25 / 400) = 4.9
+    points.
+    """
     close = {
         "token-15": CLEAR["token-15"],
         "token-30": [x + 0.02 + 1e-4 * i for i, x in enumerate(CLEAR["token-15"])],
@@ -233,7 +235,7 @@ def test_seeds_and_ratios_must_be_whole():
 
 
 # What was tuned, and how
-# ------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_without_a_search_a_study_decides_at_its_settings_and_says_so():
@@ -308,7 +310,7 @@ def test_a_tie_of_a_whole_grid_is_noted():
 
 
 # Runs that are missing
-# --------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_missing_runs_are_noted_and_no_pair_is_no_comparison():

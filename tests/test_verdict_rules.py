@@ -50,7 +50,7 @@ def primaries(summary: dict) -> dict[tuple[str, str], dict]:
 
 
 # The gate
-# ------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def gated(
@@ -156,7 +156,7 @@ def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_
 
 
 # Blocks
-# --------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_before_every_planned_replicate_is_there_nothing_is_tested():
@@ -204,7 +204,7 @@ def test_the_gate_is_the_first_contrast_and_none_of_the_six():
 
 
 # Looks
-# ---------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_planned_looks_share_one_error_whichever_of_them_decides():
@@ -345,7 +345,7 @@ def test_the_advice_on_runs_spends_no_error_twice(runs, looks, code):
 
 
 # Tasks that can tell
-# -------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any) -> dict:
@@ -416,7 +416,7 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
 
 
 # The margin
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def test_a_margin_in_nats_compares_losses():
@@ -431,7 +431,7 @@ def test_a_margin_in_nats_compares_losses():
 
 
 # What can be told, beforehand
-# ----------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def recipe_of(**study: Any) -> Recipe:

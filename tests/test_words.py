@@ -1,4 +1,6 @@
-"""The word layer: the rule on characters, and that every family of tokenizers gets the same words."""
+"""The word layer: the rule on characters, and that every family of tokenizers gets the same
+words.
+"""
 
 from __future__ import annotations
 
@@ -336,7 +338,7 @@ def test_encode_gives_control_tokens_no_word_but_unknown_ones(tokenizer):
 
 
 # Rows of tokens, for datasets.map
-# ---------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -1,4 +1,6 @@
-"""What is put around a model changes nothing but its memory, its speed and where its weights are."""
+"""What is put around a model changes nothing but its memory, its speed and where its weights
+are.
+"""
 
 from __future__ import annotations
 

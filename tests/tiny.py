@@ -23,7 +23,9 @@ WORDS = [first + second for first in SYLLABLES[0].split() for second in SYLLABLE
 
 
 def write_inputs(folder: Path) -> Path:
-    """corpus.jsonl (60 documents), task.jsonl (40 rows) and recipe.yaml; returns the recipe's path."""
+    """corpus.jsonl (60 documents), task.jsonl (40 rows) and recipe.yaml; returns the recipe's
+    path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
     texts = []
