@@ -13,21 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "maskwise"
 
 AT_MOST = {
-    "files": 189,
-    "nodes": 311_208,
-    "nodes_a_code_line": 11.6,
-    "ternaries": 1032,
-    "comprehensions": 1800,
-    "nested_comprehensions": 176,
-    "walruses": 80,
-    "tuple_assignments": 547,
-    "any": 330,
-    "getattr3": 62,
-    "fmt_skip": 173,
-    "widest": 120,
-    "longest_file": 450,
+    "files": 179,
+    "nodes": 290_133,
+    "nodes_a_code_line": 9.9,
+    "ternaries": 677,
+    "comprehensions": 1430,
+    "nested_comprehensions": 37,
+    "walruses": 5,
+    "tuple_assignments": 118,
+    "any": 252,
+    "getattr3": 39,
+    "fmt_skip": 0,
+    "widest": 100,
+    "longest_file": 489,
 }
-AT_LEAST = {"comment_lines_percent": 0.7}
+AT_LEAST = {"comment_lines_percent": 1.7}
 
 
 def _house():
