@@ -402,7 +402,7 @@ def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_ba
 
 
 def test_a_text_that_is_none_is_named_by_its_place() -> None:
-    for texts, got in ((["a", None], "NoneType at place 1"), ("a", "one string")):
+    for texts, got in ((["a", None], "NoneType at place 1"), ("a", "str")):
         with pytest.raises(MaskwiseError, match=f"texts must be a list of strings; got {got}"):
             encode(tokenizer(), texts)
 
