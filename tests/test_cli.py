@@ -25,7 +25,7 @@ from transformers import (
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
-from tiny import maskwise, read_lines, start, write_inputs, write_lines
+from tiny import maskwise, read_lines, start, write_inputs
 
 SHORT = [
     "training.steps=10",
@@ -45,126 +45,66 @@ def inputs(tmp_path) -> Path:
 # ----------------------------------------------------------------------------
 
 
-def _missing(folder: Path) -> list[str]:
-    return [f"corpus.source={folder}/nowhere.txt"]
-
-
-def _empty(folder: Path) -> list[str]:
-    (folder / "empty.txt").write_text(" \n\n \n")
-    return [f"corpus.source={folder}/empty.txt"]
-
-
-def _binary(folder: Path) -> list[str]:
-    (folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
-    return [f"corpus.source={folder}/binary.txt"]
-
-
-def _utf16(folder: Path) -> list[str]:
-    (folder / "utf16.txt").write_bytes(("Ein Satz über Bäume. " * 50).encode("utf-16"))
-    return [f"corpus.source={folder}/utf16.txt"]
-
-
-def _latin1(folder: Path) -> list[str]:
-    (folder / "latin.txt").write_bytes(
-        "\n\n".join(f"Größe Nummer {n}" for n in range(50)).encode("latin-1")
-    )
-    return [f"corpus.source={folder}/latin.txt"]
-
-
-def _broken_archive(folder: Path) -> list[str]:
-    whole = gzip.compress(b'{"text": "a word"}\n' * 5000)
-    (folder / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    return [f"corpus.source={folder}/cut.jsonl.gz"]
-
-
-def _no_field(folder: Path) -> list[str]:
-    return [f"corpus.source={folder}/corpus.jsonl", "corpus.text_field=body"]
-
-
-def _no_mask_token(folder: Path) -> list[str]:
+def _write_tokenizers(folder: Path) -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[PAD]": 2}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(
+    maskless = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]"
-    ).save_pretrained(folder / "t")
-    return [f"tokenizer.name={folder}/t"]
-
-
-def _slow(folder: Path) -> list[str]:
-    ByT5Tokenizer(mask_token="<extra_id_0>").save_pretrained(folder / "slow")
-    return [f"tokenizer.name={folder}/slow", "masking.policy=whole-word"]
-
-
-def _no_tokenizer(folder: Path) -> list[str]:
-    return [f"tokenizer.name={folder}/nothing"]
-
-
-def _no_labels(folder: Path) -> list[str]:
-    write_lines(folder / "unlabelled.jsonl", [{"text": f"text {n}"} for n in range(40)])
-    return [f"tasks=[{folder}/unlabelled.jsonl]"]
-
-
-def _empty_labels(folder: Path) -> list[str]:
-    write_lines(folder / "blank.jsonl", [{"text": f"text {n}", "label": ""} for n in range(40)])
-    return [f"tasks=[{folder}/blank.jsonl]"]
-
-
-def _one_document(folder: Path) -> list[str]:
-    (folder / "one.txt").write_text("A single document of a few words.")
-    return [f"corpus.source={folder}/one.txt", "corpus.length=8", "finetune.max_length=8"]
-
-
-BAD = {
-    _missing: "does not exist",
-    _empty: "no document",
-    _binary: "binary",
-    _utf16: "UTF",
-    _latin1: "UTF-8",
-    _broken_archive: "cut.jsonl.gz",
-    _no_field: "'body'",
-    _no_mask_token: "no mask token",
-    _slow: "a slow tokenizer has no character offsets",
-    _no_tokenizer: "there is no model or tokenizer",
-    _no_labels: "no label column",
-    _empty_labels: "no label",
-    _one_document: "corpus.held_out=0.2 leaves the ",
-}
-
-
-# Pre-training looks at no task; that one document cannot be parted is seen by a study's worker only
-# (below).
-CASES = [("study", bad) for bad in BAD if bad is not _one_document]
-CASES += [("pretrain", bad) for bad in BAD if bad not in (_no_labels, _empty_labels)]
-
-
-@pytest.mark.parametrize(
-    "command, bad", CASES, ids=lambda value: getattr(value, "__name__", value).strip("_")
-)
-def test_bad_input_is_one_line_and_nothing_is_written(command, bad, inputs, tmp_path, capfd):
-    overrides = bad(inputs)
-    capfd.readouterr()
-    assert (
-        maskwise(command, inputs / "recipe.yaml", *overrides, "--out", tmp_path / "deep" / "out")
-        == 2
     )
-    out, err = capfd.readouterr()
-    assert BAD[bad] in err and err.count("\n") == 1 and err.startswith("maskwise: ") and not out
-    assert not (tmp_path / "deep" / "out").exists()
+    maskless.save_pretrained(folder / "maskless")
+    ByT5Tokenizer(mask_token="<extra_id_0>").save_pretrained(folder / "slow")
+
+
+LATIN = "\n\n".join(f"Größe Nummer {n}" for n in range(50)).encode("latin-1")
+ARCHIVE = gzip.compress(b'{"text": "a word"}\n' * 5000)
+UNLABELLED = b'{"text": "a text"}\n' * 40
+BLANK = b'{"text": "a text", "label": ""}\n' * 40
+BAD = {
+    "nowhere.txt": (None, ["corpus.source=FILE"], "does not exist"),
+    "empty.txt": (b" \n\n \n", ["corpus.source=FILE"], "no document"),
+    "binary.txt": (bytes(range(256)) * 40, ["corpus.source=FILE"], "binary"),
+    "utf16.txt": (("Ein Satz. " * 50).encode("utf-16"), ["corpus.source=FILE"], "UTF"),
+    "latin.txt": (LATIN, ["corpus.source=FILE"], "UTF-8"),
+    "cut.jsonl.gz": (ARCHIVE[: len(ARCHIVE) // 2], ["corpus.source=FILE"], "cut.jsonl.gz"),
+    "corpus.jsonl": (None, ["corpus.source=FILE", "corpus.text_field=body"], "'body'"),
+    "maskless": (None, ["tokenizer.name=FILE"], "no mask token"),
+    "slow": (
+        None,
+        ["tokenizer.name=FILE", "masking.policy=whole-word"],
+        "a slow tokenizer has no character offsets",
+    ),
+    "nothing": (None, ["tokenizer.name=FILE"], "there is no model or tokenizer"),
+    "unlabelled.jsonl": (UNLABELLED, ["tasks=[FILE]"], "no label column"),
+    "blank.jsonl": (BLANK, ["tasks=[FILE]"], "no label"),
+}
+"""By the name of a file: its content, the settings that name it, and what is wrong with it."""
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(name, inputs, tmp_path, capfd):
+    content, settings, said = BAD[name]
+    _write_tokenizers(inputs)
+    if content is not None:
+        (inputs / name).write_bytes(content)
+    settings = [setting.replace("FILE", str(inputs / name)) for setting in settings]
+    capfd.readouterr()
+    # pre-training looks at no task
+    for command in ("study",) if "tasks" in settings[0] else ("study", "pretrain"):
+        out = tmp_path / "deep" / "out"
+        assert maskwise(command, inputs / "recipe.yaml", *settings, "--out", out) == 2
+        printed, err = capfd.readouterr()
+        assert said in err and err.count("\n") == 1 and err.startswith("maskwise: ") and not printed
+        assert not out.exists()
 
 
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
-    arguments = _one_document(inputs)
-    assert (
-        maskwise(
-            "study", inputs / "recipe.yaml", *arguments, "--out", tmp_path / "out", "--jobs", 1
-        )
-        == 2
-    )
-    assert (
-        capfd.readouterr()
-        .err.splitlines()[-1]
-        .startswith("maskwise: corpus.held_out=0.2 leaves the ")
-    )
-    assert not (tmp_path / "out").exists()
+    """That one document cannot be split is seen when the text is prepared."""
+    (inputs / "one.txt").write_text("A single document of a few words.")
+    few = [f"corpus.source={inputs}/one.txt", "corpus.length=8", "finetune.max_length=8"]
+    for command in (["study", "--jobs", 1], ["pretrain"]):
+        out = tmp_path / "out"
+        assert maskwise(command[0], inputs / "recipe.yaml", *few, "--out", out, *command[1:]) == 2
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert last.startswith("maskwise: corpus.held_out=0.2 leaves the ") and not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,10 @@ def test_damaged_json_is_nothing(tmp_path: Path, content: bytes) -> None:
     assert list(read_lines(tmp_path / "a.jsonl")) == [{"a": 1}]
 
 
-def test_missing_files_are_nothing(tmp_path: Path) -> None:
-    assert read_json(tmp_path / "no") is None and list(read_lines(tmp_path / "no")) == []
+def test_missing_files_and_lines_below_a_file_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "stage").write_text("in the way")
+    for name in ("no", "stage/metrics.jsonl"):
+        assert read_json(tmp_path / name) is None and list(read_lines(tmp_path / name)) == []
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -128,9 +130,3 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
-
-
-def test_lines_below_a_file_are_no_lines(tmp_path):
-    """A stage whose place is taken by a file fails by itself, and takes no finished run with it."""
-    (tmp_path / "stage").write_text("in the way")
-    assert list(read_lines(tmp_path / "stage" / "metrics.jsonl")) == []
