@@ -134,14 +134,16 @@ class Candidate(TypedDict):
     setting: dict[str, object]
     score: float | None
     """The mean over outcomes, each standardised over the grid; None where the run failed."""
-    scores: dict[str, float] | None
-    """By outcome; more is better. In older files a list of one for each seed."""
     mean: NotRequired[float | None]
     """The score in older files."""
+    scores: dict[str, float] | None
+    """By outcome; more is better. In older files a list of one for each seed."""
 
 
 class Record(TypedDict, total=False):
-    """A line of records.jsonl; ``kind`` says which of the other keys it has."""
+    """The keys of records.jsonl that are read; ``kind`` says which of them a line has. docs/files.md
+    names all.
+    """
 
     kind: str
     arm: str
@@ -151,16 +153,12 @@ class Record(TypedDict, total=False):
     task: str
     metric: str
     score: float
-    fine_tuning: list[float]
-    """The scores of the fine-tuning seeds, whose mean is the score."""
     majority: float | None
     """The task's majority; there where it depends on the tokenizer or on nothing."""
     item_error: float
     """The standard error of the score over test items, by resampling sentences and documents."""
     item_sd: float
     """The standard deviation of the items' scores, in tasks that are answered in words."""
-    interval: list[float]
-    """A 95 % bootstrap interval of the score over items."""
     dev: list[float | None]
     others: dict[str, float]
     """Further metrics on the same items, such as macro-f1 beside accuracy."""
@@ -174,12 +172,8 @@ class Record(TypedDict, total=False):
     higher_is_better: bool
     items: int
     steps: int
-    tokens: int
-    targets: int
     flops: float
     probe_flops: float
-    objectives: dict[str, int]
-    """The steps of each objective, where a sampler chose among several."""
     stage: str
     error: str
     by: str
@@ -189,10 +183,6 @@ class Record(TypedDict, total=False):
     """
     chosen: dict[str, object] | None
     candidates: list[Candidate]
-    seeds: list[int]
-    """In older files: the seeds that a setting was chosen with, for all runs of the arm."""
-    border: bool
-    """In older files: whether the choice was at the edge of the grid."""
     tied: bool
     """Whether all points of the grid have the same scores."""
     role: str
@@ -206,22 +196,6 @@ class Record(TypedDict, total=False):
     tokens were masked ``whole`` times, some of them ``part`` times."""
     whole: int
     part: int
-    method: str
-    gain: float
-    """By how many nats of dev a step under a policy is better than one under even weights."""
-    best_step: int
-    stopped: str
-    """Why the learning of a policy ended early."""
-    overshoot: str
-    """Which inner step of the learning raises its own loss."""
-    weight_on_labels: float
-    """The share of a policy's weight that lies on answers, in texts that it has not learned from.
-    """
-    labelled_words: float
-    """The answers' share of all words there, which even weights would have."""
-    runs: int
-    best: str
-    mean: float
 
 
 class Ends(TypedDict):

@@ -1,12 +1,8 @@
-"""Files and folders that are whole or not there, folders that one process claims, and JSON lines.
+"""Atomic writes, manifests, locks, JSON lines, and where recipes are found.
 
-Everything that maskwise keeps is written here: under a temporary name beside its place, then
-renamed. An interruption leaves the old content or the new one, and what a killed process leaves
-behind has a name that ``sweep`` knows. A full disk or a folder that cannot be written is one line
-for the user, never a traceback.
-
-A folder with a manifest (``write_folder``) also says what its files held, so that ``damage`` finds
-a flipped bit. Hashing costs about a second for a gigabyte.
+Every file is written under a temporary name and renamed, so that an interruption leaves the old
+content or the new one. A manifest (``write_folder``) has the hashes of a folder's files; hashing
+takes about a second for a gigabyte.
 """
 
 from __future__ import annotations
@@ -33,18 +29,16 @@ from maskwise.specs import split_options
 MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 RELEASE_SECONDS = 0.2
-"""How long a lock is tried for: its file may be one that another process is just removing."""
+"""How long to retry a lock: another process may be removing its file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""How long a shared file system may take to show what was written elsewhere, and how long ranks
-wait for rank 0.
-"""
+"""How long to wait for files of another machine, and how long ranks wait for rank 0."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says against writing to ``path`` into one line.
+    """Turn errors of writing to ``path`` into one line.
 
     Raises:
         MaskwiseError: a full disk, a folder that is read-only or is not there.
@@ -52,8 +46,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers are written in Rust, and raise errors of their own for a full
-        # disk.
+        # safetensors and tokenizers, written in Rust, raise other errors for a full disk
         if not isinstance(error, OSError) and "(os error " not in str(error):
             raise
         got = getattr(error, "strerror", None) or str(error)
@@ -62,7 +55,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is whole or not there; missing folders above it are made.
+    """Write a file, whole or not at all, and the folders above it.
 
     Raises:
         MaskwiseError: it cannot be written.
@@ -84,7 +77,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite: JSON has no such numbers.
+    """The same with None for every number that is not finite, which JSON cannot hold.
 
     >>> finite({"score": float("nan"), "dev": [0.5]})
     {'score': None, 'dev': [0.5]}
@@ -102,9 +95,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or it holds anything else (it was
-    cut, say).
-    """
+    """The JSON object in a file; None where it is missing or damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -113,9 +104,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a file of lines, those that are whole: the last line may have been cut by
-    a power failure.
-    """
+    """The JSON objects in a file of lines; a line that a power failure has cut is skipped."""
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
             with suppress(ValueError, RecursionError):
@@ -125,11 +114,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write into a new folder, add the manifest, and only then give the folder its
-    name.
+    """Let ``fill`` write into a new folder, add the manifest, and then rename the folder.
 
-    A folder of that name is replaced. A process that is killed between removing the old folder and
-    renaming the new one leaves neither; at any other time one of the two is whole.
+    A folder of that name is replaced. Only a process that is killed between removing the old folder
+    and renaming the new one leaves neither.
 
     Raises:
         MaskwiseError: it cannot be written.
@@ -140,7 +128,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         try:
             partial.mkdir(parents=True)
             fill(partial)
-            # A card is for people, who may write in it; everything else is for programs.
+            # A card is not hashed: people may edit it.
             files = sorted(
                 path for path in partial.rglob("*") if path.is_file() and path.name != CARD
             )
@@ -155,11 +143,10 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """What is wrong with a folder that ``write_folder`` wrote, in a few words; None where every
-    file is as it was.
+    """What is wrong with a folder of ``write_folder``; None where no file has changed.
 
     Args:
-        weights: whether to look at ``*.safetensors`` too, which take a second for a gigabyte.
+        weights: whether to hash ``*.safetensors`` too.
     """
     hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
     if not isinstance(hashes, dict):
@@ -176,8 +163,7 @@ def damage(folder: Path, *, weights: bool = True) -> str | None:
 
 
 def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
-    """Check a folder before it is read. One without a manifest, from the hub or another program, is
-    not checked.
+    """Refuse a damaged folder. One without a manifest, such as from the hub, is not checked.
 
     Args:
         weights: as for ``damage``.
@@ -198,18 +184,18 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
-    """Keep other processes out of a folder for as long as the context lasts.
+    """Keep other processes out of a folder while the context lasts.
 
-    The operating system holds the lock and frees it when the process dies, however that ends: what
-    stays is a file with nothing behind it. On a file system without locks nobody is kept out.
+    The operating system frees the lock when the process dies. On a file system without locks
+    nothing is locked.
 
     Args:
-        what: what the folder is used for, as the second process hears it: "another study runs in".
+        what: the use of the folder, for the second process's error: "another study runs in".
         lock: the name of the lock's file in the folder.
-        stays: whether that file is left at the end.
+        stays: whether to keep that file at the end.
 
     Raises:
-        MaskwiseError: another process has the folder, or it cannot be written.
+        MaskwiseError: another process holds the lock, or the folder cannot be written.
     """
     path, holder = folder / lock, None
     with writing(folder):
@@ -221,7 +207,7 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
                 holder = path.read_text() or None
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    with suppress(OSError):  # a full disk: whoever comes second hears less
+    with suppress(OSError):  # on a full disk the second process's error has no holder
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
@@ -232,14 +218,13 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
-    """The lock of a file, held until it is released; on a file system without locks nothing is
-    locked.
+    """Acquire the lock of a file; on a file system without locks nothing is locked.
 
     Args:
-        wait: seconds for which another process may have it; negative: as long as it takes.
+        wait: seconds to wait for another process; negative: without limit.
 
     Raises:
-        Timeout: another process has it still.
+        Timeout: another process still holds it.
     """
     held = FileLock(path, timeout=wait, fallback_to_soft=False)
     try:
@@ -251,9 +236,7 @@ def locked(path: Path, *, wait: float) -> FileLock:
 
 
 def appears(path: Path, *, within: float | None = None) -> bool:
-    """Whether a file is there. If not, wait (LATE_SECONDS): what another machine wrote may show
-    late.
-    """
+    """Whether a file exists, after waiting for it: other machines' files may appear late."""
     end = time.monotonic() + (LATE_SECONDS if within is None else within)
     while not path.is_file():
         if time.monotonic() > end:
@@ -263,8 +246,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait, on the other ranks, for what rank 0 writes: to prepare a text can outlast a
-    collective's time limit.
+    """Wait, on other ranks, for a file of rank 0, longer than a collective's time limit.
 
     Raises:
         MaskwiseError: an hour has passed.
@@ -274,36 +256,32 @@ def require_file(path: Path) -> None:
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:
-    """Refuse a folder that holds something else than what is to be written into it.
+    """Refuse an output folder with unrelated content.
 
     Args:
         folder: may be missing or empty.
-        marks: names (patterns) of which one at least is in a folder of the right kind.
+        marks: patterns of names; a folder of the right kind matches at least one.
         what: the right kind, such as "a study".
 
     Raises:
         MaskwiseError: a file, or a folder with other content.
     """
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():
         raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
-    if (
-        folder.is_dir()
-        and any(folder.iterdir())
-        and not any(any(folder.glob(mark)) for mark in marks)
-    ):
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+    names = sorted(path.name for path in folder.glob("*"))
+    if names and not any(any(folder.glob(mark)) for mark in marks):
         do = f"give a new folder, or that of {what}"
-        raise MaskwiseError(f"--out {folder} holds something else", got=names, do=do)
+        got = ", ".join(names[:3])
+        raise MaskwiseError(f"--out {folder} holds something else", got=got, do=do)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half-written below a folder. Only for who has
-    claimed it.
-    """
+    """Remove partial files of killed processes below a folder that this process has claimed."""
     for partial in list(folder.rglob(".*.partial")):
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(
-            missing_ok=True
-        )
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def _partial(path: Path) -> Path:
@@ -328,14 +306,12 @@ def shipped() -> dict[str, Path]:
 
 
 def looked_in(path: Path) -> str | None:
-    """What a message says of a path that is not there: where a relative one was looked for."""
+    """For the error of a missing path: the folder that a relative one was looked for in."""
     return None if path.is_absolute() else f"no such path in {Path.cwd()}"
 
 
 def refuse_missing(*names: str) -> None:
-    """Refuse what is spelt like a file and does not exist; a task may have its options in brackets
-    behind it.
-    """
+    """Refuse names that look like files and do not exist; options in brackets are left out."""
     for name in names:
         file, _ = split_options(name)
         spelt = (Path(file).suffix or "/" in file) and not file.startswith(("hf:", "bundled:"))
@@ -344,8 +320,7 @@ def refuse_missing(*names: str) -> None:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe, or of a shipped one by name. It is here so that a typo is told before
-    torch is imported.
+    """The file of a recipe, or of a shipped one by name; without importing torch.
 
     Raises:
         MaskwiseError: no such recipe.

@@ -4,7 +4,7 @@ fair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Annotated, Literal
 
@@ -240,23 +240,24 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
-        if self.share:
-            pairs.append(("share", self.share, [*self.arms]))
+        pairs: list[tuple[str, Sequence[str]]] = [("contrasts", p) for p in self.contrasts or ()]
         if self.gate:
-            pairs.append(("gate", self.gate.contrast, compared))
-        named = [(f"study.{setting}", arm, known) for setting, pair, known in pairs for arm in pair]
-        if self.search:
-            named += [("study.search.own", arm, [*self.arms]) for arm in self.search.own]
-        if self.baseline is not None:
-            named.append(("study.baseline", self.baseline, [*self.arms]))
-        for setting, arm, known in named:
-            if arm not in known:
-                raise unknown_name(f"arm in {setting}", arm, known)
-        for setting, (arm, baseline), _ in pairs:
+            pairs.append(("gate", self.gate.contrast))
+        if self.share:
+            pairs.append(("share", self.share))
+        for setting, (arm, baseline) in pairs:
             if arm == baseline:
                 what = f"study.{setting} names two different arms"
                 raise MaskwiseError(what, got=[arm, baseline])
+        if self.search:
+            pairs.append(("search.own", [*self.search.own]))
+        if self.baseline is not None:
+            pairs.append(("baseline", [self.baseline]))
+        for setting, names in pairs:
+            known = compared if setting in ("contrasts", "gate") else self.arms
+            for name in names:
+                if name not in known:
+                    raise unknown_name(f"arm in study.{setting}", name, known)
 
     @property
     def seed_list(self) -> tuple[int, ...]:
