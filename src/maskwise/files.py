@@ -141,7 +141,8 @@ class Candidate(TypedDict):
 
 
 class Record(TypedDict, total=False):
-    """The keys of records.jsonl that are read; ``kind`` says which of them a line has. docs/files.md
+    """The keys of records.jsonl that are read; ``kind`` says which of them a line has.
+    docs/files.md
     names all.
     """
 
