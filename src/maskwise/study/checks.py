@@ -26,6 +26,7 @@ from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
+from maskwise.samplers import sampler
 from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import FinetuneSettings, load_task
@@ -35,8 +36,12 @@ from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.readers import whole_name
+from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.words import text_id
 from maskwise.training import MaskedSource
+from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
@@ -180,6 +185,7 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
         if arm.tokenizer_name:
             _check_words(link, tokenizer)
         _check_rows(link)
+        _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()
         kinds = [one.kind for one in link.objectives.values()] or [objective_class(link.objective)]
         for objective in kinds:
@@ -331,6 +337,56 @@ def _check_rows(link: Recipe) -> None:
                 got=f"{how.batch_size}, in {how.accumulate * ranks} parts",
                 allowed="even parts of 4 or more",
             )
+
+
+def _check_probes(link: Recipe, tokenizer: Any) -> None:
+    """Refuse a text whose held-out side is too small for the probes of a sampler that learns.
+
+    Training counts the rows exactly, but a later phase gets there after hours of work.
+    """
+    if link.corpus.stream or not link.objectives:
+        return
+    chooser = sampler(link.sampler, list(link.objectives))
+    if not chooser.every:
+        return
+    sizes = []
+    for arm in link.objectives.values():
+        wanted = chooser.probed_rows(twins=arm.kind.twins)
+        sizes.append(probe_rows(wanted, ranks=ranks_here(), twins=arm.kind.twins))
+    judging = link.evaluation.rows
+    least = judging + max(sizes)
+    most = most_held_out(link.corpus, tokenizer, enough=least)
+    if most < least:
+        raise MaskwiseError(
+            "the text that is held out is too little for the sampler's probes",
+            got=f"at most {most} rows",
+            allowed=f"≥ {least}: {judging} for evaluation, {max(sizes)} for probes",
+            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows "
+            f"or the sampler's rows (now {chooser.rows})",
+        )
+
+
+def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int:
+    """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
+
+    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is still
+    to be trained (None) makes at most one token of each byte.
+    """
+    room = max(1, corpus.length - 2)
+    # No tokenizer puts this many letters into so few rows, so that no more of a text is read.
+    longest = 16 * enough * corpus.length
+    most = 0
+    for document in corpus.documents():
+        if not is_held_out(text_id(whole_name(document.id)), corpus.held_out):
+            continue
+        if len(document.text) > longest:
+            return enough
+        text = document.text
+        tokens = len(tokenizer.tokenize(text)) if tokenizer else len(text.encode())
+        most += 1 + 2 * ((tokens + 1) // (room + 1))
+        if most >= enough:
+            return enough
+    return most
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
