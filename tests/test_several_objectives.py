@@ -18,12 +18,13 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import spread
 from maskwise.models import new_config, new_model
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_inputs, most_held_out
+from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import judging_rows, learning, rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
+from maskwise.text.settings import most_held_out
 from tiny import maskwise, read_lines, write_inputs
 
 

@@ -30,7 +30,6 @@ from maskwise.learning.meta import Point
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import judge, learn_supervised
-from maskwise.models import ModelSettings
 from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.tasks.judge import load_network
@@ -38,6 +37,7 @@ from maskwise.tasks.tensors import Cutter, TaskSource, batches, encode, padding_
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings, log_frequencies, train
+from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

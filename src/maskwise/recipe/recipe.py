@@ -24,7 +24,6 @@ from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import Learned, policy
 from maskwise.masking.settings import MaskingSettings
-from maskwise.models import ModelSettings
 from maskwise.objectives import (
     MaskedDiffusion,
     Objective,
@@ -39,6 +38,7 @@ from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
+from maskwise.training.settings import ModelSettings
 
 ARM_PARTS = (
     "corpus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,8 @@ from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
-from maskwise.text.pieces import UNKNOWN
-from maskwise.text.readers import whole_name
-from maskwise.text.rows import is_held_out
-from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.text.words import text_id
+from maskwise.text.pieces import unknown_share
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, most_held_out
 from maskwise.training import MaskedSource
 from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
@@ -366,29 +363,6 @@ def _check_probes(link: Recipe, tokenizer: Any) -> None:
         )
 
 
-def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int:
-    """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
-
-    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is still
-    to be trained (None) makes at most one token of each byte.
-    """
-    room = max(1, corpus.length - 2)
-    # No tokenizer puts this many letters into so few rows, so that no more of a text is read.
-    longest = 16 * enough * corpus.length
-    most = 0
-    for document in corpus.documents():
-        if not is_held_out(text_id(whole_name(document.id)), corpus.held_out):
-            continue
-        if len(document.text) > longest:
-            return enough
-        text = document.text
-        tokens = len(tokenizer.tokenize(text)) if tokenizer else len(text.encode())
-        most += 1 + 2 * ((tokens + 1) // (room + 1))
-        if most >= enough:
-            return enough
-    return most
-
-
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
     """Refuse text in which a policy finds nothing to mask, or no more than a unit a text.
 
@@ -429,27 +403,6 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
             "than the budget",
             got=f"no target in {len(steps)} batches",
             do="take the policy token, or text with spaces; maskwise inspect shows the masks",
-        )
-
-
-def unknown_share(counts: Mapping[str, int]) -> float:
-    """The share of a text's tokens that its tokenizer does not know."""
-    return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
-
-
-def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """
-    Raises:
-        MaskwiseError: most tokens of a text are unknown to its tokenizer.
-    """
-    share = unknown_share(counts)
-    if share > 0.5:
-        raise MaskwiseError(
-            f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
-            got=f"{counts[UNKNOWN]:,} × [UNK]",
-            allowed="at most half",
-            do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
-            "or bpe",
         )
 
 

@@ -16,19 +16,19 @@ from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, o
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.learning.run import Lesson
 from maskwise.masking.policies.given import Learned
-from maskwise.models import ModelSettings
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
-from maskwise.study.checks import require_known_tokens
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, trained_recipe
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
+from maskwise.text.pieces import require_known_tokens
 from maskwise.text.prepared import first_characters
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
+from maskwise.training.settings import ModelSettings
 
 
 def run_stage(stage: Stage, stages: Path) -> Plain:

@@ -404,3 +404,24 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             what = f"{path} is damaged"
             raise MaskwiseError(what, got=str(error), do="prepare the corpus again") from error
     return columns, about
+
+
+def unknown_share(counts: Mapping[str, int]) -> float:
+    """The share of a text's tokens that its tokenizer does not know."""
+    return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
+
+
+def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
+    """
+    Raises:
+        MaskwiseError: most tokens of a text are unknown to its tokenizer.
+    """
+    share = unknown_share(counts)
+    if share > 0.5:
+        raise MaskwiseError(
+            f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
+            got=f"{counts[UNKNOWN]:,} × [UNK]",
+            allowed="at most half",
+            do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
+            "or bpe",
+        )

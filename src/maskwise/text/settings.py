@@ -12,10 +12,11 @@ from tokenizers import AddedToken
 
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
-from maskwise.text.readers import Fields
+from maskwise.text.readers import Fields, whole_name
+from maskwise.text.rows import is_held_out
 from maskwise.text.stream import Shard, read_shards, rename_alike, shards_of
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
-from maskwise.text.words import word_rule
+from maskwise.text.words import text_id, word_rule
 from maskwise.text.worlds import read_world
 
 
@@ -258,3 +259,26 @@ class TokenizerSettings(BaseModel):
         names = [f"<extra_id_{number}>" for number in range(self.sentinels)]
         tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
         return tokenizer
+
+
+def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int:
+    """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
+
+    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is still
+    to be trained (None) makes at most one token of each byte.
+    """
+    room = max(1, corpus.length - 2)
+    # No tokenizer puts this many letters into so few rows, so that no more of a text is read.
+    longest = 16 * enough * corpus.length
+    most = 0
+    for document in corpus.documents():
+        if not is_held_out(text_id(whole_name(document.id)), corpus.held_out):
+            continue
+        if len(document.text) > longest:
+            return enough
+        text = document.text
+        tokens = len(tokenizer.tokenize(text)) if tokenizer else len(text.encode())
+        most += 1 + 2 * ((tokens + 1) // (room + 1))
+        if most >= enough:
+            return enough
+    return most

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import Kind, check_fit
+from maskwise.models import Fields, load_config, load_model, new_config, new_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -153,3 +159,53 @@ class TrainingSettings(BaseModel):
     def micro_rows(self, ranks: int) -> int:
         """Rows of one micro-batch on one rank."""
         return self.batch_size // (self.accumulate * ranks)
+
+
+class ModelSettings(BaseModel):
+    """The model part of a recipe: a new model from a configuration, or a pre-trained one.
+
+    >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
+    True
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pretrained: str | None = None
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (installed). None: new weights."""
+    architecture: str = "modernbert"
+    settings: Fields = {}
+    """Fields of the architecture's configuration, such as hidden_size."""
+    unigram_bias: bool = True
+    """Start the output bias of a new head at the log-frequencies of the training text."""
+
+    @field_validator("settings")
+    @classmethod
+    def _truth(cls, value: Fields) -> Fields:
+        """Read ``yes`` and ``no`` as booleans, because no setting is such a word."""
+        words = {"yes": True, "on": True, "no": False, "off": False}
+        return {key: words.get(str(setting), setting) for key, setting in value.items()}
+
+    def config(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+    ) -> PreTrainedConfig:
+        """The pre-trained model's configuration, or a new one for rows of ``length``."""
+        if self.pretrained:
+            return load_config(self.pretrained, kind=kind)
+        return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
+
+    def model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        *,
+        kind: Kind,
+        seed: int,
+        log_unigram: Tensor,
+    ) -> PreTrainedModel:
+        """The model to train; ``log_unigram`` as for ``new_model``."""
+        bias = log_unigram if self.unigram_bias else None
+        if not self.pretrained:
+            return new_model(self.config(tokenizer, length, kind=kind), seed=seed, log_unigram=bias)
+        network = load_model(self.pretrained, kind=kind, seed=seed, log_unigram=bias)
+        check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+        return network
