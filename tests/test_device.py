@@ -398,8 +398,8 @@ from transformers import BertForMaskedLM, Trainer  # what they need of a system 
 for name in ("fcntl", "resource"):
     sys.modules[name] = None
 del signal.SIGUSR1
-signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]  # as Windows has
-it
+# as Windows has it
+signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]
 import maskwise as mw, maskwise.training, maskwise.study
 from maskwise.signals import ASKED
 assert mw.MaskingTrainer and ASKED == (signal.SIGTERM,)

@@ -14,20 +14,20 @@ PACKAGE = ROOT / "src" / "maskwise"
 
 AT_MOST = {
     "files": 179,
-    "nodes": 290_264,
+    "nodes": 290_734,
     "nodes_a_code_line": 9.9,
-    "ternaries": 677,
-    "comprehensions": 1430,
-    "nested_comprehensions": 37,
+    "ternaries": 678,
+    "comprehensions": 1431,
+    "nested_comprehensions": 36,
     "walruses": 5,
     "tuple_assignments": 119,
-    "any": 252,
+    "any": 255,
     "getattr3": 39,
     "fmt_skip": 0,
     "widest": 100,
     "longest_file": 450,
 }
-AT_LEAST = {"comment_lines_percent": 1.7}
+AT_LEAST = {"comment_lines_percent": 1.9}
 
 
 def _house():

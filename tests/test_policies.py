@@ -371,10 +371,9 @@ def test_a_policy_of_one_s_own_with_bad_weights_is_refused(factor: float) -> Non
 
 @pytest.mark.parametrize("spec", [None, 3, Token])
 def test_what_is_no_policy_is_one_line(spec: Any) -> None:
-    with pytest.raises(
-        MaskwiseError, match="this is no policy" if spec is not Token else r"an object: Token\("
-    ):
+    with pytest.raises(MaskwiseError) as refused:
         Masker(tokenizer(), policy=spec)
+    assert refused.value.got == repr(spec)
 
 
 def test_rare_tokens_come_more_often() -> None:

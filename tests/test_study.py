@@ -176,8 +176,8 @@ import json, sys, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 folder = {str(stage / "checkpoint")!r}
-model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(),
-AutoTokenizer.from_pretrained(folder)
+model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
 assert tokenizer.mask_token_id is not None and model.config.vocab_size == len(tokenizer)
 losses = {{}}
 for kind in ("token", "whole-word"):

@@ -260,8 +260,8 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
         ),
         ("ud-pos(40)", {}, r"arguments of task 'ud-pos\(40\)'; .*train_rows=300"),
         ("ud-pos(kind=parts_of-speech)", {}, "unknown kind of task 'parts_of-speech'"),
-        ("ud-pos(name=5)", {}, "name of task 'ud-pos'; got 5; allowed: a text"),
-        ("ud-pos(train_rows=many)", {}, "train_rows of task 'ud-pos'; got many"),
+        ("ud-pos(name=5)", {}, "name of task 'ud-pos' is not valid; got 5; allowed: a text"),
+        ("ud-pos(train_rows=many)", {}, "train_rows of task 'ud-pos' is not valid; got 'many'"),
     ],
 )
 def test_bad_arguments(spec, options, says):

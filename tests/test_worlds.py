@@ -355,12 +355,15 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ),
         ("factworld(asked=hobby)", "asked of factworld; got hobby; allowed: job, city, year"),
         ("factworld(facts=[birth])", "with one about the job"),
-        ("factworld(friends=2)", "friends of factworld; got 2; allowed: True or False"),
+        (
+            "factworld(friends=2)",
+            "world factworld(friends=2): friends is not valid; got 2; allowed: True or False",
+        ),
         ("factworld(seed=now)", "seed of factworld is not valid; got 'now'"),
         ("factworld(people=20", "cannot read this setting"),
         (
             "factworld(train_rows=few)",
-            "train_rows of task 'factworld'; got few; allowed: a whole number",
+            "train_rows of task 'factworld' is not valid; got 'few'; allowed: a whole number",
         ),
         (
             "causalworld(noise=.7)",

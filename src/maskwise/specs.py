@@ -142,6 +142,8 @@ def _fitting(what: str, value: object, annotation: object) -> object:
         finite_number(what, value)
     elif wanted == "bool" and not isinstance(value, bool):
         raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="True or False")
+    elif wanted == "str" and not isinstance(value, str):
+        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="a text")
     return value
 
 
