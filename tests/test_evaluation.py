@@ -464,11 +464,11 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
         ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
         (
             "bundled:pairs(items=many)",
-            "items of evaluation set 'bundled:pairs' is not valid; got 'many'; allowed: a whole number",
+            "items of evaluation set 'bundled:pairs' is not valid; got 'many'; allowed: a whole",
         ),
         (
             "bundled:pairs(items=2.5)",
-            "items of evaluation set 'bundled:pairs' is not valid; got 2.5; allowed: a whole number",
+            "items of evaluation set 'bundled:pairs' is not valid; got 2.5; allowed: a whole",
         ),
     ],
 )

@@ -120,7 +120,9 @@ class Units:
         """Turn selected units (U,) bool into selected tokens (T,) bool."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         at = np.flatnonzero(chosen_U)
-        if self.start is not None:
+        if self.by_token:
+            chosen[self.tokens[at]] = True
+        elif self.start is not None:
             chosen[listed(self.start[at], self.length[at])] = True
         else:
             chosen[self.tokens[chosen_U.take(self.unit)]] = True

@@ -197,19 +197,23 @@ class Bert(Corruption):
             draw = batch.draw(keys, Purpose.SHOW, at)
         labels = np.full_like(batch.input_ids, IGNORE)
         labels[at] = original
-        shown = np.full_like(original, vocabulary.require_mask())
-        other = np.flatnonzero(~within(draw, self.mask))
-        shown[other] = original[other]
-        random = other[within(draw[other], self.mask + self.random)]
-        ordinary = vocabulary.ordinary
-        if by_unit:  # tokens of a unit share their draw, but not their replacement
-            number = below(batch.draw(keys, Purpose.REPLACE, at[random]), len(ordinary))
-            shown[random] = ordinary[number]
-        elif self.random:  # the rest of the draw says which token
-            low, high = self.mask, self.mask + self.random
-            shown[random] = ordinary[split(draw[random], low, high, len(ordinary))]
         input_ids = batch.input_ids.copy()
-        input_ids[at] = shown
+        input_ids[at] = vocabulary.require_mask()
+        # Most are masked now; the others get their token back, or a random one.
+        other = np.flatnonzero(~within(draw, self.mask))
+        shown = original[other]
+        if self.random:
+            draw = draw[other]
+            low, high = self.mask, self.mask + self.random
+            random = np.flatnonzero(within(draw, high))
+            ordinary = vocabulary.ordinary
+            if by_unit:  # tokens of a unit share their draw, but not their replacement
+                again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
+                number = below(again, len(ordinary))
+            else:  # the rest of the draw says which token
+                number = split(draw[random], low, high, len(ordinary))
+            shown[random] = ordinary[number]
+        input_ids[at[other]] = shown
         return Corrupted(input_ids, labels)
 
 
