@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -281,6 +282,34 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(arguments, said, capfd):
     assert maskwise("inspect", "A text.", *arguments) == 2
+    out, err = capfd.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+
+
+def test_roles_of_a_tokenizer_may_come_from_its_class(tokenizer, tmp_path):
+    folder = shutil.copytree(tokenizer, tmp_path / "t")
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    [given], [plain] = look(TEXT, "token", str(folder)), look(TEXT, "token", tokenizer)
+    assert given.shown.ratio == pytest.approx(plain.shown.ratio, abs=0.1)
+
+
+CUT = '{"version": "1.0", "trunc'
+
+
+@pytest.mark.parametrize(
+    "file, old, new, said",
+    [
+        ("tokenizer.json", r"[\s\S]+", CUT, "cannot load tokenizer"),
+        ("tokenizer_config.json", r"[\s\S]+", CUT, "cannot load tokenizer"),
+        ("tokenizer_config.json", r"[\s\S]+", "[]", "cannot load tokenizer"),
+        ("tokenizer.json", r'("\[MASK\]"): 4', r"\1: 2147483648", "too large a token id"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_line(file, old, new, said, tokenizer, tmp_path, capfd):
+    damaged = shutil.copytree(tokenizer, tmp_path / "t") / file
+    damaged.write_text(re.sub(old, new, damaged.read_text("utf-8"), count=1), "utf-8")
+    assert maskwise("inspect", TEXT, "--tokenizer", tmp_path / "t") == 2
     out, err = capfd.readouterr()
     assert said in err and err.count("\n") == 1 and not out
 

@@ -36,6 +36,7 @@ from maskwise.specs import split_calls
 from maskwise.starts import find_start
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
 from maskwise.text.layers import align
+from maskwise.text.tokenizers import MOST_TOKENS
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 if TYPE_CHECKING:
@@ -79,15 +80,18 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder of ``save_pretrained``; None if it has another format."""
-        files = folder / "tokenizer.json", folder / "tokenizer_config.json"
-        if not all(file.is_file() for file in files):
+        """Read a folder of ``save_pretrained``; None if transformers must read or refuse it."""
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            names = {role: config.get(f"{role}_token") for role in SPECIAL}
+            # Older versions write a dict with the settings of the token.
+            plain = {r: n["content"] if isinstance(n, dict) else n for r, n in names.items() if n}
+            made = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), plain)
+            largest = max([*made.get_vocab().values(), *made([""]).encodings[0].ids])
+        except Exception:  # tokenizers raises nothing narrower
             return None
-        config = json.loads(files[1].read_text(encoding="utf-8"))
-        names = {role: config.get(f"{role}_token") for role in SPECIAL}
-        # Older versions write a dict with the settings of the token.
-        plain = {r: n["content"] if isinstance(n, dict) else n for r, n in names.items() if n}
-        return cls(Tokenizer.from_file(str(files[0])), plain)
+        roles = [getattr(made, f"{role}_token_id") for role in ("unk", "pad", "mask")]
+        return None if None in roles or largest >= MOST_TOKENS else made
 
     def get_vocab(self) -> dict[str, int]:
         return self.backend.get_vocab(with_added_tokens=True)
@@ -107,9 +111,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: as in the text, with the white space before it.
-        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another token),
-        ``kept``
-            (selected, but unchanged).
+        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another
+            token), ``kept`` (selected, but unchanged).
         shown: what the model reads instead; empty where it reads the text itself.
     """
 
@@ -311,12 +314,8 @@ def inspect_text(
         layers = text_layers(tools, plain, spans, given)
         for maker in makers:
             layers |= _annotated_layers(maker, tools, plain)
-        when: dict[str, Any] = {
-            "step": step,
-            "total_steps": total_steps,
-            "layers": layers,
-            "model": network,
-        }
+        when: dict[str, Any] = {"step": step, "total_steps": total_steps}
+        when |= {"layers": layers, "model": network}
         for spec, masker in maskers.items():
             shown = show_masks(masker, tools, plain, **when)
             inspected.append(Inspected(spec, corrupted, plain, shown))
