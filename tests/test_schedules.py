@@ -152,3 +152,21 @@ def test_a_composition_draws_where_its_parts_do() -> None:
     spec = "then(scaled(uniform(0.2, 0.6), 0.5), 0.5, linear(0.3, 0.1))"
     assert (float(rows(spec).min()), float(rows(spec).max())) == pytest.approx((0.1, 0.3), abs=1e-4)
     assert rows(spec, step=75).unique().tolist() == pytest.approx([0.2])
+
+
+@pytest.mark.parametrize(
+    "function, got",
+    [
+        (lambda step, total: step / total, "got ZeroDivisionError: division by zero"),
+        (lambda step, total: None, "got TypeError"),
+    ],
+    ids=["raises", "nothing"],
+)
+def test_a_function_that_fails_is_one_line(function, got):
+    with pytest.raises(MaskwiseError, match="failed at step 3") as caught:
+        schedule(function)(3)
+    assert got in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_function_may_return_a_tensor():
+    assert schedule(lambda step, total: torch.tensor(0.25))(3) == 0.25

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number
+from maskwise.errors import MaskwiseError, finite_number, first_line
 from maskwise.keys import Array
 from maskwise.specs import Call, build
 
@@ -103,7 +103,13 @@ class FunctionSchedule(Schedule):
         pass  # a function is only evaluated at the steps of a run
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        ratio = self.function(step, total_steps or 0)
+        try:
+            ratio = float(self.function(step, total_steps or 0))
+        except Exception as error:  # whatever a user's function raises
+            what = f"the ratio's {self.name} failed at step {step}"
+            got = f"{type(error).__name__}: {first_line(error)}"
+            do = "return a number for (step, total steps)"
+            raise MaskwiseError(what, got=got, do=do) from error
         return finite_number(f"the ratio of {self.name} at step {step}", ratio, least=0, most=1)
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
