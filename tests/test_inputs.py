@@ -80,7 +80,7 @@ def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refus
     with pytest.warns(UserWarning, match="no example_id"):
         masker()([{"input_ids": IDS}, {"input_ids": IDS}], epoch=0)
     for rows in ([one(example_id="a")], {"input_ids": torch.tensor([IDS]), "example_id": ["a"]}):
-        refused(lambda rows=rows: masker()(rows, epoch=0), "example_id", "text")  # type: ignore[misc]
+        refused(lambda rows=rows: masker()(rows, epoch=0), "example_id must be whole", "text")  # type: ignore[misc]
 
 
 def test_rows_without_tokens_need_no_type() -> None:
@@ -114,6 +114,8 @@ ROWS: list[tuple[object, str]] = [
     ([one(input_ids=iter(IDS))], "list_iterator in row 0"),
     ([one(input_ids=[FIRST, None])], "'input_ids'"),
     ([one(input_ids=[2**70])], "64 bits"),
+    ([one(word_ids=[2**63 + 5] * LENGTH)], "9223372036854775813; allowed: below 2⁶³"),
+    ([one(token_type_ids=np.full(LENGTH, 2**63 + 5, np.uint64))], "allowed: below 2⁶³"),
     ([one(example_id=True)], "bool"),
     ([one(example_id=1.5)], "float64"),
     ([one(example_id=2**70)], "64 bits"),

@@ -289,6 +289,8 @@ def _common_kind(name: str, values: Sequence[object]) -> str:
     """What all rows hold in a column; rows may differ in columns that masking does not read."""
     kinds = [_kind_of(value) for value in values]
     found = set(kinds) - {EMPTY} or {TOKENS}
+    if name == "example_id" and TEXT in found:
+        raise MaskwiseError("example_id must be whole numbers", got=TEXT)
     if TOKENS not in found and (name != "example_id" or found == {MISSING}):
         return MISSING
     wanted = TOKENS if TOKENS in found else SINGLE
@@ -305,6 +307,8 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
         if len(value) != length:
             what = f"layer {name!r} of row {row} has the wrong length"
             raise MaskwiseError(what, got=len(value), allowed=length)
+    if all(isinstance(value, list | tuple) for value in values):
+        values = [list(chain.from_iterable(values))]  # read at once: one array a row is slow
     # numpy makes floats of empty lists, so these stay out.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
@@ -348,9 +352,14 @@ def read_numbers(name: str, value: Any) -> Array:
 
 
 def _whole(name: str, values: Array) -> Array:
-    """Convert to int64; uint64 ids keep their bits."""
+    """Convert to int64; an ``example_id`` of uint64 keeps its bits."""
     # Bools are masks, but not ids. Columns without any token may be floats.
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
+    if name != "example_id" and values.dtype == np.uint64 and values.size:
+        largest = int(values.max())
+        if largest >= 2**63:
+            what = f"column {name!r}: a number is too large"
+            raise MaskwiseError(what, got=largest, allowed="below 2⁶³")
     return values.astype(np.int64, copy=False)
