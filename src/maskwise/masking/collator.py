@@ -194,10 +194,10 @@ class StepBatchSampler:
         for step in range(self.first_step, self.per_epoch * self.epochs):
             epoch, place = divmod(step, self.per_epoch)
             if epoch != ordered:
-                order = permutation(self.size, seed=self.seed, epoch=epoch).tolist()
+                order = permutation(self.size, seed=self.seed, epoch=epoch)
                 ordered = epoch
             for part in range(self.accumulate):
                 batch = (place * self.accumulate + part) * self.ranks + self.rank
                 start = batch * self.batch_size
-                rows = order[start : start + self.batch_size]
+                rows = order[start : start + self.batch_size].tolist()
                 yield [(index, step, epoch) for index in rows]
