@@ -325,6 +325,14 @@ def test_missing_runs_are_noted_and_no_pair_is_no_comparison():
     assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
 
 
+def test_missing_runs_are_noted_where_those_of_the_start_failed():
+    start = "no-pretraining"
+    lines = [score_record(start, seed, "task-0", 0.4) for seed in range(7)]
+    lost = [failure_record(start, 7)]
+    row = judged(more=[*lines, *lost], contrasts=[["token-30", start]], reference=start)
+    assert facts_of(row, "missing-runs") == {"missing": 1, "planned": 8}
+
+
 # Measures that differ
 
 

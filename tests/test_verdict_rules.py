@@ -22,7 +22,7 @@ from maskwise.study.statistics import (
     runs_to_decide,
     sign_flip_test,
 )
-from maskwise.study.verdict import summarise
+from maskwise.study.verdict import primary_pairs, summarise
 from maskwise.study.verdict.words import advice_of
 from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
@@ -121,6 +121,37 @@ def test_a_gate_has_runs_of_its_own_at_default_settings():
     assert "looked-before" in codes(
         primaries(summarise([*records, *own], looked))["oracle", "random"]
     )
+
+
+def test_looks_of_older_folders_name_no_seeds_and_no_contrasts():
+    study, records = study_of(GATED, contrasts=[["method", "random"]])
+    study["gate"] = {"contrast": ["oracle", "random"], "closes": []}
+    own = [
+        score_record(arm, s - FRESH_RUN, "task-0", x, role="gate")
+        for arm in ("oracle", "random")
+        for s, x in enumerate(GATED[arm])
+    ]
+    for looked, capped in ((None, False), ([{"runs": 6, "looks": None}], True)):
+        study["looked"] = looked
+        for row in primaries(summarise([*records, *own], study)).values():
+            assert ("looked-before" in codes(row)) == capped
+
+
+def test_a_contrast_with_the_start_needs_a_measure_of_it_behind_a_gate_too():
+    study = make_study(runs=8, arms=dict.fromkeys(GATED, 0), tasks=0)
+    study["contrasts"] = [("method", "no-pretraining")]
+    study["gate"] = {"contrast": ("oracle", "random"), "closes": []}
+    study["reference"] = None
+    with pytest.raises(MaskwiseError, match="nothing is measured of it"):
+        primary_pairs(study)
+
+
+def test_the_pair_of_a_gate_with_a_search_is_compared_at_its_best_too():
+    study = make_study(runs=8, arms=dict.fromkeys(GATED, 0), tasks=1)
+    study["contrasts"] = [("oracle", "random"), ("oracle", "random")]
+    study["gate"] = {"contrast": ("oracle", "random"), "closes": []}
+    assert primary_pairs(study) == [("oracle", "random")] * 2
+    assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
 
 
 def test_no_share_is_told_behind_a_gate_that_closes_nothing_else():

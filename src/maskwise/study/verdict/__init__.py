@@ -122,10 +122,11 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
     overlap = [line for line in lines if line["kind"] == "overlap"]
     # The gate's runs have the seeds that searched, and the looks and the tasks of the study.
-    seeds = [seed - FRESH_RUN for seed in table.study["seeds"]]
+    now = table.study["seeds"]
+    seeds = [seed - FRESH_RUN for seed in now]
     looked: list[Look] = [
-        {**look, "seeds": [seed - FRESH_RUN for seed in look["seeds"]]}
-        for look in table.study.get("looked", ())
+        {**look, "seeds": [seed - FRESH_RUN for seed in look.get("seeds", now[: look["runs"]])]}
+        for look in table.study.get("looked") or ()
     ]
     study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": looked}
     return Outcomes([*own, *overlap], study, counted=table.counted)

@@ -70,7 +70,7 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
     Raises:
         MaskwiseError: a contrast with the reference, where nothing is measured of it.
     """
-    pairs = [(arm, baseline) for arm, baseline in study["contrasts"]]
+    pairs = list(dict.fromkeys((arm, baseline) for arm, baseline in study["contrasts"]))
     gate = gate_of(study)
     if gate:
         arm, baseline = gate["contrast"]
@@ -78,7 +78,7 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
         # arm at its best.
         if not (isinstance(study["gate"], dict) and study.get("search")):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
-        return [(arm, baseline), *dict.fromkeys(pairs)]
+        pairs = [(arm, baseline), *pairs]
     measured = study["tasks"] or study.get("reference")
     if not measured and any(REFERENCE in pair for pair in pairs):
         raise MaskwiseError(
@@ -86,7 +86,7 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
             allowed=", ".join(study["arms"]),
             do="name tasks, or leave that contrast out",
         )
-    return list(dict.fromkeys(pairs))
+    return pairs
 
 
 def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:

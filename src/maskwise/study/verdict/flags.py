@@ -166,11 +166,12 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     """An earlier verdict on other runs, that could have decided and was not planned."""
     looks = table.study.get("looks")
     seeds = {*table.study["seeds"]}
-    for look in table.study.get("looked", ()):
-        then = {*look["seeds"]}
+    for look in table.study.get("looked") or ():
+        then = {*look.get("seeds", table.study["seeds"][: look["runs"]])}
         planned = looks is not None and look["looks"] == looks and then <= seeds
-        if then != seeds and not planned and can_decide(len(then), look["contrasts"]):
-            return {"runs": len(then)}
+        changed = (look["runs"], then) != (len(seeds), seeds)
+        if changed and not planned and can_decide(look["runs"], look.get("contrasts", 1)):
+            return {"runs": look["runs"]}
     return None
 
 
@@ -271,8 +272,8 @@ def _trained(row: Contrast, table: Outcomes) -> list[str]:
 
 
 def _has_failures(row: Contrast, table: Outcomes) -> bool:
-    trained = _trained(row, table)
-    return any(arm in trained for arm, _ in table.failed)
+    arms = {*_trained(row, table), *_pair(row)}
+    return any(arm in arms for arm, _ in table.failed)
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
