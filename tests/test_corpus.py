@@ -194,6 +194,13 @@ def test_faulty_sources_are_refused_in_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(error.value) and name in str(error.value), name
 
 
+@pytest.mark.parametrize("name", ["blank.txt", "blank.jsonl"])
+def test_a_head_of_blank_lines_is_no_fault(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("\n" * 70_000 + '{"text": "hello world"}')
+    assert len(list(read_documents(path))) == 1
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

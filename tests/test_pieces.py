@@ -355,6 +355,37 @@ def test_folders_without_pieces(tmp_path: Path) -> None:
         refused("pieces does not hold pieces of this version")
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_a_column_that_was_cut_is_refused(tmp_path: Path, place: int) -> None:
+    out = str(tmp_path / "pieces")
+    whole = cut([document("a", 1, 3), document("b", 2, 2)], length=4, out=out)
+    path = Path(out) / f"{place}.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // len(whole.example_ids)])
+    with pytest.raises(MaskwiseError, match="is damaged") as raised:
+        Pieces.load(out)
+    assert raised.value.got
+
+
+@pytest.mark.parametrize("index", [{}, {"columns": 5}, {"columns": {"offsets": 5}}])
+def test_an_index_without_columns_is_refused(tmp_path: Path, index: dict[str, Any]) -> None:
+    out = tmp_path / "pieces"
+    cut([document("a", 1)], out=out)
+    (out / "columns.json").write_text(json.dumps({"format": pieces.FORMAT, **index}))
+    with pytest.raises(MaskwiseError, match="is damaged"):
+        Pieces.load(out)
+
+
+def test_a_plan_that_was_cut_is_refused(tmp_path: Path) -> None:
+    made = cut([document("a", 3, 3), document("b", 2, 2)], length=5)
+    Rows.of(made).save(tmp_path / "rows")
+    order = tmp_path / "rows" / "0.bin"
+    order.write_bytes(order.read_bytes()[:8])
+    with pytest.raises(MaskwiseError) as raised:
+        Rows.load(tmp_path / "rows", made)
+    assert (raised.value.got, raised.value.allowed) == (1, len(made))
+
+
 def test_a_full_disk_leaves_the_old_folder(
     whole: Pieces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

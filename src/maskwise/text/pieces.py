@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +41,8 @@ Ints = NDArray[np.int64]
 # 1 and 2 were Arrow files
 FORMAT = 3
 INDEX = "columns.json"
+# columns with a value for each piece; others have one for each token
+OF_PIECES = ("example_id", "document", "source")
 # processed together, in some 50 MB
 WINDOW_TOKENS = 1 << 20
 # of a piece, because word numbers are int16
@@ -168,7 +170,9 @@ class Pieces:
         return len(self.example_ids)
 
     @classmethod
-    def load(cls, folder: Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Pieces:
+    def load(
+        cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Pieces:
         """Open what `read_pieces` wrote, memory-mapped.
 
         Args:
@@ -178,7 +182,15 @@ class Pieces:
         Raises:
             MaskwiseError: the folder is missing or damaged, or was made with another tokenizer.
         """
-        pieces = cls._of(*read_columns(folder))
+        folder = Path(folder)
+        columns, about = read_columns(folder)
+        with undamaged(folder / INDEX):
+            pieces = cls._of({**columns}, about)
+        for name, values in columns.items():
+            if name in OF_PIECES:
+                require_length(folder, values, len(pieces.offsets) - 1)
+            elif name != "offsets":
+                require_length(folder, values, int(pieces.offsets[-1]))
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
@@ -191,10 +203,7 @@ class Pieces:
 
     @classmethod
     def _of(cls, columns: dict[str, Array], about: Mapping[str, Any]) -> Pieces:
-        offsets, names, documents, sources = (
-            columns.pop(name) for name in ("offsets", "example_id", "document", "source")
-        )
-        several = bool(sources[-1])
+        offsets, names, documents, sources = (columns.pop(name) for name in ("offsets", *OF_PIECES))
         return cls(
             columns,
             offsets,
@@ -204,7 +213,7 @@ class Pieces:
             about["length"],
             Counter(about["counts"]),
             about["tokenizer"],
-            sources if several else None,
+            sources if sources[-1] else None,
         )
 
 
@@ -213,7 +222,7 @@ def read_pieces(
     *,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
@@ -243,15 +252,11 @@ def read_pieces(
         what = "length leaves no room for text, or is too long"
         raise MaskwiseError(what, got=length, allowed="3 to 32,768")
     counts = Counter[str]()
-    about = {
-        "frame": frame,
-        "length": length,
-        "counts": counts,
-        "tokenizer": tokenizer_key(tokenizer),
-    }
+    key = tokenizer_key(tokenizer)
+    about = {"frame": frame, "length": length, "counts": counts, "tokenizer": key}
     windows = _windows(tokens, counts, room=frame.room(length), unknown=tokenizer.unk_token_id)
     if out:
-        folders.write_folder(out, lambda partial: write_columns(partial, windows, about))
+        folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
         return Pieces.load(out)
     parts = list(windows)
     columns = {}
@@ -395,14 +400,13 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             what, got=about.get("format"), allowed=FORMAT, do="prepare the corpus again"
         )
     columns = {}
-    for place, (name, dtype) in enumerate(about.pop("columns").items()):
+    with undamaged(folder / INDEX):
+        types = [*about.pop("columns").items()]
+    for place, (name, dtype) in enumerate(types):
         path = folder / f"{place}.bin"
-        try:
+        with undamaged(path):
             # plain arrays, because a memmap is slower to index
             columns[name] = np.asarray(np.memmap(path, dtype, "r"))
-        except (OSError, ValueError) as error:
-            what = f"{path} is damaged"
-            raise MaskwiseError(what, got=str(error), do="prepare the corpus again") from error
     return columns, about
 
 
@@ -425,3 +429,20 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
             "or bpe",
         )
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Turn errors of a file that is missing, or lacks something, into one line."""
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        what = f"{path} is damaged"
+        raise MaskwiseError(what, got=str(error), do="prepare the corpus again") from error
+
+
+def require_length(folder: Path, column: Array, length: int) -> None:
+    """Raise if a column of a folder is shorter or longer than it was."""
+    if len(column) != length:
+        what = f"{folder} is damaged: a column is not whole"
+        raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")

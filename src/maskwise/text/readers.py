@@ -178,7 +178,7 @@ def refuse_unreadable(path: Path) -> None:
     lines = [line for line in head.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
     if len(head) == _HEAD_BYTES:
         # the last one is incomplete
-        lines.pop()
+        lines = lines[:-1]
     bad = sum(not is_utf8(line) for line in lines)
     if bad > _MAX_BAD_SHARE * len(lines):
         raise MaskwiseError(

@@ -18,12 +18,15 @@ import numpy as np
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.segments import listed
 from maskwise.text.pieces import (
+    INDEX,
     WINDOW_TOKENS,
     Array,
     Ints,
     PieceBatch,
     Pieces,
     read_columns,
+    require_length,
+    undamaged,
     write_columns,
 )
 
@@ -196,7 +199,10 @@ class Rows:
     def load(cls, folder: Path, pieces: Pieces) -> Rows:
         """Open a plan that `save` wrote, memory-mapped."""
         columns, about = read_columns(folder)
-        return cls(pieces, **columns, layout=about["layout"])
+        with undamaged(folder / INDEX):
+            rows = cls(pieces, **columns, layout=about["layout"])
+        require_length(folder, rows.order, int(rows.first[-1]))
+        return rows
 
 
 def require_in_vocabulary(largest: int, vocab_size: int) -> None:
