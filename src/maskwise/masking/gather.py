@@ -282,7 +282,9 @@ def _kind_of(value: object) -> str:
         if not value:
             return EMPTY
         return TEXT if _kind_of(value[0]) == TEXT else TOKENS
-    return TOKENS if np.ndim(value) else SINGLE  # type: ignore[arg-type]  # any object has one
+    # np.ndim makes an array of a number, which is slow.
+    listed = hasattr(value, "__len__") and np.ndim(value)  # type: ignore[arg-type]
+    return TOKENS if listed else SINGLE
 
 
 def _common_kind(name: str, values: Sequence[object]) -> str:
@@ -307,8 +309,6 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
         if len(value) != length:
             what = f"layer {name!r} of row {row} has the wrong length"
             raise MaskwiseError(what, got=len(value), allowed=length)
-    if all(isinstance(value, list | tuple) for value in values):
-        values = [list(chain.from_iterable(values))]  # read at once: one array a row is slow
     # numpy makes floats of empty lists, so these stay out.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
