@@ -159,7 +159,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
-            "so training.batch_size is too small, or odd; got 7, ",
+            "so training.batch_size is too small, or odd; got 7; ",
         ),
         (
             ["training.batch_size=2"],

@@ -86,8 +86,8 @@ def print_plan(plan: dict[str, Any]) -> None:
                 f"{line['runs']}",
                 f"{line['steps']:,}",
                 f"{line['batch_size']} × {line['length']}",
-                f"{line['tokens']:.2e}",
-                "" if line["flops"] is None else f"{line['flops']:.1e}",
+                short(line["tokens"]),
+                "" if line["flops"] is None else short(line["flops"]),
                 duration(line["seconds"]),
             )
             for line in plan["phases"]
@@ -163,3 +163,15 @@ def _cells(row: Any) -> list[str | Text]:
         p,
         Text(verdict, COLOURS[row["verdict"]]),
     ]
+
+
+def short(number: float) -> str:
+    """Format a count with three digits.
+
+    >>> short(538_000), short(1.72e12), short(12)
+    ('538 k', '1.72 T', '12')
+    """
+    for letter, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:g}"

@@ -329,11 +329,9 @@ def _check_rows(link: Recipe) -> None:
         rows = how.micro_rows(ranks)
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size is too small, or odd"
-            raise MaskwiseError(
-                f"arm {name!r}: {why}",
-                got=f"{how.batch_size}, in {how.accumulate * ranks} parts",
-                allowed="even parts of 4 or more",
-            )
+            parts = how.accumulate * ranks
+            got = f"{how.batch_size}, in {parts} parts" if parts > 1 else how.batch_size
+            raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
 
 
 def _check_probes(link: Recipe, tokenizer: Any) -> None:

@@ -90,6 +90,8 @@ def run_study(
     with claim(stages, "another study is running in", lock=LOCK):
         known = so_far(out, study)
         if seeds is not None:
+            # Another block may have finished since the first look.
+            others = others_of(out, study, design)
             known["pending"] = pending(study, others.records)
             for line in others.records:  # arms are described by what all seeds chose
                 if line["kind"] == "selection" and line["chosen"]:

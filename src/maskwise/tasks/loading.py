@@ -271,6 +271,9 @@ def _read_task(
         # Articles are counted in the whole file, as for the labels of a policy.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else _only(whole, where, place)
+    if isinstance(missing, Mapping):
+        allowed = "a text, a number or a list of these"
+        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     first = next((part for part in records.values() if part), [])
     examples = [without(record, absent) for record in (_whole(first), *first)] if first else []
