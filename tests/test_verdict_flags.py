@@ -324,6 +324,16 @@ def test_missing_runs_are_noted_and_no_pair_is_no_comparison():
     row = judged({"token-15": CLEAR["token-15"], "token-30": []}, more=lost)
     assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
 
+    one = {"token-15": CLEAR["token-15"], "token-30": CLEAR["token-30"][:1]}
+    row = judged(one, more=lost[1:])
+    assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
+
+
+@pytest.mark.parametrize("kind", ["failure", "selection"])
+def test_an_unknown_arm_is_refused_in_every_record(kind):
+    with pytest.raises(MaskwiseError, match="arm in records"):
+        judged(more=[failure_record("token-99", 0) | {"kind": kind}])
+
 
 def test_missing_runs_are_noted_where_those_of_the_start_failed():
     start = "no-pretraining"

@@ -323,6 +323,16 @@ def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict)
     assert row["verdict"] == verdict and ("looked-before" in codes(row)) == (verdict == "open")
 
 
+@pytest.mark.parametrize("looks", [None, [4, 8]])
+def test_a_verdict_under_other_settings_counts_on_the_same_runs_and_in_a_plan(looks):
+    look = {"runs": 8, "seeds": [*range(8)], "contrasts": 1, "looks": looks}
+    for more, verdict in (({}, "decided"), ({"settings_changed": True}, "open")):
+        study, records = study_of(CLEAR, looked=[look | more], looks=looks)
+        (row,) = primaries(summarise(records, study)).values()
+        assert row["verdict"] == verdict
+        assert ("looked-before" in codes(row)) == bool(more)
+
+
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     study = make_study(runs=8) | {
         "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
@@ -348,7 +358,11 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     write_json(tmp_path / "study.json", study)
     margin = {"arms": {"a": {}}, "seeds": 8, "margin": 0.01}
     asked = study | {"recipe": {"training": {"steps": 10}, "study": margin}}
-    assert [each["runs"] for each in so_far(tmp_path, asked)["looked"]] == [8]
+    assert so_far(tmp_path, study).get("looked", []) == []
+    write_json(tmp_path / "summary.json", {})
+    assert so_far(tmp_path, asked)["looked"] == [
+        look | {"runs": 8, "seeds": [*range(8)], "settings_changed": True}
+    ]
     other = study | {
         "recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}
     }

@@ -91,6 +91,8 @@ class Look(TypedDict):
     seeds: NotRequired[list[int]]
     contrasts: NotRequired[int]
     looks: list[int] | None
+    settings_changed: NotRequired[bool]
+    """Whether the margin, gate, search or matching was another one; there only if so."""
 
 
 class Study(TypedDict, total=False):

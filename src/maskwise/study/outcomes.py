@@ -71,7 +71,11 @@ class Outcomes:
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         fractions = {1.0}
+        known = [*study["arms"], REFERENCE]
         for record in records:
+            arm = record.get("arm")
+            if arm is not None and arm not in known:
+                raise unknown_name("arm in records", arm, known)
             self.lines[record["kind"]].append(record)
             fractions.add(record.get("fraction", 1.0))
         self.lengths = sorted(fractions)
@@ -117,8 +121,6 @@ class Outcomes:
         seed = record["seed"]
         seeds = self.study["seeds"]
         where = f"{outcome} of arm {arm!r} with seed {seed}"
-        if arm not in self.arms:
-            raise unknown_name("arm in records", arm, self.arms)
         if seed not in seeds:
             raise MaskwiseError("unknown seed in records", got=where, allowed=seeds)
         if not isinstance(value, numbers.Real) or not math.isfinite(value):

@@ -150,9 +150,12 @@ def so_far(out: Path, study: Study) -> Study:
         looked: list[Look] = [*before.get("looked", [])]
         look = _look(before)
         now = _look(study)
+        changed = look != now
+        if _decides_otherwise(before, study):
+            look["settings_changed"] = changed = True
         # A study that was stopped before its verdict has not looked at its results.
         judged = (out / "summary.json").is_file() and not before.get("pending")
-        if judged and look not in looked and (look != now or _decides_otherwise(before, study)):
+        if judged and changed and look not in looked:
             looked.append(look)
         if looked:
             known["looked"] = looked

@@ -95,7 +95,8 @@ def _gate_closed(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
-    return None if row["n"] else {}
+    lost = row["n"] == 0 or (row["n"] == 1 and _has_failures(row, table))
+    return {} if lost else None
 
 
 def _differs(what: str) -> Test:
@@ -163,15 +164,22 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 
 
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
-    """An earlier verdict on other runs, that could have decided and was not planned."""
+    """An earlier verdict that could have decided.
+
+    It was on other runs and not planned, or under other settings.
+    """
     looks = table.study.get("looks")
     seeds = {*table.study["seeds"]}
     for look in table.study.get("looked") or ():
         then = {*look.get("seeds", table.study["seeds"][: look["runs"]])}
         planned = looks is not None and look["looks"] == looks and then <= seeds
-        changed = (look["runs"], then) != (len(seeds), seeds)
-        if changed and not planned and can_decide(look["runs"], look.get("contrasts", 1)):
-            return {"runs": look["runs"]}
+        what = ""
+        if look.get("settings_changed"):
+            what = "margin, gate, search or matching was"
+        elif not planned and (look["runs"], then) != (len(seeds), seeds):
+            what = "runs were"
+        if what and can_decide(look["runs"], look.get("contrasts", 1)):
+            return {"what": what, "runs": look["runs"]}
     return None
 
 
@@ -347,7 +355,7 @@ FLAGS = (
         "looked-before",
         "caps",
         _looked_before,
-        "the runs were changed after a verdict on {runs} runs, without a plan (study.looks)",
+        "the {what} changed after a verdict on {runs} runs, without a plan (study.looks)",
         "Start a new study with other seeds, or plan interim analyses with study.looks: "
         "testing again inflates the"
         " error rate.",
