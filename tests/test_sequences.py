@@ -84,6 +84,20 @@ def test_letters_and_kmers(kind: Any, pieces: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "got"),
+    [
+        ({"kind": "wordpiece", "vocab_size": 63}, 63),
+        ({"kind": "k-mer", "k": 0}, "0"),
+        ({"kind": "k-mer", "k": 1.5}, "1.5"),
+    ],
+)
+def test_sizes_of_tokenizers_that_are_refused(more: dict[str, Any], got: Any) -> None:
+    with pytest.raises(MaskwiseError) as raised:
+        train_tokenizer(["MKVLA"], **more)
+    assert raised.value.got == got
+
+
+@pytest.mark.parametrize(
     ("rule", "words"),
     [
         ("auto", [0, 1, 2, 3, 4]),

@@ -204,6 +204,16 @@ def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) ->
         shards_of(tmp_path / "x.bin")
 
 
+def test_a_pattern_passes_over_other_files_and_sorts_by_name(tmp_path: Path) -> None:
+    for name in ("a/z.txt", "b/y.txt", "b/x.csv", "b/w.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\n")
+    assert [shard.name for shard in shards_of(f"{tmp_path}/*/*")] == ["y.txt", "z.txt"]
+    with pytest.raises(MaskwiseError, match="can be read as a stream") as raised:
+        shards_of(f"{tmp_path}/*/*.log")
+    assert ".jsonl" in str(raised.value.allowed)
+
+
 def test_a_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     content = bytearray(b"x" * (1 << 18))

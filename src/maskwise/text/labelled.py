@@ -264,7 +264,7 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
             text += "\n" if any(c.startswith("# newpar") for c in comments) else " "
         try:
             words = _surface_words(rows)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
             got = f"a sentence that begins with {' '.join(rows[0][:2])!r}"
             raise MaskwiseError(what, got=got) from error

@@ -259,17 +259,13 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     if isinstance(source, str | Path):
         return _shards_of_name(str(source), fields)
     if isinstance(source, Sequence):
-        shards: list[Shard] = []
-        for name in source:
-            shards += _shards_of_name(str(name), fields)
+        shards = [shard for name in source for shard in _shards_of_name(str(name), fields)]
         rename_alike(shards)
         return shards
     if not hasattr(source, "load_state_dict"):
-        raise MaskwiseError(
-            "a stream cannot be read from this",
-            got=type(source).__name__,
-            allowed="files, a folder, a pattern, a datasets.IterableDataset",
-        )
+        what = "a stream cannot be read from this"
+        allowed = "files, a folder, a pattern, a datasets.IterableDataset"
+        raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
     return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
 
 
@@ -293,19 +289,22 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
         return [FileShard(path, path.name, fields)]
     if path.is_dir():
         files = files_in(path, ENDINGS)
-        if not files:
-            raise MaskwiseError(
-                f"no file of {source} can be read as a stream", allowed=", ".join(ENDINGS)
-            )
-        return [FileShard(file, name, fields) for name, file in files.items()]
-    matches = sorted(glob.glob(str(path), recursive=True))
-    readable = [file for file in map(Path, matches) if file.is_file() and known_ending(file)]
-    if not readable:
-        do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
-        raise MaskwiseError(f"corpus {source!r} does not exist, and no file matches it", do=do)
-    shards: list[Shard] = [FileShard(file, file.name, fields) for file in readable]
-    rename_alike(shards)
-    return shards
+    else:
+        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        named = {str(file): file for file in matches if file.is_file()}
+        if not named:
+            do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
+            raise MaskwiseError(f"corpus {source!r} does not exist, and no file matches it", do=do)
+        if len({file.name for file in named.values()}) == len(named):
+            # masks depend on names, and rows on the order of names
+            named = {file.name: file for file in named.values()}
+        files = {
+            name: named[name] for name in sorted(named) if known_ending(named[name]) in ENDINGS
+        }
+    if not files:
+        allowed = ", ".join(ENDINGS)
+        raise MaskwiseError(f"no file of {source} can be read as a stream", allowed=allowed)
+    return [FileShard(file, name, fields) for name, file in files.items()]
 
 
 def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:

@@ -29,7 +29,7 @@ from tokenizers import (
     trainers,
 )
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
 from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
@@ -165,7 +165,7 @@ def train_tokenizer(
         k: letters of a token, for "k-mer".
 
     Raises:
-        MaskwiseError: an unknown kind, a vocabulary too small for its alphabet, or no text.
+        MaskwiseError: unknown kind, vocabulary too small for its alphabet, bad ``k``, or no text.
 
     >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
     ['the', 'mat']
@@ -181,10 +181,11 @@ def train_tokenizer(
     if kind not in train:
         raise unknown_name("kind of tokenizer", kind, train)
     # bytes are the alphabet of BPE
-    least = len(SPECIAL_TOKENS) + 256 if kind == "bpe" else len(SPECIAL_TOKENS) + 1
+    least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
         what = f"vocab_size is too small for {kind}"
         raise MaskwiseError(what, got=vocab_size, allowed=f"≥ {least}")
+    whole_number("k", k, least=1)
     corpus = _sample(texts)
     if not any(map(str.strip, corpus)):
         do = "check the corpus and its text field"
