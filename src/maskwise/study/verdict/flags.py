@@ -20,6 +20,8 @@ from typing import TypeAlias
 from maskwise.constants import (
     CORRELATIONS,
     NATS,
+    OTHER_TASKS,
+    OWN_TASK,
     PLATEAU_NATS,
     REFERENCE,
     overlap_matters,
@@ -203,12 +205,20 @@ def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
 
 def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     """The quantities by which the two differ by more than 5 %."""
+    if {*_pair(row)} & {REFERENCE, OWN_TASK, OTHER_TASKS}:  # several arms, or none was trained
+        return None
+    by = row["compute"]["by"]
     ratios = row["compute"]["ratios"]
+    if not ratios:
+        return {"told": "the compute of the arms was not recorded", "ratios": {}, "minor": True}
     off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
     if not off:
         return None
     spent = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
-    return {"arm": row["arm"], "baseline": row["baseline"], "spent": spent, "ratios": off}
+    lead = f"at equal {COSTS[by]}, " if by else ""
+    if by in off:
+        lead = f"not matched by {COSTS[by]}: "
+    return {"told": f"{lead}{row['arm']} used {spent} of {row['baseline']}", "ratios": off}
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
@@ -380,7 +390,7 @@ FLAGS = (
         "compute",
         "notes",
         _unmatched_compute,
-        "{arm} used {spent} of {baseline}",
+        "{told}",
         "Compare quality by targets and FLOPs, too (study.match).",
     ),
     Flag(
