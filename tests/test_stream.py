@@ -125,6 +125,37 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
             ]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_json_lines_are_parsed_only_where_blocks_are_made(tmp_path, monkeypatch, ending) -> None:
+    path = write_shard(tmp_path / f"a{ending}", texts(50))
+    [shard] = shards_of(path)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr("json.loads", lambda line: parsed.append(line) or loads(line))
+    chunks = [chunk for chunk, _ in shard.chunks(BEGINNING, 500)]
+    assert not parsed
+    assert all(isinstance(chunk.content, bytes) for chunk in chunks)
+    assert len(list(chunks[0].documents(Fields()))) == len(parsed) > 0
+
+
+def test_chunks_of_json_lines_end_with_a_record_wherever_blank_lines_are(tmp_path) -> None:
+    """The second part of a place is the number of lines before it, blank and bad ones included."""
+    content = b'\xef\xbb\xbf{"text": "a"}\n\n \t\r\n\xff\n{"text": "b"}\nbad\n{"text": "c"}\n\n \n'
+    (tmp_path / "a.jsonl").write_bytes(content)
+    [shard] = shards_of(tmp_path / "a.jsonl")
+    expected = {
+        1: [(17, 1), (24, 4), (38, 5), (42, 6), (56, 7)],
+        18: [(24, 4), (42, 6), (59, 9)],
+        32: [(38, 5), (59, 9)],
+        10**6: [(59, 9)],
+    }
+    for size, places in expected.items():
+        chunks = list(shard.chunks(BEGINNING, size))
+        assert [place[:2] for _, place in chunks] == places
+        names = [document.id for chunk, _ in chunks for document in chunk.documents(Fields())]
+        assert names == ["a.jsonl#1", "a.jsonl#5", "a.jsonl#7"]
+
+
 def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(
     tmp_path, monkeypatch
 ):

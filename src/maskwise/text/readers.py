@@ -226,10 +226,42 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
+def read_lines(file: IO[bytes], size: int) -> bytes:
+    """Read whole lines, up to the first that is not blank and ends at or after ``size`` bytes.
+
+    Of a line that is too long only a part is returned, which is too long as well.
+    """
+    content = file.read(size)
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    parts = [content]
+    while True:
+        if last and not last.endswith(b"\n"):
+            rest = _rest_of_line(file)
+            parts.append(rest)
+            last += rest
+        # a chunk ends with a record, and a blank line is none
+        if last.strip() or not last:
+            return b"".join(parts)
+        last = file.readline(LONGEST_LINE)
+        parts.append(last)
+
+
+def _rest_of_line(file: IO[bytes]) -> bytes:
+    """Read to the end of a line; leave out what is beyond the longest line that is read."""
+    rest = file.readline(LONGEST_LINE)
+    skipped = rest
+    while skipped and not skipped.endswith(b"\n"):
+        skipped = file.readline(LONGEST_LINE)
+    # Its line feed stays, so that lines can be counted.
+    if skipped.endswith(b"\n") and not rest.endswith(b"\n"):
+        rest += b"\n"
+    return rest
+
+
+def _lines(file: IO[bytes], *, begins: bool) -> Iterator[str | Skip]:
     """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
     # only the beginning of a file may have a byte-order mark
-    encoding = "utf-8" if file.tell() else "utf-8-sig"
+    encoding = "utf-8-sig" if begins else "utf-8"
     while line := file.readline(LONGEST_LINE):
         text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
@@ -263,7 +295,9 @@ class LineReader:
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Yield the records from the current place of the file on."""
         readers = {"json": self._values, "line": self._texts, "block": self._blocks}
-        return readers[self.kind](_lines(file))
+        # bytes that were cut out of a file begin at 0 too, but have lines before them
+        begins = file.tell() == 0 and self.number == 0
+        return readers[self.kind](_lines(file, begins=begins))
 
     def _values(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
         for line in lines:

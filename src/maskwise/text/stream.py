@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from maskwise.text.readers import (
     known_ending,
     opened,
     parquet_rows,
+    read_lines,
     refuse_unreadable,
     wanted,
 )
@@ -84,14 +86,28 @@ BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
-    """A run of records of a shard, as it is sent to the process that makes rows of it."""
+    """A run of records of a shard, as it is sent to the process that makes rows of it.
+
+    Attributes:
+        name: name of the shard.
+        content: bytes of JSON lines, or records that had to be read to be counted.
+        lines: number of lines of the file before the bytes.
+    """
 
     name: str
-    records: list[Record]
+    content: bytes | list[Record]
+    lines: int = 0
+
+    def records(self) -> Iterable[Record]:
+        """Return the records; bytes are decoded and parsed while they are iterated over."""
+        if isinstance(self.content, bytes):
+            reader = LineReader(self.name, "json", number=self.lines)
+            return reader.records(io.BytesIO(self.content))
+        return self.content
 
     def documents(self, fields: Fields) -> Documents:
         """Return the documents of the records."""
-        return Documents(lambda: self.records, name=self.name, fields=fields, keep_repeated=True)
+        return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
 class Shard(ABC):
@@ -140,21 +156,44 @@ class FileShard(Shard):
             if place == BEGINNING:
                 refuse_unreadable(self.path)
             kind = kind_of(self.path, self.fields)
-            reader = LineReader(self.name, kind, place.records, place.whole)
-            # a chunk ends after the record that reaches its size, wherever reading began
             with opened(self.path) as file:
                 _seek(file, place.at)
-                begin = place.at
-                records: list[Record] = []
-                for record in reader.records(file):
-                    records.append(record)
-                    end = file.tell()
-                    if end - begin >= size:
-                        yield Chunk(self.name, records), Place(end, reader.number, reader.whole)
-                        begin = end
-                        records = []
-                if records:
-                    yield Chunk(self.name, records), Place(file.tell(), reader.number)
+                if kind == "json":
+                    yield from self._json_chunks(file, place, size)
+                else:
+                    reader = LineReader(self.name, kind, place.records, place.whole)
+                    yield from self._text_chunks(file, reader, size)
+
+    def _json_chunks(
+        self, file: IO[bytes], place: Place, size: int
+    ) -> Iterator[tuple[Chunk, Place]]:
+        # This runs in the process that trains, so lines are cut here and parsed by the workers.
+        lines = place.records
+        while content := read_lines(file, size):
+            chunk = Chunk(self.name, content, lines)
+            lines += content.count(b"\n")
+            # The last line of a file may lack its line feed.
+            if not content.endswith(b"\n"):
+                lines += 1
+            # Blank lines at the end of a file would be a block without documents.
+            if content.strip():
+                yield chunk, Place(file.tell(), lines)
+
+    def _text_chunks(
+        self, file: IO[bytes], reader: LineReader, size: int
+    ) -> Iterator[tuple[Chunk, Place]]:
+        # Texts are numbered without blank and bad lines, so they must be decoded to be counted.
+        begin = file.tell()
+        records: list[Record] = []
+        for record in reader.records(file):
+            records.append(record)
+            end = file.tell()
+            if end - begin >= size:
+                yield Chunk(self.name, records), Place(end, reader.number, reader.whole)
+                begin = end
+                records = []
+        if records:
+            yield Chunk(self.name, records), Place(file.tell(), reader.number)
 
     def fingerprint(self) -> str:
         with damaged(self.path), self.path.open("rb") as file:
@@ -427,7 +466,7 @@ def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Docume
     def records() -> Iterator[Record]:
         for shard in shards:
             for chunk, _ in shard.chunks(BEGINNING, MEGABYTE):
-                yield from chunk.records
+                yield from chunk.records()
 
     return Documents(records, name=name, fields=fields, keep_repeated=True)
 
