@@ -510,7 +510,7 @@ def test_the_power_of_a_plan_is_said_beforehand(runs, power):
 def test_with_noise_the_smallest_effect_and_the_runs_are_named():
     (one, _) = prospects_of(recipe_of(seeds=10, noise=0.02, margin=0.01))
     assert one["unit"] == "points" and one["detectable"] == pytest.approx(
-        detectable_difference(2.0, 10, 0.8, 0.025)
+        detectable_difference(2.0, 10, alpha=0.025)
     )
     assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
     assert len(prospect_lines([one])) == 2

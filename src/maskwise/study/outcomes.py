@@ -1,13 +1,14 @@
-"""What a study measured: one array of lengths x arms x seeds per outcome, NaN where no run is.
+"""What a study measured: one array of lengths x arms x seeds per outcome, NaN for a missing run.
 
-Outcomes have the names of summary.json: a task's name; "tasks" (standardised and averaged inside
-the run); "heldout:token" (the mean over ratios) and, with several ratios, "heldout:token@0.15", …;
-"evaluation:NAME:METRIC". Others are for internal use: "unigram:token" (the loss of word frequencies
-on the same masks), "dev:NAME", "cost:steps", and "plain:tasks" (the mean without standardising).
+Outcomes are named as in summary.json: a task's name; "tasks" (the standardised scores, averaged
+within each run); "heldout:token" (the mean over ratios) and, with several ratios,
+"heldout:token@0.15", …; "evaluation:NAME:METRIC". The rest are internal: "unigram:token" (the loss
+of word frequencies on the same masks), "dev:NAME", "cost:steps", and "plain:tasks" (the mean
+without standardising).
 
-Standardising divides a task's scores by their pooled SD: over the runs of all arms about their own
-arm's mean, and at least one test item. One run of each arm has no such SD, and scores stay as they
-are. Tasks where lower is better count with the other sign in "tasks".
+Standardising divides a task's scores by their pooled SD: the spread of runs about the mean of their
+arm, at least one test item. With one run per arm there is no such SD, and scores stay unscaled.
+Tasks where lower is better count with the opposite sign in "tasks".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,14 +32,14 @@ Numbers: TypeAlias = NDArray[np.float64]
 
 QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
-"""Two arms are matched in a quantity if they differ by no more."""
+"""The largest relative difference in a quantity at which two arms count as matched."""
 ALL_TASKS = "all tasks"
 """Like "tasks", including tasks that pre-training does not help."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is known of an outcome; ``chance`` is the score of guessing."""
+    """The properties of an outcome; ``chance`` is the score of guessing."""
 
     unit: str
     metric: str | None = None
@@ -48,20 +49,21 @@ class Measure:
 
 
 class Outcomes:
-    """The numbers of a study's runs, and what is known of its arms and outcomes.
+    """The numbers of a study's runs, and the properties of its arms and outcomes.
 
     Attributes:
         lines: the records by kind.
-        values: by outcome, the numbers by ``lengths`` (shares of the steps; whole runs are the
-            last), ``arms`` and the study's seeds.
-        parts: by held-out outcome, the outcomes of its ratios.
-        failed: (arm, seed) of the whole runs that failed.
-        counted: the tasks of the primary outcome (``study.helps``).
-        gate: the primary row of a gate that did not pass; ``closed`` are the pairs it closes.
+        lengths: the fractions of the full number of steps that runs had; full runs come last.
+        values: for each outcome the numbers, of shape (lengths, arms, seeds).
+        parts: for each held-out outcome the outcomes of its ratios.
+        failed: (arm, seed) of the full runs that failed.
+        counted: the tasks that the primary outcome averages (``study.helps``).
+        gate: the primary row of a gate that did not pass.
+        closed: the (arm, baseline) pairs that this gate closes.
 
     Raises:
-        MaskwiseError: a number that is not finite or measured twice, an unknown arm or seed, an arm
-            without runs, or a task that was measured in some runs only.
+        MaskwiseError: a number is not finite or was measured twice, an arm or seed is unknown, an
+            arm has no runs, or an outcome was measured in some runs only.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class Outcomes:
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         fractions = {1.0}
-        known = [*study["arms"], REFERENCE]
+        recorded = [*study["arms"], REFERENCE]
         for record in records:
             arm = record.get("arm")
-            if arm is not None and arm not in known:
-                raise unknown_name("arm in records", arm, known)
+            if arm is not None and arm not in recorded:
+                raise unknown_name("arm in records", arm, recorded)
             self.lines[record["kind"]].append(record)
             fractions.add(record.get("fraction", 1.0))
+        # A run cannot be longer than the full one, so index -1 of every array is the full runs.
         self.lengths = sorted(fractions)
         self.values: dict[str, Numbers] = {}
         self.measures: dict[str, Measure] = {}
@@ -89,58 +92,54 @@ class Outcomes:
             for line in self.lines["failure"]
             if line.get("fraction", 1.0) == 1
         }
-        self.tasks = self._read_scores()
+        self._read_scores()
+        self.tasks = list(self.measures)
         self.heldout = self._read_heldout()
         self.evaluations = self._read_evaluations()
-        for line in self.lines["cost"]:
-            for key, value in line.items():
-                if key in QUANTITIES and value:
-                    self._put(f"cost:{key}", line, value)
+        self._read_costs()
+        # Before averaging, so that a mean never covers only some of the outcomes of a run.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
         for arm in study["arms"]:
-            failed = any(name == arm for name, _ in self.failed)
-            means = [self.mean(outcome, arm) for outcome in self.measures]
-            if not failed and set(means) <= {None}:
-                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
-        self.plain = [*self.tasks, *self.heldout, *self.evaluations]
-        self._add_sides_of_transfer()
+            self._check_has_runs(arm)
+        if study.get("learned"):
+            self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
             least = study.get("helps", 0.0)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
         self.counted = [task for task in self.tasks if task in counted]
-        self._average_tasks()
+        if self.tasks:
+            self._average_tasks()
 
     def _put(self, outcome: str, record: Record, value: object) -> None:
-        """Write a number into its place."""
-        arm = record["arm"]
+        """Store a number of a run, after checking it."""
         seed = record["seed"]
         seeds = self.study["seeds"]
-        where = f"{outcome} of arm {arm!r} with seed {seed}"
+        where = f"{outcome} of arm {record['arm']!r} with seed {seed}"
         if seed not in seeds:
             raise MaskwiseError("unknown seed in records", got=where, allowed=seeds)
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise MaskwiseError(f"{where} is not a finite number", got=value, do="rerun that stage")
         if outcome not in self.values:
             self.values[outcome] = np.full((len(self.lengths), len(self.arms), len(seeds)), np.nan)
+        values = self.values[outcome]
         place = self.place(record)
-        if not np.isnan(self.values[outcome][place]):
+        if not np.isnan(values[place]):
             raise MaskwiseError(f"{where} is measured twice", do="keep one line of records.jsonl")
-        self.values[outcome][place] = value
+        values[place] = value
 
     def place(self, record: Record) -> tuple[int, int, int]:
-        """The position of a record's run in the arrays."""
-        return (
-            self.lengths.index(record.get("fraction", 1.0)),
-            self.arms.index(record["arm"]),
-            self.study["seeds"].index(record["seed"]),
-        )
+        """Return the index of a record's run in the arrays."""
+        length = self.lengths.index(record.get("fraction", 1.0))
+        arm = self.arms.index(record["arm"])
+        seed = self.study["seeds"].index(record["seed"])
+        return length, arm, seed
 
-    def _read_scores(self) -> list[str]:
+    def _read_scores(self) -> None:
         for line in self.lines["score"]:
             task = line["task"]
             self._put(task, line, line["score"])
@@ -151,16 +150,17 @@ class Outcomes:
                 continue
             facts = self.study["tasks"].get(task, {})
             metric = facts.get("metric")
+            # Where the commonest answer depends on the tokenizer, only the records have its score.
             chance = facts.get("majority")
+            if chance is None:
+                chance = line.get("majority")
             self.measures[task] = Measure(
-                unit=NATS if metric == NATS else "score",
+                unit=_unit(metric),
                 metric=metric,
                 higher_is_better=line.get("metric") not in LOWER_IS_BETTER,
-                # A majority that depends on the tokenizer stands in the records.
-                chance=line.get("majority") if chance is None else chance,
+                chance=chance,
                 items=facts.get("test_items"),
             )
-        return list(self.measures)
 
     def _read_heldout(self) -> list[str]:
         ratios: dict[str, set[float]] = defaultdict(set)
@@ -170,11 +170,15 @@ class Outcomes:
             self._put(f"heldout:{name}", line, line["loss"])
             if line.get("unigram") is not None:
                 self._put(f"unigram:{name}", line, line["unigram"])
-        for masks, known in ratios.items():
-            self.parts[f"heldout:{masks}"] = [f"heldout:{masks}@{x:g}" for x in sorted(known)]
-        names = [*self.parts]
-        for parts in self.parts.values():  # a single ratio is the outcome itself
-            names += parts if len(parts) > 1 else []
+        names = []
+        for masks, measured in ratios.items():
+            mean = f"heldout:{masks}"
+            parts = [f"{mean}@{ratio:g}" for ratio in sorted(measured)]
+            self.parts[mean] = parts
+            names.append(mean)
+            # A single ratio would only repeat the mean.
+            if len(parts) > 1:
+                names += parts
         self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
         return sorted(names)
 
@@ -186,16 +190,37 @@ class Outcomes:
             if name in self.measures:
                 continue
             names.append(name)
-            unit = "perplexity" if "perplexity" in name else line["metric"]
-            if line["chance"] is not None and line["higher_is_better"]:
+            higher = line["higher_is_better"]
+            if line["chance"] is not None and higher:
                 unit = "score"
+            elif "perplexity" in name:
+                unit = "perplexity"
+            else:
+                unit = line["metric"]
             self.measures[name] = Measure(
-                unit, line["metric"], line["higher_is_better"], line["chance"], line["items"]
+                unit, line["metric"], higher, line["chance"], line["items"]
             )
         return names
 
+    def _read_costs(self) -> None:
+        for line in self.lines["cost"]:
+            for key, value in line.items():
+                # A quantity that could not be counted is 0 or null.
+                if key in QUANTITIES and value:
+                    self._put(f"cost:{key}", line, value)
+
+    def _check_has_runs(self, arm: str) -> None:
+        """Raise where an arm has no numbers and no failure that explains it."""
+        failed = any(name == arm for name, _ in self.failed)
+        if not failed and all(self.mean(outcome, arm) is None for outcome in self.measures):
+            raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
+
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Leave a run that failed half-way out of all of these; others must have them all."""
+        """Clear what a failed run measured of these outcomes before it failed.
+
+        Raises:
+            MaskwiseError: a run that did not fail lacks some of the outcomes.
+        """
         if not outcomes:
             return
         missing = np.isnan([self.values[outcome][-1] for outcome in outcomes])
@@ -212,57 +237,67 @@ class Outcomes:
         for outcome in outcomes:
             self.values[outcome][-1, partial] = np.nan
 
-    def _add_sides_of_transfer(self) -> None:
-        """Add the two arms that are means of arms, for each task by what they learned from."""
-        learned = self.study.get("learned", {})
-        for task in self.tasks if learned else ():
+    def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
+        """Fill in the two arms that are means of arms, depending on the task they learned from."""
+        own_side = self.arms.index(OWN_TASK)
+        other_side = self.arms.index(OTHER_TASKS)
+        for task in self.tasks:
             own = [self.arms.index(arm) for arm, source in learned.items() if source == task]
             others = [self.arms.index(arm) for arm, source in learned.items() if source != task]
             runs = self.values[task]
-            runs[:, self.arms.index(OWN_TASK)] = runs[:, own].mean(axis=1)
-            runs[:, self.arms.index(OTHER_TASKS)] = runs[:, others].mean(axis=1)
+            runs[:, own_side] = runs[:, own].mean(axis=1)
+            runs[:, other_side] = runs[:, others].mean(axis=1)
 
     def _average_tasks(self) -> None:
-        pooled = {task: self._pooled_sd(task) for task in self.tasks}
-        for name in ("tasks", ALL_TASKS) if self.tasks else ():
+        scales = {}
+        for task in self.tasks:
+            sd = self._pooled_sd(task)
+            if sd is not None:
+                scales[task] = sd
+        for name in ("tasks", ALL_TASKS):
             tasks = self.measured(name)
             metrics = {self.measures[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
-            unit = NATS if metric == NATS else "score"
-            self.values[name] = self.values[f"plain:{name}"] = self._mean(tasks)
-            if len({self.measures[task].unit for task in tasks}) == 1:  # nats and points do not mix
-                self.measures[f"plain:{name}"] = Measure(unit, metric)
-            if all(pooled.values()):
-                unit = "SDs"
-                self.values[name] = self._mean(tasks, [pooled[task] or 1.0 for task in tasks])
-            self.measures[name] = Measure(unit, metric)
+            measure = Measure(_unit(metric), metric)
+            plain = self._mean(tasks, {})
+            self.values[name] = plain
+            self.values[f"plain:{name}"] = plain
+            # A mean over nats and points has no unit, so only its standardised form is reported.
+            if len({self.measures[task].unit for task in tasks}) == 1:
+                self.measures[f"plain:{name}"] = measure
+            self.measures[name] = measure
+            if len(scales) == len(self.tasks):
+                self.values[name] = self._mean(tasks, scales)
+                self.measures[name] = Measure("SDs", metric)
 
-    def _mean(self, outcomes: Sequence[str], scales: Sequence[float] = ()) -> Numbers:
-        """The mean over outcomes inside each run that has all of them; higher tasks are better."""
-        signs = [1 if self.measures[name].higher_is_better else -1 for name in outcomes]
-        scaled = [
-            self.values[name] * sign / scale
-            for name, sign, scale in zip(outcomes, signs, scales or [1.0] * len(outcomes))
-        ]
+    def _mean(self, tasks: Sequence[str], scales: Mapping[str, float]) -> Numbers:
+        """Average tasks within each run that has all of them, so that higher is better."""
+        scaled = []
+        for task in tasks:
+            sign = 1 if self.measures[task].higher_is_better else -1
+            scaled.append(self.values[task] * sign / scales.get(task, 1.0))
         mean: Numbers = np.mean(scaled, axis=0)
         return mean
 
     def _pooled_sd(self, task: str) -> float | None:
-        """The SD of whole runs about their arm's mean; None without two runs of an arm."""
+        """Return the SD of full runs about the mean of their arm; None with one run per arm."""
         runs = self.values[task][-1, : len(self.study["arms"])]
         runs = runs[np.isfinite(runs).any(axis=1)]
         freedom = np.isfinite(runs).sum() - len(runs)
         if freedom == 0:
             return None
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
+        sd = math.sqrt(np.nansum(deviations**2) / freedom)
+        # Scores move in steps of one item: equal scores by chance must not give an SD near zero.
         items = self.measures[task].items
-        return max(math.sqrt(np.nansum(deviations**2) / freedom), 1 / items if items else 1e-3)
+        floor = 1 / items if items else 1e-3
+        return max(sd, floor)
 
     def _helped(self, task: str) -> float | None:
-        """The share of seeds in which the mean of all arms on dev is above the start.
+        """Return the share of seeds in which the mean of all arms on dev beats the untrained model.
 
-        The mean of all arms does not change if two of them are exchanged, so leaving tasks out by
-        it favours none. None where dev rows or the start were not measured.
+        The mean of all arms does not change if two of them are exchanged, so this rule for leaving
+        out tasks favours no arm. None where dev rows or the untrained model were not measured.
         """
         start = self.runs(f"dev:{task}", REFERENCE)
         arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
@@ -270,54 +305,63 @@ class Outcomes:
         if not known.any():
             return None
         gains = np.nanmean(arms[:, known], axis=0) - start[known]
-        return float(np.mean(gains > 0 if self.measures[task].higher_is_better else gains < 0))
+        if not self.measures[task].higher_is_better:
+            gains = -gains
+        return float(np.mean(gains > 0))
 
-    # What is known of arms and outcomes
+    # Queries about arms and outcomes
 
     def runs(self, outcome: str, arm: str) -> Numbers:
-        """The whole runs of an arm by seed; NaN where one is missing."""
+        """Return the full runs of an arm by seed; NaN for a missing run."""
         if outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
         runs: Numbers = self.values[outcome][-1, self.arms.index(arm)]
         return runs
 
     def mean(self, outcome: str, arm: str) -> float | None:
-        """The mean over whole runs; None without one."""
-        runs = self.runs(outcome, arm)
-        return float(np.nanmean(runs)) if np.isfinite(runs).any() else None
+        """Return the mean over full runs; None without any."""
+        return _mean_of_finite(self.runs(outcome, arm))
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """What an outcome consists of: for "tasks", those that count, or all where none does."""
+        """Return what an outcome averages: for "tasks" the counted ones, or all if none counts."""
         if outcome == "tasks" and REFERENCE not in pair:
             return self.counted or self.tasks
-        return self.tasks if outcome in ("tasks", ALL_TASKS) else [outcome]
+        if outcome in ("tasks", ALL_TASKS):
+            return self.tasks
+        return [outcome]
 
     def compute(self, arm: str) -> dict[str, float]:
-        """The mean cost of a whole run by quantity, where it was measured."""
-        spent = {quantity: self.mean(f"cost:{quantity}", arm) for quantity in QUANTITIES}
-        return {quantity: cost for quantity, cost in spent.items() if cost}
+        """Return the mean cost of a full run by quantity, where it was measured."""
+        spent = {}
+        for quantity in QUANTITIES:
+            cost = self.mean(f"cost:{quantity}", arm)
+            if cost is not None:
+                spent[quantity] = cost
+        return spent
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """How far the loss on the arm's own masks is below that of word frequencies.
+        """Return how far the loss on an arm's masks is below that of word frequencies.
 
-        The ratio with the largest gap counts.
+        With several ratios, return the largest gap.
 
         Args:
-            of: the arm whose loss is taken; ``arm`` if not given.
+            arm: the arm whose kind of masks is used.
+            of: the arm whose loss is compared; ``arm`` by default.
         """
         gaps = []
         for outcome in self.own_heldout(arm):
             for part in self.parts.get(outcome, ()):
                 unigram = self.runs(part.replace("heldout:", "unigram:", 1), of or arm)
-                known = unigram - self.runs(part, of or arm)
-                gaps += [float(np.nanmean(known))] if np.isfinite(known).any() else []
+                gap = _mean_of_finite(unigram - self.runs(part, of or arm))
+                if gap is not None:
+                    gaps.append(gap)
         return max(gaps, default=None)
 
     def describe(self, arm: str) -> ArmSummary:
-        outcomes = [*self.tasks, *self.heldout, *self.evaluations]
+        """Return the arm's entry of summary.json."""
         scores = {
             name: self.runs(name, arm).tolist()
-            for name in outcomes
+            for name in (*self.tasks, *self.heldout, *self.evaluations)
             if self.mean(name, arm) is not None
         }
         return {
@@ -329,40 +373,41 @@ class Outcomes:
         }
 
     def trained(self, name: str) -> list[str]:
-        """The arms that were trained for one side of a contrast; several for sides of transfer."""
+        """Return the arms trained for a side of a contrast; a side of transfer has several."""
         if name in (OWN_TASK, OTHER_TASKS):
             return list(self.study["learned"])
         return [] if name == REFERENCE else [name]
 
     def is_lost(self, name: str, seed: int) -> bool:
-        """Whether a run of this side and seed failed."""
+        """Return whether a run of this side and seed failed."""
         return any((arm, seed) in self.failed for arm in self.trained(name))
 
     def units(self, arm: str) -> str:
-        """What the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
+        """Return what the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
         facts = self.study["arms"].get(arm)
         return facts.get("units", facts["policy"]) if facts else "token"
 
     def own_heldout(self, arm: str) -> list[str]:
-        """The held-out losses on the arm's own kind of mask.
+        """Return the held-out losses on the arm's own kind of mask.
 
-        On another kind a good model may be worse than word frequencies.
+        On other masks even a good model may do worse than word frequencies.
         """
         facts = self.study["arms"].get(arm)
         masks = facts.get("judged_on") if facts else None
         return [f"heldout:{kind}" for kind in masks or ["token"]]
 
     def formats(self, *names: str) -> set[str]:
-        """The output formats of encoder-decoders; empty for other models."""
-        masks = list[str]()
+        """Return the output formats of encoder-decoders; empty for other models."""
+        formats = set[str]()
         for name in names:
             for arm in self.trained(name):
-                masks += self.own_heldout(arm)
-        # A format follows the units of the masks: "token sentinels", "token full".
-        return {own.partition(" ")[2] for own in masks} - {""}
+                for outcome in self.own_heldout(arm):
+                    # The format follows the units of the masks: "token sentinels", "token full".
+                    formats.add(outcome.partition(" ")[2])
+        return formats - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
-        """The code of the flag on losses that measure different things in two arms; None if none.
+        """Return the code of the flag on losses that differ in meaning between arms, or None.
 
         The bound of masked diffusion uncovers tokens in random order whatever arms mask together,
         so units do not matter to it.
@@ -370,19 +415,32 @@ class Outcomes:
         names = (self.trained(arm) or [arm]) + (self.trained(other) or [other])
         facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
         tokenizers = {line["tokenizer"] for line in facts if "tokenizer" in line}
-        measured = self.measured(outcome, arm, other)
-        nats = any(self.measures[name].metric == NATS for name in measured)
-        loss = is_loss(outcome)
-        per_token = loss or nats or ":open-" in outcome or "per token" in outcome
-        if per_token and len(tokenizers) > 1:
+        if len(tokenizers) > 1 and self._is_per_token(outcome, arm, other):
             return "different-tokenizers"
-        if not loss or outcome == f"heldout:{DIFFUSION}":
+        if not is_loss(outcome) or outcome == f"heldout:{DIFFUSION}":
             return None
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
-        return "different-units" if len({self.units(name) for name in names}) > 1 else None
+        units = {self.units(name) for name in names}
+        return "different-units" if len(units) > 1 else None
+
+    def _is_per_token(self, outcome: str, *pair: str) -> bool:
+        """Return whether an outcome depends on how a tokenizer splits the text."""
+        if is_loss(outcome) or ":open-" in outcome or "per token" in outcome:
+            return True
+        return any(self.measures[name].metric == NATS for name in self.measured(outcome, *pair))
 
 
 def is_loss(outcome: str) -> bool:
-    """Whether an outcome is a loss on masked text that was held out."""
+    """Return whether an outcome is a loss on masked held-out text."""
     return outcome.startswith("heldout:") or "perplexity" in outcome
+
+
+def _unit(metric: str | None) -> str:
+    return NATS if metric == NATS else "score"
+
+
+def _mean_of_finite(runs: Numbers) -> float | None:
+    # np.nanmean would do, at five times the cost: a summary takes thousands of these means.
+    known = runs[np.isfinite(runs)]
+    return float(known.mean()) if len(known) else None

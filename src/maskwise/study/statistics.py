@@ -1,17 +1,16 @@
 """Statistics for few, expensive runs: pure functions of plain numbers.
 
-Everything works on the paired differences d_1 … d_n of one number per run; nothing assumes large
-samples, and nothing knows about arms, tasks or verdicts (see ``maskwise.study.verdict``).
+Every function works on paired differences d_1 … d_n, one per run, and none assumes large samples.
+Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``.
 
-Test and interval are two views of one thing. Splitting the runs in two, {S, rest}, and flipping the
-signs of S gives an absolute sum of differences from r that is at least the observed one exactly
-when r lies between mean(S) and mean(rest). So the p value of "the true mean is r" is the share of
-splits whose two means have r between them (the split that flips nothing counts always), and the
-ends of an interval are order statistics of those means: no search.
+The interval inverts the test without a search. Split the runs into S and the rest, and flip the
+signs of S: the absolute sum of differences from r reaches the observed one exactly if r lies
+between mean(S) and mean(rest). So the p value of "the true mean is r" is the share of splits with r
+between their two means (the split that flips nothing always counts), and the ends of an interval
+are order statistics of those means.
 
-The p values of n runs come in steps of 2^(1 - n). So power is that of the paired t test at the
-level that the sign-flip test can attain; it is exact where that level is a single step, which needs
-the same sign in all runs.
+The p values of n runs are multiples of 2^(1 - n). Power is therefore that of the paired t test at
+the largest attainable level; it is exact where only equal signs in all runs reach that level.
 """
 
 from __future__ import annotations
@@ -27,15 +26,19 @@ from scipy import optimize, special, stats
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
 
+ALPHA = 0.05
+"""The error rate of a study."""
+POWER = 0.8
+"""The probability of detection for which numbers of runs are planned."""
 EXACT_RUNS = 20
-"""Up to here all 2^(n - 1) splits are enumerated: at most half a million, in 20 ms."""
+"""The most runs for which all 2^(n - 1) splits are enumerated: half a million, in 20 ms."""
 DRAWS = 100_000
-"""Random splits of more runs, drawn with a fixed seed."""
+"""The number of random splits for more runs, drawn with a fixed seed."""
 P_FROM_RUNS = 6
-"""With fewer runs no p is printed: the smallest one at 5 runs is .0625."""
+"""The fewest runs with a p value: the smallest p of 5 runs is .0625."""
 MOST_RUNS = 300
-"""No larger number of runs is looked for."""
-# Nodes of an integral over [-1, 1]; they take 20 ms, so they are made once.
+"""The most runs that ``runs_to_decide`` considers."""
+# Nodes of an integral over [-1, 1]. They take 20 ms to compute, so once per process.
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
@@ -43,11 +46,11 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Two-sided p value of the sign-flip (paired permutation) test of mean zero.
+    """Return the two-sided p value of the sign-flip (paired permutation) test of mean zero.
 
-    If the mean is zero, each difference is as likely to be −d as d. Exact up to 20 differences;
-    above, 100,000 random splits with the +1 correction, so that p is never 0. The smallest exact p
-    is 2^(1 − n).
+    Under a mean of zero each difference is as likely to be −d as d. The test is exact up to 20
+    differences, where the smallest p is 2^(1 − n); for more it draws 100,000 random splits, with
+    the +1 correction that keeps p above 0.
 
     >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     0.03125
@@ -57,17 +60,19 @@ def sign_flip_test(differences: ArrayLike) -> float:
     """
     d = _finite(differences)
     flipped, _ = _splits(d)
-    observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # ties must count in spite of rounding
-    as_large = np.abs(d.sum() - 2 * flipped) >= observed
+    total = d.sum()
+    # Splits that tie with the observed sum must count in spite of rounding.
+    rounding = 1e-12 * np.abs(d).sum()
+    as_large = np.abs(total - 2 * flipped) >= abs(total) - rounding
     return float((1 + as_large.sum()) / (1 + len(flipped)))
 
 
 def sign_flip_interval(
     differences: ArrayLike, *, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """All values of the mean that the sign-flip test does not reject at 1 − ``confidence``.
+    """Return the range of means that the sign-flip test does not reject at 1 − ``confidence``.
 
-    None where so few differences reject nothing at this level: below 6 for 95 %. With 6 the ends
+    None where there are too few differences to reject anything: below 6 for 95 %. With 6 the ends
     are the smallest and the largest difference, which cover 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
@@ -77,15 +82,17 @@ def sign_flip_interval(
     flipped, sizes = _splits(d)
     splits = 1 + len(flipped)
     # A mean is rejected if its p value, (1 + splits around it) / splits, is below 1 − confidence.
+    # The factor keeps a product that is a whole number from rounding up to the next one.
     around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
     if around < 1:
         return None
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
-    lower = np.minimum(means, others)
-    upper = np.maximum(means, others)
-    low = np.partition(lower, around - 1)[around - 1]
-    high = np.partition(upper, len(upper) - around)[len(upper) - around]
+    # Order statistics: partition is linear, and sorting half a million means is not.
+    first = around - 1
+    last = len(means) - around
+    low = np.partition(np.minimum(means, others), first)[first]
+    high = np.partition(np.maximum(means, others), last)[last]
     return float(low), float(high)
 
 
@@ -97,39 +104,45 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For every split of the runs in two, the sum and size of the part without the first run."""
+    """Return sum and size of the part without the first run, for every split of the runs in two."""
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
+    # Every further run doubles the splits: it is in the part or not.
     sums = np.zeros(1)
     sizes = np.zeros(1)
     for value in d[1:]:
         sums = np.concatenate([sums, sums + value])
         sizes = np.concatenate([sizes, sizes + 1])
-    # The first split is the one that flips nothing.
+    # The first split is the empty part, which flips nothing; the callers count it themselves.
     return sums[1:], sizes[1:]
 
 
 @cache
 def _drawn(runs: int) -> NDArray[np.float64]:
-    """Random splits, 1 for runs that are flipped; the first is not: both parts are one split."""
-    inside = np.random.default_rng(0).integers(0, 2, size=(DRAWS, runs)).astype(float)
+    """Draw random splits as rows of 0 and 1, where 1 is a flipped run."""
+    generator = np.random.default_rng(0)
+    inside = generator.integers(0, 2, size=(DRAWS, runs)).astype(float)
+    # A split and its complement flip the same sum, so the first run can stay unflipped.
     inside[:, 0] = 0
-    return inside[inside.any(axis=1)]
+    flips_any = inside.any(axis=1)
+    return inside[flips_any]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given. Source: Holm (1979)."""
+    """Return Holm's step-down adjusted p values, in the given order. Source: Holm (1979)."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p)
     steps = p[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty_like(p)
+    # An adjusted p is never below that of a smaller raw p: a hypothesis is rejected only after all
+    # with smaller p values.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 
 
 def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """A mean difference with its 95 % interval; None where there are too few runs."""
+    """Return a mean difference with its 95 % interval; None where there are too few runs."""
     if not len(differences):
         return {"mean": None, "low": None, "high": None}
     low, high = sign_flip_interval(differences) or (None, None)
@@ -140,29 +153,32 @@ def estimated(differences: NDArray[np.float64]) -> Estimate:
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
-    """Fieller's 95 % interval for mean(numerators) / mean(denominators), of pairs.
+    """Return Fieller's 95 % interval for mean(numerators) / mean(denominators) of pairs.
 
-    It holds every r for which Student's test of numerators − r · denominators does not reject a
-    mean of 0. None where it has no two ends: the mean of the denominators does not differ from 0 by
-    the same test. Source: Fieller (1954), section 2.
+    The interval contains every r for which Student's t test does not reject a mean of 0 for
+    numerators − r · denominators. None where it is unbounded: by the same test the mean of the
+    denominators does not differ from 0. Source: Fieller (1954), section 2.
 
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
     [0.471, 0.533]
     """
     a = _finite(numerators)
     b = _finite(denominators)
-    t = stats.t.ppf(0.975, len(a) - 1)
+    t2 = stats.t.ppf(1 - ALPHA / 2, len(a) - 1) ** 2
     (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
-    square = b.mean() ** 2 - t**2 * var_b
+    # The ends are the roots of square · r² − 2 · middle · r + constant.
+    square = b.mean() ** 2 - t2 * var_b
+    middle = a.mean() * b.mean() - t2 * cov
+    constant = a.mean() ** 2 - t2 * var_a
     if square <= 0:
         return None
-    middle = a.mean() * b.mean() - t**2 * cov
-    half = math.sqrt(max(middle**2 - square * (a.mean() ** 2 - t**2 * var_a), 0.0))
+    # Rounding can make the discriminant of a double root slightly negative.
+    half = math.sqrt(max(middle**2 - square * constant, 0.0))
     return float((middle - half) / square), float((middle + half) / square)
 
 
 def binomial_interval(count: int, of: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share, count / of. Source: Clopper and Pearson (1934).
+    """Return the exact 95 % interval of the share count / of. Source: Clopper and Pearson (1934).
 
     >>> [round(end, 3) for end in binomial_interval(1, 10)]
     [0.003, 0.445]
@@ -174,16 +190,17 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
 # Power
 
 
-def attainable_level(runs: int, alpha: float = 0.05) -> float:
-    """The largest p below alpha that the sign-flip test can give; 0 if there is none."""
+def attainable_level(runs: int, alpha: float = ALPHA) -> float:
+    """Return the largest p below alpha that the sign-flip test can give; 0 if there is none."""
+    # The p values of drawn splits are fine enough to attain any level.
     if runs > EXACT_RUNS:
         return alpha
     splits = 2 ** (runs - 1)
     return (math.ceil(alpha * splits) - 1) / splits
 
 
-def fewest_runs(alpha: float = 0.05) -> int:
-    """The fewest runs that can decide anything at this level."""
+def fewest_runs(alpha: float = ALPHA) -> int:
+    """Return the fewest runs that can decide anything at this level."""
     runs = P_FROM_RUNS
     while attainable_level(runs, alpha) == 0:
         runs += 1
@@ -191,92 +208,105 @@ def fewest_runs(alpha: float = 0.05) -> int:
 
 
 def can_decide(runs: int, contrasts: int) -> bool:
-    """Whether so many runs can give a p below .05 after Holm's correction over the contrasts."""
-    return runs >= fewest_runs(0.05 / contrasts)
+    """Return whether this many runs can give p < .05 after Holm's correction over the contrasts."""
+    return runs >= fewest_runs(ALPHA / contrasts)
 
 
-def look_weights(looks: Sequence[int], alpha: float = 0.05) -> list[float]:
-    """The shares of the error that planned looks at the runs may spend.
+def look_weights(looks: Sequence[int]) -> list[float]:
+    """Return the share of the error rate that each planned look at the runs may spend.
 
-    They sum to 1, and the last has the most. A p value at a look is divided by its weight, and the
-    smallest over the looks so far is a p value of the whole plan (Bonferroni with weights): that
-    holds for the exact test, however the looks depend on each other.
+    The shares sum to 1, and the last look has the largest. Divide the p value at a look by its
+    weight: the minimum over the looks so far is a p value of the whole plan (weighted Bonferroni).
+    This holds for the exact test, however the looks depend on each other.
 
     >>> [round(weight, 3) for weight in look_weights([10, 20])]
     [0.111, 0.889]
 
     Args:
-        looks: numbers of runs, rising.
+        looks: numbers of runs, increasing.
 
-    Source: Lan and DeMets (1983), the spending function like O'Brien and Fleming's: 2 − 2 Φ(z /
-        √t).
+    Source: Lan and DeMets (1983), the spending function 2 − 2 Φ(z / √t), which resembles O'Brien
+        and Fleming's boundary.
     """
-    z = stats.norm.ppf(1 - alpha / 2)
-    spent = [2 * stats.norm.sf(z / math.sqrt(runs / looks[-1])) for runs in looks]
-    return (np.diff(spent, prepend=0.0) / alpha).tolist()
+    z = stats.norm.ppf(1 - ALPHA / 2)
+    fractions = np.array(looks) / looks[-1]
+    spent = 2 * stats.norm.sf(z / np.sqrt(fractions))
+    return (np.diff(spent, prepend=0.0) / ALPHA).tolist()
 
 
 def look_weight(looks: Sequence[int] | None, runs: int) -> float:
-    """The share of the error that may be spent at this number of runs."""
-    return look_weights(looks)[looks.index(runs)] if looks else 1.0
+    """Return the share of the error rate that may be spent at this number of runs."""
+    if not looks:
+        return 1.0
+    return look_weights(looks)[looks.index(runs)]
 
 
-def power_of(sd: float, difference: float, runs: int, *, alpha: float = 0.05) -> float:
-    """The probability of deciding a true difference, if the paired differences are normal.
+def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -> float:
+    """Return the probability of deciding a true difference if paired differences are normal.
 
     >>> [round(power_of(1, effect, runs), 2) for runs in (6, 8) for effect in (1, 1.5)]
     [0.35, 0.66, 0.67, 0.95]
 
     Args:
         sd: the standard deviation of the paired differences.
-        difference: the true one, in the same unit.
-        alpha: the level that is left after Holm's correction.
+        difference: the true difference, in the same unit.
+        alpha: the level that remains after Holm's correction.
     """
     level = attainable_level(runs, alpha)
     if level == 0:
         return 0.0
+    effect = difference / sd
     if runs <= EXACT_RUNS and level == 2.0 ** (1 - runs):
-        return float(special.ndtr(difference / sd) ** runs + special.ndtr(-difference / sd) ** runs)
-    # Integrated over the quantiles of the sample SD: scipy's noncentral t is nan at few runs and
+        all_positive = special.ndtr(effect) ** runs
+        all_negative = special.ndtr(-effect) ** runs
+        return float(all_positive + all_negative)
+    # Averaged over quantiles of the sample SD, because scipy's noncentral t is nan at few runs and
     # large shifts.
     shift = abs(difference) / sd * math.sqrt(runs)
-    critical = stats.t.ppf(1 - level / 2, runs - 1) * _sample_sds(runs)
-    return float(WEIGHTS @ (special.ndtr(shift - critical) + special.ndtr(-shift - critical)) / 2)
+    critical = _critical_means(runs, level)
+    power = special.ndtr(shift - critical) + special.ndtr(-shift - critical)
+    return float(WEIGHTS @ power / 2)
 
 
 @cache
-def _sample_sds(runs: int) -> NDArray[np.float64]:
-    """Quantiles of the sample SD where the true one is 1."""
+def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
+    """Return the rejection thresholds of the t test, one per quantile of the sample SD.
+
+    The unit is the standard error of the mean.
+    """
     quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
-    return np.sqrt(quantiles / (runs - 1))
-
-
-def detectable_difference(sd: float, runs: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference that is decided with this power, in the unit of ``sd``."""
-    return sd * _detectable_effect(runs, power, alpha)
+    sample_sds = np.sqrt(quantiles / (runs - 1))
+    return stats.t.ppf(1 - level / 2, runs - 1) * sample_sds
 
 
 @cache
-def _detectable_effect(runs: int, power: float, alpha: float) -> float:
-    return float(optimize.brentq(lambda x: power_of(1.0, x, runs, alpha=alpha) - power, 1e-9, 1000))
+def _detectable_effect(runs: int, alpha: float) -> float:
+    def shortfall(effect: float) -> float:
+        return power_of(1.0, effect, runs, alpha=alpha) - POWER
+
+    return float(optimize.brentq(shortfall, 1e-9, 1000))
 
 
-def runs_to_decide(
-    sd: float, difference: float, *, power: float = 0.8, alpha: float = 0.05
-) -> int | None:
-    """The fewest runs that would decide ``difference`` with this power; None if more than 300.
+def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> float:
+    """Return the smallest true difference decided with power .8, in the unit of ``sd``."""
+    return sd * _detectable_effect(runs, alpha)
 
-    The true ``sd`` and ``difference`` are taken as known; with those of three runs the answer is
-    itself a guess.
+
+def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int | None:
+    """Return the fewest runs that would decide ``difference`` with power .8; None above 300.
+
+    ``sd`` and ``difference`` are taken as the true ones; estimated from three runs, they make the
+    answer a guess as well.
 
     Args:
-        alpha: the level that is left after Holm's correction.
+        alpha: the level that remains after Holm's correction.
     """
+    fewest = fewest_runs(alpha)
     if sd == 0 and difference:
-        return fewest_runs(alpha)
-    if not difference or power_of(sd, difference, MOST_RUNS, alpha=alpha) < power:
+        return fewest
+    if not difference or power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER:
         return None
-    runs = fewest_runs(alpha)
-    while power_of(sd, difference, runs, alpha=alpha) < power:
+    runs = fewest
+    while power_of(sd, difference, runs, alpha=alpha) < POWER:
         runs += 1
     return runs

@@ -1,23 +1,29 @@
 """From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md).
 
 The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed; tasks are
-standardised and averaged inside the run before any statistic, so that seeds x tasks are never
-pooled. Read in this order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tests,
-verdicts), ``flags`` (what makes a row not comparable, caps or qualifies it), ``words`` (sentences),
-``gains`` (tables beside the contrasts). Cost: milliseconds to a second.
+standardised and averaged within each run before any statistic, so seeds x tasks are never pooled.
+Reading order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tests, verdicts),
+``flags`` (what invalidates, caps or qualifies a row), ``words`` (sentences), ``gains`` (further
+tables). A summary takes 10 to 50 milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import RULES, Look, Planned, Record, Study, Summary
+from maskwise.files import RULES, Contrast, Look, Planned, Record, Study, Summary, TaskUse
 from maskwise.study.outcomes import Outcomes
-from maskwise.study.statistics import look_weight, power_of
+from maskwise.study.statistics import ALPHA, look_weight, power_of
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
 from maskwise.study.verdict.gains import efficiency, gain_shares, transfer_cells
-from maskwise.study.verdict.words import advice_of, headline_row, headline_sentence, row_sentence
+from maskwise.study.verdict.words import (
+    Names,
+    advice_of,
+    headline_row,
+    headline_sentence,
+    row_sentence,
+)
 
 __all__ = ["primary_pairs", "summarise"]
 
@@ -28,16 +34,16 @@ SIDES_OF_TRANSFER = {
 
 
 def summarise(records: Iterable[Record], study: Study) -> Summary:
-    """The content of summary.json, from the lines of records.jsonl and study.json.
+    """Make the content of summary.json from the lines of records.jsonl and study.json.
 
     Args:
-        records: every number that was measured.
-        study: its ``contrasts`` are the primary ones, (arm, baseline) pairs. While seeds are
-            ``pending``, nothing is tested or estimated.
+        records: every measured number.
+        study: its ``contrasts`` are the primary (arm, baseline) pairs. While seeds are ``pending``,
+            nothing is tested or estimated.
 
     Raises:
-        MaskwiseError: records that cannot be compared: unpaired seeds, an arm without runs, scores
-            that are not finite numbers, a task that was measured in some runs only.
+        MaskwiseError: the records cannot be compared: seeds without a partner, an arm without runs,
+            scores that are not finite, or a task that was measured in some runs only.
 
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
@@ -49,18 +55,22 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    pending = study.get("pending")
     table = Outcomes([line for line in lines if line.get("role") != "gate"], study)
     names = {REFERENCE: study.get("reference") or REFERENCE, **SIDES_OF_TRANSFER}
+    pending = study.get("pending")
+    # A verdict before the planned runs are complete would be an unplanned look.
     pairs = [] if pending else primary_pairs(study)
-    comparisons = _judged(lines, table, pairs, names)
-    rows = [comparison.row for comparison in comparisons]
+    rows = _rows(lines, table, pairs, names)
     primary = [row for row in rows if row["primary"]]
-    # The page is about the contrasts, and about the gate where nothing else was asked.
+    # The headline is about the contrasts, and about the gate only where there are no others.
     asked = [row for row in primary if "gate" not in row] or primary
-    head = headline_row(asked, study["baseline"])
+    top = headline_row(asked, study["baseline"])
     match = study.get("match")
+    # A gate that did not pass has advice as well.
     advice = advice_of(primary if table.gate else asked, names, study.get("looks") or ())
+    tasks: dict[str, TaskUse] = {}
+    for task, helped in table.helped.items():
+        tasks[task] = {"helped": helped, "counted": task in table.counted}
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
@@ -68,14 +78,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "matched_by": match["by"] if match else None,
         "arms": {arm: table.describe(arm) for arm in study["arms"]},
         "contrasts": rows,
-        "verdict": head["verdict"] if head else None,
+        "verdict": top["verdict"] if top else None,
         "headline": headline_sentence(asked, names, study),
         "advice": [sentence for _, sentence in advice],
         "overlap": table.lines["overlap"],
-        "tasks": {
-            task: {"helped": share, "counted": task in table.counted}
-            for task, share in table.helped.items()
-        },
+        "tasks": tasks,
         "efficiency": efficiency(table, pairs),
     }
     if pending:
@@ -95,49 +102,61 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     return summary
 
 
-def _judged(
-    lines: list[Record], table: Outcomes, pairs: list[tuple[str, str]], names: Mapping[str, str]
-) -> list[Comparison]:
-    """All rows with their verdicts and sentences; those of the gate first."""
-    gate = list[Comparison]()
+def _rows(
+    lines: list[Record], table: Outcomes, pairs: list[tuple[str, str]], names: Names
+) -> list[Contrast]:
+    """Make all rows with their verdicts and sentences, those of a gate first."""
+    gate: list[Comparison] = []
     if pairs and gate_of(table.study):
         gate = compare(_gate_table(lines, table), *pairs[0])
-        for one in gate:
-            one.row["gate"] = True
+        for comparison in gate:
+            comparison.row["gate"] = True
         pairs = pairs[1:]
-    others = [one for pair in pairs for one in compare(table, *pair)]
+    others: list[Comparison] = []
+    for pair in pairs:
+        others += compare(table, *pair)
     decide(gate, others, table, names)
-    for one in (*gate, *others):
-        one.row["brief"] = row_sentence(one.row, names, brief=True)
-        one.row["sentence"] = row_sentence(one.row, names)
-    return [*gate, *others]
+    rows = [comparison.row for comparison in gate + others]
+    for row in rows:
+        row["brief"] = row_sentence(row, names, brief=True)
+        row["sentence"] = row_sentence(row, names)
+    return rows
 
 
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
-    """The runs that only the gate compares, at default settings; all runs, where there are none."""
-    own = [line for line in lines if line.get("role") == "gate"]
-    if not own:
+    """Return the runs at default settings that only the gate compares; all runs if there are none.
+
+    These runs have the seeds of the search; looks and tasks are those of the study.
+    """
+    runs = [line for line in lines if line.get("role") == "gate"]
+    if not runs:
         return table
-    compared = {line["arm"] for line in own}
-    arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
+    compared = {line["arm"] for line in runs}
     overlap = [line for line in lines if line["kind"] == "overlap"]
-    # The gate's runs have the seeds that searched, and the looks and the tasks of the study.
-    now = table.study["seeds"]
-    seeds = [seed - FRESH_RUN for seed in now]
-    looked: list[Look] = [
-        {**look, "seeds": [seed - FRESH_RUN for seed in look.get("seeds", now[: look["runs"]])]}
-        for look in table.study.get("looked") or ()
-    ]
-    study: Study = {**table.study, "arms": arms, "seeds": seeds, "learned": {}, "looked": looked}
-    return Outcomes([*own, *overlap], study, counted=table.counted)
+    seeds = table.study["seeds"]
+    looked: list[Look] = []
+    for look in table.study.get("looked") or ():
+        seen = look.get("seeds", seeds[: look["runs"]])
+        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in seen]})
+    study: Study = {
+        **table.study,
+        "arms": {arm: facts for arm, facts in table.study["arms"].items() if arm in compared},
+        "seeds": [seed - FRESH_RUN for seed in seeds],
+        "learned": {},
+        "looked": looked,
+    }
+    # The gate counts the tasks of the study, so that both are about the same outcome.
+    return Outcomes([*runs, *overlap], study, counted=table.counted)
 
 
 def _planned(study: Study) -> Planned:
-    """What so many runs can decide, with the contrasts that share the error."""
+    """Return what the planned runs can decide, with the error rate shared by the contrasts."""
     runs = len(study["seeds"])
-    contrasts = len(primary_pairs(study)) - (gate_of(study) is not None)
-    alpha = 0.05 * look_weight(study.get("looks"), runs) / max(contrasts, 1)
-    power = {
-        f"{effect:g}": round(power_of(1.0, effect, runs, alpha=alpha), 2) for effect in (1, 1.5)
-    }
+    contrasts = len(primary_pairs(study))
+    if gate_of(study):
+        contrasts -= 1
+    alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
+    power = {}
+    for effect in (1, 1.5):
+        power[f"{effect:g}"] = round(power_of(1.0, effect, runs, alpha=alpha), 2)
     return {"runs": runs, "contrasts": contrasts, "power": power}

@@ -231,7 +231,10 @@ def _points(table: Outcomes) -> list[Point]:
     points: list[Point] = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
         place = table.place(line)
-        known = {name: float(table.values[name][place]) for name in table.plain}
+        known = {
+            name: float(table.values[name][place])
+            for name in (*table.tasks, *table.heldout, *table.evaluations)
+        }
         values = {name: value for name, value in known.items() if math.isfinite(value)}
         scores = [values[task] for task in table.tasks if task in values]
         if len(scores) > 1 and len(scores) == len(table.tasks):
