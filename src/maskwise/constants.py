@@ -1,6 +1,4 @@
-"""Constants that several rooms must agree on, below all of them; the report, which reads files
-only, may import it.
-"""
+"""Constants that several packages share. It imports none of them, so any module may import it."""
 
 import os
 
@@ -26,61 +24,50 @@ UPOS = (
 """The 17 universal parts of speech, in the order of the layer ``pos``."""
 
 REFERENCE = "no-pretraining"
-"""The arm of checkpoints that were never trained, or not further. No other arm may have this name.
-"""
+"""The arm of checkpoints without (further) pre-training. No other arm may have this name."""
 
-OWN_TASK, OTHER_TASKS = "own-task", "other-tasks"
-"""What a study of transfer compares beside its arms: for every task the arm whose policy was
-learned from it, and the mean of those whose policies were learned from other tasks."""
+OWN_TASK = "own-task"
+"""In a study of transfer: for every task, the arm whose policy was learned from this task."""
+OTHER_TASKS = "other-tasks"
+"""In a study of transfer: for every task, the mean of the arms with policies from other tasks."""
 
 CONTROL = "-control"
-"""How the name of a positive control ends: a study that is void unless its oracle wins
-(``study.gate``).
-"""
+"""The suffix of positive controls: studies that are void unless their oracle wins
+(``study.gate``)."""
 
 MOST_PRIMARY = 6
-"""Primary contrasts of a study. With more, Holm's correction leaves nothing that ten runs could
-decide.
-"""
+"""The most primary contrasts of a study; after Holm's correction for more, ten runs decide none."""
 
 FRESH_RUN = 10_000
-"""What is added to a seed where a search chose a setting with it: the run that is compared is a new
-one, because the best run of a grid was lucky."""
+"""Added to the seed of a search for the run that is compared: the best run of a grid was lucky."""
 
 PLATEAU_NATS = 0.3
-"""A mean held-out loss less than this below the unigram loss: the model has learnt word frequencies
-and little else.
-"""
+"""A model whose held-out loss is less than this below the unigram loss knows little more than word
+frequencies."""
 
 NATS = "nats"
-"""The metric of tasks that are answered in words: mean nats for each token of the right answers."""
+"""The metric of tasks that are answered in words: mean nats per token of the right answers."""
 
 IMBALANCED = 0.6
-"""Above this share of one class accuracy says little, and macro F1 stands beside it."""
+"""Above this share of one class, accuracy says little and macro F1 is reported too."""
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:
-    """Whether macro F1 must stand beside a score: accuracy, where so large a share of the rows has
-    one label.
-    """
+    """Whether accuracy needs macro F1 next to it: ``share`` is that of the most frequent label."""
     return metric == "accuracy" and (share or 0) > IMBALANCED
 
 
 OVERLAP_SHARE = 0.01
-"""From this share of a task's test items in a corpus its score may be one of memory; below it is a
-note.
-"""
+"""If the corpus has at least this share of a task's test items, its score may be due to memory."""
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
-    """Whether so many of a task's test items stand in a corpus that its score may be one of
-    memory.
-    """
+    """Whether the corpus has so many test items of a task that its score may be due to memory."""
     return overlapping >= OVERLAP_SHARE * items
 
 
 def overlap_words(overlapping: int, items: int, task: str) -> str:
-    """How many test items of a task stand in a corpus.
+    """Say how many test items of a task also occur in the corpus.
 
     >>> overlap_words(1, 600, "ud-pos")
     '1 of 600 test items of ud-pos also occurs in the corpus'
@@ -92,22 +79,18 @@ def overlap_words(overlapping: int, items: int, task: str) -> str:
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 CORRELATIONS = ("spearman", "pearson", "matthews")
-"""Written times 100, as the field does, and not as shares: 90 % of a correlation is nothing."""
+"""Metrics shown times 100 without a percent sign: a correlation is not a share."""
 
 
 GAIN = "gain over random masks on dev, nats"
-"""What the gain of a learned policy is called, on its card and by ``maskwise learn``."""
+"""The name of a learned policy's gain, on its card and in ``maskwise learn``."""
 
 DIFFUSION = "diffusion"
-"""The held-out masks of the bound of masked diffusion, which compares arms whatever they mask
-together.
-"""
+"""The held-out masks of masked diffusion, whose bound compares arms with any kinds of units."""
 
 
 def rank_here() -> int:
-    """The number of this process among those that torchrun started, else 0. Rank 0 prepares, writes
-    and speaks.
-    """
+    """The rank of this process under torchrun, else 0. Only rank 0 prepares, writes and prints."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -116,11 +99,12 @@ def ranks_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-ORANGE, BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
+ORANGE = (0xE6, 0x9F, 0x00)
+BLUE = (0x56, 0xB4, 0xE9)
 
 
 def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
-    """From white at 0 to a full colour, orange, at 1."""
-    return "#" + "".join(
-        f"{round(255 - min(1.0, max(0.0, share)) * (255 - part)):02x}" for part in full
-    )
+    """A colour in HTML: white at the share 0, the full colour at 1."""
+    share = min(1.0, max(0.0, share))
+    red, green, blue = (round(255 - share * (255 - part)) for part in full)
+    return f"#{red:02x}{green:02x}{blue:02x}"

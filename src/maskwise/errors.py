@@ -1,8 +1,7 @@
-"""One small family of errors for mistakes that a user can mend.
+"""Errors that a user can correct, and checks and phrases for messages.
 
-The rule for every message: *what* is wrong, what we *got*, what is *allowed*, what to *do*: on one
-line. The command line prints the message and exits with code 2. Our own mistakes are ``assert``s
-and tracebacks. Beside them stand words that several rooms share.
+Every message has one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
+command line prints it and exits with code 2. Bugs of maskwise itself raise ``AssertionError``.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ class MaskwiseError(ValueError):
     a ratio is a share; got 1.5; allowed: 0 to 1; write 0.15
 
     Attributes:
-        what: what is wrong, without an end mark.
-        got: what was given.
-        allowed: what would have been right.
-        do: what the user should do now.
+        what: the mistake, without a full stop.
+        got: the value that was given.
+        allowed: the values that are valid.
+        do: how to correct the mistake.
 
-    The attributes are whole. In the message, long ones are shortened in their middle, since file
-    names, labels and arguments of any length are quoted in them.
+    The message shortens long attributes in their middle, because it quotes file names, labels and
+    arguments of any length.
     """
 
     def __init__(
@@ -52,20 +51,20 @@ class MaskwiseError(ValueError):
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, do: str | None = None
 ) -> MaskwiseError:
-    """The error for a name that is not in a table; it names the nearest one.
+    """Build the error for a name that is not in a table; it suggests the nearest one.
 
     >>> print(unknown_name("recipe", "quickstart", ["ptw", "quick-start"], do="or name a file"))
     unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a
     file
     """
     names = sorted(known)
+    # The comparison is quadratic in the length, and a user may have pasted a whole file.
     near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
-    hints = [*(f"did you mean {other!r}?" for other in near), *([do] if do else [])]
-    return MaskwiseError(
-        f"unknown {shortened(kind, 150)} {shortened(repr(name), 150)}",
-        allowed=", ".join(names),
-        do=" ".join(hints) or None,
-    )
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+        do = f"{hint} {do}" if do else hint
+    what = f"unknown {shortened(kind, 150)} {shortened(repr(name), 150)}"
+    return MaskwiseError(what, allowed=", ".join(names), do=do)
 
 
 def whole_number(
@@ -76,7 +75,7 @@ def whole_number(
     most: float = math.inf,
     do: str | None = None,
 ) -> int:
-    """A whole number from ``least`` to ``most``, as an int: Python's or numpy's, but no bool.
+    """Return a whole number from ``least`` to ``most`` as an int: Python's or numpy's, but no bool.
 
     >>> whole_number("step", 3, least=0)
     3
@@ -84,7 +83,7 @@ def whole_number(
     Raises:
         MaskwiseError: for anything else. Nothing is rounded and no text is read.
     """
-    # True is an Integral, and an accident where a number is expected
+    # True is an Integral, but a mistake where a number is expected.
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         if least <= number <= most:
@@ -96,42 +95,42 @@ def whole_number(
 def finite_number(
     name: str, value: object, *, least: float = -math.inf, most: float = math.inf
 ) -> int | float:
-    """A finite number from ``least`` to ``most``, as an int or a float: Python's or numpy's, but no
-    bool.
+    """Return a finite number from ``least`` to ``most`` as an int or a float, but no bool.
 
     Raises:
         MaskwiseError: for anything else, NaN included.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
+        # An integer may be too large for a float.
         number = int(value) if isinstance(value, Integral) else float(value)
         if least <= number <= most and number not in (math.inf, -math.inf):
             return number
-    raise MaskwiseError(
-        f"{name} is not valid", got=repr(value), allowed=_range("a number", least, most)
-    )
+    allowed = _range("a number", least, most)
+    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=allowed)
 
 
 def _range(kind: str, least: float, most: float) -> str:
     if math.isinf(least):
         return kind
-    return f"{kind} ≥ {least}" if math.isinf(most) else f"{kind} from {least} to {most}"
+    if math.isinf(most):
+        return f"{kind} ≥ {least}"
+    return f"{kind} from {least} to {most}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of some library, whose other lines are advice; its type where it
-    says nothing.
-    """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of a library's message (the others are advice), or the type of the error."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """ "3 × no label, 1 × no text": why things were left out, the commonest reason first."""
+    """ "3 × no label, 1 × no text": counts of reasons, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
 
 def duration(seconds: float | None) -> str:
-    """A time in the same words everywhere.
+    """Format a time in seconds, minutes or hours.
 
     >>> duration(35), duration(760), duration(9000), duration(None)
     ('35 s', '13 min', '2.5 h', 'unknown')
@@ -140,22 +139,25 @@ def duration(seconds: float | None) -> str:
         return "unknown"
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def shortened(value: object, limit: int = LONGEST) -> str:
-    """A value as an error quotes it: on one line, and without its middle where it is long.
+    """Show a value on one line for an error; the middle of a long one is left out.
 
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'
     """
     try:
         text = value if isinstance(value, str) else repr(value)
-    except (ValueError, RecursionError):  # an integer of more than 4,300 digits has no text
+    except (ValueError, RecursionError):
+        # Python refuses to convert integers of more than 4,300 digits.
         text = f"a value of type {type(value).__name__}"
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    # file names and values differ most at their ends, so that both are kept
+    # Both ends are kept, because file names and values differ most there.
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"

@@ -1,4 +1,4 @@
-"""The estimate of a row of summary.json in the unit that people read."""
+"""Convert the estimates in summary.json to the units in which reports show them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ SPREADS = "spreads between seeds"
 
 @dataclass(frozen=True)
 class Shown:
-    """The estimate of a row, above 0 where the arm is better than the baseline.
+    """A difference from the baseline for display; above 0 where the arm is better.
 
-    ``unit`` is points, nats, spreads between seeds, or that of an evaluation.
+    Attributes:
+        mean, low, high: the estimate and its interval; None where it is unknown.
+        scale: the factor between the recorded and the displayed unit.
+        unit: points, nats, spreads between seeds, or the unit of an evaluation.
+        digits: decimals to show.
     """
 
     mean: float | None
@@ -30,7 +34,7 @@ class Shown:
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
     def ends(self, *, ahead: bool = False) -> str:
-        """The interval, "−0.4 to 4.6"; ``ahead``: as seen from the side that is ahead."""
+        """The interval, "−0.4 to 4.6"; with ``ahead``, for the better of the two sides."""
         low = self.low or 0.0
         high = self.high or 0.0
         if ahead and (self.mean or 0.0) < 0:
@@ -39,10 +43,10 @@ class Shown:
 
 
 def shown(row: Contrast) -> Shown:
-    """The estimate of a row in the unit that people read.
+    """The estimate of a row in the unit for display.
 
-    Spreads are shown only where tasks have no common unit, or where the plain mean points elsewhere
-    than the standardised one.
+    Spreads are shown only where tasks have no common unit, or where the plain mean and the
+    standardised mean have opposite signs.
     """
     estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
     scale = 1.0
@@ -62,18 +66,20 @@ def shown(row: Contrast) -> Shown:
         scale = 100.0
         digits = 1
         unit = f"{row['metric'] or ''} points".lstrip()
-    ends = estimate["low"], estimate["high"]
-    factor = scale
-    if not row["higher_is_better"]:
-        ends = estimate["high"], estimate["low"]
-        factor = -scale
-    # Adding 0 turns −0 into 0.
-    mean, low, high = (
-        None if end is None else factor * end + 0.0 for end in (estimate["mean"], *ends)
-    )
-    return Shown(mean, low, high, scale, unit, digits)
+    factor = scale if row["higher_is_better"] else -scale
+
+    def scaled(value: float | None) -> float | None:
+        # Adding 0 turns −0 into 0.
+        return None if value is None else factor * value + 0.0
+
+    low = scaled(estimate["low"])
+    high = scaled(estimate["high"])
+    if factor < 0:
+        # A change of sign swaps the ends of the interval.
+        low, high = high, low
+    return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
 
 
 def with_minus(text: str) -> str:
-    """With the sign of minus in place of the hyphen before a number."""
+    """Replace the hyphen before a number by a minus sign."""
     return re.sub(r"-(?=[\d.])", "−", text)

@@ -1,6 +1,6 @@
-"""Sorts, ranks and sums within the pieces of a line, and the places of pieces in rows.
+"""Sort, rank and sum within the pieces of a line, and place pieces in rows.
 
-One pass over plain integers serves all pieces at once.
+Each routine handles all pieces in one numpy pass, so no caller loops over pieces in Python.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ Array = NDArray[Any]
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
-    """(N,) int64: the indices that sort by (piece, key). Keys of one piece are distinct.
-
-    numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into 64
-    bits together with their piece above them and their index below them.
-    """
+    """(N,) int64: the indices that sort by (piece, key). Keys of one piece are distinct."""
     bits = max(1, len(key) - 1).bit_length()
+    # numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into
+    # 64 bits, with their piece in the high bits and their index in the low bits.
     if key.itemsize == 4 and pieces.bit_length() + 32 + bits <= 63:
         line = piece << 32
         line += key
@@ -29,30 +27,39 @@ def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
         line &= (1 << bits) - 1
         return line
     order = key.argsort()
-    narrow = np.uint16 if pieces <= 1 << 16 else np.int64  # 16 bits are sorted by radix
-    return order.take(piece.take(order).astype(narrow).argsort(kind="stable"))
+    piece_in_order = piece.take(order)
+    if pieces <= 1 << 16:
+        # numpy sorts 16-bit integers by radix, in linear time.
+        piece_in_order = piece_in_order.astype(np.uint16)
+    return order.take(piece_in_order.argsort(kind="stable"))
+
+
+def offsets(counts_P: Array) -> Array:
+    """(P,) int64: the index of the first member of each piece.
+
+    >>> offsets(np.array([2, 0, 3])).tolist()
+    [0, 2, 2]
+    """
+    return counts_P.cumsum() - counts_P
 
 
 def rank_within(counts_P: Array) -> Array:
-    """(N,) int64: 0, 1, 2, … for the members of each piece, where piece p has ``counts_P[p]`` of
-    them in a row.
-    """
+    """(N,) int64: number the ``counts_P[p]`` members of each piece 0, 1, 2, …"""
     return listed(np.zeros_like(counts_P), counts_P)
 
 
 def listed(start: Array, length: Array) -> Array:
-    """(N,) int64: the numbers of stretches, one after the other: start, start + 1, … of each.
+    """(N,) int64: concatenate the ranges start, start + 1, … of the given lengths.
 
     >>> listed(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
     """
-    shift = start - length.cumsum() + length
+    shift = start - offsets(length)
     return np.arange(int(length.sum())) + np.repeat(shift, length)
 
 
 def changes(*columns: Array) -> Array:
-    """(N,) bool: the first place, and each where a column has another value than at the place
-    before.
+    """(N,) bool: True at the first place and wherever a column differs from the place before.
 
     >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
     [True, True, True, False]
@@ -71,40 +78,38 @@ def counts_within(piece: Array, pieces: int) -> Array:
 
 
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
-    """(M,) int64: where the first ``wanted_P`` members of each piece stand (all of them where there
-    are fewer).
-    """
+    """(M,) int64: the indices of the first ``wanted_P`` members of each piece, or of all."""
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
-    return listed(counts_P.cumsum() - counts_P, taken_P)
+    return listed(offsets(counts_P), taken_P)
 
 
 def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
     """(N,) bool: the ``wanted_P`` members of each piece with the smallest keys."""
     order = order_within(piece, key, pieces=len(wanted_P))
+    counts_P = counts_within(piece[order], len(wanted_P))
     first = np.zeros(len(key), bool)
-    first[order[first_of(counts_within(piece[order], len(wanted_P)), wanted_P)]] = True
+    first[order[first_of(counts_P, wanted_P)]] = True
     return first
 
 
 def sums_within(values: Array, counts_P: Array) -> Array:
-    """(N,) int64, or float64 of floats: running sums of ``values``, which begin anew in each
-    piece.
-    """
+    """(N,) running sums of ``values`` that restart in each piece: int64, or float64 for floats."""
+    # The leading 0 makes total[i] the sum before member i, so the sum before a piece is a lookup.
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
-    return total[1:] - np.repeat(total.take(counts_P.cumsum() - counts_P), counts_P)
+    before_P = total.take(offsets(counts_P))
+    return total[1:] - np.repeat(before_P, counts_P)
 
 
 class Framed(NamedTuple):
-    """The places of P framed pieces in the line of the B·L tokens of their rows.
+    """The places of P pieces, with their special tokens, in the line of B·L tokens of their rows.
 
     Attributes:
         shape: (B, L).
         frame: (first, last, pad) ids; −1 for none.
-        opened: (P,) bool, whether ``first`` stands before the piece.
-        begin, end: (P,) int64, the place of its first token and the place after its last, frame
-            included.
-        at: (T,) int64, the place of each token without its frame.
+        opened: (P,) bool, whether the token ``first`` precedes the piece.
+        begin, end: (P,) int64, the half-open range of places of a piece with its frame.
+        at: (T,) int64, the place of each token of the pieces, without their frames.
     """
 
     shape: tuple[int, int]
@@ -115,20 +120,23 @@ class Framed(NamedTuple):
     at: Array
 
     def column(self, values: Array, fill: int | None = None) -> Array:
-        """(B·L,) the values (T,) in their places, ``fill`` elsewhere (by default −1 among whole
-        numbers, else 0).
+        """Put values (T,) in their places of the line (B·L,), and ``fill`` elsewhere.
 
-        Whole numbers come as int64.
+        Integers become int64. By default −1 fills integers, 0 floats and bools.
         """
-        whole = values.dtype.kind not in "fb"
+        default = 0
+        if values.dtype.kind not in "fb":
+            values = values.astype(np.int64, copy=False)
+            default = -1
         if fill is None:
-            fill = -1 if whole else 0
-        line = np.full(self.shape[0] * self.shape[1], fill, np.int64 if whole else values.dtype)
+            fill = default
+        rows, length = self.shape
+        line = np.full(rows * length, fill, values.dtype)
         line[self.at] = values
         return line
 
     def ids(self, values: Array) -> Array:
-        """(B·L,) int64, the ids (T,) in their places, with their frames and padding."""
+        """(B·L,) int64: the ids (T,) in their places, with their frames and padding."""
         first, last, pad = self.frame
         line = self.column(values, pad)
         if first >= 0:
@@ -139,7 +147,8 @@ class Framed(NamedTuple):
 
     def present(self) -> Array:
         """(B·L,) int64: 1 on tokens and their frames, 0 on padding."""
-        line = np.zeros(self.shape[0] * self.shape[1], np.int64)
+        rows, length = self.shape
+        line = np.zeros(rows * length, np.int64)
         line[listed(self.begin, self.end - self.begin)] = 1
         return line
 
@@ -151,19 +160,19 @@ def framed(
 
     Args:
         lengths_P: (P,) int64, tokens of each piece.
-        row_P: (P,) int64, ascending: the row that it goes into.
-        length: L, tokens of a row; whoever plans the rows sees to it that the pieces fit.
+        row_P: (P,) int64, ascending: the row of each piece.
+        length: L, tokens of a row; the caller checks that the pieces fit.
         frame: (first, last, pad) ids; −1 for none.
         apart: whether ``first`` opens every piece, or only each row.
     """
     first, last, _ = frame
-    rows = int(row_P[-1]) + 1 if len(row_P) else 0
+    rows = int(row_P.max(initial=-1)) + 1
     pieces_B = counts_within(row_P, rows)
     opened = np.full(len(row_P), first >= 0)
     if not apart:
         opened &= rank_within(pieces_B) == 0
-    cost = lengths_P + opened + (last >= 0)
-    end = row_P * length + sums_within(cost, pieces_B)
-    begin = end - cost
+    framed_P = lengths_P + opened + (last >= 0)
+    end = row_P * length + sums_within(framed_P, pieces_B)
+    begin = end - framed_P
     at = listed(begin + opened, lengths_P)
     return Framed((rows, length), frame, opened, begin, end, at)

@@ -1,9 +1,8 @@
-"""SIGTERM and SIGUSR1, which clusters send before they kill: leave tidily, with the exit code 128 +
-the number.
+"""Handle SIGTERM and SIGUSR1, which clusters send before they kill a job.
 
-By default Python dies of them at once, without removing what is half-written. Slurm sends SIGTERM
-some seconds before it kills (KillWait), and SIGUSR1 earlier where a job asks for it
-(``--signal=USR1@120``).
+By default these signals end Python at once, without removing half-written files. Slurm sends
+SIGTERM some seconds before it kills (KillWait), and SIGUSR1 earlier if the job asks for it
+(``--signal=USR1@120``). The program exits with the code 128 + the number of the signal.
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ import sys
 import threading
 from types import FrameType
 
-# Windows has one
+# Windows has no SIGUSR1.
 ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))
 CODES = {128 + number: number.name for number in ASKED}
 """Exit codes, and the signals that they stand for."""
 
 
 def leave_when_asked() -> None:
-    """From now on these signals end the program as an exception does, so that files are closed and
-    removed.
-    """
+    """Make these signals raise SystemExit, so that files are closed and temporary ones removed."""
     for number in ASKED:
         signal.signal(number, _leave)
 
@@ -32,11 +29,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Asked:
-    """While this context lasts, the signals are only noted: work that asks for ``number`` ends
-    where it can go on.
+    """A context that records the signals, so that work can stop where it can be resumed.
 
-    A signal that was not ``served`` comes again at the end of the context. Only the main thread
-    hears signals; in any other this does nothing.
+    A signal that was not ``served`` is raised again at the end of the context. Python delivers
+    signals only to the main thread; in any other thread this does nothing.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)
@@ -46,19 +42,21 @@ class Asked:
     """
 
     def __init__(self) -> None:
-        self.number, self.served = 0, False
+        self.number = 0
+        self.served = False
 
     def __enter__(self) -> Asked:
+        self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in ASKED}
-        else:
-            self.before = {}
+            for number in ASKED:
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
+            # A handler that was not set from Python is None, and cannot be restored.
             signal.signal(number, handler or signal.SIG_DFL)
-        # An exception already ends the program.
+        # With an exception, the program ends anyway.
         if self.number and not self.served and kind is None:
             signal.raise_signal(self.number)
 

@@ -1,7 +1,7 @@
-"""Names with arguments, as people write them: ``span(p=0.2, max_words=10)``, ``linear(0.3, 0.1)``.
+"""Parse names with arguments, such as ``span(p=0.2, max_words=10)`` or ``linear(0.3, 0.1)``.
 
-One small language for recipes, the command line and Python strings. Only literals are read; nothing
-is evaluated.
+Recipes, the command line and Python strings share this syntax. Only literals are read; nothing is
+evaluated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """A name, its positional and its keyword arguments (numbers, strings, booleans, None, or
-    further calls). ``written`` is how somebody wrote it, for errors to quote."""
+    """A name with arguments: numbers, strings, booleans, None, or further calls.
+
+    ``written`` is the user's text, which errors quote.
+    """
 
     name: str
     args: tuple[object, ...] = ()
@@ -30,19 +32,16 @@ class Call:
     written: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        inside = [_show(value) for value in self.args]
-        inside += [f"{key}={_show(value)}" for key, value in self.kwargs.items()]
-        return f"{self.name}({', '.join(inside)})" if inside else self.name
+        parts = list(map(repr, self.args))
+        parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+    # Tuples show their items by repr, so nested calls read as they are written.
+    __repr__ = __str__
 
 
-def _show(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_show, value))}{',' if len(value) == 1 else ''})"
-    return str(value) if isinstance(value, Call) else repr(value)
-
-
-# A quoted string (left alone), or a hyphen before a letter and behind one or a digit: part of a
-# name, no minus.
+# A quoted string, which stays as it is, or a hyphen between a letter or digit and a letter, which
+# is part of a name rather than a minus.
 _QUOTED_OR_HYPHEN = re.compile(
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z0-9])-(?=[A-Za-z])"""
 )
@@ -55,11 +54,13 @@ def parse_call(text: str) -> Call:
         MaskwiseError: anything else.
     """
     text = text.strip()
+    head, bracket, rest = text.partition("(")
+    head = head.replace("-", "_")
+    rest = _QUOTED_OR_HYPHEN.sub(lambda found: found[1] or "_", rest)
     try:
-        head, bracket, rest = text.partition("(")
-        rest = _QUOTED_OR_HYPHEN.sub(lambda found: found[1] or "_", rest)
-        return _call(ast.parse(f"{head.replace('-', '_')}{bracket}{rest}", mode="eval").body, text)
+        return _call(ast.parse(head + bracket + rest, mode="eval").body, text)
     except MaskwiseError:
+        # A ValueError too, but with a better message than the one below.
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
@@ -68,14 +69,16 @@ def parse_call(text: str) -> Call:
 
 
 def _call(node: ast.expr, text: str) -> Call:
-    written = ast.get_source_segment(text, node) or ""  # parsed was a text of the same places
+    # Underscores replaced hyphens one for one, so positions in the parsed text hold in ``text``.
+    written = ast.get_source_segment(text, node) or ""
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError
     kwargs: dict[str, object] = {}
     for keyword in node.keywords:
-        if keyword.arg is None:  # **x
+        if keyword.arg is None:
+            # Only ``**x`` has no name.
             raise ValueError
         if keyword.arg in kwargs:
             raise MaskwiseError(f"{text}: an argument is given twice", got=keyword.arg)
@@ -93,11 +96,16 @@ def _value(node: ast.expr, text: str) -> object:
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
-    """Make the member of ``table`` that ``spec`` names, with its arguments.
+    """Call the function of ``table`` that ``spec`` names, with its arguments.
+
+    Args:
+        kind: what the table holds, for errors, such as ``policy``.
+        spec: the name with arguments, as text or parsed.
+        table: functions by name.
 
     Raises:
-        MaskwiseError: an unknown name (with the nearest one), or arguments that the member does not
-            take, by name, number or type.
+        MaskwiseError: an unknown name (suggests the nearest one), or arguments that the function
+            does not accept, by name, number or type.
     """
     if not isinstance(spec, str | Call):
         allowed = f"a name such as {next(iter(table))!r}, or an object"
@@ -116,11 +124,12 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         raise MaskwiseError(f"{what}: {error}", allowed=allowed) from None
     for name, value in bound.arguments.items():
         parameter = signature.parameters[name]
+        which = f"{what}: {name}"
         if parameter.kind is parameter.VAR_POSITIONAL:
-            fitting = tuple(_fitting(f"{what}: {name}", v, parameter.annotation) for v in value)
-            bound.arguments[name] = fitting
+            value = tuple(_fitting(which, item, parameter.annotation) for item in value)
         else:
-            bound.arguments[name] = _fitting(f"{what}: {name}", value, parameter.annotation)
+            value = _fitting(which, value, parameter.annotation)
+        bound.arguments[name] = value
     try:
         return maker(*bound.args, **bound.kwargs)
     except TypeError as error:
@@ -128,9 +137,14 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
 
 
 def _fitting(what: str, value: object, annotation: object) -> object:
-    """Read a bare word as text or truth value where that is wanted; check numbers."""
-    wanted, *others = str(getattr(annotation, "__name__", annotation)).split(" | ")
-    if others not in ([], ["None"]) or (value is None and others):
+    """Check an argument against its annotation; bare words become strings or booleans."""
+    # Annotations are strings in our modules, and classes in those of users.
+    written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    wanted, *others = written.split(" | ")
+    if others not in ([], ["None"]):
+        # A union of several types is checked by the function itself.
+        return value
+    if others and value is None:
         return value
     if isinstance(value, Call) and wanted in ("str", "bool", "int", "float"):
         value = value.written or str(value)
@@ -148,21 +162,24 @@ def _fitting(what: str, value: object, annotation: object) -> object:
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
-    """What a member of a table takes, as one writes it: ``layer, groups=2, units='word'``; but for
-    some names.
-    """
-    return ", ".join(
-        name
-        if p.default is p.empty
-        else f"{name}={getattr(p.default, '__name__', repr(p.default))}"
-        for name, p in inspect.signature(maker).parameters.items()
-        if name not in without
-    )
+    """Show the parameters of a function, such as ``layer, groups=2, units='word'``."""
+    shown = []
+    for name, parameter in inspect.signature(maker).parameters.items():
+        if name in without:
+            continue
+        default = parameter.default
+        if default is not parameter.empty:
+            # Functions are shown by name: their repr has an address.
+            value = default.__name__ if inspect.isroutine(default) else repr(default)
+            name = f"{name}={value}"
+        shown.append(name)
+    return ", ".join(shown)
 
 
 def split_calls(text: str) -> list[str]:
-    """``"token,span(p=0.2, max_words=5)"`` to its members: commas inside brackets do not part."""
-    parts, depth = [""], 0
+    """Split ``"token,span(p=0.2, max_words=5)"`` at the commas outside brackets."""
+    parts = [""]
+    depth = 0
     for char in text:
         depth += (char in "([") - (char in ")]")
         if char == "," and depth == 0:
@@ -173,9 +190,9 @@ def split_calls(text: str) -> list[str]:
 
 
 def split_options(spec: str) -> tuple[str, str | None]:
-    """A name and the text of the options in brackets behind it; None where it has none.
+    """Split a name from the text of its options in brackets; None if it has no options.
 
-    The name may be a path with brackets of its own, as browsers name second downloads: of several
+    The name may be a path that contains brackets, as browsers name second downloads. Of several
     ways to split, the first whose path exists is taken.
 
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
@@ -183,16 +200,19 @@ def split_options(spec: str) -> tuple[str, str | None]:
     """
     if not spec.endswith(")") or Path(spec).expanduser().exists():
         return spec, None
-    places = [place for place, letter in enumerate(spec) if letter == "(" and place > 0]
-    if not places:
+    # The first character belongs to the name.
+    first = place = spec.find("(", 1)
+    if first < 0:
         return spec, None
-    existing = (place for place in places if Path(spec[:place]).expanduser().exists())
-    place = next(existing, places[0])
+    while place > 0 and not Path(spec[:place]).expanduser().exists():
+        place = spec.find("(", place + 1)
+    if place < 0:
+        place = first
     return spec[:place], spec[place + 1 : -1]
 
 
 def with_options(spec: str, **options: object) -> str:
-    """A spec with further options behind those that it has.
+    """Append options to a spec.
 
     >>> with_options("ud-pos(label='tags')", train_rows=300)
     "ud-pos(label='tags', train_rows=300)"
@@ -212,16 +232,18 @@ def read_options(
 
     Args:
         reader: a function of the name and of options.
-        kind, example: what the name stands for, and an option of it, for errors.
+        kind: what the name stands for, for errors.
+        example: an option, for errors.
         also: further options, whose types the reader checks itself.
 
     Raises:
-        MaskwiseError: options that are not name=value, that ``reader`` does not take, or of another
-            type.
+        MaskwiseError: options that are not name=value, that ``reader`` does not accept, or that
+            have the wrong type.
     """
     name, written = split_options(spec)
     if written is None:
         return spec, {}
+    # The first parameter is the name itself.
     parameters = list(inspect.signature(reader).parameters.values())[1:]
     annotations = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD}
     annotations |= dict.fromkeys(sorted(also))
@@ -237,7 +259,8 @@ def read_options(
     for option, value in call.kwargs.items():
         if option not in annotations:
             raise unknown_name(f"argument of {kind} {name!r}", option, annotations)
-        # A bare word, such as kind=similarity, is text here.
-        text = value.written if isinstance(value, Call) else value
-        options[option] = _fitting(f"{option} of {kind} {name!r}", text, annotations[option])
+        if isinstance(value, Call):
+            # A bare word, such as kind=similarity, is text here.
+            value = value.written
+        options[option] = _fitting(f"{option} of {kind} {name!r}", value, annotations[option])
     return name, options

@@ -1,6 +1,6 @@
-"""Units: a partition of each piece into parts that are masked together, with a weight each.
+"""Units: a partition of each piece into weighted parts, each masked as a whole.
 
-Units such as words are stretches of the line. Most of them are never selected, so their tokens are
+Units such as words are ranges of the line. Most of them are never selected, so their tokens are
 listed only on demand, which saves a fifth of the time for whole words.
 """
 
@@ -27,10 +27,11 @@ class Units:
         batch: the batch that is partitioned.
         piece: (U,) int64, the piece of each unit.
         number: (U,) int32, the index of each unit's draws, distinct within a piece.
-        start: (U,) int64, the first token of each unit, for units in the order of the line whose
-            tokens are adjacent; None: see ``of_tokens``.
+        start: (U,) int64, the first token of each unit, if units are ranges in the order of the
+            line; None for any others, see ``of_tokens``.
         length: (U,) int64, tokens of each unit.
-        weight: (U,) float64, or None for equal weights. 0: only selected by ``fill="random"``.
+        weight: (U,) float64, or None for equal weights. Only ``fill="random"`` selects units of
+            weight 0.
         by_token: whether every unit is one token.
     """
 
@@ -45,7 +46,8 @@ class Units:
     @classmethod
     def single(cls, batch: AnnotatedBatch, tokens: Array | None = None) -> Units:
         """Make each eligible token, or each of ``tokens``, a unit."""
-        tokens = batch.eligible_at if tokens is None else tokens
+        if tokens is None:
+            tokens = batch.eligible_at
         count_P = batch.count_at(tokens)
         piece = np.repeat(np.arange(len(count_P)), count_P)
         number = batch.place(tokens, count_P)
@@ -66,7 +68,9 @@ class Units:
         """Make units from (M,) tokens and the unit of each, in any order."""
         length = np.bincount(unit, minlength=len(piece))
         units = cls(batch, piece, number, None, length, weight)
-        units.tokens, units.unit = tokens, unit
+        # These would otherwise be computed from ``start``.
+        units.tokens = tokens
+        units.unit = unit
         return units
 
     @cached_property
@@ -87,14 +91,21 @@ class Units:
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: tokens in units, also of weight 0: the ratio is a share of these."""
+        """(P,) int64: tokens in units, whatever their weights; ratios are shares of these."""
         return np.bincount(self.piece, self.length, len(self.batch.begin)).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:
         """(U,) int32: a draw for each unit."""
-        if self.start is not None:  # repeating is five times as fast as looking up
+        if self.start is not None:
             return keys.draw_each(purpose, self.count, self.number)
         return keys.draw(purpose, self.piece, self.number)
+
+    def repeated(self, values_P: Array) -> Array:
+        """(U,) the value of each unit's piece."""
+        # Units with a start are sorted by piece, and repeating is five times as fast as indexing.
+        if self.start is not None:
+            return np.repeat(values_P, self.count)
+        return values_P[self.piece]
 
     def weighted(self, weight: Array) -> Self:
         """The same units with weights (U,).

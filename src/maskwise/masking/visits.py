@@ -5,14 +5,15 @@
 ``complement``
     Epochs form pairs: the second visit masks what the first left. Its ratio is 1 − r.
 ``coverage``
-    Over 1/r epochs every unit is masked once: the units of a piece have one random order, and
-    epoch e takes the stretch from e·r to (e + 1)·r of it. The next round has another order.
+    Over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted at random,
+    and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
 
-Both are functions of (seed, epoch, example), with keys of the pair or the round instead of the
-epoch. Units are whole, so a visit may have a unit more or less than its ratio asks for, and none of
-a short piece. If weights change between epochs (policies that learn), so does the order.
+All are functions of (seed, epoch, example): ``complement`` keys its draws by the pair of epochs,
+``coverage`` by the round. Units are whole, so a visit may mask a unit more or less than its ratio,
+and nothing in a short piece. If a learning policy changes weights between epochs, the order changes
+too.
 
-Source: complementary masks of masked diffusion models of 2025; the rest is ours.
+Source: complementary masks of masked diffusion models of 2025; ``coverage`` is new here.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from maskwise.segments import counts_within, sums_within
 
 
 def check_visits(visits: str, policy: Policy, **settings: object) -> None:
-    """Raise if ``visits`` couples epochs, but the other settings select units in another way.
+    """Check that the other settings work with visits that couple epochs.
 
     Raises:
         MaskwiseError: a policy whose units depend on the ratio; a budget, fill or least number of
-            targets that would add or drop units of a visit.
+            targets that would add units to a visit or drop some.
     """
     if visits == "random":
         return
@@ -51,7 +52,7 @@ def check_visits(visits: str, policy: Policy, **settings: object) -> None:
 
 
 def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:
-    """The pair of epochs, and whether this is its second visit.
+    """The number of the pair of epochs, and whether this epoch is the second of its pair.
 
     Raises:
         MaskwiseError: the epoch is unknown.
@@ -71,7 +72,7 @@ def coverage(
     *,
     may_fill: bool,
 ) -> Selection:
-    """Select the stretch of a round that belongs to this epoch.
+    """Select the part of a round that belongs to this epoch.
 
     Raises:
         MaskwiseError: no epoch, or a ratio that changes.
@@ -83,27 +84,31 @@ def coverage(
         what = "visits: coverage needs one ratio above 0 for all steps and rows"
         raise MaskwiseError(what, got=ratio, do="take a number, such as 0.25")
     ratio_P = np.full(len(batch.begin), share)
+    # Fractions, so that the parts of a round meet exactly: floats would leave a gap or overlap.
+    exact_share = Fraction(share).limit_denominator(1 << 20)
     selections = []
-    for number, low, high in _stretches(Fraction(share).limit_denominator(1 << 20), moment.epoch):
+    for number, low, high in _stretches(exact_share, moment.epoch):
         keys = Keys(batch.example_id, seed=seed, epoch=number)
         units = policy.cut(batch, keys, moment)
-        edges = np.full_like(ratio_P, low), np.full_like(ratio_P, high)
-        selections.append(stretch(units, keys, *edges, ratio_P, may_fill=may_fill))
+        low_P = np.full_like(ratio_P, low)
+        high_P = np.full_like(ratio_P, high)
+        selections.append(stretch(units, keys, low_P, high_P, ratio_P, may_fill=may_fill))
     if len(selections) == 1:
         return selections[0]
-    # The rounds on both sides of a border have different units, so tokens become the units.
+    # Two rounds may have different units, so the selected tokens become the units.
     tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
     return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
 
 
 def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
-    """(round, from, to): the parts of rounds that an epoch takes; two where a round ends inside.
+    """The parts (round, from, to) that an epoch takes: two if a round ends inside the epoch.
 
     >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
     [(0, '4/5', '1'), (1, '0', '1/5')]
     """
-    start, end = share * epoch, share * (epoch + 1)
-    first = start.numerator // start.denominator
+    start = share * epoch
+    end = start + share
+    first = int(start)
     if end <= first + 1:
         return [(first, start - first, end - first)]
     return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
@@ -112,14 +117,15 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
 def stretch(
     units: Units, keys: Keys, low_P: Array, high_P: Array, ratio_P: Array, *, may_fill: bool
 ) -> Selection:
-    """Select units whose middle lies between two shares of their piece's tokens, in drawn order."""
+    """Sort units at random; select those whose middle lies between two shares of the tokens."""
     order = in_order(units, keys, may_fill=may_fill)
     piece = units.piece[order]
     length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))
     counts_P = counts_within(piece, len(low_P))
     middle = (sums_within(length, counts_P) - length / 2) / np.maximum(total_P, 1)[piece]
-    # A border on a middle is rounded alike for the stretches on both sides of it.
+    # Both edges are shifted by the same tolerance: a middle on an edge, whatever its rounding
+    # error, belongs to exactly one of the two parts that meet there.
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True
