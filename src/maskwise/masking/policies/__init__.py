@@ -1,9 +1,9 @@
-"""What may be masked together, and how likely. The table below is the only registry.
+"""What is masked together, and how likely. The table below is the only registry.
 
-A policy turns an annotated batch into units (a partition) with weights; ``masking.select`` does the
-rest. ``given`` holds units that the text gives, or that were learned from a task before, ``spans``
-those that are drawn, ``online`` those whose weights follow the losses. To add one, write a class
-like ``WholeWord`` and a line here; the contract suite tests it like the others.
+A policy turns an annotated batch into weighted units; ``masking.select`` selects among them. Units
+come from the text or its layers (``given``), are drawn (``spans``), or get weights from the losses
+of the run (``online``). To add a policy, write a class like ``WholeWord`` and a line here; the
+contract suite tests it like the others.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ from maskwise.specs import Call, build
 
 
 def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
-    """A mixture of policies (names, calls or policies); ``shares``: numbers or schedules, else
-    equal.
-    """
+    """Mix policies (names, calls or policies) with shares (numbers or schedules; default equal)."""
+    if not shares:
+        shares = (1.0,) * len(members)
     for share in shares:
+        # A schedule would refuse the number too, but as a masking ratio.
         if isinstance(share, int | float) and not 0 <= share <= 1:
             raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
-    return Mixture(
-        tuple(policy(m) for m in members),
-        tuple(schedule(s) for s in shares or (1.0,) * len(members)),
-    )
+    return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -76,7 +74,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def policy(spec: Policy | str | Call) -> Policy:
-    """Anything that names a policy, as a policy.
+    """Build a policy from its name, with or without arguments.
 
     >>> policy("weighted(units='token')")
     Weighted(layer='weight', units='token', power=1.0)

@@ -1,4 +1,4 @@
-"""The base of policies: a policy cuts pieces into units and weighs them; it knows no budgets."""
+"""The base of policies: a policy cuts pieces into units and weighs them, but selects none."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class UnitKind(StrEnum):
     """What the units of a policy are.
 
-    One held-out loss does not compare arms with different kinds of units. The values are written to
-    study.json: never change them, only append.
+    One held-out loss cannot compare arms with different kinds of units. study.json records the
+    values: never change them, only append.
     """
 
     TOKEN = "token"
@@ -37,10 +37,10 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, for schedules and policies that change.
+    """When a mask is made, for schedules and policies that change over training.
 
     Attributes:
-        ratio: (P,) float64, the ratios in force, for policies whose units depend on them.
+        ratio: (P,) float64, the current ratios, for policies whose units depend on them.
         place: (B,) int64, the place of each row in the order of its epoch, for rates of low
             discrepancy.
     """
@@ -54,25 +54,22 @@ class Moment:
 
 
 class Learner:
-    """Something that learns while the model trains (see ``training.learners``).
-
-    Methods that a subclass does not define do nothing.
-    """
+    """Learns while the model trains (see ``training.learners``); by default it does nothing."""
 
     arm: str = ""
-    """The arm whose batches it observes, in a training on several objectives; empty: all."""
+    """With several objectives: the arm whose batches the learner observes; empty for all arms."""
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Called before the first batch, with the vocabulary of the masker."""
+        """Prepare before the first batch, with the vocabulary of the masker."""
 
     def meet(self, objective: Any) -> None:
-        """Called once before training, with the objective."""
+        """Configure the objective before training."""
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        """See a micro-batch and its ``Outcome``, before the update."""
+        """Read a micro-batch and its ``Outcome``, before the update."""
 
     def after(self, now: Any) -> None:
-        """Learn, after an update, at a ``training.learners.Point``; every rank calls this."""
+        """Learn after an update, at a ``training.learners.Point``; every rank calls this."""
 
     def facts(self) -> Mapping[str, object]:
         """Return what to log: numbers, or dicts of numbers by name."""
@@ -101,13 +98,16 @@ class Policy(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """Whether units or weights depend on hidden text: no likelihood in masked diffusion."""
+        """Whether units or weights depend on the text that masks hide.
+
+        Masked diffusion with such a policy has no likelihood.
+        """
         return True
 
     @property
     @abstractmethod
     def unit_kind(self) -> UnitKind:
-        """What the units are; often a plain class attribute."""
+        """What the units are; a subclass may set a class attribute instead."""
 
     @abstractmethod
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -120,25 +120,28 @@ class Policy(ABC):
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        """Return the ratios (P,) of these pieces; policies such as UL2's bring their own."""
+        """Return the ratios (P,) of these pieces; policies such as UL2 replace the masker's."""
         return ratio_P
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks by which a model trained with this policy is evaluated."""
-        if "word_ids" in self.layers():
+        """The kinds of held-out masks that evaluate a model trained with this policy."""
+        layers = self.layers()
+        if "word_ids" in layers:
             return ("whole-word",)
-        return ("token", "whole-word") if self.layers() else ("token",)
+        if layers:
+            return ("token", "whole-word")
+        return ("token",)
 
     def layers(self) -> tuple[str, ...]:
         """The layers that rows must have."""
         return ()
 
     def annotators(self) -> tuple[str, ...]:
-        """The annotators that make its layers, for layers that the corpus need not name."""
+        """The annotators of layers that a corpus need not name in its recipe."""
         return ()
 
     def learner(self) -> Learner | None:
-        """What learns from the losses while the model trains; None: nothing."""
+        """Make the learner of this policy; None if its weights do not follow the losses."""
         return None
 
 
@@ -156,17 +159,19 @@ class CutPolicy(Policy):
 
 
 def units_by(batch: AnnotatedBatch, name: str) -> Units:
-    """The units called ``token`` or ``word``, or the runs of a layer."""
+    """Cut a batch into tokens (``token``), words (``word``), or the runs of the layer ``name``."""
     if name == "token":
         return Units.single(batch)
     return runs(batch, batch.layer(*layer_of(name)))
 
 
 def layer_of(name: str) -> tuple[str, ...]:
-    """The layers that ``units_by`` needs."""
+    """The layers that ``units_by`` reads."""
     if name == "token":
         return ()
-    return ("word_ids",) if name == "word" else (name,)
+    if name == "word":
+        return ("word_ids",)
+    return (name,)
 
 
 def weigh(units: Units, weight_T: Array) -> Units:
@@ -176,7 +181,9 @@ def weigh(units: Units, weight_T: Array) -> Units:
         MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
     """
     weight = weight_T[units.tokens].astype(np.float64)
+    # Checked before the mean, in which a negative weight could disappear.
     check_weights(weight)
     if not units.by_token:
-        weight = np.bincount(units.unit, weights=weight, minlength=len(units.piece)) / units.length
+        total = np.bincount(units.unit, weights=weight, minlength=len(units.piece))
+        weight = total / units.length
     return units.weighted(weight)

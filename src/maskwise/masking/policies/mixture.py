@@ -1,7 +1,8 @@
-"""Several policies, one per piece; how often each is drawn may change over training."""
+"""A mixture of policies: each piece draws one; their shares may change over training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -17,14 +18,14 @@ from maskwise.masking.units import Units
 
 @dataclass(frozen=True)
 class Mixture(Policy):
-    """Each document piece is masked by one member, drawn by hash.
+    """One member per document piece, drawn by hash.
 
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
-        and ends random.
-    Guarantee: that of the drawn member. A member whose share is 0 at a step is not used.
-    Cost: the sum of the members' costs, for every member cuts all pieces.
-    Source: ours; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
+        and ends with random tokens.
+    Guarantee: as for the drawn member. A member whose share is 0 at a step is not used.
+    Cost: the sum of the members' costs, because every member cuts all pieces.
+    Source: new here; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
     """
 
     members: tuple[Policy, ...]
@@ -41,6 +42,7 @@ class Mixture(Policy):
             got = f"{len(self.shares)} shares for {len(self.members)} policies"
             raise MaskwiseError("policy mixture: every member needs a share", got=got)
 
+    # A piece may draw any member, so a property holds for a mixture if it holds for one of them.
     @property
     def splits_budget(self) -> bool:
         return any(member.splits_budget for member in self.members)
@@ -55,13 +57,13 @@ class Mixture(Policy):
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE
 
     def judged_on(self) -> tuple[str, ...]:
-        return tuple(sorted({*chain.from_iterable(m.judged_on() for m in self.members)}))
+        return tuple(sorted(_union(member.judged_on() for member in self.members)))
 
     def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(chain.from_iterable(m.layers() for m in self.members)))
+        return _union(member.layers() for member in self.members)
 
     def annotators(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(chain.from_iterable(m.annotators() for m in self.members)))
+        return _union(member.annotators() for member in self.members)
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         ratios = [member.ratios(ratio_P, keys, moment) for member in self.members]
@@ -75,35 +77,49 @@ class Mixture(Policy):
     def current(self, moment: Moment) -> list[float]:
         """The members' shares at this step; they sum to 1."""
         shares = [share(moment.step, moment.total_steps) for share in self.shares]
-        if not sum(shares):
+        total = sum(shares)
+        if not total:
             raise MaskwiseError("policy mixture: all shares are 0", got=f"step {moment.step}")
-        return [share / sum(shares) for share in shares]
+        return [share / total for share in shares]
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_P = self.drawn(keys, moment)
-        parts, before = [], 0
+        tokens, unit, piece, number, weights = [], [], [], [], []
+        before = 0
+        weighted = False
         for i, share in enumerate(self.current(moment)):
-            if share > 0:
-                units = _numbered(self.members[i].cut(batch, keys, moment))
-                units = units.kept((drawn_P == i).take(units.piece))
-                units.unit += before
-                before += len(units.piece)
-                parts.append(units)
-        weight = None
-        if any(part.weight is not None for part in parts):
-            equal = [np.ones(len(part.piece)) for part in parts]
-            weight = np.concatenate(
-                [e if part.weight is None else part.weight for e, part in zip(equal, parts)]
-            )
-        tokens, unit, piece, number = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("tokens", "unit", "piece", "number")
+            if share == 0:
+                continue
+            units = _numbered(self.members[i].cut(batch, keys, moment))
+            units = units.kept((drawn_P == i).take(units.piece))
+            tokens.append(units.tokens)
+            unit.append(units.unit + before)
+            piece.append(units.piece)
+            number.append(units.number)
+            before += len(units.piece)
+            weight = units.weight
+            if weight is None:
+                weight = np.ones(len(units.piece))
+            else:
+                weighted = True
+            weights.append(weight)
+        return Units.of_tokens(
+            batch,
+            np.concatenate(tokens),
+            np.concatenate(unit),
+            np.concatenate(piece),
+            np.concatenate(number),
+            np.concatenate(weights) if weighted else None,
         )
-        return Units.of_tokens(batch, tokens, unit, piece, number, weight)
+
+
+def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """All names without repetitions, in their order."""
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 def _numbered(units: Units) -> Units:
-    """Number single tokens by their rank among the content, as other units are."""
+    """Number single tokens by their rank among the content tokens, as spans number their units."""
     if not units.by_token:
         return units
     batch = units.batch

@@ -1,4 +1,4 @@
-"""Policies that learn from the losses of the run: weights by groups or by types of tokens.
+"""Policies that learn weights from the losses of the run, by groups or by types of tokens.
 
 A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket).
 All weights start equal, and stay equal in a collator, which sees no losses. The host waits for the
@@ -30,26 +30,30 @@ if TYPE_CHECKING:
 UNKNOWN = 0.5
 """The weight of a group without losses, and of tokens of no group."""
 LEAST = 0.01
-"""The least weight of a type: none is ever given up."""
+"""The least weight of a type, so that every type is still masked sometimes."""
 
 
 @dataclass
 class Weights:
-    """The current weights, which a learner sets; None before the first losses."""
+    """The current weights, set by a learner; None before the first losses.
+
+    A policy is frozen, so what changes is an object of its own.
+    """
 
     current: Array | None = None
 
 
 def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
-    """Weights (C,): sigmoid(2 (s − mean) / SD) over the seen groups, SD with n − 1.
+    """Weights (C,): sigmoid(2 (loss − mean) / SD) over the groups seen, SD with n − 1.
 
-    ``UNKNOWN`` for unseen groups, and for all with fewer than two seen groups or no spread.
-    Source: Yang et al. 2023, section 3.
+    Unseen groups get ``UNKNOWN``, and so do all groups if fewer than two were seen or their losses
+    are equal. Source: Yang et al. 2023, section 3.
     """
     count = seen_C.sum()
     mean = (loss_C * seen_C).sum() / count.clamp(min=1)
     centred = (loss_C - mean).where(seen_C, 0.0)
-    spread = ((centred**2).sum() / (count - 1).clamp(min=1)).sqrt()
+    variance = (centred**2).sum() / (count - 1).clamp(min=1)
+    spread = variance.sqrt()
     # The spread of equal losses may be a rounding error, which must not decide weights.
     differ = spread > 1e-12 * loss_C.abs().max()
     weight = (2 * centred / spread.where(differ, 1.0)).sigmoid()
@@ -58,20 +62,20 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupWeighted(CutPolicy):
-    """A unit weighs what its group weighs now; groups whose running loss is high weigh more.
+    """Weights by group: groups with a high running loss weigh more.
 
-    Selects: by weighted sampling without replacement, so that no row ends short. ``faithful``: as
-        published, each word, in random order, is *accepted* once with the probability of its tag,
-        and a row whose accepted words are too few stays short (the budget is rounded by hash, as
-        everywhere here; theirs to the nearest). Weights are 0.5 for all until losses come in, and
-        for words of no group.
+    Selects: by weighted sampling without replacement, so that every row uses its budget.
+        ``faithful``: as published, each word, in random order, is *accepted* once with the
+        probability of its tag, and a row with too few accepted words stays below its budget (which
+        is rounded by hash here, to the nearest there). All weights are 0.5 until the first losses;
+        words of no group keep 0.5.
     Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30,
-        words are chosen with probability .509 / .091, and .530 / .070 when faithful.
+        words are selected with probability .509 / .091, and .530 / .070 if faithful.
     Cost: as ``weighted``; learning costs a few sums over the targets of a step and, on several
         ranks, one exchange of 2C numbers.
-    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Mended here: averages
-        corrected for their start, a half-life in steps, only seen groups standardised, sums (not
-        means) added over ranks.
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Changed here: averages
+        are corrected for their start, the half-life is in steps, only seen groups are standardised,
+        and ranks add sums, not means.
     """
 
     layer: str
@@ -98,7 +102,8 @@ class GroupWeighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        weight_G = np.full(len(self.names) + 1, UNKNOWN)  # the last: no group, −1
+        # The last weight is that of tokens of no group, whose number is −1.
+        weight_G = np.full(len(self.names) + 1, UNKNOWN)
         if self.weights.current is not None:
             weight_G[:-1] = self.weights.current
         group_T = np.maximum(batch.layer(self.layer).astype(np.int64), -1)
@@ -116,12 +121,12 @@ class GroupWeighted(CutPolicy):
         return GroupLearner(self)
 
     def take(self, weights: Mapping[str, float]) -> None:
-        """Use weights by group name, as the metrics of a run record them."""
+        """Set weights by group name, as the metrics of a run record them."""
         self.weights.current = np.array([weights.get(name, UNKNOWN) for name in self.names])
 
 
 class GroupLearner(Learner):
-    """Mean losses of C groups, exponentially averaged over updates, for the policy's weights.
+    """Averages the losses of C groups exponentially over updates, and sets the policy's weights.
 
     Averages are corrected for their start at 0, and unseen groups are left out. ``faithful``, as
     published, keeps .999 of an average, does not correct it, and counts every group.
@@ -132,9 +137,11 @@ class GroupLearner(Learner):
 
         self.policy = policy
         self.average_C = torch.zeros(len(policy.names), dtype=torch.float64)
-        self.unseen_C = torch.ones_like(self.average_C)  # m to the power of the group's updates
+        # The share of the start value 0 in each average.
+        self.unseen_C = torch.ones_like(self.average_C)
         self.weight_C = torch.full_like(self.average_C, UNKNOWN)
-        self.sums_2C: Tensor | None = None  # of a step, on the device; None: no losses yet
+        # Sums of losses and of targets since the last update, on the device.
+        self.sums_2C: Tensor | None = None
 
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
         loss_M = widest(outcome.losses)
@@ -146,16 +153,19 @@ class GroupLearner(Learner):
         sums_2C = loss_M.new_zeros(2, groups + 1)
         sums_2C[0].index_add_(0, group_M, loss_M)
         sums_2C[1].index_add_(0, group_M, loss_M.new_ones(loss_M.shape))
-        before = 0 if self.sums_2C is None else self.sums_2C
-        self.sums_2C = before + sums_2C[:, :-1]
+        sums_2C = sums_2C[:, :-1]
+        self.sums_2C = sums_2C if self.sums_2C is None else self.sums_2C + sums_2C
 
     def after(self, now: Any) -> None:
-        none = self.average_C.new_zeros(2, len(self.average_C)).float()
-        self.update(now.agree(none if self.sums_2C is None else self.sums_2C), now.total_steps)
+        sums_2C = self.sums_2C
+        if sums_2C is None:
+            # A rank without targets still takes part in the exchange: others wait for it.
+            sums_2C = self.average_C.new_zeros(2, len(self.average_C)).float()
+        self.update(now.agree(sums_2C), now.total_steps)
         self.sums_2C = None
 
     def update(self, sums_2C: Tensor, total_steps: int) -> None:
-        """Learn from (2, C) float64: sums of losses, and numbers of targets, of all ranks."""
+        """Learn from the sums of losses and the numbers of targets of all ranks, (2, C) float64."""
         total_C, count_C = sums_2C
         kept = self.kept(total_steps)
         present_C = (count_C > 0) & total_C.isfinite()
@@ -166,24 +176,29 @@ class GroupLearner(Learner):
         self._use(standardised(self.losses(), seen_C))
 
     def kept(self, total_steps: int) -> float:
-        """What an update keeps of an average; by default half of it in a twentieth of the run."""
+        """The share of an average that an update keeps; default half-life: a 20th of the run."""
         if self.policy.faithful:
             return 0.999
-        return 0.5 ** (1 / (self.policy.half_life_steps or max(1.0, total_steps / 20)))
+        half_life = self.policy.half_life_steps or max(1.0, total_steps / 20)
+        return 0.5 ** (1 / half_life)
 
     def losses(self) -> Tensor:
-        """(C,) float64, nats."""
+        """(C,) float64: the mean losses of the groups in nats."""
         if self.policy.faithful:
             return self.average_C
-        return self.average_C / (1 - self.unseen_C).where(self.unseen_C < 1, 1.0)
+        seen_C = (1 - self.unseen_C).where(self.unseen_C < 1, 1.0)
+        return self.average_C / seen_C
 
     def facts(self) -> Mapping[str, object]:
         """``weights`` and ``group_losses`` (nats) of the groups seen, by name."""
-        facts = {}
-        for name, values in (("weights", self.weight_C), ("group_losses", self.losses())):
-            by_group = zip(self.policy.names, values.tolist(), self.unseen_C.tolist(), strict=True)
-            facts[name] = {group: round(v, 6) for group, v, unseen in by_group if unseen < 1}
-        return facts
+        weights: dict[str, float] = {}
+        losses: dict[str, float] = {}
+        loss_C = self.losses()
+        for number, group in enumerate(self.policy.names):
+            if self.unseen_C[number] < 1:
+                weights[group] = round(float(self.weight_C[number]), 6)
+                losses[group] = round(float(loss_C[number]), 6)
+        return {"weights": weights, "group_losses": losses}
 
     def _use(self, weight_C: Tensor) -> None:
         self.weight_C = weight_C
@@ -193,7 +208,8 @@ class GroupLearner(Learner):
         return {"average": self.average_C, "unseen": self.unseen_C, "weight": self.weight_C}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.average_C, self.unseen_C = state["average"], state["unseen"]
+        self.average_C = state["average"]
+        self.unseen_C = state["unseen"]
         self._use(state["weight"])
 
 
@@ -206,15 +222,16 @@ def pos_weighted(
 
 @dataclass(frozen=True, eq=False)
 class TypeWeighted(CutPolicy):
-    """Mask tokens more often if the model gets their type wrong (AMLM).
+    """Weights by type: types of tokens that the model predicts badly are masked more often (AMLM).
 
-    Every ``every`` steps w ← λ·w + (1 − λ)·(1 − score) for the types that were targets since, from
-    w = 1. The score is the share of right answers (``by="accuracy"``, smoothed as (right + 1) /
-    (asked + 2)) or 1 − mean loss / the highest mean loss of a type (``by="loss"``).
+    Weights start at 1. Every ``every`` steps w ← λ·w + (1 − λ)·(1 − score) for all types that were
+    targets in these steps. The score is the share of correct answers (``by="accuracy"``, smoothed
+    as (correct + 1) / (targets + 2)) or 1 − mean loss / the highest mean loss of a type
+    (``by="loss"``).
 
     Selects: tokens (or words, with the mean weight of their tokens), by weighted sampling without
         replacement.
-    Guarantee: that of its units; types that cannot be learned are masked ever more often.
+    Guarantee: as for its units; types that cannot be learned are masked ever more often.
     Cost: as ``weighted``; one table of V numbers; with ``accuracy`` the likeliest token of every
         target (a pass over the logits); on several ranks one exchange of 3V numbers every ``every``
         steps.
@@ -246,33 +263,38 @@ class TypeWeighted(CutPolicy):
 
 
 class TypeLearner(Learner):
-    """Right answers and losses by type of token, over all ranks, for the policy's weights."""
+    """Sums correct answers and losses by type over all ranks, and sets the policy's weights."""
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
-        self.sums_3V: Tensor | None = None  # of this rank, since ranks last agreed
+        # The sums of this rank since the last exchange between ranks.
+        self.sums_3V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Allocate the tables; weights that were learned before stay."""
+        """Allocate the tables; learned weights stay."""
         import torch
 
-        # Right answers, losses and targets of all ranks, since the weights were set.
+        # Correct answers, losses and targets of all ranks since the last change of weights.
         self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
 
     def meet(self, objective: Any) -> None:
-        """Make the objective report which answers are right."""
+        """Make the objective report which answers are correct."""
         objective.tells_right = self.policy.by == "accuracy"
 
     def observe(self, batch: Any, outcome: Any) -> None:
         losses = widest(outcome.losses)
-        right = losses < math.log(2) if outcome.right is None else outcome.right
+        right = outcome.right
+        if right is None:
+            # Above probability 1/2 an answer is certainly the likeliest one.
+            right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
         if self.sums_3V is None:
             self.sums_3V = losses.new_zeros(self.total_3V.shape)
-        for row, values in enumerate((right.to(losses.dtype), losses, losses.new_ones(kind.shape))):
-            self.sums_3V[row].index_add_(0, kind, values)
+        self.sums_3V[0].index_add_(0, kind, right.to(losses.dtype))
+        self.sums_3V[1].index_add_(0, kind, losses)
+        self.sums_3V[2].index_add_(0, kind, losses.new_ones(kind.shape))
 
     def after(self, now: Any) -> None:
         self.agree = now.agree
@@ -284,14 +306,17 @@ class TypeLearner(Learner):
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
         else:
-            score_V = 1 - mean_V / mean_V.nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-9)
-        before_V, kept = self._weights(), self.policy.kept
+            # One infinite loss must not make all other scores 1.
+            highest = mean_V.nan_to_num(0.0, 0.0, 0.0).max()
+            score_V = 1 - mean_V / highest.clamp(min=1e-9)
+        before_V = self._weights()
+        kept = self.policy.kept
         new_V = (kept * before_V + (1 - kept) * (1 - score_V)).clamp(min=LEAST)
         new_V = new_V.where((count_V > 0) & mean_V.isfinite(), before_V)
         self.policy.weights.current = new_V.numpy()
 
     def _total(self) -> Tensor:
-        """Add up the sums of the ranks; every rank calls this, and waits for its device."""
+        """Add the sums of all ranks; every rank calls this, and waits for its device."""
         if self.sums_3V is not None:
             self.total_3V = self.total_3V + self.agree(self.sums_3V)
             self.sums_3V = None
@@ -303,12 +328,17 @@ class TypeLearner(Learner):
     def facts(self) -> Mapping[str, object]:
         """``type_weights``: the least, the mean and the greatest."""
         weight_V = self._weights()
-        names = {"least": weight_V.min(), "mean": weight_V.mean(), "greatest": weight_V.max()}
-        return {"type_weights": {name: round(float(value), 6) for name, value in names.items()}}
+        weights = {
+            "least": round(float(weight_V.min()), 6),
+            "mean": round(float(weight_V.mean()), 6),
+            "greatest": round(float(weight_V.max()), 6),
+        }
+        return {"type_weights": weights}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"weight": self._weights(), "sums": self._total()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.total_3V, self.sums_3V = state["sums"], None
+        self.total_3V = state["sums"]
+        self.sums_3V = None
         self.policy.weights.current = state["weight"].numpy()
