@@ -14,8 +14,8 @@ import pytest
 from maskwise import __version__
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
-from maskwise.study.outlook import outlook_of, recipe_for
-from maskwise.study.starter import look_at, starter
+from maskwise.study.outlook import outlook_of
+from maskwise.study.starter import look_at, recipe_for, starter
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs
 

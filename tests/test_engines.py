@@ -300,12 +300,12 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
     finish(text.folder(tmp_path), 5.0)
     finish(a.folder(tmp_path), 40.0)  # 0.4 s a step
-    table = LiveTable(plan, tmp_path, quiet=True)
+    table = LiveTable(plan, tmp_path, jobs=1, quiet=True)
     b.folder(tmp_path).mkdir()
     lines = [{"kind": "train", "step": n, "tokens": 10 * n, "seconds": n} for n in (10, 25)]
     text_of = "\n".join(map(json.dumps, [*lines, {"kind": "eval", "step": 25}])) + "\n"
     (b.folder(tmp_path) / "metrics.jsonl").write_text(text_of)
-    table.since = {b.name: time.perf_counter()}
+    table.first_seen = {b.name: time.perf_counter()}
     table.lines = {b.name: table.last_line(b.name)}
     assert table.left() == (30.0, False)  # 75 steps; nothing is known of tasks
     summary = str(table.summary())

@@ -133,7 +133,7 @@ def test_the_first_line_of_metrics_is_seen_however_long(
 ) -> None:
     plan = make_plan(read_recipe(recipe, SMALL))
     stage = next(stage for stage in plan.stages() if stage.kind == "pretrain")
-    table = LiveTable(plan, tmp_path, quiet=True)
+    table = LiveTable(plan, tmp_path, jobs=1, quiet=True)
     line: dict[str, Any] = {"kind": "train", "step": 5, "tokens": 50, "seconds": 1.0}
     line |= {f"weight of group {number}": number for number in range(weights)}
     stage.folder(tmp_path).mkdir()

@@ -1,22 +1,23 @@
-"""What training spends, by a stated formula: the common scale of arms that differ in ratio, length,
-model or objective.
+"""The compute of a training by one formula, so that arms with different ratios, lengths, models or
+objectives can be compared.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
-Two FLOPs for every weight and token forward, four backward: two for the gradient of the input, two
-for that of the weight. A frozen encoder runs forward only, and a vocabulary matrix that is tied to
-it costs 4 a target. ``body``: weights of the encoder without its embeddings, which are looked up.
-``head``: weights of the prediction head with its vocabulary matrix, also where that is tied to the
-embeddings; it runs on gathered targets only, so a higher ratio costs more. Each objective says
-which weights work for which of its tokens (``Objective.work``: sentence contrast reads a text
-twice, replaced-token detection runs a generator too), and every step counts for the objective that
-was drawn. Probes that teach a sampler cost 2 instead of 6. Left out: attention scores (2·L·H a
-token and layer, some per cent at the lengths used here), padding, the optimiser, evaluation.
+Each weight takes 2 FLOPs a token forward and 4 backward: 2 for the gradient of its input and 2 for
+its own gradient. A frozen encoder runs forward only, and a vocabulary matrix tied to it costs 4 a
+target. ``body`` counts the weights of the encoder without its embeddings, which are looked up.
+``head`` counts the prediction head with its vocabulary matrix, even if that is tied to the
+embeddings; it runs on gathered targets only, so a higher ratio costs more. ``Objective.work``
+defines which weights work for which tokens (sentence contrast reads a text twice, replaced-token
+detection also runs a generator), and every step counts for the objective that was drawn. Probes of
+a sampler cost 2 instead of 6. Not counted: attention scores (2·L·H a token and layer, a few per
+cent at the lengths used here), padding, the optimiser, evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,68 +34,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
-"""Steps, evenly over a run, whose batches are masked to see what a run will spend."""
+"""Steps, evenly over a run, whose batches are masked to estimate the costs of the run."""
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
-    """FLOPs of training an objective on some tokens and targets; ``frozen``: training its heads
-    alone.
+    """Count the FLOPs of training an objective.
+
+    Args:
+        tokens: the tokens that it reads.
+        targets: the tokens that it predicts.
+        frozen: whether only the heads are trained.
     """
     return trained(one.work(tokens, targets), frozen=frozen)
 
 
 def without_weights(spec: str, network: PreTrainedModel) -> Objective:
-    """An objective whose own heads take no memory, to count the work of."""
+    """Build an objective whose heads take no memory, for counting only."""
     with torch.device("meta"):
         return objective(spec, network)
 
 
 def flops_of_arms(
-    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool = False
+    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
 ) -> tuple[int, int]:
-    """(FLOPs of the steps, FLOPs of the probes), over all arms; ``spent`` as
-    ``SamplerLearner.spent`` has it.
+    """(FLOPs of the steps, FLOPs of the probes), summed over arms.
+
+    Args:
+        spent: the counts of ``SamplerLearner.spent``.
+        frozen: whether only the heads are trained.
     """
-    # Each arm counts with the weights that worked for it.
     steps = probes = 0
     for name, counts in spent.items():
         work = arms.arm(name).work
         steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen)
+        # Probes run forward only.
         probes += int(2 * work(counts["probe_tokens"], counts["probe_targets"]).all)
     return steps, probes
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
-    """The numbers of at most so many steps, evenly over a run."""
+    """Choose at most ``most`` steps, evenly over a run."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
 
 
 def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None]:
-    """What a training spends if its rows are full, from its settings alone: ``tokens``, and
-    ``flops`` where known.
+    """Estimate ``tokens`` and ``flops`` of a training from its settings alone.
 
-    Which of several objectives is drawn is not known before, and neither is how much a decoder will
-    write.
+    Rows are counted as full. FLOPs are None for several objectives, whose draws are not known
+    before the run, and for models with a decoder, whose target length is not known.
 
     Args:
         network: the model, or an empty one.
     """
-    how = recipe.training
+    training = recipe.training
     # Padding is not known before the text is cut into rows.
-    tokens = how.steps * how.batch_size * recipe.corpus.length
+    tokens = training.steps * training.batch_size * recipe.corpus.length
     if recipe.objectives or recipe.kind != "encoder":
         return {"tokens": tokens, "flops": None}
-    mean = 1.0  # next tokens are all targets
+    # Objectives without masks predict every token.
+    mean = 1.0
     if objective_class(recipe.objective).inherits:
         ratio = schedule(recipe.masking.ratio)
-        numbers = over_a_run(how.steps, SAMPLED_STEPS)
-        mean = sum(ratio(step, how.steps) for step in numbers) / len(numbers)
+        numbers = over_a_run(training.steps, SAMPLED_STEPS)
+        mean = sum(ratio(step, training.steps) for step in numbers) / len(numbers)
     one = without_weights(recipe.objective, network)
-    return {
-        "tokens": tokens,
-        "flops": flops(tokens, mean * tokens, one, frozen=how.freeze == "encoder"),
-    }
+    frozen = training.freeze == "encoder"
+    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, one, frozen=frozen)}
 
 
 class Counts(NamedTuple):
@@ -108,24 +114,27 @@ class Counts(NamedTuple):
 
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
-    """Count what is in the batches of some steps."""
-    total = Counts()
-    for batches in steps:
-        for batch in batches:
-            units = batch.choice.units.length if batch.choice else ()
-            found = (batch.tokens, batch.targets, len(batch.ratio), len(units), sum(units))
-            total = Counts(*(int(a + b) for a, b in zip(total, found)))
-    return total
+    """Count the tokens, targets, pieces and units in the batches of some steps."""
+    tokens = targets = pieces = units = eligible = 0
+    for batch in chain.from_iterable(steps):
+        tokens += batch.tokens
+        targets += batch.targets
+        pieces += len(batch.ratio)
+        # A corruption without a policy, such as of next-token prediction, chooses no units.
+        if batch.choice:
+            units += len(batch.choice.units.length)
+            eligible += int(batch.choice.units.length.sum())
+    return Counts(tokens, targets, pieces, units, eligible)
 
 
 def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
-    """Means over a run of what a step spends: ``steps`` (one), ``tokens``, ``targets``, ``flops``.
+    """Measure the mean costs of a step: ``steps`` (1), ``tokens``, ``targets`` and ``flops``.
 
     Args:
-        source: the very batches that steps will have, masked at their ratio.
+        source: the batches of the training, masked at their ratios.
         one: the objective; its weights may be empty.
     """
-    # The schedule of the ratio and the lengths of rows change over a run.
+    # The scheduled ratio and the lengths of rows change over a run.
     steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
     counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
     tokens = counts.tokens / len(steps)

@@ -1,9 +1,7 @@
-"""How long stages take: from whole stages that are done, or from a few steps that were timed on
-this machine. ``dry_run`` tells from them what a study would do.
+"""Forecast how long stages take, from finished stages or from steps timed on this machine.
 
-``Forecast.key`` holds everything that the time of a stage depends on. What ``timing`` measures is
-kept in the cache folder (``timings.json``); delete the file to time again, for instance where the
-machine was busy.
+``dry_run`` lists what a study would do. ``timing`` times steps and stores the seconds in the cache
+folder (``timings.json``); delete that file to time again, for example if the machine was busy.
 """
 
 from __future__ import annotations
@@ -39,11 +37,11 @@ CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
     *("warmup", "decay", "decay_share", "clip"),
 }
-"""Settings of a training that leave the time of a step as it is. Every other one is part of the
-key, so that a new setting makes a time unknown rather than wrong."""
+"""Training settings that do not change the time of a step. All others are part of the key, so a
+setting added later makes a time unknown rather than wrong."""
 
 ROWS = ("length", "layout", "attention", "stream")
-"""Settings of a corpus that decide what a row is, and how it is read."""
+"""Corpus settings that decide how long a row is and how it is read."""
 
 DEPENDS = {
     "pretrain": ("objective", "objectives", "sampler"),
@@ -51,11 +49,11 @@ DEPENDS = {
     "evaluate": ("evaluation", "content"),
     "finetune": ("task_content", "finetune"),
 }
-"""What the time of a stage depends on besides its model, tokenizer, rows and training."""
+"""By kind of stage, what its time depends on besides the model, tokenizer, rows and training."""
 
 
 class Forecast:
-    """How long stages take.
+    """Forecasts the seconds of stages.
 
     >>> from maskwise.recipe import read_recipe
     >>> from maskwise.study.plan import make_plan
@@ -68,7 +66,7 @@ class Forecast:
     5.0
 
     Args:
-        named: by name, all stages that will be asked for, and the stages that they need.
+        named: stages by name, including all stages that they need.
     """
 
     def __init__(self, named: Mapping[str, Stage]):
@@ -83,88 +81,68 @@ class Forecast:
         }
 
     def add(self, name: str, seconds: float) -> None:
-        """Learn from a whole stage."""
+        """Record the seconds of a finished stage."""
         self.done.setdefault(self.key(name), []).append((_size(self.named[name]), seconds))
 
     def running(self, name: str, step_seconds: float) -> None:
-        """Learn from a training that still runs."""
+        """Record the seconds of a step of a training that is still running."""
         self.paces.setdefault(self.key(name), step_seconds)
 
     def seconds(self, name: str) -> float | None:
-        """Seconds that a stage will take; None where nothing like it is known.
+        """Forecast the seconds of a stage; None if no similar stage is known.
 
-        Whole stages of the same size count first, then steps that were timed, then whole stages of
-        another size, and at last trainings that still run.
+        Finished stages of the same size come first, then timed steps, then finished stages of
+        another size, and last trainings that are still running.
         """
         key = self.key(name)
         if key is None:
             return None
-        steps, evaluations = size = _size(self.named[name])
+        size = _size(self.named[name])
+        steps, evaluations = size
         done = self.done.get(key, [])
+        # Nothing is scaled, so this forecast is the most reliable.
         alike = [seconds for other, seconds in done if other == size]
-        # Nothing is scaled, so this is the safest answer.
         if alike:
             return median(alike)
         if key in self.timed:
             entry = self.timed[key]
             once = entry.get("seconds", entry.get("start", 0.0))
             return once + steps * entry.get("step", 0.0) + evaluations * entry.get("judge", 0.0)
-        # Start-up and evaluations do not scale with the steps: an answer of last resort.
+        # Start-up and evaluations do not scale with the steps, so this is a rough forecast.
         if done:
             return steps * median(seconds / other for (other, _), seconds in done)
-        return steps * self.paces[key] if key in self.paces else None
+        if key in self.paces:
+            return steps * self.paces[key]
+        return None
 
     def keep(self, name: str, entry: Mapping[str, float]) -> None:
-        """Keep what was timed, next to what other processes wrote meanwhile.
+        """Store timed seconds in the cache file.
 
         Args:
-            entry: ``seconds`` of a whole stage; of a training, those of its ``start``, of a
-                ``step`` and of an evaluation (``judge``); and perhaps ``memory_gib``.
+            entry: ``seconds`` of a whole stage; of a training, the seconds of its ``start``, of a
+                ``step`` and of an evaluation (``judge``); optionally ``memory_gib``.
         """
         key = self.key(name)
         if key is None:
             return
         self.timed[key] = entry
-        with suppress(MaskwiseError):  # a home that cannot be written is no reason to stop
-            write_json(self.file, {**(read_json(self.file) or {}), key: dict(entry)})
+        # Another process may have written to the file, so it is read again before each write.
+        entries = read_json(self.file) or {}
+        entries[key] = dict(entry)
+        # The forecast also works without its cache, for example in a read-only home.
+        with suppress(MaskwiseError):
+            write_json(self.file, entries)
 
     def memory_gib(self) -> float | None:
-        """The most memory that a process took in what was timed of these stages."""
+        """The peak memory of a process among the timed stages; None if none was timed."""
         entries = [self.timed.get(self.key(name), {}) for name in self.named]
-        return max((entry.get("memory_gib", 0.0) for entry in entries), default=0.0) or None
-
-    def summary(
-        self, planned: Mapping[str, Stage], to_do: Iterable[str], jobs: int
-    ) -> tuple[dict[str, Plain], list[str], float | None]:
-        """Sum up what is left to do.
-
-        Returns:
-            By kind of stage ``done``, ``to_do`` and ``seconds`` of work; the kinds whose time is
-            unknown; and the seconds until the end with ``jobs`` at once, at best: all jobs are
-            busy, but nothing is faster than the longest chain of stages.
-        """
-        seconds = {name: self.seconds(name) for name in to_do}
-        kinds: dict[str, Plain] = {}
-        for kind in dict.fromkeys(stage.kind for stage in planned.values()):
-            names = [name for name, stage in planned.items() if stage.kind == kind]
-            left = [seconds[name] for name in names if name in seconds]
-            done = len(names) - len(left)
-            kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
-        unknown = [kind for kind, facts in kinds.items() if facts["seconds"] is None]
-        work = total(seconds.values())
-        if work is None:
-            return kinds, unknown, None
-        # When each stage ends if nothing but its needs holds it up.
-        ends: dict[str, float] = {}
-        for name in to_do:  # stages that others need come first
-            before = [ends.get(need, 0.0) for need in planned[name].needs]
-            ends[name] = (seconds[name] or 0.0) + max(before, default=0.0)
-        return kinds, unknown, round(max([work / jobs, *ends.values()]), 1)
+        peaks = [entry["memory_gib"] for entry in entries if "memory_gib" in entry]
+        return max(peaks, default=None)
 
     def _key(self, name: str) -> str | None:
-        """A hash of all that the time of a stage, or of one step of a training, depends on.
+        """Hash everything that the time of a stage, or of a step of a training, depends on.
 
-        None where a stage that it needs is not known.
+        None if a stage that it needs is not known.
         """
         stage = self.named[name]
         try:
@@ -178,29 +156,31 @@ class Forecast:
         what = stage.what
         if stage.kind not in DEPENDS:
             return [what]
-        start = stage  # the first training of the chain names the model
+        # Only the first training of a chain names the model, and only its first text the tokenizer.
+        start = stage
         while "model" not in start.what and len(start.needs) > 1:
             start = self.named[start.needs[1]]
-        text = first = self.named[stage.needs[0]]
-        while "tokenizer" not in first.what and first.needs:  # the first text names the tokenizer
+        text = self.named[stage.needs[0]]
+        first = text
+        while "tokenizer" not in first.what and first.needs:
             first = self.named[first.needs[0]]
-        kind = start.what.get("kind") or objective_class(start.what.get("objective", "mlm")).kind
-        training = dict(what.get("training", {}))
-        steps = training.get("steps")
-        # Every other setting may change the time of a step, also one that is new here.
-        for setting in CHANGE_NO_TIME:
-            training.pop(setting, None)
+        kind = start.what.get("kind")
+        if kind is None:
+            kind = objective_class(start.what.get("objective", "mlm")).kind
+        settings = what.get("training", {})
+        training = {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME}
         parts: list[object] = [
             [kind, start.what.get("model"), start.what.get("model_content")],
             [first.what.get("tokenizer"), first.what.get("tokenizer_content")],
             [what.get(name) for name in DEPENDS[stage.kind]],
             training,
         ]
-        if stage.kind != "finetune":  # which has rows of its task
+        # A fine-tuning reads the rows of its task, whatever the rows of the corpus are.
+        if stage.kind != "finetune":
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
         if stage.kind == "learn":
-            parts.append(steps)
+            parts.append(settings.get("steps"))
         if stage.kind == "pretrain":
             evaluation = stage.how.get("evaluation", {})
             parts.append([evaluation.get("rows"), stage.how.get("workers")])
@@ -208,11 +188,13 @@ class Forecast:
 
 
 def _size(stage: Stage) -> tuple[int, int]:
-    """(steps, evaluations) of a training; every other stage counts as one step."""
+    """(steps, evaluations) of a training; any other stage counts as one step."""
     if stage.kind != "pretrain":
         return 1, 0
     steps = stage.what["training"]["steps"]
-    every = stage.how.get("eval_every") or steps + 1
+    every = stage.how.get("eval_every")
+    if not every:
+        return steps, 1
     return steps, 1 + steps // every
 
 
@@ -224,13 +206,49 @@ def _machine() -> Plain:
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
-    """Their sum; None where one of them is None."""
+    """Add up seconds of work; None if one of them is unknown."""
     work = 0.0
-    for each in seconds:
-        if each is None:
+    for part in seconds:
+        if part is None:
             return None
-        work += each
+        work += part
     return round(work, 1)
+
+
+def summary(
+    planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int
+) -> tuple[dict[str, Plain], list[str], float | None]:
+    """Sum up the work that is left.
+
+    Args:
+        planned: all stages by name.
+        seconds: the forecast of every stage that is not done, after the stages it needs.
+        jobs: stages at once.
+
+    Returns:
+        By kind of stage ``done``, ``to_do`` and ``seconds`` of work; the kinds whose time is
+        unknown; and a lower bound of the seconds until the end: all jobs are busy, but nothing is
+        faster than the longest chain of stages.
+    """
+    kinds: dict[str, Plain] = {}
+    unknown = []
+    for kind in dict.fromkeys(stage.kind for stage in planned.values()):
+        names = [name for name, stage in planned.items() if stage.kind == kind]
+        left = [seconds[name] for name in names if name in seconds]
+        done = len(names) - len(left)
+        kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
+        if total(left) is None:
+            unknown.append(kind)
+    work = total(seconds.values())
+    if work is None:
+        return kinds, unknown, None
+    # When each stage ends if it starts as soon as the stages it needs are done.
+    ends: dict[str, float] = {}
+    for name, own in seconds.items():
+        before = [ends.get(need, 0.0) for need in planned[name].needs]
+        ends[name] = max(before, default=0.0) + (own or 0.0)
+    longest = max(ends.values(), default=0.0)
+    return kinds, unknown, round(max(work / jobs, longest), 1)
 
 
 # A dry run
@@ -246,23 +264,23 @@ def dry_run(
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Plain:
-    """What ``run_study`` with the same arguments would do; nothing is written or trained.
+    """List what ``run_study`` with the same arguments would do; nothing is written or trained.
 
-    Decisions of a search or a matching are not known yet: runs that follow a search are counted at
-    the first point of the grid, and matched runs at the steps as written.
+    Searching and matching have not happened yet: runs after a search are counted at the first
+    point of the grid, and matched runs with their steps as written.
 
     Returns:
-        ``plans``: of each, its purpose, runs, and stages to do. ``phases``: the trainings of a run
-        in order, with the arms that share them, and what each costs (``_phases``). ``stages``: by
-        kind ``done``, ``to_do`` and ``seconds`` (of work, None where no like stage was timed).
-        ``seconds``: until the end with ``jobs`` at once, None if not known. ``unknown``: kinds
-        without a time. ``contrasts``: what each can tell (``prospects``). ``notes``: what may still
-        change.
+        ``plans``: purpose, runs and stages to do of each. ``phases``: the trainings of a run in
+        order, with the arms that share them and their costs (``_phases``). ``stages``: by kind
+        ``done``, ``to_do`` and ``seconds`` of work (None if no similar stage was timed).
+        ``seconds``: until the end with ``jobs`` at once, None if unknown. ``unknown``: kinds
+        without a time. ``contrasts``: what each can decide (``prospects``). ``notes``: what may
+        still change.
 
     Raises:
-        MaskwiseError: bad input, as ``run_study`` itself raises it.
+        MaskwiseError: bad input, the same as in ``run_study``.
     """
-    # Imported here because workers import this module and need no scipy.
+    # Imported here because workers import this module, and importing scipy takes a second.
     from maskwise.study.prospects import prospects_of
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
@@ -272,27 +290,27 @@ def dry_run(
         plans = list(design.plans())
         planned = stages_of(plans)
         known = {stage.name: stage for stage in stages_in(stages)}
-        # Stages of other recipes are known, too: what is like one of them has a time.
+        # Stages of other recipes in these folders may be similar, so they give times, too.
         forecast = Forecast(known | planned)
         results = {name: stage.result(stages) for name, stage in forecast.named.items()}
     for name, result in results.items():
         if result:
             forecast.add(name, result["seconds"])
-    to_do = [name for name in planned if not results[name]]
-    kinds, unknown, seconds = forecast.summary(planned, to_do, jobs)
+    left = {name: forecast.seconds(name) for name in planned if not results[name]}
+    kinds, unknown, seconds = summary(planned, left, jobs)
     listed = []
-    new = set(to_do)
+    new = set(left)
+    # A stage that several plans share is done by the first of them.
     for plan in plans:
-        stages_of_plan = {stage.name for stage in plan.stages()}
-        count = len(new & stages_of_plan)
-        listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": count})
-        new -= stages_of_plan
+        own = new.intersection(stage.name for stage in plan.stages())
+        listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
+        new -= own
     return {
         "name": recipe.name,
         "out": str(out),
         "jobs": jobs,
         "plans": listed,
-        "phases": list(_phases(design, {name: forecast.seconds(name) for name in to_do})),
+        "phases": list(_phases(design, left)),
         "stages": kinds,
         "seconds": seconds,
         "unknown": unknown,
@@ -302,34 +320,35 @@ def dry_run(
 
 
 def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
-    """Every training of the whole runs.
+    """List the trainings of the whole runs.
 
-    Its ``phase`` (from 0) and ``arms``; then for one run its ``steps``, ``batch_size``, ``length``,
-    ``tokens`` at most and ``flops``; at last its ``runs``, how many of them are ``to_do``, and
-    their ``seconds`` of work (None where no like stage was timed).
+    Each has its ``phase`` (from 0) and ``arms``; for one run its ``steps``, ``batch_size``,
+    ``length``, ``tokens`` (at most) and ``flops``; its number of ``runs``, how many of them are
+    ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
     """
     arms: dict[tuple[int, Stage], list[str]] = {}
     recipes: dict[Stage, Recipe] = {}
     for run in design.runs:
-        for phase, stage in enumerate(run.trainings if run.compared else ()):
+        if not run.compared:
+            continue
+        for phase, stage in enumerate(run.trainings):
             arms.setdefault((phase, stage), []).append(run.arm)
             recipes[stage] = run.recipe
     # Trainings of different seeds that the same arms share are one line of the table.
-    alike: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
+    lines: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
     for (phase, stage), names in arms.items():
-        alike.setdefault((phase, tuple(names)), []).append(stage)
-    for (phase, arms_alike), stages in sorted(alike.items(), key=lambda entry: entry[0][0]):
+        lines.setdefault((phase, tuple(names)), []).append(stage)
+    for phase, names_of_line in sorted(lines, key=lambda line: line[0]):
+        stages = lines[phase, names_of_line]
         recipe = recipes[stages[0]]
-        how = stages[0].what["training"]
         link = recipe.links()[phase]
-        matched = link.training.model_copy(update={"steps": how["steps"]})
-        link = link.model_copy(update={"training": matched})
+        training = link.training
         left = [seconds[stage.name] for stage in stages if stage.name in seconds]
         yield {
             "phase": phase,
-            "arms": list(arms_alike),
-            "steps": how["steps"],
-            "batch_size": how["batch_size"],
+            "arms": list(names_of_line),
+            "steps": training.steps,
+            "batch_size": training.batch_size,
             "length": link.corpus.length,
             **expected(link, empty_model(start_of(recipe)[1])),
             "runs": len(stages),
@@ -340,27 +359,27 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
 
 @contextmanager
 def _view(own: Path, shared: Path | None) -> Iterator[Path]:
-    """A temporary folder that shows the stages of both."""
+    """Link the stages of a study and the shared ones into a temporary folder."""
+    found = {stage.name: stage for stage in shared.glob("*-*/")} if shared else {}
+    # Of two stages with one name the study's counts, as in ``link_shared``.
+    found |= {stage.name: stage for stage in own.glob("*-*/")}
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        # The study's own stages win, as in ``link_shared``.
-        for source in (shared, own):
-            for stage in source.glob("*-*/") if source else ():
-                link = Path(name) / stage.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(stage.resolve(), target_is_directory=True)
+        for stage_name, folder in found.items():
+            link = Path(name) / stage_name
+            link.symlink_to(folder.resolve(), target_is_directory=True)
         yield Path(name)
 
 
 def stages_in(folder: Path) -> Iterator[Stage]:
-    """The stages in a folder whose files can be read."""
+    """Read the stages in a folder."""
     for path in folder.iterdir():
-        # Damaged, or written by another version.
+        # A file that is damaged, or was written by another version, is skipped.
         with suppress(KeyError, TypeError):
             yield Stage.from_dict(read_json(path / STAGE) or {})
 
 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
-    """What is not known before the study runs."""
+    """State what is not known before the study runs."""
     undone = sum(choice["chosen"] is None for choice in design.choices)
     if undone:
         yield (

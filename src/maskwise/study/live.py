@@ -1,6 +1,6 @@
-"""The table of a running study: arms × seeds and the time left; plain lines without a terminal.
+"""Show a running study as a table of arms × seeds with the time left, or as plain lines.
 
-It reads nothing but files, so it also knows stages that run on other machines.
+The state is read from the folders of stages, so stages on other machines are shown, too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from maskwise.study.plan import Plan
 from maskwise.study.stages import Stage
 
 RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
-"""The cell of a running stage by kind; other kinds show their name."""
+"""The cell of a running stage by kind; other kinds show the name of the kind."""
 LEGEND = Text(
     "text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim"
 )
 TAIL_BYTES = 1 << 18
-"""Read from the end of metrics.jsonl, twice a second; a line with many weights is long, too."""
+"""Bytes read from the end of metrics.jsonl, twice a second. Lines with many weights are long."""
 
 
 class LiveTable:
@@ -42,7 +42,7 @@ class LiveTable:
         quiet: show nothing.
     """
 
-    def __init__(self, plan: Plan, stages: Path, *, jobs: int = 1, quiet: bool):
+    def __init__(self, plan: Plan, stages: Path, *, jobs: int, quiet: bool):
         self.plan = plan
         self.stages = stages
         self.jobs = jobs
@@ -54,13 +54,14 @@ class LiveTable:
         self.began = time.perf_counter()
         self.named = {stage.name: stage for stage in plan.stages()}
         self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
-        for run in plan.runs:  # a row may hold several runs of a seed
+        # Several runs may have one label, such as points of a search whose keys end alike.
+        for run in plan.runs:
             cell = self.cells.setdefault((run.row, run.seed), {})
             cell |= {stage.name: stage for stage in run.stages}
         self.forecast = Forecast(self.named)
         self.finished: set[str] = set()
-        self.since: dict[str, float] = {}  # when running stages were first seen
-        self.lines: dict[str, Plain] = {}  # their last lines of training
+        self.first_seen: dict[str, float] = {}
+        self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()
         for name in self.named:
             self.done(name)
@@ -78,12 +79,12 @@ class LiveTable:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the table that is not overwritten."""
         if not self.quiet:
             self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:
-        """Note that a stage is done, if it is."""
+        """Mark a stage as finished if its result is there."""
         result = self.named[name].result(self.stages)
         if result is not None:
             self.finished.add(name)
@@ -93,7 +94,7 @@ class LiveTable:
         """Draw the new state; without a terminal, print a line for each tenth of the work."""
         now = time.perf_counter()
         total = len(self.named)
-        self.since = {name: self.since.get(name, now) for name in running}
+        self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
         # Ten lines are enough for a log, however many stages there are.
         tenth = len(self.finished) * 10 // total > self.printed * 10 // total
@@ -107,23 +108,26 @@ class LiveTable:
             self.console.print(self.summary())
 
     def last_line(self, name: str) -> Plain:
-        """The last line of metrics that a training has written; empty before the first."""
+        """Read the last training line in metrics.jsonl; empty before the first."""
+        metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
         try:
-            with (self.named[name].folder(self.stages) / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            with metrics.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL_BYTES))
                 lines = file.read().splitlines()
         except OSError:
             return {}
-        # Lines of evaluations come between those of training.
+        # Lines of evaluations come between lines of training.
         for line in reversed(lines):
-            with suppress(ValueError):  # the first line may be cut, and the last half written
+            # The first line may be cut by TAIL_BYTES, and the last one is perhaps half written.
+            with suppress(ValueError):
                 found: Plain = json.loads(line)
                 if found["kind"] == "train":
                     return found
         return {}
 
     def summary(self) -> Text:
-        left, sure = self.left()
+        left, complete = self.left()
         speed = sum(line["tokens"] / line["seconds"] for line in self.lines.values() if line)
         parts = [f"{len(self.finished)} of {len(self.named)} stages"]
         if self.errors:
@@ -131,32 +135,38 @@ class LiveTable:
         parts.append(duration(time.perf_counter() - self.began))
         if speed:
             parts.append(f"{speed:,.0f} tokens/s")
-        if left and (sure or self.finished):
-            parts.append(f"{'about' if sure else 'more than'} {duration(left)} left")
-        purpose = "" if self.plan.purpose == "main" else f"{self.plan.purpose}: "
-        return Text(purpose + ", ".join(parts), no_wrap=True)
+        # Before any stage has finished, a partial sum would be far too low.
+        if left and complete:
+            parts.append(f"about {duration(left)} left")
+        elif left and self.finished:
+            parts.append(f"more than {duration(left)} left")
+        line = ", ".join(parts)
+        if self.plan.purpose != "main":
+            line = f"{self.plan.purpose}: {line}"
+        return Text(line, no_wrap=True)
 
     def left(self) -> tuple[float, bool]:
-        """Seconds until the end, and whether the time of every stage is known."""
+        """Sum up the seconds until the end; False if the time of some stage is unknown."""
         for name, line in self.lines.items():
             if line:
                 self.forecast.running(name, line["seconds"] / line["step"])
         total = 0.0
-        sure = True
+        complete = True
         now = time.perf_counter()
         for name in self.named:
             if name in self.finished or name in self.errors:
                 continue
             whole = self.forecast.seconds(name)
             if whole is None:
-                sure = False
-            # A resumed training has done steps that are older than this process.
+                complete = False
+            # A resumed training did some of its steps before this process started.
             elif self.lines.get(name):
                 total += whole * (1 - self._share(name))
             else:
-                total += max(0.0, whole - (now - self.since.get(name, now)))
-        # Workers that share cores are as fast as they were when the times were taken.
-        return total / (len(self.since) or self.jobs), sure
+                total += max(0.0, whole - (now - self.first_seen.get(name, now)))
+        # Workers that share cores are assumed to be as fast as when the times were taken.
+        workers = len(self.first_seen) or self.jobs
+        return total / workers, complete
 
     def _share(self, name: str) -> float:
         """The share of its steps that a training has done."""
@@ -179,7 +189,7 @@ class LiveTable:
         for name, stage in stages.items():
             if self.lines.get(name):
                 return Text(f"{self._share(name):.0%}".replace("%", " %"), "cyan")
-            if name in self.since:
+            if name in self.first_seen:
                 return Text(RUNNING.get(stage.kind, stage.kind), "cyan")
         done = len(stages.keys() & self.finished)
         if done == len(stages):

@@ -1,10 +1,8 @@
-"""``maskwise check``: what a recipe would do, and everything about it that is doubtful.
+"""``maskwise check``: report what a recipe would do and warn of likely problems.
 
-A sample of the text is prepared as a study prepares the whole, and tokens, [UNK], units and targets
-are counted on it. The rest follows from the recipe, the tasks and the model's configuration. Times
-are those of a few real steps (``timing``). Nothing is written but the cache of times.
-
-Cost: below 30 seconds.
+Tokens, [UNK], units and targets are counted on a prepared sample of the text. The rest follows from
+the recipe, the tasks and the model's configuration. Times come from a few real steps (``timing``).
+Nothing is written except the cache of times. Cost: less than 30 seconds.
 """
 
 from __future__ import annotations
@@ -14,29 +12,26 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration
 from maskwise.models import weights_of
-from maskwise.recipe import Recipe, read_recipe, shipped
+from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.specs import split_options
 from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, check_inputs, start_of
 from maskwise.study.costs import counts_of, over_a_run
 from maskwise.study.design import Design
-from maskwise.study.forecast import Forecast
+from maskwise.study.forecast import Forecast, summary
 from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines, prospects_of
-from maskwise.study.starter import name_of, starter
+from maskwise.study.starter import recipe_for
 from maskwise.study.timing import START_SECONDS, Sample, Samples, take_sample, time_stages
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
-from maskwise.text import Rows
 from maskwise.text.pieces import UNKNOWN
 
 if TYPE_CHECKING:
@@ -45,32 +40,30 @@ if TYPE_CHECKING:
 COUNTED_STEPS = 4
 """Steps, evenly over a run, whose batches are masked to count targets."""
 FEW_TARGETS = 32
-"""Targets of a step below which its gradient is mostly noise."""
+"""Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
 MEASURED_ROWS = 200
 """Rows of a split whose tokens are counted."""
-MOST_TOKENS_A_WORD = 30
-"""A text with more has no blanks, so that its words cannot be counted."""
 MOST_PASSES = 8
-"""Passes over a text above which overfitting is likely."""
+"""Above this number of passes over a text overfitting is likely."""
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
-"""Targets after which a small new model with the quick start's settings beats the loss of word
-frequencies by 0.3 nats, with a vocabulary of ``PLATEAU_VOCABULARY``; larger ones take more, by this
-power. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
-plateau), and right within a factor of 2. Not valid for letters: some families of proteins took
-1,000 steps, and others more than twice what this rule predicts."""
+"""Targets until a small new model with the settings of the quick start beats the unigram loss by
+0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the power by which they grow with the
+vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
+plateau); accurate within a factor of 2. Not valid for letters: some protein families took 1,000
+steps, others more than twice the prediction."""
 PLATEAU_VOCABULARY = 1024
 LEAST_VOCABULARY = 256
 SAFE_TIMES = 1.5
 
 
 class Doubt(NamedTuple):
-    """Something that may make a study useless.
+    """A possible problem of a study.
 
     Attributes:
-        test: whether it holds for some facts.
-        what, do: the sentence and the advice, as format strings over the facts.
+        test: returns whether the facts have the problem.
+        what, do: the warning and the advice, as format strings over the facts.
     """
 
     test: Callable[[Plain], object]
@@ -136,7 +129,13 @@ TASK_DOUBTS = (
 
 
 class Outlook:
-    """Collects facts, the lines that state them, and doubts."""
+    """Collects the facts about a recipe, the lines that print them, and doubts.
+
+    Attributes:
+        arms: the last training of each arm; empty for a recipe without arms.
+        first: the training whose text, model and steps are reported.
+        facts, lines, doubts: as ``outlook_of`` returns them.
+    """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -162,30 +161,33 @@ class Outlook:
         corpus = self.first.corpus
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
-        words = _words(sample.rows, tokens)
-        # Counts of the sample are scaled to the whole text.
-        facts = self.facts["corpus"] = {
+        words = sample.words(tokens)
+        facts: Plain = {
             "title": corpus.title,
             "documents": sample.documents,
             "characters": sample.characters,
             "whole": sample.whole,
             "skipped": dict(sample.skipped),
+            # Counts of the sample are scaled to the whole text.
             "rows": round(len(sample.rows) * sample.scale),
             "held_out_rows": round(len(sample.data.held_out) * sample.scale),
             "length": corpus.length,
             "tokens": round(tokens * sample.scale),
             "unknown": counts.get(UNKNOWN, 0) / tokens,
-            "words": words and round(words * sample.scale),
+            "words": None,
             "vocabulary": len(sample.data.tokenizer),
-            "tokens_per_word": words and round(tokens / words, 3),
+            "tokens_per_word": None,
         }
-        least = ""
+        if words:
+            facts["words"] = round(words * sample.scale)
+            facts["tokens_per_word"] = round(tokens / words, 3)
+        self.facts["corpus"] = facts
         left_out = counted(sample.skipped)
+        line = "{title}: {documents:,} documents, {characters:,} characters"
         if not sample.whole:
-            least = "at least "
+            line = "{title}: at least {documents:,} documents, {characters:,} characters"
             left_out += f" (in the first {sample.documents:,} documents)"
-        line = "{title}: {least}{documents:,} documents, {characters:,} characters"
-        self.say("text", line, facts | {"least": least})
+        self.say("text", line, facts)
         line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens"
         if words:
             line += ", {words:,} words of {tokens_per_word:.2f} tokens"
@@ -196,17 +198,22 @@ class Outlook:
         """Describe the model; returns its configuration."""
         start = self.first.model.pretrained
         _, config = start_of(self.first)
-        if start is None:  # a tokenizer of letters knows fewer words than it may
+        # A trained tokenizer may have fewer tokens than asked for, such as one of letters.
+        if start is None:
             config.vocab_size = len(sample.data.tokenizer)
-        facts = self.facts["model"] = {
+        weights = weights_of(config)
+        facts: Plain = {
             "start": start,
             "type": config.model_type,
-            "weights": weights_of(config),
+            "weights": weights,
             "vocabulary": config.vocab_size,
         }
-        line = "{type}, goes on from {start}: " if start else "{type}, new: "
+        self.facts["model"] = facts
+        line = "{type}, new: "
+        if start:
+            line = "{type}, goes on from {start}: "
         line += "{millions:.1f} M weights, vocabulary {vocabulary:,}"
-        self.say("model", line, facts | {"millions": weights_of(config) / 1e6})
+        self.say("model", line, facts | {"millions": weights / 1e6})
         return config
 
     def training(self, sample: Sample, config: PreTrainedConfig) -> bool:
@@ -216,13 +223,15 @@ class Outlook:
             Whether every arm can be trained on the sample.
         """
         first = self.first
-        how = self.first.training
-        arms = self.facts["arms"] = {}
+        how = first.training
+        arms: dict[str, Plain] = {}
+        self.facts["arms"] = arms
         trainable = True
         for name, link in (self.arms or {self.recipe.name: first}).items():
             try:
                 counts = _targets(link, sample, config)
-            except MaskwiseError as error:  # such as a text that is shorter than a batch
+            # For example, the text may have fewer rows than a batch.
+            except MaskwiseError as error:
                 self.doubt(f"arm {name} cannot be trained: {error}")
                 trainable = False
                 continue
@@ -239,7 +248,7 @@ class Outlook:
             line += "on a stream, which is not counted"
         fewest = min((arm["targets_per_step"] for arm in arms.values()), default=0)
         vocabulary = len(sample.data.tokenizer)
-        # The rule of the plateau was fitted on new encoders that read words.
+        # The plateau was measured for new encoders on word pieces only.
         new = first.model.pretrained is None and first.kind == "encoder"
         if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
             facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
@@ -251,11 +260,13 @@ class Outlook:
         return trainable
 
     def tasks(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Count rows and labels of the tasks, and rows that are cut."""
-        tasks = self.facts["tasks"] = {}
+        """Count rows, labels and truncated rows of the tasks."""
+        tasks: dict[str, Plain] = {}
+        self.facts["tasks"] = tasks
         for spec in self.recipe.tasks:
             task = load_task(spec)
-            facts = tasks[task.name] = _task_facts(task, self.first, tokenizer)
+            facts = _task_facts(task, self.first, tokenizer)
+            tasks[task.name] = facts
             line = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
             if facts["classes"]:
                 line += ", {classes} labels"
@@ -264,6 +275,7 @@ class Outlook:
             if task.majority is not None:
                 line += "; knowing nothing gives {majority:.3f} {metric}"
             self.say(f"task {task.name}", "{kind}: " + line, facts)
+            # The standard error of a share near one half, in points.
             error = 50 / facts["test_items"] ** 0.5
             more = {"task": task.name, "error": error, "left_out": counted(task.skipped)}
             self.check(TASK_DOUBTS, facts | more)
@@ -271,7 +283,7 @@ class Outlook:
                 self.doubt(f"{task.name}: {note}")
 
     def contrasts(self) -> None:
-        """State what the planned runs can decide."""
+        """Report what the planned runs can decide."""
         prospects = prospects_of(self.recipe) if self.arms else []
         self.facts["contrasts"] = prospects
         self.lines += [("contrasts", line) for line in prospect_lines(prospects)]
@@ -284,58 +296,67 @@ class Outlook:
             self.doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
 
     def time(self, sample: Sample, folder: Path, *, timing: bool) -> None:
-        """Time the stages that were not timed here before, and sum up; ``folder`` for samples."""
+        """Forecast the time, after timing stages that were not timed here before.
+
+        Args:
+            folder: for further samples.
+            timing: whether to time stages.
+        """
         recipe = self.recipe
         # A recipe without arms is timed as a study of one run.
         if not self.arms:
-            one = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
-            recipe = recipe.model_copy(update={"study": one})
+            single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
+            recipe = recipe.model_copy(update={"study": single})
         plans = list(Design(recipe, folder / "stages", forecast=True).plans())
-        todo = stages_of(plans)
-        forecast = Forecast(todo)
+        planned = stages_of(plans)
+        forecast = Forecast(planned)
         # A text may be too short for a single training row.
         if timing and len(sample.rows):
             time_stages(plans, Samples(self.first, sample, folder), forecast)
         jobs = os.cpu_count() or 1
-        kinds, unknown, seconds = forecast.summary(todo, todo, jobs)
-        facts = self.facts["time"] = {
-            "jobs": jobs,
-            "runs": {plan.purpose: len(plan.runs) for plan in plans},
-            "stages": {
-                kind: {"stages": counts["to_do"], "seconds": counts["seconds"]}
-                for kind, counts in kinds.items()
-            },
-            "unknown": unknown,
-            "seconds": None if seconds is None else round(START_SECONDS + seconds, 1),
-            "memory_gib": forecast.memory_gib(),
-        }
+        left = {name: forecast.seconds(name) for name in planned}
+        kinds, unknown, seconds = summary(planned, left, jobs)
+        stages = {}
+        for kind, counts in kinds.items():
+            stages[kind] = {"stages": counts["to_do"], "seconds": counts["seconds"]}
+        memory = forecast.memory_gib()
         line = f"unknown: nothing like {', '.join(unknown)} was timed here yet"
         if seconds is not None:
-            line = f"about {duration(facts['seconds'])} with {jobs} stages at once"
-            if facts["memory_gib"] is not None:
-                line += f", {facts['memory_gib']:.1f} GiB for each of them"
+            seconds = round(START_SECONDS + seconds, 1)
+            line = f"about {duration(seconds)} with {jobs} stages at once"
+            if memory is not None:
+                line += f", {memory:.1f} GiB for each of them"
+        runs = {plan.purpose: len(plan.runs) for plan in plans}
         if self.arms:
-            counts = [f"{count} runs ({purpose})" for purpose, count in facts["runs"].items()]
-            line = ", ".join([*counts, line])
+            listed = [f"{count} runs ({purpose})" for purpose, count in runs.items()]
+            line = ", ".join([*listed, line])
         self.lines.append(("time", line))
+        self.facts["time"] = {
+            "jobs": jobs,
+            "runs": runs,
+            "stages": stages,
+            "unknown": unknown,
+            "seconds": seconds,
+            "memory_gib": memory,
+        }
 
 
 def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
-    """What a recipe, or the recipe for a file, would do.
+    """Report what a recipe, or the recipe for a file, would do.
 
     Args:
         subject: a recipe by name or file; or a corpus or a file of labels, for which ``starter``
             writes one.
         overrides: ``key=value`` settings.
-        timing: whether to time what was not timed here before.
+        timing: whether to time stages that were not timed here before.
 
     Returns:
         ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``, ``time``,
         ``doubts`` (each with ``what`` and ``do``), ``recipe`` (with every default filled in), and
-        ``lines``: the same in words.
+        ``lines``: the same facts in words.
 
     Raises:
-        MaskwiseError: what a study itself would refuse.
+        MaskwiseError: a recipe that ``run_study`` refuses.
     """
     recipe = recipe_for(subject, overrides)
     outlook = Outlook(recipe)
@@ -352,25 +373,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     return outlook.facts | found
 
 
-def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name or file; or the one that ``maskwise study --new`` would write for a
-    file.
-
-    Raises:
-        MaskwiseError: neither a recipe nor a file that can be read.
-    """
-    path = Path(split_options(subject)[0])
-    is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
-    if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
-        return read_recipe(subject, overrides)
-    with tempfile.TemporaryDirectory(prefix="maskwise-") as folder:
-        written = Path(folder) / f"{name_of(subject)}.yaml"
-        written.write_text(starter(subject), encoding="utf-8")
-        return read_recipe(written, overrides)
-
-
 def plateau_targets(vocabulary: int) -> float:
-    """Targets after which a small new model beats the loss of word frequencies by 0.3 nats."""
+    """Estimate the targets until a small new model beats the unigram loss by 0.3 nats."""
     return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** PLATEAU_POWER
 
 
@@ -378,35 +382,31 @@ def plateau_targets(vocabulary: int) -> float:
 # ------------------------------------------------------------------------------------------------
 
 
-def _words(rows: Rows, tokens: int) -> int | None:
-    """The number of words in rows; None where words cannot be told apart."""
-    column = rows.pieces.columns.get("word_ids")
-    if column is None:
-        return None
-    ids = np.asarray(column)
-    words = int((np.diff(ids, prepend=-1) != 0)[ids >= 0].sum())
-    return words if tokens < MOST_TOKENS_A_WORD * words else None
-
-
 def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
-    """Means of a training step; None where several objectives take turns."""
+    """Count the mean targets and tokens of a training step.
+
+    None for several objectives, which take turns, and for a policy that is still to be learned.
+    """
     if link.objectives or link.learns:
         return None
     source = masked_source(sample.data, link, config)
     steps = over_a_run(link.training.steps, COUNTED_STEPS)
     counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
+    tokens_per_unit = None
+    if counts.units:
+        tokens_per_unit = counts.eligible / counts.units
     return {
         "masks": f"{link.masking.policy} {link.masking.ratio}",
         "targets_per_step": counts.targets / len(steps),
         "tokens_per_step": counts.tokens / len(steps),
         "share": counts.targets / max(1, counts.tokens),
-        "tokens_per_unit": counts.eligible / counts.units if counts.units else None,
+        "tokens_per_unit": tokens_per_unit,
     }
 
 
 def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     most_tokens = link.finetune.max_length
-    labels = Counter(label for row in task.splits["train"] for label in getattr(row, "classes", ()))
+    labels = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
     sizes = _sizes(task, tokenizer)
     cut = sum(size > most_tokens for size in sizes)
     return {
@@ -423,11 +423,12 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of the first rows of a task; none where long rows are read in windows."""
+    """Count the tokens of the first rows of a task; none if long rows are read in windows."""
     if task.kind.windows:
         return []
     rows = [*task.splits["train"][:MEASURED_ROWS], *task.splits.get("test", ())[:MEASURED_ROWS]]
     texts = [row.texts for row in rows]
-    if task.frozen:  # every text is embedded alone
-        texts = [(text,) for parts in texts for text in parts]
+    # Tasks without fine-tuning embed every text alone.
+    if task.frozen:
+        texts = [(text,) for text in chain.from_iterable(texts)]
     return [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]

@@ -1,8 +1,8 @@
-"""What a study can decide, before it runs.
+"""Compute before a study runs which differences it can decide.
 
-A study that can never decide is not refused, because it may be meant as a pilot. How noisy paired
-differences are comes from ``study.noise``, or from the records of an earlier study in the same
-folder. Cost: a second.
+A study that is too small to decide is not refused, because it may be a pilot. The noise of paired
+differences comes from ``study.noise`` or from the records of an earlier study in the same folder.
+Cost: a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from maskwise.study.verdict.contrasts import compare, primary_pairs
 
 
 class Noise(TypedDict):
-    """The standard deviation of the paired differences, in ``unit``; None where it is not known."""
+    """The standard deviation of the paired differences, in ``unit``; None if unknown."""
 
     noise: float | None
     noise_from: str | None
@@ -39,34 +39,32 @@ class Noise(TypedDict):
 
 
 class Prospect(Noise):
-    """What a study can say of one primary contrast."""
+    """What a study can decide about one primary contrast."""
 
     arm: str
     baseline: str
     runs: int
     decidable: bool
     fewest_runs: int
-    """With fewer of each arm nothing can be decided."""
+    """The fewest runs of each arm that can decide anything."""
     power: dict[str, float]
     """The probability of deciding a true difference of 1 and of 1.5 spreads between paired runs."""
     detectable: float
-    """The smallest difference that ``max(runs, fewest_runs)`` would decide with probability .8, in
-    ``unit``.
-    """
+    """The smallest difference, in ``unit``, that ``max(runs, fewest_runs)`` runs decide with
+    probability .8."""
     margin_runs: int | None
-    """The runs that decide a difference of ``study.margin`` with probability .8; None without
-    margin or noise.
-    """
+    """The runs that decide a difference of ``study.margin`` with probability .8; None without a
+    margin or noise."""
 
 
 UNKNOWN: Noise = {"noise": None, "noise_from": None, "unit": "spreads"}
 
 
 def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
-    """What each primary contrast of a recipe can decide, that of a gate first.
+    """Compute what each primary contrast of a recipe can decide, the gate's first.
 
     Args:
-        folder: where an earlier study may have measured the noise.
+        folder: perhaps holds an earlier study that measured the noise.
 
     Raises:
         MaskwiseError: ``study.noise`` names a folder without a study.
@@ -80,19 +78,24 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     known = _known_noise(recipe, folder)
     runs = len(study.seed_list)
     spent = 0.05 * look_weight(study.looks, runs)
+    tested = len(study.pairs)
+    if study.gate:
+        tested -= 1
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):
-        # The gate is tested first, at the full level, and costs the others nothing.
-        gated = study.gate is not None
-        alpha = spent if gated and number == 0 else spent / (len(study.pairs) - gated)
+        # The gate comes first and is tested at the full level; the other contrasts share a level.
+        alpha = spent if study.gate and number == 0 else spent / tested
         noise = known.get((arm, baseline), UNKNOWN)
+        # Without a known noise everything is in units of it.
         sd = noise["noise"] or 1.0
         fewest = fewest_runs(alpha)
         margin_runs = None
         if noise["noise"] and study.margin:
-            margin = study.margin * (100 if noise["unit"] == "points" else 1)
-            margin_runs = runs_to_decide(sd, margin, alpha=alpha)
-        power = {effect: power_of(1.0, float(effect), runs, alpha=alpha) for effect in ("1", "1.5")}
+            scale = 100 if noise["unit"] == "points" else 1
+            margin_runs = runs_to_decide(sd, scale * study.margin, alpha=alpha)
+        power = {}
+        for effect in ("1", "1.5"):
+            power[effect] = round(power_of(1.0, float(effect), runs, alpha=alpha), 2)
         prospects.append(
             {
                 "arm": arm,
@@ -100,7 +103,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
                 "runs": runs,
                 "decidable": runs >= fewest,
                 "fewest_runs": fewest,
-                "power": {effect: round(share, 2) for effect, share in power.items()},
+                "power": power,
                 **noise,
                 "detectable": detectable_difference(sd, max(runs, fewest), alpha=alpha),
                 "margin_runs": margin_runs,
@@ -110,26 +113,34 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
 
 
 def _known_noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
-    """By contrast, from the recipe or an earlier study."""
+    """Find the noise of each contrast in the recipe or an earlier study."""
     given = recipe.study.noise
     pairs = recipe.study.pairs
     if isinstance(given, float):
-        scale, unit = (100, "points") if recipe.tasks else (1, NATS)
-        noise: Noise = {"noise": scale * given, "noise_from": "study.noise", "unit": unit}
+        noise = _noise(given, "study.noise", points=bool(recipe.tasks))
         return dict.fromkeys(pairs, noise)
     if given is not None:
         return _measured(Path(given), pairs)
-    # A folder without a study, or with a damaged one, has no pilot.
+    if folder is None:
+        return {}
+    # The output folder need not hold a study yet.
     with suppress(MaskwiseError):
-        return _measured(folder, pairs) if folder else {}
+        return _measured(folder, pairs)
     return {}
 
 
+def _noise(sd: float, source: str, *, points: bool) -> Noise:
+    """The noise in points of 100, as scores are printed, or in nats."""
+    if points:
+        return {"noise": 100 * sd, "noise_from": source, "unit": "points"}
+    return {"noise": sd, "noise_from": source, "unit": NATS}
+
+
 def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Noise]:
-    """The noise in a study's records; the mean of its contrasts where it did not compare a pair.
+    """Measure the noise in a study's records, for pairs that it did not compare the mean noise.
 
     Raises:
-        MaskwiseError: no study with records is there.
+        MaskwiseError: the folder has no study with records.
     """
     study = cast(Study, read_json(folder / "study.json"))
     lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
@@ -145,22 +156,23 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
     for pair in primary_pairs(study):
         for one in compare(table, *pair):
             plain = one.plain[np.isfinite(one.plain)]
+            # Two differences estimate a spread too badly, and equal ones give none.
             if not one.row["primary"] or len(plain) < 3 or not plain.std():
                 continue
             points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
-            scale, unit = (100, "points") if points else (1, NATS)
             source = f"{folder}, {len(plain)} runs"
-            sd = scale * float(plain.std(ddof=1))
-            known[pair] = {"noise": sd, "noise_from": source, "unit": unit}
+            known[pair] = _noise(float(plain.std(ddof=1)), source, points=points)
     if not known:
         return {}
     variances = [(noise["noise"] or 0.0) ** 2 for noise in known.values()]
-    common = {**next(iter(known.values())), "noise": float(np.sqrt(np.mean(variances)))}
-    return {pair: known.get(pair, cast(Noise, common)) for pair in pairs}
+    # The noise of several contrasts is averaged as variances.
+    common = next(iter(known.values())).copy()
+    common["noise"] = float(np.sqrt(np.mean(variances)))
+    return {pair: known.get(pair, common) for pair in pairs}
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
-    """The same in words; what holds for several contrasts is said once."""
+    """Put prospects into words; a line that holds for several contrasts is printed once."""
     pairs_of: dict[str, list[str]] = {}
     for prospect in prospects:
         pair = f"{prospect['arm']} against {prospect['baseline']}"
@@ -168,7 +180,9 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
             pairs_of.setdefault(line, []).append(pair)
     lines = []
     for line, pairs in pairs_of.items():
-        which = "every contrast" if len(pairs) == len(prospects) > 1 else ", ".join(pairs)
+        which = ", ".join(pairs)
+        if len(pairs) == len(prospects) > 1:
+            which = "every contrast"
         lines.append(f"{which}: {line}")
     return lines
 
@@ -179,16 +193,18 @@ def _lines(prospect: Prospect) -> list[str]:
     margin_runs = prospect["margin_runs"]
     lines = []
     power = ""
-    if not prospect["decidable"]:
-        are = "1 run is" if runs == 1 else f"{runs} runs are"
-        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
-    else:
+    if prospect["decidable"]:
         shares = [f"{share:.2f} at {effect} SD" for effect, share in prospect["power"].items()]
         power = f" (power {', '.join(shares)})"
-    seen = f"{prospect['detectable']:.1f} SD or more{power}; set study.noise to see this in points"
-    if prospect["noise"] is not None:
+    else:
+        are = "1 run is" if runs == 1 else f"{runs} runs are"
+        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
+    detectable = prospect["detectable"]
+    if prospect["noise"] is None:
+        seen = f"{detectable:.1f} SD or more{power}; set study.noise to see this in points"
+    else:
         noise = f"(noise {prospect['noise']:.2g}, {prospect['noise_from']})"
-        seen = f"{prospect['detectable']:.2g} {prospect['unit']} or more {noise}"
+        seen = f"{detectable:.2g} {prospect['unit']} or more {noise}"
     lines.append(f"{max(runs, fewest)} runs detect differences of {seen}")
     if margin_runs is not None and margin_runs != runs:
         lines.append(f"{margin_runs:,} runs detect a difference of study.margin")

@@ -10,6 +10,7 @@ pairs are the fewest that can decide anything (``power.fewest_runs``).
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
+from maskwise.recipe import Recipe, read_recipe, shipped
 from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.columns import AMONG_OTHERS
@@ -229,3 +231,19 @@ def _limited(spec: str, task: Task, rows: int) -> str:
     if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):
         return spec
     return with_options(spec, train_rows=rows)
+
+
+def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, or write one for a file of texts or labels as ``maskwise study --new`` does.
+
+    Raises:
+        MaskwiseError: neither a recipe nor a file that can be read.
+    """
+    path = Path(split_options(subject)[0])
+    is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
+    if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
+        return read_recipe(subject, overrides)
+    with tempfile.TemporaryDirectory(prefix="maskwise-") as folder:
+        written = Path(folder) / f"{name_of(subject)}.yaml"
+        written.write_text(starter(subject), encoding="utf-8")
+        return read_recipe(written, overrides)

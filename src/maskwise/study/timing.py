@@ -1,8 +1,7 @@
-"""Takes a sample of a recipe's text, and times a few real steps of every stage on it.
+"""Sample a recipe's text and time a few real steps of each stage on it.
 
-``maskwise check`` times what ``forecast`` does not know yet, and keeps it there.
-
-Cost: some seconds for each kind of training and each task; ``SECONDS`` in all.
+``maskwise check`` times the stages that ``forecast`` does not know yet, and stores the times there.
+Cost: a few seconds for each kind of training and each task, at most about ``SECONDS`` in all.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from maskwise.annotate.run import annotate_corpus
@@ -43,20 +43,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLE_CHARACTERS = 600_000
-"""How much of a text is prepared to be counted."""
+"""Size of the sample of a text."""
 SECONDS = 25.0
-"""After so long nothing more is timed; what is left is unknown."""
+"""Time limit: no further stage is timed after it, and its time stays unknown."""
 STEPS, STEP_SECONDS = 12, 6.0
-"""Steps of a training that are timed, or as many as fit into so many seconds (at least 2)."""
+"""Timed steps of a training, and the time limit after which fewer are enough (at least 2)."""
 ITEMS = 48
 """Rows of a task that are answered, or of held-out text that are evaluated."""
+MOST_TOKENS_A_WORD = 30
+"""A text with more has no blanks, so its words cannot be counted."""
 TRIED_RATES = 3
 """Extra fine-tunings of ``finetune.search_rate``."""
 START_SECONDS = 8.0
-"""What a study takes beside its stages: workers that import torch."""
+"""Seconds until the workers of a study have imported torch."""
 
 Entry = dict[str, float]
-"""What ``Forecast.keep`` takes."""
+"""The timed seconds of a stage, as ``Forecast.keep`` takes them."""
 
 
 # Samples
@@ -68,10 +70,10 @@ class Sample(NamedTuple):
 
     Attributes:
         scale: the size of the whole text relative to the sample.
-        seconds: to prepare it, for each character.
-        documents, characters: of the whole text, or of the part that was read.
-        whole: whether all of it was read.
-        skipped: reason → count of what was left out of that part.
+        seconds: seconds of preparation for each character.
+        documents, characters: counts of the whole text, or of the part that was read.
+        whole: whether the whole text was read.
+        skipped: counts of skipped documents in that part, by reason.
     """
 
     data: Prepared
@@ -84,19 +86,32 @@ class Sample(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        """The training rows of the sample; a stream is sampled like a corpus."""
+        """The training rows of the sample, also of a stream's."""
         assert isinstance(self.data.training, Rows)
         return self.data.training
 
+    def words(self, tokens: int) -> int | None:
+        """Count the words of the sample, which has ``tokens``; None if the text has no blanks."""
+        column = self.rows.pieces.columns.get("word_ids")
+        if column is None:
+            return None
+        ids = np.asarray(column)
+        # A word begins where the id changes; tokens outside of words have the id -1.
+        begins = np.diff(ids, prepend=-1) != 0
+        words = int(begins[ids >= 0].sum())
+        if tokens >= MOST_TOKENS_A_WORD * words:
+            return None
+        return words
+
 
 def take_sample(link: Recipe, folder: Path) -> Sample:
-    """Prepare a sample of the text of a training, and read on for some seconds."""
+    """Prepare a sample of a training's text, and count the whole text for a few seconds."""
     link = link.unlearned()
     documents = link.corpus.documents()
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
     size = sum(len(document.text) for document in sample)
     whole = size < SAMPLE_CHARACTERS
-    # Other work on the machine does not count.
+    # Processor time excludes other work on the machine.
     began = time.process_time()
     data = _prepared(link, sample, folder, whole=whole)
     seconds = (time.process_time() - began) / max(1, size)
@@ -108,7 +123,11 @@ def take_sample(link: Recipe, folder: Path) -> Sample:
 
 
 def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
-    """Some documents, or the whole text, in the rows of a training."""
+    """Prepare documents as the rows of a training.
+
+    Args:
+        whole: whether the sample is the whole text.
+    """
     corpus = link.corpus
     if link.tokenizer_name:
         tokenizer = load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
@@ -119,8 +138,11 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
         layers = folder / "layers"
         annotate_corpus(corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1)
         store = Store(layers)
-    # A part of a text may leave a side empty that the whole text would not.
-    for share in [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]:
+    shares = [corpus.held_out]
+    # The held-out side of a sample may be empty although that of the whole text is not.
+    if not whole:
+        shares += [0.2, 0.45]
+    for share in shares:
         try:
             return Prepared.make(
                 folder / f"{share}",
@@ -136,27 +158,28 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
 
 
 class Samples:
-    """Samples of the texts of all trainings: steps are timed in rows of their own length.
+    """Samples for all trainings of a recipe, each with the row length and tokenizer it needs.
 
     Args:
         first: the training whose text ``sample`` was taken from.
-        folder: for samples in other rows, or with another tokenizer.
+        folder: for further samples.
     """
 
     def __init__(self, first: Recipe, sample: Sample, folder: Path):
         self.folder = folder
         self.seconds = sample.characters * sample.seconds
-        self.made = {self._key(first.unlearned()): sample.data}
+        self.prepared = {self._key(first.unlearned()): sample.data}
 
     def of(self, link: Recipe) -> Prepared:
-        """A sample in the rows of a training."""
+        """Return a sample in the rows of a training."""
         link = link.unlearned()
         key = self._key(link)
-        if key not in self.made:
+        if key not in self.prepared:
+            # A quarter is enough to time steps; only the first sample is counted.
             some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
-            folder = self.folder / f"sample-{len(self.made)}"
-            self.made[key] = _prepared(link, some, folder, whole=False)
-        return self.made[key]
+            folder = self.folder / f"sample-{len(self.prepared)}"
+            self.prepared[key] = _prepared(link, some, folder, whole=False)
+        return self.prepared[key]
 
     def _key(self, link: Recipe) -> tuple[object, ...]:
         corpus = link.corpus
@@ -169,13 +192,13 @@ class Samples:
 
 
 def time_stages(plans: Iterable[Plan], samples: Samples, forecast: Forecast) -> None:
-    """Time what a forecast does not know yet, the trainings first."""
+    """Time the stages that a forecast does not know yet, the trainings first."""
     works: dict[str, tuple[Stage, Recipe]] = {}
     for run in chain.from_iterable(plan.runs for plan in plans):
         links = run.recipe.links()
         trained = {stage.name: link for stage, link in zip(run.trainings, links)}
         for stage in run.stages:
-            # What follows a training is timed with the recipe of the last one.
+            # Stages after the trainings work on the model of the last one.
             works.setdefault(stage.name, (stage, trained.get(stage.name, links[-1])))
     end = time.perf_counter() + SECONDS
     # Trainings take most of a study, so they are timed while there is time.
@@ -186,19 +209,21 @@ def time_stages(plans: Iterable[Plan], samples: Samples, forecast: Forecast) -> 
             if kind == "prepare":
                 # Preparing the sample was timed already, and scales with the characters.
                 forecast.keep(name, {"seconds": samples.seconds})
-            elif kind == "overlap":  # words are counted, not tokenised
+            elif kind == "overlap":
+                # Splitting a text into words takes about half as long as tokenising it.
                 forecast.keep(name, {"seconds": samples.seconds / 2})
             elif time.perf_counter() < end:
-                # Such as a sample with too few rows: the time stays unknown.
+                # If the sample has too few rows for a stage, its time stays unknown.
                 with _one_thread(), suppress(MaskwiseError):
                     forecast.keep(name, _TIMERS[kind](stage, link, samples.of(link)))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The number of threads of a study's workers, unless there is an accelerator."""
+    """Use one thread on a CPU, as the workers of a study do."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if best_device().type == "cpu" else before)
+    if best_device().type == "cpu":
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -206,15 +231,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _now() -> float:
-    """Seconds of this process: other work on the machine does not count."""
-    return time.process_time() if best_device().type == "cpu" else time.perf_counter()
+    """A clock in seconds."""
+    # Processor time excludes other work on the machine, but also the time spent on a GPU.
+    if best_device().type == "cpu":
+        return time.process_time()
+    return time.perf_counter()
 
 
 class _Clock:
-    """Times steps: passed to ``train`` as its evaluation after every step.
+    """Times steps. ``train`` calls it as its evaluation after every step.
 
     Attributes:
-        ticks: when it was made, and when each step ended.
+        ticks: the start time, and the time after each step.
     """
 
     def __init__(self) -> None:
@@ -228,18 +256,19 @@ class _Clock:
 
     @property
     def step(self) -> float:
-        """Seconds of a step: the median of all but the first, which warms up."""
-        each = [b - a for a, b in zip(self.ticks, self.ticks[1:])]
-        return median(each[1:] or each)
+        """The median seconds of a step."""
+        seconds = [end - start for start, end in zip(self.ticks, self.ticks[1:])]
+        # The first step warms up: it allocates memory and perhaps compiles.
+        return median(seconds[1:] or seconds)
 
     @property
     def warm_up(self) -> float:
-        """Seconds by which the first step took longer, such as those of a compilation."""
+        """The extra seconds of the first step, such as for compilation."""
         return max(0.0, self.ticks[1] - self.ticks[0] - self.step)
 
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
-    """The model of a training, as it begins."""
+    """Build the model of a training."""
     return link.model.model(
         data.tokenizer,
         data.training.length,
@@ -255,7 +284,8 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     made = learning(network, data, link)
     start = _now() - began
     clock = _Clock()
-    # Evaluating after every step lets the clock tick; saving would add to a step.
+    # The clock is called by evaluations, so there is one after every step. Saving would add to
+    # the time of a step.
     few: dict[str, object] = {"steps": STEPS, "eval_every": 1, "log_every": 1, "save_every": 0}
     few |= {"keep_best": False, "on_nan": "skip", "trackers": ()}
     settings = link.training.model_copy(update=few)
@@ -268,19 +298,14 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     }
 
 
-def _time_heldout(link: Recipe, data: Prepared, network: Any) -> float:
-    """Seconds of one held-out evaluation, scaled from a few rows."""
-    rows = link.evaluation.rows or len(data.held_out)
+def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> float:
+    """Time one held-out evaluation, scaled from a few rows."""
+    evaluation = link.evaluation
+    rows = evaluation.rows or len(data.held_out)
     few = min(ITEMS, len(data.held_out), rows)
-    settings = link.evaluation.model_copy(
-        update={
-            "rows": few,
-            "ratios": link.evaluation.ratios[:1],
-            "pairs": (),
-            "cloze": (),
-            "pseudo_perplexity": 0,
-        }
-    )
+    short: dict[str, object] = {"rows": few, "ratios": evaluation.ratios[:1]}
+    short |= {"pairs": (), "cloze": (), "pseudo_perplexity": 0}
+    settings = evaluation.model_copy(update=short)
     began = _now()
     evaluate(network, data, settings)
     return (_now() - began) * rows / few
@@ -289,8 +314,9 @@ def _time_heldout(link: Recipe, data: Prepared, network: Any) -> float:
 def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     network = _network(link, data)
     torch.nn.Module.to(network, best_device())
-    each = _time_heldout(link, data, network)
-    return {"seconds": 1.0 + len(link.evaluation.ratios) * each}
+    ratio_seconds = _time_heldout(link, data, network)
+    # About a second passes until the checkpoint is loaded.
+    return {"seconds": 1.0 + len(link.evaluation.ratios) * ratio_seconds}
 
 
 def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
@@ -300,9 +326,10 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     config = None
     if not link.model.pretrained:
         config = link.model.config(tokenizer, data.training.length, kind=link.kind)
-    # Labels are balanced by the first rows of train, so more of them are kept.
+    # More training rows are kept, since every class needs some.
     few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
-    small = replace(task, splits=few | {"train": task.splits["train"][: 4 * ITEMS]})
+    few["train"] = task.splits["train"][: 4 * ITEMS]
+    small = replace(task, splits=few)
     length = settings.max_length
     began = _now()
     network = load_network(
@@ -315,8 +342,9 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
         began = _now()
         for pooling in task.poolings:
             embed(network, texts, tokenizer, max_length=length, pooling=pooling)
-        each = (_now() - began) / max(1, len(few["test"]))
-        return {"seconds": seconds + each * sum(map(len, task.splits.values()))}
+        row_seconds = (_now() - began) / max(1, len(few["test"]))
+        rows = sum(map(len, task.splits.values()))
+        return {"seconds": seconds + rows * row_seconds}
     tensors = encode(small, tokenizer, max_length=length)
     clock = _Clock()
     how = settings.fitting(network.num_parameters()).training(task, seed=0)
@@ -325,12 +353,17 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     train(objective, TaskSource(tensors["train"], short), short, evaluate=clock, quiet=True)
     began = _now()
     answer(objective, tensors["test"])
-    each = (_now() - began) / len(few["test"])
-    # Dev rows are answered at every evaluation and at the end.
-    evaluations = 1 + (how.steps // how.eval_every if how.eval_every else 0)
+    row_seconds = (_now() - began) / len(few["test"])
+    # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
+    # because too long a forecast is better than too short a one.
+    evaluations = 1
+    if how.eval_every:
+        evaluations += how.steps // how.eval_every
     answers = evaluations * (len(task.splits["dev"]) + len(task.splits["test"]))
-    seconds += how.steps * clock.step + answers * each
-    fine_tunings = settings.seeds + (TRIED_RATES if settings.search_rate else 0)
+    seconds += how.steps * clock.step + answers * row_seconds
+    fine_tunings = settings.seeds
+    if settings.search_rate:
+        fine_tunings += TRIED_RATES
     memory = peak_memory(best_device()) / 2**30
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
