@@ -1,13 +1,11 @@
-"""``maskwise bench mask``: masking throughput on one core, against transformers'
-``DataCollatorForLanguageModeling``.
+"""``maskwise bench mask``: speed of masking on one core, compared with transformers' collator.
 
 Rows are the bundled sample, cut by a small WordPiece, in three layouts: one document a row; packed
-rows of five documents; packed rows of sentences of 20 tokens. All contestants get the same rows.
-The peer gets lists of dicts, as it wants them, with character offsets for whole words; ours gets
-tensors. Every timed result of ours is checked.
+rows of five documents; packed rows of sentences of 20 tokens. All contestants get the same rows:
+transformers' collator as lists of dicts, with character offsets for whole words, ours as tensors.
 
-Times are processor seconds of one thread, since wall time on a shared machine measures the
-neighbours. Contestants take turns, because caches are shared too.
+Times are processor seconds of one thread, since wall time on a shared machine measures other
+processes. Contestants take turns, because other processes share the caches, too.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ POLICY_FOR = {
     "ul2": "ul2",
     "permute-sentences": "sentence",
 }
-"""The policy under which a corruption is timed; the others are timed under token."""
+"""The policy under which a corruption is timed; token for the others."""
 DIFFUSION: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -61,11 +59,11 @@ DIFFUSION: dict[str, dict[str, Any]] = {
 
 
 def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
-    """Time every policy and corruption at 32 × 512; tokens and whole words in every layout, too.
+    """Time every policy and corruption at 32 × 512, tokens and whole words also in other shapes.
 
     Args:
         batches: timed batches of each contestant (a tenth of it for the long rows).
-        vocab_size: of the WordPiece that is trained.
+        vocab_size: size of the WordPiece that is trained.
 
     Returns:
         ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
@@ -76,22 +74,22 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
     Raises:
         AssertionError: a timed result masks a special token, or misses its ratio.
     """
-    # one thread, as a data loader's worker has
+    # A worker of a data loader has one thread, too.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         sample = Sample(vocab_size)
         vocabulary = Vocabulary.of(sample.tokenizer)
-        simple = {
-            name: Masker(vocabulary, policy=name, ratio=RATIO) for name in ("token", "whole-word")
-        }
-        results = _contest(sample, _maskers(vocabulary), batches, 32, 512, "documents")
+        maskers = _maskers(vocabulary)
+        whole_word = {"whole-word": maskers["whole-word"]}
+        simple = {"token": maskers["token"], **whole_word}
+        results = _contest(sample, maskers, batches, 32, 512, "documents")
         for layout in LAYOUTS:
             for length in (128, 512):
                 if (layout, length) != ("documents", 512):
                     results += _contest(sample, simple, batches, 32, length, layout)
         few = max(3, batches // 10)
-        results += _contest(sample, {"whole-word": simple["whole-word"]}, few, 8, 4096, "documents")
+        results += _contest(sample, whole_word, few, 8, 4096, "documents")
         hardware = surroundings(("torch", "transformers", "numpy", "maskwise"))
         return {"results": results, "hardware": hardware}
     finally:
@@ -99,34 +97,41 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
 
 
 class Sample:
-    """The bundled sample as batches of any shape, with made layers for every policy.
+    """The bundled sample as batches of any shape, with invented layers for every policy.
 
     Args:
-        vocab_size: of the WordPiece that is trained.
+        vocab_size: size of the WordPiece that is trained.
     """
 
     def __init__(self, vocab_size: int):
         documents = list(read_documents(bundled_path("wikipedia")))
         texts = [document.text for document in documents]
         self.tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
-        ids, words, last = [], [], 0
+        ids = []
+        words = []
+        first = 0
         for tokens in tokenise(documents, self.tokenizer):
-            ids.append(tokens.input_ids)
             word_ids = tokens.columns()["word_ids"]
-            words.append(np.where(word_ids >= 0, word_ids + last, -1))
-            last = int(words[-1].max(initial=last)) + 1
+            # Words of different documents have different numbers, since a row may hold several.
+            numbered = np.where(word_ids >= 0, word_ids + first, -1)
+            first = int(numbered.max(initial=first)) + 1
+            ids.append(tokens.input_ids)
+            words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)
-        # T5's sentinels and UL2's modes, which their corruptions need
-        names = [f"<extra_id_{i}>" for i in range(120)] + ["[R]", "[S]", "[X]"]
+        # T5's corruption needs sentinels, and UL2's the tokens of its modes.
+        sentinels = [f"<extra_id_{number}>" for number in range(120)]
+        names = [*sentinels, "[R]", "[S]", "[X]"]
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 
     def batches(self, rows: int, length: int, layout: str) -> list[dict[str, Tensor]]:
-        """The whole sample in batches of a layout, each piece closed by [SEP]."""
-        count = len(self.ids) // (rows * (length - 2))
+        """Return the whole sample in batches of a layout, with [SEP] after each piece."""
+        room = length - 2
+        count = len(self.ids) // (rows * room)
+        # [CLS] and [SEP] are written over the padding below.
         frame = ((0, 0), (0, 0), (1, 1))
-        ids = np.pad(np.resize(self.ids, (count, rows, length - 2)), frame)
-        word = np.pad(np.resize(self.words, (*ids.shape[:2], length - 2)), frame)
+        ids = np.pad(np.resize(self.ids, (count, rows, room)), frame)
+        word = np.pad(np.resize(self.words, (count, rows, room)), frame)
         piece = {"documents": length, "packed": length // 5, "sentences": 20}[layout]
         column = np.arange(length)
         closing = (column % piece == piece - 1) | (column == length - 1)
@@ -138,7 +143,7 @@ class Sample:
         layers = {
             "input_ids": ids,
             "word_ids": word,
-            # the values of these do not matter to the time
+            # The values of the following layers do not matter to the time.
             "sentence": np.where(word >= 0, word // 20, -1),
             "salient": np.where(word % 10 < 2, word // 10, -1),
             "phrase": np.where(word % 6 < 3, word // 6, -1),
@@ -151,9 +156,11 @@ class Sample:
         for number in range(count):
             batch = {name: torch.from_numpy(values[number]) for name, values in layers.items()}
             example = np.arange(number * rows, (number + 1) * rows)
-            if layout != "documents":  # every piece is an example of its own
+            if layout != "documents":
+                # Each piece of a packed row is an example and rounds its budget by itself.
                 example = example[:, None] * length + pieces
-            batches.append(batch | {"example_id": torch.from_numpy(example)})
+            batch["example_id"] = torch.from_numpy(example)
+            batches.append(batch)
         return batches
 
 
@@ -173,12 +180,12 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
 def _contest(
     sample: Sample, maskers: dict[str, Masker], number: int, rows: int, length: int, layout: str
 ) -> list[dict[str, Any]]:
-    """Time the maskers and the peer on batches of one shape."""
+    """Time the maskers and transformers' collator on batches of one shape."""
     batches = sample.batches(rows, length, layout)
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
         calls[f"maskwise, {name}"] = partial(_mask, masker, batches)
-    # The peer begins with lists of dicts, so that two of our policies are timed from lists, too.
+    # transformers begins with lists of dicts, so two of our policies are timed from lists, too.
     for name in ("token", "whole-word"):
         if name in maskers:
             lists = [_as_lists(batch) for batch in batches]
@@ -191,55 +198,67 @@ def _contest(
         may = eligible[batches[number % len(batches)]["input_ids"]]
         assert not (masked.selected & ~may).any(), f"{name}: a special token was masked"
         share = float(masked.selected.sum() / may.sum())
-        # pieces round for themselves, so that a batch of many short ones strays more
-        bound = 0.005 if layout == "documents" and length >= 512 else 0.02
+        # Each piece rounds its budget, so batches of many short pieces are less exact.
+        bound = 0.02
+        if layout == "documents" and length >= 512:
+            bound = 0.005
         if name in ("maskwise, token", "maskwise, whole-word"):
             assert abs(share - RATIO) < bound, f"{name}: masks {share:.3f}"
 
     seconds = in_turn(calls, batches=number, check=check)
-    shape = {"layout": layout, "rows": rows, "length": length}
-    return [
-        {
-            "name": name,
-            **shape,
-            "milliseconds": round(spent * 1e3, 4),
-            "tokens_per_second": round(rows * length / spent),
-            "times_random": round(seconds[PEER] / spent, 2),
-            "times_whole_word": round(seconds[PEER_WORDS] / spent, 2),
-        }
-        for name, spent in seconds.items()
-    ]
+    results = []
+    for name, spent in seconds.items():
+        results.append(
+            {
+                "name": name,
+                "layout": layout,
+                "rows": rows,
+                "length": length,
+                "milliseconds": round(spent * 1e3, 4),
+                "tokens_per_second": round(rows * length / spent),
+                "times_random": round(seconds[PEER] / spent, 2),
+                "times_whole_word": round(seconds[PEER_WORDS] / spent, 2),
+            }
+        )
+    return results
 
 
 def _as_lists(batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-    names = ("input_ids", "word_ids", "example_id")
-    rows = zip(*(batch[name].tolist() for name in names))
-    return [dict(zip(names, row)) for row in rows]
+    """Return the rows of a batch as a collator of transformers gets them."""
+    columns = [batch[name].tolist() for name in ("input_ids", "word_ids", "example_id")]
+    rows = []
+    for ids, words, example in zip(*columns):
+        rows.append({"input_ids": ids, "word_ids": words, "example_id": example})
+    return rows
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
-    # each call has another (batch, epoch), so that no branch is learned from the last one
+    # Each call has another (batch, epoch), so that the processor cannot predict its branches.
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[int], Any]]:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it never replaces or keeps a token
+        # It warns that with whole words it never replaces or keeps a token.
+        warnings.simplefilter("ignore")
         whole = DataCollatorForLanguageModeling(
             sample.tokenizer, mlm_probability=RATIO, whole_word_mask=True
         )
-    bare, with_offsets = [], []
+    bare = []
+    with_offsets = []
     for batch in batches:
         ids, words = batch["input_ids"], batch["word_ids"]
         starts = torch.ones_like(words)
         starts[:, 1:] = (words[:, 1:] != words[:, :-1]).long()
-        # the peer takes a gap between offsets for the border of a word
+        # transformers finds the borders of words at gaps between offsets.
         end = torch.arange(1, words.shape[1] + 1) + starts.cumsum(1)
         offsets = torch.stack((end - 1, end), 2) * (words >= 0)[..., None]
         bare.append([{"input_ids": row} for row in ids.tolist()])
-        pairs = zip(ids.tolist(), offsets.tolist())
-        with_offsets.append([{"input_ids": row, "offset_mapping": place} for row, place in pairs])
+        rows = []
+        for row, places in zip(ids.tolist(), offsets.tolist()):
+            rows.append({"input_ids": row, "offset_mapping": places})
+        with_offsets.append(rows)
     special = batches[0]["word_ids"] < 0
 
     def masking_step(number: int) -> object:
@@ -247,8 +266,8 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callab
         return plain.torch_mask_tokens(ids, special_tokens_mask=special)
 
     return {
-        PEER: lambda n: plain(bare[n % len(bare)]),
-        PEER_WORDS: lambda n: whole(with_offsets[n % len(bare)]),
+        PEER: lambda number: plain(bare[number % len(bare)]),
+        PEER_WORDS: lambda number: whole(with_offsets[number % len(bare)]),
         PEER_STEP: masking_step,
     }
 
@@ -260,17 +279,18 @@ def in_turn(
     check: Callable[[str, int, object], None],
     turn: int = 10,
 ) -> dict[str, float]:
-    """Median processor seconds of each contestant over ``batches`` calls with the numbers 0, 1, …
+    """Return the median processor seconds of a call of each contestant.
 
     Args:
-        contestants: what to call, by name.
-        batches: how many calls of each are timed.
-        check: gets (name, number, result) of every timed call, outside the time.
+        contestants: functions by name, which are called with the numbers 0, 1, ….
+        batches: number of timed calls of each.
+        check: is called with (name, number, result) of every timed call, outside the time.
         turn: calls of one contestant in a row; one more before them is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for first in range(0, batches, turn):
         for name, call in contestants.items():
+            # Fills the caches that the contestant before has emptied.
             call(first)
             results = []
             for number in range(first, min(first + turn, batches)):
@@ -284,7 +304,7 @@ def in_turn(
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, object]:
-    """What the figures depend on: processor, threads, versions, date."""
+    """Return the processor, threads, versions and date on which figures depend."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "processor": cpu_name(),
@@ -298,7 +318,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
 
 
 def render_mask(result: dict[str, Any]) -> RenderableType:
-    """The figures as a table."""
+    """Draw the figures as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
     caption = "× random, × whole words: speed relative to the peer's random and whole-word masking"

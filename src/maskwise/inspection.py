@@ -1,26 +1,23 @@
-"""See the masks: what a policy masks in a text, token by token (``maskwise inspect``, reports).
+"""Show what a policy masks in a text, token by token (``maskwise inspect``, reports).
 
-Only numpy, rich and tokenizers are imported; torch and transformers if a model or a tokenizer from
-the hub is asked for.
+torch and transformers are imported only for a model, or for a tokenizer from the hub: they take
+seconds, and a look at masks needs neither.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
-from tokenizers import Tokenizer
 
 from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
 from maskwise.annotate.registry import annotator
@@ -33,16 +30,16 @@ from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, Moment, policy
 from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
-from maskwise.starts import find_start
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
 from maskwise.text.layers import align
-from maskwise.text.tokenizers import MOST_TOKENS
+from maskwise.text.light import light_tokenizer
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SOME_MORE = 16  # tokens that a model may write beyond the target
+SOME_MORE = 16
+"""Tokens that a model may write beyond the length of the target."""
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -53,67 +50,24 @@ BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
 
 MAX_TEXTS = 5
+MAX_CHARACTERS = 600
+"""Of a file so many texts are shown, and so many characters of each."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """Layers of any text."""
 ANNOTATED = {"pos": "categorical", "salient": "spans"}
 """Layers with an annotator of the same name, used for texts without marks. Others need marks."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
-SPECIAL = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
-
-
-class LightTokenizer:
-    """A tokenizer.json with the part of transformers' interface that masking reads."""
-
-    is_fast = True
-
-    def __init__(self, backend: Tokenizer, names: Mapping[str, str]):
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
-        self.added_tokens_decoder = backend.get_added_tokens_decoder()
-        self.all_special_ids = [i for i, t in self.added_tokens_decoder.items() if t.special]
-        self.unk_token = names.get("unk")
-        for role in SPECIAL:
-            number = backend.token_to_id(names.get(role) or "")
-            setattr(self, f"{role}_token_id", number)
-
-    @classmethod
-    def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder of ``save_pretrained``; None if transformers must read or refuse it."""
-        try:
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            names = {role: config.get(f"{role}_token") for role in SPECIAL}
-            # Older versions write a dict with the settings of the token.
-            plain = {r: n["content"] if isinstance(n, dict) else n for r, n in names.items() if n}
-            made = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), plain)
-            largest = max([*made.get_vocab().values(), *made([""]).encodings[0].ids])
-        except Exception:  # tokenizers raises nothing narrower
-            return None
-        roles = [getattr(made, f"{role}_token_id") for role in ("unk", "pad", "mask")]
-        return None if None in roles or largest >= MOST_TOKENS else made
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.backend.get_vocab(with_added_tokens=True)
-
-    def __call__(self, texts: list[str], **settings: object) -> SimpleNamespace:
-        return SimpleNamespace(encodings=self.backend.encode_batch(texts))
-
-    def decode(self, ids: list[int], **settings: object) -> str:
-        return self.backend.decode(ids, skip_special_tokens=False)
-
-    def convert_ids_to_tokens(self, number: int) -> str | None:
-        return self.backend.id_to_token(number)
 
 
 class Piece(NamedTuple):
     """A token of the text.
 
     Attributes:
-        text: as in the text, with the white space before it.
+        text: its characters, with the white space before it.
         state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another
             token), ``kept`` (selected, but unchanged).
-        shown: what the model reads instead; empty where it reads the text itself.
+        shown: the token that the model reads in its place, if it is a random one; else "".
     """
 
     text: str
@@ -121,7 +75,10 @@ class Piece(NamedTuple):
     shown: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        return {name: value for name, value in self._asdict().items() if value or name != "shown"}
+        facts = self._asdict()
+        if not self.shown:
+            del facts["shown"]
+        return facts
 
 
 class Shown(NamedTuple):
@@ -129,10 +86,10 @@ class Shown(NamedTuple):
 
     Attributes:
         pieces: the text, token by token.
-        ratio: the share of its tokens that were selected.
-        whole, parts: how many words were selected as a whole, and how many in part.
-        source, target: what a sequence-to-sequence model would read and write ("" otherwise).
-        written: what a given model writes; None without one.
+        ratio: share of its tokens that were selected.
+        whole, parts: number of words that were selected as a whole, and in part.
+        source, target: input and labels of a sequence-to-sequence model; "" for an encoder.
+        written: output of the model; None without a model.
     """
 
     pieces: list[Piece]
@@ -149,11 +106,11 @@ def show_masks(
     tokenizer: Any,
     text: str,
     *,
-    step: int = 0,
-    total_steps: int | None = None,
+    layers: Mapping[str, list[Any]],
+    step: int,
+    total_steps: int,
     epoch: int = 0,
     max_length: int | None = None,
-    layers: dict[str, list[Any]] | None = None,
     model: PreTrainedModel | None = None,
 ) -> Shown:
     """Mask one text and report what happened to each of its tokens.
@@ -161,55 +118,66 @@ def show_masks(
     Args:
         masker: a masker.
         tokenizer: a fast tokenizer of transformers, or a ``LightTokenizer``.
-        step, total_steps: where the schedule stands.
+        text: the text.
+        layers: layers of its tokens, by name, besides words.
+        step, total_steps: position in the schedule.
         epoch: the pass over the text; each draws other masks.
-        max_length: the most tokens to keep.
-        layers: further layers of the tokens, by name.
-        model: an encoder–decoder that writes what it reads.
+        max_length: maximum number of tokens; the rest of the text is dropped.
+        model: an encoder–decoder whose output for the masked text is reported, too.
     """
-    row = {**encode(tokenizer, [text], max_length=max_length)[0], **(layers or {})}
+    row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
+    # A LightTokenizer never truncates; both it and transformers accept these settings.
     cut = {"truncation": max_length is not None, "max_length": max_length}
     [encoding] = tokenizer([text], **cut).encodings
     batch = gather([row], masker.vocabulary)
-    shown, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
-    # A permuted token is shown elsewhere.
-    permutes = isinstance(masker.corruption, PermuteSentences)
-    in_place = masker.corruption.keeps_length and not permutes
+    masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
+    corruption = masker.corruption
+    # A permuted token is shown at another position, so it cannot be compared at its own.
+    in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
     chosen_state = "masked"
-    if permutes and getattr(masker.corruption, "inner", None) is None:
+    if isinstance(corruption, PermuteSentences) and corruption.inner is None:
         chosen_state = "kept"
-    pieces, end = [], 0
+    pieces = []
+    end = 0
     for place, (start, stop) in enumerate(encoding.offsets):
         if stop <= start or not batch.content[place]:
             continue
-        state, instead = "shown", ""
+        state = "shown"
+        replacement = ""
         if choice.tokens[place]:
             state = chosen_state
-            now = int(shown.input_ids[place]) if in_place else None
-            if now == batch.input_ids[place]:
-                state = "kept"
-            elif now not in (None, masker.vocabulary.mask):
-                state, instead = "random", str(tokenizer.convert_ids_to_tokens(now))
+            if in_place:
+                token = int(masked.input_ids[place])
+                if token == batch.input_ids[place]:
+                    state = "kept"
+                elif token != masker.vocabulary.mask:
+                    state = "random"
+                    replacement = str(tokenizer.convert_ids_to_tokens(token))
+        # Several tokens of one character (byte fallback) have the same offsets: show the first.
         if stop > end:
-            pieces.append(Piece(text[min(end, start) : stop], state, instead))
+            pieces.append(Piece(text[min(end, start) : stop], state, replacement))
             end = stop
-    source, target, written = "", "", None
-    labels = shown.labels[shown.labels != IGNORE]
+    source = target = ""
     if not in_place:
-        source, target = _decode(tokenizer, shown.input_ids), _decode(tokenizer, labels)
+        source = _decode(tokenizer, masked.input_ids)
+        target = _decode(tokenizer, masked.labels[masked.labels != IGNORE])
+    written = None
     if model is not None:
-        written = _written(model, tokenizer, shown.input_ids, len(shown.labels) + SOME_MORE)
-    # Which words have all of their tokens selected, and which have some.
+        most = len(masked.labels) + SOME_MORE
+        written = _written(model, tokenizer, masked.input_ids, most)
     words = np.array(row["word_ids"])
-    _, word, tokens = np.unique(words[words >= 0], return_inverse=True, return_counts=True)
-    taken = np.bincount(word, choice.tokens[words >= 0], len(tokens))
-    whole, touched = int((taken == tokens).sum()), int((taken > 0).sum())
+    in_word = words >= 0
+    _, word, sizes = np.unique(words[in_word], return_inverse=True, return_counts=True)
+    selected = np.bincount(word, choice.tokens[in_word], len(sizes))
+    whole = int((selected == sizes).sum())
+    touched = int((selected > 0).sum())
+    # A text without eligible tokens has the ratio 0.
     ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
     return Shown(pieces, ratio, whole, touched - whole, source, target, written)
 
 
 def _written(model: PreTrainedModel, tokenizer: Any, ids: Array, most: int) -> str:
-    """What a model writes for a corrupted text."""
+    """Return the output of a model for a corrupted text."""
     import torch
 
     from maskwise.objectives.denoising import generated
@@ -217,11 +185,12 @@ def _written(model: PreTrainedModel, tokenizer: Any, ids: Array, most: int) -> s
     read = torch.from_numpy(ids).unsqueeze(0)
     inputs = {"input_ids": read, "attention_mask": torch.ones_like(read)}
     (written,) = generated(model, inputs, most=most)
-    return _decode(tokenizer, written[1:])  # without the decoder's start token
+    # The first token is the decoder's start token.
+    return _decode(tokenizer, written[1:])
 
 
 def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
-    kept = [int(i) for i in ids if i != tokenizer.pad_token_id]
+    kept = [int(number) for number in ids if number != tokenizer.pad_token_id]
     return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
 
@@ -236,8 +205,7 @@ class Inspected:
 
     def as_dict(self) -> dict[str, Any]:
         shown = self.shown
-        optional = {"source": shown.source, "target": shown.target, "note": self.note}
-        found = {
+        facts: dict[str, Any] = {
             "policy": self.policy,
             "corruption": self.corruption,
             "text": self.text,
@@ -245,13 +213,19 @@ class Inspected:
             "whole_words": shown.whole,
             "words_in_part": shown.parts,
             "pieces": [piece.as_dict() for piece in shown.pieces],
-            **{name: fact for name, fact in optional.items() if fact},
         }
-        return found if shown.written is None else found | {"written": shown.written}
+        optional = {"source": shown.source, "target": shown.target, "note": self.note}
+        for name, fact in optional.items():
+            if fact:
+                facts[name] = fact
+        # A model may write nothing, and "" is reported.
+        if shown.written is not None:
+            facts["written"] = shown.written
+        return facts
 
     @property
     def note(self) -> str:
-        """Why nothing is selected, and what to do; else ""."""
+        """A reason and a remedy if nothing is selected; else ""."""
         if any(piece.state != "shown" for piece in self.shown.pieces):
             return ""
         return "nothing is chosen: no unit fits; a larger --ratio or a longer text would help"
@@ -285,146 +259,164 @@ def inspect_text(
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
-        settings: the masker's; a corruption of None is one that suits the model.
-        tokenizer: a folder or hub id; None: the model's, or that of the bundled encoder.
-        model: an encoder–decoder, a folder or hub id, that writes what it reads.
+        settings: settings of the masker; a corruption of None is one that suits the model.
+        tokenizer: a folder or hub id; None: the model's, or the bundled encoder's.
+        model: a folder or hub id of an encoder–decoder, whose output is reported.
+        step, total_steps: position in the schedule.
 
     Raises:
-        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have; a
-            model that does not write, or a corruption that gives it nothing to write.
+        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have,
+            another kind of model, or a corruption whose targets are not a text.
     """
     network = None
-    corrupted = settings.get("corruption") or "bert"
+    shown_as = settings.get("corruption")
     if model:
-        tools, network = _load(model, tokenizer)
-        usual = "t5" if Vocabulary.of(tools).sentinels else "infill"
-        corrupted = settings.get("corruption") or usual
+        loaded, network = _load(model, tokenizer)
+        if not shown_as:
+            # Models with sentinels were trained on T5's format.
+            shown_as = "t5" if Vocabulary.of(loaded).sentinels else "infill"
         from maskwise.objectives import Denoising
 
-        Denoising.check({"corruption": corrupted})
-    texts = [read_marks(each) for each in _texts(text)]
+        Denoising.check({"corruption": shown_as})
+    shown_as = shown_as or "bert"
+    texts = [read_marks(marked) for marked in _texts(text)]
     specs = split_calls(policies)
-    given, makers = _needed_layers(specs, corrupted, marked=any(spans for _, spans in texts))
+    has_marks = any(spans for _, spans in texts)
+    # Missing layers are refused before the tokenizer is loaded, which may take a download.
+    needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
     if not model:
-        tools = _tokenizer(tokenizer) if tokenizer else _bundled_tokenizer()
-    settings = {**settings, "corruption": corrupted}
-    maskers = {spec: Masker(tools, policy=spec, **settings) for spec in specs}
+        loaded = light_tokenizer(tokenizer)
+    settings = {**settings, "corruption": shown_as}
+    maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     inspected = []
     for plain, spans in texts:
-        layers = text_layers(tools, plain, spans, given)
-        for maker in makers:
-            layers |= _annotated_layers(maker, tools, plain)
-        when: dict[str, Any] = {"step": step, "total_steps": total_steps}
-        when |= {"layers": layers, "model": network}
+        layers = text_layers(loaded, plain, spans, needed)
+        for name in annotators:
+            layers |= _annotated_layers(name, loaded, plain)
         for spec, masker in maskers.items():
-            shown = show_masks(masker, tools, plain, **when)
-            inspected.append(Inspected(spec, corrupted, plain, shown))
+            shown = show_masks(
+                masker,
+                loaded,
+                plain,
+                layers=layers,
+                step=step,
+                total_steps=total_steps,
+                model=network,
+            )
+            inspected.append(Inspected(spec, shown_as, plain, shown))
     return inspected
 
 
 def _load(model: str, tokenizer: str | None) -> tuple[Any, PreTrainedModel]:
-    """A model that writes, and its tokenizer; these take seconds to import."""
+    """Load an encoder–decoder and its tokenizer."""
     from maskwise.families import check_fit
     from maskwise.models import load_model
 
     network = load_model(model, kind="encoder-decoder").eval()
-    tools = load_tokenizer(tokenizer or model, needs_mask=False)
-    check_fit(network.config, len(tools), do="leave --tokenizer out")
-    return tools, network
-
-
-def _tokenizer(name: str) -> Any:
-    return LightTokenizer.read(Path(find_start(name))) or load_tokenizer(name, needs_mask=False)
-
-
-def _bundled_tokenizer() -> LightTokenizer:
-    """The tokenizer of the bundled encoder, with the tokens that T5's and UL2's corruptions
-    need.
-    """
-    tokenizer = LightTokenizer.read(Path(find_start("bundled:encoder")))
-    assert tokenizer is not None
-    sentinels = [f"<extra_id_{number}>" for number in range(100)]
-    tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])
-    return tokenizer
+    loaded = load_tokenizer(tokenizer or model, needs_mask=False)
+    check_fit(network.config, len(loaded), do="leave --tokenizer out")
+    return loaded, network
 
 
 def _needed_layers(
-    specs: Sequence[str], corrupted: str, *, marked: bool
+    specs: Sequence[str], shown_as: str, *, marked: bool
 ) -> tuple[list[str], list[str]]:
-    """The layers that the text itself must give, and the annotators that make the others.
+    """Return the layers that are made of the text and its marks, and annotators of the others.
 
     Raises:
         MaskwiseError: a layer that a text without marks does not have, or one of spans where groups
             are needed.
     """
     users: dict[str, str] = {}
-    makers: dict[str, str] = {}
+    annotator_of: dict[str, str] = {}
     for spec in specs:
-        made = policy(spec)
-        users |= dict.fromkeys(made.layers(), f"policy {spec}")
-        for maker in made.annotators():
-            makers |= dict.fromkeys(annotator(maker).layers, maker)
-        if isinstance(made, GroupWeighted) and ANNOTATED.get(made.layer) == "spans" and not marked:
-            what = f"policy {spec} needs a layer of groups, and {made.layer!r} is one of spans"
+        rule = policy(spec)
+        for layer in rule.layers():
+            users[layer] = f"policy {spec}"
+        for name in rule.annotators():
+            for layer in annotator(name).layers:
+                annotator_of[layer] = name
+        if isinstance(rule, GroupWeighted) and ANNOTATED.get(rule.layer) == "spans" and not marked:
+            what = f"policy {spec} needs a layer of groups, and {rule.layer!r} is one of spans"
             raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
-    shown = corruption(corrupted)
-    if isinstance(shown, PermuteSentences):
-        users.setdefault(shown.layer, f"corruption {corrupted}")
+    mover = corruption(shown_as)
+    if isinstance(mover, PermuteSentences):
+        users.setdefault(mover.layer, f"corruption {shown_as}")
+    known = {*TEXT_LAYERS, *ANNOTATED, *annotator_of}
     for layer, user in users.items():
-        if not marked and layer not in (*TEXT_LAYERS, *ANNOTATED, *makers):
+        if not marked and layer not in known:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
             raise MaskwiseError(f"{user} needs the layer {layer!r}, and this text has none", do=do)
-    given = [layer for layer in users if layer not in makers]
-    return given, list(dict.fromkeys(makers.values()))
+    needed = [layer for layer in users if layer not in annotator_of]
+    return needed, list(dict.fromkeys(annotator_of.values()))
 
 
 def text_layers(
     tokenizer: Any, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> dict[str, list[Any]]:
-    """The layers (L,) that policies need: sentences, token counts in bundled text, marked spans."""
+    """Return the layers (L,) that policies need, by name; words are found by `encode`."""
     [encoding] = tokenizer([text]).encodings
     layers: dict[str, list[Any]] = {}
     for name in needs:
-        if name == "sentence":
-            layers[name] = span_layer(text, sentence_spans(text), encoding.offsets)
-        elif name == "frequency":
-            texts = [document.text for document in read_documents("bundled:wikipedia", limit=200)]
-            counts = Counter(token for known in tokenizer(texts).encodings for token in known.ids)
-            layers[name] = [counts[token] for token in encoding.ids]
-        elif name in ANNOTATED and not spans:
+        if name == "word_ids":
+            continue
+        if name in ANNOTATED and not spans:
             layers |= _annotated_layers(name, tokenizer, text)
-        elif name in WEIGHT_LAYERS:
-            weights = [*(span.weight for span in spans), 1.0]  # the last, at −1: unmarked tokens
-            layers[name] = [weights[n] for n in span_layer(text, spans, encoding.offsets)]
-        elif name != "word_ids":
-            layers[name] = span_layer(text, spans, encoding.offsets)
+        elif name == "frequency":
+            # One text says nothing about frequencies, so tokens are counted in the bundled sample.
+            counts = Counter[int]()
+            sample = read_documents("bundled:wikipedia", limit=200)
+            for known in tokenizer([document.text for document in sample]).encodings:
+                counts.update(known.ids)
+            layers[name] = [counts[token] for token in encoding.ids]
+        elif name == "sentence":
+            layers[name] = span_layer(text, sentence_spans(text), encoding.offsets)
+        else:
+            numbers = span_layer(text, spans, encoding.offsets)
+            if name in WEIGHT_LAYERS:
+                # An unmarked token has the number −1, and so the last weight.
+                weights = [*(span.weight for span in spans), 1.0]
+                layers[name] = [weights[number] for number in numbers]
+            else:
+                layers[name] = numbers
     return layers
 
 
 def _annotated_layers(spec: str, tokenizer: Any, text: str) -> dict[str, list[Any]]:
-    made, encodings = annotator(spec), tokenizer([text]).encodings
+    """Return the layers (L,) of an annotator, by name."""
+    maker = annotator(spec)
+    encodings = tokenizer([text]).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
-    placed = place_tokens([text], *flat_offsets(encodings), special=special)
-    aligned = align(made.annotate([text]), made.layers, placed, number_words(placed))
+    offsets, lengths = flat_offsets(encodings)
+    placed = place_tokens([text], offsets, lengths, special=special)
+    aligned = align(maker.annotate([text]), maker.layers, placed, number_words(placed))
     return {name: values.tolist() for name, values in aligned.items()}
 
 
 def _texts(text: str) -> list[str]:
-    """The text itself, or the beginnings of the first texts of the file that it names."""
-    named = "\n" not in text and Path(text).suffix in (".txt", ".jsonl", ".gz", ".parquet")
-    if named or os.path.isfile(text):  # unlike Path.is_file, this takes any text
+    """Return the text itself, or the beginnings of the first texts of the file that it names."""
+    # The name of a file that does not exist is an error, not a text.
+    looks_like_file = Path(text).suffix in (".txt", ".jsonl", ".gz", ".parquet")
+    # Unlike Path.is_file, os.path.isfile accepts a string of any length.
+    if (looks_like_file and "\n" not in text) or os.path.isfile(text):
         documents = require_documents(read_documents(text))
-        return [" ".join(document.text.split())[:600] for document in islice(documents, MAX_TEXTS)]
+        texts = []
+        for document in islice(documents, MAX_TEXTS):
+            one_line = " ".join(document.text.split())
+            texts.append(one_line[:MAX_CHARACTERS])
+        return texts
     if not text.strip():
         raise MaskwiseError("no text to mask", got="an empty text")
     return [text]
 
 
 def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
-    """Draw texts with their selected tokens coloured, or in brackets, and what is read instead."""
+    """Draw texts with their selected tokens coloured, or in brackets, and their replacements."""
     legend = Text()
     for state, label in LEGEND.items():
-        name = f" {label} " if colours else BRACKETS[state].format(label)
+        name = f" {label} "
+        if not colours:
+            name = BRACKETS[state].format(label)
         legend.append(name, style=STYLES[state]).append("  ")
     parts: list[RenderableType] = [legend.append("\n")]
     for entry in inspected:
@@ -438,8 +430,9 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
             lines += [("reads", shown.source), ("writes", shown.target)]
         if shown.written is not None:
             lines.append(("model", shown.written or "(nothing)"))
-        texts = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        parts.append(Padding(Group(*texts), (0, 0, int(bool(texts)), 2)))
+        group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
+        # An empty group takes no blank line below it.
+        parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
     return Group(*parts)
 
 

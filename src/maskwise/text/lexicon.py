@@ -1,8 +1,9 @@
-"""The words of invented worlds and templates of their sentences, the same in every world."""
+"""The words of invented worlds and the templates of their sentences, the same in every world."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -12,8 +13,19 @@ import yaml
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
 """Attributes of a person that can be asked for. A job is no named entity; the others are."""
-SAME_WORDS = dict(zip(("trade", "place", "time", "school", "firm"), ATTRIBUTES))
-"""The same words where they are facts about nobody, and the attributes that they are words of."""
+SAME_WORDS = {
+    "trade": "job",
+    "place": "city",
+    "time": "year",
+    "school": "university",
+    "firm": "employer",
+}
+"""Kinds of words in facts about nobody, and the attributes with the same words."""
+TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
+"""Kinds of words in a biography: facts about the person, about others, or the language."""
+
+Piece = tuple[str, str]
+"""A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
 
 
 @cache
@@ -25,7 +37,8 @@ def language() -> dict[str, Any]:
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """Return the words of all worlds by kind. Names are invented, each for one thing."""
+    """Return the words of all worlds by kind. No invented name is used for two things."""
+    # The seed is constant, so that a model can continue in another world.
     draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
@@ -42,4 +55,18 @@ def lexicon() -> dict[str, list[str]]:
                 used.add(name)
                 names.append(name.capitalize())
         words[kind] = names
-    return words | {other: words[kind] for other, kind in SAME_WORDS.items()}
+    for other, kind in SAME_WORDS.items():
+        words[other] = words[kind]
+    return words
+
+
+def filled(templates: Sequence[str], person: Mapping[str, str], draw: random.Random) -> list[Piece]:
+    """Fill templates with the attributes of a person, or with random words of the kind."""
+    pieces = []
+    for word in " ".join(templates).split():
+        kind = ""
+        if word.startswith("{"):
+            kind = word[1:-1]
+            word = person.get(kind) or draw.choice(lexicon()[kind])
+        pieces.append((word, kind))
+    return pieces

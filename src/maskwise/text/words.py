@@ -1,18 +1,17 @@
 """Words: where they begin in a text, and the word of every token.
 
-Words are found in the *text*, never in the tokens. Gaps between offsets turn a sentence into one
-word with byte-level and metaspace tokenizers, and a tokenizer's own ``word_ids`` are its
-pre-tokens, which with ``Metaspace(split=False)`` are whole sentences again. So one scan over the
-characters finds words, and character offsets map tokens to them: every tokenizer gets the same
-words.
+Words are found in the *text*, never in the tokens. With byte-level and metaspace tokenizers there
+are no gaps between offsets, and a tokenizer's own ``word_ids`` number its pre-tokens, which with
+``Metaspace(split=False)`` are whole sentences. So one scan over the characters finds words, and
+character offsets map tokens to them: the words are the same with every tokenizer.
 
 The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
 
 - a run of letters, digits and marks is a word, so "don't" is three (don ' t); kana and hangul form
   runs;
 - every punctuation mark, every symbol and every ideograph is a word of its own;
-- so is every letter of Thai, Lao, Khmer, Myanmar and their kin, which are written without spaces: a
-  letter is as good a unit as a token (BERT makes one word of a whole sentence);
+- so is every letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without
+  spaces (BERT makes one word of a whole sentence);
 - combining marks, joiners, variation selectors, skin tones and other invisible characters continue
   the character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
@@ -67,7 +66,7 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# filled as characters are met, because a corpus has few and Unicode's tables are slow
+# Filled when a character is first seen: a corpus has few, and Unicode's tables are slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
@@ -95,7 +94,7 @@ def classify(text: str) -> Classes:
 def _class_of(code: int) -> int:
     char = chr(code)
     category = unicodedata.category(char)
-    # the zero-width space is the word border of scripts without spaces
+    # Scripts without spaces mark the borders of words by the zero-width space.
     if char == "\u200b" or char.isspace():
         if category == "Zs":
             return BLANK
@@ -116,7 +115,7 @@ def _class_of(code: int) -> int:
         return LETTER
     if category[0] == "P" or code < 128:
         return ALONE
-    # unassigned code points too, which are mostly newer emoji
+    # Unassigned code points are symbols, too: they are mostly newer emoji.
     return SYMBOL
 
 
@@ -131,37 +130,43 @@ def is_white(kinds: Classes) -> Flags:
 
 def word_starts(kinds: Classes) -> Flags:
     """(C,) true where a word begins, from the classes of the characters (`classify`)."""
-    # a mark extends the character before it, so runs of marks are passed over
     kinds = kinds.copy()
-    extend = (kinds == EXTEND) | (kinds == JOINER)
+    joiner = kinds == JOINER
+    tone = kinds == TONE
+    extend = joiner | (kinds == EXTEND)
     before = _class_before(kinds, extend)
-    if (extend | (kinds == TONE)).any():
-        extend |= (kinds == TONE) & (before == SYMBOL)
-        # a mark with nothing before it is a letter
+    # Most texts have no such character and are spared the second pass.
+    if extend.any() or tone.any():
+        extend |= tone & (before == SYMBOL)
+        # A mark after white space, or at the beginning, extends nothing and is a letter.
         orphan = extend & is_white(before)
         kinds[orphan] = LETTER
         extend &= ~orphan
         before = _class_before(kinds, extend)
     inside_letters = (kinds == LETTER) & (before == LETTER)
     starts = ~is_white(kinds) & ~extend & ~inside_letters
-    # emoji that are joined by ZWJ
-    if (kinds == JOINER).any():
-        joined = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL) & (kinds[:-1] == JOINER)
-        starts[1:] &= ~joined
-    if (kinds == FLAG).any():
-        # letters of flags pair off from the left
-        flag = kinds == FLAG
+    if joiner.any():
+        # Emoji that are joined by ZWJ are one word; a joiner may have become a letter above.
+        symbols = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL)
+        starts[1:] &= ~(symbols & (kinds[:-1] == JOINER))
+    flag = kinds == FLAG
+    if flag.any():
+        # The letters of flags form pairs from the left, so every second one begins no word.
         place = np.arange(len(kinds))
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
-        starts &= ~(flag & ((place - last_other) % 2 == 0))
+        second = (place - last_other) % 2 == 0
+        starts &= ~(flag & second)
     return starts
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
     """(C,) class of the last character before each that does not extend another; SPACE at 0."""
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
-    place = np.where(np.append(False, extend), 0, np.arange(len(padded)))
-    return padded[np.maximum.accumulate(place)[:-1]]
+    place = np.arange(len(padded))
+    # The running maximum passes over runs of marks to the character that they extend.
+    place[1:][extend] = 0
+    last_base = np.maximum.accumulate(place)
+    return padded[last_base[:-1]]
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
@@ -169,7 +174,8 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[np.searchsorted(white, start)]
-    return start, np.minimum(np.append(start[1:], len(kinds)), next_white)
+    next_start = np.append(start[1:], len(kinds))
+    return start, np.minimum(next_start, next_white)
 
 
 def word_rule(value: str) -> str:
@@ -202,6 +208,7 @@ def _classified(text: str, rule: str) -> tuple[Classes, Flags]:
         for match in re.finditer(rule.removeprefix("regex:"), text):
             found[match.start() : match.end()] = LETTER
             starts[match.start()] = True
+        # Texts are joined by line breaks, which a pattern must not cross.
         found[codes_of(text) == ord("\n")] = SPACE
         return found, starts
     if rule == "spaces":
@@ -228,31 +235,34 @@ def word_ids(
     [-1, 0, 0, 1, 2, -1]
     """
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    start, end = spans.T
     if special is None:
-        special = (spans == 0).all(1)
+        special = (start == 0) & (end == 0)
     flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
         got = f"{len(flags)} for {len(spans)} tokens"
         raise MaskwiseError("every token needs one special flag", got=got)
-    start, end = spans.T
-    if not ((start >= 0) & (start <= end) & (end <= len(text))).all():
+    fits = (start >= 0) & (start <= end) & (end <= len(text))
+    if not fits.all():
         do = "pass the text exactly as the tokenizer got it"
         raise MaskwiseError("offsets that do not fit the text", do=do)
-    return number_words(place_tokens([text], spans, np.array([len(spans)]), special=flags))
+    placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
+    return number_words(placed)
 
 
 class Placed(NamedTuple):
-    """Places of T tokens of N texts. The texts are joined to one, with a line break after each.
+    """Places of T tokens of N texts, in characters of all texts joined, each with a line break.
 
     Attributes:
         lengths: (N,) tokens of each text.
-        base: (N,) where each text begins in the joined text.
-        first: (T,) the first visible character of each token; of a lone blank, that of the word
-            after it; of other white space, where it begins; −1 for special and empty tokens.
-        last: (T,) the last character.
-        inked: (T,) bool, whether it shows a visible character, or is a blank that joins the word
+        base: (N,) position of each text in the joined text.
+        first: (T,) position of the first visible character of a token. A lone blank has the first
+            character of the word after it, other white space its beginning, and a special or empty
+            token −1.
+        last: (T,) position of the last character.
+        inked: (T,) whether a token has a visible character, or is a blank that joins the word
             after it.
-        word_of: (C,) the word of a character; of white space, the one before.
+        word_of: (C,) number of the word of each character; for white space, of the word before.
     """
 
     lengths: Ints
@@ -283,31 +293,40 @@ def place_tokens(
     content = np.ones(len(offsets), dtype=bool)
     if special is not None:
         content = ~special
-    # joined by line breaks, which separate anything
-    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    base = np.cumsum(sizes + 1) - sizes - 1
-    start, end = (offsets + np.repeat(base, lengths)[:, None]).T
-    kinds, starts = _classified("".join(text + "\n" for text in texts), rule)
+    # Line breaks separate the texts, because no word and no run of marks crosses one.
+    joined = "".join(text + "\n" for text in texts)
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
+    base = np.cumsum(sizes) - sizes
+    shift = np.repeat(base, lengths)
+    start = offsets[:, 0] + shift
+    end = offsets[:, 1] + shift
+    kinds, starts = _classified(joined, rule)
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
-    # a token is visible, a bare blank before a word, or other white space
+    # A token is visible, a lone blank before a word, other white space, or empty.
     first = next_visible[start]
     visible = content & (first < end)
     at_word = visible & (first == start)
-    bare = content & ~visible & _joins_next_word(kinds, start, end, at_word)
-    other = np.where(content & (start < end), start, -1)
-    first = np.where(visible, first, np.where(bare, end, other))
-    last = np.where(bare, end, end - 1)
-    return Placed(lengths, base, first, last, visible | bare, np.cumsum(starts, dtype=np.int64))
+    blank = content & ~visible & _joins_next_word(kinds, start, end, at_word)
+    nothing = ~content | (start >= end)
+    first = np.where(visible, first, start)
+    first[nothing] = -1
+    first[blank] = end[blank]
+    last = np.where(blank, end, end - 1)
+    word_of = np.cumsum(starts, dtype=np.int64)
+    return Placed(lengths, base, first, last, visible | blank, word_of)
 
 
 def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> Flags:
-    """(T,) true for tokens that, if white, are at most one blank right before a token's word."""
-    lone = (end == start) | ((end == start + 1) & (kinds[start] == BLANK))
+    """(T,) true for tokens that are at most one blank right before a token at a word."""
+    one_blank = (end == start + 1) & (kinds[start] == BLANK)
+    # A "▁" that the tokenizer added covers no character.
+    lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
-    # not the last byte of a wide space
-    lone[1:] &= (start[1:] != start[:-1]) | (end[1:] != end[:-1])
+    # Byte fallback cuts a wide space into several tokens, whose last one is not alone.
+    same_as_before = (start[1:] == start[:-1]) & (end[1:] == end[:-1])
+    lone[1:] &= ~same_as_before
     lone[-1:] = False
     return lone
 
@@ -315,20 +334,22 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
 def number_words(placed: Placed) -> NDArray[np.int32]:
     """(T,) number the word of every token, from 0 in every text; −1 for tokens of no word."""
     lengths = placed.lengths
-    word_of = placed.word_of
     result = np.full(len(placed.first), -1, dtype=np.int32)
-    at = np.flatnonzero(placed.inked)
-    if not len(at):
+    inked = np.flatnonzero(placed.inked)
+    if not len(inked):
         return result
-    # a running maximum, because offsets may overlap (pieces of one character)
-    ended_in = np.maximum.accumulate(word_of[placed.last[at]])
-    begins_in = word_of[placed.first[at]]
-    opens = np.ones(len(at), dtype=bool)
-    opens[1:] = (begins_in[1:] > ended_in[:-1]) | (np.diff(at) > 1)
+    # A running maximum, because the pieces of one character have the same offsets.
+    ends_in = np.maximum.accumulate(placed.word_of[placed.last[inked]])
+    begins_in = placed.word_of[placed.first[inked]]
+    opens = np.ones(len(inked), dtype=bool)
+    # A white token between two pieces of a word separates them.
+    opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = np.cumsum(opens) - 1
-    # subtract the number at which each text begins
-    text_begins = np.searchsorted(at, np.cumsum(lengths) - lengths).clip(max=len(at) - 1)
-    result[at] = number - np.repeat(number[text_begins], lengths)[at]
+    # The last texts may have no inked token, so their first one would be out of range.
+    first_token = np.cumsum(lengths) - lengths
+    first_inked = np.searchsorted(inked, first_token).clip(max=len(inked) - 1)
+    first_number = np.repeat(number[first_inked], lengths)
+    result[inked] = number - first_number[inked]
     return result
 
 
@@ -347,7 +368,7 @@ def tokenizing() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # panics are no Exceptions, and their class has no public name
+        # A panic is no Exception, and its class has no public name.
         if type(error).__name__ != "PanicException":
             raise
         do = "simplify the pattern of its pre-tokenizer, or give shorter texts"
@@ -361,5 +382,5 @@ def text_id(text: str) -> int:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return ids that are never content. [UNK] is content: it stands for a word of the text."""
+    """Return the ids that are never content. [UNK] is content: it replaces a word of the text."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

@@ -1,15 +1,14 @@
 """Invented worlds: a corpus and questions about it for which the best policy is known.
 
-``factworld`` tells of invented people. A question asks for one attribute of a person, and the
-corpus alone has the answer: those who answer learn the form of the question from *other* people.
-``causalworld`` is the contrary: the answer follows from the question by a rule that fine-tuning
-teaches and no text states, so no stage of pre-training can help.
+The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
+and only the corpus has the answer: fine-tuning shows the form of the question with *other* people.
+In ``causalworld`` the answer follows by a rule that no text states: pre-training cannot help.
 
-A world is named wherever a corpus or a task is, ``factworld(people=300, asked="job", seed=0)``, and
-its texts carry their own layers: ``salient``, the spans of all named entities, and ``asked``, those
-of the attribute in question. The words are the same in every world, so that a model can continue in
-another one; ``seed`` decides who lives there, and ``seed="run"`` takes the seed of the run, so that
-a study's replicate is a world and a model.
+A world can be named in place of a corpus or a task, ``factworld(people=300, asked="job", seed=0)``.
+Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
+the attribute in question. The words are the same in every world, so that a model can continue in
+another. ``seed`` decides which people are in it; ``seed="run"`` takes the seed of the run, so that
+each replicate of a study has a world and a model.
 
 Cost: 0.3 ms a text.
 """
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import cycle, islice, product
@@ -28,27 +27,23 @@ from typing import Any, ClassVar, TypeVar
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, language, lexicon
+from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, TAGS, Piece, filled, language, lexicon
 from maskwise.text.words import text_id
 
 TRAIN_SHARE = 0.5
 DEV_SHARE = 0.1
 """Shares of the people for training and for choosing settings; the others are for testing."""
-TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
-"""Kinds of words in a biography: facts about the person, about others, or the language."""
 RUN = "run"
 
 Row = TypeVar("Row")
 Question = dict[str, Any]
-Piece = tuple[str, str]
-"""A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World(ABC):
     """An invented world: its texts, their layers, and questions.
 
-    It also annotates its own texts, which it looks up.
+    It is also an annotator, of its own texts only.
     """
 
     seed: int | str = 0
@@ -68,8 +63,10 @@ class World(ABC):
             value = getattr(self, option.name)
             if option.name in self.ranges:
                 low, high = self.ranges[option.name]
-                check = whole_number if isinstance(option.default, int) else finite_number
-                check(what, value, least=low, most=high)
+                if isinstance(option.default, int):
+                    whole_number(what, value, least=low, most=high)
+                else:
+                    finite_number(what, value, least=low, most=high)
             elif option.name == "seed" and value != RUN:
                 whole_number(what, value, do=f"or take {RUN!r}")
             elif option.name in self.flags and type(value) is not bool:
@@ -78,7 +75,9 @@ class World(ABC):
     def __str__(self) -> str:
         """Write the world with the options that differ from their defaults, the seed last."""
         changed = {}
-        for option in sorted(fields(self), key=lambda option: option.name == "seed"):
+        # The seed is the first field, because subclasses add theirs after it.
+        seed, *others = fields(self)
+        for option in (*others, seed):
             value = getattr(self, option.name)
             if value != option.default:
                 changed[option.name] = value
@@ -90,7 +89,7 @@ class World(ABC):
 
     @abstractmethod
     def questions(self) -> dict[str, list[Question]]:
-        """Return records with ``question``, ``answers`` and, of several, ``relation``, by split."""
+        """Return records with ``question``, ``answers`` and perhaps ``relation``, by split."""
 
     @property
     def task_name(self) -> str:
@@ -100,7 +99,7 @@ class World(ABC):
     @property
     @abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """Kinds of words that answers are."""
+        """Kinds of words that may be answers."""
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -108,7 +107,7 @@ class World(ABC):
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
     def documents(self) -> list[tuple[str, str]]:
-        """Return the name of every text, and the text."""
+        """Return the name and the text of every document."""
         return [(name, text) for name, text, _ in self._written]
 
     @cached_property
@@ -117,22 +116,25 @@ class World(ABC):
         written = []
         for name, pieces in self._texts():
             text = ""
-            spans: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in self.layers}
+            places: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in self.layers}
             for word, kind in pieces:
-                # marks follow their word without a blank
+                # Punctuation marks follow their word without a blank.
                 if text and word not in ".,?":
                     text += " "
-                place = (len(text), len(text) + len(word))
+                start = len(text)
                 text += word
                 if kind in self.salient:
-                    spans["salient"].append(place)
+                    places["salient"].append((start, len(text)))
                 if kind in self.answers:
-                    spans["asked"].append(place)
-                if "tag" in spans:
-                    code = 1 + TAGS.index(kind if kind in TAGS else "other")
-                    spans["tag"].append((*place, code))
-            found = {key: CharSpans.of(spans[key], layer) for key, layer in self.layers.items()}
-            written.append((name, text, found))
+                    places["asked"].append((start, len(text)))
+                if "tag" in places:
+                    tag = kind if kind in TAGS else "other"
+                    # Code 0 is "none" in every layer with labels.
+                    places["tag"].append((start, len(text), 1 + TAGS.index(tag)))
+            spans = {}
+            for name_of_layer, layer in self.layers.items():
+                spans[name_of_layer] = CharSpans.of(places[name_of_layer], layer)
+            written.append((name, text, spans))
         return written
 
     @cached_property
@@ -141,7 +143,7 @@ class World(ABC):
 
     @property
     def version(self) -> str:
-        """Hash of the texts and of what is asked."""
+        """Hash of the texts and of the kinds of answers."""
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -150,13 +152,15 @@ class World(ABC):
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return random draws for a purpose."""
-        # without a run the seed is that of the first run
-        seed = 0 if self.seed == RUN else self.seed
+        """Return random draws for a purpose, which do not change those for another one."""
+        seed = self.seed
+        # Outside of a run the world is that of the first run.
+        if seed == RUN:
+            seed = 0
         return random.Random(f"{self.name} {seed} {purpose}")
 
 
-# cached, because a study asks for it for each of its hundreds of stages
+# Cached, because a study asks for it for each of its hundreds of stages.
 @cache
 def _version(world: World) -> str:
     parts = [world.name, " ".join(world.answers)]
@@ -173,16 +177,16 @@ class FactWorld(World):
 
     Attributes:
         people: number of people.
-        asked: the attribute that questions ask for: one of ``ATTRIBUTES``, or several.
-        facts: of a biography: birth (city, year), work (job, employer), study (university).
-        biographies: texts for each person, with the same facts in another order.
+        asked: one or several of ``ATTRIBUTES``, for which questions ask.
+        facts: facts of a biography: birth (city, year), work (job, employer), study (university).
+        biographies: number of texts for each person, with the same facts in another order.
         paraphrases: number of wordings of a fact, up to three.
         friends: whether a biography also says whom the person met, and where.
-        fillers: sentences in it about nobody.
-        decoys: sentences in it with a useless word of the asked kind: some friend once saw a baker.
-        others: other people than those of the questions, with other names.
-        tags: whether the texts carry a third layer, ``tag``: the kind of every word, of ``TAGS``.
-        seed: of the people and the texts.
+        fillers: number of sentences in it about nobody.
+        decoys: number of sentences in it with a misleading word of the asked kind.
+        others: whether the texts are about other people, with other names, than the questions.
+        tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
+        seed: seed of the people and the texts.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
     >>> world.documents()[0][1].partition(".")[0]
@@ -217,9 +221,11 @@ class FactWorld(World):
         if not asked or not set(asked) <= set(ATTRIBUTES) or len(set(asked)) < len(asked):
             raise MaskwiseError("asked of factworld", got=self.asked, allowed=", ".join(ATTRIBUTES))
         known = language()["facts"]
-        templates = " ".join(known[fact][0] for fact in self.facts if fact in known)
-        missing = [attribute for attribute in asked if f"{{{attribute}}}" not in templates]
-        if missing or not set(self.facts) <= set(known):
+        templates = ""
+        for fact in set(self.facts) & set(known):
+            templates += known[fact][0]
+        told = all(f"{{{attribute}}}" in templates for attribute in asked)
+        if not told or not set(self.facts) <= set(known):
             allowed = f"some of {', '.join(known)}, with one about the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
 
@@ -242,63 +248,68 @@ class FactWorld(World):
 
     @cached_property
     def persons(self) -> list[dict[str, str]]:
-        """Every person's name and attributes. The values of an attribute are dealt out evenly."""
+        """The name and the attributes of each person."""
         words = lexicon()
-        names = list(map(" ".join, product(words["first"], words["last"])))
-        # one order for people and others, who are its two ends
+        names = [f"{first} {last}" for first, last in product(words["first"], words["last"])]
+        # One order for people and others, who are taken from its two ends and share no name.
         self._draw("names").shuffle(names)
         if self.others:
-            # from the end, so that they share no name with the people of the questions
             names = names[-self.people :]
-        columns = {"name": names[: self.people]}
-        who = "others" if self.others else "people"
+        persons = [{"name": name} for name in names[: self.people]]
         for attribute in ATTRIBUTES:
-            # dealt out evenly, so that no answer is much commoner than others
+            # Dealt out evenly, so that no answer is much more frequent than others.
             dealt = list(islice(cycle(words[attribute]), self.people))
-            self._draw(f"{attribute} of {who}").shuffle(dealt)
-            columns[attribute] = dealt
-        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+            self._draw(f"{attribute} of {self._who}").shuffle(dealt)
+            for person, value in zip(persons, dealt):
+                person[attribute] = value
+        return persons
+
+    @property
+    def _who(self) -> str:
+        return "others" if self.others else "people"
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
-        who, title = ("others", "other") if self.others else ("people", "person")
-        draw = self._draw(f"biographies of {who}")
-        parts = language()
+        draw = self._draw(f"biographies of {self._who}")
+        title = "other" if self.others else "person"
+        sentences = language()
         for number, person in enumerate(self.persons):
             for copy in range(self.biographies):
-                templates = [
-                    draw.choice(parts["facts"][fact][: self.paraphrases]) for fact in self.facts
-                ]
+                templates = []
+                for fact in self.facts:
+                    templates.append(draw.choice(sentences["facts"][fact][: self.paraphrases]))
                 if self.friends:
-                    templates.append(parts["meeting"])
-                templates += [draw.choice(parts["fillers"]) for _ in range(self.fillers)]
-                decoys = [parts["decoys"][attribute] for attribute in self.answers]
-                templates += decoys * self.decoys
-                # the place of a fact must not give it away
+                    templates.append(sentences["meeting"])
+                for _ in range(self.fillers):
+                    templates.append(draw.choice(sentences["fillers"]))
+                for attribute in self.answers:
+                    templates += [sentences["decoys"][attribute]] * self.decoys
+                # The position of a sentence must not show which fact it is.
                 draw.shuffle(templates)
-                yield f"{title}-{number}-{copy}", _filled(templates, person, draw)
+                yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
     def questions(self) -> dict[str, list[Question]]:
         """Return questions about all people; only the corpus has the answers of the test split."""
-        questions = {}
+        questions: dict[str, list[Question]] = {}
+        # Split by people, so that no one in the test split is in another one.
         for split, people in _split(self.persons).items():
-            rows: list[Question] = []
+            questions[split] = []
             for person, asked in product(people, self.answers):
                 question = f"what {asked} {person['name']}?"
-                rows.append({"question": question, "answers": [person[asked]], "relation": asked})
-            questions[split] = rows
+                row = {"question": question, "answers": [person[asked]], "relation": asked}
+                questions[split].append(row)
         return questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalWorld(World):
-    """Weather and crops: a question implies what happens to a crop, and no text says it.
+    """Weather and crops: a question implies its answer, and no text states it.
 
     Each cause helps or harms all crops. A question names changes of some causes, and its answer is
-    ``more`` if most of them help, else ``less``. The texts mention changes and no effect.
+    ``more`` if most of them help, else ``less``. The texts mention changes without their effects.
 
     Attributes:
         causes: number of causes; each helps or harms, as the seed decides.
-        influences: changes in a question: an odd number, so that there is no tie.
+        influences: number of changes in a question: odd, so that there is no tie.
         asked: number of questions, in all splits.
         texts: number of texts in the corpus.
         noise: share of questions with the opposite answer, which keeps scores below the ceiling.
@@ -336,73 +347,59 @@ class CausalWorld(World):
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw = self._draw("reports")
-        reports = language()["reports"]
         for number in range(self.texts):
-            templates = [draw.choice(reports) for _ in range(4)]
-            yield f"report-{number}", _filled(templates, {}, draw)
+            templates = [draw.choice(language()["reports"]) for _ in range(4)]
+            yield f"report-{number}", filled(templates, {}, draw)
 
     def questions(self) -> dict[str, list[Question]]:
-        """Return questions that differ, each with the answer that follows from it."""
+        """Return distinct questions, each with the answer that follows from it."""
         draw = self._draw("questions")
-        chance = self._draw("noise")
+        # A separate stream, so that noise changes no question.
+        noise = self._draw("noise")
         causes = lexicon()["cause"][: self.causes]
         crops = lexicon()["crop"]
         helping = draw.sample(causes, len(causes))[::2]
-        rows: dict[str, str] = {}
-        # questions repeat by chance, so more are drawn than are needed
+        answers: dict[str, str] = {}
+        # Questions repeat by chance, so more are drawn than are needed.
         for _ in range(20 * self.asked):
-            if len(rows) == self.asked:
+            if len(answers) == self.asked:
                 break
             changes = []
             good = 0
             for cause in draw.sample(causes, self.influences):
                 change = draw.choice(("more", "less"))
                 changes.append(f"{change} {cause}")
-                good += (change == "more") == (cause in helping)
+                if (change == "more") == (cause in helping):
+                    good += 1
             question = f"{', '.join(changes)}. what {draw.choice(crops)}?"
             more = 2 * good > self.influences
-            # a stream of its own, so that noise changes no question
-            if chance.random() < self.noise:
+            if noise.random() < self.noise:
                 more = not more
-            rows[question] = "more" if more else "less"
-        if len(rows) < self.asked:
+            answers[question] = "more" if more else "less"
+        if len(answers) < self.asked:
             what = "so many different questions cannot be asked in this causalworld"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
-        return _split([{"question": question, "answers": [rows[question]]} for question in rows])
+        rows = []
+        for question, answer in answers.items():
+            rows.append({"question": question, "answers": [answer]})
+        return _split(rows)
 
 
 WORLDS: Mapping[str, Callable[..., World]] = {"factworld": FactWorld, "causalworld": CausalWorld}
 
 
-def _filled(
-    templates: Sequence[str], person: Mapping[str, str], draw: random.Random
-) -> list[Piece]:
-    """Fill templates with the person's words, or with words of the kind that are drawn."""
-    pieces = []
-    for word in " ".join(templates).split():
-        kind = ""
-        if word.startswith("{"):
-            kind = word[1:-1]
-            word = person.get(kind) or draw.choice(lexicon()[kind])
-        pieces.append((word, kind))
-    return pieces
-
-
-def _split(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _split(rows: list[Row]) -> dict[str, list[Row]]:
+    """Cut rows, which come in a random order, into splits."""
     first = round(TRAIN_SHARE * len(rows))
     second = round((TRAIN_SHARE + DEV_SHARE) * len(rows))
-    return {
-        "train": list(rows[:first]),
-        "dev": list(rows[first:second]),
-        "test": list(rows[second:]),
-    }
+    return {"train": rows[:first], "dev": rows[first:second], "test": rows[second:]}
 
 
 def read_world(source: object) -> World | None:
-    """Return the world that a string names; None for any other source, and for a file.
+    """Return the world with the name ``source``; None for a file and any other source.
 
     Raises:
-        MaskwiseError: options that the world does not take.
+        MaskwiseError: options that the world does not have.
 
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
@@ -419,22 +416,25 @@ def _names_world(source: str) -> bool:
 @lru_cache(maxsize=32)
 def _read(source: str) -> World:
     call = parse_call(source)
-    options: dict[str, object] = {name: _plain(value) for name, value in call.kwargs.items()}
-    world: World = build("world", replace(call, kwargs=options), WORLDS)
-    return world
+    options = {}
+    for name, value in call.kwargs.items():
+        options[name] = _plain(value)
+    return build("world", replace(call, kwargs=options), WORLDS)
 
 
 def _plain(value: object) -> object:
-    """Return the value of an option; a bare word is a text, unless it is true or false."""
+    """Return the value of an option; an unquoted word is a string, or true or false."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
+    # The parser reads an unquoted word as a call without arguments.
     if isinstance(value, Call):
-        return {"true": True, "false": False}.get(str(value), str(value))
+        word = str(value)
+        return {"true": True, "false": False}.get(word, word)
     return value
 
 
 def of_run(settings: Any, seed: int) -> Any:
-    """Put the seed of a run into every world of the settings that says ``seed="run"``.
+    """Put the seed of a run into every world of the settings with ``seed="run"``.
 
     >>> of_run({"source": "factworld(people=40, seed=run)", "limit": 9}, 7)
     {'source': 'factworld(people=40, seed=7)', 'limit': 9}
