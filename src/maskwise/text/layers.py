@@ -1,33 +1,32 @@
 """Layers: annotations as spans of the characters of a text, and their alignment with tokens.
 
 Annotations (parts of speech, names, phrases, how informative a word is) are layers over
-*characters*, made by an annotator: texts in, spans out, and a version that covers all it depends
-on. An annotator never sees a tokenizer, is run once for each corpus, and its output is stored under
-the hash of the text and its ``version``. Workers rebuild an annotator from a plain string such as
-``pos(model="en_core_web_sm")``: nothing is pickled. Some annotators need the whole corpus first
-(phrases, frequency, …): they are `Fitted`.
+*characters*. An annotator maps texts to spans, without a tokenizer, once for each corpus. Its
+output is stored under the hash of the text and the annotator's ``version``, which covers all that
+the output depends on. Workers rebuild an annotator from a string such as
+``pos(model="en_core_web_sm")``, so it is never pickled. An annotator that must read the whole
+corpus first (phrases, frequency, …) is `Fitted`.
 
-`align` maps spans to tokens by the tokenizer's offsets, and never tokenises the text again, so that
-every tokenizer gets the same tags. The rule for each token of a text:
+`align` maps spans to tokens by the tokenizer's offsets, without tokenising the text again, so the
+tags are the same with every tokenizer. The rule for each token of a text:
 
-- a **span** has the tokens whose first visible character it covers (a lone blank or "▁" goes with
+- a **span** gets the tokens whose first visible character it covers (a lone blank or "▁" goes with
   the word right after it, other white space with the span that covers it, so that no span has a
   hole);
-- a **tag** or **weight** belongs to words: a word (words.py) has the one that covers its first
-  visible character, and so have all its tokens, even if the annotator saw two words in it
-  ("gim|me").
+- a **tag** or **weight** belongs to words: all tokens of a word (words.py) get the one that covers
+  its first visible character, even if the annotator saw two words in it ("gim|me").
 
 So a span that begins inside a token loses that token, and a span that ends inside a token keeps it.
-Layers over tokens are negative where there is nothing; therefore the stored code of a label is one
-more than its number over tokens.
+Over tokens, missing values are negative, so the stored code of a label is one more than its number
+over tokens.
 
-- ``spans``: int32, the number of the span in its document; its label, if there are labels, in a
+- ``spans``: int32, the number of the span in its document; labels, if there are any, are in a
   second layer NAME_label, int16, as tags;
 - ``categorical``: int16, the index of the label in ``Layer.labels``;
-- ``weight``: float32, 0 where there is nothing.
+- ``weight``: float32, 0 if missing.
 
-A piece that ends inside a span cuts the span in two. That reveals nothing: each half is in a piece
-of its own, and neither sees the other.
+A piece that ends inside a span cuts the span in two. That reveals nothing: the halves are in two
+pieces, and neither sees the other.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -73,7 +72,9 @@ class Layer:
         """Type of the values; None for a layer without values."""
         if self.kind == "weight":
             return np.float32
-        return np.int16 if self.kind == "categorical" or self.labels else None
+        if self.kind == "categorical" or self.labels:
+            return np.int16
+        return None
 
 
 class CharSpans(NamedTuple):
@@ -90,13 +91,14 @@ class CharSpans(NamedTuple):
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[Any]], layer: Layer) -> CharSpans:
-        """Make them of (start, end) or (start, end, value) in any order."""
+        """Sort spans, (start, end) or (start, end, value)."""
         found = sorted(spans, key=lambda span: span[0])
         start = np.array([span[0] for span in found], dtype=np.int32)
         end = np.array([span[1] for span in found], dtype=np.int32)
-        if layer.dtype is None:
-            return cls(start, end)
-        return cls(start, end, np.array([span[2] for span in found], dtype=layer.dtype))
+        value = None
+        if layer.dtype is not None:
+            value = np.array([span[2] for span in found], dtype=layer.dtype)
+        return cls(start, end, value)
 
 
 class Annotator(Protocol):
@@ -104,23 +106,23 @@ class Annotator(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in the table, such as "pos"."""
+        """Name in the registry, such as "pos"."""
         ...
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """Name → layer, by the names that policies read: "pos", "salient", "phrase", …."""
+        """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
         ...
 
     @property
     def version(self) -> str:
-        """Hash (`digest`) of all its output depends on: settings, rules, weights, vocabulary."""
+        """Hash (`digest`) of all inputs besides texts: settings, rules, weights, vocabulary."""
         ...
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """Return the spans of each text by layer. Empty texts and noise are no error.
 
-        A long text comes in parts, unless the class says ``whole_texts = True``: it looks texts up.
+        Long texts are passed in parts, except to a class with ``whole_texts = True``.
         """
         ...
 
@@ -129,14 +131,15 @@ class Annotator(Protocol):
 class Fitted(Annotator, Protocol):
     """An annotator that counts over the whole corpus before it can annotate.
 
-    If the corpus has nothing for it, it may have a line under ``notice`` and give empty layers, or
-    refuse in `fit`, which ends the run.
+    If it finds nothing in the corpus, it may set ``notice``, a line for the user, and return empty
+    layers; or raise in `fit`, which ends the run.
     """
 
     @property
     def fitted(self) -> bool:
-        """Whether it was built from a saved fit. If not, its ``version`` covers its settings, and
-        `annotate` must not be called.
+        """Whether it was built from a saved fit. If not, its ``version`` covers its settings only.
+
+        `annotate` is called only if it is fitted.
         """
         ...
 
@@ -144,15 +147,15 @@ class Fitted(Annotator, Protocol):
         """Read all texts once, in bounded memory, and save the fit into the empty ``folder``.
 
         Returns:
-            The string of the annotator that reads the folder, such as
-            ``phrases(vocabulary="/out/fitted/phrases")``. It is fitted, and its ``version`` is the
-            hash of the *contents* of the folder, not its path.
+            The string of the fitted annotator that reads the folder, such as
+            ``phrases(vocabulary="/out/fitted/phrases")``. Its ``version`` is the hash of the
+            *contents* of the folder, not of its path.
         """
         ...
 
 
 def digest(*parts: object) -> str:
-    """Hash the parts to 16 hex digits: bytes, paths by their content, others by ``str``."""
+    """Hash parts to 16 hex digits: bytes, files by their contents, and the strings of others."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
@@ -162,7 +165,7 @@ def digest(*parts: object) -> str:
             content = part
         else:
             content = str(part).encode("utf-8", "surrogatepass")
-        # lengths too, so that ("ab", "c") and ("a", "bc") differ
+        # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
 
@@ -180,13 +183,15 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     """Refuse spans that do not fit a text of ``size`` characters.
 
     Raises:
-        MaskwiseError: spans out of order, overlapping, empty or outside the text; values of another
-            number or type than the layer has, or codes without a label.
+        MaskwiseError: spans out of order, overlapping, empty or outside the text; another number or
+            type of values than the layer has, or codes without a label.
     """
     start, end, value = spans
-    ordered = len(start) == len(end) and (start < end).all() and (start[1:] >= end[:-1]).all()
-    # of ordered spans the outermost borders are the first start and the last end
-    if not ordered or (start[:1] < 0).any() or (end[-1:] > size).any():
+    fits = len(start) == len(end) and (start < end).all() and (start[1:] >= end[:-1]).all()
+    if fits and len(start):
+        # Sorted spans lie between the first start and the last end.
+        fits = start[0] >= 0 and end[-1] <= size
+    if not fits:
         what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
         raise MaskwiseError(what)
     if layer.dtype is None and value is None:
@@ -197,17 +202,18 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     if value.dtype != layer.dtype or not np.isfinite(value).all():
         what = f"{name}: values must be finite and {np.dtype(layer.dtype)}"
         raise MaskwiseError(what, got=value.dtype)
-    if layer.kind != "weight" and len(value):
-        low = int(value.min())
-        high = int(value.max())
-        if low < 0 or high > len(layer.labels):
-            allowed = f"0…{len(layer.labels)}"
-            what = f"{name}: a code without a label"
-            raise MaskwiseError(what, got=f"{low}…{high}", allowed=allowed)
+    if layer.kind == "weight" or not len(value):
+        return
+    low = int(value.min())
+    high = int(value.max())
+    most = len(layer.labels)
+    if low < 0 or high > most:
+        what = f"{name}: a code without a label"
+        raise MaskwiseError(what, got=f"{low}…{high}", allowed=f"0…{most}")
 
 
 LABEL = "_label"
-"""Suffix of the layer of labels of a layer of spans."""
+"""Suffix of the second layer of spans with labels."""
 
 
 def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
@@ -229,59 +235,59 @@ def align(
     """Map the spans of N texts to layers over their T tokens.
 
     Args:
-        found: for each text its spans by layer, as `Layered.annotate` gives them.
-        layers: kinds of the layers.
+        found: the spans of each text by layer, as `Layered.annotate` returns them.
+        layers: the layers by name.
         placed, word_ids: (T,) of `place_tokens` and `number_words`.
 
     Returns:
         Name → (T,), for each of `token_layers`.
     """
     text = np.repeat(np.arange(len(found)), placed.lengths)
-    # a tag belongs to all tokens of a word, and is looked up at the first
+    # All tokens of a word get the tag that is found for its first token.
     opens = changes(word_ids, text) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result: dict[str, Array] = {}
     for name, layer in layers.items():
-        spans = [of_text[name] for of_text in found]
-        counts = np.array([len(each.start) for each in spans], dtype=np.int64)
+        parts = [spans[name] for spans in found]
+        counts = np.array([len(part.start) for part in parts], dtype=np.int64)
         base = np.repeat(placed.base, counts)
-        start = _joined([each.start for each in spans], np.int64) + base
-        end = _joined([each.end for each in spans], np.int64) + base
-        # tags and weights belong to words, spans to tokens
-        place = placed.first
-        belongs = placed.first >= 0
-        if layer.kind != "spans":
+        start = _joined([part.start for part in parts], np.int64) + base
+        end = _joined([part.end for part in parts], np.int64) + base
+        if layer.kind == "spans":
+            place = placed.first
+            eligible = place >= 0
+        else:
             place = placed.first[first_of_word]
-            belongs = word_ids >= 0
-        # the last span that begins at or before each token, if it ends after it
+            eligible = word_ids >= 0
+        # Spans are sorted, so only the last one that begins before a token can cover it.
         span = np.searchsorted(start, place, side="right") - 1
-        covered = belongs & (span >= 0)
+        covered = eligible & (span >= 0)
         covered[covered] = place[covered] < end[span[covered]]
         span = span[covered]
+        label_layer = name
         if layer.kind == "spans":
-            # numbered within each text
             number = rank_within(counts).astype(np.int32)
-            result[name] = _scattered(number[span], covered, empty=-1)
+            result[name] = _scattered(number[span], covered, missing=-1)
+            label_layer = name + LABEL
         if layer.dtype is None:
             continue
-        values = _joined([each.value for each in spans], layer.dtype)[span]
+        values = _joined([part.value for part in parts], layer.dtype)[span]
         if layer.kind == "weight":
-            result[name] = _scattered(values, covered, empty=0)
+            result[name] = _scattered(values, covered, missing=0)
         else:
-            label_layer = name + LABEL if layer.kind == "spans" else name
-            # code 0 is "none", which is −1 over tokens
-            result[label_layer] = _scattered(values - 1, covered, empty=-1)
+            # Code 0 is "none", which is −1 over tokens.
+            result[label_layer] = _scattered(values - 1, covered, missing=-1)
     return result
 
 
-def _scattered(values: Array, covered: NDArray[np.bool_], *, empty: int) -> Array:
-    """(T,) put the values at the covered tokens, and ``empty`` elsewhere."""
-    full = np.full(len(covered), empty, dtype=values.dtype)
+def _scattered(values: Array, covered: NDArray[np.bool_], *, missing: int) -> Array:
+    """(T,) put the values at the covered tokens, and ``missing`` elsewhere."""
+    full = np.full(len(covered), missing, dtype=values.dtype)
     full[covered] = values
     return full
 
 
 def _joined(parts: Iterable[Array | None], dtype: type[np.generic]) -> Array:
-    # an empty array first, because there may be no text
+    # numpy cannot concatenate nothing, and there may be no text.
     arrays = [np.zeros(0, dtype=dtype), *(part for part in parts if part is not None)]
     return np.concatenate(arrays).astype(dtype, copy=False)

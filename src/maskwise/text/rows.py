@@ -1,7 +1,7 @@
-"""Rows: which pieces share a row.
+"""Rows: plans that assign pieces to rows.
 
-A plan holds the numbers of pieces that are stored once (pieces.py). So another layout is another
-plan, and so is each side of a held-out split; none of them copies a token.
+A plan holds numbers of pieces, which are stored once (pieces.py). Layouts and the sides of a
+held-out split are different plans over the same pieces, so none of them copies a token.
 
 Cost: about 1 µs of Python for each piece when a plan is made.
 """
@@ -31,7 +31,7 @@ from maskwise.text.pieces import (
 )
 
 if TYPE_CHECKING:
-    # torch takes two seconds to import; reading documents does not need it
+    # torch takes two seconds to import, and reading documents does not need it.
     from torch import Tensor
 
 LAYOUTS = ("packed", "joined", "document")
@@ -42,7 +42,7 @@ class Rows:
     """N rows of `length` tokens: pieces, and the plan that assigns them to rows.
 
     Attributes:
-        pieces: those that may be in the rows.
+        pieces: pieces of the corpus; those of the other side of a split are not in the rows.
         order: numbers of pieces, row by row.
         first: (N + 1,) int64; row r has the pieces ``order[first[r]:first[r + 1]]``.
         layout: "packed", "joined" or "document" (one piece in each row).
@@ -58,10 +58,10 @@ class Rows:
         """Plan rows of all pieces, or of the ``chosen`` ones.
 
         Args:
-            pieces: P of them.
-            layout: "packed" fills rows with several pieces, each framed and read by itself;
-                "joined" fills them with pieces that are read as one text; "document" puts one piece
-                in each row.
+            pieces: P pieces.
+            layout: "packed" puts several pieces in a row, each framed and attending to itself;
+                "joined" puts several pieces in a row, as one text; "document" puts one piece in
+                each row.
             chosen: (P',) numbers of pieces, ascending.
 
         Raises:
@@ -73,26 +73,30 @@ class Rows:
             chosen = np.arange(len(pieces))
         if layout == "document":
             return cls(pieces, chosen, np.arange(len(chosen) + 1), layout)
-        first, last, _ = pieces.frame
-        cost = np.diff(pieces.offsets)[chosen] + (last >= 0)
+        opening, closing, _ = pieces.frame
+        cost = np.diff(pieces.offsets)[chosen] + (closing >= 0)
         space = pieces.length
         if layout == "packed":
-            cost += first >= 0
+            cost += opening >= 0
         else:
-            space -= first >= 0
-        # in windows, so that a row has neighbours of the corpus and planning stays linear
-        borders = np.flatnonzero(np.diff(np.cumsum(cost) // WINDOW_TOKENS)) + 1
+            # A joined row is one text and is opened once.
+            space -= opening >= 0
+        # Planned in windows, so that a row has neighbours of the corpus and time grows linearly.
+        window_of_piece = np.cumsum(cost) // WINDOW_TOKENS
+        borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
-            # a row has one source, so that shares of sources are shares of rows
-            borders = np.union1d(borders, np.flatnonzero(np.diff(pieces.sources[chosen])) + 1)
-        order = [chosen[:0]]
-        counts = [np.zeros(1, np.int64)]
+            # A row has one source, so that shares of sources are shares of rows.
+            between_sources = np.flatnonzero(np.diff(pieces.sources[chosen])) + 1
+            borders = np.union1d(borders, between_sources)
+        order = []
+        sizes = [np.zeros(1, np.int64)]
         for window, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
             row = _best_fit(costs, space)
-            # in a row pieces stay in the order of the corpus
+            # A stable sort keeps the pieces of a row in the order of the corpus.
             order.append(window[np.argsort(row, kind="stable")])
-            counts.append(np.bincount(row))
-        return cls(pieces, np.concatenate(order), np.cumsum(np.concatenate(counts)), layout)
+            sizes.append(np.bincount(row))
+        first = np.cumsum(np.concatenate(sizes))
+        return cls(pieces, np.concatenate(order), first, layout)
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -106,15 +110,20 @@ class Rows:
     def lengths(self) -> Ints:
         """(N,) int64: tokens of each row, without special ones."""
         sizes = np.diff(self.pieces.offsets)[self.order]
-        return np.diff(np.append(0, np.cumsum(sizes))[self.first])
+        ends = np.cumsum(np.append(0, sizes))
+        return np.diff(ends[self.first])
 
     @property
     def tokens(self) -> int:
         """Number of tokens that are not padding, special ones included."""
-        frame = self.pieces.frame
         pieces = len(self.order)
         texts = len(self) if self.layout == "joined" else pieces
-        return int(self.lengths.sum()) + pieces * (frame.last >= 0) + texts * (frame.first >= 0)
+        total = int(self.lengths.sum())
+        if self.pieces.frame.first >= 0:
+            total += texts
+        if self.pieces.frame.last >= 0:
+            total += pieces
+        return total
 
     @property
     def documents(self) -> Ints:
@@ -122,16 +131,19 @@ class Rows:
         return np.unique(self.pieces.documents[self.order])
 
     def by_source(self, count: int) -> list[int]:
-        """Return the number of rows of each of ``count`` sources, whose rows are in this order."""
-        if self.pieces.sources is None:
-            return [len(self), *[0] * (count - 1)]
-        counts: list[int] = np.bincount(
-            self.pieces.sources[self.order[self.first[:-1]]], minlength=count
-        ).tolist()
+        """Return the number of rows of each of ``count`` sources; rows are in their order."""
+        sources = self.pieces.sources
+        if sources is None:
+            sources = np.zeros(len(self.pieces), np.int16)
+        first_piece = self.order[self.first[:-1]]
+        counts: list[int] = np.bincount(sources[first_piece], minlength=count).tolist()
         return counts
 
     def batch(self, rows: Sequence[int] | Array | Tensor) -> PieceBatch:
         """Return the pieces of B rows.
+
+        Args:
+            rows: (B,) numbers of rows.
 
         Raises:
             MaskwiseError: a number of a row that does not exist.
@@ -141,11 +153,11 @@ class Rows:
         if len(outside):
             raise MaskwiseError("no such row", got=int(outside[0]), allowed=f"0 to {len(self) - 1}")
         pieces = self.pieces
-        count = self.first[at + 1] - self.first[at]
-        piece = self.order[listed(self.first[at], count)]
-        begin = pieces.offsets[piece]
-        lengths = pieces.offsets[piece + 1] - begin
-        tokens = listed(begin, lengths)
+        begin = self.first[at]
+        count = self.first[at + 1] - begin
+        piece = self.order[listed(begin, count)]
+        lengths = pieces.offsets[piece + 1] - pieces.offsets[piece]
+        tokens = listed(pieces.offsets[piece], lengths)
         return PieceBatch(
             {name: column[tokens] for name, column in pieces.columns.items()},
             lengths,
@@ -168,7 +180,8 @@ class Rows:
 
     def holding(self, example_ids: Ints) -> Ints:
         """Return the numbers of the rows that have one of these pieces, ascending."""
-        places = np.flatnonzero(np.isin(self.pieces.example_ids[self.order], example_ids))
+        names = self.pieces.example_ids[self.order]
+        places = np.flatnonzero(np.isin(names, example_ids))
         return np.unique(np.searchsorted(self.first, places, side="right") - 1)
 
     def unigram_counts(self, vocab_size: int) -> Ints:
@@ -180,7 +193,7 @@ class Rows:
         total = np.zeros(vocab_size, dtype=np.int64)
         offsets = self.pieces.offsets
         ids = self.pieces.columns["input_ids"]
-        # in windows, because the corpus may be larger than memory
+        # Counted in windows, because the corpus may be larger than memory.
         step = max(1, WINDOW_TOKENS // self.length)
         for start in range(0, len(self.order), step):
             part = self.order[start : start + step]
@@ -214,7 +227,11 @@ def require_in_vocabulary(largest: int, vocab_size: int) -> None:
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
-    """Return training and held-out rows; the hash of its name sends a document, whole, to a side.
+    """Return training and held-out rows; the hash of a document's name decides for all of it.
+
+    Args:
+        held_out: share of the documents that is held out.
+        layout: layout of the rows of both sides.
 
     Raises:
         MaskwiseError: a share outside 0 … 1, or one that leaves a side empty.
@@ -223,52 +240,55 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         what = "held_out must be a share of the documents"
         raise MaskwiseError(what, got=held_out, allowed="0 < held_out < 1")
     out = is_held_out(pieces.documents, held_out)
-    for side, empty in (("held-out", not out.any()), ("training", out.all())):
-        if empty:
+    sides = []
+    for name, side in (("training", ~out), ("held-out", out)):
+        if not side.any():
             raise MaskwiseError(
-                f"corpus.held_out={held_out} leaves the {side} side empty",
+                f"corpus.held_out={held_out} leaves the {name} side empty",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
                 do="give more documents (blank lines separate those of a .txt file), or take "
                 "another share",
             )
-    # both sides are plans over the same pieces
-    training, held = (Rows.of(pieces, layout, chosen=np.flatnonzero(side)) for side in (~out, out))
+        sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))
+    training, held = sides
     return training, held
 
 
 def is_held_out(names: int | Array, share: float) -> Any:
     """Tell which documents are held out, by the hashes of their names (`text_id`)."""
+    # The hashes are uniform below 2⁶³.
     return names < int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
     """(P,) assign a row to every piece: longest first, into the fullest row with enough room.
 
-    Rows with room are kept in stacks by the room left. The non-empty stacks are the bits of one
-    integer, so the tightest fit is its lowest bit from the cost up.
+    Open rows are in stacks, by the room left. The bits of one integer tell which stacks are not
+    empty, so the tightest fit is its lowest bit at or above the cost of the piece.
     """
-    row = np.empty(len(cost), dtype=np.int64)
+    row_of_piece = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")
     stacks: list[list[int]] = [[] for _ in range(space + 1)]
-    filled = rows = 0
+    open_stacks = 0
+    rows = 0
     for piece, need in zip(order.tolist(), cost[order].tolist()):
-        # the lowest bit of those that fit is the tightest
-        fitting = filled >> need
+        fitting = open_stacks >> need
         if fitting:
-            left = need + (fitting & -fitting).bit_length() - 1
-            number = stacks[left].pop()
-            if not stacks[left]:
-                filled ^= 1 << left
+            lowest_bit = fitting & -fitting
+            room = need + lowest_bit.bit_length() - 1
+            row = stacks[room].pop()
+            if not stacks[room]:
+                open_stacks ^= 1 << room
         else:
-            left = space
-            number = rows
+            room = space
+            row = rows
             rows += 1
-        row[piece] = number
-        stacks[left - need].append(number)
-        filled |= 1 << (left - need)
-    # number the rows by their first piece, so that they stay in the order of the corpus
+        row_of_piece[piece] = row
+        stacks[room - need].append(row)
+        open_stacks |= 1 << (room - need)
+    # Rows are numbered by their first piece, so that they stay in the order of the corpus.
     first = np.full(rows, len(cost))
-    np.minimum.at(first, row, np.arange(len(cost)))
+    np.minimum.at(first, row_of_piece, np.arange(len(cost)))
     rank = np.empty(rows, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(rows)
-    return rank[row]
+    return rank[row_of_piece]
