@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from maskwise import __version__
+from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.outlook import outlook_of
@@ -193,6 +194,14 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
         and facts["model"]["vocabulary"] == facts["corpus"]["vocabulary"] < 64
     )
     assert facts["training"]["plateau_steps"] is None  # the rule was fitted on words
+
+
+def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path: Path) -> None:
+    lines = [f"a sentence of the text {n},-1" for n in range(60)]
+    (tmp_path / "hidden.csv").write_text("\n".join(["text,label", *lines]))
+    with pytest.raises(MaskwiseError) as caught:
+        starter(str(tmp_path / "hidden.csv"))
+    assert caught.value.got == "skipped 60 × all: no label"
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
-from maskwise.tasks.classes import number_of
+from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.text import read_documents, readers, train_tokenizer
 from maskwise.text.labelled import read_conllu
@@ -152,6 +152,14 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
     write_lines(tmp_path / "none.jsonl", [{"text": f"text {n}", "labels": []} for n in range(20)])
     with pytest.raises(MaskwiseError, match="needs at least two labels; got only empty cells"):
         load_task(tmp_path / "none.jsonl")
+
+
+def test_an_error_about_too_few_classes_counts_the_rows_without_a_label(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "a" if n % 3 else ""} for n in range(60)]
+    write_lines(tmp_path / "one.jsonl", rows)
+    with pytest.raises(MaskwiseError) as caught:
+        load_task(tmp_path / "one.jsonl")
+    assert caught.value.got == "only 'a', skipped 20 × all: no label"
 
 
 def test_a_word_that_is_cut_off_costs_a_hit_and_no_class() -> None:

@@ -28,6 +28,7 @@ from maskwise.recipe import Recipe, read_recipe, shipped
 from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.columns import AMONG_OTHERS
+from maskwise.tasks.loading import HiddenLabels
 from maskwise.text import Documents, read_documents, require_documents
 from maskwise.text.documents import longest_field
 
@@ -137,6 +138,9 @@ def is_task(spec: str) -> bool:
     count, unless they would have to be guessed among several columns."""
     try:
         return not any(note.endswith(AMONG_OTHERS) for note in load_task(spec).notes)
+    except HiddenLabels:
+        # A file of labels nonetheless: loading it as a task says that they are hidden.
+        return True
     except MaskwiseError:
         return False
 

@@ -1,13 +1,14 @@
-"""Kinds of tasks whose answer is a class of a text or of every word, several labels, or a number.
+"""Kinds of tasks that predict a class of a text or of every word, several labels, or a number.
 
-Numbers are standardised by those of train, so that one learning rate fits every scale.
+Numbers are standardised by the mean and the deviation of train, so that one learning rate fits
+every scale.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -30,7 +31,6 @@ from maskwise.tasks.columns import (
     label_of,
     labels_in,
     may_be_number,
-    number_of,
     pair_in,
     require_number,
     require_text,
@@ -55,7 +55,7 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class TextRow(Row):
-    """A text, or two, and its class."""
+    """A text, or a pair of texts, and its class."""
 
     shown = ("text", "pair")
 
@@ -73,7 +73,7 @@ class TextRow(Row):
 
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
-    """The row of a record with one or two texts and one label."""
+    """Read a record with one text or two and one label, or return the reason to skip it."""
     text = require_text(record.get(columns.text or ""), "text", where)
     pair = None
     if columns.pair:
@@ -90,13 +90,21 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     return TextRow(text, pair, name)
 
 
-def classes_of(rows: Rows, where: str) -> Names:
-    return distinct(chain.from_iterable(row.classes for row in rows), "classes", where)
+def all_classes(rows: Rows) -> list[str]:
+    """Return the classes of all items of rows."""
+    classes: list[str] = []
+    for row in rows:
+        classes += row.classes
+    return classes
 
 
 def text_classes(rows: Rows, where: str) -> Names:
-    """The different classes of texts; an error where nearly every row has a class of its own."""
-    labels = classes_of(rows, where)
+    """Return the different classes of texts.
+
+    Raises:
+        MaskwiseError: a single class, or nearly as many classes as rows.
+    """
+    labels = distinct(all_classes(rows), "classes", where)
     if len(labels) > max(20, len(rows) // 2):
         got = f"{len(labels)} different labels in {len(rows)} rows"
         what = f"the labels of {where} are no classes"
@@ -105,27 +113,32 @@ def text_classes(rows: Rows, where: str) -> Names:
 
 
 def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
-    """Classes as numbers; −1 (``UNSEEN``) for a class that train lacks."""
-    code = {label: number for number, label in enumerate(task.labels)}
-    names = chain.from_iterable(row.classes for row in task.splits[split])
-    return np.array([code.get(name, UNSEEN) for name in names], dtype=np.int64)
+    """Return classes as numbers; −1 (``UNSEEN``) for a class that train lacks."""
+    number_of_class = {label: number for number, label in enumerate(task.labels)}
+    classes = all_classes(task.splits[split])
+    return np.array([number_of_class.get(name, UNSEEN) for name in classes], dtype=np.int64)
 
 
 def class_baseline(task: Task) -> float:
-    """The score of the most frequent class of train, or of classes at random if that is better."""
-    known = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
-    most = task.labels.index(known.most_common(1)[0][0])
-    always = task.score("test", np.full(task.test_items, most))
-    return max(always, any_class(task.gold("test"), len(task.labels), task.metric))
+    """Score the most frequent class of train, or random classes if that is better."""
+    counts = Counter(all_classes(task.splits["train"]))
+    frequent, _ = counts.most_common(1)[0]
+    answers = np.full(task.test_items, task.labels.index(frequent))
+    always = task.score("test", answers)
+    # Where classes are balanced, any constant answer has a lower macro-F1 than a random one.
+    by_chance = any_class(task.gold("test"), len(task.labels), task.metric)
+    return max(always, by_chance)
 
 
 def _encode_classes(task: Task, split: str, cutter: Cutter) -> Encoded:
     gold = torch.from_numpy(task.gold(split))
-    return Encoded(cutter.rows(task.splits[split]), torch.where(gold == UNSEEN, IGNORE, gold))
+    # A model has no output for a class that train lacks.
+    targets = torch.where(gold == UNSEEN, IGNORE, gold)
+    return Encoded(cutter.rows(task.splits[split]), targets)
 
 
+# A linear layer over the pooled row: Devlin et al. 2019, section 4.1.
 SEQUENCE_CLASSIFICATION = TaskKind(
-    # A linear layer over the pooled row. Devlin et al. 2019, section 4.1
     name="sequence-classification",
     metrics=CLASS_METRICS,
     columns=UsualColumns(TEXT, SECOND, LABEL, PAIRS),
@@ -141,7 +154,8 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-MOST_LABELS = 200  # a column with more different parts between bars holds no labels
+# A column whose texts have more different parts between bars or semicolons holds no labels.
+MOST_LABELS = 200
 
 
 @dataclass(frozen=True)
@@ -155,32 +169,38 @@ class LabelledRow(Row):
 
     @property
     def stratum(self) -> str:
-        return next(iter(self.names), "")
+        return self.names[0] if self.names else ""
 
 
 SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
 
 def _has_several(records: Records, given: Columns) -> bool:
-    """Lists of labels and a text, or texts made of few labels between bars or semicolons."""
-    names = [given.label] if given.label else SEVERAL_COLUMNS.label
-    label = first_in(names, records[0])
+    """Recognise lists of labels, or few labels joined by bars or semicolons, with a text."""
+    label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
     text = first_in(TEXT, records[0]) or given.text or ""
-    if label is None or not all(isinstance(r.get(text), str) for r in records[1:2]):
+    # The first record merges the columns of all of them, so the second one is the first real row.
+    if label is None or (len(records) > 1 and not isinstance(records[1].get(text), str)):
         return False
-    values = [record.get(label) for record in records]
-    if any(isinstance(value, list) for value in values):
-        return True
-    whole = {value for value in values if isinstance(value, str)}
-    parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
-    return any(map(_BETWEEN_LABELS.search, whole)) and len(parts) <= min(MOST_LABELS, len(whole))
+    whole = set()
+    parts = set()
+    for record in records:
+        value = record.get(label)
+        if isinstance(value, list):
+            return True
+        if isinstance(value, str):
+            whole.add(value)
+            parts.update(_BETWEEN_LABELS.split(value))
+    joined = any(map(_BETWEEN_LABELS.search, whole))
+    return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
 def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | str:
     text = require_text(record.get(columns.text or ""), "text", where)
     value = record.get(columns.label or "")
     if isinstance(value, str):
-        value = _BETWEEN_LABELS.split(value)  # an empty text is a row without any label
+        # An empty text is a row to which no label applies, unlike a missing value.
+        value = _BETWEEN_LABELS.split(value)
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
     if not text.strip():
@@ -193,18 +213,19 @@ def _several_labels(rows: Rows, where: str) -> Names:
 
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
-    """(N, K) ones and zeros."""
-    from sklearn.preprocessing import MultiLabelBinarizer
-
-    binarizer = MultiLabelBinarizer(classes=task.labels)
-    return binarizer.fit_transform([row.names for row in task.splits[split]]).astype(np.int64)
+    """Return (N, K) ones and zeros."""
+    gold = np.zeros((len(task.splits[split]), len(task.labels)), dtype=np.int64)
+    for place, row in enumerate(task.splits[split]):
+        for name in row.names:
+            gold[place, task.labels.index(name)] = 1
+    return gold
 
 
 def _several_baseline(task: Task) -> float:
-    """The score of the labels that more than half of train has, or of the most frequent one."""
-    share = task.gold("train").mean(0)
-    answer = (share > 0.5) | (share == share.max())
-    return task.score("test", np.tile(answer, (task.test_items, 1)))
+    """Score the labels that more than half of train has, or the most frequent one."""
+    share_K = task.gold("train").mean(0)
+    answer_K = (share_K > 0.5) | (share_K == share_K.max())
+    return task.score("test", np.tile(answer_K, (task.test_items, 1)))
 
 
 def _encode_several(task: Task, split: str, cutter: Cutter) -> Encoded:
@@ -212,8 +233,8 @@ def _encode_several(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), targets)
 
 
+# Binary cross-entropy of every label.
 MULTI_LABEL = TaskKind(
-    # Binary cross-entropy of every label
     name="multi-label",
     metrics=("label-micro-f1", "label-macro-f1"),
     columns=SEVERAL_COLUMNS,
@@ -233,14 +254,13 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Whole numbers are classes if there are so few of them, or somewhat more that are numbered
-# without gaps and have so many training rows each on average.
-MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 5
+# Up to so many different whole numbers are classes; see also ``files.are_numbered``.
+MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class ScoredRow(Row):
-    """A text, or two, and its number, such as a similarity."""
+    """A text, or a pair of texts, and its number, such as a similarity."""
 
     shown = ("text", "pair")
 
@@ -262,7 +282,7 @@ def _require_scores(rows: Rows, where: str) -> Names:
 
 
 def gold_scores(task: Task, split: str) -> NDArray[np.float64]:
-    """The scores of rows."""
+    """Return the scores of the rows of a split."""
     return np.array([row.score for row in task.splits[split]], dtype=np.float64)
 
 
@@ -273,7 +293,7 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
 
 
 def _is_similarity(records: Records, given: Columns) -> bool:
-    """A pair of texts with a score, or with labels that are quantities."""
+    """Recognise a pair of texts with a score, or with labels that are quantities."""
     _, pair = pair_in(records[0], given, PAIRS)
     if not pair or pair not in records[0]:
         return False
@@ -282,82 +302,55 @@ def _is_similarity(records: Records, given: Columns) -> bool:
 
 
 def _is_regression(records: Records, given: Columns) -> bool:
-    """One text with labels that are quantities."""
+    """Recognise a single text with labels that are quantities."""
     _, pair = pair_in(records[0], given, PAIRS)
-    if pair in records[0] or first_in((given.text or "", *TEXT), records[0]) is None:
+    text = first_in((given.text or "", *TEXT), records[0])
+    if pair in records[0] or text is None:
         return False
-    names = [given.label] if given.label else NUMBER_COLUMNS
-    return _are_quantities(records, first_in(names, records[0]))
+    label = first_in([given.label] if given.label else NUMBER_COLUMNS, records[0])
+    return _are_quantities(records, label)
 
 
 def _are_quantities(records: Records, column: str | None) -> bool:
-    """Whether all labels are numbers, with fractions or with more values than ``MOST_CLASSES``.
+    """Return whether all labels are numbers, with fractions or more than ``MOST_CLASSES`` values.
 
     Raises:
         MaskwiseError: numbers with currencies, percent signs or commas between thousands.
     """
-    labels = [record.get(column or "") for record in records]
-    known = sorted({str(label) for label in labels if label_of(label) is not None})
-    if not all(map(may_be_number, known)):
+    cells = [record.get(column or "") for record in records]
+    # Sorted, so that an error always names the same label.
+    labels = sorted({str(cell) for cell in cells if label_of(cell) is not None})
+    # Texts are refused before numbers are read, because the error about "$5" must not come up for
+    # a column that also has labels such as "cheap".
+    if not all(map(may_be_number, labels)):
         return False
-    values = {require_number(label, f"column {column!r}") for label in known}
-    return len(values) > MOST_CLASSES or not all(value.is_integer() for value in values)
+    values = {require_number(label, f"column {column!r}") for label in labels}
+    return len(values) > MOST_CLASSES or not all(map(float.is_integer, values))
 
 
+# Squared error of standardised scores: Devlin et al. 2019, appendix B.1 (STS-B).
 SIMILARITY = TaskKind(
-    # Squared error of standardised scores. Devlin et al. 2019, appendix B.1 (STS-B)
     name="similarity",
     metrics=("spearman", "pearson"),
     columns=UsualColumns(TEXT, SECOND, (*SCORE_COLUMNS, "label"), PAIRS, needs_pair=True),
     row=_scored_row,
     labels=_require_scores,
     gold=gold_scores,
-    baseline=lambda task: 0.0,  # a constant has no correlation
+    # A constant answer has no correlation with anything.
+    baseline=lambda task: 0.0,
     recognises=_is_similarity,
     head="sequence-classification",
     objective=Regression,
     encode=_encode_scores,
     config={"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"},
 )
+# The same for one text and its rating, price or measurement.
 REGRESSION = replace(
-    # A rating, a price, a measurement
     SIMILARITY,
     name="regression",
     columns=UsualColumns(TEXT, (), NUMBER_COLUMNS),
     recognises=_is_regression,
 )
-
-
-def are_numbered(splits: Mapping[str, Rows]) -> bool:
-    """Whether scores are the numbers of classes: see ``MOST_NUMBERED_CLASSES``."""
-    values = {row.score for row in chain.from_iterable(splits.values())}
-    first = min(values)
-    without_gaps = first in (0, 1) and max(values) - first == len(values) - 1
-    most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
-    return without_gaps and len(values) <= most and all(value.is_integer() for value in values)
-
-
-def with_classes(splits: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Scored rows as rows of classes, whose names are the scores."""
-    classes: dict[str, Rows] = {}
-    for split, rows in splits.items():
-        classes[split] = [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows]
-    return classes
-
-
-def note_on_numbers(rows: Rows) -> list[str]:
-    """A note on how whole numbers were read, which may be classes or quantities."""
-    if not isinstance(rows[0], TextRow | ScoredRow):
-        return []
-    scored = isinstance(rows[0], ScoredRow)
-    values = {row.score if scored else number_of(row.label) for row in rows}
-    if len(values) < 3 or not all(value is not None and value.is_integer() for value in values):
-        return []
-    how = f"quantities; as classes with kind={SEQUENCE_CLASSIFICATION.name!r}"
-    if not scored:
-        kind = SIMILARITY if rows[0].pair else REGRESSION
-        how = f"classes; as quantities with kind={kind.name!r}"
-    return [f"the labels are {len(values)} whole numbers, read as {how}"]
 
 
 # Classes of words
@@ -387,7 +380,7 @@ WORDS = ("tokens", "words")
 
 
 def _has_words(records: Records, given: Columns) -> bool:
-    names = [given.text] if given.text else WORDS
+    names = (given.text,) if given.text else WORDS
     return any(isinstance(records[0].get(name), list) for name in names)
 
 
@@ -406,23 +399,27 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
         raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
     if not tokens:
         return NO_TEXT
-    names = list(labels_in(tags))
-    return TaggedRow(tokens, names) if len(names) == len(tags) else NO_LABEL
+    names = labels_in(tags)
+    # A word without a tag would have to be left out, which changes what its neighbours mean.
+    if len(names) < len(tags):
+        return NO_LABEL
+    return TaggedRow(tokens, names)
 
 
 def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
-    """The tag of a word is the target of its first piece, as words are those of the data.
+    """Predict the tag of a word at its first token.
 
-    A word without any piece, or whose first piece is cut off, cannot be answered. It is counted
-    as lost and scored as wrong: leaving it out would reward short rows and coarse tokenizers.
+    A word without any token, or whose first token is cut off, counts as lost and as wrong: leaving
+    it out would reward short rows and coarse tokenizers.
     """
     rows = task.splits[split]
     encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
     flat = Flat.of(encodings, cutter.pad)
     place = []
     for row, encoding, start in zip(rows, encodings, flat.starts.tolist()):
+        # Special tokens belong to the word None, which is never looked up.
         first: dict[int | None, int] = {}
-        for column, word in enumerate(encoding.word_ids):  # None for special tokens
+        for column, word in enumerate(encoding.word_ids):
             first.setdefault(word, start + column)
         place += [first.get(word, -1) for word in range(len(row.tokens))]
     place_W = torch.tensor(place)
@@ -433,13 +430,13 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(flat, targets, place_W)
 
 
+# A linear layer over every token: Devlin et al. 2019, section 5.3.
 TOKEN_CLASSIFICATION = TaskKind(
-    # A linear layer over every token. Devlin et al. 2019, section 5.3
     name="token-classification",
     metrics=(*CLASS_METRICS, ENTITY_F1),
     columns=UsualColumns(WORDS, (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")),
     row=_tagged_row,
-    labels=classes_of,
+    labels=lambda rows, where: distinct(all_classes(rows), "classes", where),
     gold=gold_classes,
     baseline=class_baseline,
     recognises=_has_words,

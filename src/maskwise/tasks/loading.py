@@ -1,14 +1,13 @@
-"""Tasks from bundled data, a file, a folder or the hub.
+"""Load tasks from bundled data, a file, a folder or the hub.
 
-What is left out or moved follows fixed rules, and is noted:
+Rows are left out or moved by fixed rules, and notes say so:
 
-- classes are those of *train*. A test row of another class stays, and counts as wrong; so does one
-  of several labels;
-- a row without a label is left out and counted: an empty cell, or what ``missing`` names. "-1",
-  "NA", "null" are labels, and a note names them; a split whose only label is −1 hides its labels,
-  and counts as unlabelled;
+- classes are those of *train*. A test row of another class stays, and counts as wrong;
+- a row without a label is left out and counted: one with an empty cell, or with a label that
+  ``missing`` names. "-1", "NA" and "null" are labels, with a note. A split whose only label is −1
+  hides its labels, and counts as unlabelled;
 - whole numbers are classes if they are few (``classes.MOST_CLASSES``) or numbered
-  (``classes.are_numbered``), else quantities;
+  (``files.are_numbered``), else quantities;
 - without a labelled test split, dev is the test; without dev, 15 % of train is dev; without train,
   dev is train;
 - a single file, or train alone, is cut 70/15/15 by a hash of the text, or of the article or context
@@ -35,9 +34,6 @@ from maskwise.tasks.classes import (
     SEQUENCE_CLASSIFICATION,
     SIMILARITY,
     TOKEN_CLASSIFICATION,
-    are_numbered,
-    note_on_numbers,
-    with_classes,
 )
 from maskwise.tasks.columns import (
     DOUBTFUL,
@@ -64,12 +60,17 @@ from maskwise.tasks.embeddings import (
 )
 from maskwise.tasks.files import (
     CARDS,
+    are_numbered,
+    merged,
+    note_on_numbers,
     only_test,
     read_splits,
+    records_where,
     shared_names,
     shared_text,
     splits_of,
     state_of,
+    with_classes,
 )
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
@@ -194,7 +195,7 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, Options]:
-    """The source of a task, and the arguments of ``load_task`` behind it. A world keeps its own."""
+    """Split a spec into a source and arguments of ``load_task``. A world keeps its own ones."""
     of_kinds: set[str] = set()
     for kind in KINDS.values():
         if kind.make:
@@ -207,19 +208,27 @@ def _options(spec: str) -> tuple[str, Options]:
         return read(spec)
     call = parse_call(spec)
     known = {*inspect.signature(load_task).parameters, *of_kinds}
-    ours = {key: value for key, value in call.kwargs.items() if key in known}
-    rest = {key: value for key, value in call.kwargs.items() if key not in known}
-    options = read(str(Call(name, (), ours)))[1] if ours else {}
-    return str(Call(name, call.args, rest)), options
+    of_task: dict[str, object] = {}
+    of_world: dict[str, object] = {}
+    for key, value in call.kwargs.items():
+        if key in known:
+            of_task[key] = value
+        else:
+            of_world[key] = value
+    source = str(Call(name, call.args, of_world))
+    if not of_task:
+        return source, {}
+    _, options = read(str(Call(name, (), of_task)))
+    return source, options
 
 
 _LOADED: dict[str, Task] = {}
-# Tasks that are kept, because a study asks for each of its tasks in many places.
+# Tasks in the cache: a study asks for each of its tasks in many places.
 MOST_LOADED = 16
 
 
 def _load(spec: str, given: Options) -> Task:
-    """As ``_read_task``, cached until the task's files change."""
+    """Call ``_read_task``, or return its last result if the files of the task did not change."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
     key = repr((spec, sorted(given.items()), state_of(spec)))
@@ -228,6 +237,10 @@ def _load(spec: str, given: Options) -> Task:
         for oldest in list(_LOADED)[:-MOST_LOADED]:
             del _LOADED[oldest]
     return _LOADED[key]
+
+
+class HiddenLabels(MaskwiseError):
+    """All rows that a split needs have the label −1."""
 
 
 def _read_task(
@@ -246,42 +259,55 @@ def _read_task(
     name: str | None = None,
     **settings: Any,
 ) -> Task:
-    """As ``load_task``; ``files`` is that of a card."""
-    checked: dict[str, tuple[str | None, Collection[str]]] = {
-        "kind of task": (kind, KINDS),
-        "metric": (metric, METRICS),
-        "pooling": (pooling, POOLINGS),
-    }
-    for what, (value, known) in checked.items():
+    """Read a task from its files, with the arguments of ``load_task``.
+
+    Args:
+        files: those of a card.
+    """
+    names: list[tuple[str, str | None, Collection[str]]] = [
+        ("kind of task", kind, KINDS),
+        ("metric", metric, METRICS),
+        ("pooling", pooling, POOLINGS),
+    ]
+    for what, value, known in names:
         if value is not None and value not in known:
             raise unknown_name(what, value, known)
     place = f"task {spec!r}"
+    if isinstance(missing, Mapping):
+        allowed = "a text, a number or a list of these"
+        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
+    absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
         kind = kind or CLOZE_QA.name
         name = name or world.task_name
-    columns = [text, pair, label if label is not None else _LABEL_OF.get(spec)]
-    header = not any(isinstance(column, int) for column in columns)
-    given = Columns(*(None if column is None else str(column) for column in columns))
+    if label is None:
+        label = _LABEL_OF.get(spec)
+    roles = (text, pair, label)
+    given = Columns(*(None if column is None else str(column) for column in roles))
+    # A column given by its number means a table without a row of names.
+    header = not any(isinstance(column, int) for column in roles)
+
     records: dict[str, list[Record]] = {}
     shared: dict[str, Names] = {}
     for split, part in read_splits(spec, header=header, files=files).items():
         single = chain.from_iterable(map(flat, part))
         whole = [with_inside(record, given) for record in single]
-        # Articles are counted in the whole file, as for the labels of a policy.
+        # Articles are counted before ``where`` drops rows: the labels of a policy, which are read
+        # from the whole file, must be cut in the same way.
         shared[split] = shared_names(whole)
-        records[split] = whole if where is None else _only(whole, where, place)
-    if isinstance(missing, Mapping):
-        allowed = "a text, a number or a list of these"
-        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
-    absent = set(labels_in(missing))
+        records[split] = whole if where is None else records_where(whole, where, place)
     first = next((part for part in records.values() if part), [])
-    examples = [without(record, absent) for record in (_whole(first), *first)] if first else []
+    examples: list[Record] = []
+    if first:
+        examples = [without(record, absent) for record in (merged(first), *first)]
+
     notes: list[str] = []
     chosen = KINDS[kind] if kind else _recognised(examples, given)
     if kind is None and chosen is SEQUENCE_CLASSIFICATION:
-        given, guessed = guess_columns(examples, given, chosen.columns, _text_columns(), place)
-        notes += guessed
+        given, notes = guess_columns(
+            examples, given, chosen.columns, others=_text_columns(), where=place
+        )
         chosen = _recognised(examples, given)
     if settings:
         make: Callable[..., TaskKind] = chosen.make or _without_settings
@@ -292,75 +318,96 @@ def _read_task(
             records[split] = [with_text(record, template, place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
     if first and given.label:
-        given = given._replace(label=first_in(given.label.split("|"), examples[0]) or given.label)
+        present = first_in(given.label.split("|"), examples[0])
+        given = given._replace(label=present or given.label)
 
     skipped: Counter[str] = Counter()
     keyed: dict[str, list[tuple[str, Row]]] = {}
     fields = given
     seen: set[str] = set()
+    hidden = False
     for split, part in records.items():
-        # Benchmarks publish test without the column of labels, or with −1 in each of its rows.
-        column = {fields.label, f"{fields.label}1"} if fields.label else set()
-        labelled = split != "test" or not column or not part or bool(column & set(_whole(part)))
-        if part and labelled:
-            fields = find_columns(chosen.columns, _whole(part), given, place)
-            cells = [record.get(fields.label or "") for record in part]
-            found = {*labels_in(cells)}
-            seen |= found
-            if found == {HIDDEN}:
-                labelled = False
-                notes.append(f"every label of {split} is −1: it is not labelled")
-            elif absent and fields.label:
-                name_of = fields.label
-                part = [
-                    {**record, name_of: without(cell, absent)} for record, cell in zip(part, cells)
-                ]
-        if not labelled:
-            skipped[f"{split}: {NO_LABEL}"] = len(part)
-            part = []
         keyed[split] = []
+        if not part:
+            continue
+        columns = merged(part)
+        # Benchmarks publish test without the column of labels, or with −1 in each of its rows.
+        label_columns = {fields.label, f"{fields.label}1"}
+        if split == "test" and fields.label and label_columns.isdisjoint(columns):
+            skipped[f"{split}: {NO_LABEL}"] = len(part)
+            continue
+        fields = find_columns(chosen.columns, columns, given, place)
+        label_column = fields.label or ""
+        found = set(labels_in([record.get(label_column) for record in part]))
+        seen |= found
+        if found == {HIDDEN}:
+            hidden = True
+            notes.append(f"every label of {split} is −1: it is not labelled")
+            skipped[f"{split}: {NO_LABEL}"] = len(part)
+            continue
         for number, record in enumerate(part, start=1):
+            if absent and label_column:
+                cell = without(record.get(label_column), absent)
+                record = {**record, label_column: cell}
             row = chosen.row(record, fields, f"row {number} of {split} of {place}")
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
             else:
-                keyed[split].append((shared_text(record, shared[split]) or row.key, row))
+                key = shared_text(record, shared[split]) or row.key
+                keyed[split].append((key, row))
 
     splits: Mapping[str, Rows]
-    splits, cuts = splits_of(keyed, place) if chosen.needs_train else only_test(keyed)
-    for split in SPLITS if chosen.needs_train else ("test",):
+    needed: Names = SPLITS
+    if chosen.needs_train:
+        splits, cuts = splits_of(keyed, place)
+    else:
+        needed = ("test",)
+        splits, cuts = only_test(keyed)
+    for split in needed:
         if not splits[split]:
-            do = "label more rows" if skipped else "more rows are needed"
-            got = f"skipped {counted(skipped)}" if skipped else None
-            raise MaskwiseError(f"the {split} split of {place} is empty", got=got, do=do)
+            what = f"the {split} split of {place} is empty"
+            if not skipped:
+                raise MaskwiseError(what, do="more rows are needed")
+            error = HiddenLabels if hidden else MaskwiseError
+            raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
     if pooling == "dev" and not splits["dev"]:
         do = 'give it a dev split, or choose pooling="mean" or pooling="cls"'
         raise MaskwiseError(f'pooling="dev" of {place} needs dev rows', got="none", do=do)
+
     if kind is None and chosen in (SIMILARITY, REGRESSION):
         is_score = fields.pair and fields.label in SCORE_COLUMNS
+        # Quantities were recognised from the file; only now are the training rows known.
         if not is_score and are_numbered(splits):
             chosen = SEQUENCE_CLASSIFICATION
             splits = with_classes(splits)
-    labelling = "train" if chosen.needs_train else "test"
-    rows = list(chain.from_iterable(splits.values())) if chosen.every_label else splits[labelling]
-    labels = chosen.labels(rows, place)
+    all_rows = list(chain.from_iterable(splits.values()))
+    rows: Rows = splits["train" if chosen.needs_train else "test"]
+    if chosen.every_label:
+        rows = all_rows
+    try:
+        labels = chosen.labels(rows, place)
+    except MaskwiseError as error:
+        # Rows without a label may be the reason why only one class is left.
+        if not skipped:
+            raise
+        got = f"{error.got}, skipped {counted(skipped)}"
+        raise MaskwiseError(error.what, got=got, do=error.do) from None
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published
-    metric = chosen.metric_for(labels, metric)
     notes += cuts
     notes += _notes_on_labels(labels, absent - seen)
     if kind is None:
-        notes += note_on_numbers(list(chain.from_iterable(splits.values())))
+        notes += note_on_numbers(all_rows)
     task = Task(
-        name or _short_name(spec) + chosen.suffix,
-        chosen,
-        metric,
-        labels,
-        {split: tuple(rows) for split, rows in splits.items()},
-        skipped,
-        tuple(notes),
-        pooling,
+        name=name or _short_name(spec) + chosen.suffix,
+        kind=chosen,
+        metric=chosen.metric_for(labels, metric),
+        labels=labels,
+        splits={split: tuple(rows) for split, rows in splits.items()},
+        skipped=skipped,
+        notes=tuple(notes),
+        pooling=pooling,
     )
     return task.with_train_rows(train_rows)
 
@@ -370,7 +417,7 @@ def _without_settings() -> TaskKind:
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:
-    """The first kind that recognises records, or else classification."""
+    """Return the first kind that recognises records, or else classification."""
     for kind in KINDS.values():
         if records and kind.recognises(records, given):
             return kind
@@ -378,32 +425,11 @@ def _recognised(records: Records, given: Columns) -> TaskKind:
 
 
 def _text_columns() -> set[str]:
-    """The names of texts that any kind looks for."""
+    """Return the names of text columns of all kinds."""
     names: set[str] = set()
     for kind in KINDS.values():
         names.update(kind.columns.text, kind.columns.pair, *kind.columns.pairs)
     return names
-
-
-def _whole(records: Records) -> Record:
-    """A record with every column that occurs, each with its first value: JSON lines may leave out
-    what is empty.
-    """
-    whole = dict(records[0])
-    for record in records:
-        if not record.keys() <= whole.keys():
-            whole = {**whole, **record, **whole}  # keeps the order of columns
-    return whole
-
-
-def _only(records: list[Record], where: str, place: str) -> list[Record]:
-    """The records that have a value in a column."""
-    column, sign, value = where.partition("=")
-    if not sign:
-        raise MaskwiseError("where is 'column=value'", got=where)
-    if records and column not in _whole(records):
-        raise unknown_name(f"column of {place}", column, map(str, _whole(records)))
-    return [record for record in records if str(record.get(column)) == value]
 
 
 def _short_name(spec: str) -> str:
@@ -413,7 +439,7 @@ def _short_name(spec: str) -> str:
 
 
 def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:
-    """Notes on labels that mean a missing one in other files, and on missing ones never seen."""
+    """Note labels that mean "missing" in other files, and given missing labels that never occur."""
     notes = []
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)
     if doubtful:

@@ -1,8 +1,8 @@
-"""Metrics: pure functions of right answers and given answers.
+"""Metrics of tasks: pure functions of right answers (``gold``) and given answers.
 
-Classes are integers, similarities are numbers, answers to questions are texts. −1 in ``gold`` (a
-class that train lacks) and −2 in ``answer`` (no answer was possible, as for a word that was cut
-off) equal nothing and so count as wrong.
+Classes are integers, similarities are numbers, and answers to questions are texts. −1 in ``gold``
+(a class that train lacks) and −2 in ``answer`` (a word that was cut off) never match, and so count
+as wrong.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from rouge_score.scoring import Score
 
 UNSEEN, LOST = -1, -2
-
-
 ENTITY_F1 = "entity-f1"
 
 
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Share of equal items, in [0, 1]."""
+    """Return the share of equal items, in [0, 1]."""
     right = np.asarray(gold)
     answered = np.asarray(answer)
     assert right.shape == answered.shape and right.ndim == 1, "gold and answer have one number each"
@@ -38,15 +36,17 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Mean F1 of the classes in gold or answer. ``LOST`` is a miss of the right class, no class."""
+    """Return the mean F1 of the classes in gold or answer; a ``LOST`` answer misses its class."""
     from sklearn.metrics import f1_score
 
     classes = np.union1d(gold, answer)
-    return float(f1_score(gold, answer, labels=classes[classes != LOST], average="macro"))
+    # LOST is no class: an F1 of 0 for it would count every lost word twice.
+    classes = classes[classes != LOST]
+    return float(f1_score(gold, answer, labels=classes, average="macro"))
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """The expected score of classes drawn at random, all equally likely; 0 for other metrics.
+    """Return the expected score of uniformly random classes; 0 for metrics of correlation.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -57,19 +57,23 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
     if metric == "accuracy":
         return float(hits.sum() / len(gold))
     if metric == "macro-f1":
-        return float(np.mean(2 * hits / (sizes + len(gold) / classes)))
+        answered = len(gold) / classes
+        f1 = 2 * hits / (sizes + answered)
+        return float(np.mean(f1))
     return 0.0
 
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """F1 over all pairs of a row and a label, (N, K) ones and zeros; 0 without any hit."""
+    """Return the F1 over all pairs of a row and a label, from (N, K) ones and zeros."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(np.asarray(gold), np.asarray(answer), average="micro", zero_division=0))
+    right = np.asarray(gold)
+    answered = np.asarray(answer)
+    return float(f1_score(right, answered, average="micro", zero_division=0))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
+    """Return the mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
     from sklearn.metrics import f1_score
 
     right = np.asarray(gold)
@@ -81,13 +85,14 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
+    """Return the mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
     ranks = np.asarray(answer, dtype=np.float64)
-    return float(np.mean(np.where(ranks <= 10, 1 / ranks, 0.0)))
+    reciprocals = np.where(ranks <= 10, 1 / ranks, 0.0)
+    return float(reciprocals.mean())
 
 
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Matthews' correlation coefficient of classes, in [−1, 1]; 0 if one side is constant.
+    """Return Matthews' correlation of classes, in [−1, 1]; 0 if one side is constant.
 
     Source: Gorodkin (2004), R_K. It is CoLA's metric.
     """
@@ -99,40 +104,41 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
-    """F1 of entities: a hit has the same first word, last word and type. 0 without any hit.
+    """Return the F1 of entities: a hit has the same first word, last word and type.
 
-    Tags are O, B-x, I-x (also E-x, S-x). The rules are those of conlleval, which are seqeval's
-    default: an I-x that continues no x begins an entity.
+    Tags are O, B-x, I-x (also E-x, S-x). As in conlleval, whose rules are seqeval's default, an I-x
+    after another type begins an entity.
 
     Args:
         gold, answer: the tags of all words of all sentences.
-        starts: the places where sentences begin; entities end there.
+        starts: the first word of each sentence. Entities end before it.
     """
     hits, total = entity_counts(gold, answer, starts).sum(0)
     return float(hits / total) if hits else 0.0
 
 
-def entity_counts(
-    gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)
-) -> NDArray[np.float64]:
-    """(N, 2) per sentence: twice its hits, and its entities in gold and answer. F1 is the ratio of
-    the sums.
+def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDArray[np.float64]:
+    """Return (N, 2) for each sentence: twice its hits, and its entities in gold and answer.
+
+    F1 is the ratio of the sums.
     """
     right = entities(gold, starts)
     given = entities(answer, starts)
     counts = np.zeros((np.size(starts), 2))
     for found, column, weight in ((right & given, 0, 2), (right, 1, 1), (given, 1, 1)):
-        sentence = np.searchsorted(starts, [first for first, _, _ in found], side="right") - 1
+        first_words = [first for first, _, _ in found]
+        sentence = np.searchsorted(starts, first_words, side="right") - 1
         np.add.at(counts[:, column], sentence, weight)
     return counts
 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
-    """(first word, end, type) of every entity."""
+    """Return (first word, end, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
     words = np.asarray(tags, dtype=str).tolist()
-    first: int | None = None  # word of the open entity
+    # The first word of the entity that is open, if any.
+    first: int | None = None
     prefix = "O"
     kind = ""
     for place, tag in enumerate(words):
@@ -152,7 +158,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
 
 
 def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Correlation of two lists of numbers, in [−1, 1]; 0 if one side is constant."""
+    """Return the correlation of two lists of numbers, in [−1, 1]; 0 if one side is constant."""
     from scipy.stats import pearsonr
 
     if not np.ptp(gold) or not np.ptp(answer):
@@ -161,25 +167,28 @@ def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Correlation of ranks, with mean ranks for ties, in [−1, 1]; 0 if one side is constant."""
+    """Return the correlation of ranks (ties share the mean), in [−1, 1]; 0 if one is constant."""
     from scipy.stats import rankdata
 
+    # Not scipy's spearmanr: it gives NaN for a constant.
     return pearson(rankdata(gold), rankdata(answer))
 
 
-# Answers in words, with the normalisation of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016)
+# Answers in words, with the normalisation of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016).
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation and the words a, an and the; single spaces.
+    """Lower the case, remove ASCII punctuation and articles, and join the words by single spaces.
 
     >>> normalise("The  Cat's!")
     'cats'
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    # Punctuation first, as in the official script: "a.m." becomes "am" before articles go.
+    words = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", words).split())
 
 
 # The score of one answer, given all its right answers: the best match counts.
@@ -187,27 +196,25 @@ Item = Callable[[Sequence[str], str], float]
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
-    """1 if the normalised answer is one of the normalised right answers. Empty texts are equal."""
+    """Return 1 if the normalised answer is one of the normalised right answers, else 0."""
     return float(normalise(answer) in map(normalise, rights))
 
 
 def shared_words(rights: Sequence[str], answer: str) -> float:
-    """F1 of the words that the answer shares with the nearest right answer.
-
-    Two answers that are empty once normalised ("the", "!") have an F1 of 0, as in the official
-    script.
-    """
+    """Return the F1 of the words that an answer shares with the most similar right answer."""
     given = normalise(answer).split()
-    scores = []
+    best = 0.0
     for right in rights:
         expected = normalise(right).split()
         shared = (Counter(given) & Counter(expected)).total()
-        scores.append(2 * shared / (len(given) + len(expected)) if shared else 0.0)
-    return max(scores)
+        # As in the official script, texts that are empty once normalised ("the") have an F1 of 0.
+        if shared:
+            best = max(best, 2 * shared / (len(given) + len(expected)))
+    return best
 
 
 def same_text(rights: Sequence[str], answer: str) -> float:
-    """1 if the stripped answer equals a right answer.
+    """Return 1 if the stripped answer equals a right answer, else 0.
 
     Source: the accuracy of KILT's eval_downstream.py (Petroni et al. 2021).
     """
@@ -215,7 +222,7 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """F of ROUGE-1, -2, -L or -Lsum (where lines are sentences) with Porter's stemmer.
+    """Return the F of ROUGE-1, -2, -L or -Lsum (where lines are sentences), with Porter's stemmer.
 
     Source: Lin 2004, by the package rouge-score, with the settings of the results of BART and T5.
 
@@ -231,7 +238,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # All measures of a pair are asked for in turn, and computing them together costs the same.
+    # One call computes all measures of a pair, and they are asked for one after the other.
     return _scorer().score(right, answer)
 
 
@@ -255,7 +262,7 @@ ITEMS: dict[str, Item] = {
 
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
-    """The metric of a test set, from the metric of an item."""
+    """Return the metric of a test set, from the metric of an item."""
     return lambda gold, answer: float(np.mean([*map(item, gold, answer)]))
 
 
@@ -263,7 +270,7 @@ def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], 
 
 
 def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
-    """A 95 % percentile bootstrap interval of the mean over test items.
+    """Return the 95 % percentile bootstrap interval of the mean over test items.
 
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
     >>> round(low, 1), round(high, 1)
@@ -272,53 +279,69 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    if len(scores) < 2 or not np.ptp(scores):  # scipy refuses samples without variance
-        return float(scores.mean()), float(scores.mean())
+    # scipy refuses samples without variance.
+    if len(scores) < 2 or not np.ptp(scores):
+        mean = float(scores.mean())
+        return mean, mean
+    # Batches of 50 resamples keep the memory small for large test sets.
     settings = {"n_resamples": 2000, "method": "percentile", "batch": 50, "rng": 0}
     interval = bootstrap((scores,), np.mean, vectorized=True, **settings).confidence_interval
     return float(interval.low), float(interval.high)
 
 
 def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int = 1000) -> float:
-    """The standard error of a score over test items: a bootstrap of whole clusters.
+    """Return the standard error of a score over test items, by a bootstrap of whole clusters.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
     0.05
 
     Args:
-        counts: (N, 2) what every row adds to the numerator and the denominator of the score.
-        clusters: (N,) rows of a cluster are drawn together: the words of a sentence are one row,
-            the questions about one text one cluster.
+        counts: (N, 2) what each row adds to the numerator and the denominator of the score.
+        clusters: (N,) the cluster of each row. Rows of one cluster are drawn together, such as the
+            questions about one text.
+        resamples: how many test sets are drawn.
     """
     # Not np.unique: an array of texts would be as wide as the longest one.
     place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
+    cluster_N = [place[cluster] for cluster in clusters]
     sums = np.zeros((len(place), 2))
-    np.add.at(sums, [place[cluster] for cluster in clusters], np.asarray(counts, dtype=np.float64))
+    np.add.at(sums, cluster_N, np.asarray(counts, dtype=np.float64))
     rng = np.random.default_rng(0)
-    size = len(sums)
-    drawn = np.array([sums[rng.integers(0, size, size)].sum(0) for _ in range(resamples)])
-    return float(np.std(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-300)))
+    scores = []
+    for _ in range(resamples):
+        drawn = rng.integers(0, len(sums), len(sums))
+        numerator, denominator = sums[drawn].sum(0)
+        # A drawn test set without any entity has a score of 0, not of NaN.
+        scores.append(numerator / max(denominator, 1e-300))
+    return float(np.std(scores))
 
 
 # Nats of written answers
 
-# ``written.Answer``s, which have the attributes ``nats`` and ``tokens``.
-WithNats = Any
+
+class WithNats(Protocol):
+    """An answer with the nats and the number of tokens of the right one: ``written.Answer``."""
+
+    nats: float
+    tokens: int
 
 
-def nats_per_token(gold: object, answers: WithNats) -> float:
-    """Mean negative log-probability of the tokens of right answers."""
-    return float(np.sum([a.nats for a in answers]) / np.sum([a.tokens for a in answers]))
+def nats_per_token(gold: object, answers: Collection[WithNats]) -> float:
+    """Return the mean negative log-probability of the tokens of right answers."""
+    nats = np.sum([answer.nats for answer in answers])
+    return float(nats / np.sum([answer.tokens for answer in answers]))
 
 
-def nats_of_items(answers: WithNats) -> NDArray[np.float64]:
-    """(N,) the contribution of every row to the nats per token, which is a ratio and no mean over
-    rows: the mean is the score, and the spread is that of the ratio.
+def nats_of_items(answers: Collection[WithNats]) -> NDArray[np.float64]:
+    """Return (N,) the contribution of each row to the nats per token.
+
+    The score is a ratio of sums. The mean of these contributions equals it, and their deviation is
+    the deviation of the ratio (the delta method).
     """
-    nats = np.array([a.nats for a in answers], dtype=np.float64)
-    tokens = np.array([a.tokens for a in answers], dtype=np.float64)
-    ratio = nats.sum() / tokens.sum()
-    return ratio + (nats - ratio * tokens) / tokens.mean()
+    nats_N = np.array([answer.nats for answer in answers])
+    tokens_N = np.array([answer.tokens for answer in answers])
+    ratio = nats_N.sum() / tokens_N.sum()
+    return ratio + (nats_N - ratio * tokens_N) / tokens_N.mean()
 
 
 METRICS: dict[str, Callable[..., float]] = {

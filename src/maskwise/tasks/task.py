@@ -1,8 +1,8 @@
-"""What a checkpoint is evaluated on: a row of labelled data, a kind of task, and a task.
+"""Tasks that evaluate a checkpoint: rows of labelled data, kinds of tasks, and tasks.
 
-A kind is one ``TaskKind``: how records become rows, which answers are right, and how a model gives
-them. A new kind is such a value and an entry of ``loading.KINDS``. Loading, fine-tuning and scoring
-ask the kind and know no kind by name.
+A ``TaskKind`` says how records become rows, which answers are right, and how a model gives them. A
+new kind is one such value and an entry of ``loading.KINDS``: loading, fine-tuning and scoring ask
+the kind, and know no kind by name.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Row:
     """One labelled example. Rows are frozen dataclasses; fingerprints hash their fields."""
 
     shown: ClassVar[Names] = ()
-    """The fields that a model reads; None is left out."""
+    """The fields with texts for the model, some of which may be None."""
     relation: str = ""
     """What a question asks for, such as a birthplace, if known. Only baselines use it."""
 
     @property
     def texts(self) -> Names:
         """The texts that a model reads."""
-        fields = vars(self)
-        return tuple(fields[name] for name in self.shown if fields[name] is not None)
+        texts = [vars(self)[name] for name in self.shown]
+        return tuple(text for text in texts if text is not None)
 
     @property
     def rights(self) -> Sequence[str]:
@@ -82,7 +82,7 @@ class Row:
 
     @property
     def stratum(self) -> str:
-        """``with_train_rows`` draws equally from each stratum: the class of the row, if any."""
+        """The class of the row, if any: ``with_train_rows`` draws as many rows of each."""
         return ""
 
     @property
@@ -106,9 +106,9 @@ def _no_labels(rows: Rows, where: str) -> Names:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
-    """A kind of task: how data is read, and how a model answers and is scored.
+    """A kind of task: how data is read, how a model answers, and how answers are scored.
 
-    Without an ``objective`` the encoder stays frozen: ``answers`` reads its embeddings, nothing is
+    Without an ``objective`` the encoder stays frozen: ``answers`` uses its embeddings, nothing is
     random, and one run is enough.
     """
 
@@ -118,25 +118,26 @@ class TaskKind:
     columns: UsualColumns
 
     row: Callable[[Record, Columns, str], Row | str]
-    """A record as a row, or the reason to skip it. The text names the record in errors."""
+    """Turns a record into a row, or returns the reason to skip it. Errors quote the text."""
     gold: Callable[[Task, str], Any]
     """The right answers of a split: an array, or all right texts of every row."""
     baseline: Callable[[Task], float | None]
     """The test score of the best guess that ignores the text; None if it needs the tokenizer."""
     recognises: Callable[[Records, Columns], bool] = _never
-    """Whether records (the first has every column) are of this kind. Asked in the order of
-    ``KINDS``; the columns are those that the user names."""
+    """Whether records belong to this kind, given the columns that the user names. The first record
+    has every column. Kinds are asked in the order of ``KINDS``."""
     labels: Callable[[Rows, str], Names] = _no_labels
-    """The sorted classes of rows; an error if there is nothing to tell apart."""
+    """The sorted classes of rows; raises an error for a single one."""
 
     head: str = "embedding"
     """The head on the encoder: a key of ``models.TASK_MODELS``."""
     objective: type[Objective] | None = None
     """The training loss."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
-    """A split as tensors, which also read the answers off a model. The cutter may be changed."""
+    """Turns a split into tensors, which also read the answers off a model. It may change the
+    truncation of the cutter, which is made anew for each split."""
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
-    """Answers on dev and test from (N, H) embeddings of the texts of every split."""
+    """Frozen kinds: answers on dev and test, from (N, H) embeddings of the texts of each split."""
     config: Mapping[str, object] = field(default_factory=dict)
     """Fields of the model's configuration, in addition to its classes."""
     check_model: Callable[[PreTrainedConfig], None] | None = None
@@ -157,12 +158,12 @@ class TaskKind:
     item_interval: bool = False
     """Whether records give an interval over the test items, and predictions are written."""
     family: Family = "encoder"
-    """The models that learn such tasks."""
+    """The architecture of models that learn such tasks."""
     pretrained_head: bool = False
-    """Whether the head of pre-training answers, instead of a new one."""
+    """Whether the model answers with its pre-trained head, instead of a new one."""
     least_tokens: tuple[bool, int] | None = None
-    """Whether rows are pairs, and how many tokens they need without special ones; None: one for
-    every text of a row."""
+    """Whether rows are pairs, and how many tokens they need without special ones. None: one token
+    for each text of a row."""
     settings: Settings = field(default_factory=dict)
     """Settings that change what a score means."""
     make: Callable[..., TaskKind] | None = None
@@ -174,12 +175,12 @@ class TaskKind:
         return self.objective is None
 
     def metric_for(self, labels: Names, metric: str | None) -> str:
-        """The metric of a task with these classes: as named, or the default.
+        """Return the metric of a task with these classes: the given one, or the default.
 
         Raises:
             MaskwiseError: this kind, or a task with these classes, has no such metric.
         """
-        is_bio = ENTITY_F1 in self.metrics and all(_BIO.match(label) for label in labels)
+        is_bio = ENTITY_F1 in self.metrics and all(map(_BIO.match, labels))
         if metric is None:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
@@ -193,7 +194,7 @@ class TaskKind:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data and a metric to evaluate checkpoints by.
+    """Data and a metric for evaluating checkpoints.
 
     Two tasks are equal if the same answers get the same score, whatever their names.
 
@@ -201,12 +202,12 @@ class Task:
         name: for records and reports.
         kind: how data is read, answered and scored.
         metric: a name in ``metrics.METRICS``.
-        labels: the classes of train, sorted; a class is its index here.
-        splits: train, dev and test.
-        skipped: "split: reason" → rows left out.
-        notes: what was guessed about columns and labels, and how the splits were made.
+        labels: the classes of train, sorted. The number of a class is its index.
+        splits: the rows of train, dev and test.
+        skipped: how many rows were left out, by "split: reason".
+        notes: guesses about columns and labels, and how the splits were made.
         pooling: the embedding of a text, in frozen kinds: "mean", "cls", or "dev" for the better
-            one on dev, because objectives train different ones.
+            one on dev. Objectives of pre-training differ in which of the two they train.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -236,6 +237,7 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
+        # Recorded tasks have such fingerprints, so fields appear only where they have an effect.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
@@ -260,43 +262,47 @@ class Task:
 
     @cached_property
     def majority(self) -> float | None:
-        """The test score of the best guess that ignores the text: always the most frequent class
-        (or answer to the same relation), or every one equally often, which is better where classes
-        are balanced; None if it depends on the tokenizer.
+        """The test score of the best answers that ignore the text; None if these depend on the
+        tokenizer. The answers are the most frequent one, or random ones, which are better where
+        classes are balanced.
         """
         return self.kind.baseline(self)
 
     @property
     def remarks(self) -> list[str]:
         """The notes, and how many rows were left out."""
-        left_out = [f"left out: {counted(self.skipped)}"] if self.skipped else []
-        return [*self.notes, *left_out]
+        remarks = list(self.notes)
+        if self.skipped:
+            remarks.append(f"left out: {counted(self.skipped)}")
+        return remarks
 
     def texts(self) -> list[Names]:
-        """The texts of every test row."""
+        """Return the texts of each test row."""
         return [row.texts for row in self.splits["test"]]
 
     def rights(self) -> list[Sequence[str]]:
-        """The right answers of every test row whose answers are texts."""
+        """Return the right answers of each test row, if they are texts."""
         return [row.rights for row in self.splits["test"] if row.rights]
 
     def config(self) -> dict[str, object]:
-        """Fields of the configuration of a model for this task."""
+        """Return the fields of a model's configuration that this task sets."""
         if self.frozen:
             return {}
-        names = dict(enumerate(self.labels))
-        numbers = {name: number for number, name in names.items()}
-        classes = {"num_labels": len(names), "id2label": names, "label2id": numbers}
-        return {**(classes if names else {}), **self.kind.config}
+        fields: dict[str, object] = {}
+        if self.labels:
+            fields["num_labels"] = len(self.labels)
+            fields["id2label"] = dict(enumerate(self.labels))
+            fields["label2id"] = {name: number for number, name in enumerate(self.labels)}
+        return {**fields, **self.kind.config}
 
     # Scores
 
     def gold(self, split: str) -> Any:
-        """The right answers of a split."""
+        """Return the right answers of a split."""
         return self.kind.gold(self, split)
 
     def score(self, split: str, answers: Answers, metric: str | None = None) -> float:
-        """The task's metric, or another one of its kind, of the answers to a split."""
+        """Score the answers to a split by the task's metric, or by another one of its kind."""
         metric = metric or self.metric
         if metric == ENTITY_F1:
             return entity_f1(*self._tags(split, answers))
@@ -305,20 +311,21 @@ class Task:
         return METRICS[metric](self.gold(split), answers)
 
     def text_scores(self, split: str, answers: Answers, metric: str) -> Floats:
-        """(N,) the score of every answer in words."""
-        texts = np.asarray(answers, dtype=object).tolist()
+        """Return (N,) the score of each answer in words."""
+        texts = np.asarray(answers, dtype=object)
         pairs = zip(self.gold(split), texts, strict=True)
         return np.array([ITEMS[metric](rights, text) for rights, text in pairs])
 
     def item_scores(self, split: str, answers: Answers) -> Floats:
-        """(N,) the score of every answer in words by the task's metric; their mean is the score."""
+        """Return (N,) the score of each answer in words by the task's metric, with its mean."""
         if self.metric == NATS:
-            return nats_of_items(answers)
+            return nats_of_items(np.asarray(answers, dtype=object))
         return self.text_scores(split, answers, self.metric)
 
     def row_counts(self, split: str, answers: Answers) -> Floats | None:
-        """(N, 2) what every row adds to the numerator and the denominator of the score; None if
-        the metric is not a ratio of sums.
+        """Return (N, 2) what each row adds to the numerator and the denominator of the score.
+
+        None if the metric is no ratio of sums.
         """
         if not self.kind.item_error:
             return None
@@ -327,7 +334,8 @@ class Task:
         if self.metric == ENTITY_F1:
             return entity_counts(*self._tags(split, answers))
         if isinstance(gold, list):
-            return np.column_stack([self.item_scores(split, answers), np.ones(len(rows))])
+            scores = self.item_scores(split, answers)
+            return np.column_stack([scores, np.ones(len(rows))])
         if self.metric != "accuracy":
             return None
         items = np.array([row.items for row in rows])
@@ -336,16 +344,17 @@ class Task:
         return np.column_stack([right, items])
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
-        """The right tags, the answered ones, and where sentences begin."""
-        # Index −2 (no answer was possible) is O; −1 (a tag that train lacks) is a type of its own.
+        """Return the right tags, the answered tags, and the first word of each sentence."""
+        # Indices count from the end: −2 (no answer was possible) is O, and −1 (a tag that train
+        # lacks) is an entity that no answer can match.
         names = np.array([*self.labels, "O", "B-unseen by train"])
-        starts = np.cumsum([0, *(row.items for row in self.splits[split])])[:-1]
+        words = [row.items for row in self.splits[split]]
+        starts = np.cumsum([0, *words])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:
-        """Further metrics to record. ROUGE takes milliseconds a row, so it is left out where it
-        adds little to the task's metric.
-        """
+        """Return further metrics to record."""
+        # ROUGE takes milliseconds a row, so it is left out where it adds little.
         rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
         of_rouge = self.metric.startswith("rouge")
         others = []
@@ -356,19 +365,19 @@ class Task:
         return others
 
     def predictions(self, split: str, answers: Answers) -> list[dict[str, object]]:
-        """A line for every row of ``generation`` with input, right answers, answer and score."""
-        written = np.asarray(answers, dtype=object)
-        nats = [answer.nats / max(1, answer.tokens) for answer in written]
-        scores = nats
-        if self.metric != NATS:
-            scores = self.text_scores(split, answers, self.metric).tolist()
-        return [
-            {"input": row.text, "gold": row.answers, "answer": str(a), "score": s, "nats": n}
-            for row, a, s, n in zip(self.splits[split], written, scores, nats, strict=True)
-        ]
+        """Return a line for each row of ``generation``: input, right answers, answer and score."""
+        lines = []
+        for row, answer in zip(self.splits[split], np.asarray(answers, dtype=object), strict=True):
+            nats = answer.nats / max(1, answer.tokens)
+            score = nats
+            if self.metric != NATS:
+                score = ITEMS[self.metric](row.answers, answer)
+            line = {"input": row.text, "gold": row.answers, "answer": str(answer), "score": score}
+            lines.append({**line, "nats": nats})
+        return lines
 
     def facts(self) -> TaskFacts:
-        """The task's entry in study.json; ``notes`` and ``skipped`` only if there are any."""
+        """Return the task's entry in study.json."""
         texts = json.dumps(self.texts()).encode()
         facts: TaskFacts = {
             "metric": self.metric,
@@ -386,10 +395,10 @@ class Task:
         return facts
 
     def with_train_rows(self, count: int | None) -> Task:
-        """The same task with at most ``count`` training rows; dev and test stay.
+        """Return the same task with at most ``count`` training rows; dev and test stay.
 
-        Use it if a random start does as well as a pre-trained one on all rows. Classes of rows get
-        equally many, chosen by a hash of the text, so that smaller sets are part of larger ones.
+        Use it where pre-training makes no difference on all rows. Each class gets as many rows,
+        chosen by a hash of the text, so that smaller sets are part of larger ones.
 
         Raises:
             MaskwiseError: fewer rows than classes.
@@ -403,15 +412,16 @@ class Task:
             raise MaskwiseError("train_rows is too small", got=count, allowed=allowed)
         seen: Counter[str] = Counter()
         ranked = []
-        for place, row in enumerate(sorted(rows, key=lambda row: place_of(row.key))):
+        for row in sorted(rows, key=lambda row: place_of(row.key)):
             seen[row.stratum] += 1
-            ranked.append((seen[row.stratum], place, row))
-        ranked.sort(key=lambda item: item[:2])
-        chosen = tuple(row for _, _, row in ranked[:count])
+            ranked.append((seen[row.stratum], row))
+        # The first row of each class, then the second of each: the sort keeps the order of hashes.
+        ranked.sort(key=lambda item: item[0])
+        chosen = tuple(row for _, row in ranked[:count])
         return replace(self, splits={**self.splits, "train": chosen})
 
 
 def place_of(key: str) -> float:
-    """A hash of a text in [0, 1): the place of its row in a cut."""
+    """Hash a text to [0, 1): the place of its row in a cut."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
