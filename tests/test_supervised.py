@@ -289,9 +289,9 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
         for part in (train, test)
     ]
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 16}, head=head, length=32)
-    before = judge(policy, marked[1], salient=False)
+    before = judge(policy, marked[1])
     learn_supervised(policy, marked[0], training=training())
-    after = judge(policy, marked[1], salient=False)
+    after = judge(policy, marked[1])
     assert before["weight_on_labels"] == pytest.approx(before["labelled_words"], abs=0.1)
     assert after["weight_on_labels"] > 0.6 > 3 * before["weight_on_labels"]
     if head == "spans":

@@ -1,23 +1,21 @@
-"""The layers of a learned policy: a weight for every word, and the best spans with their scores.
+"""Annotate texts with a learned policy: a weight for every word, and the best spans.
 
-A policy reads its own tokens, in windows as long as those it was made for, cut as pieces of a
-corpus are; its scores are placed by the *characters* of words. So a corpus is scored once, whatever
-the tokenizer of the model that it is masked for.
+The policy reads a text with its tokenizer, in windows of at most ``policy.config.length`` tokens.
+Its scores are stored by *characters*, so a corpus is scored once for models with any tokenizer.
 
-- The **weight** of a word is exp(logit), its logit the mean over its tokens; of a policy that
-  scores spans it is the probability to lie inside the span, P(start)·P(end) summed over the spans
-  around the word. Weights average 1 over a text, since only their proportions matter.
-- The **best spans** of a window do not overlap: each is the best of those that the better ones
-  leave. A policy that scores tokens gives its best words.
+- Weights: a head for tokens gives exp(mean logit of the word's tokens). A head for spans gives the
+  probability that the span covers the word: P(start)·P(end), summed over the spans around it.
+  Weights average 1 over a text, since only their proportions matter.
+- Best spans: chosen greedily in each window, without overlap. A head for tokens gives single words.
 
-Cost: the encoder's, over windows of similar length, without gradients; the rest is numpy over
-    words.
+Cost: one forward pass of the encoder over the corpus, and numpy over words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -40,18 +38,18 @@ Ints = NDArray[np.int64]
 
 VERSION = "learned-1"
 LEAST_LOGIT = -60.0
-"""Relative to the highest of a text; no word weighs 0."""
+"""Floor of a logit relative to the highest of its text, so that no word has weight 0."""
 
 
 class Learned:
     """The layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub; "": the policy that a run of a study will
-            learn, of which only the names of its layers are known.
+        folder: the policy's folder, or its id on the hub. "" is a placeholder for the policy that a
+            study will learn: it has the names of the layers, but cannot annotate.
         layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score``
             their scores.
-        spans: how many of them, of each window of text.
+        spans: number of best spans per window.
 
     Raises:
         MaskwiseError: no policy, or a damaged one.
@@ -59,13 +57,15 @@ class Learned:
 
     name = "learned"
     imports: ClassVar = ("torch", "transformers")
-    """Modules that its workers take seconds to import."""
+    """Modules that take seconds to import in a worker."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
         if spans < 1:
             raise MaskwiseError("spans of a learned policy", got=spans, allowed="1 or more")
-        self.folder = find_policy(folder) if folder else None
-        if self.folder:
+        self.folder = None
+        if folder:
+            self.folder = find_policy(folder)
+            # A damaged policy is reported here, before workers start.
             read_config(self.folder)
         self.spans = spans
         self.layer = layer
@@ -77,12 +77,12 @@ class Learned:
 
     @cached_property
     def version(self) -> str:
-        """Changes with any weight, setting or token of the policy, and with the rules here."""
+        """A digest of the policy's files and of the rules in this module."""
         if self.folder is None:
             return "of the run"
         names = ("config.json", "model.safetensors", "tokenizer.json")
-        files = [self.folder / name for name in names if (self.folder / name).is_file()]
-        return digest(VERSION, WORDS_VERSION, self.spans, *files)
+        paths = [self.folder / name for name in names]
+        return digest(VERSION, WORDS_VERSION, self.spans, *filter(Path.is_file, paths))
 
     @cached_property
     def policy(self) -> PolicyModel:
@@ -93,30 +93,32 @@ class Learned:
         return PolicyModel.from_pretrained(self.folder)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its layers; see `Annotator`."""
-        found = []
+        """Return the layers of each text; see `Annotator`."""
+        annotated = []
         for scores in score_words(self.policy, texts, spans=self.spans):
+            # The types in which a store keeps layers.
             start = scores.start.astype(np.int32)
             end = scores.end.astype(np.int32)
+            weight = scores.weight.astype(np.float32)
             first, last = scores.spans.T.astype(np.int32)
-            found.append(
-                {
-                    self.layer: CharSpans(start, end, scores.weight.astype(np.float32)),
-                    f"{self.layer}_span": CharSpans(first, last),
-                    f"{self.layer}_score": CharSpans(first, last, scores.score.astype(np.float32)),
-                }
-            )
-        return found
+            score = scores.score.astype(np.float32)
+            layers = {
+                self.layer: CharSpans(start, end, weight),
+                f"{self.layer}_span": CharSpans(first, last),
+                f"{self.layer}_score": CharSpans(first, last, score),
+            }
+            annotated.append(layers)
+        return annotated
 
 
 class TextScores(NamedTuple):
-    """The scores of the W words of a text, and of the S best spans of its windows, in order.
+    """Scores of the W words of a text, and of the S best spans of its windows, in text order.
 
     Attributes:
-        start, end: (W,) characters of each word.
-        weight: (W,) averages 1.
-        spans: (S, 2) characters of each span.
-        score: (S,) its probability in its window.
+        start, end: (W,) character offsets of the words.
+        weight: (W,) with mean 1.
+        spans: (S, 2) character offsets of the spans.
+        score: (S,) probability of each span within its window.
     """
 
     start: Ints
@@ -127,14 +129,14 @@ class TextScores(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Texts as a policy reads them, and the W words in its windows, in order.
+    """Texts cut into windows for a policy, and the W words in these windows, in text order.
 
     Attributes:
-        pieces: the windows, T tokens in all.
+        pieces: the windows, with T tokens in total.
         text, piece: (W,) the text and the window of each word.
-        open, close: (W,) its first and its last token.
-        start, end: (W,) its characters in its text.
-        tokens, word: (M,) the tokens that are in words, and the word of each.
+        open, close: (W,) the first and the last token of each word.
+        start, end: (W,) character offsets of each word in its text.
+        tokens, word: (M,) the tokens that belong to words, and the word of each token.
     """
 
     pieces: Pieces
@@ -149,41 +151,43 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Texts cut between words into windows that the policy can read; None if all are empty.
+    """Cut texts between words into windows for the policy; None if no text has a token.
 
-    A word that is longer than a window is in none.
+    A word that is longer than a window is left out.
     """
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
-    if not any(len(each.input_ids) for each in tokens):
+    sizes = [len(tokens_of_text.input_ids) for tokens_of_text in tokens]
+    if not any(sizes):
         return None
     pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)
-    text_T = np.repeat(np.arange(len(texts)), [len(each.input_ids) for each in tokens])
+    text_T = np.repeat(np.arange(len(texts)), sizes)
     piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
-    at = np.flatnonzero(pieces.columns["word_ids"] >= 0)
-    number, piece = pieces.columns["word_ids"][at], piece_T[at]
-    # Among the tokens of words, a word begins with a new number or a new window.
-    opens = changes(number, piece)
-    first = at[opens]
-    last = at[np.append(opens[1:], True)[: len(at)]]
+    word_id_T = pieces.columns["word_ids"]
+    in_word = np.flatnonzero(word_id_T >= 0)
+    # Numbers of words start again in every text, so the window has to be compared too.
+    opens = changes(word_id_T[in_word], piece_T[in_word])
+    closes = np.append(opens[1:], True)[: len(in_word)]
+    first = in_word[opens]
+    last = in_word[closes]
     return Windows(
-        pieces,
-        text_T[first],
-        piece_T[first],
-        first,
-        last,
-        pieces.columns["start"][first],
-        pieces.columns["end"][last],
-        at,
-        np.cumsum(opens) - 1,
+        pieces=pieces,
+        text=text_T[first],
+        piece=piece_T[first],
+        open=first,
+        close=last,
+        start=pieces.columns["start"][first],
+        end=pieces.columns["end"][last],
+        tokens=in_word,
+        word=np.cumsum(opens) - 1,
     )
 
 
 def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> list[TextScores]:
-    """The scores of each text, live; layers are made of them.
+    """Score the words of each text, and find its best spans.
 
     Args:
-        spans: number of best spans of each window of ``policy.config.length`` tokens.
+        spans: number of best spans per window of ``policy.config.length`` tokens.
 
     Raises:
         MaskwiseError: scores that are not finite.
@@ -193,47 +197,56 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
         none = np.zeros(0, np.int64)
         empty = TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))
         return [empty] * len(texts)
-    pieces, text_W, piece_W = windows.pieces, windows.text, windows.piece
-    logits_TC = _logits(policy, pieces)
+    text_W = windows.text
+    logits_TC = _logits(policy, windows.pieces)
     if not np.isfinite(logits_TC).all():
         do = "is it damaged? learn it again"
         raise MaskwiseError("the scores of the policy are not finite", do=do)
+
+    # Windows as rows of words, padded at the end: (P, longest row of words).
+    words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
+    real_PW = np.arange(words_P.max(initial=1)) < words_P[:, None]
     if policy.config.head == "tokens":
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
-        most = np.full(len(texts), -np.inf)
-        np.maximum.at(most, text_W, logit_W)
-        weight_W = np.exp(np.maximum(logit_W - most[text_W], LEAST_LOGIT))
-        chance = _softmax(_padded(logit_W, piece_W, len(pieces)))[..., None]
+        top = np.full(len(texts), -np.inf)
+        np.maximum.at(top, text_W, logit_W)
+        weight_W = np.exp(np.maximum(logit_W - top[text_W], LEAST_LOGIT))
+        chance_PWK = _softmax(logit_W, real_PW)[..., None]
     else:
-        first = _softmax(_padded(logits_TC[windows.open, 0], piece_W, len(pieces)))
-        last = _softmax(_padded(logits_TC[windows.close, 1], piece_W, len(pieces)))
-        chance = span_chances(first, last, longest=policy.config.longest)
-        weight_W = _inside(chance)[_real(piece_W, len(pieces))]
+        first_PW = _softmax(logits_TC[windows.open, 0], real_PW)
+        last_PW = _softmax(logits_TC[windows.close, 1], real_PW)
+        chance_PWK = span_chances(first_PW, last_PW, longest=policy.config.longest)
+        weight_W = _inside(chance_PWK)[real_PW]
     total = np.bincount(text_W, weight_W, len(texts))
     mean = total / np.bincount(text_W, minlength=len(texts)).clip(min=1)
-    weight_W = np.maximum(weight_W / np.maximum(mean, 1e-300)[text_W], np.exp(LEAST_LOGIT))
+    # All probabilities of a text may underflow to 0.
+    weight_W = weight_W / np.maximum(mean, 1e-300)[text_W]
+    weight_W = np.maximum(weight_W, np.exp(LEAST_LOGIT))
 
-    piece_S, place_S, more_S, score_S = best_spans(chance, spans)
-    first_S = place_S + np.searchsorted(piece_W, piece_S)
+    piece_S, word_S, more_S, score_S = best_spans(chance_PWK, spans)
+    first_S = word_S + np.searchsorted(windows.piece, piece_S)
     spans_S = np.stack([windows.start[first_S], windows.end[first_S + more_S]], axis=1)
-    columns = []
-    for column in (windows.start, windows.end, weight_W):
-        columns.append(np.split(column, np.searchsorted(text_W, np.arange(1, len(texts)))))
-    for column in (spans_S, score_S):
-        columns.append(np.split(column, np.searchsorted(text_W[first_S], np.arange(1, len(texts)))))
-    return [TextScores(*parts) for parts in zip(*columns)]
+    word_edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
+    span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
+    scores = []
+    for number in range(len(texts)):
+        words = slice(*word_edges[number : number + 2])
+        best = slice(*span_edges[number : number + 2])
+        start, end = windows.start[words], windows.end[words]
+        scores.append(TextScores(start, end, weight_W[words], spans_S[best], score_S[best]))
+    return scores
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
-    """(P, W, K): P(start = i)·P(end = i + k), the chance of the k + 1 words from word i on."""
+    """(P, W, K) P(start = i)·P(end = i + k), the probability of the k + 1 words from word i on."""
     padded = np.pad(last_PW, ((0, 0), (0, longest - 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
-    return first_PW[..., None] * windows
+    last_PWK = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
+    return first_PW[..., None] * last_PWK
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """The best spans of each piece that do not overlap, at most ``count``, in order.
+    """Choose at most ``count`` spans of each piece, greedily and without overlap, in text order.
 
     Returns:
         (S,) each: piece, first word, further words, score.
@@ -241,27 +254,30 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
     chance = chance_PWK.copy()
     pieces, words, longest = chance.shape
     start = np.arange(words)[:, None]
-    more = np.arange(longest)[None]
-    found = []
-    for _ in range(min(count, words)):
+    more = np.arange(longest)
+    # At least one round: the shape of the columns is right even if nothing is found.
+    found = [np.zeros((4, 0))]
+    for _ in range(count):
         flat = chance.reshape(pieces, -1)
-        place = flat.argmax(1)
-        value = flat[np.arange(pieces), place]
-        i, k = np.divmod(place, longest)
-        kept = np.flatnonzero(value > 0)
-        if not len(kept):
+        best = flat.argmax(1)
+        score = flat[np.arange(pieces), best]
+        i, k = np.divmod(best, longest)
+        positive = np.flatnonzero(score > 0)
+        if not len(positive):
             break
-        found.append(np.stack([kept, i[kept], k[kept], value[kept]]))
-        i, j = i[:, None, None], (i + k)[:, None, None]
+        found.append(np.stack([positive, i[positive], k[positive], score[positive]]))
+        # Every span that overlaps the chosen one is out of the next rounds.
+        j = (i + k)[:, None, None]
+        i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
-    piece, first, further, score = np.concatenate([np.zeros((4, 0)), *found], axis=1)
-    order = np.lexsort((first, piece))
-    places = [part[order].astype(np.int64) for part in (piece, first, further)]
-    return places[0], places[1], places[2], score[order]
+    columns = np.concatenate(found, axis=1)
+    columns = columns[:, np.lexsort((columns[1], columns[0]))]
+    piece, first, further = columns[:3].astype(np.int64)
+    return piece, first, further, columns[3]
 
 
 def _inside(chance_PWK: Floats) -> Floats:
-    """(P, W): the chance of every word to lie inside the span."""
+    """(P, W) the probability that the span covers the word."""
     pieces, words, longest = chance_PWK.shape
     inside = np.zeros((pieces, words + longest))
     for more in range(longest):
@@ -271,11 +287,16 @@ def _inside(chance_PWK: Floats) -> Floats:
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
-    """Some pieces with special tokens, and the places of their tokens there and in ``pieces``."""
+    """Frame some pieces with special tokens.
+
+    Returns:
+        The framed pieces, (M,) the positions of their tokens there, and (M,) those in ``pieces``.
+    """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
-    length = int(size.sum()) + len(size) * ((frame.first >= 0) + (frame.last >= 0))
-    # all in one row, without padding
+    special = (frame.first >= 0) + (frame.last >= 0)
+    length = int(size.sum()) + len(size) * special
+    # ``Flat`` pads each batch by itself, so the pieces stand in one row without padding.
     line = framed(size, np.zeros_like(size), length=length, frame=frame)
     token = listed(pieces.offsets[rows], size)
     ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
@@ -285,33 +306,24 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
 
 @torch.inference_mode()
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
-    """(T, C): the logits of every token of every piece."""
+    """(T, C) the logits of every token."""
     flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
     logits = torch.zeros(len(flat.ids), COLUMNS[policy.config.head], dtype=torch.float64)
     policy.eval()
-    for rows, batch in batches(flat, next(policy.parameters()).device):
+    device = next(policy.parameters()).device
+    for rows, batch in batches(flat, device):
         at, real = flat.at(rows)
         out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
+        # A head for tokens has no last dimension.
         logits[at[real]] = out.reshape(*at.shape, -1)[real]
     return logits.numpy()[place]
 
 
-def _padded(values_W: Floats, piece_W: Ints, pieces: int) -> Floats:
-    """(P, W'): the words of each piece in a row, padded with −∞."""
-    real = _real(piece_W, pieces)
-    padded = np.full(real.shape, -np.inf)
-    padded[real] = values_W
-    return padded
-
-
-def _real(piece_W: Ints, pieces: int) -> NDArray[np.bool_]:
-    """(P, W') which places of ``_padded`` hold a word."""
-    counts = np.bincount(piece_W, minlength=pieces)
-    return np.arange(counts.max(initial=1)) < counts[:, None]
-
-
-def _softmax(logit_PW: Floats) -> Floats:
-    """Over the words of each piece; 0 at padding."""
-    most = logit_PW.max(axis=1, keepdims=True)
-    weight = np.exp(logit_PW - np.where(np.isfinite(most), most, 0.0))
+def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
+    """(P, W') softmax over the words of each window; 0 at padding."""
+    logit_PW = np.full(real_PW.shape, -np.inf)
+    logit_PW[real_PW] = logit_W
+    top = logit_PW.max(axis=1, keepdims=True)
+    # A window without words has −∞ alone, and −∞ − −∞ is NaN.
+    weight = np.exp(logit_PW - np.where(np.isfinite(top), top, 0.0))
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)

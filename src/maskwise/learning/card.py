@@ -1,11 +1,13 @@
-"""The card of a policy, and what it masks: top words, parts of speech, examples."""
+"""The model card of a learned policy: its measures, and a summary of what it masks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
@@ -14,16 +16,20 @@ from maskwise.learning.annotator import TextScores, score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text.layers import CharSpans
 
-EXAMPLES, EXAMPLE_WORDS = 5, 60
-TOP_WORDS, LEAST_COUNT = 20, 3
+EXAMPLES = 5
+EXAMPLE_WORDS = 60
+TOP_WORDS = 20
+LEAST_COUNT = 3
 MOST_TEXTS = 500
+BOLD = 3.0
+"""Words of at least this weight are bold."""
 
 
 class Shown(TypedDict):
-    """What is shown of a policy; weights average 1 over a text.
+    """A summary of what a policy masks, as in ``shown.json``. Weights average 1 over a text.
 
-    ``words`` and ``tags``: name → (mean weight, number); ``examples``: texts as words with their
-    weights before and after learning.
+    ``words`` and ``tags``: name → (mean weight, count). ``examples``: texts as lists of (word,
+    weight before learning, weight after).
     """
 
     words: dict[str, tuple[float, int]]
@@ -32,81 +38,95 @@ class Shown(TypedDict):
 
 
 def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> Shown:
-    """What a policy masks in some texts.
+    """Summarise what a policy masks in the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: by ``weights_of``, of the first texts, before it had learned.
+        before: from ``weights_of``, called with the same texts before the policy learned.
     """
-    some = list(texts[:MOST_TEXTS])
-    tagged = annotator("pos").annotate(some)
+    texts = list(texts[:MOST_TEXTS])
+    # "pos" is the tagger that ships with the package: a card needs no download.
+    tagged = annotator("pos").annotate(texts)
     words: list[str] = []
     tags: list[str] = []
     weights: list[float] = []
     examples = []
-    for number, scores in enumerate(score_words(policy, some)):
-        places = zip(scores.start.tolist(), scores.end.tolist())
-        own = [some[number][start:end] for start, end in places]
-        weight = scores.weight.tolist()
-        words += [word.casefold() for word in own]
+    # One pass over all texts: the policy sorts their windows by length, which saves padding.
+    for number, scores in enumerate(score_words(policy, texts)):
+        text_words = []
+        for start, end in zip(scores.start.tolist(), scores.end.tolist()):
+            text_words.append(texts[number][start:end])
+        words += map(str.casefold, text_words)
         tags += _tags(scores, tagged[number]["pos"])
-        weights += weight
+        weights += scores.weight.tolist()
         if number < len(before):
-            rounded = [np.round(values, 4).tolist() for values in (before[number], scores.weight)]
-            examples.append(list(zip(own, *rounded))[:EXAMPLE_WORDS])
+            old = np.round(before[number], 4).tolist()
+            new = np.round(scores.weight, 4).tolist()
+            examples.append(list(zip(text_words, old, new))[:EXAMPLE_WORDS])
+    common = _means(words, weights, least=LEAST_COUNT)
     return {
-        "words": _means(words, weights, least=LEAST_COUNT, most=TOP_WORDS),
-        "tags": _means(tags, weights, least=1, most=len(UPOS) + 1),
+        "words": dict(islice(common.items(), TOP_WORDS)),
+        "tags": _means(tags, weights, least=1),
         "examples": examples,
     }
 
 
-def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[np.ndarray]:
-    """The weights of the words of each of the first texts."""
+def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[NDArray[np.float64]]:
+    """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
     return [scores.weight for scores in score_words(policy, list(texts[:EXAMPLES]))]
 
 
 def weights_shown(texts: Sequence[str], policy: PolicyModel) -> list[list[float]]:
-    """The weights of words in the first texts, as a learning logs them."""
-    every = weights_of(policy, texts)
-    return [np.round(weights[:EXAMPLE_WORDS], 3).tolist() for weights in every]
+    """Return the weights of words in the first texts, rounded for ``metrics.jsonl``."""
+    shown = []
+    for weights in weights_of(policy, texts):
+        shown.append(np.round(weights[:EXAMPLE_WORDS], 3).tolist())
+    return shown
 
 
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
-    """The tag of each word of a text."""
+    """Return the part of speech of each word of a text, or "none"."""
     assert tagged.value is not None
+    # A word before all tagged ones finds index −1, the padding, which ends at 0: it has no tag.
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
-    return [("none", *UPOS)[code] for code in codes]
+    names = np.array(["none", *UPOS])
+    found: list[str] = names[codes.astype(int)].tolist()
+    return found
 
 
 def _means(
-    name: Sequence[str], weight: Sequence[float], *, least: int, most: int
+    names: Sequence[str], weights: Sequence[float], *, least: int
 ) -> dict[str, tuple[float, int]]:
-    """The mean weight and the count of each name with at least ``least``, the heaviest first."""
-    names, place, count = np.unique(name, return_inverse=True, return_counts=True)
-    mean = np.bincount(place, weight) / count
-    order = [at for at in np.argsort(-mean, kind="stable") if count[at] >= least][:most]
-    return {str(names[at]): (round(float(mean[at]), 3), int(count[at])) for at in order}
+    """Return {name: (mean weight, count)} of names that occur ``least`` times, heaviest first."""
+    unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
+    means = np.bincount(place, weights) / counts
+    found = {}
+    for at in np.argsort(-means, kind="stable").tolist():
+        if counts[at] >= least:
+            found[str(unique[at])] = (round(float(means[at]), 3), int(counts[at]))
+    return found
 
 
 def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], shown: Shown) -> str:
-    """The card of a policy, in the hub's format: task, data and method, how good it is, and what it
-    masks.
+    """Write the card of a policy in the hub's format: how it was learned, its measures, its words.
 
     Args:
-        measures: of the policy, by name; ``salient`` holds those of salient spans.
+        measures: of the policy, by name; ``salient`` holds those of the salient spans, the
+            baseline.
     """
-    salient = measures.get("salient", {})
     facts = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
+    # Only some measures exist for the baseline; the others leave its cell empty.
+    salient = measures.get("salient", {})
     rows = []
     for name, value in measures.items():
         if name != "salient":
-            rows.append(f"| {name} | {_figure(value)} | {_figure(salient.get(name, ''))} |")
+            baseline = _figure(salient.get(name, ""))
+            rows.append(f"| {name} | {_figure(value)} | {baseline} |")
     figures = "\n".join(rows)
     words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
     tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
-    examples = "\n".join(f"> {_marked(words)}\n" for words in shown["examples"])
+    examples = "\n".join(f"> {_with_bold(words)}\n" for words in shown["examples"])
     return f"""---
 library_name: maskwise
 tags: [maskwise, masking-policy]
@@ -141,8 +161,15 @@ Words of three times the mean weight and more are in bold:
 
 
 def _figure(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)
 
 
-def _marked(words: Sequence[tuple[str, float, float]]) -> str:
-    return " ".join(f"**{word}**" if weight >= 3 else word for word, _, weight in words)
+def _with_bold(words: Sequence[tuple[str, float, float]]) -> str:
+    shown = []
+    for word, _, weight in words:
+        if weight >= BOLD:
+            word = f"**{word}**"
+        shown.append(word)
+    return " ".join(shown)
