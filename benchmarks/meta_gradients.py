@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import ModernBertConfig
 
 from maskwise.bench import surroundings
-from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient
+from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model
 from maskwise.objectives import MaskedLanguageModelling
@@ -69,7 +69,7 @@ def work(what: str, losses: Losses, rows: int, inner: int) -> None:
     task in turn.
     """
     text, mask, asked = rows_of(rows)
-    budget, theta = mask.sum(), losses.parameters_now()
+    budget, theta = mask.sum(), values_of(losses)
     steps = [
         step
         for _ in range(inner)

@@ -14,7 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 import training_tools as tools
 from maskwise.keys import Keys
-from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient
+from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient, values_of
 from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
@@ -131,16 +131,14 @@ class Problem:
     def gradient(self, backend: str, **how: float) -> tuple[MetaGradient, Tensor]:
         """What the back-end returns, and the gradient of the policy's table."""
         self.policy.zero_grad()
-        steps, theta = self.steps(), self.losses.parameters_now()
+        steps, theta = self.steps(), values_of(self.losses)
         result = meta_gradient(theta, steps, self.losses.of(self.outer), backend=backend, **how)
         result.backward(steps)
         return result, self.policy.table.weight.grad.flatten().clone()
 
     def value(self) -> float:
         """The outer loss, found by training as one would without any meta-gradient."""
-        theta = {
-            name: value.requires_grad_() for name, value in self.losses.parameters_now().items()
-        }
+        theta = {name: value.requires_grad_() for name, value in values_of(self.losses).items()}
         for step in self.steps():
             mask = None if step.mask is None else step.mask.detach()
             slope = torch.autograd.grad(
@@ -245,7 +243,7 @@ def test_the_gradient_of_the_step_sizes() -> None:
 
 def test_an_outer_loss_without_slope_gives_zero() -> None:
     problem = Problem.of()
-    steps, theta = problem.steps(), problem.losses.parameters_now()
+    steps, theta = problem.steps(), values_of(problem.losses)
     flat = meta_gradient(
         theta, steps, lambda theta, mask: 0.0 * theta[next(iter(theta))].sum() + 2.0
     )
@@ -296,7 +294,7 @@ def test_straight_through_points_where_the_gradient_over_all_selections_does() -
     choice = choose(batch, LOGIT.detach()[word_ids], BUDGET / WHOLE, keys)
     inputs = {"input_ids": word_ids + 5, "attention_mask": torch.ones_like(word_ids)}
     loss = losses.of(inputs, torch.tensor(float(BUDGET)))
-    outer, theta = losses.of(question("bert", 2, 3)), losses.parameters_now()
+    outer, theta = losses.of(question("bert", 2, 3)), values_of(losses)
     expected = torch.zeros(())
     straight = torch.zeros(6, dtype=torch.float64)
     for selection, probability in table.items():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, find_contexts
-from maskwise.learning.gradients import Losses
+from maskwise.learning.gradients import Losses, values_of
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
 from maskwise.learning.relaxation import RelaxedDenoising
@@ -84,7 +84,7 @@ def learn(settings: MetaSettings, **how):
 
 
 def is_reset(learner: MetaLearner) -> bool:
-    now = learner.losses.parameters_now()
+    now = values_of(learner.losses)
     return all(torch.equal(now[name], learner.start[name]) for name in now)
 
 
@@ -359,7 +359,7 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     weight = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
     losses = losses_of(model, task, tokenizer(), seed=0)
     assert torch.equal(losses.task.model.bert.encoder.layer[0].output.dense.weight, weight)
-    own = [name for name in losses.parameters_now() if name.startswith("task.")]
+    own = [name for name in values_of(losses) if name.startswith("task.")]
     assert own == ["task.model.classifier.weight", "task.model.classifier.bias"]
     assert (
         losses.denoising.model.get_output_embeddings().weight

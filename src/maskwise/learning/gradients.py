@@ -1,20 +1,19 @@
-"""Meta-gradients: the derivative of a loss after steps of training by the masks of these steps.
+"""Meta-gradients: the derivative of a loss after training steps with respect to their masks.
 
     θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m
 
-The mask is differentiated, not the policy: a policy's own backward pass runs once, on the gradient
-of its mask, and whatever made the mask is differentiated exactly. Two back-ends give the same
-numbers (``BACKENDS``):
+The result is a gradient with respect to the masks. One backward pass through the policy then gives
+the gradient of its parameters. Two back-ends compute the same numbers (``BACKENDS``):
 
 ``exact``
-    Autograd through the gradients. It holds the graph of every step, and attention must be the
-    plain one (``MATH``), because fused attention has no second derivative.
+    Autograd through the gradients. It holds the graph of every step, and needs the plain attention
+    kernel (``MATH``), because fused attention has no second derivative.
 ``finite-difference``
     With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
     v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is
-    that of training, and time two more passes for each step. To leave out the second update is a
-    mistake wherever a step follows the masked one; the cosine to the right gradient was .74 at a
-    rate of 1 (tests/test_gradients.py).
+    that of ordinary training, and each step costs two more passes. DARTS leaves out the update of v;
+    that is wrong if any step follows the masked one: the cosine to the exact gradient fell to .74
+    at a rate of 1 (tests/test_gradients.py).
 
 Tests compare both with the gradient over all hard choices, by enumeration.
 """
@@ -24,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +35,14 @@ from maskwise.objectives import Objective
 
 Parameters: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
-"""From parameters and a mask, for losses that have one, to a scalar."""
+"""(parameters, mask or None) → a scalar."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
-"""Adds up gradients of all ranks, in place."""
+"""Sums tensors over all ranks, in place."""
 BACKENDS = ("exact", "finite-difference")
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
-    """Nothing to add up: there is one rank."""
+    """Leave tensors as they are: the sum over a single rank."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class InnerStep:
     """One step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
 
     Attributes:
-        loss: gives a scalar; see ``Losses``.
-        rate: its size.
-        mask: (B, L) of the policy; None for losses without one.
+        loss: see ``Losses.of``.
+        rate: step size.
+        mask: (B, L) from the policy; None for a loss without a mask.
     """
 
     loss: Loss
@@ -63,11 +62,11 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """The result of a back-end.
+    """The outer loss and its derivatives.
 
     Attributes:
         outer: the outer loss after all steps.
-        inner: the loss of each step, before it is made.
+        inner: the loss of each step, before its update.
         masks: ∂outer/∂mask of each step; None if it has no mask.
         rates: ∂outer/∂rate of each step.
     """
@@ -78,18 +77,18 @@ class MetaGradient:
     rates: list[float]
 
     def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
-        """Backpropagate from the masks of the steps to ``grad`` of the policy's parameters."""
+        """Backpropagate from the masks of the steps into ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
         torch.autograd.backward(masks, gradients, retain_graph=retain_graph)
 
 
 class Losses(nn.Module):
-    """The two losses of one model, of predicting masked tokens and of a task. Both are means.
+    """The two mean losses of one model: predicting masked tokens, and a task.
 
     Attributes:
-        denoising: its loss is called with (inputs, mask, budget).
-        task: an objective over the same model, or one that shares its encoder; called with a batch.
+        denoising: called with (inputs, mask, budget).
+        task: an objective over the same model, or over a model that shares its encoder.
     """
 
     def __init__(self, denoising: RelaxedDenoising, task: Objective):
@@ -97,42 +96,45 @@ class Losses(nn.Module):
         self.denoising = denoising
         self.task = task
 
-    def forward(self, batch: Any, mask: Tensor | None, budget: Tensor | None) -> Tensor:
-        """A scalar; the task's if there is no mask."""
+    def forward(
+        self, batch: Mapping[str, Tensor], mask: Tensor | None, budget: Tensor | None
+    ) -> Tensor:
+        """Return the mean loss of denoising if there is a mask, else that of the task."""
         if mask is not None:
             loss: Tensor = self.denoising(batch, mask, budget)
             return loss
         outcome = self.task(batch)
-        return outcome.loss / (outcome.targets if budget is None else budget)
-
-    def parameters_now(self) -> Parameters:
-        """Copies of the parameters by name, tied ones once: where the inner steps begin."""
-        return {name: value.detach().clone() for name, value in self.named_parameters()}
+        if budget is None:
+            budget = outcome.targets
+        return outcome.loss / budget
 
     @cached_property
-    def _places(self) -> dict[str, str]:
-        """Every place of a parameter, and its name.
+    def _names(self) -> dict[str, str]:
+        """{path of a parameter in the module tree: its name in ``named_parameters``}.
 
-        A tied parameter has several places, but a module that both losses share has one here:
-        ``functional_call`` does not restore what it replaced twice.
+        A tied parameter has several paths. A module that both losses share has one path here, since
+        ``functional_call`` does not restore a tensor that it replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
-        places = {}
-        for path, module in self.named_modules():
-            own = module.named_parameters(path, recurse=False, remove_duplicate=False)
-            places.update({place: names[id(value)] for place, value in own})
-        return places
+        paths = {}
+        for prefix, module in self.named_modules():
+            # ``recurse=False``: ``named_modules`` visits a shared module once, under its first path.
+            parameters = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
+            for path, value in parameters:
+                paths[path] = names[id(value)]
+        return paths
 
-    def of(self, batch: Any, budget: Tensor | None = None) -> Loss:
-        """The loss of a batch as a function of parameters and mask.
+    def of(self, batch: Mapping[str, Tensor], budget: Tensor | None = None) -> Loss:
+        """Return the loss of a batch as a function of parameters and mask.
 
         Args:
-            budget: divides the sum of the losses; None: the targets of a batch without a mask. On
-                several ranks it must be the sum over all of them.
+            budget: divides the summed losses, and must be a sum over all ranks. None: the targets
+                of a batch without a mask.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
-            values = {place: theta[name] for place, name in self._places.items()}
+            values = {path: theta[name] for path, name in self._names.items()}
+            # Tied weights are in ``values`` under every path, so torch must not tie them again.
             scalar: Tensor = functional_call(self, values, (batch, mask, budget), tie_weights=False)
             return scalar
 
@@ -145,19 +147,15 @@ def meta_gradient(
     outer: Loss,
     *,
     backend: str = "finite-difference",
-    epsilon: float | None = None,
     agree: Agree = alone,
 ) -> MetaGradient:
-    """The derivative of the outer loss after inner steps, by their masks and rates.
+    """Differentiate the outer loss after inner steps with respect to their masks and rates.
 
     Args:
-        theta: parameters by name; they are not changed.
+        theta: parameters by name; not modified.
         outer: called with the parameters after the last step, and None.
         backend: one of ``BACKENDS``.
-        epsilon: length of the perturbation of a finite difference, in the space of the parameters.
-            None: .01 in single precision, as in DARTS (Liu et al. 2019, arXiv 1806.09055); .001 in
-            double, where rounding allows it.
-        agree: adds up gradients over ranks, each with a part of the batch; ``exact`` works on one.
+        agree: sums gradients over ranks, each with a part of the batch; ``exact`` ignores it.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
@@ -168,67 +166,82 @@ def meta_gradient(
     0.25 -0.5 -2.0
     0.25 -0.5 -2.0
     """
-    some = next(iter(theta.values()))
-    with torch.autocast(some.device.type, enabled=False):
+    first = next(iter(theta.values()))
+    # The length of a perturbation, as in DARTS (Liu et al. 2019, arXiv 1806.09055). Rounding errors
+    # grow as 1/ε, so that double precision can afford a shorter one.
+    epsilon = 0.01
+    if first.dtype == torch.float64:
+        epsilon = 0.001
+    # Differences of two gradients would drown in the rounding of bfloat16.
+    with torch.autocast(first.device.type, enabled=False):
         if backend == "exact":
             with sdpa_kernel(SDPBackend.MATH):
                 return _exact(theta, steps, outer)
-        length = epsilon or (0.001 if some.dtype == torch.float64 else 0.01)
-        return _finite_difference(theta, steps, outer, length, agree)
+        return _finite_difference(theta, steps, outer, epsilon, agree)
 
 
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
     now = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    some = next(iter(now.values()))
-    masks = [None if step.mask is None else step.mask.detach().requires_grad_() for step in steps]
-    rates = [some.new_tensor(step.rate).requires_grad_() for step in steps]
+    first = next(iter(now.values()))
+    # The rates are tensors too, so that the same graph gives their derivatives.
+    masks = [_leaf(step.mask) for step in steps]
+    rates = [first.new_tensor(step.rate).requires_grad_() for step in steps]
     inner = []
     for step, mask, rate in zip(steps, masks, rates, strict=True):
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
-        slope = _grad(loss, list(now.values()), create_graph=True)
-        now = {name: value - rate * g for (name, value), g in zip(now.items(), slope, strict=True)}
+        slopes = _grad(loss, list(now.values()), create_graph=True)
+        slope = dict(zip(now, slopes, strict=True))
+        now = {name: value - rate * slope[name] for name, value in now.items()}
     value = outer(now, None)
-    wanted = [mask for mask in masks if mask is not None]
-    gradient = iter(_grad(value, [*wanted, *rates]))
-    by_mask = [None if mask is None else next(gradient) for mask in masks]
-    return MetaGradient(float(value.detach()), inner, by_mask, [float(g) for g in gradient])
+    real_masks = [mask for mask in masks if mask is not None]
+    # The gradients come in the order of the tensors: those of masks first, then those of rates.
+    gradients = iter(_grad(value, [*real_masks, *rates]))
+    of_masks = [None if mask is None else next(gradients) for mask in masks]
+    of_rates = [float(gradient) for gradient in gradients]
+    return MetaGradient(float(value.detach()), inner, of_masks, of_rates)
 
 
 def _finite_difference(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
 ) -> MetaGradient:
     now = theta
-    visited, slopes, inner = list[Parameters](), list[Parameters](), list[float]()
+    visited: list[Parameters] = []
+    slopes: list[Parameters] = []
+    inner: list[float] = []
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
         visited.append(now)
         slopes.append(slope)
         inner.append(loss)
-        now = moved(now, slope, -step.rate)
+        now = shifted(now, slope, -step.rate)
     value, v, _ = slope_of(outer, now, None, agree)
-    by_mask = [None if step.mask is None else torch.zeros_like(step.mask) for step in steps]
-    by_rate = [0.0] * len(steps)
+    of_masks: list[Tensor | None] = []
+    for step in steps:
+        of_masks.append(None if step.mask is None else torch.zeros_like(step.mask))
+    of_rates = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
         norm = _dot(v, v) ** 0.5
+        # All earlier gradients are 0 too; NaN ends here as well.
         if not norm > 0:
             break
-        by_rate[number] = -_dot(v, slopes[number])
-        later = number > 0  # the derivative by the first parameters is not needed
-        if step.mask is None and not later:
+        of_rates[number] = -_dot(v, slopes[number])
+        # The derivative with respect to the parameters before the first step is not needed.
+        needs_v = number > 0
+        if step.mask is None and not needs_v:
             break
-        factor = -step.rate / (2 * (epsilon / norm))
-        sides = []
-        for aside in (epsilon / norm, -epsilon / norm):
-            place = moved(visited[number], v, aside)
-            sides.append(slope_of(step.loss, place, step.mask, agree, of_theta=later))
-        (_, ahead, mask_ahead), (_, back, mask_back) = sides
+        shift = epsilon / norm
+        ahead = shifted(visited[number], v, shift)
+        _, slope_ahead, mask_ahead = slope_of(step.loss, ahead, step.mask, agree, of_theta=needs_v)
+        back = shifted(visited[number], v, -shift)
+        _, slope_back, mask_back = slope_of(step.loss, back, step.mask, agree, of_theta=needs_v)
+        factor = -step.rate / (2 * shift)
         if step.mask is not None:
-            by_mask[number] = factor * (mask_ahead - mask_back)
-        if later:
-            v = moved(v, moved(ahead, back, -1), factor)
-    return MetaGradient(value, inner, by_mask, by_rate)
+            of_masks[number] = factor * (mask_ahead - mask_back)
+        if needs_v:
+            v = shifted(v, shifted(slope_ahead, slope_back, -1), factor)
+    return MetaGradient(value, inner, of_masks, of_rates)
 
 
 def slope_of(
@@ -239,29 +252,51 @@ def slope_of(
     *,
     of_theta: bool = True,
 ) -> tuple[float, Parameters, Tensor]:
-    """A loss, its gradient by the parameters (of all ranks), and by the mask (of own rows)."""
+    """Evaluate a loss and its gradients.
+
+    Returns:
+        The loss and its gradient with respect to the parameters, summed over ranks (empty if not
+        ``of_theta``), and that with respect to the mask of this rank's rows (without a mask, a
+        tensor that means nothing).
+    """
     leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
-    leaf = None if mask is None else mask.detach().requires_grad_()
-    value = loss(leaves, leaf)
-    wanted = list(leaves.values()) if of_theta else []
-    if leaf is not None:
-        wanted.append(leaf)
-    gradient = _grad(value, wanted)
-    slope = dict(zip(leaves, gradient, strict=False)) if of_theta else {}
+    mask = _leaf(mask)
+    value = loss(leaves, mask)
+    wanted = []
+    if of_theta:
+        wanted += leaves.values()
+    if mask is not None:
+        wanted.append(mask)
+    gradients = _grad(value, wanted)
+    slope = {}
+    if of_theta:
+        slope = dict(zip(leaves, gradients))
     total = value.detach().clone()
     agree([total, *slope.values()])
-    return float(total), slope, gradient[-1]
+    return float(total), slope, gradients[-1]
+
+
+def _leaf(mask: Tensor | None) -> Tensor | None:
+    """Cut a mask from the policy's graph, to differentiate with respect to it alone."""
+    if mask is None:
+        return None
+    return mask.detach().requires_grad_()
 
 
 def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
-    """The gradients of a scalar, 0 for what it does not depend on."""
+    """Return the gradients of a scalar, 0 for tensors that it does not depend on."""
     return torch.autograd.grad(
         value, wanted, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
 
 
-def moved(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
-    """The parameters moved by ``factor`` times a direction."""
+def values_of(module: nn.Module) -> Parameters:
+    """Return copies of a module's parameters by name, tied parameters once."""
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def shifted(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+    """Return θ + factor·direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 
 
@@ -271,5 +306,7 @@ def _dot(a: Parameters, b: Parameters) -> float:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the widest float type of its device: Apple's GPUs have no float64."""
-    return tensor.double() if tensor.device.type in ("cpu", "cuda") else tensor.float()
+    """Convert to the widest float type of the device: Apple's GPUs have no float64."""
+    if tensor.device.type in ("cpu", "cuda"):
+        return tensor.double()
+    return tensor.float()

@@ -13,8 +13,8 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.learning.examples import Examples
-from maskwise.learning.gradients import Losses
-from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values, values_of
+from maskwise.learning.gradients import Losses, values_of
+from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values
 from maskwise.learning.relaxation import Overflow, RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings

@@ -37,8 +37,9 @@ from maskwise.learning.gradients import (
     Losses,
     Parameters,
     meta_gradient,
-    moved,
+    shifted,
     slope_of,
+    values_of,
     wide,
 )
 from maskwise.learning.settings import MetaSettings
@@ -165,7 +166,7 @@ class MetaLearner:
             loss = self._task(self._rows(number, 2))
             self._descend(loss(dict(losses.named_parameters()), None))
         self._forget()
-        self.start = losses.parameters_now()
+        self.start = values_of(losses)
 
     # One outer step
     # ---------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class MetaLearner:
         masks = [part.masked.choice.mask(part.masked.logit_U) for part in parts]
         steps = self._inner(parts, masks)
         result = meta_gradient(
-            self.losses.parameters_now(), steps, outer, backend=s.gradient, agree=self._agree
+            values_of(self.losses), steps, outer, backend=s.gradient, agree=self._agree
         )
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
@@ -416,14 +417,9 @@ def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameter
     losses = []
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask)
-        now = moved(now, slope, -step.rate)
+        now = shifted(now, slope, -step.rate)
         losses.append(loss)
     return now, losses[0]
-
-
-def values_of(module: nn.Module) -> Parameters:
-    """A copy of a module's parameters by name."""
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
 def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
-"""Masks that gradients can pass: from scores to a choice of units, its probabilities, and a loss.
+"""Differentiable masks: scores → a choice of units, inclusion probabilities, a relaxed loss.
 
-The hard choice is made by ``masking.select``: an exponential race, in which a unit of weight w
-arrives at rate w and units are taken until the budget is used. Stopped at time τ, the race has
-taken a unit with probability p = 1 − exp(−τ·w). The relaxation solves τ for each piece, so that the
-expected number of tokens is the budget, and lets the gradient of p stand for that of the choice. A
-score that rises makes τ fall, and with it the other units' probabilities.
+``masking.select`` makes the hard choice by an exponential race: a unit of weight w arrives at rate
+w, and units are taken until the budget is used. At time τ a unit has arrived with probability
+p = 1 − exp(−τ·w). The relaxation solves for the τ of each piece at which the expected number of
+tokens equals the budget, and uses the gradient of p as that of the choice (straight-through). If
+one score rises, τ falls, and with it the probabilities of the other units.
 
 Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race in place of their softmax.
 """
@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, encoder_of
-from maskwise.keys import Keys
+from maskwise.keys import Array, Keys
 from maskwise.masking import AnnotatedBatch
+from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import Selection, select
 
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SPREAD = 60.0
-"""Logits are at most this far below the highest of their piece; e⁻⁶⁰ is never chosen anyway."""
+"""Logits are clipped to this distance below the highest of their piece: e⁻⁶⁰ is never chosen."""
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """The probability of each unit if the expected number of chosen tokens is the piece's budget.
+    """Solve for the probability that each unit is chosen, given the budget of its piece.
 
-    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. If the budget is
-    that of all units or more, p is 1; if it is 0, p is 0. Both have a gradient of 0.
+    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. A budget of all
+    tokens or more gives p = 1, a budget of 0 gives p = 0, both with a gradient of 0.
 
     Args:
         logit_U: (U,) of any float type; only differences within a piece matter.
@@ -48,9 +49,9 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
         budget_P: (P,) tokens.
 
     Returns:
-        (U,) of the type and device of the logits, computed in float64 on the host. First and second
-        derivatives are those of the exact solution: τ is found without a graph, and two Newton
-        steps with one, which change no digit of it, carry the derivatives of the implicit function.
+        (U,) with the type and device of the logits, computed in float64 on the CPU. First and
+        second derivatives are exact: τ is found without a graph, and then two Newton steps with a
+        graph, which no longer change it, carry the derivatives of the implicit function.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     >>> length, piece = torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long)
@@ -58,32 +59,35 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     >>> [round(x, 3) for x in p.tolist()], round(float((p * length).sum()), 12)
     ([0.204, 0.204, 0.462, 0.462], 2.0)
     """
-    # Apple's GPUs have no float64
-    logit, length, piece, budget = (x.cpu() for x in (logit_U, length_U, piece_U, budget_P))
-    length = length.double()
-    budget = budget.double()
-    weight = _below_top(logit.double(), piece, len(budget)).clamp(min=-SPREAD).exp()
+    # On the CPU, since Apple's GPUs have no float64.
+    logit = logit_U.cpu().double()
+    length = length_U.cpu().double()
+    piece = piece_U.cpu()
+    budget = budget_P.cpu().double()
+    weight = _below_top(logit, piece, len(budget)).clamp(min=-SPREAD).exp()
 
     def total(values_U: Tensor) -> Tensor:
         return values_U.new_zeros(len(budget)).index_add(0, piece, values_U)
 
     whole = total(length)
     solvable = (budget > 0) & (budget < whole)
-    aim = torch.where(solvable, budget, 0.5 * whole)  # any aim that has a solution
+    # A piece without a solution gets any target that has one; its p is overwritten at the end.
+    target = torch.where(solvable, budget, 0.5 * whole)
 
     def newton(tau: Tensor) -> Tensor:
         rest = length * torch.exp(-tau[piece] * weight)
-        return tau + (aim - whole + total(rest)) / total(rest * weight)
+        return tau + (target - whole + total(rest)) / total(rest * weight)
 
     with torch.no_grad():
-        # The expected number of tokens rises with τ and is concave in it, so Newton's steps from
-        # the left never pass the solution; they end where rounding stops their rise.
-        tau = aim / total(length * weight)
+        # The expected number of tokens is increasing and concave in τ, so Newton steps from the
+        # left never pass the solution; they stop once rounding hides the increase.
+        tau = target / total(length * weight)
         for _ in range(200):
-            rising = newton(tau)
-            if not (rising > tau * (1 + 1e-15)).any():
+            larger = newton(tau)
+            if not (larger > tau * (1 + 1e-15)).any():
                 break
-            tau = torch.maximum(tau, rising)
+            tau = torch.maximum(tau, larger)
+    # The first step with a graph has exact first derivatives, the second one second derivatives.
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
@@ -92,14 +96,14 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
-    """(U,) the logits, less the highest of their piece, which is not differentiated."""
+    """(U,) the logits minus the highest of their piece, a constant for gradients."""
     top_P = logit_U.new_full((pieces,), -torch.inf)
     top_P = top_P.scatter_reduce(0, piece_U, logit_U.detach(), "amax")
     return logit_U - top_P[piece_U]
 
 
 class Overflow(MaskwiseError):
-    """A score that is not finite."""
+    """A score of the policy is not finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +112,8 @@ class Choice:
 
     Attributes:
         selection: of P pieces, in (B, L) rows.
-        token_M: (M,) the places of the tokens in units, in the line of B·L tokens.
-        unit_M: (M,) the unit of each of them.
+        token_M: (M,) positions of the tokens of units among the B·L tokens.
+        unit_M: (M,) the unit of each of these tokens.
         piece_U: (U,) the piece of each unit.
         length_U: (U,) tokens of each unit.
         budget_P: (P,) tokens.
@@ -126,54 +130,58 @@ class Choice:
 
     @cached_property
     def budget(self) -> Tensor:
-        """The budget of all pieces: the constant that inner losses are divided by."""
+        """The tokens of all budgets together, by which inner losses are divided."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
-        """(U,) the mean of the logits of each unit's tokens."""
-        total_U = logit_BL.new_zeros(len(self.piece_U))
-        total_U = total_U.index_add(0, self.unit_M, logit_BL.reshape(-1)[self.token_M])
+        """(U,) the mean logit over the tokens of each unit."""
+        logit_M = logit_BL.reshape(-1)[self.token_M]
+        total_U = logit_BL.new_zeros(len(self.piece_U)).index_add(0, self.unit_M, logit_M)
         return total_U / self.length_U
 
     def spread(self, value_U: Tensor) -> Tensor:
-        """(B, L) the value of its unit at every token, 0 at tokens that are in none."""
+        """(B, L) at every token the value of its unit, 0 at tokens outside units."""
         rows, length = self.selection.units.batch.shape
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
     def mask(self, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
-        """(B, L) how much of each token is masked, with a gradient for every unit.
+        """(B, L) the share of each token that is masked, with a gradient for every unit.
 
-        Straight-through: the values are the choice, 0 and 1, and the gradient is that of the
-        inclusion probabilities, also of units that were not chosen. ``smooth``: the values are the
+        Straight-through: the values are 0 and 1, and the gradient is that of the inclusion
+        probabilities, also for units that were not chosen. If ``smooth``, the values are the
         probabilities themselves.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
-        return self.spread(p_U if smooth else self.chosen_U.to(p_U.dtype) + p_U - p_U.detach())
+        if smooth:
+            return self.spread(p_U)
+        return self.spread(self.chosen_U.to(p_U.dtype) + p_U - p_U.detach())
 
     def hard(self) -> Tensor:
         """(B, L) 1.0 where a token was chosen, else 0.0."""
         return self.spread(self.chosen_U.float())
 
     def shares(self, logit_U: Tensor) -> Tensor:
-        """(U,) the share of each unit in the weight of its piece."""
+        """(U,) each unit's weight divided by that of its piece: they sum to 1."""
         weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
         total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
         return weight_U / total_P[self.piece_U]
 
     def entropy(self, logit_U: Tensor) -> Tensor:
-        """The entropy of the shares in nats, a mean over pieces."""
+        """The entropy of the shares in nats, averaged over pieces."""
         share_U = self.shares(logit_U)
-        return -(share_U * share_U.clamp(min=1e-30).log()).sum() / len(self.budget_P)
+        # The floor keeps 0·log 0, and its gradient, from being NaN.
+        log_share_U = share_U.clamp(min=1e-30).log()
+        return -(share_U * log_share_U).sum() / len(self.budget_P)
 
 
 def choose(
     batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
 ) -> Choice:
-    """Choose units of a batch by the weights exp(logit), exactly up to the budget.
+    """Choose units of a batch with weights exp(logit), exactly up to the budget.
 
     Args:
-        logit_BL: (B, L), of any device; a unit's logit is the mean over its tokens.
+        logit_BL: (B, L) on any device; a unit's logit is the mean over its tokens.
         ratio: share of the eligible tokens.
         units: ``token``, ``word``, or the layer whose runs are the units.
 
@@ -181,10 +189,13 @@ def choose(
         Overflow: a logit that is not finite.
     """
     parts = units_by(batch, units)
-    logit_U = logit_BL.detach().cpu().double().numpy().reshape(-1)[parts.tokens]
-    logit_U = np.bincount(parts.unit, logit_U, len(parts.piece)) / parts.length
-    if not np.isfinite(logit_U).all():
-        got = float(logit_U[~np.isfinite(logit_U)][0])
+    # In float64 on the CPU, so that a choice does not depend on the device.
+    logits = logit_BL.detach().cpu().double().numpy().reshape(-1)
+    total_U = np.bincount(parts.unit, logits[parts.tokens], len(parts.piece))
+    logit_U = total_U / parts.length
+    finite = np.isfinite(logit_U)
+    if not finite.all():
+        got = float(logit_U[~finite][0])
         do = "lower learning.meta.learning_rate"
         raise Overflow("a score of the policy is not finite", got=got, do=do)
     top_P = np.full(len(batch.begin), -np.inf)
@@ -192,24 +203,34 @@ def choose(
     weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
-    chosen = (selection.budget, selection.chosen)
-    columns = (parts.tokens, parts.unit, parts.piece, parts.length, *chosen)
-    return Choice(selection, *(torch.as_tensor(part).to(logit_BL.device) for part in columns))
+
+    def tensor(column: Array) -> Tensor:
+        return torch.as_tensor(column).to(logit_BL.device)
+
+    return Choice(
+        selection=selection,
+        token_M=tensor(parts.tokens),
+        unit_M=tensor(parts.unit),
+        piece_U=tensor(parts.piece),
+        length_U=tensor(parts.length),
+        budget_P=tensor(selection.budget),
+        chosen_U=tensor(selection.chosen),
+    )
 
 
 class RelaxedDenoising(nn.Module):
-    """The loss of predicting the tokens under a relaxed mask.
+    """The loss of predicting tokens under a relaxed mask m.
 
-    Formula: Σ m·CE / budget, over all tokens that are in units. The model reads m·e(mask) +
-        (1 − m)·e(token). If m is 0 or 1 this is the loss of the corruption ``mask-only``. Tokens
-        with m = 0 are kept, because their loss is part of the gradient of m.
-    Encoder–decoders: the encoder reads one mask for each masked token, and the decoder writes the
-        full text.
+    Formula: Σ m·CE / budget, over all tokens of units. The model reads m·e(mask) + (1 − m)·e(token).
+        For m in {0, 1} this is the loss of the corruption ``mask-only``. Tokens with m = 0 stay in
+        the sum, because their loss is part of the gradient of m.
+    Encoder–decoders: the encoder reads a mask in place of each masked token, and the decoder
+        predicts the full text.
     Requirements: a model that takes ``inputs_embeds``.
 
     Args:
         model: with its prediction head.
-        mask_id: the token whose embedding hides a token: [MASK], or a sentinel of T5.
+        mask_id: the token that replaces a masked one: [MASK], or a sentinel of T5.
     """
 
     def __init__(self, model: PreTrainedModel, mask_id: int):
@@ -218,25 +239,27 @@ class RelaxedDenoising(nn.Module):
         self.mask_id = mask_id
 
     def forward(self, inputs: Mapping[str, Tensor], mask_BL: Tensor, budget: Tensor) -> Tensor:
-        """A scalar, in nats for each token of the budget.
+        """Return the loss, a scalar in nats per token of the budget.
 
         Args:
-            inputs: ``input_ids`` and ``attention_mask`` (B, L) of the text without masks.
+            inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked text.
             mask_BL: (B, L) from ``Choice.mask``.
-            budget: tokens, of all rows (and ranks) together.
+            budget: tokens of all rows on all ranks.
         """
         ids = inputs["input_ids"]
         embed: nn.Module = encoder_of(self.model).get_input_embeddings()  # type: ignore[operator]
-        hidden = embed(ids.new_tensor(self.mask_id))
-        share = mask_BL.unsqueeze(-1).to(hidden.dtype)
+        mask_embedding = embed(ids.new_tensor(self.mask_id))
+        share = mask_BL.unsqueeze(-1).to(mask_embedding.dtype)
         shown = {
-            "inputs_embeds": share * hidden + (1 - share) * embed(ids),
+            "inputs_embeds": share * mask_embedding + (1 - share) * embed(ids),
             "attention_mask": inputs["attention_mask"],
         }
         config = self.model.config
         if adapter_of(config).kind == "encoder-decoder":
-            labels = ids.masked_fill(inputs["attention_mask"] == 0, -100)
-            shown |= {"decoder_input_ids": decoder_inputs(config, labels), "use_cache": False}
-        logits = self.model(**shown).logits
-        losses = cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
-        return (mask_BL * losses).sum() / budget
+            labels = ids.masked_fill(inputs["attention_mask"] == 0, IGNORE)
+            shown["decoder_input_ids"] = decoder_inputs(config, labels)
+            shown["use_cache"] = False
+        logits_BLV = self.model(**shown).logits
+        losses = cross_entropy(logits_BLV.flatten(0, 1), ids.flatten(), reduction="none")
+        # Unmasked tokens are predicted too: their loss is the gradient of masking them.
+        return (mask_BL * losses.view_as(ids)).sum() / budget

@@ -33,8 +33,8 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.tasks.tensors import TaskSource, Trainable
-from maskwise.training import TrainingSettings, train
 from maskwise.text.layers import CharSpans
+from maskwise.training import TrainingSettings, train
 from maskwise.training.loop import Training
 
 Spans: TypeAlias = list[tuple[int, int]]
