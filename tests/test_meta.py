@@ -135,12 +135,12 @@ def test_examples_know_their_contexts_and_answers() -> None:
     length = int(alone.content.sum()) + 2
     assert torch.equal(alone.tensor("input_ids")[0, :length], ids[7, :length])
     assert (train.batch(np.arange(20), seed=4)[0].example_id != batch.example_id).any()
-    asked = train.task(np.array([7]))
+    asked = train.task(np.array([7]), "cpu")
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
 
 
 def test_a_task_that_no_text_tells_of_is_refused() -> None:
-    with pytest.raises(MaskwiseError, match="no text tells an answer"):
+    with pytest.raises(MaskwiseError, match="no text contains an answer"):
         Examples.of(
             load_task(WORLD),
             "train",
@@ -230,7 +230,7 @@ def test_a_row_with_several_labels_counts_once() -> None:
     mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(int(total)))
     for labels in (torch.ones(8, 3), torch.ones(8), torch.tensor([[1, -100], [2, 3]])):
         mine.train = SimpleNamespace(task=lambda rows, device, labels=labels: {"labels": labels})
-        mine._task(np.arange(8))
+        mine._task_loss(np.arange(8))
     assert totals == [8, 8, 3]
 
 
@@ -302,7 +302,7 @@ def test_the_model_moves_or_is_reset() -> None:
 def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
     cold, warm = learner(), learner(warm=5)
     rows = np.arange(len(warm.train))
-    before, after = (float(mine._task(rows)(mine.start, None)) for mine in (cold, warm))
+    before, after = (float(mine._task_loss(rows)(mine.start, None)) for mine in (cold, warm))
     assert after < before - 0.05
     assert all(not member.state for member in warm.optimizers.members)
     assert torch.equal(weights(warm), weights(cold)) and warm.now == cold.now

@@ -14,8 +14,8 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.labels import (
-    NO_WORD,
-    NOT_THERE,
+    NO_SHARED_WORD,
+    NOT_IN_CONTEXT,
     Marked,
     answer_labels,
     classifier_labels,
@@ -78,7 +78,7 @@ def test_all_occurrences_of_all_answers_are_labelled_and_answers_that_are_not_th
     first, second = answer_labels(pairs, counts)
     assert [first.text[a:b] for a, b in first.spans] == ["Bo", "Ada", "Bo", "Bo"]
     assert first.questions == (("Ada", "ADA"), ("bo",)) and second.spans == ((3, 6),)
-    assert counts == {NOT_THERE: 2}
+    assert counts == {NOT_IN_CONTEXT: 2}
 
 
 def test_files_with_contexts_are_cut_by_article(tmp_path):
@@ -97,7 +97,7 @@ def test_files_with_contexts_are_cut_by_article(tmp_path):
     assert all(len(part) == 3 * len(of[split]) for split, part in labels.splits.items())
     assert len(of["train"] | of["dev"] | of["test"]) == sum(map(len, of.values())) == 40
     assert len(of["train"]) > 20 and of["test"]
-    assert (labels.kind, labels.head, labels.counts[NOT_THERE]) == ("answers", "spans", 120)
+    assert (labels.kind, labels.head, labels.counts[NOT_IN_CONTEXT]) == ("answers", "spans", 120)
 
 
 def asked(count: int) -> list[dict]:
@@ -190,10 +190,10 @@ def test_content_words_of_targets_are_labelled_in_the_source_whatever_the_corpus
     labels = labels_of(spec, texts=["The owl 1 hunts mice at night."])
     (first, second), counts = labels.splits["train"], labels.counts
     assert [first.text[a:b] for a, b in first.spans] == ["owl", "0", "hunts"]
-    assert not second.spans and counts[NO_WORD] == 1 and labels.head == "tokens"
+    assert not second.spans and counts[NO_SHARED_WORD] == 1 and labels.head == "tokens"
     with pytest.raises(MaskwiseError, match="can be labelled") as caught:
         labels_of(spec, kind="answers", texts=["nothing"])
-    assert "which no text tells an answer" in caught.value.got
+    assert "without an answer in any text" in caught.value.got
 
 
 def test_targets_that_share_no_word_with_their_sources_are_refused_and_meta_is_named(tmp_path):
@@ -212,7 +212,7 @@ def test_answers_that_stand_in_no_context_are_refused(tmp_path):
         [{"context": "x", "question": "?", "answers": ["y"], "split": "train"}],
     )
     with pytest.raises(
-        MaskwiseError, match=r"1 × answers that do not stand.*learning.method: meta"
+        MaskwiseError, match=r"1 × answers that are not in their context.*learning.method: meta"
     ):
         labels_of(str(tmp_path / "qa.jsonl"))
 

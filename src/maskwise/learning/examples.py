@@ -1,8 +1,8 @@
-"""Examples to learn a policy from: a context, which is masked, and a row of a task, which uses it.
+"""Examples for the meta-gradient: a context to mask, and the row of a task that profits from it.
 
-The context of a row is its own if it has one (a paragraph, or the text that is classified).
-Closed-book questions have none: their contexts are the texts of a corpus that hold an answer and
-share the rarest words with the question.
+The context is the row's paragraph, or the text that is classified. Closed-book questions have
+neither: their contexts are the texts of a corpus that contain an answer and share the rarest words
+with the question.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from maskwise.keys import Array, Keys, fold
 from maskwise.learning.relaxation import Choice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
+from maskwise.tasks.questions import ChoiceRow, MarkedRow
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text import encode as encode_texts
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""Contexts score at least this share of the best one of their question."""
+"""A context needs at least this share of the best score of its question."""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
-    """The (start, end) of an answer in a text as whole words, in any case.
+    """Find an answer in a text as whole words, in any case; returns (start, end) pairs.
 
     >>> occurrences("Art", "The art of Bart: Art!")
     [(4, 7), (17, 20)]
@@ -43,9 +44,12 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     answer = answer.strip()
     if not answer:
         return []
-    before = r"(?<!\w)" if answer[0].isalnum() else ""
-    after = r"(?!\w)" if answer[-1].isalnum() else ""
-    pattern = before + re.escape(answer) + after
+    # ``\b`` would never match beside a sign: "$5" and "C++" have no border of a word there.
+    pattern = re.escape(answer)
+    if answer[0].isalnum():
+        pattern = r"(?<!\w)" + pattern
+    if answer[-1].isalnum():
+        pattern += r"(?!\w)"
     return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
@@ -56,56 +60,74 @@ def find_contexts(
     *,
     most: int = 4,
 ) -> list[list[int]]:
-    """For every question, the texts with an answer that share the rarest words with it.
+    """Find for every question the texts that contain an answer and share its rarest words.
 
     Args:
         answers: all right answers of every question, in any case.
-        most: texts for each question; of equally good ones the first.
+        most: texts per question; among equally good ones the first.
 
     Returns:
-        Places in ``texts``, none for a question that no text answers.
+        Indices of ``texts``; an empty list for a question without an answer in any text.
 
     >>> texts = ["Ann is a baker.", "Bob is a baker.", "Ann likes Bob."]
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
     [[1], []]
     """
     words = [set(_WORD.findall(text.casefold())) for text in texts]
-    holders: dict[str, list[int]] = {}
-    for place, own in enumerate(words):
-        for word in own:
-            holders.setdefault(word, []).append(place)
+    texts_with: dict[str, list[int]] = {}
+    for place, text_words in enumerate(words):
+        for word in text_words:
+            texts_with.setdefault(word, []).append(place)
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
         rarity = {}
         for word in dict.fromkeys(_WORD.findall(question.casefold())):
-            if word in holders:
-                rarity[word] = math.log((1 + len(texts)) / (1 + len(holders[word])))
-        telling = set[int]()
+            if word in texts_with:
+                rarity[word] = math.log((1 + len(texts)) / (1 + len(texts_with[word])))
+        with_answer = set[int]()
         for right in rights:
-            # only texts with the rarest word of an answer are searched
-            parts = [holders.get(word, []) for word in _WORD.findall(right.casefold())]
+            # A search by regular expression is slow: only texts with the rarest word are searched.
+            parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
-            telling.update(place for place in candidates if occurrences(right, texts[place]))
-        score = {}
-        for place in sorted(telling):
-            score[place] = sum(rarity[word] for word in rarity if word in words[place])
-        best = max(score.values(), default=0)
-        good = [place for place in score if best > 0 and score[place] >= NEARLY * best]
+            with_answer.update(place for place in candidates if occurrences(right, texts[place]))
+        scores = {}
+        for place in sorted(with_answer):
+            scores[place] = sum(rarity[word] for word in rarity if word in words[place])
+        best = max(scores.values(), default=0)
+        good = []
+        # A text that shares no word with the question is no context, whatever it answers.
+        if best > 0:
+            good = [place for place, score in scores.items() if score >= NEARLY * best]
         contexts.append(good[:most])
     return contexts
 
 
+def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[int]], Sequence[str]]:
+    """Find the contexts of rows of a task: their paragraphs or texts, else texts of a corpus.
+
+    Returns:
+        For each row indices into the contexts, and the contexts.
+    """
+    given = [context_of(row) for row in rows]
+    if None in given:
+        questions = [row.texts[0] for row in rows]
+        return find_contexts(questions, [row.rights for row in rows], texts), texts
+    # A context that several rows share is listed once.
+    place_of = {str(context): place for place, context in enumerate(dict.fromkeys(given))}
+    return [[place_of[str(context)]] for context in given], list(place_of)
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N examples of a task, each with the contexts that it can be learned from.
+    """N examples of a task, each with its contexts.
 
     Attributes:
-        contexts: rows of C contexts for a masker, and under ``answer`` whether a token is in an
-            answer: to evaluate a policy, never to learn from.
+        contexts: C rows for a masker; their layer ``answer`` marks the tokens of answers, to
+            evaluate a policy, never to learn from.
         starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
         rows: (N,) the row of ``data`` for each example.
         data: the task's rows as tensors.
-        without: rows of the task that were left out because they have no context.
+        without: number of rows that were dropped because they have no context.
         vocabulary: of the tokenizer.
     """
 
@@ -127,43 +149,37 @@ class Examples:
         tokenizer: PreTrainedTokenizerBase,
         *,
         texts: Sequence[str] = (),
-        length: int = 128,
-        max_length: int = 64,
-        most: int = 4,
+        length: int,
+        max_length: int,
     ) -> Examples:
-        """The examples of a split.
+        """Build the examples of a split.
 
         Args:
-            texts: searched for contexts, if the task's rows have none.
-            length: tokens of a context, special ones included; longer ones are cut.
+            texts: searched for contexts if the task's rows have none.
+            length: tokens of a context, including special tokens; longer contexts are cut.
             max_length: tokens of a row of the task.
-            most: contexts for each example.
 
         Raises:
             MaskwiseError: no row has a context.
         """
         rows = task.splits[split]
-        own = [context_of(row) for row in rows]
-        rights = [rights_of(row) for row in rows]
-        if None in own:
-            places = find_contexts([row.texts[0] for row in rows], rights, texts, most=most)
-        else:
-            number = {str(text): place for place, text in enumerate(dict.fromkeys(own))}
-            places = [[number[str(text)]] for text in own]
-            texts = list(number)
+        places, texts = contexts_of(rows, texts)
         kept = [n for n, found in enumerate(places) if found]
         if not kept:
-            what = "no text tells an answer to any row of the task"
+            what = "no text contains an answer to any row of the task"
             got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
-            raise MaskwiseError(what, got=got, do="learn from a corpus that tells them")
+            raise MaskwiseError(what, got=got, do="learn from a corpus that contains them")
 
         order: list[int] = []
+        counts: list[int] = []
         answers: dict[int, list[str]] = {}
         for n in kept:
             order += places[n]
+            counts.append(len(places[n]))
             for place in places[n]:
-                answers.setdefault(place, []).extend(rights[n])
-        used = sorted(answers)  # a context that several rows share is read once
+                answers.setdefault(place, []).extend(rows[n].rights)
+        # A context that several rows share is encoded once.
+        used = sorted(answers)
         encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
         for place, row in zip(used, encoded):
@@ -173,7 +189,7 @@ class Examples:
         warn_of_cuts(task, {split: data})
         return cls(
             contexts=[contexts[place] for place in order],
-            starts=np.cumsum([0, *(len(places[n]) for n in kept)]),
+            starts=np.cumsum([0, *counts]),
             rows=np.array(kept, np.int64),
             data=data,
             without=len(rows) - len(kept),
@@ -181,61 +197,59 @@ class Examples:
         )
 
     def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
-        """One context of each example, and (B, L) bool: its answers.
+        """Draw a context of each example; returns a batch, and (B, L) bool: tokens of answers.
 
         Args:
             examples: (B,) in [0, N).
-            seed: with the example, decides which of its contexts it gets.
+            seed: the context of an example is a function of it and the example.
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
         draws = np.array([fold(seed, example, 0xC0) for example in examples.tolist()])
         chosen = first + draws % count
-        # Two examples may share a context; each has draws of its own.
         rows = []
         for c, n in zip(chosen.tolist(), examples.tolist(), strict=True):
+            # Two examples may share a context: the id, which seeds the masks, depends on both.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
-    def task(self, examples: Array, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The task's rows of these examples, as a batch of its objective."""
+    def task(self, examples: Array, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the task's rows of these examples, as a batch of its objective."""
         batch = self.data.batch(torch.from_numpy(self.rows[examples]))
         return {name: value.to(device) for name, value in batch.items()}
 
 
 def context_of(row: Row) -> str | None:
-    """The text of a row that can be masked: its context, or the text that is classified."""
-    own = given_context(row)
-    if own is None and not hasattr(row, "answers"):
+    """Return the text of a row that can be masked: its context, or the text that is classified."""
+    context = given_context(row)
+    if context is None and not row.rights:
         return " ".join(row.texts)
-    return own
-
-
-def given_context(row: Row) -> str | None:
-    """The context of a row, if its kind of task has one."""
-    context: str | None = getattr(row, "context", None)
     return context
 
 
-def rights_of(row: Row) -> Sequence[str]:
-    """The right answers of a row, if they are texts."""
-    answers: Sequence[str] = getattr(row, "answers", row.rights)
-    return answers
+def given_context(row: Row) -> str | None:
+    """Return the context of a row, if its kind of task has one."""
+    if isinstance(row, ChoiceRow | MarkedRow):
+        return row.context
+    return None
 
 
 def answers_in(
     tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
 ) -> Array:
-    """(L,) int8: 1 at tokens of the context that are part of a right answer."""
+    """(L,) int8: 1 at the tokens of a context that are part of a right answer."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    # The tokenizer does not cut the text here, but ``word_ids`` belong to a context that was cut.
     begin, end = np.array(encoded["offset_mapping"])[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
             inside |= (begin < stop) & (start < end)
-    return (inside & (np.asarray(word_ids) >= 0)).astype(np.int8)
+    # A token outside words is never masked, so it cannot carry weight.
+    inside &= np.asarray(word_ids) >= 0
+    return inside.astype(np.int8)
 
 
 # Masked by a policy
@@ -247,13 +261,13 @@ Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """Contexts with a policy's scores, and the choice by them.
+    """Contexts with the scores of a policy, and the units chosen by these scores.
 
     Attributes:
-        inputs: ``input_ids`` and ``attention_mask`` (B, L), without masks.
+        inputs: ``input_ids`` and ``attention_mask`` (B, L), unmasked.
         answer: (B, L) bool, the tokens of right answers.
-        choice: of units.
-        logit_U: (U,) the units' scores, with a graph.
+        choice: the chosen units.
+        logit_U: (U,) the scores of units, with a graph.
     """
 
     inputs: Mapping[str, Tensor]
@@ -262,10 +276,12 @@ class Masked:
     logit_U: Tensor
 
     def answers(self) -> Tensor:
-        """(B,) the share of each row's weight that lies on answers; NaN where the row has none."""
+        """(B,) the share of each row's weight on answers; NaN for a row without an answer."""
         with torch.no_grad():
-            share_BL = self.choice.spread(self.choice.shares(self.logit_U) / self.choice.length_U)
-            return torch.where(self.answer.any(1), (share_BL * self.answer).sum(1), torch.nan)
+            # Each token gets an equal part of its unit's share, so that a row sums to 1.
+            share_U = self.choice.shares(self.logit_U) / self.choice.length_U
+            on_answers_B = (self.choice.spread(share_U) * self.answer).sum(1)
+            return torch.where(self.answer.any(1), on_answers_B, torch.nan)
 
 
 def masked_by(
@@ -275,9 +291,9 @@ def masked_by(
     settings: MetaSettings,
     *,
     key: int,
-    device: torch.device | str = "cpu",
+    device: torch.device | str,
 ) -> Masked:
-    """One context of each example, scored and masked by a policy; ``key`` decides all draws."""
+    """Score and mask a context of each example; every draw is a function of ``key``."""
     batch, answer = examples.batch(rows, seed=key)
     attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
     inputs = {
@@ -291,5 +307,5 @@ def masked_by(
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The policy without preferences."""
+    """Score all tokens alike: the policy of random masks, the baseline."""
     return torch.zeros(input_ids.shape, device=input_ids.device)

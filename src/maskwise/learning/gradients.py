@@ -11,9 +11,9 @@ the gradient of its parameters. Two back-ends compute the same numbers (``BACKEN
 ``finite-difference``
     With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
     v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is
-    that of ordinary training, and each step costs two more passes. DARTS leaves out the update of v;
-    that is wrong if any step follows the masked one: the cosine to the exact gradient fell to .74
-    at a rate of 1 (tests/test_gradients.py).
+    that of ordinary training, and each step costs two more passes. The update of v matters if any
+    step follows the masked one: without it the cosine to the exact gradient was .74 at a rate of 1
+    (tests/test_gradients.py).
 
 Tests compare both with the gradient over all hard choices, by enumeration.
 """
@@ -118,7 +118,7 @@ class Losses(nn.Module):
         names = {id(value): name for name, value in self.named_parameters()}
         paths = {}
         for prefix, module in self.named_modules():
-            # ``recurse=False``: ``named_modules`` visits a shared module once, under its first path.
+            # Module by module: ``named_modules`` visits a shared module once, by its first path.
             parameters = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
             for path, value in parameters:
                 paths[path] = names[id(value)]

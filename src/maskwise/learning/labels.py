@@ -1,12 +1,13 @@
-"""What a policy should find in a text, derived from a task: answers, words of a target or a class.
+"""Derive labels for a policy from a task: which words or spans of a text it should find.
 
-The question is unseen. An answer is labelled wherever it occurs in its context as whole words. Of
-summaries and other free answers, the content words that occur in the source are labelled; if hardly
-any does, labels teach nothing, and the meta-gradient is the only way. Of a classification task, a
-word is labelled if a classifier is less sure of the right class without it.
+- Questions: an answer is labelled wherever it occurs in the context as whole words. The policy does
+  not see the question.
+- Summaries and other targets: their content words are labelled in the source. If hardly any source
+  contains one, labels teach nothing, and only the meta-gradient is left.
+- Classification: a word is labelled if a classifier is less sure of the right class without it.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the
-    classifier, who add words one by one; we leave one out, which depends on no order.
+    classifier. They add words one by one; we leave one out, which does not depend on an order.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, counted
-from maskwise.learning.examples import find_contexts, given_context, occurrences, rights_of
+from maskwise.learning.examples import contexts_of, given_context, occurrences
+from maskwise.learning.scorer import Head
 from maskwise.tasks import load_task
 from maskwise.tasks.classes import TextRow
 from maskwise.tasks.files import ANSWERS, CONTEXT, read_splits, shared_names, shared_text, splits_of
@@ -31,14 +34,14 @@ from maskwise.text.words import classify, words_in
 Place: TypeAlias = tuple[int, int]
 """(start, end) in characters."""
 
-NOT_THERE = "answers that do not stand in their context"
-NO_WORD = "targets of which no content word stands in the source"
-NOT_TOLD = "questions of which no text tells an answer"
-LEAST_TARGETS = 0.1
-"""Labels of targets teach something if at least this share of the sources has one."""
-LEAST_TOLD = 0.01
-"""Rows without contexts are questions, not summaries, if the corpus has this share of the answers.
-"""
+NOT_IN_CONTEXT = "answers that are not in their context"
+NO_SHARED_WORD = "targets without a content word of their source"
+IN_NO_TEXT = "questions without an answer in any text"
+NO_ANSWER = "questions without an answer"
+LEAST_LABELLED = 0.1
+"""Labels of targets are refused if a smaller share of the sources has one."""
+LEAST_ANSWERED = 0.01
+"""Rows without contexts count as questions, not summaries, if texts answer this share of them."""
 
 _FUNCTION_WORDS = """
 a about above after again against all also am an and any are as at be because been before being
@@ -50,17 +53,17 @@ until up upon us very was we were what when where which while who whom whose why
 you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that say little by themselves."""
+"""Words without content: they are never labels of targets."""
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A text and what a policy should find in it.
+    """A text and its labels.
 
     Attributes:
-        spans: (start, end) in characters, in order; they may repeat or overlap.
-        questions: the right answers in the text of each question about it; empty if words are
-            labelled.
+        spans: (start, end) in characters, sorted; they may repeat or overlap.
+        questions: for each question about the text, the right answers that it contains; empty if
+            the labels are words.
     """
 
     text: str
@@ -70,11 +73,11 @@ class Marked:
 
 @dataclass(frozen=True)
 class Labels:
-    """Texts with their labels, by split.
+    """Labelled texts by split.
 
     Attributes:
         splits: train, dev and test.
-        counts: what could not be labelled, by reason.
+        counts: rows without a label, by reason.
     """
 
     kind: Literal["answers", "target-words", "classifier"]
@@ -82,45 +85,53 @@ class Labels:
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def head(self) -> Any:
-        """The head of a policy that learns them."""
-        return "spans" if self.kind == "answers" else "tokens"
+    def head(self) -> Head:
+        """The head of a policy that can learn these labels."""
+        if self.kind == "answers":
+            return "spans"
+        return "tokens"
 
     def marked(self, *splits: str) -> list[Marked]:
-        """The texts with a label, of the first of these splits that has some."""
+        """Return the labelled texts of the first of these splits that has some."""
         for split in splits:
-            kept = [each for each in self.splits[split] if each.spans]
-            if kept:
-                return kept
+            labelled = [each for each in self.splits[split] if each.spans]
+            if labelled:
+                return labelled
         return []
 
 
 def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
-    """(context, right answers) of questions → each context once, with all its answers.
+    """Label answers: (context, right answers) of questions → each context with all its answers.
 
     >>> counts = Counter()
     >>> pairs = [("Ada met Bo. Bo left.", ["Bo"]), ("Ada met Bo. Bo left.", ["Eve"])]
-    >>> answer_labels(pairs, counts)[0].spans, counts[NOT_THERE]
+    >>> answer_labels(pairs, counts)[0].spans, counts[NOT_IN_CONTEXT]
     (((8, 10), (12, 14)), 1)
     """
     spans: dict[str, list[Place]] = {}
     questions: dict[str, list[tuple[str, ...]]] = {}
     for context, answers in pairs:
-        found = {answer: occurrences(answer, context) for answer in answers}
-        there = tuple(answer for answer, places in found.items() if places)
-        if not there:
-            counts[NOT_THERE] += 1
+        present = []
+        # A set: two answers may differ in case alone, but one question counts a place once.
+        places = set[Place]()
+        for answer in dict.fromkeys(answers):
+            found = occurrences(answer, context)
+            if found:
+                present.append(answer)
+                places.update(found)
+        if not present:
+            counts[NOT_IN_CONTEXT] += 1
             continue
-        spans.setdefault(context, []).extend(set(chain.from_iterable(found.values())))
-        questions.setdefault(context, []).append(there)
-    return [
-        Marked(context, tuple(sorted(spans[context])), tuple(asked))
-        for context, asked in questions.items()
-    ]
+        spans.setdefault(context, []).extend(places)
+        questions.setdefault(context, []).append(tuple(present))
+    marked = []
+    for context, asked in questions.items():
+        marked.append(Marked(context, tuple(sorted(spans[context])), tuple(asked)))
+    return marked
 
 
 def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
-    """(source, targets) pairs → the content words of the targets, wherever the source has them.
+    """Label content words of targets: (source, targets) pairs → the sources with these words.
 
     >>> target_labels([("Owls hunt mice at night.", ["Mice fear the owls."])], Counter())[0].spans
     ((0, 4), (10, 14))
@@ -129,45 +140,56 @@ def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     for source, targets in pairs:
         wanted = set[str]()
         for target in targets:
-            wanted.update(word.casefold() for word, _ in words_of(target))
+            wanted.update(word.casefold() for word, _ in placed_words(target))
         wanted -= FUNCTION_WORDS
         spans = []
-        for word, place in words_of(source):
+        for word, place in placed_words(source):
+            # Signs are words of their own, and every text contains the same ones.
             if word.casefold() in wanted and any(map(str.isalnum, word)):
                 spans.append(place)
-        counts[NO_WORD] += not spans
+        if not spans:
+            counts[NO_SHARED_WORD] += 1
         marked.append(Marked(source, tuple(spans)))
     return marked
 
 
-def words_of(text: str) -> list[tuple[str, Place]]:
-    """The words of a text, each with its characters."""
+def placed_words(text: str) -> list[tuple[str, Place]]:
+    """Split a text into words, each with its (start, end)."""
+    words = []
     start, end = words_in(classify(text))
-    places = zip(start.tolist(), end.tolist())
-    return [(text[first:last], (first, last)) for first, last in places]
+    for first, last in zip(start.tolist(), end.tolist()):
+        words.append((text[first:last], (first, last)))
+    return words
 
 
-Confidence = Callable[[Sequence[str], Sequence[int]], np.ndarray]
-"""From texts and their classes to a classifier's probabilities (N,) of these classes."""
+Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
+"""(texts, their classes) → (N,) a classifier's probabilities of these classes."""
 
 
 def classifier_labels(
     rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
 ) -> list[Marked]:
-    """(text, class) rows → the words without which the class is less sure, by at least ``drop``."""
+    """Label words of (text, class) rows if the class is less probable without them by ``drop``."""
     shown: list[str] = []
     classes: list[int] = []
+    places: list[Place] = []
     for text, label in rows:
-        without = [text[:start] + text[end:] for _, (start, end) in words_of(text)]
-        shown += [text, *without]
-        classes += [label] * (1 + len(without))
-    sure = iter(confidence(shown, classes).tolist())
-    marked = []
-    for text, _ in rows:
-        whole = next(sure)
-        spans = [place for _, place in words_of(text) if whole - next(sure) >= drop]
-        marked.append(Marked(text, tuple(spans)))
-    return marked
+        # The whole text first: (0, 0) drops nothing.
+        for start, end in [(0, 0), *(place for _, place in placed_words(text))]:
+            shown.append(text[:start] + text[end:])
+            classes.append(label)
+            places.append((start, end))
+    # One call for all texts: the classifier batches them by length.
+    probabilities = confidence(shown, classes).tolist()
+    spans: list[list[Place]] = []
+    whole = 0.0
+    for place, probability in zip(places, probabilities, strict=True):
+        if place == (0, 0):
+            whole = probability
+            spans.append([])
+        elif whole - probability >= drop:
+            spans[-1].append(place)
+    return [Marked(text, tuple(found)) for (text, _), found in zip(rows, spans, strict=True)]
 
 
 # From a task
@@ -182,28 +204,30 @@ def labels_of(
     drop: float = 0.05,
     classifier: Callable[[Task], Confidence] | None = None,
 ) -> Labels:
-    """The labels of a task.
+    """Derive the labels of a task.
 
     Args:
-        spec: of the task, as for ``load_task``.
-        kind: "answers", "target-words" or "classifier"; None: by the task's rows.
+        spec: the task, as for ``load_task``.
+        kind: "answers", "target-words" or "classifier"; None: chosen from the task's rows.
         texts: a corpus, searched for contexts of questions without one.
-        drop: for ``classifier_labels``.
-        classifier: trains one on a task.
+        drop: see ``classifier_labels``.
+        classifier: trains a classifier on a task.
 
     Raises:
         MaskwiseError: nothing to label, or labels that teach nothing: answers that are in no
             context, a single class, targets that share no word with their sources.
     """
     labels = None
+    # Raw records first: a task of another kind may leave the contexts of its records out.
     if kind in (None, "answers"):
         labels = _answers_of_file(spec)
     if labels is None:
         labels = _of_task(load_task(spec), kind, texts, drop, classifier)
     if labels.kind == "target-words":
         marked = list(chain.from_iterable(labels.splits.values()))
-        share = sum(bool(each.spans) for each in marked) / max(1, len(marked))
-        if share < LEAST_TARGETS:
+        labelled = [each for each in marked if each.spans]
+        share = len(labelled) / max(1, len(marked))
+        if share < LEAST_LABELLED:
             raise MaskwiseError(
                 f"the targets of task {spec} share hardly a word with their sources: labels would "
                 "teach nothing",
@@ -231,7 +255,7 @@ def _of_task(
     first = next(chain.from_iterable(rows.values()))
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _by_classifier(task, classifier, drop)
-    if kind == "classifier" or not rights_of(first):
+    if kind == "classifier" or not first.rights:
         what = f"task {task.name} gives no labels of this kind"
         got = f"labels {kind}, kind of task {task.kind.name}"
         raise MaskwiseError(what, got=got, do="take learning.method: meta, which needs none")
@@ -239,22 +263,36 @@ def _of_task(
     if kind != "target-words" and (texts or has_context):
         labels = Labels("answers")
         for split, part in rows.items():
-            labels.splits[split] = answer_labels(_told(part, texts, labels.counts), labels.counts)
-        told = sum(len(each.questions) for each in labels.splits["train"])
-        if kind or has_context or told >= LEAST_TOLD * len(rows["train"]):
+            pairs = _answer_pairs(part, texts, labels.counts)
+            labels.splits[split] = answer_labels(pairs, labels.counts)
+        answered = sum(len(each.questions) for each in labels.splits["train"])
+        # Without a context a row may be a summary; hardly any text of a corpus contains one.
+        if kind or has_context or answered >= LEAST_ANSWERED * len(rows["train"]):
             return labels
     labels = Labels("target-words")
     for split, part in rows.items():
-        pairs = [(row.texts[0], rights_of(row)) for row in part]
-        labels.splits[split] = target_labels(pairs, labels.counts)
+        sources = [(row.texts[0], row.rights) for row in part]
+        labels.splits[split] = target_labels(sources, labels.counts)
     return labels
 
 
-def _answers_of_file(spec: str) -> Labels | None:
-    """The answers in the contexts of raw records; None if they have no contexts or answers.
+def _answer_pairs(
+    rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]
+) -> list[tuple[str, Sequence[str]]]:
+    """Pair the contexts of each row with its right answers."""
+    pairs = []
+    places, contexts = contexts_of(rows, texts)
+    for row, found in zip(rows, places, strict=True):
+        if not found:
+            counts[IN_NO_TEXT] += 1
+        for place in found:
+            pairs.append((contexts[place], row.rights))
+    return pairs
 
-    Records are split as ``load_task`` does, so that no policy learns from a task's test rows.
-    """
+
+def _answers_of_file(spec: str) -> Labels | None:
+    """Label the answers of raw records; None if they have no contexts or answers."""
+    # Arguments may choose other columns, which only ``load_task`` knows.
     if "(" in spec and not spec.startswith("hf:"):
         return None
     records = read_splits(spec)
@@ -267,47 +305,37 @@ def _answers_of_file(spec: str) -> Labels | None:
         names = shared_names(part)
         keyed[split] = []
         for number, record in enumerate(part, start=1):
-            contexts = [record[name] for name in CONTEXT if isinstance(record.get(name), str)]
-            values = [record[name] for name in ANSWERS if name in record]
-            given = read_answers(next(iter(values), None), f"row {number} of {split}")
-            answers = [text for text, _ in given if text.strip()]
+            value = next((record[name] for name in ANSWERS if name in record), None)
+            answers = [text for text, _ in read_answers(value, f"row {number} of {split}")]
             if not answers:
-                labels.counts["questions without an answer"] += 1
+                labels.counts[NO_ANSWER] += 1
                 continue
-            context = next(iter(contexts), "")
+            contexts = [record.get(name) for name in CONTEXT]
+            context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    pairs, _ = splits_of(keyed, f"task {spec!r}")
-    for split, told in pairs.items():
-        labels.splits[split] = answer_labels(told, labels.counts)
+    # Cut as ``load_task`` cuts them, so that no policy learns from a task's test rows.
+    splits, _ = splits_of(keyed, f"task {spec!r}")
+    for split, pairs in splits.items():
+        labels.splits[split] = answer_labels(pairs, labels.counts)
     return labels
-
-
-def _told(
-    rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]
-) -> list[tuple[str, Sequence[str]]]:
-    """(context, answers) of rows; of questions without a context, texts with an answer."""
-    own = [given_context(row) for row in rows]
-    if all(own):
-        return [(str(context), rights_of(row)) for context, row in zip(own, rows)]
-    places = find_contexts([row.texts[0] for row in rows], [rights_of(row) for row in rows], texts)
-    counts[NOT_TOLD] += places.count([])
-    pairs = []
-    for row, found in zip(rows, places, strict=True):
-        pairs += [(texts[place], rights_of(row)) for place in found]
-    return pairs
 
 
 def _by_classifier(
     task: Task, classifier: Callable[[Task], Confidence] | None, drop: float
 ) -> Labels:
+    """Label the words of single texts with a classifier that is trained on the same task."""
     number = {label: place for place, label in enumerate(task.labels)}
     rows: dict[str, list[tuple[str, int]]] = {}
     for split in SPLITS:
-        known = [row for row in task.splits[split] if isinstance(row, TextRow)]
-        if any(row.pair is not None for row in known):
-            what = f"labels of a classifier are for single texts, and {task.name} has pairs"
-            raise MaskwiseError(what, do="take learning.method: meta")
-        rows[split] = [(row.text, number[row.label]) for row in known if row.label in number]
+        rows[split] = []
+        for row in task.splits[split]:
+            assert isinstance(row, TextRow)
+            if row.pair is not None:
+                what = f"labels of a classifier are for single texts, and {task.name} has pairs"
+                raise MaskwiseError(what, do="take learning.method: meta")
+            # The classifier has no output for a class that is missing from train.
+            if row.label in number:
+                rows[split].append((row.text, number[row.label]))
     assert classifier is not None, "labels of a classifier need one"
     confidence = classifier(task)
     labels = Labels("classifier")

@@ -1,4 +1,7 @@
-"""Learning by the meta-gradient: its parts, its evaluations, its end, how it resumes."""
+"""Meta-learn a policy: build the learner, run it, evaluate it, stop early, and resume.
+
+The learner itself, one outer step at a time, is in ``maskwise.learning.meta``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Watch: TypeAlias = Callable[[Any], list[list[float]]]
-"""From a policy to its weights of the words of some texts."""
+"""Policy → its weights of the words of some texts, for ``metrics.jsonl``."""
 
 
 def learn_meta(
@@ -48,21 +51,20 @@ def learn_meta(
     watch: Watch | None = None,
     title: str = "learning a policy",
 ) -> tuple[Point, Counter[str]]:
-    """Learn a policy by the meta-gradient.
+    """Learn a policy in place by the meta-gradient.
 
     Args:
-        policy: a scorer of tokens; it becomes the learned one.
-        task: its train rows are learned from, its dev rows evaluate.
-        texts: where contexts are looked for, if the rows have none of their own.
-        model: a pre-trained model, or one with fresh weights, for which the policy is learned. It
-            is changed.
-        training: of the model's own steps.
-        length: most tokens of a context.
+        policy: scores tokens.
+        task: the policy learns from its train rows; its dev rows evaluate.
+        texts: searched for contexts if the rows have none.
+        model: the model that the policy should help, pre-trained or new. Its weights change.
+        training: of the model's ordinary steps.
+        length: maximum tokens of a context.
         max_length: tokens of a row of the task.
-        folder, quiet, watch, title: as for ``learn_policy``.
+        folder, quiet, watch, title: see ``learn_policy``.
 
     Returns:
-        The end of the learning, and the number of train rows that were left out, by reason.
+        The final progress, and the number of dropped train rows, by reason.
 
     Raises:
         MaskwiseError: a task without a loss, or that does not fit the model; no context for any of
@@ -76,20 +78,23 @@ def learn_meta(
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
+    # An accelerator sets up the processes of torchrun; here it only names the device.
     device = new_accelerator(training, None).device
     learner = MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
-    left_out = +Counter({"rows of train whose answers are in no text": train.without})
-    return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), left_out
+    dropped = Counter[str]()
+    if train.without:
+        dropped["rows of train whose answers are in no text"] = train.without
+    return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), dropped
 
 
 def losses_of(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Losses:
-    """The two losses of a model; a task with a head of its own gets a new one on the same encoder.
+    """Build the two losses of a model; a task that needs another head gets one on its encoder.
 
     Raises:
-        MaskwiseError: a task that is not tuned, or not for such a model; a tokenizer without a mask
-            or sentinel.
+        MaskwiseError: a task that is not fine-tuned, or not with such a model; a tokenizer without
+            a mask or sentinel.
     """
     kind = task.kind
     family = adapter_of(model.config).kind
@@ -100,20 +105,20 @@ def losses_of(
         what = f"a task of kind {kind.name} is not for this model"
         do = "take kind=generation for an encoder–decoder, and another one for an encoder"
         raise MaskwiseError(what, got=f"an {family}", do=do)
-    judged: PreTrainedModel = model
+    task_model = model
     if not kind.pretrained_head:
         config = task_config(model.config, task.config())
-        judged = load_task_model(None, config, head=kind.head, seed=seed)
-        share_encoder(model, judged)
+        task_model = load_task_model(None, config, head=kind.head, seed=seed)
+        share_encoder(model, task_model)
     vocabulary = Vocabulary.of(tokenizer)
     mask = vocabulary.mask
-    # A model that learned from sentinels knows nothing of [MASK], even if the tokenizer has one.
+    # A model trained with sentinels has never seen [MASK], even if its tokenizer has one.
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
         do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
         raise MaskwiseError("the tokenizer has no mask token and no sentinel", do=do)
-    return Losses(RelaxedDenoising(model, mask), kind.objective(judged))
+    return Losses(RelaxedDenoising(model, mask), kind.objective(task_model))
 
 
 def learn_policy(
@@ -124,25 +129,28 @@ def learn_policy(
     watch: Watch | None = None,
     title: str = "learning a policy",
 ) -> Point:
-    """Learn until the steps are made, dev stops improving, or the outer loss diverges.
+    """Learn until all steps are done, dev stops improving, or the outer loss diverges.
 
-    A learning that was stopped resumes from its last evaluation.
+    An interrupted call resumes from its last evaluation.
 
     Args:
         learner: its policy becomes the best average, or the initial policy if none was better.
-        folder: of ``metrics.jsonl`` and the state to resume from; None keeps nothing.
+        folder: of ``metrics.jsonl`` and the checkpoint; None writes nothing.
         quiet: no progress bar.
-        watch: logged for the average policy at every evaluation, as ``weights``.
+        watch: its result for the average policy is logged at every evaluation, as ``weights``.
         title: of the progress bar.
     """
     s = learner.settings
-    first = learner.rank == 0
-    resume = folder / "resume" if folder else None
-    if resume:
-        learner.load(resume)
+    # All ranks resume, but only the first one writes.
+    writes = learner.rank == 0
+    log = None
+    if folder:
+        learner.load(folder / "resume")
+        if writes:
+            log = folder / "metrics.jsonl"
     now = learner.now
-    metrics = Metrics(folder / "metrics.jsonl" if folder and first else None, keep_until=now.step)
-    progress = Progress(title, s.steps, now.step, hidden=quiet or not first)
+    metrics = Metrics(log, keep_until=now.step)
+    progress = Progress(title, s.steps, now.step, hidden=quiet or not writes)
     began = time.perf_counter()
     outers: list[float] = []
     if now.step == 0:
@@ -159,17 +167,18 @@ def learn_policy(
                     continue
                 mean = float(np.mean(outers))
                 evaluated = _evaluated(learner, mean)
-                if watch and first:
+                if watch and writes:
                     evaluated["weights"] = watch(learner.average)
                 _write(metrics, evaluated)
                 progress.note(outer=mean, gain=evaluated["gain"])
                 learner.slopes = Slopes()
                 outers = []
-                if resume and first:
-                    learner.save(resume)
+                if folder and writes:
+                    learner.save(folder / "resume")
             except (Diverged, Overflow) as reason:
+                # The rows of other ranks may not overflow: they would wait for this one forever.
                 if isinstance(reason, Overflow) and learner.ranks > 1:
-                    raise  # the other ranks, whose rows may not overflow, wait for this one
+                    raise
                 now.stopped = f"diverged: {reason}"
     metrics.close()
     set_values(learner.policy, learner.best)
@@ -177,8 +186,8 @@ def learn_policy(
 
 
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
-    """Write a line without its NaN, which JSON does not have."""
-    known = {key: value for key, value in line.items() if value == value}
+    # JSON has no NaN, such as the share of answers in rows without one.
+    known = {name: value for name, value in line.items() if value == value}
     metrics.write(known)
 
 
@@ -191,7 +200,8 @@ def _evaluated(learner: MetaLearner, outer: float) -> dict[str, Any]:
     Returns:
         Figures for the log.
     """
-    s, now = learner.settings, learner.now
+    s = learner.settings
+    now = learner.now
     gain = learner.gain_of(learner.average)
     now.waited += 1
     if gain > now.gain:
@@ -206,11 +216,10 @@ def _evaluated(learner: MetaLearner, outer: float) -> dict[str, Any]:
         now.stopped = f"diverged: the outer loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
         now.stopped = f"nothing better on dev since step {now.best}"
-    agreement = learner.slopes.agreement()
     return {
         "kind": "dev",
         "step": now.step,
         "gain": gain,
         "best": now.best,
-        "agreement": agreement,
+        "agreement": learner.slopes.agreement(),
     }

@@ -1,14 +1,14 @@
-"""The outer loop: a policy is changed so that its masks help a model with a task.
+"""The outer loop: update a policy so that pre-training under its masks helps a task.
 
     for every outer step
-        contexts of some examples are masked by the policy, and the choice is relaxed
-        the model takes inner steps: of pre-training under the mask, of the task    (meta_gradient)
-        the policy takes a step down the gradient of the task's loss after them
-        the model takes ordinary steps of its own, or is reset
+        the policy masks contexts of some examples, and the choice is relaxed
+        the model takes inner steps: pre-training under the mask, then the task     (meta_gradient)
+        the policy descends the gradient of the task's loss after these steps
+        the model takes ordinary steps, or is reset
 
-Everything random is a function of (seed, step, example), so a resumed run continues bit for bit,
-and ranks that share a batch compute the same as one. An average of the policy over its steps is
-evaluated and kept: each step is noisy, because it sees a few examples and one mask of each.
+All randomness is a function of (seed, step, example), so a resumed run continues bit for bit, and
+several ranks compute the same as one. A step sees few examples with one mask each and is noisy;
+therefore an average of the policy over its steps is evaluated and kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,26 +44,30 @@ from maskwise.learning.gradients import (
     wide,
 )
 from maskwise.learning.settings import MetaSettings
+from maskwise.masking.batch import IGNORE
 from maskwise.training import TrainingSettings
 from maskwise.training.checkpoint import changes
 from maskwise.training.optim import Optimizers, load_state, state_of
 
-STATE, STATE_TENSORS = "state.json", "state.safetensors"
+STATE = "state.json"
+STATE_TENSORS = "state.safetensors"
+DRAWS = 2
+"""Contexts and masks of each dev example in an evaluation."""
 
 
 @dataclass
 class Point:
-    """The progress of a learning.
+    """The progress of meta-learning, as saved in ``state.json``.
 
     Attributes:
-        step: outer steps made.
-        best: the step with the best average policy on dev; 0: the initial policy.
-        gain: the gain of that one (``MetaLearner.gain_of``).
-        waited: evaluations since then.
-        first: mean outer loss up to the first evaluation.
+        step: number of outer steps.
+        best: the step with the best average policy on dev; 0 is the initial policy.
+        gain: the gain of the best policy (``MetaLearner.gain_of``).
+        waited: evaluations since the best one.
+        first: mean outer loss before the first evaluation.
         mask_rate, task_rate: sizes of the inner steps.
-        stopped: why the learning ended early; None if it did not.
-        overshoot: which inner step is too long (``MetaLearner.overshoot``); None if none is.
+        stopped: why learning ended early; None if it did not.
+        overshoot: which inner step is too long (``MetaLearner.overshoot``), or None.
     """
 
     step: int = 0
@@ -77,7 +82,7 @@ class Point:
 
 
 class Slopes:
-    """Whether gradients agree: the share of the square of their mean in their mean square."""
+    """Whether gradients agree: the squared norm of their mean, over their mean squared norm."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -87,12 +92,13 @@ class Slopes:
     def add(self, gradient: Sequence[Tensor]) -> None:
         if not self.total:
             self.total = [torch.zeros_like(part) for part in gradient]
+        # Not in place: ``gradient`` holds the tensors that Adam reads next.
         self.total = [a + b for a, b in zip(self.total, gradient, strict=True)]
         self.squares += self._square(gradient)
         self.count += 1
 
     def agreement(self) -> float:
-        """1: all are the same; about 1 / their number: they are noise. NaN if all are 0."""
+        """Return 1 if all gradients are equal, about 1 / count for noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
         return self._square(self.total) / (self.count * self.squares)
@@ -102,11 +108,11 @@ class Slopes:
 
 
 class Diverged(Exception):
-    """The outer loop can learn nothing more; the text says why."""
+    """A loss or gradient of the outer loop is not finite."""
 
 
 class Part(NamedTuple):
-    """The examples of one inner step, masked by the policy, and their budget over all ranks."""
+    """The examples of an inner step, masked by the policy, and their budget over all ranks."""
 
     rows: Array
     masked: Masked
@@ -114,14 +120,14 @@ class Part(NamedTuple):
 
 
 class MetaLearner:
-    """A policy, the model that it is learned with, and the progress of the learning.
+    """A policy, the model that evaluates its masks, and the progress of learning.
 
     Args:
-        losses: of the model.
+        losses: the two losses of the model.
         policy: (input_ids (B, L), attention_mask (B, L)) → logits (B, L).
-        train, dev: examples to learn from, and to evaluate on.
+        train, dev: examples to learn from and to evaluate on.
         settings: see ``MetaSettings``.
-        training: of the model's own steps: optimiser, rates, clip.
+        training: optimiser, learning rate and clip of the model's ordinary steps.
 
     Attributes:
         average: the average policy, which is evaluated.
@@ -142,9 +148,11 @@ class MetaLearner:
         self.train = train
         self.dev = dev
         self.settings = settings
-        started = dist.is_initialized()
-        self.rank = dist.get_rank() if started else 0
-        self.ranks = dist.get_world_size() if started else 1
+        self.rank = 0
+        self.ranks = 1
+        if dist.is_initialized():
+            self.rank = dist.get_rank()
+            self.ranks = dist.get_world_size()
         if settings.batch_size % self.ranks:
             what = "learning.meta.batch_size must be a multiple of the processes"
             raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
@@ -155,7 +163,7 @@ class MetaLearner:
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
-        # The model's rate stays constant: it may be reset at any step.
+        # A constant rate: the model may be reset at any step, and a decayed rate would not be.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -163,9 +171,9 @@ class MetaLearner:
         self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
         for number in range(settings.warm):
-            loss = self._task(self._rows(number, 2))
+            loss = self._task_loss(self._rows(number, order=2))
             self._descend(loss(dict(losses.named_parameters()), None))
-        self._forget()
+        self._clear_optimizers()
         self.start = values_of(losses)
 
     # One outer step
@@ -176,32 +184,32 @@ class MetaLearner:
 
         Returns:
             Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
-            loss under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights,
-            nats; ``answers``, the share of the weight on right answers; ``mask_rate`` and
+            loss under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights in
+            nats; ``answers``, the share of its weight on right answers; ``mask_rate`` and
             ``task_rate``.
 
         Raises:
             Diverged: a loss or gradient that is not finite.
         """
-        s, number = self.settings, self.now.step
+        s = self.settings
+        number = self.now.step
         for group in self.adam.param_groups:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
         parts = []
         for k in range(s.inner_steps):
-            rows = self._rows(number * s.inner_steps + k, 0)
+            rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
-        rows = np.concatenate([part.rows for part in parts])
         if s.outer == "other":
-            rows = self._rows(number, 1)
-        outer = self._task(rows)
+            rows = self._rows(number, order=1)
+        else:
+            rows = np.concatenate([part.rows for part in parts])
+        outer = self._task_loss(rows)
         self.policy.zero_grad()
-        # The masks hold the policy's graph; the inner steps are differentiated up to them.
-        masks = [part.masked.choice.mask(part.masked.logit_U) for part in parts]
-        steps = self._inner(parts, masks)
-        result = meta_gradient(
-            values_of(self.losses), steps, outer, backend=s.gradient, agree=self._agree
-        )
+        steps = self._inner_steps(parts)
+        theta = values_of(self.losses)
+        result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
+        # The entropy below is differentiated through the same graph of the policy.
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
@@ -218,143 +226,152 @@ class MetaLearner:
         # Before Adam scales them: its steps say nothing about whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
-        # the average follows more closely at first
+        # Early on the average follows more closely, or it would long remember the initial policy.
         keep = min(s.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.policy.parameters()):
                 mean.lerp_(value, 1 - keep)
         if s.reset_every and (number + 1) % s.reset_every == 0:
             set_values(self.losses, self.start)
-            self._forget()
+            self._clear_optimizers()
         else:
-            self._move(parts)
+            self._train_model(parts)
         self.now.step += 1
+        answers = torch.cat([part.masked.answers() for part in parts])
         return {
             "outer": result.outer,
             "inner": result.inner[0],
             "grad_norm": norm,
             "entropy": float(entropy.detach()),
-            "answers": float(torch.cat([part.masked.answers() for part in parts]).nanmean()),
+            "answers": float(answers.nanmean()),
             "mask_rate": self.now.mask_rate,
             "task_rate": self.now.task_rate,
         }
 
-    def _rows(self, number: int, order: int) -> Array:
-        """This rank's examples of a batch, from the epochs of one of several orders."""
+    def _rows(self, number: int, *, order: int) -> Array:
+        """Return this rank's examples of a batch; every order is a sequence of shuffled epochs."""
         size = len(self.train)
         batch_size = self.settings.batch_size
         place = np.arange(number * batch_size, (number + 1) * batch_size)
+        epoch = place // size
         seed = fold(self.settings.seed, order, 0xE0)
         rows = []
-        for epoch in np.unique(place // size).tolist():
-            inside = place[place // size == epoch] % size
-            rows.append(permutation(size, seed=seed, epoch=epoch).numpy()[inside])
+        # A batch may cross the end of an epoch, or of several if there are few examples.
+        for each in np.unique(epoch).tolist():
+            shuffled = permutation(size, seed=seed, epoch=each).numpy()
+            rows.append(shuffled[place[epoch == each] % size])
         return np.concatenate(rows)[self.rank :: self.ranks]
 
     def _masked(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> Masked:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
-    def _task(self, rows: Array) -> Loss:
-        """The task's loss over these rows and those of the other ranks."""
+    def _task_loss(self, rows: Array) -> Loss:
+        """Return the task's loss over these rows and those of the other ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
         count = torch.tensor(len(labels))
-        if labels.dim() > 1 and not labels.is_floating_point():  # floats: several labels of a row
-            count = torch.count_nonzero(labels != -100)
+        # Labels (B, L) of tokens; floats (B, classes) are one target per row with several labels.
+        if labels.dim() > 1 and not labels.is_floating_point():
+            count = torch.count_nonzero(labels != IGNORE)
         return self.losses.of(batch, self._total(count))
 
-    def _inner(self, parts: Sequence[Part], masks: Sequence[Tensor]) -> list[InnerStep]:
+    def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
+        """Return the inner steps in order; their masks carry the graph of the policy."""
         steps = []
-        for part, mask in zip(parts, masks, strict=True):
+        for part in parts:
+            mask = part.masked.choice.mask(part.masked.logit_U)
             loss = self.losses.of(part.masked.inputs, part.budget)
             steps.append(InnerStep(loss, self.now.mask_rate, mask))
             if self.now.task_rate:
-                steps.append(InnerStep(self._task(part.rows), self.now.task_rate))
+                steps.append(InnerStep(self._task_loss(part.rows), self.now.task_rate))
         return steps
 
     def _learn_rates(self, slopes: Sequence[float]) -> None:
         """Change the logarithm of each rate by a tenth of its slope, and by at most a tenth."""
-        names = ("mask_rate", "task_rate")[: 2 if self.now.task_rate else 1]
-        for place, name in enumerate(names):
-            rate = getattr(self.now, name)
-            slope = rate * sum(slopes[place :: len(names)])
-            setattr(self.now, name, rate * math.exp(-0.1 * math.tanh(slope)))
+        now = self.now
+        if now.task_rate:
+            # Steps alternate: pre-training, task, pre-training, …
+            now.task_rate = _learned_rate(now.task_rate, slopes[1::2])
+            slopes = slopes[::2]
+        now.mask_rate = _learned_rate(now.mask_rate, slopes)
 
-    def _move(self, parts: Sequence[Part]) -> None:
-        """Ordinary steps of the model: of pre-training under the same masks, and of the task."""
+    def _train_model(self, parts: Sequence[Part]) -> None:
+        """Train the model by ordinary steps, under the same masks and on the task."""
         theta: Parameters = dict(self.losses.named_parameters())
         for part in parts:
-            loss = self.losses.of(part.masked.inputs, part.budget)
-            hard = part.masked.choice.hard()
-            self._descend(loss(theta, hard) + self._task(part.rows)(theta, None))
+            denoising = self.losses.of(part.masked.inputs, part.budget)
+            task = self._task_loss(part.rows)
+            self._descend(denoising(theta, part.masked.choice.hard()) + task(theta, None))
 
     def _descend(self, loss: Tensor) -> None:
-        """An ordinary step of the model."""
+        """Make an ordinary step of the model."""
         loss.backward()
         self._agree(_gradients(self.losses))
         nn.utils.clip_grad_norm_(self.losses.parameters(), self.clip)
         self.optimizers.step()
         self.optimizers.zero_grad()
 
-    def _forget(self) -> None:
+    def _clear_optimizers(self) -> None:
+        """Forget the moments of the model's optimisers, as if the model were new."""
         for member in self.optimizers.members:
             member.state.clear()
 
     def _agree(self, tensors: Iterable[Tensor]) -> None:
-        """Add up tensors over all ranks, in place."""
+        """Sum tensors over all ranks, in place."""
         if self.ranks > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def _total(self, own: Tensor) -> Tensor:
-        """A number of this rank, added up over all."""
-        total = own.detach().clone().float()
+    def _total(self, number: Tensor) -> Tensor:
+        """Return the sum of a number over all ranks."""
+        total = number.detach().clone().float()
         self._agree([total])
         return total
 
     # Evaluation
     # ---------------------------------------------------------------------------------------
 
-    def gain_of(self, policy: nn.Module, *, draws: int = 2) -> float:
-        """The nats by which a step under a policy helps the task more than one under random masks.
+    def gain_of(self, policy: nn.Module) -> float:
+        """Return how much more a step under the policy lowers the task's loss than a random one.
 
-        On dev, with the initial model and the same contexts and draws every time. An order of units
-        is drawn for both, so that chance favours neither.
+        In nats, a mean over dev examples, with the initial model and the same contexts every time.
+        Policy and random masks share their draws, so that chance favours neither.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
-        for draw in range(draws):
+        for draw in range(DRAWS):
             for batch in torch.arange(count).split(self.settings.batch_size):
                 rows = batch.numpy()
                 outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
-                    step = self._hard(scorer, self.dev, rows, key=fold(0xDE, draw))
-                    after, _ = _descended(self.start, [step])
+                    step = self._hard_step(scorer, self.dev, rows, key=fold(0xDE, draw))
+                    after, _ = _descended(self.start, step)
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
-        return gains / (draws * count)
+        return gains / (DRAWS * count)
 
     @torch.no_grad()
-    def _hard(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
-        """A step of pre-training under the choice of a scorer."""
+    def _hard_step(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
+        """Return a step of pre-training under the hard choice of a scorer."""
         masked = self._masked(scorer, examples, rows, key=key)
         loss = self.losses.of(masked.inputs, masked.choice.budget)
         return InnerStep(loss, self.now.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
-        """Which inner step raises its own loss, on the first examples under random masks.
+        """Report an inner step that raises its own loss, on the first examples with random masks.
 
-        The gradient of such a long step says nothing about its end: the policy would be rewarded
-        for masks that keep the model from diverging, whatever they teach.
+        The gradient at the start of so long a step does not predict its end: the policy would be
+        rewarded for masks that keep the model from diverging, whatever they teach.
         """
-        rows = self._rows(0, 0)
-        denoising = self._hard(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
+        rows = self._rows(0, order=0)
+        denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
         task = self.losses.of(self.train.task(rows, self.device))
         steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.settings.task_rate)}
         for name, step in steps.items():
-            theta, before = _descended(self.start, [step])
+            theta, before = _descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
+            # Negated, so that NaN counts as a rise.
             if not after <= before:
                 rise = f"from {before:.2f} to {after:.2f}"
                 return f"a step of {name} {step.rate:g} raises its own loss, {rise}"
@@ -364,7 +381,7 @@ class MetaLearner:
     # ---------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write a state to resume from."""
+        """Write a checkpoint to resume from."""
         groups = {
             "policy": values_of(self.policy),
             "average": values_of(self.average),
@@ -380,16 +397,16 @@ class MetaLearner:
 
         def fill(target: Path) -> None:
             save_file(tensors, target / STATE_TENSORS)
-            facts = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
-            (target / STATE).write_text(json.dumps(facts))
+            state = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
+            (target / STATE).write_text(json.dumps(state))
 
         write_folder(folder, fill)
 
     def load(self, folder: Path) -> None:
-        """Resume from what ``save`` wrote; begin anew if there is nothing, or it is damaged.
+        """Resume from a checkpoint; start from scratch if it is missing or damaged.
 
         Raises:
-            MaskwiseError: the state of a learning with other settings.
+            MaskwiseError: a checkpoint with other settings.
         """
         state = read_json(folder / STATE)
         if state is None or damage(folder):
@@ -398,28 +415,29 @@ class MetaLearner:
         if changed:
             what = f"{folder} is of a learning with other settings"
             raise MaskwiseError(what, got=changed, do="give a new folder")
-        groups: dict[str, dict[str, Tensor]] = {"adam": {}, "optimizers": {}}
-        for name, tensor in load_file(folder / STATE_TENSORS).items():
-            group, _, rest = name.partition("/")
-            groups.setdefault(group, {})[rest] = tensor
+        groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for path, tensor in load_file(folder / STATE_TENSORS).items():
+            group, _, name = path.partition("/")
+            groups[group][name] = tensor
         self.best = groups["best"]
         set_values(self.policy, groups["policy"])
         set_values(self.average, groups["average"])
         set_values(self.losses, groups["model"])
+        # Without tensors where the optimisers were cleared before the checkpoint.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])
 
 
-def _descended(theta: Parameters, steps: Sequence[InnerStep]) -> tuple[Parameters, float]:
-    """The parameters after inner steps of this rank alone, and the loss before the first."""
-    now = theta
-    losses = []
-    for step in steps:
-        loss, slope, _ = slope_of(step.loss, now, step.mask)
-        now = shifted(now, slope, -step.rate)
-        losses.append(loss)
-    return now, losses[0]
+def _descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
+    """Return the parameters after an inner step of this rank alone, and the loss before it."""
+    loss, slope, _ = slope_of(step.loss, theta, step.mask)
+    return shifted(theta, slope, -step.rate), loss
+
+
+def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
+    # tanh bounds the change: a noisy slope moves a rate by at most 10 %.
+    return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 
 def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -221,9 +221,8 @@ def choose(
 class RelaxedDenoising(nn.Module):
     """The loss of predicting tokens under a relaxed mask m.
 
-    Formula: Σ m·CE / budget, over all tokens of units. The model reads m·e(mask) + (1 − m)·e(token).
-        For m in {0, 1} this is the loss of the corruption ``mask-only``. Tokens with m = 0 stay in
-        the sum, because their loss is part of the gradient of m.
+    Formula: Σ m·CE / budget, over all tokens of units. The model reads m·e(mask) +
+        (1 − m)·e(token), which is the corruption ``mask-only`` if m is 0 or 1.
     Encoder–decoders: the encoder reads a mask in place of each masked token, and the decoder
         predicts the full text.
     Requirements: a model that takes ``inputs_embeds``.
