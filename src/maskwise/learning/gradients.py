@@ -262,7 +262,7 @@ def slope_of(
     leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
     mask = _leaf(mask)
     value = loss(leaves, mask)
-    wanted = []
+    wanted: list[Tensor] = []
     if of_theta:
         wanted += leaves.values()
     if mask is not None:

@@ -204,6 +204,9 @@ def choose(
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 
+    # Only a budget of Bernoulli draws leaves the pieces without one.
+    assert selection.budget is not None
+
     def tensor(column: Array) -> Tensor:
         return torch.as_tensor(column).to(logit_BL.device)
 
