@@ -260,6 +260,22 @@ def test_files_that_docstrings_name_exist() -> None:
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+DIARY = re.compile(
+    r"Xeon|EPYC|Cascade Lake"
+    r"|\b\d{1,2} (?:January|February|March|April|May|June|July|August|September|October|November"
+    r"|December)\b"
+    r"|\b(?:was|were) run\b|\bissue \d|#\d"
+)
+"""Dates, processors and runs belong to benchmarks/RESULTS.md."""
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name != "decisions"], ids=name
+)
+def test_pages_for_users_are_no_diary(page: Path) -> None:
+    assert DIARY.findall(page.read_text(encoding="utf-8")) == []
+
+
 def test_the_list_of_decisions_is_whole() -> None:
     listed = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
     pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
