@@ -1,6 +1,4 @@
-"""The study part of a recipe: what is compared, with how many runs, and how the comparison is kept
-fair.
-"""
+"""The study part of a recipe: its arms, runs and contrasts, and what keeps a comparison fair."""
 
 from __future__ import annotations
 
@@ -23,11 +21,10 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.recipe.overrides import Plain, leaves
 
 MOST_SEEDS = 1000
-"""Runs of an arm. A plan holds every stage of every run; thirty runs decide what is worth deciding.
-"""
+"""Limit of the runs of an arm: a plan holds every stage of every run."""
 
 Pair = tuple[str, str]
-"""Two arms: the one that should win, and its baseline."""
+"""An arm and its baseline."""
 
 
 class Settings(BaseModel):
@@ -37,6 +34,7 @@ class Settings(BaseModel):
 
 
 def _dotted(grid: object) -> object:
+    """Write the settings of a grid, or of each of its points, by dotted name."""
     if isinstance(grid, Mapping):
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
@@ -49,13 +47,17 @@ Grid = Annotated[dict[str, Values] | tuple[Plain, ...], BeforeValidator(_dotted)
 
 
 def _points(grid: Grid) -> list[Plain]:
+    """Return the points of a grid, each a dict of settings by dotted name."""
     if isinstance(grid, tuple):
         return [dict(point) for point in grid]
-    return [dict(zip(grid, values)) for values in product(*grid.values())]
+    points = []
+    for values in product(*grid.values()):
+        points.append(dict(zip(grid, values)))
+    return points
 
 
 class SearchSettings(Settings):
-    """Settings that every seed chooses for every arm, on runs and data that are not reported.
+    """A grid of settings from which each seed chooses for each arm, on runs that are not reported.
 
     >>> grid = {"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}
     >>> len(SearchSettings(grid=grid).points)
@@ -63,13 +65,12 @@ class SearchSettings(Settings):
     """
 
     grid: Grid
-    """Values by setting (all combinations are tried), or a list of points, each a dict of settings.
-    """
+    """Values by setting, whose combinations are tried; or a list of points, dicts of settings."""
     by: Literal["dev", "held-out"] | None = None
-    """``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's own kind of mask.
-    None: dev where there are tasks."""
+    """The criterion. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's kind
+    of mask. None: dev if there are tasks."""
     own: dict[str, Grid] = {}
-    """By arm: a grid that this arm alone combines with the common one, such as fixed shares."""
+    """Grids of single arms, such as fixed shares, which are combined with the common grid."""
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
@@ -80,34 +81,35 @@ class SearchSettings(Settings):
 
     @property
     def points(self) -> list[Plain]:
-        """The points of the common grid, by dotted name. Of tied points the first is chosen."""
+        """The points of the common grid. If several points tie, the first is chosen."""
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """The points that are tried for one arm: the common grid times the arm's own.
+        """Return the points that are tried for an arm: the common grid times the arm's grid.
 
         >>> own = {"shares": {"sampler": ["shares(1, 3)", "shares(3, 1)"]}}
         >>> search = SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3]}, own=own)
         >>> len(search.points_of("shares")), len(search.points_of("uniform"))
         (4, 2)
         """
-        own = _points(self.own.get(arm, ({},)))
-        return [point | more for point in self.points for more in own]
+        points = []
+        for point, more in product(self.points, _points(self.own.get(arm, ({},)))):
+            points.append(point | more)
+        return points
 
 
 class GateSettings(Settings):
-    """A positive control: a difference that must be found, or other contrasts are not judged.
+    """A positive control: a difference that must be found before other contrasts are tested.
 
     >>> GateSettings(contrast=("oracle", "random")).closes is None
     True
     """
 
     contrast: Pair
-    """[oracle, baseline]: the arm that must win, and the arm that it must beat, at the settings as
-    written.
+    """[oracle, baseline]: the arm that must win and the arm that it must beat, without a search.
     """
     closes: tuple[Pair, ...] | None = None
-    """The primary contrasts that are not judged unless the oracle wins; null: all of them."""
+    """The primary contrasts that are not tested unless the oracle wins; null: all of them."""
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -117,11 +119,14 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
-    if looks[0] < 2 or sorted(set(looks)) != list(looks):
-        raise MaskwiseError(
-            "looks are numbers of runs that rise", got=list(looks), allowed="[10, 20]"
-        )
+    got = list(looks)
+    if looks[0] < 2 or sorted(set(looks)) != got:
+        raise MaskwiseError("looks are numbers of runs that rise", got=got, allowed="[10, 20]")
     return looks
+
+
+def _sorted(shares: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(set(shares)))
 
 
 Count = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
@@ -130,31 +135,29 @@ Seeds = Annotated[
 ]
 Looks = Annotated[tuple[int, ...], Field(min_length=2), AfterValidator(_rising)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Fractions = Annotated[
-    tuple[Fraction, ...], AfterValidator(lambda shares: tuple(sorted(set(shares))))
-]
+Fractions = Annotated[tuple[Fraction, ...], AfterValidator(_sorted)]
 
 
 class StudySettings(Settings):
-    """What is compared, with how many runs, and how the comparison is kept fair."""
+    """The arms, runs and contrasts of a study, and what keeps the comparison fair."""
 
     arms: dict[str, Plain] = {}
-    """By name: overrides of any setting, such as ``{masking.ratio: 0.30}``."""
+    """Overrides of any setting by the name of the arm, such as ``{masking.ratio: 0.30}``."""
     baseline: str | None = None
-    """The arm that the others are compared with; None: the first one."""
+    """The arm with which the others are compared; None: the first one."""
     seeds: Count | Seeds = 3
-    """Pre-training runs per arm (how many, or which seeds). They are the replicates, paired by
-    seed.
+    """Pre-training runs of each arm: their number, or a list of seeds. They are the replicates,
+    paired by seed.
     """
     contrasts: tuple[Pair, ...] | None = None
-    """The primary ones, as [arm, baseline]; None: every arm against the baseline. At most six."""
+    """The primary contrasts, as [arm, baseline], at most six; None: all arms with the baseline."""
     match: Literal["steps", "targets", "flops"] = "steps"
     """The quantity that is equal for all arms. For targets and FLOPs ``training.steps`` are derived
     from the baseline's.
     """
     looks: Looks | None = None
-    """Numbers of runs at which the study may be looked at, fixed beforehand: [10, 20]. ``seeds`` is
-    one of them, and may be raised to the next. Without a plan, seeds that are added after a verdict
+    """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` is one of
+    them, and may be raised to the next. Without a plan, seeds that are added after a verdict
     cap the next one at *open*.
     """
     margin: Fraction | None = None
@@ -162,52 +165,57 @@ class StudySettings(Settings):
     interval lies within ± this have no difference that matters."""
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
     """The standard deviation of paired differences, in the unit of ``margin``, or the folder of an
-    earlier study to take it from. Used to predict what the study can detect; None: taken from an
+    earlier study with the same outcome. It predicts what the study can detect; None: taken from an
     earlier study in the same folder.
     """
     helps: float = Field(0.75, ge=0, le=1)
     """A task counts in the primary outcome if pre-training helps on it in at least this share of
-    the runs: the mean of all arms on dev rows is above the untouched start. 0 leaves no task
-    out."""
+    the runs: the mean of all arms on dev rows is above the untouched start. 0: all tasks count."""
     share: Pair | None = None
-    """Two arms, [oracle, random]: every other arm's gain over random as a share of the oracle's."""
+    """[oracle, random]: the gain of other arms over random is given as a share of the oracle's."""
     gate: GateSettings | None = None
     """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm,
-    baseline], …]}``: the contrasts it closes (all, if none is named) are not judged unless the
-    first arm is decided to beat the second. It is tested first, at the arms' settings as written,
-    at the full level, and costs the others nothing.
+    baseline], …]}``: the contrasts in ``closes`` (by default all) are not tested unless the oracle
+    is decided to beat the baseline. The gate is tested first, without a search, at the full level,
+    and does not lower the level of the others.
     """
     transfer: bool = False
-    """Arms learned their policies from the study's tasks: the primary contrasts are ``own-task``
-    (for each task the arm that learned from it) and ``other-tasks`` (the mean of the others) with
-    the baseline."""
+    """Whether arms learned their policies from the study's tasks. The primary contrasts are then
+    ``own-task`` (for each task the arm that learned from it) and ``other-tasks`` (the mean of the
+    others) with the baseline."""
     search: SearchSettings | None = None
-    """A grid of settings, from which every seed chooses for every arm; a new run at that point is
+    """A grid of settings, from which each seed chooses for each arm; a new run at that point is
     compared.
     """
     companions: Fractions = ()
     """Additional shorter runs, as shares of the steps, for time-to-quality. Schedules of the ratio
-    and of the learning rate run over a run's own length, so a run cut short is not a short run."""
+    and of the learning rate depend on the length of a run, so a run cut short is not a short run.
+    """
     cache: str | None = None
-    """A folder where stages are shared with other studies; None: ``stages/`` of the study's own."""
+    """A folder where stages are shared with other studies; None: ``stages/`` in the study's folder.
+    """
 
     @field_validator("arms", mode="before")
     @classmethod
     def _empty_arms(cls, arms: object) -> object:
-        """``token-15:`` alone is an arm that changes nothing."""
-        return {name: over or {} for name, over in arms.items()} if isinstance(arms, dict) else arms
+        """Read ``token-15:`` without a value as an arm that changes nothing."""
+        if not isinstance(arms, dict):
+            return arms
+        return {name: changes or {} for name, changes in arms.items()}
 
     @field_validator("gate", mode="before")
     @classmethod
     def _pair_alone(cls, gate: object) -> object:
-        """A pair is short for a gate that closes everything."""
-        return {"contrast": gate} if isinstance(gate, list | tuple) else gate
+        """Read a pair as a gate that closes all contrasts."""
+        if isinstance(gate, list | tuple):
+            return {"contrast": gate}
+        return gate
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySettings:
         self._check_names()
-        # Or a run that chose a setting would be compared with one that did not.
         if self.search:
+            # Runs that chose a setting are lucky, so they must not be the compared ones.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 what = f"with a search the compared runs have seeds + {FRESH_RUN:,}"
@@ -216,22 +224,22 @@ class StudySettings(Settings):
         if self.looks and len(self.seed_list) not in self.looks:
             what = "study.seeds is not one of study.looks"
             raise MaskwiseError(what, got=len(self.seed_list), allowed=list(self.looks))
-        # The gate is tested at a level of its own and does not count.
-        tested = self.pairs if self.gate is None else self.pairs[1:]
+        # The gate is tested at its own level, so it does not count among the primary contrasts.
+        tested = self.pairs
+        if self.gate is not None:
+            tested = tested[1:]
         for pair in self.closed:
             if pair not in tested:
                 what = "study.gate.closes names a pair that is not a primary contrast"
                 raise MaskwiseError(what, got=pair, allowed=tested)
         if len(tested) > MOST_PRIMARY:
+            what = "too many primary contrasts"
             do = "name the ones that matter in study.contrasts"
-            allowed = f"at most {MOST_PRIMARY}"
-            raise MaskwiseError(
-                "too many primary contrasts", got=len(tested), allowed=allowed, do=do
-            )
+            raise MaskwiseError(what, got=len(tested), allowed=f"at most {MOST_PRIMARY}", do=do)
         return self
 
     def _check_names(self) -> None:
-        """Every setting that names arms names some of this study, and none is reserved or empty."""
+        """Refuse names of arms that are reserved or empty, and unknown arms in other settings."""
         for name in self.arms:
             if not name.strip():
                 raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms])
@@ -240,34 +248,43 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        pairs: list[tuple[str, Sequence[str]]] = [("contrasts", p) for p in self.contrasts or ()]
+        named: list[tuple[str, Sequence[str]]] = []
+        for contrast in self.contrasts or ():
+            named.append(("contrasts", contrast))
         if self.gate:
-            pairs.append(("gate", self.gate.contrast))
+            named.append(("gate", self.gate.contrast))
         if self.share:
-            pairs.append(("share", self.share))
-        for setting, (arm, baseline) in pairs:
+            named.append(("share", self.share))
+        for setting, (arm, baseline) in named:
             if arm == baseline:
                 what = f"study.{setting} names two different arms"
                 raise MaskwiseError(what, got=[arm, baseline])
         if self.search:
-            pairs.append(("search.own", [*self.search.own]))
+            named.append(("search.own", [*self.search.own]))
         if self.baseline is not None:
-            pairs.append(("baseline", [self.baseline]))
-        for setting, names in pairs:
-            known = compared if setting in ("contrasts", "gate") else self.arms
+            named.append(("baseline", [self.baseline]))
+        for setting, names in named:
+            known = [*self.arms]
+            # The untouched start is a side of contrasts, but no arm that can be trained.
+            if setting in ("contrasts", "gate"):
+                known = compared
             for name in names:
                 if name not in known:
                     raise unknown_name(f"arm in study.{setting}", name, known)
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds of every arm's runs; with a search those of the runs that choose."""
-        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        """The seeds of each arm's runs; with a search, of the runs that choose."""
+        if isinstance(self.seeds, int):
+            return tuple(range(self.seeds))
+        return self.seeds
 
     @property
     def judged_seeds(self) -> dict[int, int]:
-        """By seed of the study, the seed of the run that is compared: with a search a new one."""
-        offset = FRESH_RUN if self.search else 0
+        """The seed of the run that is compared, a new one after a search, by seed of the study."""
+        offset = 0
+        if self.search:
+            offset = FRESH_RUN
         return {seed: seed + offset for seed in self.seed_list}
 
     @property
@@ -275,8 +292,10 @@ class StudySettings(Settings):
         """The tested contrasts, as (arm, baseline): the gate, and then the primary ones."""
         if self.gate is None:
             return self.primary
-        # Without a search the gate's pair is one test; with one it is tested again, tuned.
-        others = [pair for pair in self.primary if self.search or pair != self.gate.contrast]
+        others = self.primary
+        # Without a search the gate is the same test as a primary contrast of its pair.
+        if not self.search and self.gate.contrast in others:
+            others.remove(self.gate.contrast)
         return [self.gate.contrast, *others]
 
     @property
@@ -293,7 +312,9 @@ class StudySettings(Settings):
 
     @property
     def closed(self) -> list[Pair]:
-        """The contrasts that are not judged while the gate is closed."""
+        """The contrasts that are not tested while the gate is closed."""
         if self.gate is None:
             return []
-        return self.pairs[1:] if self.gate.closes is None else list(self.gate.closes)
+        if self.gate.closes is None:
+            return self.pairs[1:]
+        return list(self.gate.closes)

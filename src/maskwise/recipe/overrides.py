@@ -1,8 +1,8 @@
-"""Settings by dotted name: how they are read, changed, and refused.
+"""Settings by dotted name: how they are read, changed and refused.
 
 Overrides on the command line, arms of a study, points of a search, phases of a training and recipes
-that extend another are all the same: a change of these settings. ``explain`` turns pydantic's
-errors into one line.
+that extend another are all changes of settings by dotted name. ``explain`` turns pydantic's errors
+into one line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,32 +22,37 @@ Plain = dict[str, Any]
 """Nested settings as YAML or JSON has them."""
 
 MOST_VALUES = 100_000
-"""Values in one YAML text, aliases expanded: "billion laughs" is 30 lines with 10⁹ values."""
+"""Limit of the values in one YAML text, aliases expanded: 30 lines may expand to 10⁹ values."""
 
 NAMES_ARMS = ("baseline", "contrasts", "gate", "search", "share", "transfer")
-"""Settings of a study that name its arms, or ask something of all of them."""
+"""Settings of a study that name its arms, or that depend on all of them."""
 
 MOST_NUMBER = 1 << 63
-"""Whole numbers are smaller: Python itself reads at most 4,300 digits."""
+"""Limit of whole numbers; Python raises an error for more than 4,300 digits."""
 
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
-    ``clear=False``: an empty group does not replace a group of the same name.
+    Args:
+        settings: the nested dicts, which are changed.
+        dotted: the dotted name.
+        value: the value.
+        clear: whether an empty dict replaces a dict that is not empty.
+
+    Raises:
+        MaskwiseError: the path leads through a value that is not a group, or past a list's end.
 
     >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
     {'training': {'steps': 10, 'seed': 3}, 'phases': [{}, {'masking': {'ratio': 0.1}}]}
-
-    Raises:
-        MaskwiseError: the path leads through a value that is not a group, or past a list's end.
     """
     *path, last = dotted.split(".")
     group: Any = settings
     for part in path:
         key = _key(group, part, dotted)
         if isinstance(group, list):
+            # Phases are lists of changes, whose keys may be dotted.
             group[key] = nested(group[key] or {})
         elif group.get(key) is None:
             group[key] = {}
@@ -56,13 +61,13 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
             got = f"{part} is a value, not a group of settings"
             raise MaskwiseError(f"cannot set {dotted}", got=got)
     key = _key(group, last, dotted)
-    keeps = not clear and value == {} and isinstance(group, dict)
-    if not (keeps and isinstance(group.get(key), dict)):
-        group[key] = value
+    if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
+        return
+    group[key] = value
 
 
 def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
-    """A part of a dotted name as a key of a dict or an index of a list."""
+    """Return a part of a dotted name as a key of a dict or an index of a list."""
     if isinstance(group, dict):
         return part
     if not part.isdecimal() or int(part) >= len(group):
@@ -72,7 +77,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
 
 
 def nested(tree: Mapping[str, object]) -> Plain:
-    """Settings whose keys may be dotted, as dicts in dicts.
+    """Turn settings whose keys may be dotted into dicts in dicts.
 
     >>> nested({"masking.ratio": 0.3, "masking": {"policy": "span"}})
     {'masking': {'ratio': 0.3, 'policy': 'span'}}
@@ -84,10 +89,10 @@ def nested(tree: Mapping[str, object]) -> Plain:
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested settings as pairs of ``a.b.c`` and value: a dict changes only the keys that it names.
+    """Yield nested settings as pairs of ``a.b.c`` and value.
 
     An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. So is a mix of sources,
-    which is replaced as a whole; its keys are file names and hold dots.
+    which is replaced as a whole, and whose keys are file names with dots.
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -98,10 +103,11 @@ def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def merged(base: Plain, own: Plain) -> Plain:
-    """``base`` with the settings of ``own``. Arms are replaced as a whole, and with them the
-    settings that name them.
+    """Merge ``own`` settings into those of ``base``.
+
+    Arms are replaced as a whole, together with the settings that name them.
     """
-    # An arm is a set of changes; merged with another of its name it would be neither.
+    # An arm is a set of changes, and a mixture of two sets would be a third arm.
     base_arms = (base.get("study") or {}).get("arms")
     own_arms = (own.get("study") or {}).get("arms")
     replaced = ["arms"]
@@ -113,19 +119,20 @@ def merged(base: Plain, own: Plain) -> Plain:
         for key, value in leaves(tree):
             if not f"{key}.".startswith(prefixes):
                 put(settings, key, value, clear=False)
-    if own_arms or base_arms:
-        put(settings, "study.arms", own_arms or base_arms)
+    arms = own_arms or base_arms
+    if arms:
+        put(settings, "study.arms", arms)
     return settings
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """``key=value`` as (key, value).
-
-    >>> parse_override("training.learning_rate=1e-3")
-    ('training.learning_rate', 0.001)
+    """Split ``key=value`` into key and value.
 
     Raises:
         MaskwiseError: no equals sign, or no key.
+
+    >>> parse_override("training.learning_rate=1e-3")
+    ('training.learning_rate', 0.001)
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
@@ -135,7 +142,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 
 def parse_value(text: str) -> object:
-    """The value of an override: YAML, and plain text where it is not valid YAML."""
+    """Read the value of an override as YAML, or as plain text if it is not valid YAML."""
     try:
         return read_yaml(text)
     except yaml.YAMLError:
@@ -143,24 +150,21 @@ def parse_value(text: str) -> object:
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML 1.2 where it differs from 1.1: 1e-3 is a number, and only true and false are booleans.
+    """Reads numbers and booleans as YAML 1.2: 1e-3 is a number, only true and false are booleans.
 
     In YAML 1.1 ``precision: no`` or an arm called ``on`` would be a boolean. Settings of type bool
-    accept yes, no, on and off all the same.
+    accept yes, no, on and off nevertheless.
     """
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":bool")]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
-        """The value of a node. A date that does not exist, say, is an error with its line."""
+        """Return the value of a node, or raise an error with its line."""
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
-        # PyYAML leaks these from !!timestamp, !!int and the like
+        # PyYAML does not catch these errors in !!timestamp, !!int and others.
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
@@ -168,6 +172,10 @@ class Yaml(yaml.SafeLoader):
         return value
 
 
+# The resolvers are a table by first character, without the booleans of YAML 1.1.
+for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+    others = [resolver for resolver in resolvers if not resolver[0].endswith(":bool")]
+    Yaml.yaml_implicit_resolvers[first_character] = others
 Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -179,7 +187,7 @@ Yaml.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> object:
-    """Plain values from YAML.
+    """Read plain values from YAML.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -201,18 +209,21 @@ def read_yaml(text: str) -> object:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which an anchor and its aliases are separate objects, to be changed one by one."""
+    """Copy a value, so that an anchor and its aliases become separate objects."""
     if isinstance(value, dict):
         return {key: _unshared(part) for key, part in value.items()}
-    return [_unshared(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_unshared(part) for part in value]
+    return value
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values below a node, aliases expanded."""
+    """Count the values below a node, aliases expanded."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # for a node that contains itself
+        # Too many values, if a node contains itself.
+        known[id(node)] = MOST_VALUES + 1
         parts = node.value
         if isinstance(node, yaml.MappingNode):
             parts = [part for _, part in parts]
@@ -243,44 +254,68 @@ ALLOWED = {
 }
 """The allowed values, by pydantic's type of error."""
 
-# Where a field takes several types, pydantic adds the type to the location of an error.
+# If a field accepts several types, pydantic adds the type to the location of an error.
 _ALTERNATIVE = re.compile(r"(int|float|str|bool|constrained-\w+|(function|tuple|list|dict).*\])$")
 
 
 def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
-    """The first mistake in one line: the setting, its value, and the allowed values.
+    """Return the first mistake in one line: the setting, its value, and the allowed values.
 
     Args:
+        error: the error of pydantic.
         settings: the class that was validated.
-        origin: where the settings come from: a file, an arm, or "".
+        origin: source of the settings: a file, an arm, or "".
     """
-    # A wrong name says more than the setting that is missing for it.
+    # An unknown name explains the required setting that is missing, so it comes first.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = errors[0]
     path = _path(first)
-    got = first.get("input")
-    place = ": ".join(part for part in (origin, ".".join(path)) if part)
     if first["type"] == "extra_forbidden":
-        known = [".".join([*path[:-1], name]) for name in _group(settings, path[:-1]).model_fields]
-        return unknown_name(f"setting in {origin}:" if origin else "setting", ".".join(path), known)
-    if first["type"] == "value_error":  # a validator of ours, whose message may quote the value
-        message = first["msg"].removeprefix("Value error, ")
-        quoted = "got " in message or repr(got) in message or isinstance(got, dict | BaseModel)
-        what = f"{place}: {message}" if place else message
-        return MaskwiseError(what, got=None if quoted else repr(got))
+        group = path[:-1]
+        known = [".".join([*group, name]) for name in _group(settings, group).model_fields]
+        what = "setting"
+        if origin:
+            what = f"setting in {origin}:"
+        return unknown_name(what, ".".join(path), known)
+    if first["type"] == "value_error":
+        return _refused(first, origin)
     # A field of several types has an error for each; the deepest location is the mistake.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
     path = max(map(_path, below), key=len)
-    place = ": ".join(part for part in (origin, ".".join(path)) if part)
+    place = _place(origin, path)
     alternatives = [detail for detail in below if _path(detail) == path]
     first = alternatives[0]
     if first["type"] == "missing":
         return MaskwiseError(f"{place} is missing", do="give it a value")
-    got = first.get("input")
+    value = first.get("input")
+    got = "nothing"
+    if value is not None:
+        got = repr(value)
     allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
-    near = difflib.get_close_matches(str(got), allowed.split(", "), n=1, cutoff=0.5)
-    do = f"did you mean {near[0]!r}?" if near and first["type"] == "literal_error" else None
-    return MaskwiseError(place, got="nothing" if got is None else repr(got), allowed=allowed, do=do)
+    do = None
+    if first["type"] == "literal_error":
+        near = difflib.get_close_matches(str(value), allowed.split(", "), n=1, cutoff=0.5)
+        if near:
+            do = f"did you mean {near[0]!r}?"
+    return MaskwiseError(place, got=got, allowed=allowed, do=do)
+
+
+def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
+    """Return the message of a validator of ours, with the value unless the message quotes it."""
+    what = error["msg"].removeprefix("Value error, ")
+    value = error.get("input")
+    got = None
+    if not isinstance(value, dict | BaseModel) and "got " not in what and repr(value) not in what:
+        got = repr(value)
+    place = _place(origin, _path(error))
+    if place:
+        what = f"{place}: {what}"
+    return MaskwiseError(what, got=got)
+
+
+def _place(origin: str, path: Sequence[str]) -> str:
+    """Return the name of a setting, after its origin; either may be empty."""
+    return ": ".join(filter(None, (origin, ".".join(path))))
 
 
 def _path(error: ErrorDetails) -> list[str]:
@@ -288,6 +323,7 @@ def _path(error: ErrorDetails) -> list[str]:
 
 
 def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
+    """Return the allowed values in words."""
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return ", ".join(re.findall(r"'([^']*)'", context["expected"]))
@@ -298,12 +334,16 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    """The settings class at a path; names that users choose, of arms and objectives, are
-    skipped.
+    """Return the settings class at a path.
+
+    Names that users choose, of arms and objectives, are no fields and are skipped.
     """
     for part in path:
         if part in settings.model_fields:
-            annotation = settings.model_fields[part].annotation  # X, X | None or dict[str, X]
-            kinds = (annotation, *get_args(annotation))
-            settings = next((kind for kind in kinds if hasattr(kind, "model_fields")), settings)
+            annotation = settings.model_fields[part].annotation
+            # The annotation is X, X | None or dict[str, X].
+            for kind in (annotation, *get_args(annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    settings = kind
+                    break
     return settings

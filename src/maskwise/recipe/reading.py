@@ -1,4 +1,4 @@
-"""Recipes from files: shipped ones by name, ``extends``, overrides; all of it checked."""
+"""Read recipes: shipped ones by name, files, ``extends`` and overrides, and validate all of it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from maskwise.recipe.recipe import Recipe, validate
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a shipped recipe (by name) or a file, apply ``key=value`` overrides, check everything.
+    """Read a recipe, apply overrides, and validate the whole and each arm.
 
-    >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
-    10
+    Args:
+        source: the name of a shipped recipe, or a file.
+        overrides: settings to change, ``key=value``.
 
     Raises:
         MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
+
+    >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
+    10
     """
     settings = _settings(source)
-    changes = dict(parse_override(override) for override in overrides)
-    # An override of all arms replaces those of the file, which other settings may name.
-    before = _arms(settings)
+    changes = dict(map(parse_override, overrides))
+    old_arms = _arms(settings)
     for key, value in changes.items():
         put(settings, key, value)
+    # Other settings of the file may name arms that the override dropped.
     if "study.arms" in changes:
-        _forget_arms(settings["study"], before=before, said=set(changes))
+        _forget_arms(settings["study"], old=old_arms, overridden=set(changes))
     recipe = validate(settings, origin=str(source))
     for name in recipe.study.arms:
         _check_arm(recipe, name)
@@ -37,21 +41,29 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _arms(settings: Plain) -> set[str]:
+    """Return the names of the arms; the settings may still be malformed."""
     study = settings.get("study")
-    arms = study.get("arms") if isinstance(study, dict) else None
-    return set(arms) if isinstance(arms, dict) else set()
+    if isinstance(study, dict) and isinstance(study.get("arms"), dict):
+        return set(study["arms"])
+    return set()
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:
-    """Validate an arm at every point of the search, and that something is measured of it."""
-    search, match = recipe.study.search, recipe.study.match
-    for point in search.points_of(name) if search else [{}]:
+    """Validate an arm at every point of the search, and that it has an outcome."""
+    search = recipe.study.search
+    match = recipe.study.match
+    points: list[Plain] = [{}]
+    if search:
+        points = search.points_of(name)
+    for point in points:
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             what = f"arm {name!r} trains on several objectives, which are matched by steps"
             raise MaskwiseError(what, got=f"study.match {match}")
-    # All points of an arm have the same kinds of masks: look at the last.
-    kinds = {kind.split()[0] for link in links for kind in link.judged_on()}
+    # A grid does not change the kinds of masks, so the last point serves for all.
+    kinds = set()
+    for link in links:
+        kinds |= {kind.split()[0] for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):
         what = f"nothing is measured of arm {name!r}: no tasks, and no held-out masks of its kind"
@@ -60,11 +72,11 @@ def _check_arm(recipe: Recipe, name: str) -> None:
 
 
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
-    """The settings of a file over those of the recipe that it extends."""
+    """Read the settings of a file, merged into those of the recipe that it extends."""
     path = recipe_path(source)
     chain = (*extending, path.resolve())
     if path.resolve() in extending:
-        names = " → ".join(each.name for each in chain)
+        names = " → ".join(file.name for file in chain)
         raise MaskwiseError("recipes extend each other in a circle", got=names)
     settings = _read(path)
     if settings is None:
@@ -77,9 +89,11 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     extends = settings.pop("extends", None)
     if extends is None:
         return settings
-    # A file next to this one goes before a shipped recipe of the name.
-    near = path.parent / str(extends)
-    base = _settings(near if near.is_file() else str(extends), extending=chain)
+    # A file in the same folder takes precedence over a shipped recipe of that name.
+    base_source: str | Path = path.parent / str(extends)
+    if not Path(base_source).is_file():
+        base_source = str(extends)
+    base = _settings(base_source, extending=chain)
     for key in ("name", "description"):
         base.pop(key, None)
     return merged(base, settings)
@@ -94,40 +108,52 @@ def _read(path: Path) -> object:
     except MaskwiseError as error:
         raise MaskwiseError(f"{path}: {error}") from None
     except yaml.MarkedYAMLError as error:
+        # Some errors name only the place where the surrounding block begins.
         mark = error.problem_mark or error.context_mark
-        line = mark.line if mark else 0
-        tab = "\t" in "".join(text.splitlines()[line : line + 1])
-        got = f"line {line + 1}: {error.problem}"
-        do = "write spaces: YAML takes no tabs there" if tab else None
+        assert mark is not None
+        got = f"line {mark.line + 1}: {error.problem}"
+        # The error may be at the end of the file, behind the last line.
+        line = text.splitlines()[mark.line : mark.line + 1]
+        do = None
+        if "\t" in "".join(line):
+            do = "write spaces: YAML takes no tabs there"
         raise MaskwiseError(f"{path} is not readable YAML", got=got, do=do) from None
-    except yaml.YAMLError as error:  # characters that YAML does not allow
+    except yaml.YAMLError as error:
+        # Characters that YAML does not allow come without a place.
         raise MaskwiseError(f"{path} is not readable YAML", got=str(error)) from None
 
 
-def _forget_arms(study: Plain, *, before: set[str], said: set[str]) -> None:
-    """Drop settings that name arms which an override of ``study.arms`` left out.
+def _forget_arms(study: Plain, *, old: set[str], overridden: set[str]) -> None:
+    """Drop settings that name arms which an override of ``study.arms`` removed.
 
-    Where it only leaves arms out, the contrasts of the others stay; new arms ask anew.
+    If it adds no arm, the contrasts of the remaining arms stay.
     """
-    now = _arms({"study": study})
-    gone = before - now
-    dropped = [key for key in ("baseline", "gate", "share") if gone & _names(study.get(key))]
-    if now - before:
+    arms = _arms({"study": study})
+    removed = old - arms
+    dropped = [key for key in ("baseline", "gate", "share") if removed & _names(study.get(key))]
+    if arms - old:
         dropped += ["contrasts", "transfer"]
-    elif isinstance(study.get("contrasts"), list) and "study.contrasts" not in said:
-        study["contrasts"] = [p for p in study["contrasts"] if not gone & _names(p)] or None
+    elif isinstance(study.get("contrasts"), list) and "study.contrasts" not in overridden:
+        contrasts = [pair for pair in study["contrasts"] if not removed & _names(pair)]
+        # An empty list would mean no contrasts; None means the default ones.
+        study["contrasts"] = contrasts or None
     for key in dropped:
-        if f"study.{key}" not in said:
+        if f"study.{key}" not in overridden:
             study.pop(key, None)
     search = study.get("search")
-    if isinstance(search, dict) and "own" in search and "study.search" not in said:
-        search["own"] = {arm: grid for arm, grid in search["own"].items() if arm in now}
+    if isinstance(search, dict) and "own" in search and "study.search" not in overridden:
+        for arm in set(search["own"]) - arms:
+            del search["own"][arm]
 
 
 def _names(value: object) -> set[str]:
-    """Every name in a setting: ``[a, b]`` or ``{contrast: [a, b], closes: [[c, d]]}``."""
+    """Return every name in a setting: ``[a, b]`` or ``{contrast: [a, b], closes: [[c, d]]}``."""
     if isinstance(value, str):
         return {value}
+    names = set()
     if isinstance(value, dict):
-        value = [*value.values()]
-    return set().union(*map(_names, value)) if isinstance(value, list) else set()
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            names |= _names(part)
+    return names

@@ -1,7 +1,7 @@
 """Labelled text in files: records of tasks, and gold annotations.
 
-Unlike a corpus, where a bad line is skipped and counted, a damaged labelled file is refused with
-the place of the damage: a score on half of a test set is a wrong score. So each file is read whole.
+In a corpus a bad line is skipped and counted. A damaged labelled file is refused with the place of
+the damage, because a score on half of a test set is a wrong score. So each file is read whole.
 Nothing is unpickled, and code that comes with a data set is never run.
 """
 
@@ -23,7 +23,7 @@ from maskwise.text.tables import Record, read_table
 
 POS = Layer("categorical", UPOS)
 
-# bytes, inflated: a file is held in memory, and an archive may inflate to anything
+# Bytes, inflated: a file is held in memory, and an archive may inflate to any size.
 _LARGEST_FILE = 1 << 30
 # A comment comes before a sentence and has no tab; "# O" is a sentence that begins with a hash.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
@@ -33,7 +33,7 @@ Span = tuple[int, int, int]
 
 
 def read_records(path: Path, *, header: bool = True) -> list[Record]:
-    """Read the records of one file, by its ending (``.gz`` allowed for all but Parquet).
+    """Read the records of one file by its ending; ``.gz`` may follow all but Parquet's.
 
     Args:
         path: the file.
@@ -41,10 +41,10 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
             are "1", "2", ….
 
     Raises:
-        MaskwiseError: an unknown ending, a file that is not UTF-8, damaged, or not what its ending
-            says.
+        MaskwiseError: an unknown ending, or a file that is not UTF-8, damaged, or of another format
+            than its ending.
     """
-    # named, because older versions read it
+    # Older versions read NIF, so its users are told what to do.
     ending = ending_of(path)
     if path.name.lower().removesuffix(".gz").endswith(".ttl"):
         do = "write JSON lines: input with [START_ENT] name [END_ENT], output with the title"
@@ -69,19 +69,21 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            # a list of classes, as in tagging, is one level deeper
-            classes = feature.feature if hasattr(feature, "feature") else feature
-            if hasattr(classes, "int2str"):
-                names[column] = classes.names
-        records = splits[str(split)] = list(map(dict, rows))
+            # In a task of tagging, the feature is a list of classes.
+            if hasattr(feature, "feature"):
+                feature = feature.feature
+            if hasattr(feature, "int2str"):
+                names[column] = feature.names
+        records = list(map(dict, rows))
         for record in records:
             for column, known in names.items():
                 record[column] = _named(record[column], known)
+        splits[str(split)] = records
     return splits
 
 
 def _named(value: object, names: list[str]) -> object:
-    """Return the names of class numbers; other values as they are."""
+    """Replace the numbers of classes by their names; leave other values."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if isinstance(value, int) and 0 <= value < len(names):
@@ -90,7 +92,11 @@ def _named(value: object, names: list[str]) -> object:
 
 
 def read_text(path: Path, *, or_latin1: bool = False) -> str:
-    """Read a text file; ``or_latin1``: a file that is not UTF-8 is Latin-1, as SentEval's are.
+    """Read a text file.
+
+    Args:
+        path: the file.
+        or_latin1: whether a file that is not UTF-8 is Latin-1, as SentEval's are.
 
     Raises:
         MaskwiseError: a file that cannot be read, is not UTF-8, or holds more than a gigabyte.
@@ -102,7 +108,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # every byte is a character of Latin-1
+        # Every byte is a character of Latin-1, so this cannot fail.
         if or_latin1:
             return content.decode("latin-1")
         do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
@@ -136,8 +142,8 @@ def _read_json(path: Path) -> list[Record]:
     if isinstance(whole, dict):
         if isinstance(whole.get("data"), list):
             return _squad(whole["data"], path)
+        # TriviaQA has a capital letter where SQuAD has a small one.
         if isinstance(whole.get("Data"), list):
-            # TriviaQA's
             whole = whole["Data"]
         elif len(whole) > 1:
             whole = list(whole.values())
@@ -151,16 +157,18 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     records = []
     try:
         for article in articles:
-            title = {"article_title": article["title"]} if article.get("title") else {}
             for paragraph in article["paragraphs"]:
-                # ROPES has two texts for a question
-                if "situation" in paragraph:
-                    text = {name: paragraph[name] for name in ("background", "situation")}
-                else:
-                    text = {"context": paragraph["context"]}
+                # ROPES has two texts for a question.
+                texts = ("background", "situation") if "situation" in paragraph else ("context",)
                 for qa in paragraph["qas"]:
-                    asked = {"question": qa["question"], "answers": qa["answers"]}
-                    records.append({"id": qa.get("id"), **text, **asked, **title})
+                    record = {"id": qa.get("id")}
+                    for name in texts:
+                        record[name] = paragraph[name]
+                    record["question"] = qa["question"]
+                    record["answers"] = qa["answers"]
+                    if article.get("title"):
+                        record["article_title"] = article["title"]
+                    records.append(record)
     except (KeyError, TypeError, AttributeError) as error:
         allowed = "data > paragraphs > context, qas > question, answers"
         what = f"{path} is not SQuAD's JSON"
@@ -173,7 +181,7 @@ def _read_table(path: Path, *, header: bool = True, usual: str) -> list[Record]:
 
 
 read_tsv = partial(_read_table, usual="\t")
-"""Read cells between tabs, as they are unless nearly every row has quoted ones."""
+"""Read cells between tabs; quotation marks count only if nearly every row has quoted cells."""
 
 
 def _read_parquet(path: Path) -> list[Record]:
@@ -188,6 +196,7 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
     """Yield comments and rows, of at least ``columns`` cells, of each sentence of a CoNLL file."""
     comments: list[str] = []
     rows: list[list[str]] = []
+    # An empty line at the end closes the last sentence.
     for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         line = line.rstrip("\r")
         if not line.strip():
@@ -198,38 +207,49 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
         elif _COMMENT.match(line) and not rows:
             comments.append(line)
         elif not line.startswith("-DOCSTART-"):
-            cells = line.split("\t" if "\t" in line else " ")
+            separator = "\t" if "\t" in line else " "
+            cells = line.split(separator)
             if len(cells) < columns:
-                form = "10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag"
+                allowed = "10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag"
                 what = f"line {number} of {path} has too few columns"
-                raise MaskwiseError(what, got=line[:60], allowed=form)
+                raise MaskwiseError(what, got=line[:60], allowed=allowed)
             rows.append(cells)
 
 
 def _read_conllu_records(path: Path) -> list[Record]:
-    """Read FORM and UPOS, or of three columns the last."""
+    """Read the columns FORM and UPOS; in files with three columns the last one is the tag."""
     records = []
     for _, rows in sentences(path, columns=3):
-        # ranges (3-4) and empty nodes (3.1) are no words
-        words = [row for row in rows if row[0].isdigit()]
-        tags = [row[min(3, len(row) - 1)] for row in words]
-        if words:
-            records.append({"tokens": [row[1] for row in words], "tags": tags})
+        tokens = []
+        tags = []
+        for row in rows:
+            # Ranges (3-4) and empty nodes (3.1) are no words.
+            if row[0].isdigit():
+                tokens.append(row[1])
+                tags.append(row[min(3, len(row) - 1)])
+        if tokens:
+            records.append({"tokens": tokens, "tags": tags})
     return records
 
 
 def _read_conll_records(path: Path) -> list[Record]:
-    """Read the first column and the last; in Universal NER's five, number, token and tag."""
-    numbered = ending_of(path) == ".iob2"
+    """Read the first column and the last; in Universal NER's files the second and the third."""
+    is_iob2 = ending_of(path) == ".iob2"
     records = []
     for _, rows in sentences(path, columns=2):
-        cells = [row[1:3] if numbered and len(row) == 5 else (row[0], row[-1]) for row in rows]
-        records.append({"tokens": [word for word, _ in cells], "tags": [tag for _, tag in cells]})
+        tokens = []
+        tags = []
+        for row in rows:
+            # Universal NER's columns are number, token, tag and two names of annotators.
+            numbered = is_iob2 and len(row) == 5
+            tokens.append(row[1] if numbered else row[0])
+            tags.append(row[2] if numbered else row[-1])
+        records.append({"tokens": tokens, "tags": tags})
     return records
 
 
 class GoldDocument(NamedTuple):
-    """A text and its annotations, as those of an annotator."""
+    """A text with gold annotations, in layers like an annotator's."""
 
     id: str
     text: str
@@ -239,10 +259,10 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """Yield the documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that
-    stands for several syntactic ones ("don't" = do + n't) is cut where their forms say so; where
-    they do not spell it ("im" = I + am), all of it gets the first one's tag. Without ``# newdoc``
-    the file is one document.
+    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word of
+    several syntactic words ("don't" = do + n't) is cut by their forms; if these do not spell it
+    ("im" = I + am), all of it gets the tag of the first. Without ``# newdoc`` the file is one
+    document.
 
     Raises:
         MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
@@ -252,16 +272,20 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
     spans: list[Span] = []
     number = 0
     for comments, rows in sentences(path, columns=10):
-        names = [c.partition("=")[2].strip() for c in comments if c.startswith("# newdoc")]
-        if names:
-            if text:
-                yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
-            document = names[0] or f"{path.name}#{number}"
-            number += 1
-            text = ""
-            spans = []
+        separator = " "
+        for comment in comments:
+            if comment.startswith("# newdoc"):
+                if text:
+                    yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
+                name = comment.partition("=")[2].strip()
+                document = name or f"{path.name}#{number}"
+                number += 1
+                text = ""
+                spans = []
+            elif comment.startswith("# newpar"):
+                separator = "\n"
         if text:
-            text += "\n" if any(c.startswith("# newpar") for c in comments) else " "
+            text += separator
         try:
             words = _surface_words(rows)
         except (ValueError, KeyError, IndexError) as error:
@@ -281,23 +305,27 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
 
 
 def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
-    """Return the words of a sentence and the blanks between them, with their tags ("_" of none)."""
+    """Return the forms and tags of a sentence; a blank between words has the tag "_"."""
     words = []
     by_number = {row[0]: row for row in rows}
-    # words up to this number belong to a surface word that is already written
+    # Rows up to this number are parts of a surface word that has been added.
     covered = 0
     for row in rows:
         number, _, last = row[0].partition("-")
-        if "." in number or (not last and int(number) <= covered):
+        is_empty_node = "." in number
+        if is_empty_node or (not last and int(number) <= covered):
             continue
-        parts = [(row[1], row[3])]
+        form = row[1]
+        parts = [(form, row[3])]
         if last:
             covered = int(last)
-            members = [by_number[str(i)] for i in range(int(number), covered + 1)]
-            parts = [(member[1], member[3]) for member in members]
-            # forms that do not spell the surface word cannot be located in it
-            if "".join(form for form, _ in parts) != row[1]:
-                parts = [(row[1], parts[0][1])]
+            parts = []
+            for member in range(int(number), covered + 1):
+                part = by_number[str(member)]
+                parts.append((part[1], part[3]))
+            # Parts that do not spell the surface word cannot be located in it.
+            if "".join(part for part, _ in parts) != form:
+                parts = [(form, parts[0][1])]
         words += parts
         if "SpaceAfter=No" not in row[9]:
             words.append((" ", "_"))
@@ -310,24 +338,25 @@ def given_spans(
     """Check the spans of a record: [start, end] or [start, end, label] in characters of its text.
 
     Args:
-        spans: in any order.
-        text: on which they lie.
-        labels: those that may occur; without them labels are dropped.
+        spans: spans in any order.
+        text: the text.
+        labels: allowed labels; without them, labels are dropped.
 
     Raises:
-        MaskwiseError: a span that is not of that form, an unknown label, spans that overlap or
-            leave the text.
+        MaskwiseError: a span of another form, an unknown label, or spans that overlap or exceed the
+            text.
     """
     layer = Layer("spans", tuple(labels))
+    sizes = (3,) if labels else (2, 3)
     rows: list[tuple[int, ...]] = []
     for span in spans:
-        if not isinstance(span, list | tuple) or len(span) not in ((3,) if labels else (2, 3)):
-            raise _odd_span(span, labels)
+        if not isinstance(span, list | tuple) or len(span) not in sizes:
+            raise _malformed_span(span, labels)
         start, end, *label = span
         for place in (start, end):
-            # bool is an int too
+            # isinstance would accept a bool, and larger numbers do not fit in int32.
             if type(place) is not int or abs(place) >= 2**31:
-                raise _odd_span(span, labels)
+                raise _malformed_span(span, labels)
         if not labels:
             rows.append((start, end))
         elif label[0] in labels:
@@ -340,8 +369,10 @@ def given_spans(
     return found
 
 
-def _odd_span(span: object, labels: Sequence[str]) -> MaskwiseError:
-    allowed = "[start, end, label] in characters" if labels else "[start, end] in characters"
+def _malformed_span(span: object, labels: Sequence[str]) -> MaskwiseError:
+    allowed = "[start, end] in characters"
+    if labels:
+        allowed = "[start, end, label] in characters"
     return MaskwiseError("a span of another form", got=span, allowed=allowed)
 
 
