@@ -1,9 +1,8 @@
-"""The heart: policy × schedule × corruption → masked batches. Imports only ``errors``, ``specs``
-and ``keys``.
+"""Mask batches: policy × schedule × corruption → masked batches.
 
-Read in this order: ``batch`` (the two nouns), ``units``, ``select`` (the one routine), ``masker``
-(the story); then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Inside it
-is numpy alone.
+Read in this order: ``batch`` (input and output), ``units``, ``select`` (the selection routine),
+``masker``; then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Masking
+itself needs numpy alone, and imports only small modules such as ``errors``, ``specs`` and ``keys``.
 """
 
 from maskwise.masking import schedules

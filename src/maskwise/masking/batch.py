@@ -1,4 +1,4 @@
-"""The two nouns of masking: the annotated batch that a masker reads, the masked batch it returns.
+"""The annotated batch that a masker reads, and the masked batch that it returns.
 
 Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on one line of T
 tokens, cut into P pieces. A row may hold one piece or many; nothing is packed, unpacked or padded.
@@ -39,11 +39,10 @@ class AnnotatedBatch:
         attention_mask: (T,) int64, or None when no row is padded.
         content: (T,) bool, neither padding nor special.
         eligible: (T,) bool, content that may be masked (content except [UNK]).
-        begin: (P,) int64, the first token of each piece. A new row always starts a new piece. A
-            piece includes its special tokens.
+        begin: (P,) int64, the first token of each piece. A piece includes its special tokens and
+            never crosses rows.
         example_id: (P,) int64, the permanent name of each piece.
-        layers: (T,) arrays by name, such as ``word_ids``; negative where a token belongs to
-            nothing.
+        layers: (T,) arrays by name, such as ``word_ids``; negative where a token has no value.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
         plan: the longest row allowed, where rows hold several pieces; None: no limit.
         apart: whether attention must not cross pieces.
@@ -63,7 +62,7 @@ class AnnotatedBatch:
 
     @cached_property
     def edges(self) -> Array:
-        """(P + 1,) int64: where each piece begins, and where the line ends."""
+        """(P + 1,) int64: the first token of each piece, and the end of the line."""
         return np.append(self.begin, len(self.input_ids))
 
     @cached_property
@@ -79,7 +78,9 @@ class AnnotatedBatch:
     @cached_property
     def row(self) -> Array:
         """(P,) int64: the row of each piece."""
-        return self.begin // self.shape[1] if self.shape[1] else np.arange(len(self.begin))
+        if not self.shape[1]:
+            return np.arange(len(self.begin))
+        return self.begin // self.shape[1]
 
     @property
     def packed(self) -> bool:
@@ -106,14 +107,15 @@ class AnnotatedBatch:
     @cached_property
     def first(self) -> Array:
         """(P,) int64: the first content token of each piece, or its first token if it has none."""
-        begin, content = self.begin, self.content
+        content = self.content
         if len(content):
-            # Most pieces begin with text, or with one special token.
-            first_P = begin + ~content[begin]
+            # A shortcut for the common case: pieces begin with text, or with one special token.
+            first_P = self.begin + ~content[self.begin]
             if (first_P < self.edges[1:]).all() and content[first_P].all():
                 return first_P
         at = np.flatnonzero(content)
         before = at.searchsorted(self.edges)
+        # The extra item is for empty pieces at the end of the line, which have no first token.
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
@@ -133,6 +135,7 @@ class AnnotatedBatch:
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of (T,) bools or numbers over each piece."""
+        # numpy's reduceat fails on an empty line.
         if not len(values):
             return np.zeros(len(self.begin), np.int64)
         return np.add.reduceat(values, self.begin, dtype=np.int64)
@@ -153,14 +156,15 @@ class AnnotatedBatch:
             do = "name its annotator in corpus.layers, or add the column to the rows"
             if name == "word_ids":
                 do = "make the rows with maskwise.encode(tokenizer, texts)"
-            got = f"layers {sorted(self.layers)}" if self.layers else "rows without layers"
+            got = "rows without layers"
+            if self.layers:
+                got = f"layers {sorted(self.layers)}"
             raise MaskwiseError(f"the layer {name!r} is missing", got=got, do=do)
-        # Rounding would merge units.
+        # Floats are refused, because rounding them would merge units.
         if values.dtype.kind == "f" and len(values) and not scores:
+            what = f"the layer {name!r} must be whole numbers"
             do = "make it integers, −1 where a token belongs to nothing"
-            raise MaskwiseError(
-                f"the layer {name!r} must be whole numbers", got=str(values.dtype), do=do
-            )
+            raise MaskwiseError(what, got=str(values.dtype), do=do)
         return values
 
     def tensor(self, name: str) -> Tensor:
@@ -175,12 +179,12 @@ class AnnotatedBatch:
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Which piece each token of a batch belongs to, after tokens were moved.
+    """The piece of each token of a batch whose tokens were moved.
 
     Attributes:
         tokens: (B, L') int64, the piece of each input token, −1 for padding.
-        labels: (B, L'') int64, the piece of each label, where a decoder writes the labels; None:
-            labels stand at the input tokens.
+        labels: (B, L'') int64, the piece of each label, if a decoder writes the labels; None if
+            labels are aligned with the inputs.
     """
 
     tokens: Array
@@ -205,16 +209,16 @@ class MaskedBatch:
         source: the annotated batch that was masked.
         targets: the number of positions to predict, counted on the host.
         extras: further model inputs, such as ``token_type_ids``.
-        choice: the selected units with their ratios; None where nothing was selected.
-        spans: the piece of each token, where tokens were moved; None: as in ``source``.
+        choice: the selected units with their ratios; None if nothing was selected.
+        spans: the piece of each token, if tokens were moved; None: as in ``source``.
         loss_weight: (B, L) float64 (float32 on an accelerator), factors of the losses in masked
             diffusion; else None.
-        counted: what the sum of the losses is divided by, if not ``targets`` (masked diffusion:
+        counted: the divisor of the sum of the losses, if not ``targets`` (masked diffusion:
             eligible tokens).
-        cut: tokens cut off because a packed row outgrew its plan.
-        sources: rows per source, where a corpus mixes several.
+        cut: tokens cut off because a packed row grew beyond its planned length.
+        sources: rows per source, if a corpus mixes several.
         vocabulary: names of ids, for display.
-        arm: the objective the batch was made for, where there are several.
+        arm: the objective the batch was made for, if there are several.
     """
 
     input_ids: Tensor
@@ -234,14 +238,16 @@ class MaskedBatch:
 
     @classmethod
     def unmasked(cls, source: AnnotatedBatch, labels: Tensor, targets: int) -> MaskedBatch:
-        """The unchanged text with labels of the caller."""
+        """Make a batch of the unchanged text, with labels of the caller."""
+        attention = None
+        if source.attention_mask is not None:
+            attention = source.tensor("attention_mask")
         extras = {name: source.tensor(name) for name in source.extras}
-        attention = None if source.attention_mask is None else source.tensor("attention_mask")
         return cls(source.tensor("input_ids"), labels, attention, source, targets, extras)
 
     @cached_property
     def ratio(self) -> Tensor:
-        """(P,) float64, on the host: the ratio asked for in each piece."""
+        """(P,) float64, on the host: the requested ratio of each piece."""
         import torch
 
         if self.choice is None:
@@ -250,12 +256,12 @@ class MaskedBatch:
 
     @property
     def writes(self) -> bool:
-        """Whether the labels are a text of their own, for a decoder to write."""
+        """Whether the labels are a separate text that a decoder writes."""
         return self.spans is not None and self.spans.labels is not None
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens the encoder reads: those of the source, or corrupted ones if a decoder writes."""
+        """Content tokens of the source; if a decoder writes, tokens that the encoder reads."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
@@ -281,7 +287,8 @@ class MaskedBatch:
         source = self.source
         if self.spans is not None:
             return self._in_rows(self.spans.tokens)
-        return self._in_rows(np.where(source.present, source.piece, -1).reshape(source.shape))
+        piece = np.where(source.present, source.piece, -1)
+        return self._in_rows(piece.reshape(source.shape))
 
     def _in_rows(self, piece: Array) -> Tensor:
         """Pieces (B, W) renumbered from 0 in every row."""
@@ -292,8 +299,10 @@ class MaskedBatch:
 
     @cached_property
     def documents(self) -> Tensor | None:
-        """``segment_ids`` where attention must not cross the pieces of a row; else None."""
-        return self.segment_ids if self.source.apart and self.source.packed else None
+        """``segment_ids`` if attention must not cross the pieces of a row; else None."""
+        if self.source.apart and self.source.packed:
+            return self.segment_ids
+        return None
 
     @cached_property
     def written(self) -> Tensor | None:
@@ -304,7 +313,7 @@ class MaskedBatch:
 
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """The ``ends_of`` ``documents`` and ``written``."""
+        """``ends_of`` the ``documents`` and of ``written``."""
         return ends_of(self.documents), ends_of(self.written)
 
     @cached_property
@@ -322,7 +331,7 @@ class MaskedBatch:
         there = replace(self, **{name: moved(getattr(self, name), device) for name in names})
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Computed on the host, so that no step waits for the device.
+        # Computed on the host before the copy: on the device, the step would wait for the result.
         for name in ("where", "documents", "written", "ends"):
             setattr(there, name, moved(getattr(self, name), device))
         return there
@@ -352,23 +361,21 @@ def widest(values: Tensor) -> Tensor:
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None.
-
-    Copies to CUDA go through pinned memory, so that the host need not wait.
-    """
+    """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None."""
     if isinstance(value, dict):
         return {name: moved(each, device) for name, each in value.items()}
     if isinstance(value, tuple):
         return tuple(moved(each, device) for each in value)
     if value is None:
         return None
+    # Only from pinned memory does CUDA copy without making the host wait.
     if str(device).split(":")[0] in PINNING and value.is_cpu:
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:
-    """(D + 1,) int32: where runs of equal ids begin in the line of all rows, and its end.
+    """(D + 1,) int32: the first place of each run of equal ids in all rows, and the end.
 
     >>> import torch
     >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()

@@ -1,8 +1,8 @@
-"""The drop-in for any DataLoader or Trainer: a collator that reads the step from the data.
+"""A collator for any DataLoader or Trainer, which reads the step from the rows.
 
-A ratio changed on a collator in the main process never reaches the loader's workers, which hold
-copies. So a batch sampler decides which step a batch is for, the dataset adds (step, epoch, example
-id) to every row, and the collator, in any process, masks for that step.
+A ratio changed on a collator in the main process never reaches the workers of the loader, which
+have copies. So a batch sampler assigns steps to batches, the dataset adds (step, epoch, example id)
+to every row, and the collator, in any process, masks for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=1000)
@@ -25,19 +25,18 @@ if TYPE_CHECKING:
 
 
 class MaskingCollator:
-    """Rows to model inputs (``input_ids``, ``labels``, ``attention_mask``), masked for their own
-    step.
+    """Mask rows for their step, as inputs ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows without ``epoch`` get dynamic masks: keyed by their step, or, where they carry no ``step``
-    either, by the loader's own seed and this process's count of batches, which also stands in for
-    the step in the schedule. One warning says what is missing.
+    Rows without ``epoch`` get dynamic masks, keyed by their step. Without ``step`` as well, the
+    seed of the loader and the number of batches of this process are the key, and that number
+    replaces the step in the schedule. One warning names the missing columns.
 
     Args:
-        masker: what masks.
-        total_steps: how many optimiser steps there will be; needed by schedules that change.
+        masker: the masker.
+        total_steps: the number of optimiser steps; needed by schedules that change.
 
     Raises:
-        MaskwiseError: rows of one batch that carry different steps or epochs.
+        MaskwiseError: rows of one batch with different steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -62,24 +61,28 @@ class MaskingCollator:
             what = "a collator cannot pass on the loss weights of masked diffusion"
             raise MaskwiseError(what, got=masker, do="use MaskingTrainer, or call the Noising")
         if masker.policy.learner() is not None:
-            text = f"policy {masker.policy} learns from losses, which a collator never sees: its "
-            text += "weights stay equal; use MaskingTrainer or maskwise pretrain"
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(
+                f"policy {masker.policy} learns from losses, which a collator never sees: its "
+                "weights stay equal; use MaskingTrainer or maskwise pretrain",
+                stacklevel=2,
+            )
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         from torch.utils.data import get_worker_info
 
         require_rows(rows)
-        step, epoch = _common(rows, "step"), _common(rows, "epoch")
+        step = _common(rows, "step")
+        epoch = _common(rows, "epoch")
         worker = get_worker_info()
+        # Workers have copies of this collator, so only the first one warns.
         if (step is None or epoch is None) and (worker is None or worker.id == 0):
-            self._warn(step, epoch)  # workers are copies of this collator: one warns for all
+            self._warn(step, epoch)
         if step is None:
             step = self._batches
             if worker is not None:
                 step = step * worker.num_workers + worker.id
                 if epoch is None:
-                    # Workers, and their counts, may restart every epoch with another seed.
+                    # Loaders may restart their workers every epoch, with another seed.
                     epoch = fold(worker.seed, step)
         self._batches += 1
         return dict(self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch))
@@ -88,27 +91,36 @@ class MaskingCollator:
         if self._warned:
             return
         self._warned = True
-        found = {"step": step, "epoch": epoch}
-        missing = " and ".join(name for name, value in found.items() if value is None)
+        missing = []
         effects = []
+        if step is None:
+            missing.append("step")
         if epoch is None:
+            missing.append("epoch")
             effects.append("masks are dynamic")
             if step is None:
                 effects.append("not reproducible across workers")
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
-        text = f"rows carry no {missing}; {', '.join(effects)}"
+        text = f"rows carry no {' and '.join(missing)}; {', '.join(effects)}"
         warnings.warn(f"{text}; use StepBatchSampler and SteppedDataset", stacklevel=3)
 
 
 def _common(rows: Rows, name: str) -> int | None:
-    """The value that all rows of a batch carry, or None."""
-    if isinstance(rows, Mapping):
-        values = [] if rows.get(name) is None else read_numbers(name, rows[name]).ravel().tolist()
-    else:
+    """The value that all rows of a batch have in a column, or None."""
+    if not isinstance(rows, Mapping):
         values = [row.get(name) for row in rows]
-    values = [value.item() if is_tensor(value) and not value.ndim else value for value in values]
-    found = {v if v is None else whole_number(f"{name} of a row", v, least=0) for v in values}
+    elif rows.get(name) is None:
+        return None
+    else:
+        values = read_numbers(name, rows[name]).ravel().tolist()
+    found: set[int | None] = set()
+    for value in values:
+        if is_tensor(value) and not value.ndim:
+            value = value.item()
+        if value is not None:
+            value = whole_number(f"{name} of a row", value, least=0)
+        found.add(value)
     if len(found) > 1:
         do = "batches are for one step each: use StepBatchSampler"
         got = ", ".join(sorted(map(str, found)))
@@ -117,12 +129,12 @@ def _common(rows: Rows, name: str) -> int | None:
 
 
 class SteppedDataset:
-    """Add (index, step, epoch) to the rows of a map-style dataset, which is indexed by these.
+    """A view of a map-style dataset, indexed by (index, step, epoch), which it adds to the rows.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
 
-    Rows that have no ``example_id`` get their index.
+    The index becomes the ``example_id`` of rows that have none.
     """
 
     def __init__(self, data: Any):
@@ -143,7 +155,7 @@ class SteppedDataset:
 
 
 class StepBatchSampler:
-    """Shuffled batches of (index, step, epoch); a function of (seed, epoch), so resuming is O(1).
+    """Shuffled batches of (index, step, epoch), a function of (seed, epoch): resuming is O(1).
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
@@ -154,11 +166,14 @@ class StepBatchSampler:
     Args:
         size: rows in the dataset.
         batch_size: rows in a batch.
-        seed: of the order.
-        epochs: how many passes.
+        seed: the seed of the order.
+        epochs: the number of passes.
         first_step: the step to resume from.
-        rank, ranks: which share of every batch of ``batch_size × ranks`` rows to yield.
+        rank, ranks: each rank yields its part of every batch of ``batch_size × ranks`` rows.
         accumulate: batches per optimiser step.
+
+    Raises:
+        MaskwiseError: numbers out of range, or too few rows for one step.
     """
 
     def __init__(
@@ -199,5 +214,6 @@ class StepBatchSampler:
             for part in range(self.accumulate):
                 batch = (place * self.accumulate + part) * self.ranks + self.rank
                 start = batch * self.batch_size
+                # Only this batch becomes Python numbers: an epoch may have millions of rows.
                 rows = order[start : start + self.batch_size].tolist()
                 yield [(index, step, epoch) for index in rows]

@@ -1,7 +1,7 @@
-"""policy × schedule × corruption → masked batches. The object that people import.
+"""The masker: policy × schedule × corruption → masked batches.
 
-A masker holds no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
-It works in numpy, on the host, in O(B·L) memory; only the two ends of ``__call__`` are tensors.
+A masker has no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
+It works in numpy, on the host, in O(B·L) memory; only its input and its result are tensors.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import BUDGETS, FILLS, VISITS, Selection, require_known, select
 from maskwise.masking.visits import check_visits, coverage, stretch, visit_of
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.segments import first_within, rank_within
+from maskwise.segments import first_within, offsets, rank_within
 from maskwise.specs import Call
 
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``; no piece has more tokens."""
-_SETTINGS = (
-    *("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict"),
-    *("keep", "visits"),
-)
 
 
 class Masker:
@@ -37,27 +33,27 @@ class Masker:
 
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
-        policy: what may be masked together: a name such as ``"whole-word"``, or a ``Policy``.
+        policy: what is masked together: a name such as ``"whole-word"``, or a ``Policy``.
         ratio: how much: a number, a schedule, its name, or a function of (step, total steps).
         budget: ``expected`` (even inclusion, at most one unit over), ``exact`` (never over) or
             ``bernoulli``.
-        corruption: how it is shown and what must be produced.
+        corruption: what selected tokens become, and what the model must predict.
         seed: any integer.
         fill: what happens to budget that units of positive weight cannot use: ``none``,
             ``random``, ``skip-row``.
         min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5, if visits
             are ``random``.
-        predict: take the loss on at most this share of each piece's *eligible* tokens, a random
-            part of the corrupted ones (of all, if labels say what was done): a number or a
-            schedule. Only for corruptions that keep lengths.
+        predict: a number or a schedule: the loss is taken on at most this share of each piece's
+            *eligible* tokens, drawn from the corrupted ones (from all, if labels are 0 and 1).
+            Only for corruptions that keep lengths.
         keep: a layer whose tokens (numbers ≥ 0) are never masked, such as the prompts of pairs.
         visits: how a row's masks in different epochs depend on each other: ``random``,
             ``complement``, ``coverage``. The last two need ``budget="expected"`` and ``fill`` none
             or random.
 
     Raises:
-        MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer without what the
-            corruption shows.
+        MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer that lacks the special
+            tokens of the corruption.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -68,7 +64,8 @@ class Masker:
     True
     """
 
-    places = False  # whether it needs the place of each row in the order of the epoch
+    places = False
+    """Whether calls need the place of each row in the order of the epoch."""
 
     def __init__(
         self,
@@ -92,7 +89,10 @@ class Masker:
         self.corruption = corruptions.corruption(corruption)
         self.seed = whole_number("seed", seed)
         self.min_targets = whole_number("min_targets", min_targets, least=0, most=MOST_TARGETS)
-        self.budget, self.fill, self.visits, self.keep = budget, fill, visits, keep
+        self.budget = budget
+        self.fill = fill
+        self.visits = visits
+        self.keep = keep
         require_known("budget", budget, BUDGETS)
         require_known("fill", fill, FILLS)
         require_known("visits", visits, VISITS)
@@ -108,7 +108,7 @@ class Masker:
         self._check()
 
     def _check(self) -> None:
-        """Raise if settings do not go together."""
+        """Raise if settings exclude each other."""
         limits = {"budget": self.budget, "fill": self.fill, "min_targets": self.min_targets}
         check_visits(self.visits, self.policy, **limits)
 
@@ -127,14 +127,15 @@ class Masker:
             rows: a list of dicts with ``input_ids``, ``example_id`` and layers; or one dict of (B,
                 L) tensors (packed rows: ``example_id`` (B, L), one id per document piece); or
                 ``Pieces``.
-            step: the optimiser step, where the schedule stands.
+            step: the optimiser step, for the schedule.
             total_steps: needed by schedules that change.
             epoch: the pass over the data; None mixes the step into the key.
             place: (B,) the place of each row in the order of the epoch, for masked diffusion.
 
         Returns:
-            A batch on the device of the rows. A packed row that outgrows its plan loses the end of
-            its text, but not its last special token. Pieces get the masks they would get alone.
+            A batch on the device of the rows. A packed row that grows beyond its planned length
+            loses the end of its text, but not its last special token. The mask of a piece does not
+            depend on the other pieces.
 
         Raises:
             MaskwiseError: missing or misshapen layers, ids outside the vocabulary, bad weights.
@@ -160,9 +161,10 @@ class Masker:
         shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
         share = self.predict(moment.step, moment.total_steps)
         if share < 1:
-            candidate = choice.tokens
-            if self.corruption.detects:
-                candidate = shown.labels != IGNORE
+            # Labels 0 and 1 are targets at unselected tokens too.
+            candidate = shown.labels != IGNORE
+            if not self.corruption.detects:
+                candidate &= choice.tokens
             shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
         return shown, choice
 
@@ -174,8 +176,10 @@ class Masker:
         second = False
         if self.visits == "complement":
             pair, second = visit_of(moment.epoch, self.visits)
+            # Both epochs of a pair share their draws, so that one masks what the other leaves.
             keys = Keys(batch.example_id, seed=self.seed, epoch=pair)
-        ratio_P = self.ratio.rows(keys.per_piece(Purpose.RATIO), moment.step, moment.total_steps)
+        draw_P = keys.per_piece(Purpose.RATIO)
+        ratio_P = self.ratio.rows(draw_P, moment.step, moment.total_steps)
         ratio_P = self.policy.ratios(ratio_P, keys, moment)
         units = self.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
         if self.visits == "random":
@@ -187,40 +191,52 @@ class Masker:
                 fill=self.fill,
                 min_targets=self.min_targets,
             )
-        zero_P, one_P = np.zeros_like(ratio_P), np.ones_like(ratio_P)
         if second:
+            one_P = np.ones_like(ratio_P)
             return stretch(units, keys, ratio_P, one_P, 1 - ratio_P, may_fill=may_fill)
+        zero_P = np.zeros_like(ratio_P)
         return stretch(units, keys, zero_P, ratio_P, ratio_P, may_fill=may_fill)
 
     def describe(self) -> dict[str, str | int]:
         """The settings as plain values, for cards and reports."""
-        usual = {"keep": None, "visits": "random"}
-        shown = {name: getattr(self, name) for name in _SETTINGS}
-        return {
-            name: value if isinstance(value, int) else str(value)
-            for name, value in shown.items()
-            if name not in usual or value != usual[name]
+        shown: dict[str, str | int] = {
+            "policy": str(self.policy),
+            "ratio": str(self.ratio),
+            "budget": self.budget,
+            "corruption": str(self.corruption),
+            "fill": self.fill,
+            "min_targets": self.min_targets,
+            "seed": self.seed,
+            "predict": str(self.predict),
         }
+        if self.keep is not None:
+            shown["keep"] = self.keep
+        if self.visits != "random":
+            shown["visits"] = self.visits
+        return shown
 
     def __repr__(self) -> str:
-        return f"Masker({', '.join(f'{name}={value}' for name, value in self.describe().items())})"
+        settings = [f"{name}={value}" for name, value in self.describe().items()]
+        return f"Masker({', '.join(settings)})"
 
 
 def some_labels(
     labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
 ) -> Array:
-    """Keep labels (T,) at a random ``share`` of each piece's *eligible* tokens, all candidates.
+    """Keep only some labels (T,) of the candidates: ``share`` of each piece's *eligible* tokens.
 
-    Pieces with fewer candidates than that keep all; a piece with a candidate keeps at least one
-    while share > 0. Keys of its own decide, so that the mask itself is the same with or without.
-    This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), take
-    the loss on a share that does not change.
+    A piece with fewer candidates keeps all of them; a piece with a candidate keeps at least one
+    while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4):
+    corrupt at p(t), but take the loss on a constant share.
     """
-    at = np.flatnonzero(candidate & (labels != IGNORE))
-    every = np.arange(len(batch.begin))
-    rounding_P = keys.uniform(Purpose.PREDICT, every, np.full(len(every), -1, np.int32))
-    wanted_P = np.maximum((batch.eligible_P * share + rounding_P).astype(np.int64), 1) * (share > 0)
-    asked = at[first_within(batch.piece[at], batch.draw(keys, Purpose.PREDICT, at), wanted_P)]
+    at = np.flatnonzero(candidate)
+    pieces = np.arange(len(batch.begin))
+    # Draws with a purpose of their own leave the mask as it is without ``predict``.
+    rounding_P = keys.uniform(Purpose.PREDICT, pieces, np.full(len(pieces), -1, np.int32))
+    wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
+    wanted_P = np.maximum(wanted_P, 1) * (share > 0)
+    draw = batch.draw(keys, Purpose.PREDICT, at)
+    asked = at[first_within(batch.piece[at], draw, wanted_P)]
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept
@@ -232,11 +248,12 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
 
     batch = choice.units.batch
     columns = {"input_ids": shown.input_ids, "labels": shown.labels, **batch.extras}
-    spans, cut = None, 0
+    spans = None
+    cut = 0
     if shown.lengths is None:
-        columns = {name: line.reshape(batch.shape) for name, line in columns.items()}
         if batch.attention_mask is not None:
-            columns["attention_mask"] = batch.attention_mask.reshape(batch.shape)
+            columns["attention_mask"] = batch.attention_mask
+        columns = {name: line.reshape(batch.shape) for name, line in columns.items()}
     else:
         columns, cut = _new_rows(shown, batch, vocabulary.pad)
         spans = Spans(columns.pop("piece"), columns.pop("label piece", None))
@@ -247,10 +264,11 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
         tensors.pop("labels"),
         tensors.pop("attention_mask", None),
         batch,
-        int(np.count_nonzero(columns["labels"] != IGNORE)),
-        tensors,
-        choice,
-        spans,
+        targets=int(np.count_nonzero(columns["labels"] != IGNORE)),
+        # All that is left are inputs that only some models read.
+        extras=tensors,
+        choice=choice,
+        spans=spans,
         cut=cut,
         vocabulary=vocabulary,
     )
@@ -261,9 +279,9 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
 
 
 def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[dict[str, Array], int]:
-    """(B, L') columns of pieces in their new lengths, and how many tokens outgrew the plan."""
+    """(B, L') columns of pieces in their new lengths, and how many tokens were cut off."""
     assert shown.lengths is not None
-    every = np.arange(len(batch.begin))
+    pieces = np.arange(len(batch.begin))
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
 
     def in_rows(columns: dict[str, Array], length_B: Array) -> dict[str, Array]:
@@ -279,22 +297,23 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[dict[s
         return np.bincount(batch.row, lengths_P, batch.shape[0]).astype(np.int64)
 
     length_B = tokens_of_rows(shown.lengths)
-    columns = {"input_ids": shown.input_ids, "piece": every.repeat(shown.lengths), **shown.extras}
-    labels = {"labels": shown.labels}
+    columns = {"input_ids": shown.input_ids, "piece": pieces.repeat(shown.lengths), **shown.extras}
     if shown.label_lengths is None:
-        columns |= labels
+        columns["labels"] = shown.labels
     cut = 0
     if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # The end of the text goes, but a special token that closes the row takes the last place.
+        # The end of the text is cut off, but a special token that closes the row takes the last
+        # place: models expect [SEP] or [EOS] there.
         rank = rank_within(length_B)
-        closed_B = ~shown.text.take(length_B.cumsum() - 1)
+        last_B = length_B - 1
+        closed_B = ~shown.text.take(offsets(length_B) + last_B)
         kept = rank < np.repeat(batch.plan - closed_B, length_B)
-        kept |= rank == np.repeat(np.where(closed_B, length_B - 1, -1), length_B)
-        cut = len(kept) - int(kept.sum())
+        kept |= rank == np.repeat(np.where(closed_B, last_B, -1), length_B)
+        cut = int(np.count_nonzero(~kept))
         columns = {name: values[kept] for name, values in columns.items()}
         length_B = np.minimum(length_B, batch.plan)
     rows = in_rows(columns, length_B)
     if shown.label_lengths is not None:
-        labels["label piece"] = every.repeat(shown.label_lengths)
-        rows |= in_rows(labels, tokens_of_rows(shown.label_lengths))
+        written = {"labels": shown.labels, "label piece": pieces.repeat(shown.label_lengths)}
+        rows |= in_rows(written, tokens_of_rows(shown.label_lengths))
     return rows, cut
