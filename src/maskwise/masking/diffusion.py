@@ -4,39 +4,39 @@
     batch = noising(rows, epoch=0)
     bound = (losses · batch.loss_weight).sum() / batch.counted    # an estimate, nats/eligible token
 
-A text is masked in one of two ways, each with its own exact weights:
+A text is masked in one of two ways, each with exact weights:
 
-- budget ``exact``: draw the number of masked tokens, ⌈rate · L⌉. The loss varies less, because the
-  number follows from the rate. For single tokens of equal weight.
+- budget ``exact``: mask ⌈rate · L⌉ tokens. The loss varies less, because the number follows from
+  the rate. For single tokens of equal weight.
 - budget ``bernoulli``: mask each unit independently, as published. For any units and weights.
 
-**Weights say which units go first.** Unit i is reached by time τ with probability r_i = 1 −
-exp(−τ·w_i), and τ is such that the rate t of the row is the expected share of its masked tokens. A
-masked token of the unit weighs (dr_i/dt) / r_i over the density of t, which for equal weights is 1
-/ (t · p(t)). So the loss is that of an exact process for any weights; it bounds the likelihood
-where they do not depend on the text that they hide (``Policy.reads_text``).
-
-**Rates and their weights.** A text of L tokens has the bound
+**Rates and loss weights.** A text of L tokens has the bound
 −log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt, where every token is masked
-independently with probability t. A rate drawn with density p(t) weighs its row by 1 / (t · p(t)),
-so that all distributions estimate the same bound. A number n of masked tokens, drawn with
-probability P(n), weighs it by 1 / (n · P(n)).
+independently with probability t. A rate drawn with density p(t) gives its row the weight
+1 / (t · p(t)), so that all distributions estimate the same bound. A number n of masked tokens,
+drawn with probability P(n), gives the weight 1 / (n · P(n)).
 
-Any schedule with a ratio per row will do. It is read as a table of quantiles, between which rates
-are drawn evenly, so the density is known exactly. Three kinds:
+**Weights of units.** Unit i is masked by time τ with probability r_i = 1 − exp(−τ·w_i), where τ
+makes the rate t of the row the expected share of its masked tokens. The loss weight of its tokens
+is (dr_i/dt) / r_i divided by the density of t; for equal weights this is 1 / (t · p(t)). So the
+loss belongs to an exact process for any weights; it bounds the likelihood if they do not depend on
+the text that they hide (``Policy.reads_text``).
 
-- those that cover all of (0, 1), such as ``uniform(0, 1)``, are used as they are;
-- those that (nearly) leave out a part (``uniform(0.3, 0.8)``, ``bell``) would ignore that part: a
-  share ``REST`` of the rates is drawn from ``uniform(0, 1)`` instead, so that no weight exceeds
-  1 / (REST · t);
+Any schedule with a ratio per row gives rates. It is read as a table of quantiles, and rates are
+drawn uniformly between neighbours, so the density is known exactly. There are three kinds:
+
+- distributions that cover all of (0, 1), such as ``uniform(0, 1)``, are used as they are;
+- distributions that (nearly) leave out a part (``uniform(0.3, 0.8)``, ``bell``) would ignore it in
+  the bound: a share ``REST`` of the rates is drawn from ``uniform(0, 1)`` instead, so that no
+  weight exceeds 1 / (REST · t);
 - a few fixed rates (``constant``, ``mixture``) estimate no bound. A row weighs 1/t: the mean loss
   of its masked tokens.
 
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
 2502.09992), equations 3 and 6; numbers of tokens: Ou et al. 2024 (arXiv 2406.03736).
 
-Cost: for single tokens that of the policy ``token``; with weights some five passes over the units
-to find τ.
+Cost: for single tokens as the policy ``token``; with weights some five passes over the units to
+find τ.
 """
 
 from __future__ import annotations
@@ -54,31 +54,30 @@ from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule, Spec, schedule
 from maskwise.masking.select import Selection, require_known, up_to
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, reached
 from maskwise.masking.visits import visit_of
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEPS = 80  # of Newton's method to find τ, at most; about five are needed
-EMPTY = 2.0**-43  # the least share left of a row, so that a rate of 1 has a τ
-LATE = 2.0**-20  # weight of units that only fill up, as a share of the least other weight
 REST = 0.1
 """The share of rates drawn uniformly from (0, 1), if a distribution does not cover it."""
-CELLS = 4096  # of the table of quantiles
-# Steps of low-discrepancy sequences from row to row, and from piece to piece in a row.
-GOLDEN, SILVER = 0.6180339887498949, 0.41421356237309515
+CELLS = 4096
+"""Cells of the table of quantiles."""
+# The steps of low-discrepancy sequences from row to row, and from piece to piece in a row.
+GOLDEN = 0.6180339887498949
+SILVER = 0.41421356237309515
 _LEAST = 2.0**-40
 
 
 class Rates:
-    """The rates of one step.
+    """The distribution of rates at one step.
 
     Args:
         schedule: gives each row a ratio.
-        step, total_steps: where the schedule stands.
-        twice: whether each row is seen twice, with the rates t and 1 − t (``visits: complement``).
+        step, total_steps: the step of the schedule.
+        twice: whether each row is visited twice, at the rates t and 1 − t (``visits: complement``).
 
     Attributes:
         complete: whether the weights make the whole bound; False for fixed rates.
@@ -107,7 +106,7 @@ class Rates:
         if not self.complete and not grid.min() > 0:
             what = f"ratio {schedule}: rate 0 masks nothing and has no weight"
             raise MaskwiseError(what, got=0, allowed="rates above 0", do="take uniform(0, 1)")
-        # Rates of many rows, at the ends of a clipped range, say nothing of the bound.
+        # Rates at the ends of a clipped range, which many rows share, have no density.
         if self.complete:
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
         self.grid = grid
@@ -120,7 +119,9 @@ class Rates:
             return 0.0
         covers = self.grid[0] <= 1e-9 and self.grid[-1] >= 1 - 1e-9
         thinnest = 1 / (len(self.grid) - 1) / np.diff(self.grid).max()
-        return 0.0 if covers and thinnest > REST else REST
+        if covers and thinnest > REST:
+            return 0.0
+        return REST
 
     def draw(self, u_P: Array) -> Array:
         """(P,) float64 rates in (0, 1], from uniform draws in (0, 1)."""
@@ -133,10 +134,11 @@ class Rates:
         return rate_P.clip(_LEAST, 1)
 
     def density(self, rate_P: Array) -> Array:
-        """(P,) float64: p(t), with the rates drawn uniformly."""
+        """(P,) float64: p(t), including the share of rates drawn uniformly."""
         assert self.complete, "fixed rates have no density"
         width = np.diff(self.grid)
         cell = self.grid.searchsorted(rate_P, side="right") - 1
+        # Every cell of the table has the same probability.
         inner = 1 / (len(width) * width.take(cell.clip(0, len(width) - 1)))
         inside = (rate_P >= self.grid[0]) & (rate_P <= self.grid[-1])
         return (1 - self.rest) * np.where(inside, inner, 0.0) + self.rest
@@ -148,16 +150,17 @@ class Rates:
             return 1 / rate_P
         density = self.density(rate_P)
         if self.twice:
+            # Half of the visits are at the rate drawn, half at its complement.
             density = (density + self.density(1 - rate_P)) / 2
         return 1 / (rate_P * density)
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
-        """(P,) int64: how many of L tokens to mask, ⌈t·L⌉, at least one of any."""
+        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, at least one if there are any."""
         number_P = np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64)
         return number_P.clip(np.minimum(tokens_P, 1), tokens_P)
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the loss weight of tokens where this many of L are masked."""
+        """(P,) float64: the loss weight of tokens if this number of L tokens is masked."""
         number_P = np.maximum(number_P, 1)
         if not self.complete:
             return tokens_P / number_P
@@ -169,12 +172,12 @@ class Rates:
         return 1 / (number_P * share)
 
     def _probability(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: P(n) of the numbers of masked tokens."""
+        """(P,) float64: the probability of masking n of L tokens."""
         length = np.maximum(tokens_P, 1)
         return self._below(number_P / length) - self._below((number_P - 1) / length)
 
     def _below(self, rate_P: Array) -> Array:
-        """(P,) float64: the share of lower rates."""
+        """(P,) float64: the share of lower rates, the distribution function."""
         inner = np.interp(rate_P, self.grid, self.edges)
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
@@ -182,20 +185,25 @@ class Rates:
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 in (0, 1): draws of low discrepancy, a function of (seed, epoch, place).
 
-    Every stretch of places covers (0, 1) much more evenly than by chance, on any number of ranks;
-    each draw alone is uniform over seeds and epochs.
+    The draws of consecutive places cover (0, 1) much more evenly than independent draws, on any
+    number of ranks; each draw alone is uniform over seeds and epochs.
 
     Args:
         place_P: the place of each piece's row in the order of the epoch.
         within_P: the number of the piece in its row.
-        epoch: the pass over the data; None where places continue to count.
+        seed: any integer.
+        epoch: the pass over the data; None if places are not counted by epoch.
     """
-    first = (fold(seed, 0x10D, -1 if epoch is None else epoch) + 0.5) / 2.0**32
-    return (first + place_P * GOLDEN + within_P * SILVER) % 1.0 * (1 - 2.0**-40) + 2.0**-41
+    if epoch is None:
+        epoch = -1
+    first = (fold(seed, 0x10D, epoch) + 0.5) / 2.0**32
+    fraction_P = (first + place_P * GOLDEN + within_P * SILVER) % 1.0
+    # Neither 0 nor 1, at which rates would have no weight.
+    return fraction_P * (1 - 2.0**-40) + 2.0**-41
 
 
 class Noising(Masker):
-    """A masker for masked diffusion; see this module.
+    """A masker for masked diffusion, described in the docstring of this module.
 
     Args:
         tokenizer, policy, seed, keep: as for ``Masker``.
@@ -203,11 +211,11 @@ class Noising(Masker):
             estimates no bound.
         budget: ``exact`` or ``bernoulli``.
         fill: ``none``, or ``random``: units of weight 0 are masked after all others.
-        visits: ``random``, or ``complement``: a row's second visit masks what its first left.
+        visits: ``random``, or ``complement``: the second visit of a row masks what the first left.
         more: further arguments of ``Masker``, which masked diffusion leaves at their defaults.
 
     Raises:
-        MaskwiseError: anything that would make the weights wrong.
+        MaskwiseError: settings that would make the weights wrong.
 
     >>> from maskwise.text import encode, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
@@ -220,8 +228,8 @@ class Noising(Masker):
     places = True
 
     def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):
-        usual = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
-        super().__init__(tokenizer, ratio=ratio, **{**usual, **more})
+        defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
+        super().__init__(tokenizer, ratio=ratio, **{**defaults, **more})
         self._rates: dict[tuple[int, int | None], Rates] = {}
 
     def _check(self) -> None:
@@ -232,26 +240,36 @@ class Noising(Masker):
             raise MaskwiseError("masked diffusion masks every selected token", got=got, do=do)
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
-        """The rates of a step, with their weights."""
+        """The distribution of rates at a step, with their weights."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
+        # The table of quantiles costs more than a batch, so the last one is cached.
         if when not in self._rates:
             self._rates = {when: Rates(self.ratio, *when, twice=self.visits == "complement")}
         return self._rates[when]
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
-        rates, second = self.rates(moment.step, moment.total_steps), False
-        if self.visits == "complement":
+        rates = self.rates(moment.step, moment.total_steps)
+        complement = self.visits == "complement"
+        second = False
+        if complement:
             pair, second = visit_of(moment.epoch, self.visits)
             keys = Keys(batch.example_id, seed=self.seed, epoch=pair)
-        if moment.place is None or self.visits == "complement":
+        if moment.place is None or complement:
+            # Places differ between the visits of a pair, but both need the same rate.
             u_P = keys.per_piece(Purpose.RATIO)
         else:
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        units = self.policy.cut(batch, keys, moment)
-        how = {"exact": self.budget == "exact", "may_fill": self.fill == "random"}
-        return noised(units, rates, rates.draw(u_P), keys, second=second, **how)
+        return noised(
+            self.policy.cut(batch, keys, moment),
+            rates,
+            rates.draw(u_P),
+            keys,
+            exact=self.budget == "exact",
+            second=second,
+            may_fill=self.fill == "random",
+        )
 
 
 def noised(
@@ -264,10 +282,13 @@ def noised(
     second: bool = False,
     may_fill: bool = False,
 ) -> Selection:
-    """Mask units at given rates; the selection has the rates in force and the loss weights.
+    """Mask units at given rates; the selection has the actual rates and the loss weights.
 
     Args:
+        units: the units to choose from.
+        rates: the distribution of the rates.
         rate_P: (P,) float64 in (0, 1].
+        keys: the draws of these pieces.
         exact: mask ⌈rate · L⌉ tokens; otherwise each unit independently.
         second: mask the complement.
         may_fill: units of weight 0 are masked after all others.
@@ -282,73 +303,39 @@ def noised(
         raise MaskwiseError("this needs single tokens of equal weight", got=got, do=do)
     piece = units.piece
     if exact:
-        number_P = rates.number(rate_P, units.tokens_P)
+        tokens_P = units.tokens_P
+        number_P = rates.number(rate_P, tokens_P)
         chosen = up_to(units, number_P, keys)
         if second:
-            chosen, number_P = ~chosen, units.tokens_P - number_P
-        weight_U = rates.number_weight(number_P, units.tokens_P)[piece]
-        rate_P = number_P / np.maximum(units.tokens_P, 1)
+            chosen = ~chosen
+            number_P = tokens_P - number_P
+        weight_U = rates.number_weight(number_P, tokens_P)[piece]
+        rate_P = number_P / np.maximum(tokens_P, 1)
+    elif equal:
+        u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
+        chosen = u_U < rate_P[piece]
+        if second:
+            chosen = ~chosen
+            rate_P = 1 - rate_P
+        weight_U = rates.weight(rate_P)[piece]
     else:
         u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
-        if equal:
-            reach_U = rate_P[piece]
-            chosen = u_U >= reach_U if second else u_U < reach_U
-            rate_P = 1 - rate_P if second else rate_P
-            weight_U = rates.weight(rate_P)[piece]
-        else:
-            reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
-            chosen = u_U < reach_U
-            weight_P = rates.weight(rate_P) * rate_P
-            weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
+        reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
+        chosen = u_U < reach_U
+        weight_P = rates.weight(rate_P) * rate_P
+        weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
     weight_T = np.zeros(len(units.batch.input_ids))
+    # For single tokens, looking up the unit of each token would be the identity.
     weight_T[units.tokens] = weight_U if units.by_token else weight_U[units.unit]
     return Selection(units, chosen, rate_P, weight_T=weight_T)
 
 
-def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
-    """How likely each unit is masked at the rate of its piece, and the derivative; both (U,).
-
-    Σ length · probability = rate · Σ length, over all units that may be masked.
-    """
-    assert units.weight is not None
-    piece, count_P, weight = units.piece, units.count, units.weight.astype(np.float64)
-    # Where no unit need be looked up, reducing and repeating take a third of the time.
-    tidy = units.start is not None and count_P.all()
-
-    def total(values: Array) -> Array:
-        if tidy:
-            return np.add.reduceat(values, count_P.cumsum() - count_P)
-        return np.bincount(piece, values, len(rate_P))
-
-    def each(values_P: Array) -> Array:
-        return np.repeat(values_P, count_P) if tidy else values_P[piece]
-
-    if may_fill:
-        least_P = np.full(len(rate_P), np.inf)
-        np.minimum.at(least_P, piece, np.where(weight > 0, weight, np.inf))
-        least_P[~np.isfinite(least_P)] = 1 / LATE
-        weight = np.where(weight > 0, weight, LATE * each(least_P))
-    length = units.length * (weight > 0.0)
-    whole_P = np.maximum(total(length), 1)
-    weight /= each(np.maximum(total(length * weight) / whole_P, 1e-300))
-    # The logarithm of the share that is left falls ever more slowly with τ, so Newton's steps come
-    # from the left and never pass the root; for equal weights it is a straight line, and for others
-    # nearly one.
-    left_P = np.maximum(1 - rate_P, EMPTY)
-    wanted_P, tau_P = np.log(left_P), -np.log(left_P)
-    for _ in range(STEPS):
-        left = np.exp(-each(tau_P) * weight)
-        slope = weight * left
-        rest_P = np.maximum(total(length * left), 1e-300)
-        speed_P = np.maximum(total(length * slope), 1e-300)
-        if (np.abs(rest_P - left_P * whole_P) <= 1e-12 * whole_P).all():
-            break
-        tau_P += (np.log(rest_P / whole_P) - wanted_P) * rest_P / speed_P
-    return np.where(weight > 0, 1 - left, 0.0), slope * each(whole_P / speed_P)
-
-
 def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
-    """Raise if settings would make the weights of masked diffusion wrong."""
+    """Check the settings of masked diffusion.
+
+    Raises:
+        MaskwiseError: settings for which the weights would be wrong.
+    """
     require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     require_known("fill of masked diffusion", fill, ("none", "random"))
     require_known("visits of masked diffusion", visits, ("random", "complement"))
@@ -384,10 +371,10 @@ def corrupt(
         input_ids: (B, L) int64.
         loss_mask: (B, L), 1 or True where a token may be masked: no prompt, padding or special
             token.
-        mask_token_id: what masked tokens become.
+        mask_token_id: the id that replaces masked tokens.
         ratio: the distribution of the rates.
-        budget: ``bernoulli`` (each token independently) or ``exact`` (a number of tokens is drawn;
-            the rate is its share).
+        budget: ``bernoulli`` (each token independently) or ``exact`` (a number of tokens is drawn,
+            whose share is the rate).
         seed, epoch, step: a mask is a function of these and the row; without an epoch, of the step.
         total_steps: for distributions that change over training.
         example_id: (B,) int64, the permanent names of the rows; None: a hash of their content.
@@ -414,13 +401,13 @@ def corrupt(
     require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
-    counts = loss_mask.numpy(force=True).reshape(-1) != 0
+    eligible = loss_mask.numpy(force=True).reshape(-1) != 0
     begin = np.arange(rows) * columns
     if example_id is None:
-        names = content_ids(ids, counts, begin)
+        names = content_ids(ids, eligible, begin)
     else:
         names = example_id.numpy(force=True).astype(np.int64)
-    batch = AnnotatedBatch((rows, columns), ids, None, counts, counts, begin, names)
+    batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
     u_P = keys.per_piece(Purpose.RATIO)
     if place is not None:

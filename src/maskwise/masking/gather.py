@@ -1,7 +1,7 @@
-"""Any form of input to an annotated batch: dicts, (B, L) tensors, packed rows, flat pieces.
+"""Read rows of any form as an annotated batch: dicts, (B, L) tensors, packed rows, flat pieces.
 
-Rows are checked here, once; all later code works on arrays that fit. Torch tensors of any device
-are read here, without importing torch.
+Rows are checked here, once; all later code works on arrays of equal lengths. Torch tensors of any
+device are read without importing torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
-# Columns for others: the collator reads step and epoch; the masker makes the labels.
+# Columns that are not layers: the collator reads step and epoch; the masker makes the labels.
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
@@ -40,7 +40,7 @@ _FILL = {
 }
 _NAMES = ("input_ids", "example_id")
 
-# What a row holds in a column.
+# The kinds of values in a column, as errors name them.
 MISSING = "nothing"
 TEXT = "text"
 SINGLE = "a single value"
@@ -50,7 +50,7 @@ EMPTY = "an empty list"
 
 @runtime_checkable
 class Pieces(Protocol):
-    """Document pieces, concatenated, and the rows they go into (``maskwise.text`` makes them).
+    """Concatenated document pieces and the rows that hold them (``maskwise.text`` makes them).
 
     Attributes:
         columns: (T,) arrays by name: ``input_ids``, ``word_ids`` and other layers, without special
@@ -60,7 +60,7 @@ class Pieces(Protocol):
         rows: (P,) ascending from 0: the row of each piece.
         length: tokens of a row.
         frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1: none.
-        apart: whether each piece is one text, opened by ``first``, or each row.
+        apart: whether each piece is a text, which ``first`` opens, or each row.
     """
 
     @property
@@ -86,6 +86,7 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one
             dict of (B, L) tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed
             rows: a piece is a run of one id; or ``Pieces``.
+        vocabulary: tables over ids.
 
     Raises:
         MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
@@ -94,7 +95,7 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         return rows
     if isinstance(rows, Mapping):
         return _annotated(_stacked(rows), vocabulary)
-    # Asked after the common case: a check against a protocol takes a quarter of a millisecond.
+    # Checked after the common case: a check against a protocol takes a quarter of a millisecond.
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
@@ -116,16 +117,21 @@ def require_rows(rows: object) -> None:
             raise MaskwiseError("cannot read rows", got=got, allowed=allowed)
 
 
-def is_tensor(value: object) -> bool:
-    """Whether a value is a torch tensor; there is none before torch is imported."""
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a torch tensor."""
+    # Before torch is imported there are no tensors, so this need not import it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
     """The accelerator that holds the rows; None for the host."""
-    ids: Any = rows.get("input_ids") if isinstance(rows, Mapping) else None
-    return ids.device if is_tensor(ids) and ids.device.type != "cpu" else None
+    if not isinstance(rows, Mapping):
+        return None
+    ids = rows.get("input_ids")
+    if is_tensor(ids) and not ids.is_cpu:
+        return ids.device
+    return None
 
 
 def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBatch:
@@ -139,18 +145,20 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
     kind = _kinds(ids, vocabulary)
     attention = line.pop("attention_mask", None)
     special = line.pop("special_tokens_mask", None)
-    content, eligible = kind > 0, kind > 1
+    content = kind > 0
+    eligible = kind > 1
     if attention is not None:
         content &= attention != 0
     if special is not None:
         content &= special == 0
     begin = np.arange(shape[0]) * shape[1]
-    packed = example_id is not None and example_id.ndim == 2
+    packed = False
     if example_id is None:
         what = "rows have no example_id: masks are keyed by a hash of their content"
         warnings.warn(what, stacklevel=5)
         example_id = content_ids(ids, content, begin)
-    elif packed:
+    elif example_id.ndim == 2:
+        packed = True
         begin, example_id = _pieces(example_id.reshape(-1), content, shape)
     return AnnotatedBatch(
         shape,
@@ -168,37 +176,41 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
 
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
-    """(T,) uint8, see ``Vocabulary.kind``."""
-    low, high = int(ids.min(initial=0)), int(ids.max(initial=0))
-    if low < 0 or high >= vocabulary.size:
-        raise MaskwiseError(
-            "input_ids outside the vocabulary",
-            got=low if low < 0 else high,
-            allowed=f"0 to {vocabulary.size - 1}",
-            do="use the tokenizer that made these rows",
-        )
+    """(T,) uint8: the ``Vocabulary.kind`` of each token."""
+    for extreme in (int(ids.min(initial=0)), int(ids.max(initial=0))):
+        if not 0 <= extreme < vocabulary.size:
+            raise MaskwiseError(
+                "input_ids outside the vocabulary",
+                got=extreme,
+                allowed=f"0 to {vocabulary.size - 1}",
+                do="use the tokenizer that made these rows",
+            )
     return vocabulary.kind.take(ids)
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Where the pieces of packed rows begin, and their names, both (P,).
+    """The first tokens of the pieces of packed rows, and their names, both (P,).
 
     A piece is a run of one name among the content tokens of a row. It includes the special tokens
-    after it, except those before the next piece that have the next name ([CLS]).
+    after it, but not those with the name of the next piece, such as its [CLS].
     """
     height, width = shape
     if not name.size:
         return np.zeros(height, np.int64), np.zeros(height, np.int64)
     opens = changes(name)
     opens[::width] = True
-    start = np.flatnonzero(opens)  # of stretches with one name, which are few
+    # From here on arrays have one item per run of a name, and runs are few.
+    start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
-    if with_text.all():  # the common case
+    if with_text.all():
         return start, name[start]
     start = start[with_text]
-    row, names = start // width, name[start]
+    row = start // width
+    names = name[start]
+    # The first piece of a row includes the special tokens before it.
     begin = np.where(changes(row), row * width, start)
     opens = changes(row, names)
+    # A row without text is one piece.
     without_text = np.flatnonzero(np.bincount(row, minlength=height) == 0) * width
     begin = np.concatenate((begin[opens], without_text))
     names = np.concatenate((names[opens], name[without_text]))
@@ -208,7 +220,8 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     """Place pieces in their rows, as one line."""
-    lengths, row = np.asarray(pieces.lengths, np.int64), np.asarray(pieces.rows, np.int64)
+    lengths = np.asarray(pieces.lengths, np.int64)
+    row = np.asarray(pieces.rows, np.int64)
     if not len(row):
         raise MaskwiseError("there are no rows to mask", got="no pieces")
     length = pieces.length
@@ -236,12 +249,15 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
 def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
     """Read a dict of (B, L) columns; columns of text are ignored, as in lists of dicts."""
     _require_ids(rows)
-    kinds = {name: _kind_of(value) for name, value in rows.items() if name not in _IGNORED}
-    if kinds.get("example_id") == TEXT:
-        raise MaskwiseError("example_id must be whole numbers", got=TEXT)
-    columns = {
-        n: read_numbers(n, rows[n]) for n, kind in kinds.items() if kind not in (TEXT, MISSING)
-    }
+    columns: dict[str, Array] = {}
+    for name, value in rows.items():
+        if name in _IGNORED:
+            continue
+        kind = _kind_of(value)
+        if name == "example_id" and kind == TEXT:
+            raise MaskwiseError("example_id must be whole numbers", got=TEXT)
+        if kind not in (TEXT, MISSING):
+            columns[name] = read_numbers(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
@@ -260,12 +276,15 @@ def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     lengths = np.array([len(row["input_ids"]) for row in rows])
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns: dict[str, Array] = {}
+    # A dict in place of a set keeps the names in their order.
     for name in dict.fromkeys(chain.from_iterable(rows)):
+        if name in _IGNORED:
+            continue
         values = [row.get(name) for row in rows]
-        kind = MISSING if name in _IGNORED else _common_kind(name, values)
+        kind = _common_kind(name, values)
         if kind == TOKENS:
             columns[name] = _column(name, values, lengths, inside)
-        elif kind == SINGLE and name == "example_id":
+        elif kind == SINGLE:
             columns[name] = read_numbers(name, values)
     if not inside.all():
         columns["attention_mask"] = columns.get("attention_mask", 1) * inside.astype(np.int64)
@@ -273,7 +292,7 @@ def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
 
 
 def _kind_of(value: object) -> str:
-    """What a row holds in a column; lists are judged by their first item."""
+    """The kind of a value in a column; the first item of a list decides."""
     if value is None:
         return MISSING
     if isinstance(value, str):
@@ -281,21 +300,27 @@ def _kind_of(value: object) -> str:
     if isinstance(value, list | tuple):
         if not value:
             return EMPTY
-        return TEXT if _kind_of(value[0]) == TEXT else TOKENS
-    # np.ndim makes an array of a number, which is slow.
-    listed = hasattr(value, "__len__") and np.ndim(value)  # type: ignore[arg-type]
-    return TOKENS if listed else SINGLE
+        if _kind_of(value[0]) == TEXT:
+            return TEXT
+        return TOKENS
+    # np.ndim converts a number to an array, which is slow.
+    if hasattr(value, "__len__") and np.ndim(value):  # type: ignore[arg-type]
+        return TOKENS
+    return SINGLE
 
 
 def _common_kind(name: str, values: Sequence[object]) -> str:
-    """What all rows hold in a column; rows may differ in columns that masking does not read."""
+    """The kind of a column in all rows; ``MISSING`` for columns that masking does not read."""
     kinds = [_kind_of(value) for value in values]
-    found = set(kinds) - {EMPTY} or {TOKENS}
-    if name == "example_id" and TEXT in found:
+    found = set(kinds) - {EMPTY}
+    if TEXT in found and name == "example_id":
         raise MaskwiseError("example_id must be whole numbers", got=TEXT)
-    if TOKENS not in found and (name != "example_id" or found == {MISSING}):
+    if TOKENS in found or not found:
+        wanted = TOKENS
+    elif SINGLE in found and name == "example_id":
+        wanted = SINGLE
+    else:
         return MISSING
-    wanted = TOKENS if TOKENS in found else SINGLE
     for row, kind in enumerate(kinds):
         if kind not in (wanted, EMPTY):
             what = f"column {name!r} must be in every row, or in none"
@@ -309,7 +334,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
         if len(value) != length:
             what = f"layer {name!r} of row {row} has the wrong length"
             raise MaskwiseError(what, got=len(value), allowed=length)
-    # numpy makes floats of empty lists, so these stay out.
+    # numpy converts empty lists to floats, so these are left out.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
@@ -333,13 +358,17 @@ def _require_ids(row: Mapping[str, Any], number: int = 0) -> None:
 
 
 def read_numbers(name: str, value: Any) -> Array:
-    """Read a column as an array; None (as in ``word_ids``) becomes −1, belongs to nothing."""
+    """Read a column as an array; None (as in ``word_ids``) becomes −1, no value."""
     try:
-        # From any device, with or without a gradient.
-        array = value.numpy(force=True) if is_tensor(value) else np.asarray(value)
+        if is_tensor(value):
+            # ``force`` copies from any device, with or without a gradient.
+            value = value.numpy(force=True)
+        array = np.asarray(value)
         if array.dtype == object and name not in _FILL:
-            array = np.array([-1 if x is None else x for x in array.ravel()]).reshape(array.shape)
-    except (ValueError, TypeError, RuntimeError):  # ragged lists; bfloat16, sparse, meta tensors
+            items = [-1 if item is None else item for item in array.ravel()]
+            array = np.array(items).reshape(array.shape)
+    except (ValueError, TypeError, RuntimeError):
+        # Ragged lists; tensors of bfloat16, sparse ones, or on the device "meta".
         got = type(value).__name__
         if is_tensor(value):
             got = f"{value.dtype}, {value.layout}, {value.device}"
@@ -353,10 +382,11 @@ def read_numbers(name: str, value: Any) -> Array:
 
 def _whole(name: str, values: Array) -> Array:
     """Convert to int64; an ``example_id`` of uint64 keeps its bits."""
-    # Bools are masks, but not ids. Columns without any token may be floats.
+    # Bools may be masks, but not ids. Columns without any token may be floats.
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
+    # Converted to int64, such numbers would silently become negative: no value.
     if name != "example_id" and values.dtype == np.uint64 and values.size:
         largest = int(values.max())
         if largest >= 2**63:

@@ -1,25 +1,26 @@
-"""A masked batch as notebooks show it: its first rows in words, with what is hidden in colour."""
+"""Show a masked batch in a notebook: its first rows as text, with the targets in colour."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from maskwise.masking.batch import IGNORE, MaskedBatch
 
 if TYPE_CHECKING:
-    from maskwise.masking.batch import MaskedBatch
+    from torch import Tensor
 
-ROWS, TOKENS = 8, 128
-"""So much of a batch is shown."""
+ROWS = 8
+"""Rows to show."""
+TOKENS = 128
+"""Tokens of each row to show."""
 HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em"
 
 
 def html_of(batch: MaskedBatch) -> str:
-    """The first rows of a batch as HTML; a word in colour must be produced, and the tip says which
-    one it is.
+    """The first rows of a batch as HTML; a tooltip on a coloured token shows the target.
 
-    Of encoder–decoders both sides are shown. Every token is escaped.
+    For encoder–decoders it shows inputs and labels.
 
     >>> from maskwise import Masker, encode
     >>> from maskwise.text import train_tokenizer
@@ -29,26 +30,27 @@ def html_of(batch: MaskedBatch) -> str:
     >>> html_of(batch).count("[MASK]") == batch.targets
     True
     """
-    names = (
-        {}
-        if batch.vocabulary is None
-        else {i: name for name, i in batch.vocabulary.by_name.items()}
-    )
-    pad = None if batch.vocabulary is None else batch.vocabulary.pad
+    names: dict[int, str] = {}
+    pad = None
+    if batch.vocabulary is not None:
+        pad = batch.vocabulary.pad
+        names = {number: name for name, number in batch.vocabulary.by_name.items()}
 
     def words(ids_L: Tensor, labels_L: Tensor | None = None) -> str:
         parts = []
         for place, token in enumerate(ids_L[:TOKENS].tolist()):
-            # −100 where nothing is to be found
-            wanted = -1 if labels_L is None else int(labels_L[place])
+            wanted = IGNORE if labels_L is None else int(labels_L[place])
             if (token == pad or token < 0) and wanted < 0:
                 continue
+            # Tokens such as <s> would otherwise be read as HTML.
             text = escape(names.get(token, str(token)))
             if wanted >= 0:
                 tip = escape(f"to find: {names.get(wanted, wanted)}")
                 text = f'<mark style="{HIDDEN}" title="{tip}">{text}</mark>'
             parts.append(text)
-        return " ".join(parts) + (" …" if len(ids_L) > TOKENS else "")
+        if len(ids_L) > TOKENS:
+            parts.append("…")
+        return " ".join(parts)
 
     lines = []
     for inputs_L, labels_L in zip(batch.input_ids[:ROWS], batch.labels[:ROWS]):
@@ -60,5 +62,6 @@ def html_of(batch: MaskedBatch) -> str:
         else:
             lines.append(f"<p>{words(inputs_L, labels_L)}</p>")
     more = len(batch.input_ids) - ROWS
-    end = f"<p><small>and {more:,} more rows</small></p>" if more > 0 else ""
-    return f"<div><p><b>{escape(repr(batch))}</b></p>{''.join(lines)}{end}</div>"
+    if more > 0:
+        lines.append(f"<p><small>and {more:,} more rows</small></p>")
+    return f"<div><p><b>{escape(repr(batch))}</b></p>{''.join(lines)}</div>"

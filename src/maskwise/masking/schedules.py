@@ -1,9 +1,9 @@
 """Masking ratios: a number, a published curve over training, a distribution over rows, a function.
 
 A published curve is a function of the progress f = step / total steps. A distribution is a function
-of a uniform draw per row (P,), so each row gets its own ratio. Both take their parameters after
-that first argument; ``published`` turns them into makers of ``Schedule``. To add one, write such a
-function. Recipes write ``linear(0.30, 0.15)``; Python writes ``schedules.linear(0.30, 0.15)``.
+of a uniform draw per piece (P,), so each piece has a ratio of its own. Both take their parameters
+after that first argument; ``published`` turns them into makers of ``Schedule``. To add one, write
+such a function. Recipes write ``linear(0.30, 0.15)``; Python ``schedules.linear(0.30, 0.15)``.
 
 Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and released code);
 dynamic masking rates (Ankner et al. 2023, arXiv 2305.15096).
@@ -31,8 +31,9 @@ Spec: TypeAlias = "Schedule | float | str | Call"
 Inner: TypeAlias = Callable[[float], Ratio]
 """Another schedule inside a curve, as a function of progress."""
 
-# Draws whose mean ratio stands for the distribution, and its extremes.
+# Evenly spaced draws, at which a distribution has its mean ratio.
 _EVEN = (np.arange(10_000) + 0.5) / 10_000
+# The least, the middle and the greatest draw, at which a distribution is checked.
 _EXTREMES = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
 # Curves that change over training only if a schedule inside them does.
 _STEADY = ("scaled", "clipped")
@@ -43,13 +44,13 @@ class Schedule:
     """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
 
     Attributes:
-        name: as recipes write it; equal names are equal schedules.
-        curve: (progress, draws (P,)) to one ratio, or to (P,) ratios if ``random``.
+        name: the name in a recipe; schedules with equal names are equal.
+        curve: a function of (progress, draws (P,)) to one ratio, or to (P,) ratios if ``random``.
         varies: whether the ratio depends on the progress and needs a total number of steps.
-        random: whether each row draws its own ratio.
+        random: whether each piece draws its ratio.
 
     Raises:
-        MaskwiseError: a ratio outside 0 to 1 (NaN included) anywhere along the way.
+        MaskwiseError: a ratio outside 0 to 1, or NaN, at any step.
     """
 
     name: str
@@ -59,23 +60,25 @@ class Schedule:
 
     def __post_init__(self) -> None:
         # A curve that does not vary with the step is checked once.
-        for i in range(201 if self.varies else 1):
+        points = 201 if self.varies else 1
+        for i in range(points):
             ratios = np.atleast_1d(self.curve(i / 200, _EXTREMES))
             # Sums such as 0.02 + 2 · 0.49 may exceed 1 by a rounding error.
-            outside = ratios[~((ratios >= -1e-9) & (ratios <= 1 + 1e-9))]
-            if len(outside):
-                got = round(float(outside[0]), 4)
-                raise MaskwiseError(
-                    f"schedule {self.name} leaves the range", got=got, allowed="0 to 1"
-                )
+            inside = (ratios >= -1e-9) & (ratios <= 1 + 1e-9)
+            if not inside.all():
+                what = f"schedule {self.name} leaves the range"
+                got = round(float(ratios[~inside][0]), 4)
+                raise MaskwiseError(what, got=got, allowed="0 to 1")
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """The ratio at ``step``, the mean over rows if each draws its own."""
+        """The ratio at ``step``, or its mean over rows if each draws its ratio."""
         ratio = self.curve(self.progress(step, total_steps), _EVEN)
-        return min(max(float(np.mean(ratio) if self.random else ratio), 0.0), 1.0)
+        if self.random:
+            ratio = float(np.mean(ratio))
+        return min(max(float(ratio), 0.0), 1.0)
 
     def progress(self, step: int, total_steps: int | None) -> float:
-        """The completed share of training, in [0, 1]; steps past the end count as the last."""
+        """The completed share of training, in [0, 1]; steps after the end count as the last."""
         if not self.varies:
             return 0.0
         if not total_steps or total_steps < 0:
@@ -88,7 +91,8 @@ class Schedule:
         return np.full_like(draw_P, ratio).clip(0, 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return schedule, (self.name,)  # curves are closures, which cannot be pickled
+        # Curves are closures, which cannot be pickled, but their name is enough.
+        return schedule, (self.name,)
 
     def __str__(self) -> str:
         return self.name
@@ -101,12 +105,13 @@ class FunctionSchedule(Schedule):
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        pass  # a function is only evaluated at the steps of a run
+        """Skip the check of the base: a user's function is only called at the steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         try:
             ratio = float(self.function(step, total_steps or 0))
-        except Exception as error:  # whatever a user's function raises
+        except Exception as error:
+            # A user's function may raise anything.
             what = f"the ratio's {self.name} failed at step {step}"
             got = f"{type(error).__name__}: {first_line(error)}"
             do = "return a number for (step, total steps)"
@@ -121,13 +126,12 @@ class FunctionSchedule(Schedule):
 
 
 def _no_curve(f: float, draw_P: Array) -> Ratio:
-    raise MaskwiseError(
-        "a function cannot be part of another schedule", do="compute it inside the function"
-    )
+    what = "a function cannot be part of another schedule"
+    raise MaskwiseError(what, do="compute it inside the function")
 
 
 def constant(p: float = 0.15) -> Schedule:
-    """Use p throughout.
+    """Use the ratio p at all steps.
 
     >>> constant(0.15)(step=7)
     0.15
@@ -161,13 +165,19 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
             if parameter.annotation == "Inner":
                 values.append(schedule(value))
                 continue
-            several = parameter.kind is parameter.VAR_POSITIONAL
-            for number in value if several else (value,):
+            if parameter.kind is not parameter.VAR_POSITIONAL:
+                value = (value,)
+            for number in value:
                 values.append(finite_number(f"{parameter.name} of {name}", number))
         parts = [value for value in values if isinstance(value, Schedule)]
 
         def ratio(f: float, draw_P: Array) -> Ratio:
-            inputs = [partial(v.curve, draw_P=draw_P) if v in parts else v for v in values]
+            inputs = []
+            for value in values:
+                if value in parts:
+                    # An inner schedule sees the same draw, but the progress that the curve chooses.
+                    value = partial(value.curve, draw_P=draw_P)
+                inputs.append(value)
             return curve(draw_P if distribution else f, *inputs)
 
         return Schedule(
@@ -183,8 +193,9 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
 
 
 def _share(name: str, value: float, *, ends: bool = False) -> float:
-    """Check a share of training: strictly inside 0 to 1 unless ``ends`` are allowed."""
-    if not (0 <= value <= 1 if ends else 0 < value < 1):
+    """Check a share of training: strictly between 0 and 1, unless ``ends`` allows both."""
+    inside = 0 <= value <= 1 if ends else 0 < value < 1
+    if not inside:
         raise MaskwiseError(f"{name} must be a share of training", got=value, allowed="0 to 1")
     return value
 
@@ -279,8 +290,9 @@ def elliptical(f: float, p: float = 0.15) -> float:
 
 @published
 def piecewise(f: float, *points: float) -> float:
-    """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` is (share, ratio) in turn."""
-    at, ratios = points[::2], points[1::2]
+    """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates share and ratio."""
+    at = points[::2]
+    ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
     if not paired or list(at) != sorted(at) or not all(0 <= value <= 1 for value in points):
         allowed = "shares of training, rising from 0 to 1, each with a ratio from 0 to 1"
@@ -298,7 +310,7 @@ def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
 
 @published
 def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
-    """Use one schedule up to the share ``at`` of training, then another, each over its own part."""
+    """Use one schedule up to the share ``at`` of training, then another, each at full length."""
     if f < _share("at of then", at):
         return first(f / at)
     return second((f - at) / (1 - at))
@@ -350,8 +362,9 @@ def cosine_rates(draw_P: Array) -> Array:
 
 @published
 def mixture(draw_P: Array, *parts: float) -> Array:
-    """Draw one of several ratios: ``mixture(0.15, 0.5, 0.5, 0.5)`` is (ratio, share) in turn."""
-    ratios, shares = parts[::2], parts[1::2]
+    """Draw one of several ratios: ``mixture(0.15, 0.5, 0.5, 0.5)`` alternates ratio and share."""
+    ratios = parts[::2]
+    shares = parts[1::2]
     if len(parts) % 2 or not parts or not all(0 <= ratio <= 1 for ratio in ratios):
         raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
     if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
@@ -376,18 +389,23 @@ def _bell_quantiles(centre: float, width: float) -> Array:
     if not (0 <= centre <= 1 and 0.01 <= width <= 10):
         allowed = "0 ≤ centre ≤ 1, 0.01 ≤ width ≤ 10"
         raise MaskwiseError("bell: centre and width", got=(centre, width), allowed=allowed)
-    low, high = ndtr(-centre / width), ndtr((1 - centre) / width)
-    grid = (centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))).clip(0, 1)
-    grid[[0, -1]] = 0.0, 1.0
+    low = ndtr(-centre / width)
+    high = ndtr((1 - centre) / width)
+    grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
+    grid = grid.clip(0, 1)
+    # The ends exactly: far from the centre the inverse loses digits.
+    grid[0] = 0.0
+    grid[-1] = 1.0
     return grid
 
 
 def _on_grid(quantiles: Array, draw_P: Array) -> Array:
-    return np.interp(draw_P * (len(quantiles) - 1), np.arange(len(quantiles)), quantiles)
+    places = np.arange(len(quantiles))
+    return np.interp(draw_P * (len(quantiles) - 1), places, quantiles)
 
 
 def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
-    """Return anything that says how much to mask as a schedule.
+    """Build a schedule.
 
     Args:
         spec: a ratio, a schedule, its name in a recipe, or any function of (step, total steps).
@@ -398,14 +416,16 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     if isinstance(spec, Schedule):
         return spec
     if isinstance(spec, str):
-        with suppress(ValueError):  # a name
+        # A name is no number, and stays a string.
+        with suppress(ValueError):
             spec = float(spec)
     if isinstance(spec, Real):
         return constant(spec)
     if isinstance(spec, str | Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec) and not isinstance(spec, type):
-        name = getattr(spec, "__name__", type(spec).__name__)
+        # Callable objects have no name of their own.
+        name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__
         return FunctionSchedule(f"function {name}", _no_curve, function=spec)
     allowed = "a number, a schedule, its name, or a function"
     raise MaskwiseError("not a masking ratio", got=repr(spec), allowed=allowed)

@@ -1,4 +1,4 @@
-"""The masking part of a recipe, as plain values that build a masker."""
+"""The masking section of a recipe: plain values, checked on reading, that build a masker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHECKS: dict[str, Callable[..., object]] = {
 
 
 class MaskingSettings(BaseModel):
-    """What is masked, how much, and how it is shown; all names are checked on reading.
+    """The settings of a masker.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
     'bert'
@@ -44,7 +44,7 @@ class MaskingSettings(BaseModel):
     corruption: str = "bert"
     min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
     predict: str | float = 1.0
-    """The loss is taken on at most this share of each row's tokens."""
+    """The largest share of each row's tokens on which the loss is taken."""
     keep: str | None = None
     """A layer whose tokens are never masked, such as ``prompt``."""
     visits: str = "random"

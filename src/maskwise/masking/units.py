@@ -16,7 +16,14 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.segments import listed, rank_within
+from maskwise.segments import listed, offsets, rank_within
+
+STEPS = 80
+"""The most steps of Newton's method to find τ; about five are needed."""
+EMPTY = 2.0**-43
+"""The least share of a row that stays visible, so that a rate of 1 has a finite τ."""
+LATE = 2.0**-20
+"""The weight of units of weight 0 that may fill a row, as a share of the least other weight."""
 
 
 @dataclass(eq=False)
@@ -181,3 +188,49 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     length = np.flatnonzero(last) - start + 1
     barred = np.flatnonzero(inside & ~batch.eligible)
     return start, length, np.unique(start.searchsorted(barred, side="right") - 1)
+
+
+def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
+    """(U,) the probability that a unit is masked at the rate of its piece, and its derivative.
+
+    Over all units that may be masked, Σ length · probability = rate · Σ length.
+    """
+    assert units.weight is not None
+    piece = units.piece
+    count_P = units.count
+    weight = units.weight.astype(np.float64)
+    # If units are sorted and every piece has some, reduceat and repeat take a third of the time
+    # of bincount and indexing.
+    tidy = units.start is not None and count_P.all()
+
+    def total(values: Array) -> Array:
+        if tidy:
+            return np.add.reduceat(values, offsets(count_P))
+        return np.bincount(piece, values, len(rate_P))
+
+    def each(values_P: Array) -> Array:
+        return np.repeat(values_P, count_P) if tidy else values_P[piece]
+
+    if may_fill:
+        least_P = np.full(len(rate_P), np.inf)
+        np.minimum.at(least_P, piece, np.where(weight > 0, weight, np.inf))
+        least_P[~np.isfinite(least_P)] = 1 / LATE
+        weight = np.where(weight > 0, weight, LATE * each(least_P))
+    length = units.length * (weight > 0.0)
+    whole_P = np.maximum(total(length), 1)
+    weight /= each(np.maximum(total(length * weight) / whole_P, 1e-300))
+    # The logarithm of the visible share is a convex function of τ, so Newton's steps approach the
+    # root from the left and never pass it. For equal weights the function is a straight line, and
+    # for others nearly straight, so that few steps are needed.
+    left_P = np.maximum(1 - rate_P, EMPTY)
+    wanted_P = np.log(left_P)
+    tau_P = -wanted_P
+    for _ in range(STEPS):
+        left = np.exp(-each(tau_P) * weight)
+        slope = weight * left
+        rest_P = np.maximum(total(length * left), 1e-300)
+        speed_P = np.maximum(total(length * slope), 1e-300)
+        if (np.abs(rest_P - left_P * whole_P) <= 1e-12 * whole_P).all():
+            break
+        tau_P += (np.log(rest_P / whole_P) - wanted_P) * rest_P / speed_P
+    return np.where(weight > 0, 1 - left, 0.0), slope * each(whole_P / speed_P)

@@ -1,7 +1,7 @@
-"""What masking needs of a tokenizer: which ids are special, [MASK], [PAD], [UNK], or real.
+"""The vocabulary: tables over ids, read once from a tokenizer.
 
-Read once, as tables over ids: the usual collator spends most of its time asking the tokenizer about
-each row.
+They say which ids are ordinary tokens and which are special. The usual collator spends most of its
+time asking the tokenizer about each row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
-"""What a masker is built for."""
+"""The types from which a masker reads its vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,11 @@ class Vocabulary:
     """Tables over ids. ``size`` is one more than the largest id; larger ids are refused.
 
     Attributes:
+        mask, pad, bos, eos: ids of special tokens; None if the tokenizer has none.
         content: (V,) bool; False for special tokens and unused ids: never masked, moved or drawn.
-        eligible: (V,) bool, content that may be masked: all but [UNK], which teaches nothing.
+        eligible: (V,) bool, content except [UNK], which teaches nothing as a target.
         sentinels: ids of T5-like sentinels in the order of their use.
+        by_name: ids by token.
     """
 
     size: int
@@ -62,18 +64,23 @@ class Vocabulary:
         sentinels = [name for name in by_name if re.fullmatch(r"<extra_id_\d+>", name)]
         sentinels.sort(key=lambda name: int(name[10:-1]))
         special = {*tokenizer.all_special_ids, *(by_name[name] for name in sentinels)}
-        # Reserved tokens may be marked special in the added tokens alone, without a role.
+        # Reserved tokens without a role are special only in the table of added tokens.
         for number, token in tokenizer.added_tokens_decoder.items():
             if token.special:
                 special.add(number)
-        # Tokenizers of the GPT-2 family use one token as bos, eos and unk; that one stays special.
-        unknown, bos, eos = (getattr(tokenizer, f"{r}_token_id") for r in ("unk", "bos", "eos"))
-        pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+        unknown = tokenizer.unk_token_id
+        bos = tokenizer.bos_token_id
+        eos = tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id
+        mask = tokenizer.mask_token_id
+        # In texts [UNK] is an unknown word, so it is content. But tokenizers of the GPT-2 family
+        # have one token for bos, eos and unk, which stays special.
         if unknown not in (bos, eos, pad, mask):
             special.discard(unknown)
         content = np.zeros(size, bool)
         content[list(by_name.values())] = True
-        content[[i for i in special if i < size]] = False
+        # Added tokens may have ids that the vocabulary does not list.
+        content[[number for number in special if number < size]] = False
         eligible = content.copy()
         if unknown is not None:
             eligible[unknown] = False
@@ -110,6 +117,11 @@ class Vocabulary:
         return np.array(self.sentinels, np.int64)
 
     def require_mask(self) -> int:
+        """The id of the mask token.
+
+        Raises:
+            MaskwiseError: the tokenizer has none.
+        """
         if self.mask is None:
             do = (
                 "use a masked-language-model tokenizer, or "

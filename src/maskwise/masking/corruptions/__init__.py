@@ -1,8 +1,8 @@
-"""How chosen units are shown, and what must be produced. The table below is the only registry.
+"""What selected tokens become, and what the model must predict. The table is the only registry.
 
-``base`` holds the corruptions that leave every token in its place, ``moving`` the others. To add
-one, write a class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it like the
-others.
+``base`` has the corruptions that leave every token in its place, ``moving`` the others. To add a
+corruption, write a class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it
+like the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maskwise.specs import Call, build
 def permute_sentences(
     layer: str = "sentence", inner: Corruption | str | Call | None = None
 ) -> PermuteSentences:
-    """Permute sentences; ``inner`` (a corruption, or its name) shows the chosen tokens."""
+    """Permute sentences; ``inner`` (a corruption, or its name) corrupts the selected tokens."""
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 
@@ -42,7 +42,7 @@ CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
 
 
 def corruption(spec: Corruption | str | Call) -> Corruption:
-    """Anything that names a corruption, as a corruption.
+    """Build a corruption from its name, with or without arguments.
 
     >>> corruption("bert(mask=1.0, random=0.0)")
     Bert(mask=1.0, random=0.0, per='token')

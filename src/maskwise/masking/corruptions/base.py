@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -15,16 +15,19 @@ from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.masking.select import Selection, require_known
 from maskwise.masking.vocabulary import Vocabulary
 
+Tail: TypeAlias = "Array | int | None"
+"""Ids to append, one for all pieces or (P,); None appends nothing."""
+
 
 @dataclass
 class Corrupted:
     """Inputs and targets of all pieces, concatenated.
 
     Attributes:
-        input_ids: (T,), or (T',) without padding where lengths have changed.
-        labels: one per token of ``input_ids``, or a text of their own, see ``label_lengths``.
+        input_ids: (T,), or (T',) without padding if lengths have changed.
+        labels: one per token of ``input_ids``, or a separate text, see ``label_lengths``.
         lengths: (P,) new tokens of each piece; None: every token kept its place.
-        label_lengths: (P,) labels of each piece, where they are a text of their own; else None.
+        label_lengths: (P,) labels of each piece, if they are a separate text; else None.
         text: (T',) bool, tokens that may be cut off (not the special ones), if lengths changed.
         extras: (T',) model inputs of the moved tokens.
     """
@@ -48,10 +51,10 @@ class Corruption(ABC):
     """Whether it needs a mask token."""
 
     targets: ClassVar[tuple[str, ...]] = ()
-    """What ``target`` may be."""
+    """The allowed values of ``target``; empty if there is no choice."""
 
     target: str | None = None
-    """What must be produced, where there is a choice."""
+    """What the model must produce: ``spans``, ``full`` or ``detect``."""
 
     def __post_init__(self) -> None:
         if self.targets:
@@ -70,12 +73,16 @@ class Corruption(ABC):
 
     @property
     def writes(self) -> str | None:
-        """The kind of text a decoder can write as labels: ``full``, ``spans``, ``sentinels``.
+        """The kind of text that a decoder can write as labels: ``full``, ``spans``, ``sentinels``.
 
-        None where labels are not a text.
+        None if labels are not a text.
         """
-        read = self.target == "full" or (self.target == "spans" and not self.keeps_length)
-        return self.target if read else None
+        if self.target == "full":
+            return self.target
+        # In place, labels have gaps between the spans.
+        if self.target == "spans" and not self.keeps_length:
+            return self.target
+        return None
 
     @abstractmethod
     def corrupt(
@@ -85,7 +92,7 @@ class Corruption(ABC):
 
         Args:
             batch: a line of pieces; never changed.
-            choice: ``choice.tokens`` (T,) bool are selected, whole ``choice.units``.
+            choice: the selected tokens, ``choice.tokens`` (T,) bool, and their units.
             keys: the draws of these pieces.
             vocabulary: tables over ids.
         """
@@ -97,40 +104,44 @@ class Corruption(ABC):
 
 
 class Line:
-    """The tokens that remain, with new tokens before some of them.
+    """A new line: the tokens that remain, with new tokens before some of them.
 
     Args:
+        batch: the old line.
         stay: (T,) bool, the tokens that remain.
-        leads: (T,) bool, the tokens, remaining or not, before which a new one is put.
+        leads: (T,) bool, the tokens, remaining or not, before which a new token is put.
     """
 
     def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
+        if leads is None:
+            leads = np.zeros_like(stay)
         self.batch = batch
-        self.leads = np.zeros_like(stay) if leads is None else leads
-        self.at = np.flatnonzero(interleaved(self.leads, stay))
-        self.lengths = batch.count(stay) + batch.count(self.leads)
+        self.at = np.flatnonzero(interleaved(leads, stay))
+        self.lengths = batch.count(stay) + batch.count(leads)
 
     def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """Take (T,) values along the new line; ``new`` are values of the new tokens."""
-        return interleaved(values if new is None else new, values).take(self.at)
+        """Take (T,) values along the new line; ``new`` are the values of the new tokens."""
+        if new is None:
+            new = values
+        return interleaved(new, values).take(self.at)
 
     def shown(
         self, input_ids: Array, labels: Array, label_lengths: Array | None = None
     ) -> Corrupted:
-        """Add the extras of the tokens; a new token has those of the next one."""
+        """Add the extras of the tokens; a new token has the extras of the next token."""
         extras = moved_extras(self.batch, self)
-        return Corrupted(
-            input_ids, labels, self.lengths, label_lengths, self(self.batch.content, True), extras
-        )
+        text = self(self.batch.content, True)
+        return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> dict[str, Array]:
-    """Model inputs of moved tokens; positions are left to the model."""
-    return {n: move(values) for n, values in batch.extras.items() if n != "position_ids"}
+    """Move the model inputs of tokens."""
+    # Without position_ids the model counts the new positions itself.
+    return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 
 
 def interleaved(before: Array | int, values: Array) -> Array:
-    """(T,) and (T,) to (2T,): what is put before each token, then the token."""
+    """(2T,): alternate the items of ``before`` and ``values``, both (T,)."""
     both = np.empty((len(values), 2), values.dtype)
     both[:, 0] = before
     both[:, 1] = values
@@ -144,8 +155,10 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 def last_content(batch: AnnotatedBatch) -> Array:
     """(P,) int64: the last content token of each piece, or its first token if it has none."""
-    last_P = np.flatnonzero(batch.content).searchsorted(batch.edges[1:]) - 1
-    at = np.append(np.flatnonzero(batch.content), 0)
+    at = np.flatnonzero(batch.content)
+    last_P = at.searchsorted(batch.edges[1:]) - 1
+    # The extra item is for the index −1, if the line begins with a piece without content.
+    at = np.append(at, 0)
     return np.where(batch.count(batch.content) > 0, at[last_P], batch.begin)
 
 
@@ -156,19 +169,58 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
     asked = chosen
     if target == "full":
         asked = masked_pieces(batch, chosen)
-        if batch.packed:  # special tokens between documents belong to none
+        if batch.packed:
+            # Special tokens between documents belong to neither.
             line = np.arange(len(asked))
             asked &= line >= batch.first.take(batch.piece)
             asked &= line <= last_content(batch).take(batch.piece)
     return np.where(asked, batch.input_ids, IGNORE)
 
 
+def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[Array, Array]:
+    """Labels and their lengths (P,): the original text of masked pieces, closed by ``eos``."""
+    line = Line(batch, masked_pieces(batch, chosen))
+    labels = line(batch.input_ids)
+    if eos is None:
+        return labels, line.lengths
+    # Most texts end with a special token already; a second one would teach the model to repeat it.
+    last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
+    open_P = (line.lengths > 0) & (last_P != eos)
+    return ended(labels, line.lengths, open_P, eos)
+
+
+def removed_text(
+    batch: AnnotatedBatch, chosen: Array, leads: Array | None, lead: Array | int, *tails: Tail
+) -> tuple[Array, Array]:
+    """Labels and their lengths (P,): the selected tokens, and ``tails`` after each masked piece.
+
+    Args:
+        batch: the line before corruption.
+        chosen: (T,) bool, the selected tokens.
+        leads: (T,) bool, the tokens before which a lead is put; None for no leads.
+        lead: (T,) the leads at their places, or one for all.
+        tails: ids to append to each piece, one for all or (P,); None appends nothing.
+    """
+    line = Line(batch, chosen, leads)
+    return ended(line(batch.input_ids, lead), line.lengths, line.lengths > 0, *tails)
+
+
+def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple[Array, Array]:
+    """Append ids (one for all, or (P,)) to the labels of the pieces where ``closes_P`` is True."""
+    for tail in tails:
+        if tail is not None:
+            ids = np.broadcast_to(tail, closes_P.shape)[closes_P]
+            labels = np.insert(labels, lengths.cumsum()[closes_P], ids)
+            lengths = lengths + closes_P
+    return labels, lengths
+
+
 @dataclass(frozen=True)
 class Bert(Corruption):
-    """[MASK] with the share ``mask``, a random token with ``random``, else unchanged.
+    """A share ``mask`` becomes [MASK], a share ``random`` a random token; the rest is unchanged.
 
-    The target is the token itself. One draw per token, or per unit (SpanBERT). Random tokens are
-    drawn evenly from the tokenizer's real, non-special tokens.
+    The target is the token itself. There is one draw per token, or per unit (SpanBERT). Random
+    tokens are drawn uniformly from the ordinary tokens of the tokenizer.
     Source: Devlin et al. 2019, section 3.1; per unit: Joshi et al. 2020 (SpanBERT), section 3.1.
     """
 
@@ -199,18 +251,21 @@ class Bert(Corruption):
         labels[at] = original
         input_ids = batch.input_ids.copy()
         input_ids[at] = vocabulary.require_mask()
-        # Most are masked now; the others get their token back, or a random one.
+        # Most tokens stay masked; the others get their token back, or a random one.
         other = np.flatnonzero(~within(draw, self.mask))
         shown = original[other]
         if self.random:
             draw = draw[other]
-            low, high = self.mask, self.mask + self.random
+            low = self.mask
+            high = low + self.random
             random = np.flatnonzero(within(draw, high))
             ordinary = vocabulary.ordinary
-            if by_unit:  # tokens of a unit share their draw, but not their replacement
+            if by_unit:
+                # Tokens of a unit share their draw, but not their replacement.
                 again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
                 number = below(again, len(ordinary))
-            else:  # the rest of the draw says which token
+            else:
+                # Within its share the draw is uniform, so that it can choose the token too.
                 number = split(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
@@ -224,10 +279,11 @@ def mask_only() -> Bert:
 
 @dataclass(frozen=True)
 class Replace(Corruption):
-    """Another random ordinary token for every selected token; no mask token is needed.
+    """Every selected token becomes a different random ordinary token; no mask token is needed.
 
-    Targets: ``spans``: the original at selected positions; ``full``: the whole piece; ``detect``: 1
-        where replaced, 0 at the rest of the text (replaced-token detection without a generator).
+    Targets: ``spans``: the original token at selected positions; ``full``: the whole piece;
+        ``detect``: 1 if replaced, 0 elsewhere in the text (replaced-token detection without a
+        generator).
     Source: the "random" part of BERT's 80/10/10; Clark et al. 2020 (ELECTRA) for detection.
     """
 
@@ -240,9 +296,11 @@ class Replace(Corruption):
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
         at = np.flatnonzero(choice.tokens)
-        original, ordinary = batch.input_ids[at], vocabulary.ordinary
-        # A number among all ordinary tokens but the original: those from it on move up by one.
-        number = below(batch.draw(keys, Purpose.REPLACE, at), max(1, len(ordinary) - 1))
+        original = batch.input_ids[at]
+        ordinary = vocabulary.ordinary
+        # The draw excludes one token, the original: numbers from its place on move up by one.
+        draw = batch.draw(keys, Purpose.REPLACE, at)
+        number = below(draw, max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
         input_ids = batch.input_ids.copy()
         input_ids[at] = ordinary.take(number, mode="clip")

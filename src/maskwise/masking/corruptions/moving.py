@@ -1,15 +1,14 @@
 """Corruptions that change lengths or move tokens, and the targets of encoder–decoder models.
 
-Every token of a piece, and perhaps a new one before it, is a candidate; a bool says which
-candidates stay, and these are taken from the line in order. So pieces need no padding, and no
-routine loops over them.
+Most of them put new tokens before some tokens of the line, then take those that remain (``Line``).
+So pieces need no padding, and no routine loops over them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,19 +21,18 @@ from maskwise.masking.corruptions.base import (
     Line,
     labels_in_place,
     last_content,
-    masked_pieces,
     moved_extras,
+    removed_text,
+    whole_text,
 )
 from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import changes, rank_within, sums_within
-
-Tail: TypeAlias = "Array | int | None"
+from maskwise.segments import changes, offsets, rank_within, sums_within
 
 
 class Moving(Corruption):
-    """Base of those that change lengths: rows get a new layout."""
+    """Base of corruptions that change lengths: rows get a new layout."""
 
     keeps_length = False
 
@@ -48,46 +46,13 @@ def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
     return start
 
 
-def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[Array, Array]:
-    """Labels and their lengths (P,): the original masked pieces, closed by ``eos``."""
-    line = Line(batch, masked_pieces(batch, chosen))
-    labels = line(batch.input_ids)
-    if eos is None:
-        return labels, line.lengths
-    last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
-    return ended(labels, line.lengths, (line.lengths > 0) & (last_P != eos), eos)
-
-
-def removed_text(
-    batch: AnnotatedBatch, chosen: Array, leads: Array | None, lead: Array | int, *tails: Tail
-) -> tuple[Array, Array]:
-    """Labels and their lengths (P,): the selected tokens, with ``tails`` behind each masked piece.
-
-    Args:
-        leads: (T,) bool, the tokens before which a lead is put; None: none.
-        lead: (T,) the leads at their places, or one for all.
-    """
-    line = Line(batch, chosen, leads)
-    return ended(line(batch.input_ids, lead), line.lengths, line.lengths > 0, *tails)
-
-
-def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple[Array, Array]:
-    """Append ids (one for all, or (P,)) to the labels of the pieces that ``closes_P`` says."""
-    for tail in tails:
-        if tail is not None:
-            ids = np.broadcast_to(tail, closes_P.shape)[closes_P]
-            labels = np.insert(labels, lengths.cumsum()[closes_P], ids)
-            lengths = lengths + closes_P
-    return labels, lengths
-
-
 @dataclass(frozen=True)
 class Delete(Moving):
     """Every selected token disappears without a trace.
 
     Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then [eos];
-        ``detect``: 1 at each remaining token of the text, or special token after it, before which
-        something was deleted, else 0.
+        ``detect``: 1 at each remaining token before which a token was deleted, else 0, in the text
+        and at the special token after it.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022
         (MOMETAS, dtd).
     """
@@ -107,17 +72,18 @@ class Delete(Moving):
             return line.shown(inputs, *whole_text(batch, chosen, vocabulary.eos))
         if self.target == "spans":
             return line.shown(inputs, *removed_text(batch, chosen, None, 0, vocabulary.eos))
-        before = np.arange(len(chosen)) - 1
-        inside = before >= 0
+        # Whether the previous token of the same piece was deleted; the first one has none.
+        inside = np.ones(len(chosen), bool)
         inside[batch.begin[: len(inside)]] = False
-        gap = inside & chosen[before]
-        asked = batch.content | (inside & batch.content[before])
-        return line.shown(inputs, line(np.where(asked, gap.astype(np.int64), IGNORE)))
+        gap = inside & np.roll(chosen, 1)
+        asked = batch.content | (inside & np.roll(batch.content, 1))
+        labels = np.where(asked, gap.astype(np.int64), IGNORE)
+        return line.shown(inputs, line(labels))
 
 
 @dataclass(frozen=True)
 class Insert(Moving):
-    """Random ordinary tokens before each selected token, which stays: one, or a run (``again``).
+    """Random ordinary tokens are inserted before each selected token: one, or a run (``again``).
 
     ``again`` is the probability of one more token after an inserted one. At 0, with tokens selected
     at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129 measured on
@@ -125,11 +91,11 @@ class Insert(Moving):
     insertion with probability p, as in the published code: a share p is new (.149 measured), and
     the token after a new one is new with probability p (.151).
 
-    Pieces grow; ``cut`` is the most tokens that one may then have: text (never a special token) is
-    cut off at its end. It is a number, such as the model's positions, so that a piece does not
-    depend on its neighbours. Packed rows also have a plan, see ``Masker``.
+    Pieces grow; ``cut`` is their largest length: the end of the text is cut off, but no special
+    token. It is a number, such as the model's positions, so that a piece does not depend on its
+    neighbours. Packed rows also have a planned length, see ``Masker``.
 
-    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 at the rest of the text.
+    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 elsewhere in the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
         released code.
     """
@@ -154,9 +120,10 @@ class Insert(Moving):
         if self.again:
             at = np.flatnonzero(choice.tokens)
             draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
-            new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)  # geometric
+            # The number of further tokens is geometric: the inverse of its distribution.
+            new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)
         shown_T = new_T + batch.present
-        # Each shown token comes from its own position, a new one from that of the next old one.
+        # The position of the old line that each token comes from; for a new one, the next token's.
         source = np.repeat(np.arange(len(shown_T)), shown_T)
         rank = rank_within(shown_T)
         is_new = rank < new_T.take(source)
@@ -165,7 +132,10 @@ class Insert(Moving):
             lengths = batch.count(shown_T)
             room_P = self.cut - batch.count(batch.present & ~batch.content)
             fits = ~text | (sums_within(text, lengths) <= np.repeat(room_P, lengths))
-            source, rank, is_new, text = source[fits], rank[fits], is_new[fits], text[fits]
+            source = source[fits]
+            rank = rank[fits]
+            is_new = is_new[fits]
+            text = text[fits]
         piece = batch.piece.take(source)
         # A piece has fewer than 2²⁰ tokens, so these indices are distinct.
         index = source - batch.first.take(piece) + (rank << 20)
@@ -183,16 +153,15 @@ class Insert(Moving):
 
 @dataclass(frozen=True)
 class Infill(Moving):
-    """BART's infilling: one [MASK] for each run of selected tokens, and [MASK]s for empty spans.
+    """BART's infilling: one [MASK] for each run of selected tokens, and for empty spans.
 
     The policy selects spans of at least one token (BART's: ``span(poisson=3.0)``). A Poisson length
-    is 0 with probability q = exp(−mean), so every span brings an *empty* one with probability
-    q / (1 − q), put between two random tokens of the text; it costs no budget. ``mean=None``: no
-    empty ones.
+    is 0 with probability q = exp(−mean), so every span adds an *empty* span with probability
+    q / (1 − q), between two random tokens of the text; it costs no budget. ``mean=None`` adds none.
 
-    Touching spans become one [MASK]; an empty span that touches another span is not shown. Pieces
-    with many empty spans and short others can grow; ``cut`` is the most tokens a piece may then
-    have: empty spans without room are left out.
+    Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces with
+    many empty spans and short others can grow; ``cut`` is their largest length: empty spans beyond
+    it are left out.
 
     Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order a [MASK] and what it
         replaced, then [eos].
@@ -214,7 +183,9 @@ class Infill(Moving):
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        chosen, eos = choice.tokens, vocabulary.eos
+        chosen = choice.tokens
+        eos = vocabulary.eos
+        mask = vocabulary.require_mask()
         starts = run_starts(batch, chosen)
         stay = batch.present & ~chosen
         empty = np.zeros_like(chosen)
@@ -223,7 +194,7 @@ class Infill(Moving):
         if self.cut is not None:
             room_P = self.cut - batch.count(stay) - batch.count(starts)
             empty &= sums_within(empty, batch.lengths) <= room_P.take(batch.piece)
-        leads, mask = starts | empty, vocabulary.require_mask()
+        leads = starts | empty
         line = Line(batch, stay, leads)
         inputs = line(batch.input_ids, mask)
         if self.target == "full":
@@ -233,37 +204,38 @@ class Infill(Moving):
     def _empty(
         self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys, mean: float
     ) -> Array:
-        """(N,) int64: the tokens before which an empty span is put, and no other."""
+        """(N,) int64: the tokens before which an empty span is put."""
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether it brings an empty span, and where in the text.
+        # Each run has two draws: whether it adds an empty span, and where in the text.
         index = (2 * rank_within(batch.count(starts))).astype(np.int32)
-        brings = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q)) & (
-            count_P.take(piece) > 1
-        )
-        piece, index = piece[brings], index[brings]
+        adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
+        # An empty span lies between two tokens.
+        adds &= count_P.take(piece) > 1
+        piece = piece[adds]
+        index = index[adds]
         draw = unit_interval(keys.draw(Purpose.LENGTH, piece, index + np.int32(1)))
         slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
-        before = np.flatnonzero(batch.content).take((count_P.cumsum() - count_P).take(piece) + slot)
+        before = np.flatnonzero(batch.content).take(offsets(count_P).take(piece) + slot)
         free = batch.content & ~chosen
         return before[free.take(before) & free.take(before - 1)]
 
 
 @dataclass(frozen=True)
 class T5(Moving):
-    """The k-th run of chosen tokens becomes the k-th sentinel; touching spans are one run.
+    """The k-th run of selected tokens becomes the k-th sentinel; adjacent spans are one run.
 
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Targets: ``spans``: as above, then [eos] where the tokenizer has one and ``eos`` is True;
-        ``full``: the whole piece. Every piece of a packed row begins with the first sentinel.
+    Targets: ``spans``: as above, then [eos] if the tokenizer has one and ``eos`` is True; ``full``:
+        the whole piece. Every piece of a packed row starts again with the first sentinel.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 
     Raises:
-        MaskwiseError: a piece with more spans than the tokenizer has sentinels (the last one only
-            closes the target).
+        MaskwiseError: a piece with more spans than the tokenizer has sentinels (the last sentinel
+            only closes the target).
     """
 
     target: str = "spans"
@@ -287,7 +259,8 @@ class T5(Moving):
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        chosen, sentinel = choice.tokens, vocabulary.sentinel
+        chosen = choice.tokens
+        sentinel = vocabulary.sentinel
         starts = run_starts(batch, chosen)
         runs_P = batch.count(starts)
         if runs_P.max(initial=0) >= len(sentinel):
@@ -299,7 +272,7 @@ class T5(Moving):
             )
         lead = batch.input_ids.copy()
         lead[starts] = sentinel.take(rank_within(runs_P))
-        # A sentinel replaces the first token of its run; only the token of a mode is new.
+        # A sentinel replaces the first token of its run; only mode tokens are new.
         stay = batch.present & ~chosen | starts
         mode_P = self._modes(batch, chosen, vocabulary)
         if mode_P is None:
@@ -317,19 +290,18 @@ class T5(Moving):
         return line.shown(inputs, *labels)
 
     def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
-        """(P,) ids put before the text of masked pieces; None: none."""
+        """(P,) ids of tokens to put before the text of masked pieces, or None."""
         return None
 
 
 @dataclass(frozen=True)
 class Ul2(T5):
-    """A mode token before the text of each masked piece; the rest as ``t5``. Use it with the policy
-    ``ul2``.
+    """``t5`` with a mode token before the text of each masked piece, for the policy ``ul2``.
 
-    The mode is read from the mask itself, so that it is true for any policy: S where the one masked
-    span ends the text; else X (extreme) where spans are at least 12 tokens long on average or at
-    least 30 % of the text is masked, the paper's own definition; else R (regular). A piece where
-    nothing was chosen gets none.
+    The mode follows from the mask itself, so that it is right for any policy: S if the only masked
+    span ends the text; else X (extreme) if spans are at least 12 tokens long on average or at least
+    30 % of the text is masked, the definition of the paper; else R (regular). A piece without
+    selected tokens gets no mode token.
 
     Targets: as ``t5``.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), sections 3.1.2 and 3.1.3.
@@ -350,9 +322,8 @@ class Ul2(T5):
             )
 
     def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
-        return np.array([vocabulary.by_name[name] for name in self.modes]).take(
-            mode_of(batch, chosen)
-        )
+        modes = np.array([vocabulary.by_name[name] for name in self.modes])
+        return modes.take(mode_of(batch, chosen))
 
 
 def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
@@ -366,13 +337,12 @@ def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 @dataclass(frozen=True)
 class PermuteSentences(Corruption):
-    """The sentences that hold a chosen token change places among each other; the others stay in
-    theirs.
+    """Sentences with a selected token are permuted among each other; the others stay in place.
 
-    So ``policy="sentence", ratio=1`` moves all (BART's), a smaller ratio some. ``inner`` is another
-    corruption, which shows the chosen tokens of the permuted piece (BART-large: ``infill``);
-    without it they are shown as they are. Sentences are runs of one number ≥ 0 in ``layer``. The
-    order is drawn by hash, evenly; it may be the old one.
+    So ``policy="sentence", ratio=1`` permutes all (BART's), a smaller ratio some. ``inner`` is
+    another corruption for the selected tokens of the permuted piece (BART-large: ``infill``);
+    without it they are unchanged. Sentences are runs of one number ≥ 0 in ``layer``. The order is
+    drawn uniformly by hash; it may be the old one.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
@@ -392,7 +362,8 @@ class PermuteSentences(Corruption):
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        chosen, units = choice.tokens, choice.units
+        chosen = choice.tokens
+        units = choice.units
         source = self._sources(batch, batch.layer(self.layer), chosen, keys)
         ids = batch.input_ids.take(source)
         if self.inner is None:
@@ -403,7 +374,8 @@ class PermuteSentences(Corruption):
             eligible=batch.eligible.take(source),
             layers={name: layer.take(source) for name, layer in batch.layers.items()},
         )
-        place = np.empty_like(source)  # where each token went
+        # The new place of each token is the inverse permutation.
+        place = np.empty_like(source)
         place[source] = np.arange(len(source))
         moved = Units.of_tokens(
             permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
@@ -417,28 +389,31 @@ class PermuteSentences(Corruption):
         return replace(shown, labels=labels, label_lengths=label_lengths)
 
     def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:
-        """(T,) int64: the place in the line whose token each place gets.
-
-        All sentences of the batch are one list (S,), all content tokens another (N,).
-        """
+        """(T,) int64: the old place of the token at each new place."""
         at = np.flatnonzero(batch.content)
-        piece, name = batch.piece.take(at), marked.take(at).clip(min=-1)
-        opens = changes(name, piece, at - np.arange(len(at)))  # in a run places rise by one
-        begin, sentence = np.flatnonzero(opens), opens.cumsum() - 1
-        length, moves = np.diff(begin, append=len(at)), np.zeros(len(begin), bool)
-        # Stretches between sentences are sentences that never move.
-        moves[sentence.take(np.flatnonzero(chosen.take(at) & (name >= 0)))] = True
+        name = marked.take(at).clip(min=-1)
+        piece = batch.piece.take(at)
+        # Within a run places rise by one, so this difference changes where special tokens
+        # interrupt a sentence.
+        opens = changes(name, piece, at - np.arange(len(at)))
+        # All sentences of the batch are numbered consecutively; text between sentences counts as
+        # a sentence that never moves.
+        begin = np.flatnonzero(opens)
+        sentence = opens.cumsum() - 1
+        length = np.diff(begin, append=len(at))
+        moves = np.zeros(len(begin), bool)
+        moves[sentence[chosen.take(at) & (name >= 0)]] = True
         piece = piece.take(begin)
         number = rank_within(np.bincount(piece, minlength=len(batch.begin)))
-        # Moving sentences, in the order of their pieces: as they stand (slot), and as they are
-        # drawn.
+        # The sentences that move exchange their slots, within their piece.
         slot = np.flatnonzero(moves)
-        draw = keys.draw(Purpose.PERMUTE, piece.take(slot), number.take(slot).astype(np.int32))
+        piece = piece.take(slot)
+        draw = keys.draw(Purpose.PERMUTE, piece, number.take(slot).astype(np.int32))
         order = np.arange(len(length))
-        order[slot] = slot.take(((piece.take(slot) << 32) + draw).argsort())
-        moved, shift = length.take(order), np.empty_like(begin)
-        shift[order] = moved.cumsum() - moved  # where each sentence begins now
-        shift -= begin
+        order[slot] = slot.take(((piece << 32) + draw).argsort())
+        new_begin = np.empty_like(begin)
+        new_begin[order] = offsets(length.take(order))
+        shift = new_begin - begin
         source = np.arange(len(marked))
         source[at.take(np.arange(len(at)) + shift.take(sentence))] = at
         return source
