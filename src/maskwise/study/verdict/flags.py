@@ -1,13 +1,13 @@
-"""What keeps a row from an answer, caps its verdict, or a reader must know: one table of flags.
+"""The flags on a row: one table with the test, sentence and advice of each.
 
-A flag is raised where its test returns facts. The same facts fill its sentence and stand beside it
-in summary.json, so that the page, the terminal, a notebook and a script say the same.
+A flag is raised where its test returns facts. These facts fill its sentence and are written next to
+it in summary.json, so that the page, the terminal, a notebook and a script agree.
 
 | effect | what it does |
 |---|---|
 | invalid | the row is *not comparable* |
 | caps | the verdict is at most *open* |
-| notes | nothing: a reader should know it |
+| notes | the verdict stays; a reader should know it |
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeAlias
 
 from maskwise.constants import (
@@ -27,6 +28,7 @@ from maskwise.constants import (
     overlap_matters,
     overlap_words,
 )
+from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, RaisedFlag, Record
 from maskwise.study.outcomes import TOLERANCE, Outcomes, is_loss
 from maskwise.study.statistics import can_decide
@@ -36,9 +38,9 @@ Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"
-"""The scope of a verdict."""
+"""The scopes of a verdict."""
 CHANCE_MARGIN = 0.02
-"""How far above chance a score may lie by luck, where the number of items is not known."""
+"""How far above chance a score may be by luck if the number of items is unknown."""
 COSTS = {
     "steps": "steps",
     "tokens": "tokens read",
@@ -52,10 +54,9 @@ class Flag:
     """A remark on a row.
 
     Attributes:
-        test: the facts of the sentence, or None where the flag is not raised. ``arms`` are names of
-            arms; ``minor`` facts call for no advice.
+        test: returns the facts of the sentence, or None if the flag is not raised. The fact
+            ``arms`` lists names of arms; with ``minor`` there is no advice.
         sentence: a template over the facts.
-        advice: what to do about it; nothing where it is empty.
     """
 
     code: str
@@ -66,7 +67,7 @@ class Flag:
 
 
 def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[RaisedFlag]:
-    """The flags of a row, in the order of the table; ``names`` are the arms in words."""
+    """Return the flags of a row, in the order of the table; ``names`` are the arms in words."""
     found: list[RaisedFlag] = []
     for flag in FLAGS:
         facts = flag.test(row, table)
@@ -74,6 +75,7 @@ def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[Rai
             continue
         arms = facts.get("arms", ())
         assert isinstance(arms, list | tuple)
+        # The sentence names arms in words; the facts keep the names of study.json.
         words = " and ".join(names.get(arm, arm) for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
         found.append(
@@ -83,11 +85,11 @@ def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[Rai
 
 
 def scope_of(row: Contrast, table: Outcomes) -> str:
-    """Whether every seed tuned each arm, or the verdict holds at these settings alone."""
+    """Return whether every seed tuned each arm, or the verdict holds only at these settings."""
     return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
 
 
-# Nothing can be said
+# Flags that invalidate a row
 
 
 def _gate_closed(row: Contrast, table: Outcomes) -> Facts | None:
@@ -102,52 +104,50 @@ def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _differs(what: str) -> Test:
-    """Whether the two sides differ in what a loss per token is measured in."""
+    """Make the test of a reason for which losses cannot be compared."""
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
-        return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
+        reason = table.incomparable(*_pair(row), row["outcome"])
+        return {} if reason == what else None
 
     return test
 
 
 def _at_floor(row: Contrast, table: Outcomes) -> Facts | None:
-    """Held-out outcomes only.
-
-    One side above the floor and one at it is an answer, unless that one fell back to it.
-    """
+    """Return the arms whose held-out loss shows no learning, if that leaves no answer."""
     if not is_loss(row["outcome"]):
         return None
     gaps: dict[str, float] = {}
     sides_at_floor = 0
     for side in _pair(row):
-        low = dict[str, float]()
+        low = {}
         for arm in table.trained(side) or [side]:
             gap = table.gap_nats(arm)
             if gap is not None and gap < PLATEAU_NATS:
                 low[arm] = gap
-        sides_at_floor += bool(low)
+        if low:
+            sides_at_floor += 1
         gaps |= low
     if sides_at_floor == 1:
+        # One side at the floor and one above it is an answer, unless an arm fell back to it.
         starts = {arm: table.gap_nats(arm, of=REFERENCE) for arm in gaps}
         gaps = {arm: gap for arm, gap in gaps.items() if (starts[arm] or 0) >= PLATEAU_NATS}
     if not gaps:
         return None
     rounded = [round(gap, 3) for gap in gaps.values()]
-    words = " and ".join(f"{gap:+.2f}".replace("-", "−") for gap in rounded)
+    words = with_minus(" and ".join(f"{gap:+.2f}" for gap in rounded))
     return {"arms": list(gaps), "gaps": rounded, "words": words, "floor": PLATEAU_NATS}
 
 
 def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
-    outcomes = table.measured(row["outcome"], *_pair(row))
-    guessing = all(_guesses(table, name, arm) for name in outcomes for arm in _pair(row))
-    return {"arms": list(_pair(row))} if guessing else None
+    arms = _pair(row)
+    scores = product(table.measured(row["outcome"], *arms), arms)
+    guessing = all(_guesses(table, outcome, arm) for outcome, arm in scores)
+    return {"arms": list(arms)} if guessing else None
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Whether a mean score is at most chance + 2 standard errors of the items.
-
-    Where chance is not known, nothing is at chance.
-    """
+    """Return whether a mean score is at most chance, if known, + 2 standard errors over items."""
     measure = table.measures[outcome]
     mean = table.mean(outcome, arm)
     chance = measure.chance
@@ -157,55 +157,65 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
         return mean >= chance
     if not measure.items:
         return mean <= chance + CHANCE_MARGIN
-    # A correlation of n independent pairs has a variance of about 1 / n.
-    variance = 1.0 if measure.metric in CORRELATIONS else max(chance * (1 - chance), 0.0)
+    # Of a share; a chance level outside of 0 to 1 is that of another metric.
+    variance = max(chance * (1 - chance), 0.0)
+    if measure.metric in CORRELATIONS:
+        # A correlation of n independent pairs has a variance of about 1 / n.
+        variance = 1.0
     return mean <= chance + 2 * math.sqrt(variance / measure.items)
 
 
-# At most open
+# Flags that cap a verdict at open
 
 
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
-    """An earlier verdict that could have decided.
-
-    It was on other runs and not planned, or under other settings.
-    """
+    """Return an earlier verdict on other runs or settings, outside of planned looks."""
     looks = table.study.get("looks")
-    seeds = {*table.study["seeds"]}
+    seeds = table.study["seeds"]
     for look in table.study.get("looked") or ():
-        then = {*look.get("seeds", table.study["seeds"][: look["runs"]])}
-        planned = looks is not None and look["looks"] == looks and then <= seeds
+        runs = look["runs"]
+        # Older files have no seeds; runs were then added at the end.
+        seen = set(look.get("seeds", seeds[:runs]))
+        planned = looks is not None and look["looks"] == looks and seen <= set(seeds)
+        same_runs = runs == len(seeds) and seen == set(seeds)
         what = ""
         if look.get("settings_changed"):
             what = "margin, gate, search or matching was"
-        elif not planned and (look["runs"], then) != (len(seeds), seeds):
+        elif not planned and not same_runs:
             what = "runs were"
-        if what and can_decide(look["runs"], look.get("contrasts", 1)):
-            return {"what": what, "runs": look["runs"]}
+        # A look that could decide nothing has spent no error rate.
+        if what and can_decide(runs, look.get("contrasts", 1)):
+            return {"what": what, "runs": runs}
     return None
 
 
 def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    """One search served all seeds, as in older studies, and what it chose by luck differs."""
-    lines = [line for line in _choices(row, table) if "seed" not in line and line["chosen"]]
-    chosen = {str(sorted((line["chosen"] or {}).items())) for line in lines}
-    return {"arms": [line["arm"] for line in lines]} if len(chosen) > 1 else None
+    """Return the arms whose settings differ by the luck of one search, as in older studies."""
+    arms = []
+    settings = set()
+    for line in _choices(row, table):
+        if "seed" not in line and line["chosen"]:
+            arms.append(line["arm"])
+            settings.add(str(sorted(line["chosen"].items())))
+    return {"arms": arms} if len(settings) > 1 else None
 
 
-# Notes
+# Notes that leave the verdict as it is
 
 
 def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
     planned = len(table.study["seeds"])
     missing = planned - row["n"]
+    # Without any pair the row is invalid already.
     if not 0 < missing < planned or not _has_failures(row, table):
         return None
     return {"missing": missing, "planned": planned}
 
 
 def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
-    """The quantities by which the two differ by more than 5 %."""
-    if {*_pair(row)} & {REFERENCE, OWN_TASK, OTHER_TASKS}:  # several arms, or none was trained
+    """Return the quantities in which the two sides differ by more than 5 %."""
+    # These sides are several arms, or were not trained.
+    if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(_pair(row)):
         return None
     by = row["compute"]["by"]
     ratios = row["compute"]["ratios"]
@@ -215,41 +225,46 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     if not off:
         return None
     spent = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
-    lead = f"at equal {COSTS[by]}, " if by else ""
+    lead = ""
     if by in off:
         lead = f"not matched by {COSTS[by]}: "
+    elif by:
+        lead = f"at equal {COSTS[by]}, "
     return {"told": f"{lead}{row['arm']} used {spent} of {row['baseline']}", "ratios": off}
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
     trained = _trained(row, table)
+    # A gate compares the default settings on purpose.
     if not trained or row.get("gate") or _choices(row, table):
         return None
     return {"arms": trained}
 
 
 def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
-    choices = _choices(row, table)
-    tied = [line["arm"] for line in choices if _is_tied(line)]
+    searches = _choices(row, table)
+    tied = [line["arm"] for line in searches if _is_tied(line)]
     if not tied:
         return None
-    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(choices)}
+    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(searches)}
 
 
 def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    """Also where an arm that was trained has no grid; the model as it is has nothing to tune."""
+    # A trained arm without a grid counts as another grid; an untrained model has nothing to tune.
     grids = dict.fromkeys(_trained(row, table), "")
     for line in _choices(row, table):
-        grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
-    return {} if len({*grids.values()}) > 1 else None
+        settings = [str(point["setting"]) for point in line["candidates"]]
+        grids[line["arm"]] = str(sorted(settings))
+    return {} if len(set(grids.values())) > 1 else None
 
 
 def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
-    """The tasks that the primary outcome leaves out; for the row of such a task, itself."""
+    """Return the tasks that the primary outcome leaves out; for a single task, that task."""
     left = [task for task in table.tasks if task not in table.counted]
     if row["outcome"] != "tasks":
         left = [task for task in left if task == row["outcome"]]
-    if not left or REFERENCE in _pair(row):  # against the start all tasks count
+    # Against the start all tasks count.
+    if not left or REFERENCE in _pair(row):
         return None
     effect = "left out of the primary outcome" if table.counted else "counted, as no task is left"
     return {"tasks": left, "names": ", ".join(left), "effect": effect}
@@ -265,18 +280,21 @@ def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
-    tasks = table.measured(row["outcome"], *_pair(row))
-    lines = [line for line in table.lines["overlap"] if line["task"] in tasks]
-    counts = [(line["overlapping"], line["items"]) for line in lines if line["overlapping"]]
-    if not counts:
-        return None
-    tasks = [line["task"] for line in lines if line["overlapping"]]
-    words = [overlap_words(*count, task) for count, task in zip(counts, tasks)]
-    minor = not any(overlap_matters(*count) for count in counts)
-    return {"overlaps": "; ".join(words), "tasks": tasks, "minor": minor}
+    outcomes = table.measured(row["outcome"], *_pair(row))
+    tasks = []
+    words = []
+    minor = True
+    for line in table.lines["overlap"]:
+        task = line["task"]
+        counts = line["overlapping"], line["items"]
+        if task in outcomes and line["overlapping"]:
+            tasks.append(task)
+            words.append(overlap_words(*counts, task))
+            minor = minor and not overlap_matters(*counts)
+    return {"overlaps": "; ".join(words), "tasks": tasks, "minor": minor} if tasks else None
 
 
-# What the tests share
+# Helpers of the tests
 
 
 def _pair(row: Contrast) -> tuple[str, str]:
@@ -284,7 +302,7 @@ def _pair(row: Contrast) -> tuple[str, str]:
 
 
 def _trained(row: Contrast, table: Outcomes) -> list[str]:
-    """The arms that were trained for both sides, each once."""
+    """Return the arms that were trained for both sides, without repetitions."""
     arms = table.trained(row["arm"]) + table.trained(row["baseline"])
     return list(dict.fromkeys(arms))
 
@@ -295,15 +313,18 @@ def _has_failures(row: Contrast, table: Outcomes) -> bool:
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
-    """What searches chose for the arms of a row: a record per seed, or one in older studies."""
+    """Return the searches for the arms of a row: one per seed, or one for all in older studies."""
     trained = _trained(row, table)
     return [line for line in table.lines["selection"] if line["arm"] in trained]
 
 
 def _is_tied(line: Record) -> bool:
-    """Whether all points of a grid have the same score; older records have their means alone."""
+    """Return whether all points of a grid have the same score."""
+    if "tied" in line or "seed" in line:
+        return line.get("tied", False)
+    # Searches of older studies recorded only the mean of each point.
     means = {point.get("mean") for point in line["candidates"]}
-    return line.get("tied", "seed" not in line and len(means) == 1 and means != {None})
+    return len(means) == 1 and means != {None}
 
 
 FLAGS = (
@@ -311,11 +332,10 @@ FLAGS = (
         "gate-closed",
         "invalid",
         _gate_closed,
-        "the positive control failed: {oracle} is not shown to beat {beaten},"
-        " so this study could not have seen a smaller difference either",
-        "Fix the positive control first (more runs, longer training, or easier tasks): until "
-        "it passes, the contrasts"
-        " that it gates have no answer.",
+        "the positive control failed: {oracle} is not shown to beat {beaten}, so this study "
+        "could not have seen a smaller difference either",
+        "Fix the positive control first (more runs, longer training, or easier tasks): until it "
+        "passes, the contrasts that it gates have no answer.",
     ),
     Flag(
         "no-pairs",
@@ -334,8 +354,8 @@ FLAGS = (
         "different-formats",
         "invalid",
         _differs("different-formats"),
-        "the arms learned to write different output formats, and each has the lower loss in "
-        "its own",
+        "the arms learned to write different output formats, and each has the lower loss in its "
+        "own",
     ),
     Flag(
         "different-units",
@@ -348,11 +368,9 @@ FLAGS = (
         "invalid",
         _at_floor,
         "{arms} predicted held-out text hardly better than word frequencies ({words} nats; "
-        "{floor} is the least that"
-        " shows learning)",
-        "Train longer or mask more; where the loss is worse than that of word frequencies, "
-        "use more text or fewer"
-        " steps.",
+        "{floor} is the least that shows learning)",
+        "Train longer or mask more; where the loss is worse than that of word frequencies, use "
+        "more text or fewer steps.",
     ),
     Flag(
         "chance",
@@ -366,16 +384,15 @@ FLAGS = (
         "caps",
         _looked_before,
         "the {what} changed after a verdict on {runs} runs, without a plan (study.looks)",
-        "Start a new study with other seeds, or plan interim analyses with study.looks: "
-        "testing again inflates the"
-        " error rate.",
+        "Start a new study with other seeds, or plan interim analyses with study.looks: testing "
+        "again inflates the error rate.",
     ),
     Flag(
         "settings-differ",
         "caps",
         _settings_differ,
-        "one search served all seeds and chose different settings for {arms}, so the "
-        "difference may be one of settings",
+        "one search served all seeds and chose different settings for {arms}, so the difference "
+        "may be one of settings",
         "Run the study again: every seed now chooses its own settings (study.search).",
     ),
     Flag(
@@ -404,8 +421,8 @@ FLAGS = (
         "tied-grid",
         "notes",
         _tied_grid,
-        "in {searches} of {all} searches ({arms}) all settings scored the same, so the "
-        "choice there is arbitrary",
+        "in {searches} of {all} searches ({arms}) all settings scored the same, so the choice "
+        "there is arbitrary",
         "Use dev rows, or settings, that tell the points of the grid apart.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
@@ -420,8 +437,7 @@ FLAGS = (
         "notes",
         _item_noise,
         "other test items could reverse the result: the choice of items alone makes the "
-        "difference uncertain by"
-        " {amount}",
+        "difference uncertain by {amount}",
         "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
     ),
     Flag(
@@ -432,4 +448,3 @@ FLAGS = (
         "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
     ),
 )
-ADVICE = {flag.code: flag.advice for flag in FLAGS if flag.advice}

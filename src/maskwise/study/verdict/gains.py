@@ -1,19 +1,18 @@
-"""Tables beside the contrasts, described and not tested: shares of an oracle's gain, transfer
-between tasks, and quality against compute.
+"""Tables that are described and not tested: gain shares, transfer, quality against compute.
 
-A policy that is learned fails outright in some runs, and the mean over failed and other runs has no
-interval that covers: with one failure in ten, Fieller's covers 67 % at ten runs. So a share and its
-interval are those of the runs that learned something, and beside them stands how many failed, with
-the exact binomial interval. A run fails where it gains no more than ``FAILED`` of the oracle's mean
-gain, in arms whose better half gains more than ``LEARNS``. The rule looks at each run alone: with
-gaps between runs, failures pass for weak runs in every third study of 20 runs.
+A learned policy fails outright in some runs. No interval for the mean over failed and other runs
+has the right coverage: with one failure in ten, Fieller's covers 67 % at ten runs. So a share and
+its interval are those of the runs that learned something, and the number of failed runs has an
+exact binomial interval. A run fails if it gains no more than ``FAILED`` of the oracle's mean gain
+in an arm whose better half gains more than ``LEARNS``. A rule that searches for gaps between runs
+would miss failures in every third study of 20 runs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import cast
 
 import numpy as np
@@ -28,37 +27,32 @@ from maskwise.study.verdict.words import Names, outcome_words
 
 LEARNS = 0.25
 FAILED = 0.1
-"""As parts of the oracle's mean gain."""
+"""Thresholds as fractions of the oracle's mean gain."""
 
 
 # Shares of a gain
 
 
 def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list[GainShare]:
-    """For every other arm and task, the share of what ``best`` adds to ``baseline`` that it adds.
+    """Return how much of the gain of ``best`` over ``baseline`` every other arm has, by task.
 
-    Without tasks the shares are those of held-out losses.
+    Without tasks the gains are in held-out losses.
     """
     arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
-    outcomes = table.tasks or table.heldout
-    return [
-        _gain_share(table, arm, best, baseline, outcome, names)
-        for outcome in outcomes
-        for arm in arms
-    ]
+    pairs = product(table.tasks or table.heldout, arms)
+    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome, arm in pairs]
 
 
 def _gain_share(
     table: Outcomes, arm: str, best: str, baseline: str, outcome: str, names: Names
 ) -> GainShare:
     gains = _gains(table, outcome, arm, baseline)
-    whole = _gains(table, outcome, best, baseline)
-    paired = np.isfinite(gains + whole)
+    best_gains = _gains(table, outcome, best, baseline)
+    paired = np.isfinite(gains + best_gains)
     gains = gains[paired]
-    whole = whole[paired]
+    best_gains = best_gains[paired]
     where = outcome_words(outcome)
-    base = names.get(baseline, baseline)
-    line: GainShare = {
+    row: GainShare = {
         "arm": arm,
         "best": best,
         "baseline": baseline,
@@ -72,67 +66,74 @@ def _gain_share(
         "high": None,
         "sentence": "",
     }
-    why = _why_none(table, arm, best, baseline, outcome)
-    if why is not None:
-        line["sentence"] = f"No share of {arm} {where}: {why}."
-        return line
-    if not len(gains) or whole.mean() <= 0:
-        line["sentence"] = f"{best} does not improve on {base} {where}: there is no gain to share."
-        return line
-    learned = learned_something(gains, whole)
-    line["failed"] = int((~learned).sum())
-    failing = binomial_interval(line["failed"], line["n"])
-    line["failed_low"], line["failed_high"] = failing
-    share = float(gains[learned].mean() / whole[learned].mean())
-    line["share"] = share
+    base = names.get(baseline, baseline)
+    reason = _why_none(table, arm, best, baseline, outcome)
+    if reason is not None:
+        row["sentence"] = f"No share of {arm} {where}: {reason}."
+        return row
+    if not len(gains) or best_gains.mean() <= 0:
+        row["sentence"] = f"{best} does not improve on {base} {where}: there is no gain to share."
+        return row
+    learned = learned_something(gains, best_gains)
+    count = int(learned.sum())
+    row["failed"] = row["n"] - count
+    failed_ends = binomial_interval(row["failed"], row["n"])
+    row["failed_low"], row["failed_high"] = failed_ends
+    share = float(gains[learned].mean() / best_gains[learned].mean())
+    row["share"] = share
     interval = "no interval"
-    ends = ratio_interval(gains[learned], whole[learned]) if learned.sum() > 1 else None
+    # One pair has no variance.
+    ends = ratio_interval(gains[learned], best_gains[learned]) if count > 1 else None
     if ends:
-        line["low"], line["high"] = ends
+        row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
     failed = ""
-    if line["failed"]:
-        runs = f"{line['failed']} of {line['n']} runs failed"
-        failed = f"; {runs} (95 % interval {_percent(*failing)})"
+    if row["failed"]:
+        runs = f"{row['failed']} of {row['n']} runs failed"
+        failed = f"; {runs} (95 % interval {_percent(*failed_ends)})"
     gained = f"{_percent(share)} of what {best} adds to {base} {where}"
-    runs = f"in the {learned.sum()} runs that learned something ({interval})"
-    line["sentence"] = f"{arm} has {gained} {runs}{failed}."
-    return line
+    runs = f"in the {count} runs that learned something ({interval})"
+    row["sentence"] = f"{arm} has {gained} {runs}{failed}."
+    return row
 
 
-def learned_something(gains: Numbers, whole: Numbers) -> NDArray[np.bool_]:
-    """Which runs did not fail outright, as an array of truth values.
+def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
+    """Return which runs did not fail outright, as a boolean array of shape (runs,).
 
-    >>> whole = np.full(6, 0.7)
-    >>> learned_something(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6]), whole).tolist()
+    >>> best_gains = np.full(6, 0.7)
+    >>> learned_something(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6]), best_gains).tolist()
     [False, True, True, True, True, True]
 
     Args:
-        gains: what an arm adds to the baseline, by pair of runs.
-        whole: what the oracle adds, in the same pairs.
+        gains: the gain of an arm over the baseline, by pair of runs.
+        best_gains: the gain of the oracle, in the same pairs.
     """
-    shares = gains / whole.mean()
+    shares = gains / best_gains.mean()
     better_half = np.sort(shares)[len(shares) // 2 :]
     # An arm that gains little in all its runs has no failed ones.
     return (shares > FAILED) | (better_half.mean() <= LEARNS)
 
 
 def _gains(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
-    """What an arm adds to the baseline by seed: above 0 is better."""
+    """Return the gain of an arm over the baseline by seed; positive is better."""
     differences = table.runs(outcome, arm) - table.runs(outcome, baseline)
     return differences if table.measures[outcome].higher_is_better else -differences
 
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
-    """Why there is no share; None where there is one."""
+    """Return why there is no share, or None."""
     gate = table.gate
-    failed = [(gate["arm"], gate["baseline"]), *table.closed] if gate else []
-    if (best, baseline) in failed or (arm, baseline) in table.closed:
+    if gate and (best, baseline) == (gate["arm"], gate["baseline"]):
         return "the positive control failed"
-    if len(table.formats(arm) | table.formats(best)) > 1:
+    if (best, baseline) in table.closed or (arm, baseline) in table.closed:
+        return "the positive control failed"
+    if len(table.formats(arm, best)) > 1:
         return "the arms write different output formats"
-    why = table.incomparable(arm, baseline, outcome) or table.incomparable(best, baseline, outcome)
-    return f"its losses are not comparable ({why.replace('-', ' ')})" if why else None
+    for name in (arm, best):
+        code = table.incomparable(name, baseline, outcome)
+        if code:
+            return f"its losses are not comparable ({code.replace('-', ' ')})"
+    return None
 
 
 def _percent(*shares: float) -> str:
@@ -145,25 +146,23 @@ def _percent(*shares: float) -> str:
 def transfer_cells(
     table: Outcomes, learned: Mapping[str, str], baseline: str
 ) -> list[TransferCell]:
-    """What every learned policy adds to the baseline on every task, with its 95 % interval.
+    """Return the gain of every learned policy over the baseline on every task.
 
     Args:
-        learned: by arm, the task that its policy was learned from.
+        learned: for each arm, the task that its policy was learned from.
     """
     cells: list[TransferCell] = []
-    for arm, source in learned.items():
-        for task in table.tasks:
-            gains = _gains(table, task, arm, baseline)
-            gains = gains[np.isfinite(gains)]
-            cells.append(
-                {
-                    "arm": arm,
-                    "learned_from": source,
-                    "task": task,
-                    "n": len(gains),
-                    **estimated(gains),
-                }
-            )
+    for (arm, source), task in product(learned.items(), table.tasks):
+        gains = _gains(table, task, arm, baseline)
+        gains = gains[np.isfinite(gains)]
+        cell: TransferCell = {
+            "arm": arm,
+            "learned_from": source,
+            "task": task,
+            "n": len(gains),
+            **estimated(gains),
+        }
+        cells.append(cell)
     return cells
 
 
@@ -171,76 +170,95 @@ def transfer_cells(
 
 
 def efficiency(table: Outcomes, pairs: Sequence[tuple[str, str]]) -> Efficiency:
-    """Every run's quality and compute; and where arms first reach the baseline's final quality.
+    """Return every run's quality and compute, and where arms reach the baseline's final quality.
 
-    Companion runs are whole runs with a share of the steps. For each seed the arm's qualities at
-    its lengths are joined by straight lines over the compute. A first crossing is the share of the
-    baseline's whole compute at which they reach what the baseline has at its end. The first
-    crossing of a noisy curve comes early, and straight lines under a concave curve come late.
+    Companion runs are runs with a fraction of the steps. For each seed the arm's qualities at its
+    lengths are joined by straight lines over compute. A first crossing is where these lines reach
+    the final quality of the baseline, as a share of the baseline's compute. On a noisy curve it
+    comes too early; under a concave curve, where straight lines lie below it, too late.
     """
     crossings: list[Crossing] = []
-    for arm, baseline in pairs if len(table.lengths) > 1 else ():
-        outcomes = ["tasks"] if table.tasks else []
-        if REFERENCE not in (arm, baseline):
-            own = [name for name in table.own_heldout(arm) if name in table.measures]
-            outcomes += [name for name in own if not table.incomparable(arm, baseline, name)]
-        for outcome in outcomes:
-            for by in QUANTITIES:
-                shares = _first_crossings(table, arm, baseline, outcome, f"cost:{by}")
-                row = {"arm": arm, "baseline": baseline, "outcome": outcome, "by": by}
-                crossings += [cast(Crossing, {**row, "shares": shares})] if shares else []
+    if len(table.lengths) > 1:
+        for arm, baseline in pairs:
+            crossings += _crossings(table, arm, baseline)
     return {"points": _points(table), "crossings": crossings}
+
+
+def _crossings(table: Outcomes, arm: str, baseline: str) -> list[Crossing]:
+    """Return the first crossings of a pair, in its tasks and in the losses that compare it."""
+    outcomes = ["tasks"] if table.tasks else []
+    if REFERENCE not in (arm, baseline):
+        for name in table.own_heldout(arm):
+            if name in table.measures and not table.incomparable(arm, baseline, name):
+                outcomes.append(name)
+    crossings: list[Crossing] = []
+    for outcome, by in product(outcomes, QUANTITIES):
+        shares = _first_crossings(table, arm, baseline, outcome, f"cost:{by}")
+        if shares:
+            crossings.append(
+                {"arm": arm, "baseline": baseline, "outcome": outcome, "by": by, "shares": shares}
+            )
+    return crossings
 
 
 def _first_crossings(
     table: Outcomes, arm: str, baseline: str, outcome: str, cost: str
 ) -> dict[str, float | None]:
-    """By seed; None where the quality is never reached. A seed that lacks a length is left out."""
+    """Return the first crossing by seed; None if the quality is never reached.
+
+    A seed that lacks a length is left out.
+    """
     if cost not in table.values:
         return {}
     sign = 1 if table.measures[outcome].higher_is_better else -1
-    quality = sign * table.values[outcome][:, table.arms.index(arm)]
-    compute = table.values[cost][:, table.arms.index(arm)]
+    place = table.arms.index(arm)
+    quality = sign * table.values[outcome][:, place]
+    compute = table.values[cost][:, place]
     goals = sign * table.runs(outcome, baseline)
     spent = table.runs(cost, baseline)
+    known = np.isfinite(quality + compute).all(axis=0) & np.isfinite(goals + spent)
     shares: dict[str, float | None] = {}
-    for place, seed in enumerate(table.study["seeds"]):
-        points = sorted(zip(compute[:, place].tolist(), quality[:, place].tolist()))
-        if np.isfinite([*np.ravel(points), goals[place], spent[place]]).all():
-            at = crossing(points, float(goals[place]))
-            shares[str(seed)] = None if at is None else at / float(spent[place])
+    for seed in np.flatnonzero(known):
+        points = sorted(zip(compute[:, seed].tolist(), quality[:, seed].tolist()))
+        at = crossing(points, float(goals[seed]))
+        share = None if at is None else at / float(spent[seed])
+        shares[str(table.study["seeds"][seed])] = share
     return shares
 
 
 def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None:
-    """Where the line through (compute, quality) points first reaches goal; None if it stays below.
+    """Return where the line through (compute, quality) points first reaches goal, or None.
 
     >>> crossing([(1, 0.4), (2, 0.5)], 0.45)
     1.5
     """
-    if points[0][1] >= goal:
-        return points[0][0]
+    first, quality = points[0]
+    if quality >= goal:
+        return first
     for (x0, y0), (x1, y1) in pairwise(points):
         if y1 >= goal:
-            return float(x0 + (goal - y0) / (y1 - y0) * (x1 - x0))
+            part = (goal - y0) / (y1 - y0)
+            return float(x0 + part * (x1 - x0))
     return None
 
 
 def _points(table: Outcomes) -> list[Point]:
-    """Every run of every length: its plain scores, their mean, its losses, and its compute."""
+    """Return every run of every length: unscaled scores, their mean, losses, and compute."""
+    outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points: list[Point] = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
         place = table.place(line)
-        known = {
-            name: float(table.values[name][place])
-            for name in (*table.tasks, *table.heldout, *table.evaluations)
-        }
-        values = {name: value for name, value in known.items() if math.isfinite(value)}
+        values: dict[str, float] = {}
+        for name in outcomes:
+            value = float(table.values[name][place])
+            if math.isfinite(value):
+                values[name] = value
         scores = [values[task] for task in table.tasks if task in values]
+        # A mean over some of the tasks would not compare with that of other runs.
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
         spent = {key: value for key, value in line.items() if key in QUANTITIES and value}
         if values and spent:
-            run = {"arm": line["arm"], "seed": line["seed"], "fraction": table.lengths[place[0]]}
+            run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
             points.append(cast(Point, {**run, **spent, "values": values}))
     return points
