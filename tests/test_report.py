@@ -341,7 +341,7 @@ def test_references_are_drawn_where_they_do_not_squeeze_the_dots(outside, drawn)
 def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     """Vega draws what lies outside the domain too, and then squeezes the chart to nothing."""
     rows = [{"arm": "a", "seed": seed, "value": 6.7 + 0.05 * seed} for seed in range(3)]
-    spec = dot_chart(rows, {"a": "#000000"}, title="loss", plateau=6.59)
+    spec = dot_chart(rows, {"a": "#000000"}, title="loss", references={}, plateau=6.59)
     low, high = layer_of(spec, "circle")["encoding"]["x"]["scale"]["domain"]
     [ends] = layer_of(spec, "rect")["data"]["values"]
     assert low <= ends["from"] < ends["to"] <= high

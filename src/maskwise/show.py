@@ -1,14 +1,14 @@
-"""Texts in colours, on a terminal or on one HTML page; and which layers annotators found in them.
+"""Coloured texts and the layers of annotators, on a terminal or an HTML page.
 
-A text is a list of stretches. Texts are escaped on the page, and cannot steer the terminal.
+A text is a list of stretches. The page escapes texts, and the terminal gets no control characters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 
 class Stretch(NamedTuple):
-    """A stretch of a text and its style.
+    """A part of a text and its style.
 
     Attributes:
-        style: as in rich, "… FOREGROUND on BACKGROUND"; "" for plain text.
-        sign, note: what follows it: "→" and what is read instead, or "/" and a label.
-        plain: its format without colours.
+        style: in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for plain text.
+        sign: "→" before the replacement, or "/" before a label.
+        note: the replacement or label that follows the text.
+        plain: the format without colours.
     """
 
     text: str
@@ -44,7 +45,9 @@ class Stretch(NamedTuple):
     @property
     def css(self) -> str:
         front, _, background = self.style.rpartition(" on ")
-        return f"background: {background}; color: {front.split()[-1]}"
+        # Attributes such as "bold" precede the colour.
+        colour = front.split()[-1]
+        return f"background: {background}; color: {colour}"
 
 
 NOTE_STYLES = {"→": "italic #cc3f7a", "/": "dim", "": ""}
@@ -54,6 +57,7 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
     """Format stretches as a line for the terminal."""
     line = Text()
     for stretch in stretches:
+        # White space before a word would be a coloured block.
         body = stretch.text.lstrip()
         line.append(stretch.text[: len(stretch.text) - len(body)])
         body = visible(body)
@@ -71,7 +75,8 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
 
 
-EXAMPLES, EXAMPLE_CHARACTERS = 3, 600
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 600
 PALETTE = (
     "#e69f00",
     "#56b4e9",
@@ -91,9 +96,21 @@ PALETTE = (
     "#a8a8f0",
     "#e0e0a8",
 )
-"""Colours of labels, in their order; black text is legible on all."""
+"""The colours of labels in their order; black text is legible on all."""
 COVERING = ("words", "sentence")
-"""Layers that cover every word, and are not drawn."""
+"""Layers that cover every word, so a drawing would show nothing."""
+
+
+Row: TypeAlias = tuple[str, str, str, list[str]]
+"""A label, its number, its share, and its most common texts."""
+
+
+class LayerView(TypedDict):
+    """A layer of an annotator, as text."""
+
+    annotator: str
+    headline: str
+    rows: list[Row]
 
 
 class Example(NamedTuple):
@@ -106,38 +123,55 @@ class Example(NamedTuple):
 
 
 def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
-    """The beginnings of the first documents, under every layer that does not cover everything."""
-    first = [*islice(documents, EXAMPLES)]
-    return [
-        Example(document.id, name, layer.kind, _stretches(document.text, spans[name], layer))
-        for document, spans in zip(first, store.annotate([document.text for document in first]))
-        for name, layer in store.layers.items()
-        if name not in COVERING
-    ]
+    """Return the beginnings of the first documents under every layer worth drawing."""
+    first = list(islice(documents, EXAMPLES))
+    annotated = store.annotate([document.text for document in first])
+    drawn = {name: layer for name, layer in store.layers.items() if name not in COVERING}
+    shown = []
+    for document, spans in zip(first, annotated):
+        for name, layer in drawn.items():
+            stretches = _stretches(document.text, spans[name], layer)
+            shown.append(Example(document.id, name, layer.kind, stretches))
+    return shown
 
 
 def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
-    stretches, end = [], 0
+    stretches = []
+    end = 0
     size = min(len(text), EXAMPLE_CHARACTERS)
-    values = [0] * len(spans.start) if spans.value is None else spans.value.tolist()
+    values = [0] * len(spans.start)
+    if spans.value is not None:
+        values = spans.value.tolist()
     greatest = max(values, default=0) or 1.0
     plain = "[{}]" if layer.kind == "spans" else "{}"
     bounds = zip(spans.start.tolist(), spans.end.tolist(), values)
     for number, (start, stop, value) in enumerate(bounds):
         if stop > size:
             break
-        colour, label = "", ""
+        style = ""
+        label = ""
         if layer.kind == "weight":
-            colour, label = shade(value / greatest), f"{value:.3g}"
+            style = _on(shade(value / greatest))
+            label = f"{value:.3g}"
         elif spans.value is None:
-            colour = PALETTE[number % 2]
+            # Two colours in turn, so that adjacent spans can be told apart.
+            style = _on(PALETTE[number % 2])
         elif value:
-            colour, label = PALETTE[(value - 1) % len(PALETTE)], layer.labels[value - 1]
-        style = f"#000000 on {colour}" if colour else ""
-        stretches += [Stretch(text[end:start]), Stretch(text[start:stop], style, "/", label, plain)]
+            # Label 0 is no label.
+            style = _on(PALETTE[(value - 1) % len(PALETTE)])
+            label = layer.labels[value - 1]
+        stretches.append(Stretch(text[end:start]))
+        stretches.append(Stretch(text[start:stop], style, "/", label, plain))
         end = stop
-    tail = text[end:size] + ("…" if size < len(text) else "")
-    return [stretch for stretch in [*stretches, Stretch(tail)] if stretch.text]
+    tail = text[end:size]
+    if size < len(text):
+        tail += "…"
+    stretches.append(Stretch(tail))
+    return [stretch for stretch in stretches if stretch.text]
+
+
+def _on(colour: str) -> str:
+    return f"#000000 on {colour}"
 
 
 def render_layers(
@@ -157,7 +191,8 @@ def render_layers(
         if example.id != shown[0].id:
             break
         stretches = example.stretches
-        if colours and example.kind == "weight":  # the colour is the number
+        # The colour shows the weight already.
+        if colours and example.kind == "weight":
             stretches = [stretch._replace(note="") for stretch in stretches]
         parts.append(Text(f"{example.layer} in {example.id}", style="bold"))
         parts.append(Padding(draw(stretches, colours=colours), (0, 0, 1, 2)))
@@ -169,29 +204,39 @@ def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None
     write_page(path, "layers.html.j2", summary=summary, layers=_layers(summary), shown=shown)
 
 
-def _layers(summary: Summary) -> list[dict[str, Any]]:
-    """The annotator, headline and rows of each layer."""
-    return [
-        {"annotator": spec, "headline": _headline(name, layer), "rows": [*_rows(layer)]}
-        for spec, entry in summary["annotators"].items()
-        for name, layer in entry["layers"].items()
-    ]
+def _layers(summary: Summary) -> list[LayerView]:
+    """Return the annotator, headline and rows of each layer."""
+    layers: list[LayerView] = []
+    for annotator, entry in summary["annotators"].items():
+        for name, layer in entry["layers"].items():
+            headline = _headline(name, layer)
+            layers.append({"annotator": annotator, "headline": headline, "rows": _rows(layer)})
+    return layers
 
 
 def _headline(name: str, layer: LayerSummary) -> str:
     line = f"{name}: {layer['spans']:,} on {layer['share_of_words']:.1%} of the words"
     if "weight" not in layer:
         return line
-    least, greatest, mean = (layer["weight"][part] for part in ("least", "greatest", "mean"))
-    return f"{line}; weight {least:.3g} to {greatest:.3g}, mean {mean:.3g}"
+    weight = layer["weight"]
+    ends = f"{weight['least']:.3g} to {weight['greatest']:.3g}"
+    return f"{line}; weight {ends}, mean {weight['mean']:.3g}"
 
 
-def _rows(layer: LayerSummary) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(label, number, share, top texts); of phrases also the top ones of three words and more."""
+def _rows(layer: LayerSummary) -> list[Row]:
+    """Return a row per label; phrases also get one for their longer texts."""
+    rows: list[Row] = []
     for label, count in layer.get("labels", {}).items():
-        tops = [(" ".join(str(text).split()), times) for text, times in layer["top"][label]]
-        shown = [f"{text} {times:,}" for text, times in tops]
-        yield label, f"{count:,}", f"{count / max(1, layer['spans']):.1%}", shown
-        long = [line for line, (text, _) in zip(shown, tops) if text.count(" ") > 1]
+        shown = []
+        long = []
+        for text, times in layer["top"][label]:
+            # A text may have line breaks of its document.
+            words = " ".join(str(text).split())
+            shown.append(f"{words} {times:,}")
+            if words.count(" ") > 1:
+                long.append(shown[-1])
+        share = count / max(1, layer["spans"])
+        rows.append((label, f"{count:,}", f"{share:.1%}", shown))
         if layer["kind"] == "spans" and long:
-            yield "of 3 words or more", "", "", long
+            rows.append(("of 3 words or more", "", "", long))
+    return rows

@@ -1,4 +1,4 @@
-"""Which charts a page has: picks the points out of a folder's records and curves.
+"""The charts of a page: collects their points from a folder's records and curves.
 
 A chart without points is left out of the page.
 """
@@ -26,32 +26,39 @@ from maskwise.report.forest import outcome_label
 from maskwise.report.reading import Folder, Line
 
 MOST_POINTS = 200
-"""Of a line: more is not seen."""
+"""The most points of a line; more could not be seen."""
 QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
-    """One dot chart per task."""
+    """Return a dot chart per task."""
     charts: list[View] = []
     majorities = folder.numbers("score", "majority")
-    for (task, detail), by_arm in folder.numbers("score").items():
+    for measure, by_arm in folder.numbers("score").items():
+        task, _ = measure
         facts = folder.study["tasks"].get(task, {})
         metric = facts.get("metric", "score")
         lower = metric in LOWER_IS_BETTER
+        # Correlations are drawn times 100, and the axis of shares is in per cent.
         scale = 100 if metric in CORRELATIONS else 1
         points = _points(by_arm, colours, scale=scale)
         if not points:
             continue
-        majority = facts.get("majority") or mean(_values(majorities[task, detail]))
+        majority = facts.get("majority") or mean(_values(majorities[measure]))
         scratch = mean([scale * score for score in by_arm.get(REFERENCE, {}).values()])
         shares = all(0 <= score <= 1 for score in _values(by_arm))
         percent = shares and not lower and scale == 1
-        references = {"commonest answer": majority, folder.reference: scratch}
+        references = {}
+        if majority is not None:
+            references["commonest answer"] = majority
+        if scratch is not None:
+            references[folder.reference] = scratch
+        side = "left" if lower else "right"
         spec = dot_chart(
             points,
             colours,
-            title=f"{metric} ({'left' if lower else 'right'} is better)",
-            references={label: at for label, at in references.items() if at is not None},
+            title=f"{metric} ({side} is better)",
+            references=references,
             percent=percent,
         )
         charts.append(
@@ -70,7 +77,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
-    """One dot chart per kind of mask and ratio, with the loss of word frequencies."""
+    """Return a dot chart per kind of mask and ratio, with the loss of word frequencies."""
     charts: list[View] = []
     unigrams = folder.numbers("heldout", "unigram")
     for (masks, ratio), by_arm in folder.numbers("heldout").items():
@@ -79,7 +86,8 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
             continue
         trained = {arm: runs for arm, runs in unigrams[masks, ratio].items() if arm in colours}
         unigram = mean(_values(trained))
-        start = next(iter(by_arm.get(REFERENCE, {}).values()), None)  # of any seed
+        # Untrained models hardly differ between seeds, so any of them is drawn.
+        start = next(iter(by_arm.get(REFERENCE, {}).values()), None)
         spec = dot_chart(
             points,
             colours,
@@ -94,21 +102,23 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def coverage_view(folder: Folder, colours: Colours) -> View | None:
-    """By task and arm, how many right answers stand in the corpus and are masked, and the gain.
+    """Return how many right answers are in the corpus and masked, and the gain, by task and arm.
 
-    The gain is that over the reference, which has no such training. None where no task has texts
-    for answers.
+    The gain is over the reference, which has no such training. None if no task has texts that hold
+    its answers.
     """
     rows: list[View] = []
     points: list[Line] = []
     lines = folder.of_kind("coverage")
+    corpora = [line for line in lines if "standing" in line]
     scores = {task: by_arm for (task, _), by_arm in folder.numbers("score").items()}
-    for line in (line for line in lines if "arm" in line):
+    for line in lines:
+        if "arm" not in line:
+            continue
         task = line["task"]
         arm = line["arm"]
-        occurrences = line["occurrences"]
-        texts = [other for other in lines if other["task"] == task and "standing" in other]
-        # Worlds have a corpus for each run.
+        texts = [other for other in corpora if other["task"] == task]
+        # Fact worlds have a corpus per run; other studies have one for all.
         texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts
         by_arm = scores.get(task, {})
         gain = None
@@ -116,7 +126,11 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
             gain = fmean(by_arm[arm].values()) - fmean(by_arm[REFERENCE].values())
             if folder.study["tasks"].get(task, {}).get("metric") in LOWER_IS_BETTER:
                 gain = -gain
-        masked = line["whole"] / occurrences if occurrences else None
+        masked = None
+        part = None
+        if line["occurrences"]:
+            masked = line["whole"] / line["occurrences"]
+            part = line["part"] / line["occurrences"]
         if gain is not None and masked is not None:
             points.append({"arm": arm, "x": masked, "value": gain})
         rows.append(
@@ -126,8 +140,8 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
                 "corpus": line["corpus"],
                 "masked": masked,
                 "gain": gain,
-                "part": line["part"] / occurrences if occurrences else None,
-                "occurrences": occurrences,
+                "part": part,
+                "occurrences": line["occurrences"],
                 "standing": mean([other["standing"] / other["items"] for other in texts]),
             }
         )
@@ -138,13 +152,14 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def transfer_view(folder: Folder) -> View | None:
-    """What every learned policy adds on every task: blue where it helps, orange where not.
+    """Return the gain of every learned policy on every task: blue is better, orange worse.
 
-    None in other studies than those of transfer.
+    None unless the study is one of transfer.
     """
     cells = folder.summary.get("transfer", [])
     if not cells:
         return None
+    # The largest effect has the full colour.
     reach = max(abs(cell["mean"] or 0.0) for cell in cells) or 1.0
     by_arm: dict[str, list[View]] = defaultdict(list)
     for cell in cells:
@@ -164,20 +179,23 @@ def transfer_view(folder: Folder) -> View | None:
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
-    """Training loss, realised ratio and held-out losses over the steps, as far as logged."""
+    """Return training loss, realised ratio and held-out losses over the steps, where logged."""
     charts: View = {}
     train = [line for line in folder.curves if line["kind"] == "train"]
     losses = thin(line for line in train if "loss" in line)
     if losses:
+        # Tokens compare arms with different batches, but not every log has them.
         x = "tokens" if all("tokens" in line for line in losses) else "step"
         points = [_point(line, line["loss"], x) for line in losses]
         charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
     ratios = thin(line for line in train if "ratio" in line)
     if ratios:
-        points = [_point(line, line["ratio"]) for line in ratios]
-        for point, line in zip(points, ratios):
+        points = []
+        for line in ratios:
+            point = _point(line, line["ratio"])
             if "scheduled_ratio" in line:
                 point["scheduled"] = line["scheduled_ratio"]
+            points.append(point)
         charts["ratio"] = line_chart(points, colours, title="masked", percent=True, zero=True)
     evaluated: dict[tuple[str, float], list[Line]] = defaultdict(list)
     for line in folder.curves:
@@ -185,12 +203,13 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
             evaluated[line["masks"], line["ratio"]].append(line)
     views: list[View] = []
     for (masks, ratio), lines in evaluated.items():
+        unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
             [_point(line, line["loss"]) for line in thin(lines)],
             colours,
             title="held-out loss, nats",
             dots=True,
-            rule=mean([line["unigram"] for line in lines if line.get("unigram") is not None]),
+            rule=mean(unigrams),
             label="word frequencies",
         )
         views.append({"masks": masks, "ratio": ratio, "spec": spec})
@@ -198,25 +217,29 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
 
 
 def weight_charts(folder: Folder) -> list[View]:
-    """The weights of groups that policies learned: a chart per arm, and per objective of it."""
+    """Return a chart of learned group weights for each arm and objective."""
     charts: dict[str, list[Line]] = defaultdict(list)
     for line in thin(folder.curves):
         for key, weights in line.items():
+            # The key is "weights", or "OBJECTIVE weights" with several objectives.
             *objective, what = key.split(" ")
             if what != "weights" or not isinstance(weights, dict):
                 continue
             name = " ".join([line["arm"], *objective])
             for group, weight in weights.items():
+                # A line per group: the chart knows only arms.
                 charts[name].append(_point({**line, "arm": group}, weight))
     views: list[View] = []
     palette = [*GROUPS, *MUTED]
     for name, points in charts.items():
         last = max(point["step"] for point in points)
-        ends: dict[str, list[float]] = {point["arm"]: [] for point in points}
+        final: dict[str, list[float]] = {point["arm"]: [] for point in points}
         for point in points:
             if point["step"] == last:
-                ends[point["arm"]].append(point["value"])
-        order = sorted(ends, key=lambda group: (-(mean(ends[group]) or 0.0), group))
+                final[point["arm"]].append(point["value"])
+        # The legend lists groups by their final weight, as the lines end.
+        means = {group: mean(weights) or 0.0 for group, weights in final.items()}
+        order = sorted(means, key=lambda group: (-means[group], group))
         colours = {group: palette[place % len(palette)] for place, group in enumerate(order)}
         spec = line_chart(
             points, colours, title="weight", zero=True, means=True, legend=True, height=300
@@ -226,9 +249,10 @@ def weight_charts(folder: Folder) -> list[View]:
 
 
 def compute_view(folder: Folder, colours: Colours) -> View | None:
-    """None where no cost was recorded."""
+    """Return the points of quality against compute; None if no cost was recorded."""
+    # A run may consist of several trainings.
     seconds: Counter[tuple[str, int, float]] = Counter()
-    for line in folder.timings:  # a run may have several trainings
+    for line in folder.timings:
         if line["kind"] == "pretrain" and line["purpose"] == "main":
             seconds[line["arm"], line["seed"], line["fraction"]] += line["seconds"]
     points: list[Line] = []
@@ -251,8 +275,8 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     measures = list(dict.fromkeys(point["measure"] for point in points))
     crossings: list[View] = []
     for row in folder.summary["efficiency"]["crossings"]:
+        # A seed that never crosses is later than all others: a median of infinity is no crossing.
         shares = [math.inf if share is None else share for share in row["shares"].values()]
-        # None where half of the seeds or more never cross.
         middle = median(shares)
         crossings.append({**row, "median": middle if math.isfinite(middle) else None})
     return {
@@ -263,11 +287,15 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
-    """Every k-th line of each run, so that no run has more than ``most``."""
+    """Keep every k-th line of each run, so that no run has more than ``most``."""
     runs: dict[tuple[str, int], list[Line]] = defaultdict(list)
     for line in lines:
         runs[line["arm"], line["seed"]].append(line)
-    return [line for run in runs.values() for line in run[:: math.ceil(len(run) / most)]]
+    thinned = []
+    for run in runs.values():
+        stride = math.ceil(len(run) / most)
+        thinned += run[::stride]
+    return thinned
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -281,13 +309,14 @@ def _values(by_arm: Mapping[str, Mapping[int, float]]) -> list[float]:
 def _points(
     by_arm: Mapping[str, Mapping[int, float]], colours: Colours, *, scale: float = 1
 ) -> list[Line]:
-    """A point for every run of the arms."""
-    return [
-        {"arm": arm, "seed": seed, "value": scale * value}
-        for arm, by_seed in by_arm.items()
-        if arm in colours
-        for seed, value in by_seed.items()
-    ]
+    """Return a point for every run of the arms that have a colour."""
+    points: list[Line] = []
+    for arm, by_seed in by_arm.items():
+        # The untrained models are drawn as a reference line.
+        if arm in colours:
+            for seed, value in by_seed.items():
+                points.append({"arm": arm, "seed": seed, "value": scale * value})
+    return points
 
 
 def _point(line: Line, value: float, x: str = "step") -> Line:

@@ -1,7 +1,7 @@
 """Two studies side by side: ``maskwise report DIR DIR2``.
 
-Runs of different studies are no pairs, so nothing is tested across them: means and spreads stand
-next to each other, with what differs between the two set-ups.
+Runs of different studies are not paired, so nothing is tested across them: the page lists means and
+spreads, and the settings that differ.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypedDict
 
-from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_whole
+from maskwise.report.drawing import View
 from maskwise.report.page import environment
 from maskwise.report.reading import Folder, read_folder
 
@@ -29,15 +29,15 @@ class Cell(TypedDict):
 
 
 class Comparison(TypedDict):
-    """Two studies: what each says, what differs in how they were made, and all outcomes by arm."""
+    """Two studies: their headlines, the settings that differ, and all outcomes by arm."""
 
-    studies: list[dict[str, object]]
-    differences: list[dict[str, object]]
-    outcomes: list[dict[str, object]]
+    studies: list[View]
+    differences: list[View]
+    outcomes: list[View]
 
 
 def compare_studies(first: Path, second: Path) -> Comparison:
-    """What two studies have in common, and what not.
+    """Compare the settings and outcomes of two studies.
 
     Raises:
         MaskwiseError: a folder that holds no study.
@@ -49,25 +49,30 @@ def compare_studies(first: Path, second: Path) -> Comparison:
     one = folders[first]
     other = folders[second]
     settings = dict(_leaves(one.study["recipe"]))
-    others = dict(_leaves(other.study["recipe"]))
-    changed = [key for key in settings | others if settings.get(key) != others.get(key)]
+    other_settings = dict(_leaves(other.study["recipe"]))
+    differences: list[View] = []
+    for key in settings | other_settings:
+        values = [settings.get(key), other_settings.get(key)]
+        if values[0] != values[1]:
+            differences.append({"setting": key, "values": values})
     cells = _cells(one)
     other_cells = _cells(other)
-    outcomes: list[dict[str, object]] = []
-    for outcome, arm in cells | other_cells:
-        cell = cells.get((outcome, arm))
-        other_cell = other_cells.get((outcome, arm))
-        change = other_cell["mean"] - cell["mean"] if cell and other_cell else None
-        outcomes.append(
-            {"outcome": outcome, "arm": arm, "studies": [cell, other_cell], "change": change}
-        )
+    changed: list[View] = []
+    unpaired: list[View] = []
+    for pair in cells | other_cells:
+        outcome, arm = pair
+        cell = cells.get(pair)
+        other_cell = other_cells.get(pair)
+        row: View = {"outcome": outcome, "arm": arm, "studies": [cell, other_cell], "change": None}
+        if cell and other_cell:
+            row["change"] = other_cell["mean"] - cell["mean"]
+            changed.append(row)
+        else:
+            unpaired.append(row)
     return {
         "studies": [_about(path, folders[path]) for path in (first, second)],
-        "differences": [
-            {"setting": key, "values": [settings.get(key), others.get(key)]}
-            for key in changed[:MOST_DIFFERENCES]
-        ],
-        "outcomes": sorted(outcomes, key=lambda row: row["change"] is None),
+        "differences": differences[:MOST_DIFFERENCES],
+        "outcomes": changed + unpaired,
     }
 
 
@@ -83,7 +88,7 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
     return target
 
 
-def _about(path: Path, folder: Folder) -> dict[str, object]:
+def _about(path: Path, folder: Folder) -> View:
     summary = folder.summary
     files = {"records.jsonl": folder.records, "summary.json": summary["headline"]}
     return {
@@ -100,7 +105,7 @@ def _about(path: Path, folder: Folder) -> dict[str, object]:
 
 
 def _cells(folder: Folder) -> dict[tuple[str, str], Cell]:
-    """Means over whole runs by (outcome, arm)."""
+    """Return means over full runs by (outcome, arm)."""
     cells: dict[tuple[str, str], Cell] = {}
     for kind in ("evaluation", "heldout", "score"):
         for (name, detail), by_arm in folder.numbers(kind).items():
@@ -109,18 +114,20 @@ def _cells(folder: Folder) -> dict[tuple[str, str], Cell]:
                 outcome = f"held-out loss, {name} masks {100 * detail:g} %"
             for arm, by_seed in by_arm.items():
                 runs = list(by_seed.values())
-                label = folder.reference if arm == REFERENCE else arm
                 sd = stdev(runs) if len(runs) > 1 else None
-                cells[outcome, label] = {"runs": len(runs), "mean": fmean(runs), "sd": sd}
+                cell: Cell = {"runs": len(runs), "mean": fmean(runs), "sd": sd}
+                cells[outcome, folder.label(arm)] = cell
     return cells
 
 
 def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Settings by dotted name, without the arms: these are compared by their outcomes."""
+    """Return settings by dotted name."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        # Arms are compared by their outcomes; names and descriptions always differ.
         if name in ("study.arms", "name", "description"):
             continue
+        # An empty mapping is a setting, too.
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{name}.")
         else:

@@ -1,8 +1,8 @@
-"""How charts look: plain rows → Vega-Lite dictionaries, drawn in the reader's browser.
+"""The look of charts: turns plain rows into Vega-Lite dictionaries, drawn in the browser.
 
-One look for all: no frame, a faint grid, one colour per arm (Okabe–Ito, told apart in
-colour-blindness; the baseline is slate). Dots always show every run: a bar of means would hide how
-few there are. Where runs are many, each is a faint line under the mean of its arm.
+All charts have no frame, a faint grid, and one colour per arm (Okabe–Ito, which colour-blind
+readers can tell apart; the baseline is slate). Every run has its dot, because a bar of means would
+hide how few runs there are; many runs become faint lines under the mean of their arm.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from maskwise.constants import PLATEAU_NATS
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# Of Tol and Brewer, for more arms than seven.
+# From Tol and Brewer, for more than seven arms.
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
-# Of objectives and of learned groups, which have no baseline.
+# For objectives and learned groups, which have no baseline.
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
 LABEL = "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 NEAR = 2.0
-"""A reference is drawn within so many ranges of the dots: further away it would squeeze them."""
+"""How far from the dots a reference is drawn, in ranges of the dots: one further away would squeeze
+them together."""
 
 Spec: TypeAlias = dict[str, Any]
 """A chart in Vega-Lite's JSON."""
 View: TypeAlias = dict[str, object]
-"""Plain data for the template, under the names that it knows."""
+"""Plain data for the template, by the names used there."""
 Colours: TypeAlias = Mapping[str, str]
 Point: TypeAlias = Mapping[str, object]
-"""What a chart draws: "arm" (or objective, or group), "seed", "value", and its place."""
+"""A mark of a chart: "arm" (or objective, or group), "seed", "value", and its place."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 LABELLED: Spec = {"color": LABEL, "fontSize": 12}
 
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
-    """The baseline is slate, the others take the palette in turn."""
+    """Give the baseline slate, and the other arms the colours of the palette in turn."""
     palette = OKABE_ITO + MUTED
     others = [arm for arm in arms if arm != baseline]
     colours = {arm: palette[place % len(palette)] for place, arm in enumerate(others)}
@@ -53,23 +54,25 @@ def dot_chart(
     colours: Colours,
     *,
     title: str,
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, float],
     plateau: float | None = None,
     percent: bool = False,
 ) -> Spec:
-    """A dot per run, a thin line per seed, a tick at each arm's mean.
+    """Draw a dot per run, a thin line per seed, and a tick at each arm's mean.
 
     Args:
-        references: by label, dashed lines, drawn where they are near.
-        plateau: the unigram loss, always drawn, with a band below it.
+        references: positions of dashed lines by label; those far from the dots are left out.
+        plateau: the unigram loss, which is always drawn, with a band below it.
+        percent: whether values are shares, written in per cent.
     """
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
     values = [float(str(row["value"])) for row in rows]
+    # Equal values have no range, and their chart must have one.
     spread = max(max(values) - min(values), 0.01)
     low = min(values) - NEAR * spread
     high = max(values) + NEAR * spread
-    lines = {label: at for label, at in (references or {}).items() if low <= at <= high}
+    lines = {label: at for label, at in references.items() if low <= at <= high}
     if plateau is not None:
         lines["word frequencies"] = plateau
     ends = [*values, *lines.values()]
@@ -109,7 +112,7 @@ def _references(
         yield band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
     for row, (label, at) in enumerate(lines.items()):
         data = _data([{"at": at, "label": label}])
-        # The label is written towards the middle.
+        # Labels extend towards the middle, so that the edge does not cut them off.
         place: Spec = {"align": "left", "dx": 6}
         if right - at < at - left:
             place = {"align": "right", "dx": -6}
@@ -119,7 +122,7 @@ def _references(
 
 
 def gain_chart(rows: Sequence[Point], colours: Colours, *, over: str) -> Spec:
-    """A dot per arm and task: ``x``, how many answers it masks, and ``value``, its gain."""
+    """Draw a dot per arm and task: ``x`` is the share of answers masked, ``value`` the gain."""
     percent = alt.Axis(format=".0%", tickCount=5)
     x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
     up = alt.Axis(format=".2~g", tickCount=5)
@@ -131,17 +134,12 @@ def gain_chart(rows: Sequence[Point], colours: Colours, *, over: str) -> Spec:
 def choice_chart(
     rows: Sequence[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
 ) -> Spec:
-    """Quality against compute; menus below the chart choose the measure and the quantity.
+    """Draw quality against compute; menus below the chart choose the measure and the quantity.
 
-    A thin line joins the lengths of a seed, a thick one is the mean of an arm.
+    A thin line joins the lengths of a seed; a thick line is the mean of an arm.
     """
-    menus = []
-    for name, options, label in (
-        ("measure", measures, "Quality "),
-        ("by", quantities, "against "),
-    ):
-        bind = alt.binding_select(options=list(options), name=label)
-        menus.append(alt.param(name=name, value=options[0], bind=bind))
+    menus = [_menu("measure", measures, "Quality "), _menu("by", quantities, "against ")]
+    # An expression that Vega evaluates in the browser when a menu changes.
     pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
     base = _data(rows).transform_filter("datum.measure == measure")
     base = base.transform_calculate(x=pick).transform_filter("datum.x > 0")
@@ -166,6 +164,11 @@ def choice_chart(
     return _finish(layers, height=320, menus=menus)
 
 
+def _menu(name: str, options: Sequence[str], label: str) -> alt.Parameter:
+    bind = alt.binding_select(options=list(options), name=label)
+    return alt.param(name=name, value=options[0], bind=bind)
+
+
 def line_chart(
     rows: Sequence[Point],
     colours: Colours,
@@ -182,25 +185,31 @@ def line_chart(
     legend: bool = False,
     height: int = 260,
 ) -> Spec:
-    """A line per run over ``x`` ("step" or "tokens"); "scheduled" is dotted where rows have it.
+    """Draw a line per run, and a dotted one for "scheduled" values where rows have them.
 
     Args:
-        means: whether to draw the means of arms, with faint runs under them.
-        rule: where to draw a dashed line, with its label.
-        legend: whether the chart has a legend; the page has one for all arms.
+        x: "step" or "tokens".
+        zero: whether the axis of values starts at 0.
+        means: whether to draw the means of arms over faint runs.
+        runs: whether to draw single runs.
+        dots: whether lines have a dot at each value.
+        rule: the position of a dashed line, and ``label`` its text.
+        legend: whether the chart has its own legend; the page has one for all arms.
     """
     data = _data(rows)
     colour = _arm_colour(colours, legend=legend)
     across = "tokens read" if x == "tokens" else x
+    tick_count = 6 if height > 200 else 4
     scale = alt.Scale(domainMin=0)
-    axis_x = alt.X(f"{x}:Q", title=across, scale=scale, axis=_count_axis(6 if height > 200 else 4))
+    axis_x = alt.X(f"{x}:Q", title=across, scale=scale, axis=_count_axis(tick_count))
     digits = ".0%" if percent else ".2~f"
-    axis = alt.Axis(format=digits, tickCount=6 if height > 200 else 4)
+    axis = alt.Axis(format=digits, tickCount=tick_count)
     up: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
     tips = ["arm:N", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
     layers = []
     if runs:
-        width, opacity = (1.0, 0.3) if means else (1.9, 0.75)
+        width = 1.0 if means else 1.9
+        opacity = 0.3 if means else 0.75
         points = {"size": 26} if dots else False
         lines = data.mark_line(strokeWidth=width, opacity=opacity, point=points)
         y = alt.Y("value:Q", **up)
@@ -216,7 +225,7 @@ def line_chart(
     if rule is not None:
         at = _data([{"at": rule, "label": label}])
         text = at.mark_text(**LABELLED, align="right", dx=-4, dy=-5, baseline="bottom")
-        # The lines share their data, which a page should hold once.
+        # An inner layer, because lines that share their data must not repeat it in the page.
         layers = [
             alt.layer(*layers),
             _dashed(at).encode(y="at:Q"),
@@ -225,7 +234,7 @@ def line_chart(
     return _finish(layers, height=height)
 
 
-# What all charts share
+# Parts of all charts
 
 
 def _data(rows: Sequence[Point]) -> alt.Chart:
@@ -264,7 +273,7 @@ def _arm_colour(colours: Colours, *, legend: bool = False) -> alt.Color:
 def _finish(
     layers: Sequence[alt.Chart], *, height: int, menus: Sequence[alt.Parameter] = ()
 ) -> Spec:
-    """The common look, as a plain dictionary."""
+    """Apply the common look, and return the chart as a plain dictionary."""
     chart = alt.layer(*layers).add_params(*menus)
     fit = {"type": "fit-x", "contains": "padding"}
     chart = chart.properties(
@@ -284,6 +293,6 @@ def _finish(
         "ticks": False,
     }
     chart = chart.configure(font=FONT).configure_view(stroke=None).configure_axis(**axis)
-    # Checked against its schema, a page of many charts would take minutes.
+    # Checking every chart against the schema would take minutes on a large page.
     spec: Spec = chart.to_dict(validate=False)
     return spec

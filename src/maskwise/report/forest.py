@@ -1,5 +1,6 @@
-"""The contrasts of a study as forest plots, which the template draws as SVG: they print, scale and
-need no script.
+"""The contrasts of a study as forest plots.
+
+The template draws them as SVG, so they print and need no script.
 """
 
 from __future__ import annotations
@@ -47,24 +48,29 @@ FORESTS = {
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")
-"""Verdicts of rows without an answer; the second is that of earlier rules."""
+"""Verdicts of rows without an answer; "void" is the word of earlier rules."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
-    """The contrasts by kind and unit, which share no axis; the kind with primary rows first."""
+    """Group contrasts by kind and unit, which share no axis; primary rows come first."""
     common = common_notes(contrasts)
     groups: dict[tuple[str, str], list[Contrast]] = defaultdict(list)
     for row in contrasts:
         groups[_kind_of(row), shown(row).unit].append(row)
-    order = sorted(groups, key=lambda group: [*FORESTS].index(group[0]))
-    views = [_forest(kind, groups[kind, unit], colours, common) for kind, unit in order]
+    views: list[View] = []
+    for wanted in FORESTS:
+        for (kind, _), rows in groups.items():
+            if kind == wanted:
+                views.append(_forest(kind, rows, colours, common))
     return sorted(views, key=lambda view: not view["primary"])
 
 
 def _kind_of(row: Contrast) -> str:
     kind, _, _ = row["outcome"].partition(":")
     if kind == "evaluation":
-        return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
+        if row["unit"] == "score":
+            return "evaluation"
+        return "perplexity" if row["unit"] == "perplexity" else "bound"
     if kind in ("tasks", "heldout"):
         return kind
     if any(flag["code"] == "no-help" for flag in row["flags"]):
@@ -73,31 +79,35 @@ def _kind_of(row: Contrast) -> str:
 
 
 def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
-    rows = sorted(contrasts, key=lambda row: row["verdict"] in NOT_COMPARABLE)
-    comparable = [shown(row) for row in rows if row["verdict"] not in NOT_COMPARABLE]
-    amounts = comparable or [shown(row) for row in rows]
+    comparable = [row for row in contrasts if row["verdict"] not in NOT_COMPARABLE]
+    others = [row for row in contrasts if row["verdict"] in NOT_COMPARABLE]
+    # Rows without an answer must not stretch the axis of the others.
+    amounts = [shown(row) for row in comparable or others]
     means = [abs(amount.mean) for amount in amounts if amount.mean is not None]
-    ends = [abs(end) for amount in amounts for end in (amount.low, amount.high) if end is not None]
-    # With few runs an interval can be a hundred times the effect: such ends are cut.
+    ends = [0.0]
+    for amount in amounts:
+        ends += [abs(end) for end in (amount.low, amount.high) if end is not None]
+    # With few runs an interval can be a hundred times the effect, and its ends are cut off.
     largest = max(means, default=0.0)
-    reach = 1.1 * max(min(max(ends, default=0.0), 4 * largest), largest, 1e-9)
+    widest = min(max(ends), 4 * largest)
+    reach = 1.1 * max(widest, largest, 1e-9)
     lines: list[View] = []
-    for row in rows:
-        colour = VOID if row["verdict"] in NOT_COMPARABLE else colours.get(row["arm"], SLATE)
-        notes = [note for note in _notes(row) if note not in common]
-        line = {
+    for row in comparable + others:
+        line: View = {
             "row": row,
             "label": outcome_label(row["outcome"]),
-            "colour": colour,
-            "notes": notes,
+            "colour": VOID if row in others else colours.get(row["arm"], SLATE),
+            "notes": [note for note in _notes(row) if note not in common],
         }
         lines.append({**line, **_places(shown(row), reach)})
     title, note = FORESTS[kind]
-    primary = any(row["primary"] for row in rows)
+    primary = any(row["primary"] for row in contrasts)
+    if primary:
+        note += " The verdict rests here."
     return {
         "kind": kind,
         "title": title,
-        "note": f"{note} The verdict rests here." if primary else note,
+        "note": note,
         "primary": primary,
         "rows": lines,
         "unit": amounts[0].unit,
@@ -106,12 +116,13 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequ
 
 
 def _places(amount: Shown, reach: float) -> View:
-    """Where the mean and the ends lie, in per cent of a plot from -reach to reach."""
+    """Return where the mean and the ends lie, in per cent of a plot from -reach to reach."""
     places: View = {"drawn": amount.mean is not None}
     ends = {"at": amount.mean, "from": amount.low, "to": amount.high}
     for name, value in ends.items():
         if value is not None:
-            places[name] = round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
+            part = max(-1.0, min(1.0, value / reach))
+            places[name] = round(50 + 50 * part, 2)
             places[f"{name}_cut"] = abs(value) > reach
     if amount.mean is not None:
         places["figure"] = with_minus(f"{amount.mean:+.{amount.digits}f}")
@@ -121,23 +132,29 @@ def _places(amount: Shown, reach: float) -> View:
 
 
 def _notes(row: Contrast) -> list[str]:
-    """The notes on a primary row; the flags that void a row are in its sentence."""
-    notes = [flag for flag in row["flags"] if flag["effect"] == "notes"]
-    texts = [flag["sentence"] for flag in notes if flag["code"] != "overlap"]
-    return [f"{text[:1].upper()}{text[1:]}." for text in texts] if row["primary"] else []
+    """Return the notes on a primary row as sentences."""
+    if not row["primary"]:
+        return []
+    notes = []
+    for flag in row["flags"]:
+        # Invalid rows say why in their sentence, and the page warns of overlap at its top.
+        if flag["effect"] == "notes" and flag["code"] != "overlap":
+            text = flag["sentence"]
+            notes.append(f"{text[:1].upper()}{text[1:]}.")
+    return notes
 
 
 def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
-    """The notes on every primary contrast, which the plain words say once."""
+    """Return the notes that all primary contrasts share; the story mentions them once."""
     rows = [row for row in contrasts if row["primary"] and row["verdict"] not in NOT_COMPARABLE]
     if len(rows) < 2:
         return []
-    common = set(_notes(rows[0])).intersection(*map(_notes, rows))
-    return [note for note in _notes(rows[0]) if note in common]
+    first, *others = [_notes(row) for row in rows]
+    return [note for note in first if all(note in notes for notes in others)]
 
 
 def outcome_label(outcome: str) -> str:
-    """An outcome next to the name of an arm: "token masks, 15 %", "facts (hits@1)"."""
+    """Return an outcome as a label: "token masks, 15 %", "facts (hits@1)"."""
     kind, _, rest = outcome.partition(":")
     if kind == "evaluation":
         name, _, metric = rest.rpartition(":")
@@ -147,4 +164,6 @@ def outcome_label(outcome: str) -> str:
     masks, _, ratio = rest.partition("@")
     if masks == DIFFUSION:
         return "bound of masked diffusion"
-    return f"{masks} masks" + (f", {100 * float(ratio):g} %" if ratio else "")
+    if ratio:
+        return f"{masks} masks, {100 * float(ratio):g} %"
+    return f"{masks} masks"

@@ -1,6 +1,4 @@
-"""The section on trainings with several objectives: which had the steps, what became of each, and
-what choosing cost.
-"""
+"""The section on trainings with several objectives: their shares, losses and costs."""
 
 from __future__ import annotations
 
@@ -15,30 +13,33 @@ from maskwise.report.drawing import GROUPS, Colours, View, line_chart
 from maskwise.report.reading import Folder, Line
 
 MOST_SMALL = 60
-"""Points of a line in a small chart."""
+"""The most points of a line in a small chart."""
 MOST_NOTES = 5
-"""Of a sampler, the most frequent first."""
+"""The most notes of a sampler that are listed."""
 RELIABLE = 0.5
-"""Below this, more of a sampler's reward is chance than is not."""
+"""The reliability below which most of a sampler's reward is noise."""
 
 
 def objectives_view(folder: Folder, colours: Colours) -> View | None:
-    """None where no run chose among objectives."""
-    by_arm: dict[str, list[Line]] = {arm: [] for arm in colours}
+    """Return the content of the section; None if no run chose among objectives."""
+    by_arm: dict[str, list[Line]] = {}
     names: dict[str, None] = {}
+    for arm in colours:
+        lines = [line for line in folder.curves if line["arm"] == arm and "arm_steps" in line]
+        if lines:
+            by_arm[arm] = lines
+    # In the order of the curves, so that colours do not depend on the order of arms.
     for line in folder.curves:
-        if "arm_steps" in line and line["arm"] in colours:
-            by_arm[line["arm"]].append(line)
-            names |= dict.fromkeys(line["arm_steps"])
+        if line["arm"] in by_arm:
+            names |= dict.fromkeys(line.get("arm_steps", ()))
     if not names:
         return None
-    by_arm = {arm: own for arm, own in by_arm.items() if own}
     painted = {name: GROUPS[place % len(GROUPS)] for place, name in enumerate(names)}
     shares: list[View] = []
     notes: dict[str, list[str]] = {}
     watched: dict[str, str] = {}
-    for arm, own in by_arm.items():
-        points = _shares(own)
+    for arm, lines in by_arm.items():
+        points = _shares(lines)
         if points:
             spec = line_chart(
                 points,
@@ -51,10 +52,10 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
                 height=150,
             )
             shares.append({"name": arm, "spec": spec})
-        found = _notes(own)
+        found = _notes(lines)
         if found:
             notes[arm] = found
-        if any("probe_losses" in line for line in own):
+        if any("probe_losses" in line for line in lines):
             watched[arm] = colours[arm]
     probes: list[View] = []
     for name in names:
@@ -68,7 +69,7 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         "watched": watched,
         "shares": shares,
         "probes": probes,
-        "table": [_row(folder, arm, own, names) for arm, own in by_arm.items()],
+        "table": [_row(folder, arm, lines, names) for arm, lines in by_arm.items()],
         "wanted": RELIABLE,
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
         "notes": notes,
@@ -76,9 +77,10 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def _shares(lines: list[Line]) -> list[Line]:
-    """Probabilities over the steps, of a rule that moves them and mixes objectives."""
+    """Return the probabilities over the steps, if the rule changes them and mixes objectives."""
     known = [line for line in lines if "probabilities" in line]
     different = {tuple(line["probabilities"].values()) for line in known}
+    # A rule that always gives one objective the whole weight only switches between them.
     mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
     if len(different) < 2 or not mixed:
         return []
@@ -90,14 +92,15 @@ def _shares(lines: list[Line]) -> list[Line]:
 
 
 def _probes(lines: Iterable[Line], name: str) -> list[Line]:
-    """The loss of an objective on the probe, once for every measurement."""
-    points: dict[tuple[str, int, int], Line] = {}
+    """Return the loss of an objective on the probe, once per measurement."""
+    points: dict[tuple[object, ...], Line] = {}
     for line in thin(lines, MOST_SMALL):
         value = line.get("probe_losses", {}).get(name)
         if value is not None:
-            point = {"arm": line["arm"], "seed": line["seed"], "value": value}
-            point["step"] = line.get("probe_step", line["step"])
-            points[point["arm"], point["seed"], point["step"]] = point
+            # Every line repeats the last measurement, so later lines replace it by itself.
+            step = line.get("probe_step", line["step"])
+            run = line["arm"], line["seed"]
+            points[*run, step] = {"arm": run[0], "seed": run[1], "value": value, "step": step}
     return list(points.values())
 
 
@@ -105,12 +108,16 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
     steps: Counter[str] = Counter()
     for line in lines:
         steps.update(line["arm_steps"])
+    # The last line of each run has its totals.
     ends = {line["seed"]: line for line in lines}.values()
     seconds = fmean(end.get("seconds", 0.0) for end in ends)
-    probing = [end["probe_seconds"] for end in ends if "probe_seconds" in end]
+    probe_seconds = [end["probe_seconds"] for end in ends if "probe_seconds" in end]
+    probing = None
+    if probe_seconds and seconds:
+        probing = fmean(probe_seconds) / seconds
     costs = [cost for cost in folder.of_kind("cost") if cost["arm"] == arm]
-    facts = folder.study["arms"].get(arm)
     sampler = folder.study["recipe"].get("sampler")
+    facts = folder.study["arms"].get(arm)
     if facts:
         sampler = facts.get("sampler") or facts["overrides"].get("sampler") or sampler
     return {
@@ -119,21 +126,25 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
         "shares": {name: steps[name] / max(steps.total(), 1) for name in names},
         "steps": steps.total() / len(ends),
         "seconds": seconds,
-        "probing": fmean(probing) / seconds if probing and seconds else None,
+        "probing": probing,
         "reliability": mean([end["reliability"] for end in ends if "reliability" in end]),
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }
 
 
 def _notes(lines: list[Line]) -> list[str]:
-    """What samplers noted, and how often; notes that are alike up to the first comma are one.
-
-    That an objective is starved is left out: a sampler says it of one rollout, where it may be
-    chance, and the table has the shares of the whole run.
-    """
+    """Return the most frequent notes of samplers, with their counts."""
     counts: Counter[str] = Counter()
     for line in lines:
-        notes = [note for note in line.get("notes", ()) if " is starved" not in note]
-        counts.update(re.split(r"[,;]|: never", note)[0] for note in notes)
-    top = counts.most_common(MOST_NOTES)
-    return [f"{note} ({times} time{'s' if times > 1 else ''})" for note, times in top]
+        for note in line.get("notes", ()):
+            # A starved objective in a single rollout may be chance; the table has the shares of
+            # the full run.
+            if " is starved" in note:
+                continue
+            # Notes that differ only in the figures at their end are counted together.
+            beginning, *_ = re.split(r"[,;]|: never", note)
+            counts[beginning] += 1
+    return [
+        f"{note} (1 time)" if times == 1 else f"{note} ({times} times)"
+        for note, times in counts.most_common(MOST_NOTES)
+    ]

@@ -1,9 +1,9 @@
-"""Writes the page: one self-contained HTML file, about a megabyte, that needs no network.
+"""Writes the page: one self-contained HTML file of about a megabyte that needs no network.
 
-Why one file: it is mailed, archived and printed. The Vega code is embedded once, each chart is a
-small JSON text. Whatever comes from the user's files (names of arms, text of samples, errors,
-recipes) is escaped by the template; the page's own policy forbids every load and every code but its
-own.
+One file can be mailed, archived and printed. The Vega code is embedded once, and each chart is a
+small JSON text. The template escapes everything that comes from the user's files (names of arms,
+samples, errors, recipes), and the page's security policy forbids loading anything and running other
+code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain, product
@@ -42,7 +43,9 @@ VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bu
 NO_CHARTS = "There are no charts: the memory allowed here is too small to make them."
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_NAMED = 6
-"""Missing runs that are named one by one."""
+"""The most missing runs that are listed by name."""
+ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too long"}
+"""What a key in the record of a learned policy means."""
 SCOPES = {
     "each arm tuned": "Every seed chose the settings of each arm, and a fresh run at them is "
     "compared.",
@@ -72,10 +75,12 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
 
 
 def page_content(folder: Folder) -> View:
-    """The content of the template, as plain data."""
+    """Return the content of the template as plain data."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
     facts = _facts(folder)
-    samples = list(chain.from_iterable(folder.samples.values()))
+    failures = [record for record in folder.records if record["kind"] == "failure"]
+    samples = chain.from_iterable(folder.samples.values())
+    moments = max((len(sample.get("moments", ())) for sample in samples), default=0)
     overlaps = _overlaps(folder)
     return {
         "kind": folder.kind,
@@ -85,8 +90,8 @@ def page_content(folder: Folder) -> View:
         "story": _story(folder),
         "warnings": [f"{line}: the scores may reflect memory." for line in overlaps[True]],
         "small_overlaps": [f"{line}." for line in overlaps[False]],
-        "missing": _missing(folder) if folder.kind == "study" else [],
-        "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
+        "missing": _missing(folder, failures) if folder.kind == "study" else [],
+        "arms": [_arm(folder, arm, colours[arm], failures) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
@@ -106,8 +111,8 @@ def page_content(folder: Folder) -> View:
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "sampled": list(folder.samples),
-        "moments": max((len(sample.get("moments", ())) for sample in samples), default=0),
-        "failures": [record for record in folder.records if record["kind"] == "failure"],
+        "moments": moments,
+        "failures": failures,
         "finished": bool(facts),
         "facts": facts + _speed(folder),
         "recipe_yaml": folder.recipe_yaml,
@@ -115,26 +120,27 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """The page in plain words: what was compared, what was found, what to do."""
+    """Return the study in plain words: what was compared, the results, and what to do next."""
     summary = folder.summary
     study = folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
-    tasks = ", ".join(study["tasks"])
     ways = _count(len(folder.arms), "way")
     runs = _count(len(study["seeds"]), "run")
-    compared = f"{ways} to pre-train, {runs} of each with the same seeds, judged "
-    compared += f"on {tasks}." if tasks else "by held-out loss and what needs no fine-tuning."
-    sentences = [compared]
+    by = "by held-out loss and what needs no fine-tuning"
+    if study["tasks"]:
+        by = f"on {', '.join(study['tasks'])}"
+    compared = [f"{ways} to pre-train, {runs} of each with the same seeds, judged {by}."]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
-        sentences.append(f"All arms spent equal {summary['matched_by']}.")
+        compared.append(f"All arms spent equal {summary['matched_by']}.")
+    # Rows of earlier rules have no scope.
     scopes = {row.get("scope") for row in rows}
     if len(scopes) == 1:
-        sentences.append(SCOPES.get(str(scopes.pop()), ""))
-    sentences.append(_power(folder))
+        compared.append(SCOPES.get(str(scopes.pop()), ""))
+    compared.append(_power(folder))
     return {
-        "compared": " ".join(filter(None, sentences)),
+        "compared": " ".join(filter(None, compared)),
         "lines": [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows],
         "known": common_notes(summary["contrasts"]),
         "advice": summary["advice"],
@@ -142,8 +148,9 @@ def _story(folder: Folder) -> View | None:
 
 
 def _power(folder: Folder) -> str:
-    """What the planned runs can decide; summaries of earlier rules do not say it."""
+    """Say what the planned runs can decide."""
     planned = folder.summary.get("planned")
+    # Summaries of earlier rules have no plan.
     if planned is None:
         return ""
     contrasts = _count(planned["contrasts"], "comparison")
@@ -158,29 +165,31 @@ def _power(folder: Folder) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _arm(folder: Folder, arm: str, colour: str) -> View:
-    facts = folder.study["arms"].get(arm)
-    known = folder.summary["arms"].get(arm)
-    gap = known["gap_nats"] if known else None
+def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> View:
     words = ""
+    facts = folder.study["arms"].get(arm)
     if facts:
         words = facts.get("sampler") or f"{facts['policy']} {facts['ratio']}"
-    failures = [line for line in folder.records if line["kind"] == "failure"]
+    # Shown only where the arm learned little more than word frequencies.
+    floor = None
+    summary = folder.summary["arms"].get(arm)
+    if summary and summary["gap_nats"] is not None and summary["gap_nats"] < PLATEAU_NATS:
+        floor = summary["gap_nats"]
     return {
         "name": arm,
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
         "words": words,
-        "floor": gap if gap is not None and gap < PLATEAU_NATS else None,
+        "floor": floor,
         "failures": sum(line["arm"] == arm for line in failures),
     }
 
 
 def _overlaps(folder: Folder) -> dict[bool, list[str]]:
-    """Corpora that hold test items, by whether these are so many that scores may be of memory."""
+    """Return corpora with test items, by whether there are enough of them to affect scores."""
     overlaps: dict[bool, list[str]] = {True: [], False: []}
     for line in folder.records:
         if line["kind"] == "overlap" and line["overlapping"]:
@@ -191,25 +200,28 @@ def _overlaps(folder: Folder) -> dict[bool, list[str]]:
 
 
 def _policies(folder: Folder) -> list[View]:
-    """By arm that learned its policies: what they found, and how often the learning was odd."""
+    """Return the findings and oddities of learned policies by arm."""
     by_arm: dict[str, list[Line]] = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
     views: list[View] = []
     for arm, runs in by_arm.items():
         remarks = []
-        for words, key in {"stopped early": "stopped", "inner steps too long": "overshoot"}.items():
+        for key, words in ODDITIES.items():
             count = sum(key in line for line in runs)
-            remarks += [f"{words} in {count} of {len(runs)}"] if count else []
-        tries = len(runs[0].get("tries") or [])
-        remarks += [f"each the best of {tries} tries"] if tries > 1 else []
+            if count:
+                remarks.append(f"{words} in {count} of {len(runs)}")
+        # Settings of the arm, so the same in all its runs.
+        tries = len(runs[0].get("tries") or ())
+        if tries > 1:
+            remarks.append(f"each the best of {tries} tries")
         even = runs[0].get("labelled_words")
         views.append({"arm": arm, "runs": runs, "even": even, "remarks": remarks})
     return views
 
 
-def _missing(folder: Folder) -> list[str]:
-    """What this folder of a study lacks, in sentences; runs that failed have their own section."""
+def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
+    """Say what the folder of a study lacks."""
     study = folder.study
     lines = list[str]()
     if not vega_code():
@@ -217,9 +229,9 @@ def _missing(folder: Folder) -> list[str]:
     if not folder.summary["headline"]:
         why = "the study is still running, or was stopped; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
-    failed = [line for line in folder.records if line["kind"] == "failure"]
-    lost = {(line["arm"], line["seed"]) for line in failed}
-    runs = [run for run in product(folder.arms, study["seeds"]) if run not in lost]
+    # Runs that failed have their own section.
+    failed = {(line["arm"], line["seed"]) for line in failures}
+    runs = [run for run in product(folder.arms, study["seeds"]) if run not in failed]
     scores = folder.of_kind("score")
     losses = folder.of_kind("heldout")
     measured = {}
@@ -231,7 +243,9 @@ def _missing(folder: Folder) -> list[str]:
     for what, known in measured.items():
         found = {(line["arm"], line["seed"]) for line in known}
         lacking = [f"{arm} with seed {seed}" for arm, seed in runs if (arm, seed) not in found]
-        named = ", ".join(lacking[:MOST_NAMED]) + (", …" if len(lacking) > MOST_NAMED else "")
+        named = ", ".join(lacking[:MOST_NAMED])
+        if len(lacking) > MOST_NAMED:
+            named += ", …"
         if len(lacking) == len(runs):
             lines.append(f"No run has a {what}.")
         elif lacking:
@@ -240,6 +254,7 @@ def _missing(folder: Folder) -> list[str]:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
         lines.append(f"{_count(folder.unread, 'line')} of records.jsonl cannot be used.")
+    # Another version may read or judge the same files differently.
     made = study["maskwise"]
     if made and made != __version__:
         lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
@@ -250,9 +265,9 @@ def _missing(folder: Folder) -> list[str]:
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """The samples by document; arms that mask a document alike share a version of it.
+    """Return the samples by document; arms that mask a document alike share a version of it.
 
-    A version has the text at every moment that was written, the middle one of which is shown first.
+    A version has the text at every recorded step of training.
     """
     documents: dict[str, dict[str, Line]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
@@ -260,19 +275,19 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
             moments = sample.get("moments") or [{"pieces": sample["pieces"]}]
             if not moments[0]["pieces"]:
                 continue
-            key = repr([moment["pieces"] for moment in moments])
-            version = documents[sample["document"]].setdefault(
-                key,
-                {
+            pieces = repr([moment["pieces"] for moment in moments])
+            versions = documents[sample["document"]]
+            if pieces not in versions:
+                versions[pieces] = {
                     "names": [],
                     "arms": [],
                     "colour": colours.get(arm, SLATE),
                     "moments": [_moment(moment) for moment in moments],
                     "learnt": sample.get("learnt", False),
-                },
-            )
-            version["names"].append(arm)
-            version["arms"].append(str(number))
+                }
+            versions[pieces]["names"].append(arm)
+            # The number of the checkbox that shows this arm.
+            versions[pieces]["arms"].append(str(number))
     return [
         {"document": name, "versions": list(versions.values())}
         for name, versions in documents.items()
@@ -286,7 +301,7 @@ def _moment(moment: Line) -> View:
 
 
 def _piece(piece: Line) -> dict[str, str]:
-    """A token without the white space before it, so that a coloured chip holds the word only."""
+    """Split the white space off a token, so that a coloured chip holds only the word."""
     text = piece["text"]
     state = piece["state"]
     shown = piece.get("shown", "").strip()
@@ -298,6 +313,7 @@ def _piece(piece: Line) -> dict[str, str]:
     }.get(state, "")
     return {
         "space": text[: len(text) - len(word)],
+        # A random replacement may be white space, which would leave an empty chip.
         "text": shown if state == "random" and shown else word,
         "state": state,
         "tip": tip,
@@ -329,7 +345,8 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _speed(folder: Folder) -> list[tuple[str, str]]:
-    """How fast trainings were: medians over the lines of their metrics, and the peak of memory."""
+    """Return speed, padding and peak memory of training."""
+    # Medians, because the first lines of a run include compilation.
     lines = [line for line in folder.curves if line["kind"] == "train" and line.get("speed")]
     if not lines:
         return []
@@ -349,16 +366,17 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
 
 @cache
 def vega_code() -> str:
-    """Vega, Vega-Lite and vega-embed as one script (0.9 MB); no `</script` ends the element early.
-
-    Another process makes it: where memory is limited (``ulimit -v``) V8 ends its process, and then
-    it is "".
-    """
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
+    # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
-    return "" if made.returncode else made.stdout.decode().replace("</script", "<\\/script")
+    if made.returncode:
+        return ""
+    # In HTML the first "</script" would end the element, even within a string.
+    return made.stdout.decode().replace("</script", "<\\/script")
 
 
 def environment() -> jinja2.Environment:
+    """Make the environment of the templates, with autoescape."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -389,13 +407,14 @@ def share(x: float | None, digits: int = 0) -> str:
 
 
 def powers(x: float | None) -> str:
-    """5.6e7 as 5.60 × 10⁷."""
+    """Write 5.6e7 as 5.60 × 10⁷."""
     if x is None:
         return "–"
-    digits, _, power = f"{x:.2e}".partition("e")
-    return f"{digits} × 10{str(int(power)).translate(RAISED)}"
+    digits, _, exponent = f"{x:.2e}".partition("e")
+    raised = str(int(exponent)).translate(RAISED)
+    return f"{digits} × 10{raised}"
 
 
 def figures(text: object) -> str:
-    """A text whose numbers keep to their units at the end of a line."""
+    """Keep numbers and their units on one line."""
     return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")

@@ -1,6 +1,4 @@
-"""The page of a learned policy: the same sentences before, during and after its learning, and its
-scores.
-"""
+"""The page of a learned policy: sentences before, during and after learning, and scores."""
 
 from __future__ import annotations
 
@@ -40,11 +38,11 @@ CURVES = (
     ("eval", "loss", "loss on the labels of dev, nats"),
     ("train", "grad_norm", "norm of the policy's gradient"),
 )
-"""What is drawn of metrics.jsonl: the kind of line, its key, and its title."""
+"""The curves of metrics.jsonl: kind of line, key, and title."""
 BETWEEN = 3
-"""States of a policy that are shown between its beginning and its end."""
+"""The number of states between the beginning and the end that are shown."""
 FULL = 6.0
-"""A word with this multiple of the mean weight has the full colour."""
+"""The multiple of the mean weight at which a word has the full colour."""
 
 
 def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
@@ -71,18 +69,21 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object
 
 
 def _examples(texts: list[list[Line]], lines: list[Line]) -> list[list[View]]:
-    """Each text before the learning, at some evaluations, and after it: words with weights."""
-    logged = [line for line in lines if len(line.get("weights", ())) == len(texts)][:-1]
-    places = np.linspace(0, len(logged) - 1, min(len(logged), BETWEEN)).round().astype(int)
-    between = [logged[place] for place in places]
+    """Return the words of each text with their weights before, during and after learning."""
+    logged = [line for line in lines if len(line.get("weights", ())) == len(texts)]
+    # The last evaluation is the state "after".
+    logged = logged[:-1]
+    places = np.linspace(0, len(logged) - 1, min(len(logged), BETWEEN))
+    between = [logged[place] for place in places.round().astype(int)]
     examples: list[list[View]] = []
     for number, text in enumerate(texts):
         words, before, after = zip(*text)
-        versions = [("before", before)]
-        versions += [(f"after {line['step']} steps", line["weights"][number]) for line in between]
-        versions += [("after", after)]
+        states = {"before": before}
+        for line in between:
+            states[f"after {line['step']} steps"] = line["weights"][number]
+        states["after"] = after
         examples.append(
-            [{"when": when, "words": _coloured(words, weights)} for when, weights in versions]
+            [{"when": when, "words": _coloured(words, state)} for when, state in states.items()]
         )
     return examples
 
@@ -92,18 +93,20 @@ def _coloured(words: Iterable[str], weights: Iterable[float]) -> list[tuple[str,
 
 
 def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
-    """One quantity over the steps, as points that fill a box; None with too few of them."""
+    """Return a quantity over the steps as an SVG polyline with its box; None below two points."""
     points = [(line["step"], line[key]) for line in lines if line["kind"] == kind and key in line]
     if len(points) < 2:
         return None
     steps, values = np.array(points, dtype=float).T
     low = values.min()
     high = values.max()
+    # A box without height would not be drawn.
+    height = (high - low) or 1.0
     return {
         "name": name,
-        # Up is more: in SVG y grows downwards.
+        # In SVG y grows downwards, so values change their sign.
         "points": " ".join(f"{step:g},{-value:.6g}" for step, value in points),
-        "box": f"{steps[0]:g} {-high:.6g} {steps[-1] - steps[0]:g} {(high - low) or 1.0:.6g}",
+        "box": f"{steps[0]:g} {-high:.6g} {steps[-1] - steps[0]:g} {height:.6g}",
         "steps": (int(steps[0]), int(steps[-1])),
         "first": values[0],
         "last": values[-1],

@@ -1,9 +1,8 @@
-"""Reads a study folder, or the folder of one pre-training run, for the page.
+"""Reads the folder of a study, or of one pre-training run, for the page.
 
-Everything but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
-page about a study that is still running is a smaller page. Only a folder that is neither is
-refused. Numbers that are not finite are left out, and so are records without their number, so that
-the other files of the report can trust what is here.
+Every file but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
+study that is still running has a smaller page. Numbers that are not finite are dropped, and so are
+records without their number, so the rest of the report needs no checks.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Study, Summary
 from maskwise.folders import read_json, read_lines
 
 Line: TypeAlias = dict[str, Any]
-"""A JSON object of a file: docs/files.md has their keys."""
+"""A JSON object of a file; docs/files.md describes the keys."""
 Numbers: TypeAlias = dict[tuple[str, Any], dict[str, dict[int, float]]]
 """Measure → arm → seed → number."""
 
@@ -69,19 +69,20 @@ MEASURES = {
     "heldout": ("masks", "ratio", "loss"),
     "evaluation": ("name", "metric", "value"),
 }
-"""By kind of record, the two keys that name a measure, and the key of its number."""
+"""For each kind of record, the two keys that name a measure, and the key of its number."""
 OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
-"""The effects of earlier rules; what capped a verdict is not in its sentence, and is a note."""
+"""The effects of earlier rules. Reasons that capped a verdict are not in its sentence, so they
+become notes."""
 
 
 @dataclass
 class Folder:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        kind: "study" or "run"; a single run is one arm with one seed, of an empty study.
-        steps: those of a single run that has finished.
-        unread: lines of records.jsonl that are damaged, or lack what their kind needs.
+        kind: "study" or "run"; a single run is read as one arm with one seed of an empty study.
+        steps: the optimiser steps of a finished single run.
+        unread: the number of lines in records.jsonl that are damaged or incomplete.
     """
 
     kind: str
@@ -103,13 +104,17 @@ class Folder:
 
     @property
     def reference(self) -> str:
-        """What the models without (further) training are called."""
+        """The name of the models without (further) training."""
         return self.study["reference"] or "no pre-training"
 
-    def of_kind(self, kind: str) -> list[Line]:
-        """The records of whole runs that are compared.
+    def label(self, arm: str) -> str:
+        """Return the name of an arm on the page."""
+        return self.reference if arm == REFERENCE else arm
 
-        Companion runs, and the runs of a gate, are not pooled with these.
+    def of_kind(self, kind: str) -> list[Line]:
+        """Return the records of full runs that are compared.
+
+        Companion runs and the runs of a gate have other settings, and are left out.
         """
         return [
             line
@@ -118,21 +123,24 @@ class Folder:
         ]
 
     def numbers(self, kind: str, value: str = "") -> Numbers:
-        """The numbers of whole runs in one kind of record.
+        """Return the numbers of full runs in one kind of record.
 
         Args:
-            value: another key, or another metric, than the number that runs are compared by.
+            kind: "score", "heldout" or "evaluation".
+            value: a key or metric other than the number by which runs are compared.
         """
         name, detail, usual = MEASURES[kind]
         table: Numbers = defaultdict(lambda: defaultdict(dict))
         for line in self.of_kind(kind):
-            number = {**line.get("others", {}), **line}.get(value or usual)
+            # Further metrics of a score are in an object of their own.
+            numbers = {**line.get("others", {}), **line}
+            number = numbers.get(value or usual)
             if number is not None:
                 table[line[name], line.get(detail)][line["arm"]][line["seed"]] = number
         return table
 
     def runs(self) -> dict[str, dict[int, list[Line]]]:
-        """The curves by arm and seed."""
+        """Return the curves by arm and seed."""
         runs: dict[str, dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
         for line in self.curves:
             runs[line["arm"]][line["seed"]].append(line)
@@ -140,7 +148,7 @@ class Folder:
 
 
 def read_folder(folder: Path) -> Folder:
-    """Everything that is there.
+    """Read every file that exists.
 
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
@@ -156,8 +164,10 @@ def read_folder(folder: Path) -> Folder:
     if (folder / "metrics.jsonl").is_file():
         return _read_run(folder)
     what = "this folder holds neither a study nor a pre-training run"
+    if not folder.is_dir():
+        what = "there is no such folder"
     raise MaskwiseError(
-        what if folder.is_dir() else "there is no such folder",
+        what,
         got=str(folder),
         allowed="a folder with study.json or metrics.jsonl",
         do="give the --out folder of maskwise study or maskwise pretrain",
@@ -165,10 +175,10 @@ def read_folder(folder: Path) -> Folder:
 
 
 def summary_of(folder: Path) -> Summary:
-    """summary.json of a study.
+    """Read summary.json of a study.
 
     Raises:
-        MaskwiseError: there is none, or it is damaged.
+        MaskwiseError: the file is missing or damaged, or the folder is that of a single run.
     """
     folder = Path(folder)
     if read_folder(folder).kind != "study":
@@ -196,12 +206,21 @@ def _read_study(folder: Path) -> Folder:
             # Stages may be links to a shared folder, so names are compared, not where they lead.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    lines = [_finite(line) for line in read_lines(folder / "records.jsonl")]
-    records = [line for line in lines if REQUIRED.get(line.get("kind", ""), {"-"}) <= line.keys()]
+    records = []
+    for line in read_lines(folder / "records.jsonl"):
+        required = REQUIRED.get(line.get("kind", ""))
+        line = _finite(line)
+        if required is not None and required <= line.keys():
+            records.append(line)
     written = 0
     if (folder / "records.jsonl").is_file():
         written = sum(bool(line.strip()) for line in (folder / "records.jsonl").open("rb"))
-    timings = [line for line in read_lines(folder / "timings.jsonl") if "seconds" in line]
+    # Until November 2026 the purpose was called phase.
+    timings = [
+        {"purpose": line.get("phase"), **line}
+        for line in read_lines(folder / "timings.jsonl")
+        if "seconds" in line
+    ]
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
@@ -211,21 +230,22 @@ def _read_study(folder: Path) -> Folder:
         summary=_summary(read_json(folder / "summary.json") or {}),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        # Until November 2026 the purpose was called phase.
-        timings=[{"purpose": line.get("phase"), **line} for line in timings],
+        timings=timings,
         seconds=study["seconds"],
         recipe_yaml=study["recipe_yaml"],
     )
 
 
 def _summary(content: Line) -> Summary:
-    """A summary with all its keys; the reasons of earlier rules are read as flags."""
+    """Fill in missing keys, and read the reasons of earlier rules as flags."""
     if "rules" not in content:
         for row in content.get("contrasts", []):
-            reasons = [line for line in row.get("reasons", []) if line["effect"] != "tests"]
-            row["flags"] = [
-                {**line, "effect": OLD_EFFECTS[line["effect"]], "facts": {}} for line in reasons
-            ]
+            row["flags"] = []
+            for reason in row.get("reasons", []):
+                effect = OLD_EFFECTS.get(reason["effect"])
+                # Reasons about the choice of a test have no counterpart: there is one test now.
+                if effect:
+                    row["flags"].append({**reason, "effect": effect, "facts": {}})
         points = content.get("efficiency", {}).get("points", [])
         content["efficiency"] = {"crossings": [], "points": points}
     return cast(Summary, {**NO_SUMMARY, **content})
@@ -261,11 +281,11 @@ def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
 
 
 def _finite(line: Line) -> Line:
-    """Without numbers that are not finite, also in the objects inside."""
-    kept = {}
+    """Drop numbers that are not finite, also from nested objects."""
+    finite = {}
     for key, value in line.items():
         if isinstance(value, dict):
-            kept[key] = _finite(value)
+            finite[key] = _finite(value)
         elif not isinstance(value, float) or math.isfinite(value):
-            kept[key] = value
-    return kept
+            finite[key] = value
+    return finite
