@@ -1,14 +1,15 @@
-"""Words of texts as 64-bit hashes, and tables that count them, without a Python loop over words.
+"""Words of texts as 64-bit hashes, and tables of their counts, without a Python loop over words.
 
-Words follow words.py, in lower case. The hash of a word is the sum of a hash of each letter with
-its place. Among a million different words two share a hash with a chance of 3 in 10⁸. Strings are
-kept for display only. Cost: 0.5 µs a word.
+Words follow words.py, in lower case. A hash sums the hashes of (letter, position) pairs; the
+probability that any two of a million words collide is 3 in 10⁸. Strings are kept for display only.
+Cost: 0.5 µs per word.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,11 @@ Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
-"""Texts are processed together up to this size: at 60 bytes a character, about 130 MB."""
+"""Characters of texts that are processed together; at 60 bytes per character about 130 MB."""
 RULES = "counts-1"
-"""Part of the version of every annotator that depends on hashes and borders."""
+"""Part of the version of every annotator that depends on hashes or word borders."""
 LAST = np.uint64(2**64 - 3)
-"""The largest hash; the two numbers above it are free for marks."""
+"""The largest hash; callers use the two numbers above it as markers."""
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -43,35 +44,51 @@ _LINE_ENDS = np.array([10, 11, 12, 13, 0x85, 0x2028, 0x2029], dtype=np.uint32)
 
 
 class Words(NamedTuple):
-    """The W words of N texts, in order."""
+    """The W words of N texts, in text order.
 
-    text: Ints  # (W,) the number of the text
-    start: Ints  # (W,) characters in that text …
-    end: Ints  # … exclusive
-    letter: NDArray[np.uint32]  # (W,) the code of its first character, in lower case
-    key: Keys  # (W,) hash of the word in lower case, at most `LAST`
-    plain: Flags  # (W,) begins with a letter or digit and does not follow an apostrophe
-    fresh: Flags  # (W,) first word of a text or a line
-    folded: str  # the texts in lower case, one after the other, …
-    base: Ints  # (N,) … and the offset of each
+    Attributes:
+        text: (W,) the index of the text.
+        start, end: (W,) character offsets in that text.
+        letter: (W,) the code point of the first character, in lower case.
+        key: (W,) hash of the word in lower case, at most ``LAST``.
+        plain: (W,) begins with a letter or digit and does not follow an apostrophe.
+        fresh: (W,) first word of a text or a line.
+        folded: the concatenated texts in lower case.
+        base: (N,) the offset of each text in ``folded``.
+    """
+
+    text: Ints
+    start: Ints
+    end: Ints
+    letter: NDArray[np.uint32]
+    key: Keys
+    plain: Flags
+    fresh: Flags
+    folded: str
+    base: Ints
 
     def name(self, place: int) -> str:
-        """The word itself, in lower case."""
+        """Return a word in lower case."""
         base = int(self.base[self.text[place]])
-        return self.folded[base + int(self.start[place]) : base + int(self.end[place])]
+        start = base + int(self.start[place])
+        end = base + int(self.end[place])
+        return self.folded[start:end]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """Spans of each text, from word ``first`` to word ``last`` (S,), with ``values`` (S,)."""
+        """Build the spans of each text from word ``first`` to ``last`` (S,), with values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
-        cuts = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
-        columns = [np.split(column, cuts) for column in (start, end, *values)]
-        return [CharSpans(*parts) for parts in zip(*columns)]
+        edges = np.searchsorted(self.text[first], np.arange(len(self.base) + 1))
+        spans = []
+        for low, high in pairwise(edges):
+            part = slice(low, high)
+            spans.append(CharSpans(start[part], end[part], *(value[part] for value in values)))
+        return spans
 
 
 def words_of(texts: Sequence[str]) -> Words:
     """Find and hash all words of one or more texts."""
-    # A line end after every text keeps words of two texts apart.
+    # A line end after every text keeps the words of two texts apart.
     sizes = _sizes(texts) + 1
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
@@ -81,8 +98,10 @@ def words_of(texts: Sequence[str]) -> Words:
     codes = _codes(folded)
     text = np.searchsorted(base, start, side="right") - 1
     lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
-    # What follows an apostrophe inside a word is not a word of a phrase: don't, women's.
-    suffix = np.isin(codes[start - 1], _APOSTROPHES) & ~is_white(kinds)[start - 2] & (start > 1)
+    # The part after an apostrophe inside a word is not a word of a phrase: don't, women's.
+    after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
+    suffix = after_apostrophe & ~is_white(kinds)[start - 2]
+    # A block has thousands of words but few first letters, so Python looks at each letter once.
     distinct, which = np.unique(codes[start], return_inverse=True)
     alphanumeric = np.array([chr(code).isalnum() for code in distinct], dtype=bool)
     return Words(
@@ -99,12 +118,13 @@ def words_of(texts: Sequence[str]) -> Words:
 
 
 def fold(text: str) -> str:
-    """Lower case with the same number of characters, whatever the context ("İ", "Σ")."""
+    """Convert to lower case without changing the number of characters."""
+    # ``lower`` turns İ into two characters, and Σ into ς or σ depending on the next letter.
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
 def keys_of(words: Sequence[str]) -> Keys:
-    """(W,) the hashes of words that are given as strings."""
+    """(W,) the hashes of words that are strings."""
     codes = _codes("".join(fold(word) + "\n" for word in words))
     sizes = _sizes(words)
     end = np.cumsum(sizes + 1) - 1
@@ -120,26 +140,29 @@ def _codes(text: str) -> NDArray[np.uint32]:
 
 
 def _hashes(codes: NDArray[np.uint32], start: Ints, end: Ints) -> Keys:
-    """(W,) the sum of a hash of each letter with its place in the word, mixed once more."""
+    """(W,) the sum of the hashes of a word's (letter, position) pairs, mixed once more."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
-    origin = np.repeat(np.append(0, start), np.diff(start, prepend=0, append=len(codes)))
-    place = (np.arange(len(codes)) - origin).astype(np.uint64)
-    letters = mixed(codes + (place << np.uint64(21)))
+    lengths = np.diff(start, prepend=0, append=len(codes))
+    origin = np.repeat(np.append(0, start), lengths)
+    position = (np.arange(len(codes)) - origin).astype(np.uint64)
+    # Code points have 21 bits, so a letter and its position do not overlap.
+    letters = mixed(codes + (position << np.uint64(21)))
+    # Every second sum belongs to the characters between two words.
     borders = np.stack([start, end], 1).ravel()
     sums = np.add.reduceat(letters, borders)[::2]
     return np.minimum(mixed(sums), LAST)
 
 
 def mixed(x: Keys) -> Keys:
-    """The finaliser of SplitMix64: every bit of the result depends on every bit of x."""
+    """Apply the finaliser of SplitMix64: each bit of the result depends on all bits of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def blocks(texts: Iterable[str]) -> Iterator[Words]:
-    """The words of a stream, some thousand texts at a time."""
+    """Yield the words of a stream of texts, some thousand texts at a time."""
     return map(words_of, batches(texts, BLOCK_CHARACTERS))
 
 
@@ -148,11 +171,11 @@ def blocks(texts: Iterable[str]) -> Iterator[Words]:
 
 
 class Table:
-    """Counts of 64-bit keys, at most ``limit`` of them.
+    """Counts of at most ``limit`` 64-bit keys.
 
     Attributes:
-        lost: how much any count may be too low; a missing key has at most this count.
-        total: all that was counted.
+        lost: upper bound on the error of any count, and on the count of a missing key.
+        total: the number of keys added, with repetition.
     """
 
     def __init__(self, *, limit: int = 15_000_000):
@@ -164,11 +187,12 @@ class Table:
         self.total = 0
 
     def add(self, keys: Keys) -> None:
-        """Count keys, each once."""
+        """Count keys; a key that occurs twice counts twice."""
         self.total += len(keys)
         self._waiting.append(keys)
-        # Merge only when there is much to merge: every merge copies the table.
-        if sum(map(len, self._waiting)) > max(1 << 21, len(self._keys) // 2):
+        # Every merge copies the table, so it waits for many keys.
+        waiting = sum(map(len, self._waiting))
+        if waiting > max(1 << 21, len(self._keys) // 2):
             self._merge()
 
     @property
@@ -184,7 +208,7 @@ class Table:
         return self._counts
 
     def of(self, wanted: Keys) -> Ints:
-        """(W,) the counts of some keys; 0 for keys that the table does not have."""
+        """(W,) the counts of some keys; 0 for keys that are missing."""
         return np.append(self.counts, 0)[find(self.keys, wanted)]
 
     def _merge(self) -> None:
@@ -193,7 +217,7 @@ class Table:
         new, times = np.unique(np.concatenate(self._waiting), return_counts=True)
         self._waiting = []
         keys = np.concatenate([self._keys, new])
-        # a stable sort merges two sorted runs in linear time
+        # A stable sort merges two sorted runs in linear time.
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         counts = np.concatenate([self._counts, times])[order]
@@ -202,7 +226,7 @@ class Table:
             keys = keys[first]
             counts = np.add.reduceat(counts, first)
         if len(keys) > self.limit:
-            # prune to half of the limit, so that pruning is rare
+            # Prune to half of the limit, so that pruning is rare.
             place = len(keys) - self.limit // 2
             least = int(np.partition(counts, place)[place])
             keep = counts > least
@@ -228,16 +252,17 @@ class Vocabulary(Table):
             if key not in self._names:
                 self._names[key] = words.name(place)
         self.add(words.key[places])
+        # Strings of pruned keys are dropped in turn, or memory would grow with the corpus.
         if len(self._names) > 2 * self.limit:
             self._names = {key: self._names[key] for key in self.keys.tolist()}
 
     def names(self, keys: Keys) -> list[str]:
-        """The words with these hashes."""
+        """Return the words with these hashes."""
         return [self._names[key] for key in keys.tolist()]
 
 
 def find(keys: Array, wanted: Array) -> Ints:
-    """(W,) the place of each wanted key among the ascending ``keys`` (K,); −1 if it is missing."""
+    """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 if it is missing."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
@@ -245,20 +270,20 @@ def find(keys: Array, wanted: Array) -> Ints:
 
 
 def joined(left: Ints, right: Ints) -> Keys:
-    """Pairs of numbers below 2³² as keys: the left ones in the upper 32 bits."""
+    """Pack pairs of numbers below 2³² into keys, the left numbers in the upper 32 bits."""
     return (left.astype(np.uint64) << _HALF) | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
-    """The left and the right numbers of keys that ``joined`` made."""
+    """Unpack the left and the right numbers of keys from ``joined``."""
     return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)
 
 
 class Spill:
-    """Blocks of numbers in a temporary file, read back in order: 8 bytes a word of the corpus."""
+    """Blocks of numbers in a temporary file, read back in order."""
 
     def __init__(self, folder: Path):
-        # closed with its last reference
+        # The file is open as long as this object, so ``with`` cannot close it.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._blocks = 0
 
@@ -273,7 +298,7 @@ class Spill:
 
 
 def write_table(path: Path, columns: Mapping[str, object]) -> None:
-    """Write columns of one length as a Parquet file."""
+    """Write columns of equal length as a Parquet file."""
     pq.write_table(pa.table(dict(columns)), path)
 
 

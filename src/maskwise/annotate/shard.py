@@ -1,15 +1,15 @@
-"""The work on one shard: texts and the strings of annotators in, the bytes of files out.
+"""Annotate one shard: texts and the specs of annotators in, the bytes of files out.
 
 Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks,
-to bound memory; annotators that look texts up (``whole_texts``) get them whole. A text on which an
-annotator fails gets no spans and is counted. If it fails on all texts, or a file, the network or
-the memory fails, the run ends.
+which bounds memory; annotators with ``whole_texts`` get them whole. A text on which an annotator
+fails gets no spans and is counted. The run ends if all texts fail, or on an error of a file, the
+network or memory.
 
-Spans are counted here too, while the text is at hand. Counts are exact, but the commonest words and
-spans are added up from those of each shard, so rare ones may be missed.
+Spans are counted here too, while the text is in memory. Totals are exact; the most common words and
+spans are merged from the most common ones of each shard, so rare ones may be missed. Counting costs
+0.4 µs per span.
 
-`Live` does the same to texts of a stream, for which nothing is stored. A process loads an annotator
-once; counting takes 0.4 µs a span.
+`Live` annotates texts of a stream, for which nothing is stored.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from maskwise.text.words import classify, word_starts
 
 PART_CHARACTERS = 100_000
 SURE_FAILURES = 8
-"""If this many texts of a shard fail, and none succeeds, the texts are not the reason."""
-TOP_SPANS, TOP_WORDS = 200, 20
-"""How many of the commonest are kept per shard: of a layer of spans, and of each label of another.
-"""
+"""If this many texts of a shard fail and none succeeds, the annotator is broken."""
+TOP_SPANS = 200
+"""Most common texts per shard of a layer of spans."""
+TOP_WORDS = 20
+"""Most common texts per shard of each label of any other layer."""
 SHORT_CHARACTERS = 60
-"""Longer spans, such as sentences, are not counted as texts."""
+"""Longer spans, such as sentences, are not counted by their text."""
 
 
 class ShardTask(NamedTuple):
-    """A shard, its place in the corpus, and the strings of the annotators whose layers it lacks."""
+    """A shard, its index in the corpus, and the specs of the annotators that it lacks."""
 
     number: int
     documents: list[tuple[str, str]]
@@ -50,30 +51,31 @@ class ShardTask(NamedTuple):
 
 
 class LayerSummary(TypedDict):
-    """The counts of a layer in the corpus; labels are names."""
+    """Counts of a layer in the corpus; ``weight`` has the keys mean, least and greatest."""
 
     kind: str
     spans: int
     share_of_words: float
     labels: NotRequired[dict[str, int]]
     top: NotRequired[dict[str, list[list[str | int]]]]
-    weight: NotRequired[dict[str, float]]  # mean, least, greatest
+    weight: NotRequired[dict[str, float]]
 
 
 class AnnotatorSummary(TypedDict):
-    """A line for the user (or None), failures (error → texts), and the layers of an annotator."""
+    """A message for the user or None, failures (error → texts), and the layers of an annotator."""
 
     notice: str | None
     failures: dict[str, int]
     layers: dict[str, LayerSummary]
 
 
-# run.py has checked whether functions of the user's are allowed
+# Functions of the user are allowed: run.py has checked the options of the run. Each process builds
+# an annotator once, since some load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
 def forget() -> None:
-    """Build annotators anew: a file that they read may have changed, and their strings do not."""
+    """Clear the cache of annotators: a file that they read may have changed under the same name."""
     _annotator.cache_clear()
 
 
@@ -81,30 +83,30 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
     """Annotate a shard; returns one file for each annotator.
 
     Raises:
-        MaskwiseError: spans that do not fit their text; an annotator that fails on everything.
+        MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
     """
     shard = [Document(*document) for document in task.documents]
     texts = [document.text for document in shard]
     files = []
     for spec in task.annotators:
         maker = _annotator(spec)
-        failures: dict[str, int] = {}
+        failures = Counter[str]()
         spans = spans_of(maker, texts, failures)
-        facts = shard_facts(texts, spans, maker.layers) | {"failures": failures}
+        facts = shard_facts(texts, spans, maker.layers) | {"failures": dict(failures)}
         files.append(to_parquet(shard, spans, maker.layers, facts))
     return files
 
 
 class Live:
-    """The layers of several annotators for any texts.
+    """Annotate any texts with several annotators, without a store.
 
-    It is pickled as the strings of the annotators; each process builds them once.
+    Pickles only the specs; each process builds its annotators once.
 
     Args:
         specs: names of annotators, with arguments.
 
     Raises:
-        MaskwiseError: an unknown annotator, or one that has to read the whole corpus first.
+        MaskwiseError: an unknown annotator, or one that must read the whole corpus first.
 
     >>> live = Live(["words"])
     >>> live.annotate(["Owls fly."])[0]["words"].start.tolist()
@@ -125,38 +127,43 @@ class Live:
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """Name → layer, of all annotators."""
+        """The layers of all annotators by name."""
         layers: dict[str, Layer] = {}
         for maker in self._makers:
             layers |= maker.layers
         return layers
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """The spans of every text, by layer; a text on which an annotator fails has none.
+        """Return the spans of every text by layer; a text on which an annotator fails has none.
 
         Raises:
-            MaskwiseError: an annotator that fails on everything.
+            MaskwiseError: an annotator that fails on all texts.
         """
         spans: list[dict[str, CharSpans]] = [{} for _ in texts]
         for maker in self._makers:
-            for all_layers, found in zip(spans, spans_of(maker, texts, {}), strict=True):
-                all_layers |= found
+            found = spans_of(maker, texts, Counter())
+            for all_layers, new_layers in zip(spans, found, strict=True):
+                all_layers |= new_layers
         return spans
 
 
 def require_live(spec: str, maker: Annotator) -> None:
-    """
+    """Check that an annotator can annotate a stream.
+
     Raises:
-        MaskwiseError: an annotator that has to read the whole corpus first.
+        MaskwiseError: an annotator that must read the whole corpus first.
     """
-    if isinstance(maker, Fitted) and not maker.fitted:
-        option = "vocabulary" if maker.name == "phrases" else "table"
-        raise MaskwiseError(
-            f"layers of {spec} need the whole corpus, and a stream is not read beforehand",
-            do=f"count in a part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
-            f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
-            f"corpus.stream",
-        )
+    if not isinstance(maker, Fitted) or maker.fitted:
+        return
+    option = "table"
+    if maker.name == "phrases":
+        option = "vocabulary"
+    raise MaskwiseError(
+        f"layers of {spec} need the whole corpus, and a stream is not read beforehand",
+        do=f"count in a part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
+        f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
+        f"corpus.stream",
+    )
 
 
 # Annotating texts
@@ -164,72 +171,82 @@ def require_live(spec: str, maker: Annotator) -> None:
 
 
 def spans_of(
-    maker: Annotator, texts: Sequence[str], failures: dict[str, int]
+    maker: Annotator, texts: Sequence[str], failures: Counter[str]
 ) -> list[dict[str, CharSpans]]:
-    """The spans of each text by layer; failures are counted by their error.
+    """Return the spans of each text by layer, and count failures by their error.
 
     Raises:
-        MaskwiseError: spans that do not fit their text; an annotator that fails on everything.
+        MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
     """
-    most = sys.maxsize if getattr(maker, "whole_texts", False) else PART_CHARACTERS
-    cuts = [list(cut_text(text, 0, len(text), most=most, borders=("\n", " "))) for text in texts]
+    most = PART_CHARACTERS
+    # Annotators are any classes with ``name``, ``version`` and ``layers``; the flag is optional.
+    if hasattr(maker, "whole_texts") and maker.whole_texts:
+        most = sys.maxsize
+    text_of_part: list[int] = []
+    offsets: list[int] = []
     parts: list[str] = []
-    for text, own in zip(texts, cuts, strict=True):
-        parts += [text[start:end] for start, end in own]
-    found = _annotate(maker, parts, failures)
-    for part, spans in zip(parts, found, strict=True):
+    for number, text in enumerate(texts):
+        for start, end in cut_text(text, 0, len(text), most=most, borders=("\n", " ")):
+            text_of_part.append(number)
+            offsets.append(start)
+            parts.append(text[start:end])
+    found: list[list[dict[str, CharSpans]]] = [[] for _ in texts]
+    annotated = _annotate(maker, parts, failures)
+    for number, offset, part, layers in zip(text_of_part, offsets, parts, annotated, strict=True):
+        shifted = {}
         for name, layer in maker.layers.items():
             what = f"{maker.name}: {name} of {part[:40]!r}…"
-            check_spans(spans[name], layer, len(part), name=what)
-    rest = iter(found)
-    return [_join([next(rest) for _ in own], own, maker) for own in cuts]
+            check_spans(layers[name], layer, len(part), name=what)
+            start, end, value = layers[name]
+            shifted[name] = CharSpans(start + offset, end + offset, value)
+        found[number].append(shifted)
+    return [_concatenate(layers_of_parts) for layers_of_parts in found]
 
 
 def _annotate(
-    maker: Annotator, texts: list[str], failures: dict[str, int]
+    maker: Annotator, texts: list[str], failures: Counter[str]
 ) -> list[dict[str, CharSpans]]:
-    # One text must not end the work on a million others, so a library's own errors are counted.
+    # One text must not end the work on a million others, so errors of a library are counted.
     try:
         return maker.annotate(texts)
     except MaskwiseError:
         raise
     except Exception:
         spans = [_annotate_one(maker, text, failures) for text in texts]
-    if sum(failures.values()) == len(texts) >= SURE_FAILURES:
+    if failures.total() == len(texts) >= SURE_FAILURES:
         what = f"{maker.name} failed on all {len(texts)} texts of a shard"
         do = "mend it; what was finished is kept"
         raise MaskwiseError(what, got=next(iter(failures)), do=do)
     return spans
 
 
-def _annotate_one(maker: Annotator, text: str, failures: dict[str, int]) -> dict[str, CharSpans]:
+def _annotate_one(maker: Annotator, text: str, failures: Counter[str]) -> dict[str, CharSpans]:
     try:
         return maker.annotate([text])[0]
     except MaskwiseError:
         raise
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        # not the text's fault: the shard must not be stored as finished
+        message = f"{type(error).__name__}: {error}"
+        line = " ".join(message.split())[:200]
+        # The text is not to blame, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             do = "the same command resumes"
             raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
-        failures[line] = failures.get(line, 0) + 1
+        failures[line] += 1
         return {name: CharSpans.of([], layer) for name, layer in maker.layers.items()}
 
 
-def _join(
-    parts: Sequence[dict[str, CharSpans]], cuts: Sequence[tuple[int, int]], maker: Annotator
-) -> dict[str, CharSpans]:
-    """The spans of a text from those of its parts."""
+def _concatenate(parts: Sequence[dict[str, CharSpans]]) -> dict[str, CharSpans]:
+    """Join the layers of the parts of a text, whose spans already have offsets of the text."""
     if len(parts) == 1:
         return parts[0]
     whole = {}
-    for name in maker.layers:
-        moved = []
-        for part, (origin, _) in zip(parts, cuts, strict=True):
-            start, end, value = part[name]
-            moved.append([start + origin, end + origin] + ([] if value is None else [value]))
-        whole[name] = CharSpans(*map(np.concatenate, zip(*moved)))
+    for name in parts[0]:
+        pieces = [part[name] for part in parts]
+        start = np.concatenate([spans.start for spans in pieces])
+        end = np.concatenate([spans.end for spans in pieces])
+        values = [spans.value for spans in pieces if spans.value is not None]
+        whole[name] = CharSpans(start, end, np.concatenate(values) if values else None)
     return whole
 
 
@@ -240,7 +257,7 @@ def _join(
 def shard_facts(
     texts: Sequence[str], found: Sequence[Mapping[str, CharSpans]], layers: Mapping[str, Layer]
 ) -> Facts:
-    """The counts of one shard and annotator, as JSON.
+    """Count the spans of one shard and annotator, as JSON.
 
     ``documents``, ``characters``, ``words``, ``failures`` (error → texts) and ``layers``: for each
     ``spans``, ``characters``, ``words``, and either ``weight`` (sum, least, greatest) or ``labels``
@@ -248,16 +265,15 @@ def shard_facts(
 
     Args:
         texts: N texts.
-        found: for each its spans by layer.
+        found: the spans of each text by layer.
     """
     sizes = np.array([len(text) + 1 for text in texts], dtype=np.int64)
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
     begins = []
-    for text, origin in zip(texts, base):
-        # in parts: classifying takes 60 bytes a character
-        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")):
-            begins.append(np.flatnonzero(word_starts(classify(text[start:end]))) + origin + start)
+    # Part by part, because classifying takes 60 bytes per character.
+    for start, end in cut_text(joined, 0, len(joined), most=PART_CHARACTERS, borders=("\n", " ")):
+        begins.append(np.flatnonzero(word_starts(classify(joined[start:end]))) + start)
     words = np.concatenate(begins)
     counted = {}
     for name, layer in layers.items():
@@ -278,48 +294,57 @@ def _layer_facts(
     origin = np.repeat(base, [len(spans.start) for spans in found])
     start = origin + np.concatenate([spans.start for spans in found])
     end = origin + np.concatenate([spans.end for spans in found])
-    # A word counts if the last span that opens at or before its first character covers it.
+    # A word counts if the last span that opens at or before its first character covers it. A word
+    # before all spans finds index −1, the padding, which covers nothing.
     last = np.searchsorted(start, words, side="right") - 1
+    covered = np.append(end, 0)[last] > words
     facts = {
         "spans": len(start),
         "characters": int((end - start).sum()),
-        "words": int((np.append(end, 0)[last] > words).sum()),
+        "words": int(covered.sum()),
     }
     codes = np.zeros_like(start)
     if layer.dtype:
         codes = np.concatenate([spans.value for spans in found if spans.value is not None])
     if layer.kind == "weight":
         weights = codes.astype(np.float64)
-        ends = [float(weights.min()), float(weights.max())] if len(weights) else [0.0, 0.0]
-        return {**facts, "weight": [float(weights.sum()), *ends]}
+        least = greatest = 0.0
+        if len(weights):
+            least, greatest = float(weights.min()), float(weights.max())
+        return {**facts, "weight": [float(weights.sum()), least, greatest]}
     distinct, times = np.unique(codes, return_counts=True)
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
-    # pairs are cut and counted at the speed of C
+    # Strings are cut and counted in C: a loop here would take longer than the annotators.
     pairs = Counter(zip(map(str, codes[short].tolist()), map(joined.__getitem__, cuts)))
-    texts = {str(code): Counter[str]() for code in np.unique(codes[short])}
+    counts: dict[str, Counter[str]] = {}
     for (code, text), number in pairs.items():
-        texts[code][text] = number
-    top = {code: dict(_commonest(counted, layer)) for code, counted in texts.items()}
+        counts.setdefault(code, Counter())[text] = number
+    top = {code: dict(_most_common(counts[code], layer)) for code in sorted(counts, key=int)}
     return {**facts, "labels": labels, "top": top}
 
 
-def _commonest(count: Counter[str], layer: Layer) -> list[tuple[str, int]]:
-    most = TOP_SPANS if layer.kind == "spans" else TOP_WORDS
-    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:most]
+def _most_common(counts: Counter[str], layer: Layer) -> list[tuple[str, int]]:
+    most = TOP_WORDS
+    if layer.kind == "spans":
+        most = TOP_SPANS
+    # Ties by the text, unlike ``Counter.most_common``: the result must not depend on the order.
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
-    """The facts of all shards of an annotator as one."""
+    """Merge the facts of all shards of an annotator."""
     words = sum(facts["words"] for facts in shards)
-    failures: Counter[str] = Counter()
+    failures = Counter[str]()
     for facts in shards:
         failures.update(facts["failures"])
     layers = {}
     for name, layer in maker.layers.items():
-        layers[name] = _summary([facts["layers"][name] for facts in shards], name, layer, words)
-    return {"notice": getattr(maker, "notice", None), "failures": dict(failures), "layers": layers}
+        parts = [facts["layers"][name] for facts in shards]
+        layers[name] = _summary(parts, name, layer, words)
+    notice = maker.notice if hasattr(maker, "notice") else None
+    return {"notice": notice, "failures": dict(failures), "layers": layers}
 
 
 def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> LayerSummary:
@@ -327,23 +352,29 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
     share = sum(part["words"] for part in parts) / max(1, words)
     summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
     if layer.kind == "weight":
+        # A shard without spans has (0, 0, 0), which is no least weight.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
-        return {**summary, "weight": {"mean": mean, "least": min(least), "greatest": max(greatest)}}
+        summary["weight"] = {"mean": mean, "least": min(least), "greatest": max(greatest)}
+        return summary
 
-    labels: Counter[str] = Counter()
-    texts: dict[str, Counter[str]] = {}
+    labels = Counter[str]()
+    counts: dict[str, Counter[str]] = {}
     for part in parts:
         labels.update(part["labels"])
         for code, times in part["top"].items():
-            texts.setdefault(code, Counter()).update(times)
-    names = ("none", *layer.labels) if layer.labels else (name,)
+            counts.setdefault(code, Counter()).update(times)
+    names: tuple[str, ...] = (name,)
+    if layer.labels:
+        # Code 0 stands for words without a label.
+        names = ("none", *layer.labels)
     summary["labels"] = {}
     summary["top"] = {}
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
-        commonest = _commonest(texts.get(code, Counter()), layer)
+        # A label may have long spans only, which are not counted by their text.
+        common = _most_common(counts.get(code, Counter()), layer)
         summary["labels"][label] = number
-        summary["top"][label] = [list(pair) for pair in commonest]
+        summary["top"][label] = [list(pair) for pair in common]
     return summary

@@ -204,7 +204,7 @@ def choose(
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 
-    # Only a budget of Bernoulli draws leaves the pieces without one.
+    # The mode ``exact`` always sets budgets; other modes may leave them out.
     assert selection.budget is not None
 
     def tensor(column: Array) -> Tensor:

@@ -1,4 +1,4 @@
-"""The learning part of a recipe: how a policy is learned from a task."""
+"""The ``learning`` section of a recipe: how a policy is learned from a task."""
 
 from __future__ import annotations
 
@@ -23,108 +23,99 @@ class MetaSettings(BaseModel):
     """Outer steps: updates of the policy."""
 
     tries: int = Field(1, ge=1)
-    """How many policies are learned, from other weights and in other orders; the best on dev is
-    kept. Where one step tells little of a task, one learning may end at words that do not help, and
-    the next one at those that do.
+    """Number of policies that are learned, with different weights and orders; the best on dev is
+    used. If one step reveals little about the task, a try may end at words that do not help.
     """
 
     batch_size: int = Field(32, ge=1)
-    """Examples of each inner step."""
+    """Examples per inner step."""
 
     warm: int = Field(5, ge=0)
-    """Ordinary steps of the task that the model takes before all others. It then knows what an
-    answer looks like, and no mask is rewarded for telling it that."""
+    """Ordinary steps on the task before the first outer step. The model then knows the format of
+    answers, so that no mask is rewarded for teaching it."""
 
     inner_steps: int = Field(1, ge=1, le=16)
-    """Pairs of a step under a mask and a step of the task, one after the other, before the outer
-    loss.
-    """
+    """Pairs of inner steps before the outer loss: one step under a mask, then one of the task."""
 
     mask_rate: float = Field(0.02, ge=0)
-    """Size of an inner step of masked pre-training. 0 gives the policy no gradient at all. Where it
-    is so long that it raises the loss that it should lower, the policy learns something else;
-    ``maskwise learn`` says so.
+    """Size of an inner step of masked pre-training; 0 leaves the policy without a gradient. A step
+    that is too long raises its own loss and misleads the policy; ``maskwise learn`` warns of it.
     """
 
     task_rate: float = Field(0.05, ge=0)
-    """Size of an inner step of the task; 0: there is none."""
+    """Size of an inner step of the task; 0 for no such step."""
 
     learn_rates: bool = False
-    """Whether both sizes are learned too, each by the gradient of its logarithm."""
+    """Whether to learn both step sizes, by the gradient of their logarithms."""
 
     outer: Literal["same", "other"] = "same"
-    """The examples of the outer loss: those of the inner steps, or as many others."""
+    """Examples of the outer loss: those of the inner steps, or as many others."""
 
     gradient: Literal["exact", "finite-difference"] = "finite-difference"
     """How the meta-gradient is computed."""
 
     draws: Literal[8] = 8
-    """Without effect; part of the names of stages that were recorded."""
+    """Without effect; kept because it is part of the names of recorded stages."""
 
     units: Literal["token", "word"] = "word"
-    """What is masked together while learning."""
+    """Units of masking while learning."""
 
     ratio: float = Field(0.15, gt=0, lt=1)
-    """Share of the tokens of a context that is masked while learning."""
+    """Share of the tokens of a context that are masked while learning."""
 
     temperature: float = Field(1.0, gt=0)
-    """Scores are divided by it while learning: above 1 masks are drawn more evenly than the policy
-    says.
-    """
+    """Divides the scores while learning; above 1, masks are drawn more evenly."""
 
     learning_rate: float = Field(0.01, gt=0)
-    """Step size of the policy (Adam), falling to 0 over the steps. A table of words wants 0.3, an
-    encoder 1e-3.
+    """Learning rate of the policy (Adam), decaying linearly to 0. 0.3 suits a table of words, 1e-3
+    an encoder.
     """
 
     clip: float = Field(0.0, ge=0)
-    """Largest norm of the policy's gradient; 0 for none."""
+    """Maximum norm of the policy's gradient; 0 does not clip."""
 
     entropy: float = Field(0.0, ge=0)
-    """How much a policy is rewarded for spreading its weight over units: nats of outer loss for a
-    nat of entropy.
-    """
+    """Bonus for spreading weight over units: nats of outer loss per nat of entropy."""
 
     average: float = Field(0.95, ge=0, lt=1)
-    """How much the average of the policy keeps at each step. The average is what is judged and
-    kept; 0: the last.
+    """Decay of the moving average of the policy, which is evaluated and saved; 0 saves the last
+    policy.
     """
 
     reset_every: int = Field(1, ge=0)
-    """Outer steps after which the model is what it was at the start again; 1: it never moves, 0: it
-    is never reset. A model that moves on knows the answers of train by heart within some tens of
-    steps, and then no mask can help.
+    """Outer steps between resets of the model to its start; 1 never trains it, 0 never resets it. A
+    model without resets memorises the answers of train within tens of steps, and then no mask
+    helps.
     """
 
     eval_every: int = Field(10, ge=1)
-    """Outer steps between two judgements of the policy on dev examples, and between two states to
-    resume from.
-    """
+    """Outer steps between evaluations on dev, and between checkpoints."""
 
     dev_examples: int = Field(256, ge=1)
-    """So many dev examples judge the policy, the first of them."""
+    """Maximum number of dev examples of an evaluation: the first ones."""
 
     patience: int | None = Field(None, ge=1)
-    """So many judgements without a better one end the learning."""
+    """Stop after this number of evaluations without improvement."""
 
     worse: float = Field(2.0, gt=1)
-    """The outer loss has diverged where its mean between two judgements is so many times that of
-    the first steps.
+    """Stop when the mean outer loss between two evaluations exceeds this multiple of its initial
+    value.
     """
 
     seed: int = 0
-    """Decides order, contexts and masks."""
+    """Seed of the order, contexts and masks."""
 
     @field_validator("gradient", mode="before")
     @classmethod
     def _no_reinforce(cls, gradient: object) -> object:
+        # Older recipes name it, and pydantic's own error would not say that it was removed.
         if gradient == "reinforce":
             raise ValueError("reinforce is gone; take exact, or finite-difference")
         return gradient
 
 
 class PolicySettings(BaseModel):
-    """The model that a policy is: an encoder with a head.
+    """The model of a policy: an encoder with a head.
 
     >>> PolicySettings(architecture="modernbert", settings={"hidden_size": 128}).length
     64
@@ -138,25 +129,25 @@ class PolicySettings(BaseModel):
     """
 
     pretrained: str | None = None
-    """An encoder to begin with instead: a folder, hub id or ``bundled:encoder``. Its tokenizer is
-    the policy's.
+    """A pre-trained encoder instead: a folder, hub id or ``bundled:encoder``. The policy takes its
+    tokenizer.
     """
 
     settings: dict[str, Any] = {}
-    """Fields of the encoder's configuration: hidden_size and window of a light one."""
+    """Fields of the encoder's configuration; ``light`` has hidden_size and window."""
 
     head: Literal["tokens", "spans"] | None = None
-    """What is scored. None: spans where labels are answers, else tokens."""
+    """What the policy scores. None: spans if the labels are answers, else tokens."""
 
     length: int = Field(64, ge=4)
-    """Tokens that the policy reads at once, special ones included."""
+    """Maximum tokens of a window of text, including special tokens."""
 
     longest: int = Field(10, ge=1)
-    """Words of the longest span."""
+    """Maximum words of a span."""
 
 
 class SupervisedSettings(BaseModel):
-    """How a policy is learned from labels: which words or spans it should find.
+    """How a policy is learned from labelled words or spans.
 
     >>> SupervisedSettings(training={"steps": 50}).training.batch_size
     32
@@ -165,21 +156,19 @@ class SupervisedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: Literal["answers", "target-words", "classifier"] | None = None
-    """``answers``: where the right answers stand in a context. ``target-words``: the content words
-    of a target that stand in its source. ``classifier``: words without which a classifier is less
-    sure. None: what the task has.
+    """``answers``: right answers in their contexts. ``target-words``: the content words that a
+    target shares with its source. ``classifier``: words without which a classifier is less sure.
+    None: whatever the task provides.
     """
 
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
-    """The training of the policy; its seed is the run's."""
+    """Training of the policy; the run provides its seed."""
 
     finetune: FinetuneSettings = FinetuneSettings()
-    """How the classifier is trained, from the recipe's model; its seeds are not used."""
+    """Fine-tuning of the classifier from the recipe's model; its seeds are not used."""
 
     drop: float = Field(0.05, gt=0, lt=1)
-    """A word is labelled if the classifier gives the right class so much less probability without
-    it.
-    """
+    """A word is labelled if the right class loses at least this much probability without it."""
 
 
 class LearningSettings(BaseModel):
@@ -192,10 +181,10 @@ class LearningSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "meta"] = "supervised"
-    """By labels that the task gives, or by what masking does to the task's loss."""
+    """``supervised``: from labels of the task. ``meta``: from the effect of masking on its loss."""
 
     task: str | None = None
-    """What is learned from: as in ``tasks``, of which it is the first if nothing is said."""
+    """The task, as in ``tasks``. None: the first of these."""
 
     policy: PolicySettings = PolicySettings()
     supervised: SupervisedSettings = SupervisedSettings()
