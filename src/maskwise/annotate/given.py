@@ -1,12 +1,11 @@
-"""Layers that need no model: words, sentences and prompts, spans in files, functions of the user's.
+"""Annotators without a model: words, sentences, prompts, spans from files, functions of the user.
 
-A function takes a list of texts and gives for each a list of spans: (start, end) or (start, end,
-value), in characters, a value being a label or a weight. The same text must always get the same
-spans. A function runs code, so no recipe and no ``--with`` can name it: only ``--function`` and the
-Python interface do.
+A function maps a list of texts to a list of spans per text: (start, end) or (start, end, value) in
+characters, where the value is a label or a weight. Equal texts must get equal spans. Since a
+function runs code, recipes and ``--with`` cannot name it; only ``--function`` and Python can.
 
-Marks show policies without an annotator: ``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the
-second of weight 3.
+Marks replace an annotator when a policy is inspected: ``born in [[Warsaw]] in [[1867|3]]`` marks
+two spans, the second with weight 3.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ SPANS = Layer("spans")
 Found: TypeAlias = dict[str, CharSpans]
 """The spans of a text by layer."""
 Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
-"""From texts to a list of spans for each: a function of the user's."""
+"""A function of the user: texts → a list of spans per text."""
 
 
 class ByText:
-    """An annotator that finds the layers of each text with a function.
+    """An annotator that applies a function to each text.
 
     Args:
-        find: from a text to its spans by layer.
-        whole_texts: whether long texts come whole and not in parts.
+        find: maps a text to its spans by layer.
+        whole_texts: whether long texts are passed whole instead of in parts.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class ByText:
 
 
 def words() -> ByText:
-    """Words, by their characters."""
+    """Annotate words, by the rules of words.py."""
 
     def find(text: str) -> Found:
         start, end = words_in(classify(text))
@@ -72,7 +71,7 @@ def words() -> ByText:
 
 
 def sentences() -> ByText:
-    """Sentences, by their final punctuation."""
+    """Annotate sentences, by their final punctuation."""
 
     def find(text: str) -> Found:
         return {"sentence": CharSpans.of(sentence_spans(text), SPANS)}
@@ -81,17 +80,19 @@ def sentences() -> ByText:
 
 
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
-    """The part of a text up to the end of ``until``, its first occurrence or the ``last``.
+    """Annotate the prompt of a text: all up to the first (or ``last``) ``until``, included.
 
     ``masking.keep: prompt`` never masks it. A text without ``until`` has no prompt.
     """
     if not until:
         do = "say prompt(until='?')"
-        raise MaskwiseError("annotator prompt: until is a text", got=repr(until), do=do)
+        raise MaskwiseError("prompt: `until` must not be empty", got=repr(until), do=do)
 
     def find(text: str) -> Found:
         end = text.rfind(until) if last else text.find(until)
-        spans = [(0, end + len(until))] if end >= 0 else []
+        spans = []
+        if end >= 0:
+            spans = [(0, end + len(until))]
         return {"prompt": CharSpans.of(spans, SPANS)}
 
     version = digest("prompt", 2, until, last)
@@ -99,7 +100,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
 
 
 def gold(file: str) -> ByText:
-    """Parts of speech from a CoNLL-U file (``.gz`` allowed), for the texts of its documents."""
+    """Annotate the documents of a CoNLL-U file (``.gz`` allowed) with its parts of speech."""
     from maskwise.text.labelled import POS, read_conllu
 
     path = _existing(file)
@@ -115,10 +116,9 @@ def spans(
     labels: tuple[str, ...] = (),
     layer: str = "spans",
 ) -> ByText:
-    """Spans next to the texts of a JSON lines or Parquet file.
+    """Annotate texts of a JSON lines or Parquet file with the spans in its field ``field``.
 
-    Lists of [start, end], or with ``labels`` of [start, end, label], in characters, in the field
-    ``field``.
+    Spans are lists [start, end], or with ``labels`` [start, end, label], in characters.
     """
     from maskwise.text.labelled import given_spans
 
@@ -128,16 +128,20 @@ def spans(
         raise MaskwiseError(f"spans are not read from {path}", allowed=allowed)
     known: dict[int, Found] = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
-        if isinstance(record, Skip) or not isinstance(record[1], Mapping):
+        # Corpora skip broken lines with a count; spans of a missing text are simply not used.
+        if isinstance(record, Skip):
             continue
-        text = record[1].get(text_field)
-        marked = record[1].get(field)
+        place, fields = record
+        if not isinstance(fields, Mapping):
+            continue
+        text = fields.get(text_field)
+        marked = fields.get(field)
         if not isinstance(text, str) or marked is None:
             continue
         try:
             known[text_id(text)] = {layer: given_spans(marked, text=text, labels=labels)}
         except (MaskwiseError, TypeError) as error:
-            raise MaskwiseError(f"{record[0]} of {path}: {error}") from None
+            raise MaskwiseError(f"{place} of {path}: {error}") from None
     if not known:
         do = "name the field of the spans and that of the text"
         raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
@@ -148,7 +152,7 @@ def spans(
 def _known(
     name: str, layers: Mapping[str, Layer], known: Mapping[int, Found], version: str
 ) -> ByText:
-    """Layers of a file, looked up by the hash of the text; other texts have none."""
+    """Build an annotator that looks texts up by their hash; other texts get no spans."""
     empty = {layer: CharSpans.of([], kind) for layer, kind in layers.items()}
 
     def find(text: str) -> Found:
@@ -164,18 +168,18 @@ def _existing(file: str) -> Path:
     return path
 
 
-# Functions of the user's
+# Functions of the user
 # -------------------------------------------------------------------------------------------
 
 
 class Function:
-    """The layer that a function makes.
+    """An annotator whose layer comes from a function of the user.
 
     Args:
         place: "module:function"; the current folder is searched too.
         kind: "spans", "categorical" or "weight".
-        labels: allowed values of the first two; spans may do without.
-        layer: its name, by default the function's.
+        labels: allowed values; "categorical" requires them, "weight" has none.
+        layer: name of the layer, by default that of the function.
 
     Raises:
         MaskwiseError: no such function; a kind that does not exist, or lacks its labels.
@@ -191,14 +195,16 @@ class Function:
         labels: tuple[str, ...] = (),
         layer: str | None = None,
     ):
-        if kind not in ("spans", "categorical", "weight") or (kind == "categorical") > bool(labels):
+        known = kind in ("spans", "categorical", "weight")
+        if not known or (kind == "categorical" and not labels):
             got = f"{kind}, labels {labels}"
             allowed = "spans, categorical (with labels) or weight"
             raise MaskwiseError(f"function {place}: kind", got=got, allowed=allowed)
         self._call, source = _load(place)
         self._place = place
         self._layer = Layer(kind, tuple(labels))
-        self._name = layer or place.rpartition(":")[2].rpartition(".")[2]
+        self._name = layer or re.split("[:.]", place)[-1]
+        # Code 0 stands for no label.
         self._codes: dict[object, int] = {None: 0}
         self._codes |= {label: code for code, label in enumerate(labels, 1)}
         self.layers = {self._name: self._layer}
@@ -216,10 +222,13 @@ class Function:
         return found
 
     def _checked(self, span: Sequence[object]) -> Sequence[object]:
-        """A span, with the code of its label."""
-        parts = ("start", "end", "value")[: 2 if self._layer.dtype is None else 3]
-        if len(span) != len(parts) or not all(isinstance(place, int) for place in span[:2]):
-            allowed = f"({', '.join(parts)})"
+        """Check a span, and replace its label by a code."""
+        allowed = "(start, end)"
+        size = 2
+        if self._layer.dtype is not None:
+            allowed = "(start, end, value)"
+            size = 3
+        if len(span) != size or not all(isinstance(offset, int) for offset in span[:2]):
             raise MaskwiseError(f"function {self._place}: a span", got=repr(span), allowed=allowed)
         if not self._layer.labels:
             return span
@@ -230,13 +239,19 @@ class Function:
 
 
 def spec_of(function: str | Callable[..., object]) -> Call:
-    """The call of a function that can be imported, or of ``module:function(kind="weight")``.
+    """Return the call that builds the annotator of a function.
+
+    Args:
+        function: a function, or a string such as ``module:function(kind="weight")``.
 
     Raises:
-        MaskwiseError: neither; workers cannot import a function inside of another.
+        MaskwiseError: a function that workers cannot import, such as one inside another.
     """
     if callable(function):
-        name = function.__qualname__ if inspect.isfunction(function) else "<no function>"
+        name = "<no function>"
+        if inspect.isfunction(function):
+            name = function.__qualname__
+        # Python's names of lambdas and of functions inside others contain "<".
         if "<" in name or function.__module__ == "__main__":
             what = "worker processes cannot import this function"
             do = "put it at the top of a module that can be imported"
@@ -248,24 +263,25 @@ def spec_of(function: str | Callable[..., object]) -> Call:
 
 
 def _load(place: str) -> tuple[Finder, str]:
-    """The function, and the source of its module, which is part of its version."""
-    module, _, name = place.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    """Import a function; returns it with the source of its module, a part of the version."""
+    module_name, _, name = place.partition(":")
+    # ``python script.py`` has the folder of the script on the path; a console script has not.
+    folder = str(Path.cwd())
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        home = importlib.import_module(module)
-        member: object = home
+        module = importlib.import_module(module_name)
+        member: object = module
         for part in name.split("."):
             member = getattr(member, part)
-        source = inspect.getsource(home)
+        source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    except (Exception, SystemExit) as error:  # the module is the user's: it may raise anything
+    # The module of a user may raise anything while it is imported.
+    except (Exception, SystemExit) as error:
+        what = f"cannot load the function {place}"
         got = f"{type(error).__name__}: {first_line(error)}"
-        allowed = "module:function"
-        raise MaskwiseError(
-            f"cannot load the function {place}", got=got, allowed=allowed
-        ) from error
+        raise MaskwiseError(what, got=got, allowed="module:function") from error
     return member, source
 
 
@@ -278,7 +294,7 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|[。�
 
 
 class Span(NamedTuple):
-    """Characters ``start`` to ``stop`` (exclusive) of a text, and their weight."""
+    """Characters ``start`` to ``stop`` (exclusive) of a text, with a weight."""
 
     start: int
     stop: int
@@ -286,7 +302,7 @@ class Span(NamedTuple):
 
 
 def read_marks(text: str) -> tuple[str, list[Span]]:
-    """The text without its ``[[…]]`` marks, and the spans that they marked.
+    """Remove the ``[[…]]`` marks of a text; returns it with the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
     ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
@@ -295,24 +311,31 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
     plain = ""
     end = 0
     for mark in _MARKED.finditer(text):
-        plain += text[end : mark.start()] + mark[1]
-        spans.append(Span(len(plain) - len(mark[1]), len(plain), float(mark[2] or 1)))
+        content, weight = mark.groups(default="1")
+        plain += text[end : mark.start()]
+        start = len(plain)
+        plain += content
+        spans.append(Span(start, len(plain), float(weight)))
         end = mark.end()
     return plain + text[end:], spans
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Sentences by their final punctuation: a rough rule."""
+    """Find sentences by their final punctuation, a rough rule."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
 def span_layer(text: str, spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """(L,) the number of the span that each token begins in; −1 outside and for empty tokens."""
-    number_at = [-1] * (len(text) + 1)
+    """(L,) the index of the span in which each token begins; −1 outside and for empty tokens."""
+    span_at = [-1] * (len(text) + 1)
     for number, span in enumerate(spans):
-        number_at[span.start : span.stop] = [number] * (span.stop - span.start)
+        span_at[span.start : span.stop] = [number] * (span.stop - span.start)
     found = []
     for start, stop in offsets:
-        ink = text[start:stop].lstrip()
-        found.append(number_at[stop - len(ink)] if stop > start else -1)
+        number = -1
+        if stop > start:
+            # Tokens of many tokenizers include the blank before the word.
+            visible = text[start:stop].lstrip()
+            number = span_at[stop - len(visible)]
+        found.append(number)
     return found

@@ -1,17 +1,17 @@
-"""Annotations on disk, made once per corpus.
+"""Annotations of a corpus on disk.
 
     OUT/
       manifest.json              texts, annotators and shards; written last
-      shards/NAME-KEY.parquet    what one annotator found in one shard: a row per document, in order
+      shards/NAME-KEY.parquet    spans of one annotator in one shard: a row per document, in order
       fitted/NAME-KEY/           what an annotator learned from the whole corpus
       summary.json               counts of all layers
 
-The name of a shard's file is a hash of all that it depends on: its documents and the annotator's
-version. So an existing file is finished: a second run is instant, a killed one resumes, and another
-tagger or one changed character makes only the files that it affects. Files are written whole.
+The name of a shard's file hashes everything that it depends on: its documents and the annotator's
+version. Files are written atomically, so an existing file is complete: a second run is instant, a
+killed run resumes, and another tagger or a changed character writes only the files that it affects.
 
-A shard ends after a document whose hash says so (about 1 in 128) or when it is full. So a new or
-longer document moves only the borders of its own shard.
+A shard ends after a document whose hash decides so (about 1 in 128) or when it is full. A new or
+longer document therefore moves only the borders of its own shard.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
 (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
@@ -42,15 +42,15 @@ from maskwise.text.words import text_id
 
 MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
-"""On average; four times as many at most."""
+"""Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""A second or two of a tagger's work: lost by a kill, and the difference between two processes."""
+"""A second or two of tagging: what a kill loses at most, or one process waits for another."""
 Facts: TypeAlias = dict[str, Any]
 """Counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents, a shard at a time."""
+    """Group documents into shards."""
     shard: list[Document] = []
     characters = 0
     for document in documents:
@@ -66,7 +66,7 @@ def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def shard_key(shard: Sequence[Document]) -> str:
-    """Hash of the names and texts of a shard."""
+    """Hash the names and texts of a shard."""
     parts: list[object] = []
     for document in shard:
         parts += [document.id, text_id(document.text)]
@@ -79,10 +79,10 @@ def to_parquet(
     layers: Mapping[str, Layer],
     facts: Facts,
 ) -> bytes:
-    """A shard's file, a function of its arguments.
+    """Encode the file of a shard; equal arguments give equal bytes.
 
     Args:
-        spans: of each document, by layer.
+        spans: the spans of each document by layer.
         facts: JSON for the footer.
     """
     columns = {
@@ -90,12 +90,14 @@ def to_parquet(
         "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
     }
     for name, layer in layers.items():
-        sides = {"start": np.int32, "end": np.int32, "value": layer.dtype}
-        for side, dtype in sides.items():
-            if dtype is not None:
-                lists = [getattr(found[name], side) for found in spans]
-                columns[f"{name}.{side}"] = pa.array(lists, pa.list_(pa.from_numpy_dtype(dtype)))
-    # In the footer, facts are read without decoding a column.
+        offsets = pa.list_(pa.int32())
+        found = [layers_of_document[name] for layers_of_document in spans]
+        columns[f"{name}.start"] = pa.array([each.start for each in found], offsets)
+        columns[f"{name}.end"] = pa.array([each.end for each in found], offsets)
+        if layer.dtype is not None:
+            values = pa.list_(pa.from_numpy_dtype(layer.dtype))
+            columns[f"{name}.value"] = pa.array([each.value for each in found], values)
+    # In the footer, so that facts are read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -103,8 +105,9 @@ def to_parquet(
 
 
 def stored_facts(path: Path) -> Facts:
-    """The facts of a shard's file; none if it is missing or damaged."""
+    """Read the facts of a shard's file; {} if it is missing or damaged."""
     try:
+        # The whole table is read for its checksums: a damaged file must be written again.
         table = pq.read_table(path, page_checksum_verification=True)
         facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
         return facts
@@ -114,7 +117,7 @@ def stored_facts(path: Path) -> Facts:
 
 @dataclass(frozen=True)
 class Part:
-    """One annotator in a store: its name, its string as it was given, its version, its layers."""
+    """An annotator in a store: its name, its spec as the user wrote it, its version and layers."""
 
     name: str
     spec: str
@@ -122,7 +125,7 @@ class Part:
     layers: dict[str, Layer]
 
     def file(self, shard: str) -> str:
-        """The name of its file for the shard with that key."""
+        """Return the name of its file for the shard with that key."""
         return f"{self.name}-{digest(self.version, shard)}.parquet"
 
 
@@ -131,11 +134,11 @@ class Manifest:
     """The contents of a store.
 
     Attributes:
-        source: where the texts came from.
+        source: the origin of the texts.
         corpus: hash of all documents, in order.
-        documents, characters: their numbers.
-        annotators: those that made layers.
-        shards: their keys, in order.
+        documents, characters: counts.
+        annotators: the annotators with layers in the store.
+        shards: the keys of shards, in order.
     """
 
     format: Literal[1] = field(default=1, kw_only=True)
@@ -156,7 +159,8 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """
+        """Load and validate a manifest.
+
         Raises:
             MaskwiseError: no manifest, or a damaged one.
         """
@@ -172,11 +176,11 @@ class Manifest:
 
 
 class Store:
-    """Layers that maskwise annotate has made of the same texts; itself an annotator.
+    """Reads the layers of texts from disk, as an annotator.
 
     Args:
-        folder: what ``maskwise annotate`` wrote.
-        only: names of some of its layers; None: all of them.
+        folder: written by ``maskwise annotate``.
+        only: names of the layers to read; None reads all.
 
     Raises:
         MaskwiseError: no store, or no such layer.
@@ -189,30 +193,35 @@ class Store:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self._makers: dict[str, Part] = {}
+        stored: dict[str, Layer] = {}
         for part in self.manifest.annotators:
-            self._makers.update(dict.fromkeys(part.layers, part))
-        wanted = set(self._makers if only is None else only)
-        for name in wanted - self._makers.keys():
-            raise unknown_name(f"layer in {folder}:", name, self._makers)
-        self.layers = {
-            name: part.layers[name] for name, part in self._makers.items() if name in wanted
-        }
-        # the last shard read of each annotator: texts mostly come in order
+            for name, layer in part.layers.items():
+                self._makers[name] = part
+                stored[name] = layer
+        if only is None:
+            only = stored
+        wanted = set(only)
+        for name in wanted - stored.keys():
+            raise unknown_name(f"layer in {folder}:", name, stored)
+        self.layers = {name: layer for name, layer in stored.items() if name in wanted}
+        # Texts mostly come in order, so the last shard of each annotator stays in memory.
         self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
         """Hash of the texts and of the annotators."""
-        parts = [part for part in self.manifest.annotators if part.layers.keys() & self.layers]
-        makers = [(part.name, part.version) for part in parts]
+        makers = []
+        for part in self.manifest.annotators:
+            if part.layers.keys() & self.layers:
+                makers.append((part.name, part.version))
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its spans by layer.
+        """Return the spans of each text by layer.
 
         Raises:
-            MaskwiseError: a text that was not annotated (one other character makes another text),
-                or a damaged file.
+            MaskwiseError: a text that was not annotated (every character counts), or a damaged
+                file.
         """
         known, shard, row = self._index
         keys = np.array([text_id(text) for text in texts], dtype=np.int64)
@@ -227,21 +236,26 @@ class Store:
             )
         found = []
         for place in places:
-            where = (int(shard[place]), int(row[place]))
-            found.append({name: self._spans(name, *where) for name in self.layers})
+            spans = {}
+            for name in self.layers:
+                spans[name] = self._spans(name, int(shard[place]), int(row[place]))
+            found.append(spans)
         return found
 
     @cached_property
     def _index(self) -> tuple[Ints, Array, Array]:
-        """(D,) sorted text keys, and the shard and row of each."""
+        """(D,) sorted text keys, and the shard and row of each text."""
+        # The files of all annotators list the same texts.
         part = self.manifest.annotators[0]
-        keys = [self._read(part, key, ["text"])["text"].to_numpy() for key in self.manifest.shards]
-        sizes = np.array([len(own) for own in keys])
+        columns = []
+        for key in self.manifest.shards:
+            columns.append(self._read(part, key, ["text"])["text"].to_numpy())
+        sizes = np.array(list(map(len, columns)))
         shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         row = rank_within(sizes).astype(np.int32)
-        every = np.concatenate(keys)
-        order = np.argsort(every, kind="stable")
-        return every[order], shard[order], row[order]
+        keys = np.concatenate(columns)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], shard[order], row[order]
 
     def _spans(self, name: str, shard: int, row: int) -> CharSpans:
         part = self._makers[name]
@@ -250,8 +264,11 @@ class Store:
             table = self._read(part, self.manifest.shards[shard])
             columns = {name: table[name].combine_chunks() for name in table.column_names}
             self._held[part.spec] = (shard, columns)
-        sides = ("start", "end", "value") if self.layers[name].dtype else ("start", "end")
-        return CharSpans(*(columns[f"{name}.{side}"][row].values.to_numpy() for side in sides))
+        start = columns[f"{name}.start"][row].values.to_numpy()
+        end = columns[f"{name}.end"][row].values.to_numpy()
+        if self.layers[name].dtype is None:
+            return CharSpans(start, end)
+        return CharSpans(start, end, columns[f"{name}.value"][row].values.to_numpy())
 
     def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
         path = self.folder / "shards" / part.file(key)

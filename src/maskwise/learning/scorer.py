@@ -1,13 +1,12 @@
-"""A policy as a model: an encoder that reads a text and scores its tokens.
+"""The model of a learned policy: an encoder with a head that scores tokens or spans.
 
-The encoder is one of transformers', loaded or new, or a light one of ours: an embedding of every
-token and of its near neighbours, a hundredth of a transformer's work. The head gives one logit a
-token, whose exponential is a weight (a word's logit is the mean over its tokens), or two: where a
-span begins and where it ends.
+The encoder comes from transformers, or is the light one of this module: an embedding of each token
+and its neighbours, at a hundredth of a transformer's cost. A head for tokens gives one logit per
+token, whose exponential is a weight; a head for spans gives the logits of a start and of an end.
 
-A folder of a policy holds JSON, safetensors, the tokenizer and a card; no code and no pickle is
-ever read. Masking does not import this file: ``learning.annotator`` makes layers of the scores, and
-policies read layers.
+The folder of a policy holds JSON, safetensors, the tokenizer and a card; neither code nor pickles
+are loaded. Masking does not import this module: ``learning.annotator`` turns scores into layers,
+and policies read layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -38,9 +37,10 @@ if TYPE_CHECKING:
 
 Head = Literal["tokens", "spans"]
 COLUMNS = {"tokens": 1, "spans": 2}
-"""Logits of a head for every token."""
+"""Logits per token of each head."""
 LIGHT = "light"
-FORMAT, WEIGHTS = "maskwise-policy-1", "model.safetensors"
+FORMAT = "maskwise-policy-1"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class PolicyConfig:
     """The ``config.json`` of a policy.
 
     Attributes:
-        encoder: the fields of its configuration, with ``model_type``: one of transformers', or
-            "light".
-        head: "tokens" (one logit a token) or "spans" (a start and an end logit).
-        length: tokens that are read at once, special ones included.
-        longest: words of the longest span that a span head gives.
+        encoder: the fields of its configuration; ``model_type`` is "light" or an architecture of
+            transformers.
+        head: "tokens" (one logit per token) or "spans" (a start and an end logit).
+        length: maximum tokens of a window of text, including special tokens.
+        longest: maximum words of a span.
     """
 
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -74,9 +74,9 @@ class LightEncoder(nn.Module):
 
     Args:
         vocab_size, hidden_size: V and H.
-        window: tokens that are read together, an odd number; 1 makes a table of words.
+        window: width of the convolution in tokens, odd; 1 makes a table of words.
 
-    Cost: V·H + window·H² weights; at H = 64 and a window of 5 some 20,000 multiplications a token.
+    Cost: V·H + window·H² weights; at H = 64 and a window of 5 20,000 multiplications per token.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
@@ -88,17 +88,19 @@ class LightEncoder(nn.Module):
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.table(input_ids) * attention_mask.unsqueeze(-1)  # padding is 0
-        return states + nn.functional.gelu(self.near(states.transpose(1, 2)).transpose(1, 2))
+        # Zeros at padding, so that the convolution does not depend on the width of the batch.
+        states = self.table(input_ids) * attention_mask.unsqueeze(-1)
+        near = self.near(states.transpose(1, 2)).transpose(1, 2)
+        return states + nn.functional.gelu(near)
 
 
 class PolicyModel(
     nn.Module, PyTorchModelHubMixin, library_name="maskwise", tags=["masking-policy"]
 ):
-    """A scorer of tokens or spans, with the tokenizer by which it reads.
+    """A model that scores tokens or spans, with its tokenizer.
 
-    ``save_pretrained(folder)`` and ``push_to_hub(id)`` are those of the hub's own mixin;
-    ``from_pretrained`` is ours, because the mixin's would also read pickles.
+    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``;
+    ``from_pretrained`` replaces the mixin's, which would also load pickles.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -108,11 +110,10 @@ class PolicyModel(
     torch.Size([1, 4])
 
     Args:
-        config: what it is.
-        tokenizer: a fast one.
-        encoder: a module that has its weights already; None: one of ``config.encoder`` with fresh
-            weights.
-        card: the text of its README.md.
+        config: the ``config.json`` of the policy.
+        tokenizer: a fast tokenizer.
+        encoder: a module with weights; None: a new one, as described by ``config.encoder``.
+        card: the text of README.md.
     """
 
     def __init__(
@@ -127,9 +128,12 @@ class PolicyModel(
         self.config = config
         self.tokenizer = tokenizer
         self.card = card
-        self.encoder = _new_encoder(config) if encoder is None else encoder
+        if encoder is None:
+            encoder = _new_encoder(config)
+        self.encoder = encoder
         self.head = nn.Linear(int(config.encoder["hidden_size"]), COLUMNS[config.head])
-        nn.init.zeros_(self.head.weight)  # a policy begins by masking all words alike
+        # A new policy masks all words alike, so that its first masks are random ones.
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @classmethod
@@ -145,15 +149,15 @@ class PolicyModel(
         longest: int = 10,
         seed: int = 0,
     ) -> Self:
-        """A policy that has learned nothing yet: all words weigh the same.
+        """Create an untrained policy, which gives all words the same weight.
 
         Args:
             architecture: ``light``, or a ``model_type`` of transformers for a new encoder.
-            pretrained: an encoder to begin with, a folder or hub id (``starts.find_start``), in its
-                place.
+            pretrained: the folder or hub id of a pre-trained encoder (``starts.find_start``), in
+                place of ``architecture``.
             settings: fields of the encoder's configuration, such as hidden_size.
-            head, length, longest: as in ``PolicyConfig``.
-            seed: of the weights that are new.
+            head, length, longest: see ``PolicyConfig``.
+            seed: seed of the new weights.
 
         Raises:
             MaskwiseError: an unknown architecture or field; an encoder that the tokenizer or the
@@ -180,22 +184,24 @@ class PolicyModel(
             return cls(config, tokenizer, encoder=encoder).eval()
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """(B, L) logits of a head for tokens, or (B, L, 2) of one for spans, float."""
+        """Return logits (B, L) of a head for tokens, or (B, L, 2) of a head for spans."""
         states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
+        # An encoder of transformers returns a record, the light one a tensor.
         if not isinstance(states, Tensor):
             states = states.last_hidden_state
         logits: Tensor = self.head(states)
-        return logits.squeeze(-1) if self.config.head == "tokens" else logits
+        if self.config.head == "tokens":
+            return logits.squeeze(-1)
+        return logits
 
     # Saving and loading
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What ``save_pretrained`` and ``push_to_hub`` write."""
-        weights = self.state_dict()
-        save_file(
-            {name: weights[name].cpu().contiguous() for name in weights}, save_directory / WEIGHTS
-        )
+        """Write the files of ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls it."""
+        # safetensors refuses tensors that are not contiguous.
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory)
@@ -203,14 +209,14 @@ class PolicyModel(
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:  # type: ignore[override]
-        """A saved policy, in evaluation mode and float32.
+        """Load a saved policy in evaluation mode and float32.
 
         Args:
             name: a folder, or an id on the hub.
 
         Raises:
-            MaskwiseError: nothing there, or something else; a damaged file; a folder that brings
-                code (``auto_map``) or pickled weights.
+            MaskwiseError: no policy; a damaged file; a folder with code (``auto_map``) or pickled
+                weights.
         """
         folder = find_policy(name)
         config = read_config(folder)
@@ -223,7 +229,7 @@ class PolicyModel(
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
-            # its config.json may name any size: compare before memory is asked for
+            # config.json may ask for any size: compare shapes before memory is allocated.
             with torch.device("meta"):
                 cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
@@ -240,14 +246,17 @@ NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A maski
 
 
 def read_config(folder: Path) -> PolicyConfig:
-    """The ``config.json`` of the policy in a folder.
+    """Read the ``config.json`` of a policy.
 
     Raises:
-        MaskwiseError: no policy, a damaged one, or one that wants to run code.
+        MaskwiseError: no policy, a damaged one, or one that would run code.
     """
     if not (folder / "config.json").exists():
+        do = "maskwise learn writes one into OUT/policy"
+        # The folder of a run holds its policy in a folder of that name.
         inner = folder / "policy"
-        do = f"give {inner}" if inner.is_dir() else "maskwise learn writes one into OUT/policy"
+        if inner.is_dir():
+            do = f"give {inner}"
         raise MaskwiseError(f"{folder} holds no masking policy", got="no config.json", do=do)
     plain = read_json(folder / "config.json")
     if plain is None:
@@ -279,7 +288,7 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
 
 
 def _described(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of a configuration in JSON, without its path."""
+    """Return the fields of a configuration as JSON values, without its path."""
     fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     fields.pop("_name_or_path", None)
     return fields
