@@ -197,8 +197,8 @@ def spans_of(
         for name, layer in maker.layers.items():
             what = f"{maker.name}: {name} of {part[:40]!r}…"
             check_spans(layers[name], layer, len(part), name=what)
-            start, end, value = layers[name]
-            shifted[name] = CharSpans(start + offset, end + offset, value)
+            spans = layers[name]
+            shifted[name] = CharSpans(spans.start + offset, spans.end + offset, spans.value)
         found[number].append(shifted)
     return [_concatenate(layers_of_parts) for layers_of_parts in found]
 
