@@ -14,7 +14,7 @@ they touch is missed; under ``all`` they are spans as others are.
 
 Texts of gold sets that are tokens only are joined by `join_tokens`, one sentence each.
 
-    python benchmarks/annotate.py [--json]
+    python benchmarks/annotate.py > annotate.json
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from conll import entities, join_tokens, read_columns
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.run import annotate_corpus
@@ -291,14 +290,14 @@ def _processes(copies: int) -> list[dict[str, Any]]:
     process and two.
     """
     texts = [document.text for document in read_documents(bundled_path("wikipedia"))]
-    # a repeated text is left out
+    # `annotate` leaves out repeated texts, so every copy begins with its number.
     many = [f"Copy {number}. {text}" for number in range(copies) for text in texts]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.jsonl"
-        corpus.write_text(
-            "".join(json.dumps({"text": text}) + "\n" for text in many), encoding="utf-8"
-        )
+        with corpus.open("w", encoding="utf-8") as file:
+            for text in many:
+                file.write(json.dumps({"text": text}) + "\n")
         for jobs in (1, 2):
             out = str(Path(folder) / str(jobs))
             command = [
@@ -320,61 +319,14 @@ def _processes(copies: int) -> list[dict[str, Any]]:
                 text=True,
                 check=True,
             )
-            seconds, words = time.perf_counter() - began, int(json.loads(ran.stdout)["words"])
+            seconds = time.perf_counter() - began
+            words = int(json.loads(ran.stdout)["words"])
             rows.append({"processes": jobs, "words": words, "seconds": round(seconds, 2)})
     return [row | {"times_one": round(rows[0]["seconds"] / row["seconds"], 3)} for row in rows]
 
 
 def _check(name: str, number: int, result: Any) -> None:
     assert result, f"{name} found nothing"
-
-
-def render_annotate(result: dict[str, Any]) -> RenderableType:
-    """The figures as tables."""
-    hardware = result["hardware"]
-    pos = Table(title="Universal parts of speech, % of gold words", title_justify="left")
-    salient = Table(title="Salient spans by overlap, %", title_justify="left")
-    title = (
-        f"Processor time of one thread: {hardware['processor']}, spaCy "
-        f"{hardware['versions']['spacy']}"
-    )
-    speed = Table(title=title, title_justify="left")
-    for table, left, columns in (
-        (pos, "data", ("words", "gold tokens", "raw text", "raw F1")),
-        (
-            salient,
-            "data",
-            ("spans", "gold", "recall", "precision", "exact F1", "recall, all", "precision, all"),
-        ),
-        (speed, "contestant", ("words/s", "× bare spaCy")),
-    ):
-        table.add_column(left)
-        for column in columns:
-            table.add_column(column, justify="right")
-    for r in result["pos"]:
-        pos.add_row(
-            r["data"],
-            f"{r['words']:,}",
-            *(f"{100 * r[k]:.1f}" for k in ("gold_tokens", "raw", "raw_f1")),
-        )
-    for r in result["salient"]:
-        shown = [r["names"][k] for k in ("recall", "precision", "exact_f1")]
-        shown += [r["all"][k] for k in ("recall", "precision")]
-        salient.add_row(
-            r["data"], r["spans"], f"{r['gold']:,}", *(f"{100 * value:.1f}" for value in shown)
-        )
-    for r in result["speed"]:
-        speed.add_row(r["name"], f"{r['words_per_second']:,}", f"{r['times_bare']:.2f}")
-    processes = Table(title="The whole command, start-up included: wall time", title_justify="left")
-    for column in ("processes", "words", "seconds", "× one"):
-        processes.add_column(column, justify="right")
-    for r in result["processes"]:
-        row = f"{r['processes']}", f"{r['words']:,}", f"{r['seconds']:.1f}", f"{r['times_one']:.2f}"
-        processes.add_row(*row)
-    missing = [f"not measured, as --data has no such file: {', '.join(result['missing'])}"] * bool(
-        result["missing"]
-    )
-    return Group(pos, salient, speed, *[processes] * bool(result["processes"]), *missing)
 
 
 def main() -> None:
@@ -386,13 +338,12 @@ def main() -> None:
     parser.add_argument(
         "--copies", type=int, default=2, help="of the text for one and two processes; 0: none"
     )
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     result = {
         "bench": "annotate",
         **bench_annotate(data=given.data, batches=given.batches, copies=given.copies),
     }
-    Console().print_json(data=result) if given.json else Console().print(render_annotate(result))
+    Console().print_json(data=result)
 
 
 if __name__ == "__main__":

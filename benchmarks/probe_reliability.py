@@ -7,7 +7,7 @@ twenty of 6 rows (3 pairs for cse), as probes were until November 2026, and four
 The reliability of the reward is the mean correlation of two sets over the rollouts behind the first
 quarter; ``split-half`` is what a run logs that probes two sets.
 
-    python benchmarks/probe_reliability.py [--seeds 2] [--json]
+    python benchmarks/probe_reliability.py [--seeds 2] > reliability.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from maskwise.bench import surroundings
@@ -118,7 +117,10 @@ def _probes(
     """Probes of two sets each, on rows that no other one has."""
     skip = {name: set(numbers) for name, numbers in taken.items()}
     for _ in range(SETS[rows] // 2):
-        sizes = {name: 2 * (rows * 3 // 2 if name == "cse" and rows > 6 else rows) for name in skip}
+        sizes = dict.fromkeys(skip, 2 * rows)
+        # Pairs of sentences need more rows for the same number of examples.
+        if rows > 6 and "cse" in skip:
+            sizes["cse"] = 2 * (rows * 3 // 2)
         probe = Probe(
             joined,
             source.sources,
@@ -147,12 +149,12 @@ def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
     """
     reward_TS = rewards(losses, every=every, least=least)
     late = reward_TS[len(reward_TS) // 4 :].numpy()
-    table = np.corrcoef(late.T)
-    pairs = list(combinations(range(late.shape[1]), 2))
+    correlations = np.corrcoef(late.T)
+    pairs = combinations(range(late.shape[1]), 2)
     halves = [reliability(reward_TS[:, [2 * i, 2 * i + 1]]) for i in range(late.shape[1] // 2)]
     known = [half for half in halves if half is not None]
     return {
-        "between_sets": round(float(np.nanmean([table[i, j] for i, j in pairs])), 3),
+        "between_sets": round(float(np.nanmean([correlations[i, j] for i, j in pairs])), 3),
         "split_half_of_two_sets": round(float(np.mean(known)), 3),
         "noise": round(float(late.std(axis=1, ddof=1).mean()), 4),
         "signal": round(float(late.mean(axis=1).std(ddof=1)), 4),
@@ -166,7 +168,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first", type=int, default=300, help="steps of masked words alone")
     parser.add_argument("--steps", type=int, default=300, help="steps of five objectives")
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -187,13 +188,7 @@ def main() -> None:
         "rows": rows,
         "hardware": surroundings(["torch", "transformers"]),
     }
-    if given.json:
-        Console().print_json(data=result)
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    Console().print_json(data=result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the mean of the largest probability: where no arm is better it should stay near 
 is a bandit of exponential weights (EXP3) that is told the reward of each rollout, with its learning
 rate at the theory's best; ``loss-proportional`` is told losses in proportion to 1 − worth.
 
-    python benchmarks/sampler_regret.py [--games 100] [--json]
+    python benchmarks/sampler_regret.py [--games 100] > regret.json
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from maskwise.bench import surroundings
 from maskwise.samplers import Mometas, sampler
@@ -117,22 +116,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--games", type=int, default=100, help="games of each player in each world")
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     rows = games(count=given.games)
-    if given.json:
-        about = {"bench": "sampler_regret", "games": given.games, "every": EVERY}
-        Console().print_json(
-            data={**about, "rows": rows, "hardware": surroundings(["torch", "numpy"])}
-        )
-        return
-    table = Table(
-        "world", "rollouts", "noise", *PLAYERS, title="regret of a rollout | largest probability"
-    )
-    for row in rows:
-        cells = [f"{row['regret'][name]:.3f} | {row['largest'][name]:.2f}" for name in PLAYERS]
-        table.add_row(row["world"], str(row["rollouts"]), str(row["noise"]), *cells)
-    Console().print(table)
+    result = {
+        "bench": "sampler_regret",
+        "games": given.games,
+        "every": EVERY,
+        "rows": rows,
+        "hardware": surroundings(["torch", "numpy"]),
+    }
+    Console().print_json(data=result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ once.
 
 What samplers gain is measured by sampler_regret.py.
 
-    python benchmarks/samplers.py [--json]
+    python benchmarks/samplers.py > samplers.json
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console
 from timing import processor_seconds
 from torch import Tensor
 
@@ -164,25 +163,6 @@ def _batches(data: tuple[Any, Any, Any], batch_size: int, length: int) -> list[d
     ]
 
 
-def render_samplers(result: dict[str, Any]) -> RenderableType:
-    """Two tables."""
-    cost = Table(
-        "model",
-        "step, ms",
-        "probe, ms",
-        "overhead",
-        "at equal batch",
-        title="a probe every 100 steps",
-    )
-    for row in result["overhead"]:
-        shares = [f"{100 * row[key]:.2f} %" for key in ("overhead", "overhead_equal_batch")]
-        cost.add_row(row["model"], f"{row['step_ms']:.1f}", f"{row['probe_ms']:.1f}", *shares)
-    speed = Table("arm", "ms a batch", "tokens a second", title="making batches")
-    for row in result["batches"]:
-        speed.add_row(row["arm"], f"{row['ms']:.2f}", f"{row['tokens_per_second']:,}")
-    return Group(cost, speed)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,10 +170,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=12, help="training steps of each arm that are timed"
     )
-    parser.add_argument("--json", action="store_true", help="print figures as JSON")
     given = parser.parse_args()
     result = {"bench": "samplers", **bench_samplers(steps=given.steps)}
-    Console().print_json(data=result) if given.json else Console().print(render_samplers(result))
+    Console().print_json(data=result)
 
 
 if __name__ == "__main__":

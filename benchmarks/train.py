@@ -1,7 +1,7 @@
 """What a training step costs: our loop beside transformers' ``Trainer`` as people run it, on the
 same models and text.
 
-    python benchmarks/train.py [--device cuda] [--json]
+    python benchmarks/train.py [--device cuda] > train.json
 
 Both train from the same weights with AdamW and dropout on all cores or on one accelerator, in turn.
 The peer runs in single precision, and in bfloat16 where the hardware trains faster in it; ours at
@@ -24,14 +24,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import Clock, PeerClock
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -375,46 +374,15 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def render_train(result: Mapping[str, Any]) -> RenderableType:
-    """One table; the last line says what the hardware does."""
-    rate = result["matmul_flops"] / 1e12
-    caption = f"a matrix product does {rate:.2f} TFLOP/s here"
-    columns = (
-        "model",
-        "batch",
-        "text",
-        "contestant",
-        "ms a step",
-        "tokens a second",
-        "ours is × faster",
-        "MFU",
-    )
-    table = Table(*columns, caption=caption)
-    for row in result["contestants"]:
-        share = f"{100 * row['mfu']:.0f} %" if "mfu" in row else ""
-        cells = (
-            f"{row['ms_per_step']:.1f}",
-            f"{row['tokens_per_second']:,}",
-            f"{row['ours_over_it']:.2f}",
-            share,
-        )
-        table.add_row(row["size"], row["batch"], row["text"], row["name"], *cells)
-    return table
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", help="cpu or cuda; without it, the GPU if there is one")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
     try:
         result = bench_train(device=arguments.device)
     except MaskwiseError as error:
         sys.exit(str(error))
-    if arguments.json:
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    else:
-        Console().print(render_train(result))
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,7 @@ def test_bench_train_times_both_on_both_texts() -> None:
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
         if row["name"] == "maskwise":
             assert row["mfu"] > 0 and row["masking_share"] > 0 and row["sampler_share"] > 0
-    assert (
-        train_bench.render_train(result).row_count == len(result["contestants"])
-        and not result["left_out"]
-    )
+    assert not result["left_out"]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
