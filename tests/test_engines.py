@@ -93,7 +93,8 @@ def do(plan: Plan, stages: Path, **more: Any) -> dict[str, str]:
     """Errors by the word of a stage."""
     stages.mkdir(exist_ok=True)
     words = {stage.name: stage.what["word"] for stage in plan.stages()}
-    errors = execute(plan.stages(), stages, plan, quiet=True, engine="scripted", **more)
+    settings = {"jobs": None, "retries": 2, "quiet": True, "engine": "scripted"} | more
+    errors = execute(plan.stages(), stages, plan, **settings)
     return {words[name]: error for name, error in errors.items()}
 
 
@@ -172,13 +173,13 @@ def test_no_cluster_and_no_ray_are_one_line(plan, tmp_path, monkeypatch, address
     if address is None:
         monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MaskwiseError, match=says) as error:
-        execute(plan.stages(), tmp_path, plan, quiet=True, engine="ray")
+        execute(plan.stages(), tmp_path, plan, jobs=1, quiet=True, engine="ray", retries=0)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_engine_names_those_there_are(plan, tmp_path):
     with pytest.raises(MaskwiseError, match="unknown engine 'rai'; allowed: local, ray"):
-        execute([], tmp_path, plan, quiet=True, engine="rai")
+        execute([], tmp_path, plan, jobs=1, quiet=True, engine="rai", retries=0)
 
 
 # The pools

@@ -14,8 +14,8 @@ from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
+from maskwise.study import records as study_records
 from maskwise.study.prospects import prospect_lines, prospects_of
-from maskwise.study.records import so_far
 from maskwise.study.statistics import (
     detectable_difference,
     look_weights,
@@ -334,6 +334,10 @@ def test_a_verdict_under_other_settings_counts_on_the_same_runs_and_in_a_plan(lo
 
 
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
+    def so_far(folder, study):
+        before = json.loads((folder / "study.json").read_text())
+        return study_records.so_far(folder, before, study)
+
     study = make_study(runs=8) | {
         "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
     }

@@ -3,8 +3,8 @@
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
 
-Each task runs in one process with one thread, because two tasks in parallel beat one task on two
-threads. A task that cannot be done raises ``Failure``, and a worker that dies is replaced.
+Each task runs in one process with one thread, because two tasks in parallel are faster than one
+task on two threads. A failed task raises ``Failure``, and a worker that dies is replaced.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Result = TypeVar("Result")
 # Libraries read these when they are imported, so they are set before a worker starts.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
-"""How long a worker may take to end, to finish a step and save its state, before it is killed."""
+"""Time for a worker to finish a step and save its state before it is killed."""
 WATCH_SECONDS = 0.2
 STORE_BYTES = 100 * 2**20
-"""Ray's object store in a cluster that we start: tasks are small."""
-# Prefixes of the variables passed on to Ray workers: where models are, and what changes rounding.
+"""Ray's object store in a cluster that we start; tasks are small."""
+# Prefixes of the environment variables of Ray workers: places of models, and rounding.
 CARRIED = (
     *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
     *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
@@ -56,11 +56,12 @@ class Failure(Exception):
 
     Attributes:
         error: the reason, in one line.
-        passing: whether a retry may succeed. True where the machine failed: a dead worker, a lost
+        passing: whether a retry may succeed, because the machine failed: a dead worker, a lost
             node, a file that could not be read or written.
     """
 
     def __init__(self, error: str, passing: bool):
+        # Pickle restores an exception from these arguments.
         super().__init__(error, passing)
         self.error = error
         self.passing = passing
@@ -73,16 +74,15 @@ class Pool(ABC, Generic[Task, Result]):
     """Runs tasks elsewhere, each in one process with one thread.
 
     Args:
-        function: can be pickled: a function at the top of a module, or a partial of one.
+        function: a function that can be pickled, such as one at the top of a module.
         jobs: tasks at once; None: as many as there are cores (or GPUs).
-        gpu: reserve a GPU for each task where the cluster has any.
-
+        gpu: reserve a GPU for each task if the cluster has any.
     """
 
     @property
     @abstractmethod
     def places(self) -> int:
-        """How many tasks can run at once."""
+        """The number of tasks that can run at once."""
 
     @abstractmethod
     def submit(self, task: Task) -> Future[Result]:
@@ -90,36 +90,43 @@ class Pool(ABC, Generic[Task, Result]):
 
     @abstractmethod
     def close(self) -> None:
-        """End everything, including tasks that still run."""
+        """Stop all workers, including those with running tasks."""
 
     def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
-        """Let ``count`` workers import the function and modules, without waiting for them."""
+        """Start ``count`` workers that import the function and modules, without waiting."""
         return
 
     def results(
         self, tasks: Iterable[Task], *, at_once: int | None = None
     ) -> Iterator[tuple[Task, Result]]:
-        """Every task with its result, as they finish; tasks are drawn as there is room for them.
+        """Yield every task with its result, in the order in which they finish.
+
+        Args:
+            tasks: drawn only when a worker is free, because they may be many and large.
+            at_once: limit of running tasks below ``places``.
 
         Raises:
-            MaskwiseError: a task failed. Nothing is tried again.
+            MaskwiseError: a task failed. Nothing is retried.
         """
-        # Tasks may be many and large, such as shards of a corpus: they are made as there is room.
         waiting = iter(tasks)
         running: dict[Future[Result], Task] = {}
         while True:
             room = min(self.places, at_once or self.places) - len(running)
-            running |= {self.submit(task): task for task in islice(waiting, max(0, room))}
+            for task in islice(waiting, max(0, room)):
+                running[self.submit(task)] = task
             if not running:
                 return
-            # The time limit lets the loop notice that a cluster has grown.
+            # With a time limit the loop notices that a cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = "was there enough memory? Fewer --jobs need less; the same command goes on"
-                    raise MaskwiseError(failure.error, do=do if failure.passing else None)
+                    do = None
+                    if failure.passing:
+                        do = "was there enough memory? Fewer --jobs need less; "
+                        do += "the same command goes on"
+                    raise MaskwiseError(failure.error, do=do)
                 yield task, future.result()
 
     def __enter__(self) -> Pool[Task, Result]:
@@ -136,7 +143,7 @@ def open_pool(
     jobs: int | None = None,
     gpu: bool = False,
 ) -> Pool[Task, Result]:
-    """A pool of the engine with that name; for the arguments see ``Pool``.
+    """Open a pool of an engine ("local" or "ray"); for the other arguments see ``Pool``.
 
     >>> with open_pool(len, jobs=1) as pool:
     ...     print(list(pool.results(["one", "seven"])))
@@ -150,23 +157,25 @@ def open_pool(
 
 
 def require_engine(name: str) -> None:
-    """Refuse the name of an engine that does not exist."""
+    """Refuse an unknown engine."""
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
 
 
 def one_line(error: Exception) -> str:
-    """An error in one line; with its place in the code, unless the mistake is the user's."""
+    """Format an error as one line, with its place in the code unless it is the user's mistake."""
     if isinstance(error, MaskwiseError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
+    text = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+    return " ".join(text.split())
 
 
 def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
-    """Runs a task in a worker. Errors travel as a line: not every exception can be pickled."""
+    """Run a task in a worker; returns its result, or its failure."""
     try:
         return _load(function)(task), None
+    # Not every exception can be pickled, so its text is returned.
     except Exception as error:
         return None, Failure(one_line(error), passing=isinstance(error, OSError))
 
@@ -198,9 +207,9 @@ class LocalPool(Pool[Task, Result]):
         self.workers: list[_Worker] = []
         self.idle: list[_Worker] = []
         self.closed = False
-        # Workers inherit the blocked signal from their thread: Ctrl-C belongs to the parent.
+        # Workers inherit the blocked signal from their thread, so Ctrl-C reaches the parent alone.
         block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
-        # One thread waits for each worker, so that a dead one fails its own task alone.
+        # Each worker has a thread that waits for it, so a dead worker fails only its own task.
         self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
@@ -230,10 +239,11 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
-        # An idle worker may have been killed meanwhile, for instance for its memory.
-        with suppress(IndexError):  # no idle worker is left
+        # Other threads take idle workers, too, so the list may become empty before the pop.
+        with suppress(IndexError):
             while True:
                 worker = self.idle.pop()
+                # An idle worker may have been killed, for example for its memory.
                 if worker.process.poll() is None:
                     return worker
         return self._hire()
@@ -241,13 +251,14 @@ class LocalPool(Pool[Task, Result]):
     def _hire(self, *imports: str) -> _Worker:
         worker = _Worker(self.function, imports)
         self.workers.append(worker)
-        if self.closed:  # while the worker started
+        # The pool may have been closed while the worker started.
+        if self.closed:
             worker.process.terminate()
         return worker
 
     def close(self) -> None:
-        """End all workers: idle ones by closing their pipes, busy ones by a signal."""
-        # Before the list is copied: a thread may be starting a worker just now.
+        """Stop idle workers by closing their pipes, and busy workers by a signal."""
+        # Set before the list is copied, because a thread may be starting a worker just now.
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         workers = list(self.workers)
@@ -256,7 +267,7 @@ class LocalPool(Pool[Task, Result]):
                 worker.pipe.close()
             else:
                 worker.process.terminate()
-        # All workers have been asked to end, so their time runs together.
+        # All workers have been asked to end, so they share the time limit.
         end = time.monotonic() + PATIENCE_SECONDS
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
@@ -266,7 +277,7 @@ class LocalPool(Pool[Task, Result]):
 
 
 class _Worker:
-    """A process that calls the pool's function on every task that is sent through ``pipe``."""
+    """A process that calls the pool's function on every task it gets through ``pipe``."""
 
     def __init__(self, function: bytes, imports: tuple[str, ...]):
         self.pipe, theirs = multiprocessing.Pipe()
@@ -276,12 +287,13 @@ class _Worker:
             # -P keeps files of the working folder from shadowing modules of the library.
             [sys.executable, "-P", "-c", serve],
             pass_fds=[theirs.fileno()],
-            # Else a worker would read what is typed into the study's terminal.
+            # Otherwise a worker would read what is typed into the study's terminal.
             stdin=subprocess.DEVNULL,
             env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
         )
         theirs.close()
-        with suppress(OSError):  # it has just died: the first task will notice
+        # If the worker has died already, the first task reports it.
+        with suppress(OSError):
             self.pipe.send((function, imports))
 
 
@@ -294,7 +306,8 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     code = 0
     try:
         function, imports = pipe.recv()
-        with suppress(Exception):  # the first task will raise it again
+        # An error of an import is raised again by the first task.
+        with suppress(Exception):
             _load(function)
             for name in imports:
                 importlib.import_module(name)
@@ -302,18 +315,21 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
             pipe.send(call(function, pipe.recv()))
     except SystemExit as end:
         code = int(end.code or 0)
-    except (EOFError, OSError):  # the parent has closed the pipe, or is gone
+    # The parent has closed the pipe, or has died.
+    except (EOFError, OSError):
         pass
     sys.stdout.flush()
-    os._exit(code)  # at once: taking torch down takes seconds
+    # A normal exit takes seconds with torch.
+    os._exit(code)
 
 
 def _leave_with(parent: int) -> None:
-    """End this process within two seconds of its parent, however that ended."""
+    """End this process within two seconds of its parent's end."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1.0)  # to tidy up; an import does not listen to signals
+    # The signal is handled between steps, and not at all during an import.
+    time.sleep(1.0)
     os._exit(1)
 
 
@@ -322,15 +338,14 @@ def _leave_with(parent: int) -> None:
 
 
 class RayPool(Pool[Task, Result]):
-    """Tasks on a Ray cluster; see ``Pool``.
+    """A pool on a Ray cluster; see ``Pool``.
 
-    Each task gets one core (or one GPU) of whatever machine is free. The pool joins the cluster at
-    RAY_ADDRESS, else one that runs on this machine, else it starts one here (at once where
-    RAY_ADDRESS is "local"). Ray retries nothing itself. A task may run twice at once, because a
-    node that was given up may still be alive.
+    Each task gets one core or one GPU of any free machine. The pool joins the cluster at
+    RAY_ADDRESS, or one that runs on this machine, or starts one here (RAY_ADDRESS "local" always
+    starts one). A task may run twice at once, because a lost node may still be alive.
 
     Raises:
-        MaskwiseError: no Ray; no cluster at RAY_ADDRESS.
+        MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
     """
 
     def __init__(
@@ -345,12 +360,14 @@ class RayPool(Pool[Task, Result]):
         self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
-        # A cluster without GPUs still runs studies, on its cores.
-        self.unit = "GPU" if gpu and self.ray.cluster_resources().get("GPU") else "CPU"
+        self.unit = "CPU"
+        if gpu and self.ray.cluster_resources().get("GPU"):
+            self.unit = "GPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         remote = self.ray.remote(
             num_cpus=1,
             num_gpus=int(self.unit == "GPU"),
+            # The study retries stages itself.
             max_retries=0,
             runtime_env={"env_vars": carried | ONE_THREAD},
         )(_call_there)
@@ -358,7 +375,7 @@ class RayPool(Pool[Task, Result]):
 
     @property
     def places(self) -> int:
-        # Nodes come and go.
+        # Not cached, because nodes join and leave a cluster.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
@@ -370,17 +387,19 @@ class RayPool(Pool[Task, Result]):
         return future
 
     def close(self) -> None:
-        """Cancel tasks that run. The connection stays: the next plan of a study needs it."""
+        """Cancel running tasks."""
+        # The connection stays open for the next plan of a study.
         for future, reference in self.references.items():
             if not future.done():
                 self.ray.cancel(reference, force=True)
         self.references.clear()
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
-        """Called by Ray when a task ends: pass its result or failure on to our future."""
+        """Pass the result or failure of a task to our future; called by Ray when it ends."""
         try:
             result, failure = answer.result()
-        except self.ray.exceptions.RayTaskError as error:  # maskwise could not be loaded there
+        # maskwise could not be imported on the node.
+        except self.ray.exceptions.RayTaskError as error:
             result = None
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
@@ -403,7 +422,7 @@ def _quiet_ray() -> ModuleType:
         import ray
     except ImportError:
         raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
-    # Even a quiet Ray prints the fate of its nodes on stdout, where --json goes.
+    # Otherwise Ray prints lost nodes on stdout, which must contain nothing but JSON with --json.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray
     return module
@@ -412,11 +431,11 @@ def _quiet_ray() -> ModuleType:
 def _join(ray: ModuleType, jobs: int | None) -> None:
     given = os.environ.get("RAY_ADDRESS", "auto")
     settings = {"log_to_driver": False, "logging_level": "critical"}
-    # An address is checked, since Ray would wait for it for minutes.
     if given not in ("auto", "local"):
         _require_answer(given)
     if given != "local":
-        with suppress(ConnectionError):  # no cluster runs here
+        # If no cluster runs on this machine, one is started below.
+        with suppress(ConnectionError):
             ray.init(address=given, **settings)
             return
     settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -424,7 +443,8 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Try the port first: Ray would try for minutes, and print about it."""
+    """Refuse an address where no cluster answers."""
+    # Ray itself would try for minutes and print about it.
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
@@ -437,12 +457,13 @@ def _require_answer(address: str) -> None:
 
 
 def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
-    """Runs on a node, in the folder where we were started, to which paths of recipes refer."""
+    """Run a task on a node of the cluster."""
+    # Paths in recipes are relative to the folder in which the command was started.
     if Path(folder).is_dir():
         os.chdir(folder)
     return call(function, task)
 
 
 def _first_sentence(error: Exception) -> str:
-    """Ray's message without the parts for its developers."""
+    """Shorten an error of Ray to its first sentence; the rest is for Ray's developers."""
     return first_line(error).split(". ")[0]

@@ -1,14 +1,13 @@
-"""Going on with a real encoder on one's own text: does it help, by how much, at what cost?
+"""Continue pre-training an encoder on the user's text: does it help, by how much, at what cost?
 
-A study with sensible arms, and one primary contrast: ``words-30`` against the model as it is. It is
-judged on the user's tasks, or where there are none on which text belongs to which title. A model
-without a head for filling masks gets one, which is trained on the frozen encoder first, for all
-arms together.
+The study has one primary contrast, ``words-30`` against the unchanged model. Checkpoints are
+evaluated on the user's tasks, or without tasks by matching titles to texts. If the model has no
+head for filling masks, a head is trained on the frozen encoder first, once for all arms.
 
-    no further training     the model as it is
-    token-15                single tokens at 15 %, as most people do it
-    words-30                whole words at 30 %: what did best in this house
-    tsdae                   a sentence vector from which the whole text is written again
+    no further training     the unchanged model
+    token-15                single tokens at 15 %, the usual choice
+    words-30                whole words at 30 %, the best choice in our studies
+    tsdae                   a decoder restores the text from a sentence vector
     learned                 the policy in a folder, if one is given
 """
 
@@ -17,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -42,13 +42,12 @@ from maskwise.text import load_tokenizer, read_documents
 
 BEST = "words-30"
 STEPS, WARM_STEPS = 600, 600
-"""Steps of the further training, and at most of a new head before it."""
+"""Steps of the further training, and the most steps of a new head before it."""
 MOST_PAIRS, LEAST_PAIRS = 500, 20
-"""Titles and texts that judge embeddings where there is no task."""
+"""Titles and texts that evaluate embeddings if there is no task."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""Rates of AdamW for going on with an encoder of so many weights: the shipped one's, MiniLM's, and
-usual ones.
-"""
+"""Learning rates of AdamW by the number of weights: of the bundled encoder, MiniLM, and the usual
+rates of larger encoders."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -74,17 +73,18 @@ def adapt_recipe(
     aside: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Recipe:
-    """The study of going on with a model.
+    """Write the recipe of the study.
 
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
         texts: a corpus, as ``read_documents`` takes it.
-        tasks: files of labels; none: titles and texts, which are written to ``pairs``.
-        policy: the folder of a learned policy; an arm masks by it.
-        steps: of the further training; a new head is trained before it for as many, and at most
-            ``WARM_STEPS``.
+        tasks: files of labels; without any, titles and texts are written to ``pairs``.
+        policy: the folder of a learned policy, which adds an arm.
+        steps: steps of the further training; a new head is trained for as many steps before it,
+            at most ``WARM_STEPS``.
+        pairs: a file for the titles and texts.
         aside: a folder for the pairs of a dry run (``write_pairs``).
-        overrides: ``key=value`` settings, which count more.
+        overrides: ``key=value`` settings, which replace those of the recipe.
 
     Raises:
         MaskwiseError: a model, text or task that cannot be read, or neither tasks nor titles.
@@ -100,7 +100,7 @@ def adapt_recipe(
             raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Muon is faster on small models; large ones keep the optimiser they were trained with.
+    # Small models learn faster with Muon; large ones keep the optimiser they were trained with.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -116,8 +116,8 @@ def adapt_recipe(
         BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
         "tsdae": {"objectives": {"tsdae": {}}},
     }
-    # Whole words need blanks between them.
-    if not facts.spaced:  # no words to mask
+    # Whole words are found by blanks, so other scripts get spans of tokens.
+    if not facts.spaced:
         arms[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
         arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
@@ -139,16 +139,17 @@ def adapt_recipe(
             "seeds": seeds,
             "baseline": "token-15",
             "contrasts": [[BEST, REFERENCE]],
-            # the model as it is has no settings to search: a plain test will do
+            # The unchanged model has no settings to tune, so it is not part of a search.
             "gate": [BEST, REFERENCE],
         },
     }
     if warm:
         head = {"freeze": "encoder", "steps": min(WARM_STEPS, steps), "optimizer": "muon"}
-        # as benchmarks/recipes/continual-minilm.yaml found
+        # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
-        for name, arm in arms.items():  # the arms differ after the head is trained
+        # All arms share the training of the head, and differ in the second phase.
+        for name, arm in arms.items():
             arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
     settings["study"]["arms"] = arms
     for override in overrides:
@@ -162,11 +163,11 @@ def write_pairs(
     """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
 
     Args:
-        aside: a folder that is written to in place of ``target``, which may belong to an earlier
-            study.
+        target: the file; it is not written again if it has these pairs already.
+        aside: a folder to write to instead, if ``target`` may belong to an earlier study.
 
     Returns:
-        The file: ``target`` also where it holds these very pairs already.
+        The file with the pairs.
 
     Raises:
         MaskwiseError: too few texts of more than one sentence.
@@ -190,11 +191,10 @@ def write_pairs(
 
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
     titles = read_documents(texts, text_field="title", keep_repeated=True)
-    # Titles are read first: a corpus of records may have them in a column.
-    try:
+    named = {}
+    # A table without a column of titles is refused.
+    with suppress(MaskwiseError):
         named = {document.id: document.text for document in islice(titles, 20_000)}
-    except MaskwiseError:  # a table without such a column
-        named = {}
     for document in read_documents(texts, text_field=text_field):
         title = named.get(document.id, "")
         text = document.text
@@ -221,7 +221,7 @@ ANSWERS = {
 
 
 def answer_of(result: Plain, recipe: Recipe) -> str:
-    """Does it help, by how much, at what cost: the verdict on the primary contrast of the study."""
+    """Answer in words: does further training help, by how much, at what cost?"""
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
@@ -234,7 +234,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """The arm for which the study decided that further training helps; None where it did not."""
+    """Return the arm that the study decided to be better than the model; None if it did not."""
     row = _primary(result)
     if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
         return None
@@ -242,17 +242,20 @@ def arm_that_helps(result: Plain) -> str | None:
 
 
 def _primary(result: Plain) -> Plain | None:
-    """The primary contrast on the tasks, or else in whatever was measured."""
+    """Find the primary contrast on the tasks, or without tasks the first one."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     on_tasks = [row for row in rows if row["outcome"] == "tasks"]
-    return next(iter(on_tasks + rows), None)
+    found = on_tasks + rows
+    return found[0] if found else None
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
-    """What was saved, and how sure it is that this is better than the model as it is.
+    """State which arm was saved, and whether it was shown to be better than the model.
 
     Args:
-        helps: the arm that is shown to help, if any is.
+        best: the arm with the best mean, if it is better than the model.
+        folders: where it was saved.
+        helps: the arm that the study decided to be better, if any.
     """
     if best is None:
         return "No arm has a better mean than the model as it is: nothing is saved."
@@ -269,38 +272,39 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
 
 
 def best_arm(out: Path) -> str | None:
-    """The arm that gains most over the model as it was, on the runs that all arms finished; None
-    where none gains.
+    """Find the arm that gains most over the unchanged model on the runs that all arms finished.
 
-    A gain is the mean of paired differences, each in the direction of its metric. An arm that lacks
-    runs which others have is left out: what remains of it may be its lucky runs.
+    Returns:
+        None if no arm gains. A gain is the mean of paired differences, negated for metrics of which
+        lower values are better.
     """
     scores: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for record in read_lines(out / "records.jsonl"):
-        # Neither companions nor the runs of a gate.
+        # Companion runs have a fraction, and runs of a search or gate have a role.
         if record["kind"] == "score" and not {"fraction", "role"} & record.keys():
             sign = -1 if record["metric"] in LOWER_IS_BETTER else 1
             run = (record["task"], record["seed"])
             scores[record["arm"]][run] = sign * record["score"]
     start = scores.pop(REFERENCE, {})
-    # An arm that lacks runs which others have may have kept its lucky ones.
+    # If an arm lacks runs that others have, the remaining ones may be the lucky ones.
     most = max(map(len, scores.values()), default=0)
     complete = {arm: found for arm, found in scores.items() if len(found) == most}
     shared = set(start).intersection(*complete.values())
-    best, highest = None, 0.0
+    best = None
+    highest = 0.0
     for arm, found in complete.items():
         gain = sum(found[run] - start[run] for run in shared)
         if gain > highest:
-            best, highest = arm, gain
+            best = arm
+            highest = gain
     return best
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
-    """The checkpoint of an arm's first finished run as two folders: for transformers, and for
-    sentence-transformers.
+    """Save the checkpoint of an arm's first finished run for two libraries.
 
     Returns:
-        ``out``/model and ``out``/sentence-model.
+        ``out``/model for transformers and ``out``/sentence-model for sentence-transformers.
 
     Raises:
         MaskwiseError: no run of the arm is finished and still has its checkpoint.
@@ -308,15 +312,16 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
     folders = [out / runs[seed] for seed in sorted(runs, key=int)]
-    finished = [folder for folder in folders if (folder / DONE).is_file()]
-    checkpoints = [folder / "checkpoint" for folder in finished]
-    checkpoint = next(filter(Path.is_dir, checkpoints), None)
-    if checkpoint is None:
+    checkpoints = [folder / "checkpoint" for folder in folders if (folder / DONE).is_file()]
+    # Users may remove checkpoints to free space.
+    saved = [checkpoint for checkpoint in checkpoints if checkpoint.is_dir()]
+    if not saved:
         raise MaskwiseError(
             f"no run of {arm} has a checkpoint to save",
             got=f"{len(folders)} runs, unfinished or removed",
             do="run the same command again",
         )
+    checkpoint = saved[0]
     whole = out / "model"
     sentences = out / "sentence-model"
     config = load_config(checkpoint)
@@ -326,7 +331,7 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     with without_advice():
         load_model(checkpoint, kind=None).save_pretrained(whole)
         encoder.save_pretrained(sentences)
-    # Both folders are complete, so that either can be moved alone.
+    # Each folder has its own tokenizer, so that it can be moved alone.
     for folder in (whole, sentences):
         tokenizer.save_pretrained(folder)
     write_whole(whole / CARD, card)
@@ -337,7 +342,7 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
 
 
 def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
-    """What sentence-transformers reads beside an encoder: its modules, and mean pooling."""
+    """Write the configuration that sentence-transformers needs: modules and mean pooling."""
     kinds = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     pooling = {f"pooling_mode_{kind}": kind == "mean_tokens" for kind in kinds}
     module = "sentence_transformers.models"

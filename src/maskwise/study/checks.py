@@ -1,9 +1,9 @@
-"""Refusals before any work: one line now, rather than in an hour."""
+"""Check recipes, folders and texts before any work, so that mistakes cost seconds, not hours."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Load = Callable[[str], Task]
-"""``load_task``, with what it has loaded before."""
+"""``load_task`` with a cache."""
 
 LOCK = ".lock"
-"""In ``stages/``: held while a study runs, and the sign that the folder is one."""
+"""In ``stages/``: held while a study runs, and the mark of a study's folder."""
 FAR = 8
-"""Factor between a learning rate and the usual one of a model above which a warning is printed."""
+"""A learning rate that differs from the usual one by a larger factor gives a warning."""
 FEW_STEPS = 8
-"""Steps, evenly over a run, that are masked before training to see that there are targets."""
+"""Steps, evenly over a run, that are masked before training to check that there are targets."""
 MOST_UNKNOWN = 0.01
-"""Share of unknown tokens above which a warning is printed: they are never masked."""
+"""A larger share of unknown tokens gives a warning, because they are never masked."""
 UNKNOWN_ADVICE = (
     "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger "
     "tokenizer.vocab_size"
@@ -64,7 +64,7 @@ UNKNOWN_ADVICE = (
 def check_study(
     recipe: Recipe, out: Path, *, engine: str, seeds: Sequence[int] | None
 ) -> tuple[tuple[int, ...], list[str]]:
-    """Refuse what a study cannot run.
+    """Check the inputs of a study.
 
     Returns:
         The seeds to run, in the order of the study, and warnings.
@@ -73,8 +73,10 @@ def check_study(
         MaskwiseError: an unknown engine or seed, a folder that holds something else, bad inputs.
     """
     require_engine(engine)
-    # Records of other seeds may come from elsewhere, without stages.
-    marks = [f"stages/{LOCK}"] if seeds is None else [f"stages/{LOCK}", "study.json"]
+    marks = [f"stages/{LOCK}"]
+    # A block may be added to records that come from another machine, without stages.
+    if seeds is not None:
+        marks.append("study.json")
     require_own(out, *marks, what="a study")
     planned = recipe.study.seed_list
     if seeds is None:
@@ -91,7 +93,7 @@ def check_study(
 
 
 def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """The folder of stages shared between studies: the option, the recipe, or the environment."""
+    """Find the folder of shared stages: the option, the recipe's, or the environment's."""
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
@@ -104,24 +106,25 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
-    """Check all that can be known of every arm without doing the work.
+    """Check everything about every arm that is known without doing the work.
 
     Returns:
         Warnings, in lines.
 
     Raises:
-        MaskwiseError: a text, tokenizer, model or task that cannot be read, or that do not fit each
-            other.
+        MaskwiseError: a text, tokenizer, model or task that cannot be read, or a combination that
+            does not fit.
     """
     search = recipe.study.search
-    load = cache(load_task)  # every arm, at every point of the search, asks for the same tasks
+    # Every arm at every point of the search has the same tasks.
+    load = cache(load_task)
     notes: list[str] = []
     for name in recipe.study.arms:
         for point in search.points_of(name) if search else [{}]:
             notes += _check_arm(recipe.arm(name, seed=0, more=point), load)
     if not recipe.study.arms:
         notes += _check_arm(recipe, load)
-    # Reads the files of an evaluation once, for their errors.
+    # Damaged files of an evaluation raise here.
     load_sets(recipe.evaluation)
     _check_matching(recipe)
     if search:
@@ -140,11 +143,9 @@ def check_inputs(recipe: Recipe) -> list[str]:
 
 
 def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
-    """An arm's tokenizer, or a substitute for one that is still to be trained; and its model's
-    configuration.
-    """
+    """Load an arm's tokenizer (a substitute before it is trained) and model configuration."""
     given = arm.tokenizer_name
-    # Sizes of a model follow from a tokenizer's size and special tokens alone.
+    # A configuration needs only the size and the special tokens of a tokenizer.
     tokenizer: Any = _Untrained(arm.tokenizer)
     if given:
         tokenizer = load_tokenizer(given, needs_mask=arm.kind == "encoder", needs_words=False)
@@ -152,7 +153,7 @@ def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
 
 
 def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
-    """Check that the model, tokenizer and texts of one arm fit each other; yields warnings."""
+    """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     links = arm.links()
     start = arm.model.pretrained
     tokenizer, config = start_of(arm)
@@ -174,9 +175,11 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
         if start:
             check_room(config, length, what="finetune.max_length")
         elif arm.has_new_positions and length > room:
+            allowed = f"≤ {room}"
+            if room == links[0].corpus.length:
+                allowed = f"≤ corpus.length = {room}"
             what = "finetune.max_length is more than the positions that a new model has"
-            same = "corpus.length = " if room == links[0].corpus.length else ""
-            raise MaskwiseError(what, got=length, allowed=f"≤ {same}{room}")
+            raise MaskwiseError(what, got=length, allowed=allowed)
     for link in links:
         yield from _check_text(link)
         if arm.tokenizer_name:
@@ -184,9 +187,9 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()
-        kinds = [one.kind for one in link.objectives.values()] or [objective_class(link.objective)]
-        for objective in kinds:
-            objective.check_model(config)
+        kinds = [objective.kind for objective in link.objectives.values()]
+        for kind in kinds or [objective_class(link.objective)]:
+            kind.check_model(config)
         packed = arm.kind == "encoder" and link.corpus.row_layout == "packed"
         if packed and not adapter_of(config).separates:
             do = "it reads one document a row; with corpus.attention=row it reads packed rows as"
@@ -197,6 +200,7 @@ def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
     """Warn of a learning rate of fine-tuning that is unusual for models of this size."""
     rate = finetune.learning_rate
     usual = fitting_rate(weights)
+    # The usual rates are known for AdamW only.
     if rate is None or finetune.optimizer != "adamw":
         return
     if not usual / FAR <= rate <= FAR * usual:
@@ -207,7 +211,7 @@ def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
 
 
 def _check_matching(recipe: Recipe) -> None:
-    """Check that what arms are matched by can be counted before training."""
+    """Check that the compute by which arms are matched can be counted before training."""
     study = recipe.study
     if study.match == "steps":
         return
@@ -218,9 +222,11 @@ def _check_matching(recipe: Recipe) -> None:
                 got=f"study.match {study.match}",
                 do="leave out study.match",
             )
-        points = [{}, *study.search.points_of(name)] if study.search else [{}]
+        points: list[Mapping[str, object]] = [{}]
+        if study.search:
+            points += study.search.points_of(name)
         texts = {_texts(recipe.arm(name, seed=0, more=point)) for point in points}
-        # The steps of a point would depend on which texts are there already.
+        # Texts are prepared for the arm as written, before the points of a search are planned.
         if len(texts) > 1:
             raise MaskwiseError(
                 f"study.match {study.match} wants one text for arm {name!r}, "
@@ -231,9 +237,10 @@ def _check_matching(recipe: Recipe) -> None:
 
 
 def _texts(arm: Recipe) -> tuple[str, ...]:
-    """What tells an arm's texts apart; a learned policy also depends on the training."""
+    """Identify the texts of an arm."""
     links = arm.links()
     names = [prepare_stage(link.unlearned()).name for link in links]
+    # A text that a learned policy scores also depends on how that is learned.
     if arm.learning and any(link.learns for link in links):
         names.append(arm.learning.model_dump_json())
         names += [link.training.model_dump_json() for link in links]
@@ -242,7 +249,8 @@ def _texts(arm: Recipe) -> tuple[str, ...]:
 
 def _check_search(recipe: Recipe, search: SearchSettings, load: Load) -> None:
     """Check that the points of a search can be compared."""
-    if (search.by or ("dev" if recipe.tasks else "held-out")) == "dev":
+    by = search.by or ("dev" if recipe.tasks else "held-out")
+    if by == "dev":
         for task in recipe.tasks:
             if not load(task).splits["dev"]:
                 raise MaskwiseError(
@@ -260,20 +268,22 @@ def _check_search(recipe: Recipe, search: SearchSettings, load: Load) -> None:
                 do=do,
             )
         if len({tokenizer_of(prepare_stage(links[0])) for links in points}) > 1:
-            what = "study.search by held-out loss cannot choose between tokenizers: losses per "
-            what += "token of different vocabularies do not compare"
-            do += "; or make each tokenizer an arm"
-            raise MaskwiseError(what, got=f"grid {', '.join(search.points[0])}", do=do)
+            raise MaskwiseError(
+                "study.search by held-out loss cannot choose between tokenizers: losses per "
+                "token of different vocabularies do not compare",
+                got=f"grid {', '.join(search.points[0])}",
+                do=f"{do}; or make each tokenizer an arm",
+            )
 
 
 def _check_text(link: Recipe) -> Iterator[str]:
-    """Check that the corpus of one training can be read, and has the layers its policies need."""
+    """Check that the corpus of a training can be read and has the layers its policies need."""
     corpus = link.corpus
     for part in corpus.parts():
         require_documents(part)
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
-    # A stream is annotated as it is read, so its annotators cannot see the whole corpus first.
+    # A stream is annotated while it is read, so annotators that count a whole corpus are refused.
     if corpus.stream:
         for spec in corpus.annotators:
             require_live(spec, annotator(spec))
@@ -309,10 +319,11 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
     """Check that policies that need words have a fast tokenizer, or words of one token each."""
     if tokenizer.is_fast or link.corpus.words == "token":
         return
-    masks = [name for name in link.evaluation.masks if name != DIFFUSION]
     named = [("masking.policy", name) for name in link.policies]
-    for setting, name in [*named, *(("evaluation.masks", name) for name in masks)]:
-        if "word_ids" in policy(name).layers():
+    named += [("evaluation.masks", name) for name in link.evaluation.masks]
+    for setting, name in named:
+        # Diffusion draws its own masks, so it is no policy.
+        if name != DIFFUSION and "word_ids" in policy(name).layers():
             raise MaskwiseError(
                 f"{setting} {name} needs words, and a slow tokenizer has no character offsets "
                 "to find them",
@@ -322,7 +333,7 @@ def _check_words(link: Recipe, tokenizer: Any) -> None:
 
 
 def _check_rows(link: Recipe) -> None:
-    """Check that each part of a batch has enough rows for the twins of ``cse``."""
+    """Check that each part of a batch has enough rows for the pairs of ``cse``."""
     how = link.training
     ranks = ranks_here()
     for name, arm in link.objectives.items():
@@ -330,15 +341,15 @@ def _check_rows(link: Recipe) -> None:
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size is too small, or odd"
             parts = how.accumulate * ranks
-            got = f"{how.batch_size}, in {parts} parts" if parts > 1 else how.batch_size
+            got: object = how.batch_size
+            if parts > 1:
+                got = f"{got}, in {parts} parts"
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
 
 
 def _check_probes(link: Recipe, tokenizer: Any) -> None:
-    """Refuse a text whose held-out side is too small for the probes of a sampler that learns.
-
-    Training counts the rows exactly, but a later phase gets there after hours of work.
-    """
+    """Refuse a text whose held-out side is too small for the probes of a sampler that learns."""
+    # Training counts the rows exactly, but a later phase only begins after hours of work.
     if link.corpus.stream or not link.objectives:
         return
     chooser = sampler(link.sampler, list(link.objectives))
@@ -362,15 +373,14 @@ def _check_probes(link: Recipe, tokenizer: Any) -> None:
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
-    """Refuse text in which a policy finds nothing to mask, or no more than a unit a text.
-
-    Of a stream, its held-out text is looked at.
+    """Refuse text in which a policy finds nothing to mask, or only one unit a text.
 
     Raises:
-        MaskwiseError: no target in batches from all over the run; words where a text has none.
+        MaskwiseError: a few batches of the run have no targets, or a policy of words finds none.
     """
     how = source.settings
     steps = over_a_run(how.steps, FEW_STEPS)
+    # Reading a stream would move its position, so its held-out text is checked.
     if isinstance(source.rows, StreamedRows):
         rows = held_out.laid(source.rows.layout)
         some = rows.tensors(spread(how.batch_size, of=len(rows)))
@@ -386,7 +396,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
             got=f"nothing to mask in {len(steps)} batches",
             do="mark the prompts alone",
         )
-    # Text without blanks is one word a piece, which no budget has room for.
+    # In text without blanks each piece is a single word, which is longer than any budget.
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
@@ -405,7 +415,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """Warn of prepared texts with many tokens that are unknown to the tokenizer."""
+    """Warn of prepared texts in which many tokens are unknown to the tokenizer."""
     for stage in texts:
         share = unknown_share((stage.result(stages) or {}).get("counts", {}))
         if share > MOST_UNKNOWN:
@@ -418,12 +428,13 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
 
 def say(notes: Iterable[str]) -> None:
     """Print lines on stderr."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     for note in notes:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
+        console.print(note, markup=False)
 
 
 class _Untrained:
-    """Substitute for a tokenizer that is still to be trained, as far as configurations ask."""
+    """Substitute for a tokenizer that is still to be trained; configurations need no more of it."""
 
     pad_token_id = 0
     cls_token_id = 2

@@ -1,22 +1,22 @@
-"""What a study runs, plan by plan: each is made when those before it are done.
+"""Make the plans of a study one after the other, with the decisions between them.
 
     texts → search → main → companions
 
-A study without a search or matching has one plan, or two with companions. Every decision follows
-from the results in the folders of stages, so a resumed study decides the same again.
+A study without search or matching has one plan, or two with companions. Every decision follows from
+the results in the folders of stages, so a resumed study decides the same again.
 
-**Searching.** Every seed chooses a setting for every arm, by its own dev rows, from runs that are
-never compared: the best run of a grid was also the luckiest, and more so for an arm to which the
-setting matters little. The compared run is a new one at the chosen setting, with the seed +
-``FRESH_RUN``. So pairs of runs stay independent and alike for both arms, and an error in the choice
-is part of the differences between pairs.
+**Searching.** Every seed chooses a setting for every arm by its own dev rows. The runs of the
+search are never compared: the best run of a grid was also the luckiest, and more so for an arm with
+a flat curve. The compared run is a new one at the chosen setting, with the seed + ``FRESH_RUN``. So
+the pairs of runs stay independent and both arms are treated alike, and errors in the choice are
+part of the differences between pairs.
 
-**Matching.** Matched by steps (the usual way), a higher ratio buys more targets for nothing;
-matched by targets, it pays for them with steps; FLOPs lie between. A run spends its number of steps
-times the mean of a step, and that mean is measured on batches from the whole run, masked with the
-ratio, policy and budget of the arm. A schedule of the ratio runs over a run's own length, so its
-mean does not depend on the length. Where there are several phases of training, the first one's
-length is set and the others stay as they are.
+**Matching.** If arms are matched by steps (the usual way), a higher ratio gets more targets for
+free; if matched by targets, it trains for fewer steps; FLOPs are between. The cost of a run is its
+number of steps times the mean cost of a step, which is measured on batches from the whole run,
+masked with the ratio, policy and budget of the arm. A scheduled ratio spans the length of the run,
+so its mean does not depend on that length. Of several phases of training only the length of the
+first is changed.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from maskwise.study.work import open_text
 from maskwise.text import Prepared
 
 Scores = dict[str, float]
-"""By outcome, one number; more is better."""
+"""One number for each outcome; higher is better."""
 
 
 class Design:
-    """A study's plans, and what was decided between them.
+    """A study's plans and decisions.
 
     Args:
-        seeds: the seeds of the study that are run; None: all of them.
+        seeds: the block of the study's seeds to run; None: all seeds.
         forecast: count a search that is not done as if it had chosen the first point of its grid.
 
     Attributes:
-        runs: the runs to be reported that are planned so far, those of a gate among them.
-        others: runs that only serve a choice.
-        chosen: by arm and seed, the setting that a search chose.
+        runs: the planned runs to report, including the runs of a gate.
+        others: the runs of a search.
+        chosen: the setting that a search chose, by arm and seed.
         choices: records of kind "selection".
-        failed: by arm and seed, the runs of a search none of which succeeded; that run is missing.
-        budget: what the baseline spends, where the study matches arms by more than steps.
+        failed: the runs of a search that all failed, by arm and seed; there is no compared run.
+        budget: what the baseline spends, if arms are matched by targets or FLOPs.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Design:
         self.budget: float | None = None
 
     def plans(self) -> Iterator[Plan]:
-        """The plans, to be done one after the other."""
+        """Yield the plans; each must be done before the next one is asked for."""
         study = self.recipe.study
-        # The length of runs depends on the texts, so these are prepared first.
+        # Matched lengths depend on the texts, so these are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = [make_run(self.recipe, arm, seed, contents={}) for arm in study.arms]
@@ -96,28 +96,32 @@ class Design:
             self.budget = sum(spent) if spent else None
         if study.search:
             yield from self._search()
-        # One seed after the other: an interrupted study has whole pairs of runs.
+        # Seeds are outermost, so that an interrupted study has whole pairs of runs.
         for seed in self.seeds:
             self.runs += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
             self.runs += self._compared(self.arms, seed)
         yield Plan(tuple(self.runs))
         shorter = []
-        # Companions come last: verdicts need the whole runs.
+        # Companions come last because verdicts need the whole runs only.
         for seed in self.seeds:
-            for share in sorted(study.companions, reverse=True):  # longest first
+            for share in sorted(study.companions, reverse=True):
                 shorter += self._compared(list(study.arms), seed, share)
         if shorter:
             self.runs += shorter
             yield Plan(tuple(shorter), "companions")
 
     def settings_of(self, arm: str) -> list[Plain]:
-        """The different settings chosen for an arm's runs; the arm as written where none was."""
-        found = {str(setting): setting for (name, _), setting in self.chosen.items() if name == arm}
-        return list(found.values()) or [{}]
+        """List the different settings chosen for an arm's runs; empty settings without a search."""
+        found = []
+        for (name, _), setting in self.chosen.items():
+            if name == arm and setting not in found:
+                found.append(setting)
+        return found or [{}]
 
     def _gate_arms(self) -> list[str]:
-        """The arms that a gate compares on runs of their own: where arms are searched, it does not
-        wait for that.
+        """List the arms of a gate in a study with a search.
+
+        The gate compares them at the settings as written, so it needs runs of its own.
         """
         study = self.recipe.study
         if study.gate is None or study.search is None:
@@ -127,13 +131,14 @@ class Design:
         return [arm for arm in self.arms if every or arm in pair]
 
     def _compared(self, arms: Sequence[str], seed: int, fraction: float = 1.0) -> list[Run]:
-        """The compared runs of a seed: after a search new ones, at the settings that it chose."""
-        judged = self.recipe.study.judged_seeds[seed]
-        return [
-            self._run(arm, judged, self.chosen.get((arm, seed)), fraction=fraction)
-            for arm in arms
-            if (arm, seed) not in self.failed
-        ]
+        """Plan the compared runs of a seed, at the settings that a search chose."""
+        fresh = self.recipe.study.judged_seeds[seed]
+        runs = []
+        for arm in arms:
+            if (arm, seed) not in self.failed:
+                setting = self.chosen.get((arm, seed))
+                runs.append(self._run(arm, fresh, setting, fraction=fraction))
+        return runs
 
     def _run(
         self,
@@ -145,14 +150,20 @@ class Design:
         role: str = "",
         by: str = "",
     ) -> Run:
-        """A run; of one that is tried, only what it is chosen ``by`` is measured."""
+        """Plan a run.
+
+        Args:
+            by: how a search chooses ("dev", "held-out"); its runs measure nothing else.
+        """
         setting = setting or {}
-        length = self._length(self.baseline if arm == REFERENCE else arm, setting, fraction)
+        trained = self.baseline if arm == REFERENCE else arm
+        length = self._length(trained, setting, fraction)
+        contents = {} if by == "held-out" else self.contents
         return make_run(
             self.recipe,
             arm,
             seed,
-            contents={} if by == "held-out" else self.contents,
+            contents=contents,
             more=setting | length,
             evaluated=by != "dev",
             fraction=fraction,
@@ -164,24 +175,29 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
-        """A share of an arm's steps, or of those that spend the budget, as overrides."""
+        """Overrides that set the steps of each training of an arm.
+
+        They are a share of the steps as written, or of the steps that spend the budget.
+        """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
-        spent = self._spent(arm, setting) if self.budget is not None else None
-        if spent and self.budget is not None:
-            first = matched_steps(steps[0], spent, self.budget)
-            if first is None:
-                raise MaskwiseError(
-                    f"arm {arm!r} cannot spend as much as the baseline "
-                    f"by {self.recipe.study.match}",
-                    got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
-                )
-            steps[0] = first
+        if self.budget is not None:
+            spent = self._spent(arm, setting)
+            # A dry run may find the texts of the baseline only.
+            if spent is not None:
+                first = matched_steps(steps[0], spent, self.budget)
+                if first is None:
+                    by = self.recipe.study.match
+                    raise MaskwiseError(
+                        f"arm {arm!r} cannot spend as much as the baseline by {by}",
+                        got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
+                    )
+                steps[0] = first
         names = own.settings_of("training.steps")
         return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
-        """What each training of an arm's run spends; None while a text is not there."""
+        """Measure what each training of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         by = self.recipe.study.match
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
@@ -198,27 +214,25 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
-        """Every arm at every point of its grid with every seed, which then keeps the best point for
-        its new run.
-        """
+        """Plan every arm at every point of its grid with every seed, then choose points."""
         study = self.recipe.study
         assert study.search is not None
         by = study.search.by or ("dev" if self.contents else "held-out")
         tried: dict[tuple[str, int], list[Run]] = {}
         for seed in self.seeds:
             for arm in study.arms:
-                points = study.search.points_of(arm)
-                tried[arm, seed] = [
-                    self._run(arm, seed, point, role="search", by=by) for point in points
-                ]
+                for point in study.search.points_of(arm):
+                    run = self._run(arm, seed, point, role="search", by=by)
+                    tried.setdefault((arm, seed), []).append(run)
         self.others = list(chain.from_iterable(tried.values()))
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
             kinds = self.recipe.arm(arm, seed=0).links()[-1].judged_on()
-            # A point that failed has no scores and cannot be chosen.
             scores = [_scores(run, self.stages, kinds) for run in trials]
             choice = choose(scores)
-            chosen = None if choice.place is None else trials[choice.place].setting
+            chosen = None
+            if choice.place is not None:
+                chosen = trials[choice.place].setting
             candidates: list[Candidate] = [
                 {"setting": run.setting, "score": mean, "scores": found}
                 for run, mean, found in zip(trials, choice.means, scores)
@@ -235,7 +249,7 @@ class Design:
                     "tied": choice.tied,
                 }
             )
-            # A dry run counts the runs that follow, whatever will be chosen.
+            # A dry run counts the compared runs at the first point.
             if chosen is None and self.forecast:
                 chosen = trials[0].setting
             if chosen is None:
@@ -245,9 +259,9 @@ class Design:
 
 
 def _texts_of(run: Run) -> Run:
-    """A run reduced to its texts, and to what they need (such as a policy that is learned)."""
+    """Reduce a run to its texts and the stages they need, such as the learning of a policy."""
     needed = {stage.name for stage in run.texts}
-    # Stages come after those they need.
+    # In reverse order every stage comes before the stages it needs.
     for stage in reversed(run.chain):
         if stage.name in needed:
             needed.update(stage.needs)
@@ -256,17 +270,16 @@ def _texts_of(run: Run) -> Run:
 
 
 def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
-    """The scores of a run by outcome: dev scores of tasks, or held-out losses, times −1 where
-    lower is better.
+    """Read the dev scores of a run's tasks, or its held-out losses, negated if lower is better.
 
     Args:
         kinds: the held-out masks that the arm is evaluated on.
 
     Returns:
-        None where the run is not done, or diverged.
+        None if the run is not done or diverged.
     """
-    scores: dict[str, float | None] = {}
-    # By the recipe's name of a task: each seed may have rows of its own.
+    scores: Scores = {}
+    # Tasks have the name of the recipe, because the rows may differ between seeds.
     for task, stage in run.tasks.items():
         result = stage.result(stages)
         if result is None or None in result["dev"]:
@@ -280,19 +293,22 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
         for line in result["records"]:
             if line["kind"] == "heldout" and line["masks"] in kinds:
                 name = f"heldout:{line['masks']}@{line['ratio']:g}"
-                scores[name] = None if line["loss"] is None else -line["loss"]
-    known = {name: value for name, value in scores.items() if value is not None}
-    return known if len(known) == len(scores) and np.isfinite([*known.values()]).all() else None
+                # JSON has null for a loss that is not finite.
+                if line["loss"] is None:
+                    return None
+                scores[name] = -line["loss"]
+    if not np.isfinite([*scores.values()]).all():
+        return None
+    return scores
 
 
 class Choice(NamedTuple):
     """The best point of a grid.
 
     Attributes:
-        means: the mean of every point over its standardised outcomes; None for a point that failed.
-        place: the best point's place; None if all failed.
-        tied: whether all points have the same scores, so that the first of them is as good a choice
-            as any.
+        means: the mean of each point over its standardised outcomes; None for a failed point.
+        place: the index of the best point; None if all failed.
+        tied: whether all points have the same scores, so the choice of the first is arbitrary.
     """
 
     means: list[float | None]
@@ -301,21 +317,22 @@ class Choice(NamedTuple):
 
 
 def choose(points: Sequence[Scores | None]) -> Choice:
-    """The point with the highest mean over outcomes, each standardised over the points; the first
-    of equal ones.
+    """Choose the point with the highest mean over outcomes, each standardised over the points.
+
+    Of equal points the first is chosen.
 
     >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
-        points: the scores of one arm and seed at every point of the grid, on dev rows; None for a
-            point that failed, which is never taken.
+        points: the scores of one arm and seed at every point of the grid; None for a point that
+            failed, which is never chosen.
     """
     known = [point for point in points if point is not None]
     if not known:
         return Choice([None] * len(points), None, tied=False)
-    # There is one run of a point, so nothing tells noise from effect. The spread between the points
-    # is the one scale that all outcomes have: by it, tasks count alike whatever their unit.
+    # With one run of each point the noise is unknown. Outcomes are divided by their spread between
+    # the points instead, so that tasks count equally whatever their unit.
     values = np.array([list(point.values()) for point in known], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
@@ -323,23 +340,23 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     totals = standardised.sum(axis=1) / max(1, values.shape[1])
     remaining = iter(totals.tolist())
     means = [None if point is None else next(remaining) for point in points]
-    # Means that differ by rounding only are equal.
+    # Means may differ by rounding alone.
     best = [mean is not None and mean >= totals.max() - 1e-9 for mean in means]
     return Choice(means, best.index(True), tied=len(known) > 1 and not differ.any())
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:
-    """The steps of the first training with which a run spends the budget.
+    """Compute the steps of the first training with which a run spends the budget.
 
     >>> matched_steps(10, [500], 1000)
     20
 
     Args:
-        steps: of the first training.
-        spent: by each training.
+        steps: the steps of the first training as written.
+        spent: what each training spends as written.
 
     Returns:
-        None where the later phases alone spend the budget, or a step spends nothing.
+        None if the later phases alone spend the budget, or a step spends nothing.
     """
     # Later phases keep their steps, so the first one pays for the difference.
     left = budget - sum(spent[1:])
@@ -350,11 +367,11 @@ def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | No
 
 @lru_cache(maxsize=1024)
 def _measured_step(settings: str, text: Path) -> dict[str, float]:
-    """What a step of a training spends on average, measured once for each recipe and text."""
+    """Measure what a step of a training spends on average, once for each recipe and text."""
     link = Recipe.model_validate_json(settings)
     data = _load(text)
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
-    # The policy has the weights of its beginning.
+    # A policy that learns is measured with its initial weights.
     source = masked_source(data, link, config)
     return per_step(source, without_weights(link.objective, empty_model(config)))
 

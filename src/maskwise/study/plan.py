@@ -1,5 +1,5 @@
-"""What a study runs: runs, each a chain of stages and the stages that evaluate its checkpoint, and
-plans of runs to be done together.
+"""Runs and plans. A run is a chain of stages and the stages that evaluate its checkpoint; a plan
+holds runs that can be done together.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Run:
     """One arm with one seed: a chain of stages, and the stages that evaluate its checkpoint.
 
     Attributes:
-        arm: its name.
+        arm: the name of the arm.
         seed: the seed of the pre-training run.
-        recipe: the arm's settings, the seed, and what a search or matching set.
+        recipe: the arm's settings with the seed, and with the settings of a search or matching.
         chain: texts, learnings of policies, and trainings, each after the stages it needs; no
             training for the reference.
-        evaluated: the measures without fine-tuning; None for a reference that cannot fill masks.
-        tasks: by task, the stage that fine-tunes on it.
-        overlaps: whether its texts hold the tests of its tasks.
-        fraction: its share of the whole run's steps.
-        setting: the point of a search that it tries, or that was chosen for it, by dotted name.
-        role: "" of a run that is compared, "search" of one that is tried, "gate" of one that a gate
-            compares.
+        evaluated: the evaluation without fine-tuning; None for a reference that cannot fill masks.
+        tasks: the stage that fine-tunes on each task.
+        overlaps: searches for the test items of its tasks in its texts.
+        fraction: share of the steps of a whole run.
+        setting: the point of a search that is tried or was chosen, by dotted name.
+        role: "search" for a run that tries a point, "gate" for a run that only a gate compares,
+            "" for all others.
     """
 
     arm: str
@@ -61,8 +61,10 @@ class Run:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages, in the order in which they can be done."""
-        evaluated = (self.evaluated,) if self.evaluated else ()
-        return (*self.chain, *evaluated, *self.tasks.values(), *self.overlaps)
+        stages = list(self.chain)
+        if self.evaluated:
+            stages.append(self.evaluated)
+        return (*stages, *self.tasks.values(), *self.overlaps)
 
     @property
     def trainings(self) -> list[Stage]:
@@ -72,13 +74,15 @@ class Run:
     @property
     def pretrained(self) -> Stage | None:
         """The last training; None for the reference."""
-        return self.trainings[-1] if self.trainings else None
+        trainings = self.trainings
+        return trainings[-1] if trainings else None
 
     @property
     def texts(self) -> list[Stage]:
-        """The text of every training, in order; of the reference its one text."""
+        """The text of every training, in order; for the reference its only text."""
         named = {stage.name: stage for stage in self.chain}
-        return [named[training.needs[0]] for training in self.trainings] or [self.chain[0]]
+        texts = [named[training.needs[0]] for training in self.trainings]
+        return texts or [self.chain[0]]
 
     @property
     def prepared(self) -> Stage:
@@ -88,17 +92,22 @@ class Run:
     @property
     def row(self) -> str:
         """The run's label in a table of seeds."""
-        label = reference_words(self.recipe) if self.arm == REFERENCE else self.arm
+        label = self.arm
+        if self.arm == REFERENCE:
+            label = reference_words(self.recipe)
         if self.fraction != 1:
             label += f" · {self.fraction:.0%} of the steps"
         if self.role == "search":
+            # Only the last part of a dotted name fits into the table.
             point = [f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()]
-            return f"{label} · {', '.join(point)}"
-        return f"{label} · {self.role}" if self.role else label
+            label += f" · {', '.join(point)}"
+        elif self.role:
+            label += f" · {self.role}"
+        return label
 
     @property
     def who(self) -> Record:
-        """The fields that name the run in records."""
+        """The fields that identify the run in records."""
         who: Record = {"arm": self.arm, "seed": self.seed}
         if self.fraction != 1:
             who["fraction"] = self.fraction
@@ -114,10 +123,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs that can be done together, in the order of their start: one of every arm before the
-    second of any.
+    """Runs that can be done together.
 
     Attributes:
+        runs: in the order of their start, a run of every arm before the second run of any.
         purpose: texts, search, main or companions.
     """
 
@@ -125,7 +134,8 @@ class Plan:
     purpose: str = "main"
 
     def stages(self) -> list[Stage]:
-        """Every stage once, after those it needs; texts first, unless they wait for a policy."""
+        """Every stage once, after the stages it needs; texts come first."""
+        # A text with two needs waits for a policy that is learned first.
         every = dict.fromkeys(chain.from_iterable(run.stages for run in self.runs))
         return sorted(every, key=lambda stage: stage.kind != "prepare" or len(stage.needs) > 1)
 
@@ -137,8 +147,7 @@ def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """The whole runs of a recipe as it is written, without what searching and matching would
-    change.
+    """Plan the whole runs of a recipe as it is written, without searching and matching.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -146,7 +155,7 @@ def make_plan(recipe: Recipe) -> Plan:
     (3, ['prepare', 'pretrain'])
 
     Raises:
-        MaskwiseError: a study without arms.
+        MaskwiseError: a recipe without arms.
     """
     require_arms(recipe)
     contents = task_contents(recipe)
@@ -156,7 +165,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def require_arms(recipe: Recipe) -> None:
-    """Refuse a recipe that compares nothing."""
+    """Refuse a recipe without arms."""
     if not recipe.study.arms:
         raise MaskwiseError(
             f"recipe {recipe.name!r} compares nothing",
@@ -165,33 +174,34 @@ def require_arms(recipe: Recipe) -> None:
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
-    """The arms, and the reference if anything can be measured of it: tasks, or how a start with a
-    head fills masks.
-    """
-    # A new model without tasks has nothing that could be measured.
+    """List the arms, and the reference if it can be measured."""
+    arms = list(recipe.study.arms)
+    # The start can be fine-tuned on tasks, and a start with a head can fill masks.
     if contents or _fills_masks(baseline_of(recipe)):
-        return [*recipe.study.arms, REFERENCE]
-    return list(recipe.study.arms)
+        arms.append(REFERENCE)
+    return arms
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
-    """The recipe of the baseline's runs."""
+    """Return the recipe of the baseline's runs."""
     assert recipe.baseline is not None, "require_arms comes first"
     return recipe.arm(recipe.baseline, seed=0)
 
 
 def _fills_masks(recipe: Recipe) -> bool:
-    """Whether the start of a run can be evaluated as it is."""
+    """Whether the start of a run can be evaluated without training."""
     return recipe.model.pretrained is not None and has_head(recipe.model.pretrained)
 
 
 def reference_words(baseline: Recipe) -> str:
-    """The label of the reference, for the recipe of the baseline."""
-    return "no further training" if baseline.model.pretrained else "no pre-training"
+    """The label of the reference of a study with this baseline."""
+    if baseline.model.pretrained:
+        return "no further training"
+    return "no pre-training"
 
 
 def task_contents(recipe: Recipe) -> dict[str, str]:
-    """The hash of every task's rows, by task."""
+    """Hash the rows of every task."""
     return {task: load_task(task).fingerprint for task in recipe.tasks}
 
 
@@ -207,16 +217,18 @@ def make_run(
     setting: Plain | None = None,
     role: str = "",
 ) -> Run:
-    """The stages of one run.
+    """Plan the stages of one run.
 
     Args:
-        contents: ``task_contents`` of the tasks that it is evaluated on.
-        more: settings changed in addition to those of the arm.
-        evaluated: also measure what needs no fine-tuning.
+        contents: ``task_contents`` of the tasks that evaluate the run.
+        more: settings to change in addition to the arm's.
+        evaluated: whether to evaluate the checkpoint without fine-tuning, too.
         fraction, setting, role: as in ``Run``.
     """
+    # The reference is the start of the baseline's runs.
     reference = arm == REFERENCE
-    own = recipe.arm((recipe.baseline or arm) if reference else arm, seed=seed, more=more)
+    name = recipe.baseline if reference and recipe.baseline else arm
+    own = recipe.arm(name, seed=seed, more=more)
     links = own.links()
     # The first text trains the tokenizer of all the others.
     text = prepare_stage(links[0].unlearned())
@@ -231,34 +243,34 @@ def make_run(
         prepared = prepare_stage(link, after=text, learned=learned)
         last = pretrain_stage(link, prepared, after=last)
         chain += [prepared, last]
-    judged = None
+    evaluation = None
     if evaluated and (last or _fills_masks(own)):
-        # All arms are evaluated on the study's last text, in rows as the arm's model knows them.
+        # All arms are evaluated on the study's last text, in rows of the arm's own format.
         rows = links[-1].corpus.model_dump(include={"length", "layout", "attention"})
-        corpus = of_run(recipe.links()[-1].unlearned().corpus.model_dump() | rows, seed)
-        measured = own.model_copy(update={"corpus": CorpusSettings(**corpus)})
-        held_out = prepare_stage(measured, after=text)
+        common = recipe.links()[-1].unlearned().corpus.model_dump()
+        corpus = CorpusSettings(**of_run(common | rows, seed))
+        held_out = prepare_stage(own.model_copy(update={"corpus": corpus}), after=text)
         chain.append(held_out)
-        judged = evaluate_stage(own, held_out, last)
+        evaluation = evaluate_stage(own, held_out, last)
+    # A stream is read once, by the training, so it is not searched for test items.
+    whole = [link for link in trained if not link.corpus.stream]
     tasks: dict[str, Stage] = {}
     overlaps: list[Stage] = []
-    # The overlap of a task and a text does not depend on the run, so arms share that stage.
     for task, content in contents.items():
         spec = of_run(task, seed)
-        if spec != task:  # a task in a world of the run's own has other rows in every run
+        # A task in a world that is made for each run has other rows in each.
+        if spec != task:
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)
-        if role == "search":  # dev rows choose, so test items in the corpus do not matter
-            continue
-        # A stream is read once, by the training.
-        whole = [link for link in trained if not link.corpus.stream]
-        overlaps += [overlap_stage(link, spec, content) for link in whole]
+        # A search chooses by dev rows, so test items in the corpus do not matter.
+        if role != "search":
+            overlaps += [overlap_stage(link, spec, content) for link in whole]
     return Run(
         arm,
         seed,
         own,
         chain=tuple(dict.fromkeys(chain)),
-        evaluated=judged,
+        evaluated=evaluation,
         tasks=tasks,
         overlaps=tuple(dict.fromkeys(overlaps)),
         fraction=fraction,
@@ -268,10 +280,10 @@ def make_run(
 
 
 def learned_from(recipe: Recipe) -> dict[str, str]:
-    """By arm that learns its policy, the name of the task it is learned from.
+    """Map each arm that learns its policy to the name of the task it learns from.
 
     Raises:
-        MaskwiseError: fewer than two tasks, or one that no policy is learned from.
+        MaskwiseError: fewer than two tasks, or a task that no policy is learned from.
     """
     tasks = [load_task(spec).name for spec in recipe.tasks]
     learned: dict[str, str] = {}

@@ -1,12 +1,12 @@
-"""Pre-training by a recipe: one objective, or several with a sampler over them.
+"""Pre-train by a recipe, with one objective or with several and a sampler over them.
 
-Used by the pretrain stages of a study and by ``maskwise pretrain``.
+The pretrain stages of a study and ``maskwise pretrain`` call it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,7 +26,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.samplers import LossProportional
+from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
@@ -52,21 +52,24 @@ def pretrain(
     quiet: bool = False,
     facts: Mapping[str, str] | None = None,
 ) -> Plain:
-    """Pre-train one model into ``folder``: metrics, states to resume from, and at the end the
-    checkpoint.
+    """Pre-train one model into a folder.
 
     Args:
         data: the text.
         recipe: the recipe of one run; its model, masking, objectives, sampler, training and
             evaluation are used.
-        facts: further facts of the run for the model card.
+        folder: for metrics, states to resume from, and at the end the checkpoint.
+        facts: further facts for the model card.
+
+    Returns:
+        The result of a pretrain stage: held-out losses, counts, FLOPs, the loss and ``seconds``.
 
     Raises:
-        MaskwiseError: nothing in this text can be learnt from, or the loss is not finite.
+        MaskwiseError: no token of this text can be masked, or the loss is not finite.
     """
     training = recipe.training
     evaluation = recipe.evaluation
-    # Word frequencies start the bias of a new head, and are the floor of held-out losses.
+    # Word frequencies initialise the bias of a new head, and are the baseline of held-out losses.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = recipe.model.model(
@@ -77,23 +80,30 @@ def pretrain(
         log_unigram=log_unigram,
     )
     made = learning(network, data, recipe)
-    for source in getattr(made.source, "sources", {"": made.source}).values():
+    sources: Iterable[Source] = [made.source]
+    if isinstance(made.source, ArmsSource):
+        sources = made.source.sources.values()
+    for source in sources:
+        # Objectives that choose no tokens, such as sentence contrast, have no masker.
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
             require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
-    # The curve during training evaluates the same rows and masks as the study afterwards.
+    # Evaluations during training use the same rows and masks as the study afterwards.
     rows = laid_out(data.held_out, judged, network.config)
     masks = evaluation.masks
     most = evaluation.rows
-    ratio = evaluation.ratios[0]
     maskers = fixed_maskers(
-        data.tokenizer, masks=masks, ratio=ratio, kind=judged.kind, length=rows.length
+        data.tokenizer,
+        masks=masks,
+        ratio=evaluation.ratios[0],
+        kind=judged.kind,
+        length=rows.length,
     )
     bound = diffusion_bound(masks, rows, data.tokenizer, rows=most, log_unigram=log_unigram)
     held_out = HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
     losses: list[Plain] = []
 
-    # The card shows the latest held-out losses, so it is written with the weights.
+    # The card contains the latest held-out losses, so it is written with every checkpoint.
     def save(target: Path) -> None:
         choices = {**made.words, **(facts or {})}
         card = model_card(recipe, choices, losses, text=data.training)
@@ -137,9 +147,7 @@ def pretrain(
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """``flops`` of a training; with a sampler also ``objectives`` (the counts of each) and
-    ``probe_flops``.
-    """
+    """Count ``flops``; with a sampler also ``objectives`` (counts of each) and ``probe_flops``."""
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
@@ -152,22 +160,22 @@ def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
 def model_card(
     recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: Rows | Stream
 ) -> str:
-    """The model card of a checkpoint, in the hub's format: its choices, seeds, data and held-out
-    losses.
+    """Write the model card of a checkpoint in the hub's format.
 
     Args:
-        choices: what was masked and how, and facts of the run, by name.
-        losses: the last evaluation.
+        choices: settings of the masking and facts of the run, by name.
+        losses: the records of the last evaluation.
         text: the training text.
     """
     front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
-    measured = [
-        f"- {line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target "
-        f"(word frequencies alone: {line['unigram']:.3f})"
-        for line in losses
-    ]
+    measured = []
+    for line in losses:
+        loss = f"{line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target"
+        measured.append(f"- {loss} (word frequencies alone: {line['unigram']:.3f})")
+    heldout = "\n".join(measured) or "not measured"
     training = recipe.training
+    settings = yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)
     size = "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
@@ -184,12 +192,12 @@ without maskwise.
 
 ## Loss on held-out text, fixed masks
 
-{chr(10).join(measured) or "not measured"}
+{heldout}
 
 ## Training settings
 
 ```yaml
-{yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)}```
+{settings}```
 """
 
 
@@ -198,7 +206,7 @@ without maskwise.
 
 
 class Learning(NamedTuple):
-    """The arguments of ``training.train``, and words for the model card."""
+    """The arguments of ``training.train``, and ``words`` for the model card."""
 
     objective: Objective
     source: Source
@@ -208,38 +216,44 @@ class Learning(NamedTuple):
 
     def close(self) -> None:
         """End the processes that read a stream."""
-        # Streams are learners: their position is saved with the states of a run.
+        # Streams are among the learners because their position is saved with the other states.
         for learner in self.learners.values():
             if isinstance(learner, StreamedRows):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """The heads of several objectives: they are dropped when a checkpoint becomes an
-        encoder.
-        """
-        return self.objective.heads() if isinstance(self.objective, Arms) else {}
+        """The heads of several objectives, which are saved beside the encoder."""
+        if isinstance(self.objective, Arms):
+            return self.objective.heads()
+        return {}
 
 
 def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
-    """What a recipe trains: masked language modelling of the corpus's rows, or several objectives.
+    """Build the objective, batches and learners of a recipe.
 
     A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking
-    with the arm's own changes. Each reads the rows it wants: those of the corpus as they are
-    packed, or the same pieces a row each.
+    with the changes of the arm. Arms read the rows of the corpus as they are packed, or the same
+    pieces with one in each row.
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
-    masks = objective_class(recipe.objective).inherits
-    title = f"{recipe.masking.policy} {recipe.masking.ratio}" if masks else recipe.objective
+    title = recipe.objective
+    # Other objectives ignore the policy and ratio of the recipe.
+    if objective_class(recipe.objective).inherits:
+        title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
     learners = source.learners() | source.places()
     return Learning(objective(recipe.objective, network), source, learners, title, words)
 
 
 def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
-    """The batches of a recipe that trains one objective; ``config`` of its model."""
+    """Build the batches of a recipe with one objective.
+
+    Args:
+        config: the configuration of the model.
+    """
     kind = objective_class(recipe.objective)
     rows = laid_out(data.training, kind, config)
     return _source(data, recipe, kind, rows, _drawn(rows, recipe))
@@ -253,7 +267,13 @@ def _source(
     drawn: Rows | StreamedRows,
     changes: Mapping[str, object] | None = None,
 ) -> MaskedSource:
-    """The batches of one objective; ``changes`` of the recipe's masking."""
+    """Build the batches of one objective.
+
+    Args:
+        rows: the training rows.
+        drawn: the rows as they are drawn.
+        changes: changes of the recipe's masking.
+    """
     settings = kind.settings(recipe.masking.model_dump(), changes or {})
     seed = recipe.training.seed
     length = data.training.length
@@ -262,31 +282,32 @@ def _source(
 
 
 def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
-    """The rows as they are drawn; those of a stream step by step."""
+    """Let the rows of a stream be drawn step by step; other rows are returned as they are."""
     if isinstance(rows, Rows):
         return rows
     return StreamedRows(rows, recipe.training, shares=_shares(rows, recipe))
 
 
 def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
-    """The shares of the sources of a mix, by name; none where there is one source, or a stream of
-    several.
-    """
+    """The share of each source of a mix in the batches; empty for a single source."""
     corpus = recipe.corpus
-    if isinstance(rows, Stream):
-        return corpus.shares(()) if isinstance(corpus.source, dict) else {}
-    return corpus.shares(rows.by_source(len(corpus.sources))) if len(corpus.sources) > 1 else {}
+    if isinstance(rows, Rows):
+        count = len(corpus.sources)
+        return corpus.shares(rows.by_source(count)) if count > 1 else {}
+    # A stream cannot count its rows, so only sources with given weights have shares.
+    return corpus.shares(()) if isinstance(corpus.source, dict) else {}
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
-    """An arm for each objective over one encoder, with the recipe's sampler over them."""
+    """Build an arm for each objective on one encoder, with the recipe's sampler over them."""
     training = recipe.training
     arms = recipe.objectives
-    # New heads depend on the seed, also those of a model that was only loaded.
+    # A pretrained model uses no randomness, so the new heads are seeded here.
     torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
-    if heads.is_file():  # of the phase before
+    # The checkpoint of an earlier phase has trained heads.
+    if heads.is_file():
         joined.go_on(heads)
     chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
     rank = rank_here()
@@ -300,24 +321,31 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     for name, arm in arms.items():
         kind = arm.kind
         rows = laid_out(data.training, kind, network.config)
-        if rows.layout not in drawn:  # a stream is read once for all arms that read the same rows
+        # A stream is read once for all arms that read the same rows.
+        if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
         sources[name] = _source(data, recipe, kind, rows, drawn[rows.layout], arm.masking)
-        blocks = held_out[name] = laid_out(data.held_out, kind, network.config)
-        judged = [row for some, count in judging for row in rows_with(blocks, some, count)]
-        taken[name] = sorted(set(judged))
+        blocks = laid_out(data.held_out, kind, network.config)
+        held_out[name] = blocks
+        evaluated: set[int] = set()
+        for some, count in judging:
+            evaluated.update(rows_with(blocks, some, count))
+        taken[name] = sorted(evaluated)
         probed = chooser.probed_rows(twins=kind.twins)
         sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
-        if chooser.every:  # now, and not when training has begun
+        # The first probe is only drawn after some steps, so its size is checked here.
+        if chooser.every:
             free = len(blocks) - len(taken[name])
             check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
-    if isinstance(chooser, LossProportional):  # it divides the losses of half a probe
+    # This sampler divides losses by the loss at chance, which depends on the batch for some
+    # objectives. A probe has two halves.
+    if isinstance(chooser, LossProportional):
         vocabulary = len(data.tokenizer)
         chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
         chooser.chance = chooser.vector(chances)
-    # Some samplers learn from new probe rows each time, as their paper does.
-    fresh = getattr(chooser, "faithful", False)
+    # As in its paper, the faithful variant of Mometas learns from new probe rows each time.
+    fresh = isinstance(chooser, Mometas) and chooser.faithful
 
     def probe() -> Probe:
         return Probe(
@@ -334,7 +362,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
             maskers=None if fresh else source.untaught,
         )
 
-    # A rule is only watched: no run of it fails for want of text to watch it on.
+    # Samplers that do not learn are probed for the report only, so too little text is no error.
     enough = all(len(held_out[name]) - len(taken[name]) >= sizes[name] for name in arms)
     watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
     listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
@@ -350,7 +378,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
 def judging_rows(
     network: PreTrainedModel, data: Prepared, recipe: Recipe
 ) -> list[tuple[Rows, int]]:
-    """The rows that evaluate a model, as evaluation lays them out, and how many of them do."""
+    """List the held-out rows of the evaluations, and how many rows each of them reads."""
     settings = recipe.evaluation
     rows = laid_out(data.held_out, predicting(network), network.config)
     judged = [(rows, settings.rows), (documents_alone(data.held_out), settings.pseudo_perplexity)]
@@ -358,14 +386,13 @@ def judging_rows(
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
-    """The rows of ``rows`` that hold a piece of the ``count`` rows of ``judged`` that evaluate a
-    model.
+    """Find the rows that share a piece with the ``count`` evaluated rows of ``judged``.
 
-    Both are the same pieces, perhaps in two layouts.
+    Both are the same pieces, perhaps in different layouts.
     """
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
-    """The rows as an objective reads them with a model of this configuration."""
+    """Convert rows to the layout in which an objective reads them with this model."""
     return rows.laid(objective.reads(rows.layout, config))

@@ -1,5 +1,6 @@
-"""The files of a study: study.json (what it is, and what its folder remembers of earlier calls),
-records.jsonl (every number measured), timings and written answers.
+"""Contents of a study's files: study.json, records.jsonl, timings.jsonl and written answers.
+
+study.json also remembers earlier calls in the same folder: running times and earlier verdicts.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ import torch
 from maskwise import __version__
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import ArmFacts, Look, Record, Study
-from maskwise.folders import read_json, read_lines
+from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
+from maskwise.folders import read_lines
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
-from maskwise.study.stages import prepare_stage, tokenizer_of
+from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.training.speed import cpu_name
 
 RESULTS = (
     "records.jsonl",
-    PREDICTIONS,
-    "timings.jsonl",
     "samples.json",
+    "timings.jsonl",
     "summary.json",
+    PREDICTIONS,
     "report.html",
 )
-"""The files of a finished study; another study in the folder removes them."""
+"""The files of a finished study. If another study is run in the folder, they are removed."""
 
 
 # study.json
@@ -49,13 +50,19 @@ RESULTS = (
 
 
 def describe(recipe: Recipe, design: Design) -> Study:
-    """study.json, as far as it is known."""
+    """Describe a study for study.json, as far as its plans are known."""
     study = recipe.study
-    search = study.search
-    gate = study.gate
     tasks = [load_task(spec) for spec in recipe.tasks]
-    reference = reference_words(baseline_of(recipe)) if REFERENCE in design.arms else None
-    # The report reads these keys; the whole recipe is kept beside them.
+    reference = None
+    if REFERENCE in design.arms:
+        reference = reference_words(baseline_of(recipe))
+    gate: Gate | None = None
+    if study.gate:
+        gate = {"contrast": study.gate.contrast, "closes": study.closed}
+    search: Search | None = None
+    if study.search:
+        search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
+    # The report reads these keys and not the recipe, whose format changes more often.
     described: Study = {
         "name": recipe.name,
         "description": recipe.description,
@@ -77,8 +84,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "looks": list(study.looks) if study.looks else None,
         "helps": study.helps,
         "share": study.share,
-        "gate": {"contrast": gate.contrast, "closes": study.closed} if gate else None,
-        "search": {"grid": search.grid, "own": search.own, "by": search.by} if search else None,
+        "gate": gate,
+        "search": search,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},
     }
     if study.transfer:
@@ -91,11 +98,15 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     # Seeds that chose different settings may have trained with different masks.
     chains = [recipe.arm(name, seed=0, more=more).links() for more in design.settings_of(name)]
     lasts = [links[-1] for links in chains]
-    units = set[UnitKind]()
-    masks = list[str]()
+    units: set[UnitKind] = set()
+    masks: list[str] = []
     for last in lasts:
-        units |= {policy(spec).unit_kind for spec in last.masked_by or [last.masking.policy]}
+        policies = last.masked_by or [last.masking.policy]
+        units.update(policy(spec).unit_kind for spec in policies)
         masks += last.judged_on()
+    unit = UnitKind.MIXTURE
+    if len(units) == 1:
+        unit = units.pop()
     runs = {}
     for run in design.runs:
         if run.arm == name and run.compared and run.pretrained:
@@ -104,7 +115,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "policy": _alternatives(last.masking.policy for last in lasts),
         "ratio": _alternatives(str(schedule(last.masking.ratio)) for last in lasts),
         "overrides": recipe.study.arms[name],
-        "units": units.pop() if len(units) == 1 else UnitKind.MIXTURE,
+        "units": unit,
         "tokenizer": _alternatives(tokenizer_of(prepare_stage(links[0])) for links in chains),
         "judged_on": list(dict.fromkeys(masks)),
         "runs": runs,
@@ -115,23 +126,27 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
 
 
 def _alternatives(values: Iterable[str]) -> str:
-    """Different values of one fact: "token", or "token or span"."""
+    """Join the different values of one fact: "token", or "token or span"."""
     return " or ".join(dict.fromkeys(values))
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that numbers may depend on."""
+    """Versions of Python and of the libraries that may change numbers."""
     libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def hardware() -> Plain:
-    """The machine, in a few words."""
+    """Describe the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    accelerator = None
+    if torch.cuda.is_available():
+        accelerator = torch.cuda.get_device_name()
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_gib": round(memory / 2**30, 1),
+        "accelerator": accelerator,
     }
 
 
@@ -139,20 +154,25 @@ def hardware() -> Plain:
 # --------------------------------------------------------------------------------------------
 
 
-def so_far(out: Path, study: Study) -> Study:
-    """When this very study began, how long it has run, and the verdicts it had before.
+def so_far(out: Path, before: Mapping[str, Any], study: Study) -> Study:
+    """Return when a study began, how long it has run, and its earlier verdicts.
 
-    Results of another study are removed.
+    Results of another study in the folder are removed.
+
+    Args:
+        before: the study.json that the folder has, or nothing.
+        study: the study.json of this call.
     """
-    before = read_json(out / "study.json") or {}
     known: Study = {"started": study["started"], "seconds": None}
+    if not before:
+        return known
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
         look = _look(before)
-        now = _look(study)
-        changed = look != now
+        changed = look != _look(study)
         if _decides_otherwise(before, study):
-            look["settings_changed"] = changed = True
+            look["settings_changed"] = True
+            changed = True
         # A study that was stopped before its verdict has not looked at its results.
         judged = (out / "summary.json").is_file() and not before.get("pending")
         if judged and changed and look not in looked:
@@ -161,53 +181,56 @@ def so_far(out: Path, study: Study) -> Study:
             known["looked"] = looked
     if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
         return known | {"started": before["started"], "seconds": before["seconds"]}
-    for name in RESULTS if before else ():
+    for name in RESULTS:
         (out / name).unlink(missing_ok=True)
     return known
 
 
 def _same_question(before: Mapping[str, Any], study: Study) -> bool:
-    """Whether an earlier study in the folder differs in its study settings alone."""
+    """Whether an earlier study shares an arm, and differs in nothing but its study settings."""
     old = before.get("recipe") or {}
     new = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
     if "seeds" not in before or any(old.get(part) != new[part] for part in parts):
         return False
-    arms, others = (_settings(recipe).get("arms", {}) for recipe in (old, new))
-    return any(arms[name] == others.get(name) for name in arms)
+    old_arms = _settings(old).get("arms", {})
+    new_arms = _settings(new).get("arms", {})
+    return any(arm == new_arms.get(name) for name, arm in old_arms.items())
 
 
 def _settings(recipe: Mapping[str, Any]) -> Plain:
+    # Older files may have null here.
     return recipe.get("study") or {}
 
 
 def _look(study: Mapping[str, Any]) -> Look:
-    """The runs and tests of a verdict on this study."""
+    """Count the runs and tests of a verdict on this study."""
     gate = study.get("gate")
-    # A gate without runs of its own is not one of the tests that share the error. Older studies
-    # have the pair alone.
-    apart = gate["contrast"] if isinstance(gate, dict) and not study.get("search") else gate
-    asked = [pair for pair in study.get("contrasts", ()) if pair != apart]
+    # In files of older versions the gate is the pair itself. A gate without runs for it alone is
+    # not one of the tests that share the error.
+    if isinstance(gate, dict) and not study.get("search"):
+        gate = gate["contrast"]
+    asked = [pair for pair in study.get("contrasts", ()) if pair != gate]
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": looks}
 
 
 def _decides_otherwise(before: Mapping[str, Any], study: Study) -> bool:
-    """Whether settings have changed by which the same runs may get another verdict."""
+    """Whether settings have changed that may give the same runs another verdict."""
     old = _settings(before["recipe"])
     new = _settings(study["recipe"])
     return any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match"))
 
 
 class Others(NamedTuple):
-    """What the folder of a study holds of seeds that are not run now.
+    """Results in a study's folder of seeds that are not in the current block.
 
     Attributes:
-        records: lines of records.jsonl, those of no seed included.
+        records: lines of records.jsonl, including lines without a seed.
         timings: lines of timings.jsonl.
-        answers: the rows of predictions.
-        runs: by arm, the folder of the training by seed.
+        answers: rows of predictions, of all seeds.
+        runs: the folder of the training by seed, for each arm.
     """
 
     records: Sequence[Record] = ()
@@ -216,27 +239,34 @@ class Others(NamedTuple):
     runs: Mapping[str, dict[str, str]] = {}
 
     def added_to(self, study: Study) -> Study:
-        """study.json with the folders of the other trainings."""
+        """Add the folders of the other trainings to study.json."""
         for arm, folders in self.runs.items():
             study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         return study
 
 
-def others_of(out: Path, study: Study, design: Design) -> Others:
-    """What ``out`` holds of seeds that the design does not run.
+def require_same_recipe(out: Path, before: Mapping[str, Any] | None, study: Study) -> None:
+    """Refuse to add a block of seeds to a study of another recipe.
 
-    Raises:
-        MaskwiseError: it holds a study of another recipe.
+    Args:
+        before: the study.json in ``out``, if there is one.
     """
-    before = read_json(out / "study.json")
-    if not before:
-        return Others()
-    if before.get("recipe") != study["recipe"]:
+    if before and before.get("recipe") != study["recipe"]:
         raise MaskwiseError(
             f"--out {out} holds a study of another recipe, to which these seeds cannot be added",
             got=before.get("name"),
             do="give a new folder",
         )
+
+
+def others_of(out: Path, before: Mapping[str, Any], design: Design) -> Others:
+    """Read the results in ``out`` of seeds that the design does not run.
+
+    Args:
+        before: the study.json in ``out``.
+    """
+    if not before:
+        return Others()
     judged = design.recipe.study.judged_seeds
     # Runs of a search keep the study's seeds, compared runs have seeds of their own.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
@@ -248,8 +278,8 @@ def others_of(out: Path, study: Study, design: Design) -> Others:
 
 
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
-    """The seeds of runs to be compared of which there is no record yet."""
-    # A failed run has a record, too: it is missing from verdicts, and not pending.
+    """List the seeds of compared runs that have no record yet."""
+    # A failed run has a record, too: verdicts lack it, but it is not pending.
     done = {record["seed"] for record in records if "seed" in record and "role" not in record}
     return [seed for seed in study["seeds"] if seed not in done]
 
@@ -261,53 +291,54 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
 def collect(
     runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Record] = ()
 ) -> list[Record]:
-    """Every number measured, as records in a fixed order, without timings.
+    """Collect all measurements as records in a fixed order, without timings.
 
     Args:
-        runs: those to be reported.
+        runs: the runs to report.
         stages: the folder of all stages.
-        errors: why stages failed, by name.
+        errors: the errors of failed stages, by name.
         more: records of the study itself.
     """
     records: list[Any] = list(more)
     for run in runs:
         results = {stage: stage.result(stages) for stage in run.stages}
-        # A search for test items that failed makes no comparison invalid, so it is no record.
-        missing = [s for s in results if results[s] is None and s.kind != "overlap"]
-        if missing:
-            name = missing[0].name
-            error = errors.get(name, "not finished")
-            records.append({"kind": "failure", **run.who, "stage": name, "error": error})
+        for stage, result in results.items():
+            # A failed search for test items makes no comparison invalid, so it is no record.
+            if result is None and stage.kind != "overlap":
+                records.append(failure_of(run, stage, errors))
+                # The stages after it fail for the same reason.
+                break
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})
         for stage, result in results.items():
-            if not result:
+            if not result or stage.kind not in RECORDS:
                 continue
-            lines = RECORDS.get(stage.kind, _nothing)(result)
-            if stage.kind == "overlap":  # of a text and a task, whatever run asked
+            lines = RECORDS[stage.kind](result)
+            # An overlap belongs to a text and a task, not to a run.
+            if stage.kind == "overlap":
                 records += lines
                 continue
-            # One diverged task does not hide what the run measured otherwise.
+            # If one task diverged, the other measurements of the run are kept.
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
                 error = "a score or loss is not a finite number: the training or fine-tuning"
-                failure = {"kind": "failure", **run.who, "stage": stage.name}
-                records.append(failure | {"error": f"{error} diverged"})
-    # Runs of another block of seeds may have made the same record of a text and a task.
+                records.append(failure_of(run, stage, {stage.name: f"{error} diverged"}))
+    # Another block of seeds may have written the same record of a text and a task.
     distinct = {json.dumps(record, sort_keys=True): record for record in records}
     return [distinct[text] for text in sorted(distinct, key=lambda t: (_place(distinct[t]), t))]
 
 
-def _nothing(result: Plain) -> list[Plain]:
-    return []
+def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
+    """The record of a run without the result of a stage."""
+    error = errors.get(stage.name, "not finished")
+    who: Record = {"kind": "failure", **run.who}
+    return {**who, "stage": stage.name, "error": error}
 
 
 def _learned(result: Plain) -> list[Plain]:
-    """How the learning of a policy went, and how much of its weight is on answers, in texts not
-    learned from.
-    """
+    """Summarise the learning of a policy, and how much weight it puts on answers in new texts."""
     kept = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     record = {key: result[key] for key in kept if result.get(key) is not None}
     found = result.get("held_out") or {}
@@ -330,11 +361,11 @@ RECORDS: dict[str, Callable[[Plain], list[Plain]]] = {
     "finetune": _score,
     "overlap": lambda result: [result[key] for key in ("record", "coverage") if key in result],
 }
-"""By kind of stage, the records that its result makes."""
+"""By kind of stage, the function from its result to records."""
 
 
 def _spent(trained: Iterable[Plain | None]) -> Plain:
-    """What the trainings of a run spent together."""
+    """Add up what the trainings of a run spent."""
     spent: Counter[str] = Counter()
     objectives: Counter[str] = Counter()
     for result in filter(None, trained):
@@ -343,13 +374,15 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
             spent["probe_flops"] += result["probe_flops"]
             for name, facts in result["objectives"].items():
                 objectives[name] += facts["steps"]
-    return {**spent, "objectives": dict(objectives)} if objectives else dict(spent)
+    total: Plain = dict(spent)
+    if objectives:
+        total["objectives"] = dict(objectives)
+    return total
 
 
 def _finite(line: Plain) -> bool:
-    """Whether all measurements are numbers; a dev score may be missing: not every task has dev
-    rows.
-    """
+    """Whether all measurements are finite numbers."""
+    # A dev score is None if the task has no dev rows.
     measured = [line[key] for key in ("score", "loss", "value") if key in line]
     measured += line.get("fine_tuning", [])
     measured += [value for value in line.get("dev", []) if value is not None]
@@ -357,6 +390,7 @@ def _finite(line: Plain) -> bool:
 
 
 def _place(record: Mapping[str, Any]) -> tuple[str | float, ...]:
+    """The sort key of a record."""
     what = record.get("task") or record.get("masks") or record.get("name") or ""
     detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
     who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
@@ -364,7 +398,7 @@ def _place(record: Mapping[str, Any]) -> tuple[str | float, ...]:
 
 
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
-    """The runs that are missing because every point of their search failed."""
+    """List the compared runs that are missing because every point of their search failed."""
     for (arm, seed), trials in design.failed.items():
         names = stages_of([Plan(tuple(trials))])
         reason = next((errors[name] for name in names if name in errors), "no finite score")
@@ -378,8 +412,9 @@ def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Recor
 
 
 def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
-    """The answers written for every test row of generation tasks, by arm and seed, of the first
-    fine-tuning.
+    """Collect the written answers to every test row of generation tasks, by arm and seed.
+
+    Only the first of several fine-tunings is read, since the answers are for people.
 
     Args:
         before: the rows of other seeds.
@@ -387,13 +422,14 @@ def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> 
     rows = {_row_key(row): row for row in before}
     for run in runs:
         for stage in run.tasks.values():
+            files = sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))
+            if not files:
+                continue
             task = (stage.result(stages) or {}).get("task", "")
-            # One fine-tuning is enough to read; scores have them all.
-            for file in sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))[:1]:
-                for line in read_lines(file):
-                    row = {"task": task, "input": line["input"], "gold": line["gold"]}
-                    row = rows.setdefault(_row_key(row), row | {"answers": {}})
-                    row["answers"].setdefault(run.arm, {})[str(run.seed)] = line["answer"]
+            for line in read_lines(files[0]):
+                row = {"task": task, "input": line["input"], "gold": line["gold"]}
+                row = rows.setdefault(_row_key(row), row | {"answers": {}})
+                row["answers"].setdefault(run.arm, {})[str(run.seed)] = line["answer"]
     return list(rows.values())
 
 
@@ -402,12 +438,12 @@ def _row_key(row: Plain) -> tuple[str, str, str]:
 
 
 def timings(design: Design, stages: Path) -> Iterator[Plain]:
-    """Seconds of every stage, once for every run that needs it."""
+    """List the seconds of every stage, once for every run that needs it."""
     for purpose, runs in (("main", design.runs), ("choice", design.others)):
         for run in runs:
             for stage in run.stages:
                 result = stage.result(stages)
                 if result:
                     facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
-                    seconds = result["seconds"]
-                    yield {**run.who, "fraction": run.fraction, **facts, "seconds": seconds}
+                    facts["seconds"] = result["seconds"]
+                    yield {**run.who, "fraction": run.fraction, **facts}

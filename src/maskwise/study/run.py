@@ -1,7 +1,6 @@
-"""Run a study: do the stages that are not done, then write records, verdicts and the page.
+"""Run a study: do the stages that are left, then write records, verdicts and the report.
 
-After any interruption the same command resumes. A run that fails is reported and takes no other
-down.
+After an interruption the same command resumes. A run that fails is reported, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record
-from maskwise.folders import claim, write_json, write_lines
+from maskwise.folders import claim, read_json, write_json, write_lines
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
@@ -26,8 +24,10 @@ from maskwise.study.records import (
     collect,
     describe,
     failed_searches,
+    failure_of,
     others_of,
     pending,
+    require_same_recipe,
     so_far,
     timings,
 )
@@ -48,18 +48,18 @@ def run_study(
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Plain:
-    """Run every arm and seed of a recipe, compare them, write the report.
+    """Run every arm and seed of a recipe, compare them, and write the report.
 
     Args:
-        recipe: one with arms.
+        recipe: a recipe with arms.
         out: the study's folder; a study that is there is resumed.
         jobs: stages at once; None: as many as there are cores.
-        quiet: no live table.
+        quiet: show no live table.
         engine: where stages run: local or ray.
-        retries: how often a stage is retried whose failure may pass.
-        cache: a folder where stages are shared with other studies.
-        seeds: run only these of ``study.seeds``, and keep the records of others that are in
-            ``out``. There are no verdicts before all seeds of the study have run.
+        retries: how often a stage is retried if its failure may pass.
+        cache: a folder of stages that is shared with other studies.
+        seeds: run only this block of ``study.seeds``, and keep the records of other seeds that are
+            in ``out``. There are no verdicts before all seeds of the study have run.
 
     Returns:
         summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that
@@ -68,7 +68,7 @@ def run_study(
     Raises:
         MaskwiseError: bad input, before anything is written.
     """
-    # Imported here because workers import this module too, and need neither scipy nor altair.
+    # Imported here because workers import this module and need neither scipy nor altair.
     from maskwise.report import write_report
     from maskwise.study.prospects import prospect_lines, prospects_of
     from maskwise.study.verdict import primary_pairs, summarise
@@ -80,22 +80,28 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
-    others = Others() if seeds is None else others_of(out, study, design)
-    # A contrast that cannot be made is refused before any work.
+    # A block of another recipe, or a contrast that cannot be made, is refused before any work.
+    if seeds is not None:
+        require_same_recipe(out, read_json(out / "study.json"), study)
     primary_pairs(study)
     if not quiet:
         say([*notes, *prospect_lines(prospects_of(recipe, out))])
     errors: dict[str, str] = {}
     worked = False
     with claim(stages, "another study is running in", lock=LOCK):
-        known = so_far(out, study)
+        # Read under the lock: another block may have finished while this one waited.
+        before = read_json(out / "study.json") or {}
+        others = Others()
         if seeds is not None:
-            # Another block may have finished since the first look.
-            others = others_of(out, study, design)
-            known["pending"] = pending(study, others.records)
-            for line in others.records:  # arms are described by what all seeds chose
+            require_same_recipe(out, before, study)
+            others = others_of(out, before, design)
+            # Arms are described by the settings that all seeds chose.
+            for line in others.records:
                 if line["kind"] == "selection" and line["chosen"]:
                     design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
+        known = so_far(out, before, study)
+        if seeds is not None:
+            known["pending"] = pending(study, others.records)
         try:
             for plan in design.plans():
                 if shared:
@@ -109,20 +115,26 @@ def run_study(
                     todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
                 )
                 if not quiet:
-                    say(notes_of_texts((s for s in todo if s.kind == "prepare"), stages))
-        except MaskwiseError:  # a text cannot be prepared
-            # Nothing that is worth keeping was done in a new folder.
+                    texts = [stage for stage in todo if stage.kind == "prepare"]
+                    say(notes_of_texts(texts, stages))
+        # A text cannot be prepared. A new folder without any finished stage is removed again.
+        except MaskwiseError:
             if new and not any(stages.glob(f"*/{DONE}")):
                 shutil.rmtree(out)
             raise
         finally:
             if out.exists():
-                spent = time.perf_counter() - began if worked else 0.0
-                known["seconds"] = round((known["seconds"] or 0.0) + spent, 1)
+                seconds = known["seconds"] or 0.0
+                # Reading a finished study again adds nothing to its time.
+                if worked:
+                    seconds += time.perf_counter() - began
+                known["seconds"] = round(seconds, 1)
                 write_json(out / "study.json", study | known)
-        # Masks are shown and counted with the study's first seed, whichever block runs first.
         compared = [run for run in design.runs if run.compared]
-        shown = compared if recipe.study.seed_list[0] in block else []
+        # Masks are shown for the study's first seed only, whichever block runs first.
+        shown = []
+        if recipe.study.seed_list[0] in block:
+            shown = compared
         of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
         of_study += masked_records(recipe, shown, stages)
         records = collect(design.runs, stages, errors, more=of_study)
@@ -134,7 +146,7 @@ def run_study(
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *timings(design, stages)])
-        # Only tasks with written answers have any.
+        # Only generation tasks have written answers.
         answered = answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
@@ -149,42 +161,40 @@ def run_study(
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
-    """Searches for test items that failed: they are reported and make no comparison invalid."""
+    """List the failed searches for test items, which do not make a comparison invalid."""
     failed: dict[str, Record] = {}
     for run in design.runs:
         for stage in run.overlaps:
             if stage.result(stages) is None:
-                error = errors.get(stage.name, "not finished")
-                record = {"kind": "failure", **run.who, "stage": stage.name, "error": error}
-                failed[stage.name] = record  # type: ignore[assignment]
+                failed[stage.name] = failure_of(run, stage, errors)
     return list(failed.values())
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
-    """The stages to do: those without a result, and those whose files are needed and damaged.
-
-    Texts are always needed, for the samples of the page; checkpoints by stages that are to do.
-    """
+    """List the stages without a result, and those whose files are needed and damaged."""
     everything = plan.stages()
-    missing = [stage for stage in everything if stage.result(stages) is None]
-    todo = {stage.name for stage in missing}
-    needed = set(chain.from_iterable(stage.needs for stage in missing))
-    for stage in reversed(everything):  # stages come after those they need
+    todo: set[str] = set()
+    needed: set[str] = set()
+    # Stages come after the stages they need, so in reverse order a stage's needs are known.
+    for stage in reversed(everything):
+        missing = stage.result(stages) is None
+        # Texts are always needed, for the samples on the page.
         wanted = stage.kind == "prepare" or stage.name in needed
-        if stage.name not in todo and wanted and stage.damage(stages):
+        if not missing and wanted and stage.damage(stages):
             (stage.folder(stages) / DONE).unlink()
+            missing = True
+        if missing:
             todo.add(stage.name)
-            needed |= set(stage.needs)
+            needed.update(stage.needs)
     return [stage for stage in everything if stage.name in todo]
 
 
 def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
-    """Put links to the shared folders of stages into the study's own. A stage that is here already
-    stays here.
-    """
+    """Link the shared folders of stages into the study, except stages that are already there."""
     for stage in wanted:
         own = stage.folder(stages)
         if not own.is_dir():
             stage.folder(shared).mkdir(parents=True, exist_ok=True)
-            own.unlink(missing_ok=True)  # a link to nowhere
+            # A link to a shared folder that was removed is replaced.
+            own.unlink(missing_ok=True)
             own.symlink_to(stage.folder(shared), target_is_directory=True)

@@ -1,9 +1,8 @@
-"""Runs the stages of a plan in a pool of workers: each starts as soon as the stages it needs are
-done.
+"""Run the stages of a plan in a pool of workers, each as soon as the stages it needs are done.
 
-A stage that fails takes down only the stages that need it. A failure that may pass (see
-``jobs.Failure``) is retried after a pause from the last saved state, so a retry changes no number.
-Everything known is in the folders of the stages: after any interruption the same command resumes.
+If a stage fails, only the stages that need it fail, too. A failure that may pass (``jobs.Failure``)
+is retried after a pause from the last saved state, so a retry changes no number. All state is in
+the folders of the stages, so the same command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from maskwise.study.work import run_stage
 RETRIES = 2
 """How often a stage is retried by default."""
 PAUSE_SECONDS = 2.0
-"""Before the first retry; twice as long before each that follows."""
+"""Before the first retry; doubled for each further retry."""
 
 
 class Task(TypedDict):
-    """What a worker is sent: a stage as plain values, and the name that it must have there too."""
+    """The message to a worker: a stage as plain values, and the name it must have there, too."""
 
     name: str
     stage: Plain
@@ -44,12 +43,12 @@ def execute(
     stages: Path,
     plan: Plan,
     *,
-    jobs: int | None = None,
-    quiet: bool = False,
-    engine: str = "local",
-    retries: int = RETRIES,
+    jobs: int | None,
+    quiet: bool,
+    engine: str,
+    retries: int,
 ) -> dict[str, str]:
-    """Run stages. Returns the errors by stage name, also of those whose needs failed.
+    """Run stages.
 
     Args:
         todo: stages that are not done.
@@ -57,7 +56,10 @@ def execute(
         plan: the plan that they belong to.
         jobs: stages at once; None: as many as there are cores (or GPUs).
         engine: a name in ``jobs.ENGINES``.
-        retries: how often a stage is retried whose failure may pass.
+        retries: how often a stage is retried if its failure may pass.
+
+    Returns:
+        The error of each stage that failed, or that needs a stage that failed, by name.
 
     Raises:
         MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
@@ -69,7 +71,7 @@ def execute(
         return errors
     # Workers may have another working folder.
     stages = stages.resolve()
-    # Without such a stage there is nothing left to run.
+    # If one of these fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     table = LiveTable(plan, stages, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
     waiting = {stage.name: stage for stage in todo}
@@ -82,17 +84,18 @@ def execute(
         while waiting or running:
             unfinished = {*waiting, *(stage.name for stage in running.values())}
             for name, stage in list(waiting.items()):
-                broken = next((need for need in stage.needs if need in errors), None)
-                paused = time.monotonic() < not_before[name]
+                broken = [need for need in stage.needs if need in errors]
                 if broken:
-                    errors[name] = errors[broken]
+                    errors[name] = errors[broken[0]]
                     del waiting[name]
-                # Stages are not queued in the pool: those of the first runs come first.
-                elif (
-                    len(running) < pool.places and unfinished.isdisjoint(stage.needs) and not paused
-                ):
+                    continue
+                ready = unfinished.isdisjoint(stage.needs)
+                paused = time.monotonic() < not_before[name]
+                # Stages are not queued in the pool, so that stages of the first runs start first.
+                if ready and not paused and len(running) < pool.places:
                     running[pool.submit(to_task(stage))] = waiting.pop(name)
-            if not running:  # every stage that is left waits for its retry
+            # Every stage that is left waits for its retry.
+            if not running:
                 time.sleep(0.1)
                 continue
             ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -114,13 +117,13 @@ def execute(
                 else:
                     table.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            # Twice a second, also while nothing ends.
+            # The time limit of ``wait`` redraws the table twice a second, also if no stage ends.
             table.update({stage.name for stage in running.values()}, errors)
     return errors
 
 
 def _failure(future: Future[Plain], folder: Path) -> Failure | None:
-    """Why a stage that ended is not done; None where it is."""
+    """Return the failure of a stage that has ended; None if it is done."""
     try:
         future.result()
     except Failure as failure:
@@ -134,7 +137,15 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
 
 
 def do_stage(task: Task, *, stages: str) -> Plain:
-    """Do one stage; called by workers, perhaps on another machine, perhaps twice at once."""
+    """Do one stage in a worker.
+
+    Args:
+        stages: the folder of all stages.
+
+    Raises:
+        MaskwiseError: the worker's libraries or numerics give the stage another name.
+        FileNotFoundError: a stage that it needs is not visible on this machine.
+    """
     stage = Stage.from_dict(task["stage"])
     folder = Path(stages)
     if stage.name != task["name"]:
@@ -142,7 +153,7 @@ def do_stage(task: Task, *, stages: str) -> Plain:
             "this machine has other versions of maskwise or its libraries, or another bf16",
             do="use like machines",
         )
-    # A shared file system may show what another machine wrote with a delay.
+    # A shared file system may show the files of another machine with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
             raise FileNotFoundError(f"{folder / need / DONE} is not seen here")
@@ -152,11 +163,9 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 
 @contextmanager
 def only_copy(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in a stage's folder.
-
-    A node that was given up may still be alive and train. The second copy of a stage waits, then
-    finds it done or resumes from its last state. The lock ends with its process.
-    """
+    """Wait until no other process works in a stage's folder."""
+    # A lost node may still be alive and train. The second copy of its stage waits for it, then
+    # finds it done or resumes from its last state. The lock ends with its process.
     folder.mkdir(parents=True, exist_ok=True)
     held = locked(folder / ".lock", wait=-1)
     try:

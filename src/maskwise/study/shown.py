@@ -1,4 +1,4 @@
-"""The masks of every arm on the page: sentences as the model reads them, and masked answers."""
+"""Show the masks of every arm: texts as the model reads them, and how often answers are masked."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ SAMPLE_TOKENS = 64
 MIN_CHARACTERS = 100
 """Shorter documents are not shown."""
 MOMENTS = 5
-"""Moments of a training at which each text is shown: each is another pass, and so another draw."""
+"""Steps of a training at which each text is shown, each in another epoch and so with new masks."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
-    """Beginnings of documents with what each arm masks over its training (with its first seed).
+    """Mask the beginnings of some documents as each arm does over its training.
 
-    A policy that learns has the weights of the end of that run; where they are not known, its arm
-    is left out.
+    Returns:
+        The samples of each arm, with its first seed. A policy that learns has its final weights.
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
@@ -53,8 +53,8 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
         shown[run.arm] = []
         for document, layers in _beginnings(link, data.tokenizer, layers_folder, length):
             moments: list[Plain] = []
-            places = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
-            for epoch, step in enumerate(places.tolist()):
+            shown_steps = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
+            for epoch, step in enumerate(shown_steps.tolist()):
                 seen = show_masks(
                     masker,
                     data.tokenizer,
@@ -76,17 +76,18 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
 
 
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """How often each arm masks the right answers of a task, in the middle of training.
-
-    Only tasks with texts for answers are counted, and a stream is not read again for it.
-    """
+    """Count how often each arm masks the right answers of a task, in the middle of training."""
     records: list[Record] = []
-    for run, link, data, masker in _maskers(runs, stages) if recipe.tasks else ():
+    if not recipe.tasks:
+        return records
+    for run, link, data, masker in _maskers(runs, stages):
+        # Reading a whole stream again would take too long.
         if isinstance(data.training, Stream):
             continue
         for spec in recipe.tasks:
             task = load_task(of_run(spec, run.seed))
             rights = [*chain.from_iterable(task.rights())]
+            # Only answers that are texts can be found in the rows.
             if not rights:
                 continue
             steps = link.training.steps
@@ -108,10 +109,10 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
 
 
 def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """The first run of every arm, its last training, the text of that, and its masker.
+    """Yield the first run of every arm with its last training, its text, and its masker.
 
-    Arms without masks, whose objectives bring their own, or whose learned weights are not kept have
-    nothing to show.
+    Arms are left out if they mask nothing, if their objectives mask by themselves, or if the
+    weights of their policy are unknown.
     """
     first: dict[str, Run] = {}
     for run in runs:
@@ -126,6 +127,7 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
             metrics = read_lines(run.pretrained.folder(stages) / "metrics.jsonl")
             weights = [line["weights"] for line in metrics if "weights" in line]
+            # A run that has just begun has no line with weights yet.
             if not weights:
                 continue
             masker.policy.take(weights[-1])
@@ -137,20 +139,28 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
 def _beginnings(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, layers: Path, length: int
 ) -> Iterator[tuple[Document, dict[str, list[int]]]]:
-    """The first long documents of a corpus, with its layers over their first ``length`` tokens."""
+    """Yield the first long documents of a corpus with the layers of their first tokens.
+
+    Args:
+        layers: the folder of the stored layers.
+        length: tokens of each document, including special tokens.
+    """
     texts = recipe.corpus.documents()
-    documents = list(islice((text for text in texts if len(text.text) > MIN_CHARACTERS), SAMPLES))
-    made: Layered | None = None
+    long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
+    documents = list(islice(long_texts, SAMPLES))
+    annotated: Layered | None = None
     specs = recipe.corpus.annotators
     if specs:
-        made = Live(specs) if recipe.corpus.stream else Store(layers)
-    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=made)):
+        annotated = Live(specs) if recipe.corpus.stream else Store(layers)
+    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=annotated)):
         cut = tokenizer(
             document.text, return_special_tokens_mask=True, truncation=True, max_length=length
         )
         inside = np.array(cut["special_tokens_mask"]) == 0
         framed = {}
+        # Layers have no values for special tokens.
         for name, values in tokens.layers.items():
-            framed[name] = np.full(len(inside), -1, dtype=values.dtype)
-            framed[name][inside] = values[: inside.sum()]
-        yield document, {name: values.tolist() for name, values in framed.items()}
+            whole = np.full(len(inside), -1, dtype=values.dtype)
+            whole[inside] = values[: inside.sum()]
+            framed[name] = whole.tolist()
+        yield document, framed

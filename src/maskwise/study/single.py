@@ -1,5 +1,6 @@
-"""The single-run commands, ``maskwise pretrain``, ``finetune`` and ``learn``. The work is that of a
-study's stages. After an interruption the same command resumes.
+"""Commands for single runs: ``maskwise pretrain``, ``finetune`` and ``learn``.
+
+They do the same work as the stages of a study. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -37,21 +38,25 @@ from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
 FIRST, PHASE = "first", "phase-{}"
-"""Folders inside a run's: the first training of two, and of a recipe with ``phases`` each but the
-last, from 0.
-"""
+"""Folders of the earlier trainings in a run's folder: of a recipe with ``intermediate``, and of one
+with ``phases``, numbered from 0. The last training writes into the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
 @contextmanager
 def _claimed(out: Path, what: str, *, lock: str) -> Iterator[None]:
     """Claim a run's folder on rank 0, and remove it if a new run fails before its first step."""
+    # Under torchrun the other processes work in the folder that rank 0 has claimed.
+    if not _is_first():
+        yield
+        return
     new = not out.is_dir() or not any(out.iterdir())
-    with claim((out / lock).parent, what, lock=Path(lock).name) if _is_first() else nullcontext():
+    path = out / lock
+    with claim(path.parent, what, lock=path.name):
         try:
             yield
         except MaskwiseError:
-            if _is_first() and new and not any(out.rglob("metrics.jsonl")):
+            if new and not any(out.rglob("metrics.jsonl")):
                 shutil.rmtree(out)
             raise
 
@@ -65,18 +70,22 @@ def _is_first() -> bool:
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """Pre-train one model into ``out``: ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml``,
-    ``done.json``.
+    """Pre-train one model into a folder.
 
-    Under torchrun every process calls this; rank 0 prepares and writes. A finished run is returned
-    as it is, an interrupted one is resumed, and a run that failed before its first state starts
-    anew, with this recipe. A study's recipe is read without its arms.
+    A finished run returns its result, an interrupted run is resumed, and a run that failed before
+    its first state starts again with this recipe. Of a study's recipe the arms are ignored. Under
+    torchrun every process calls this; rank 0 prepares and writes.
+
+    Args:
+        out: for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
+
+    Returns:
+        The content of ``done.json``, and ``checkpoint``, its folder.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, another recipe's run, or one
-            that is running.
+        MaskwiseError: bad input; a folder with other content, with the run of another recipe, or
+            with a run that another process is training.
     """
-    # Neither arms nor tasks matter for one training.
     recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
     if _is_first():
         _require_same_run(out, recipe)
@@ -95,7 +104,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         _require_same_texts(out, texts)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
-    # An older or damaged file lacks these, and the run is finished again.
+    # If an older or damaged file lacks these keys, the run is finished again.
     if result and {"heldout", "seconds"} <= result.keys():
         return result | checkpoint
     began = time.perf_counter()
@@ -110,9 +119,10 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
         for link, text, folder in zip(links, texts, _folders(recipe, out)):
             require_file(text.folder(stages) / DONE)
-            # A phase that is done is not done again.
+            # An earlier phase with a checkpoint is finished.
             if folder == out or not (folder / "checkpoint").is_dir():
-                data, start = open_text(text.folder(stages)), starting_from(before, link)
+                data = open_text(text.folder(stages))
+                start = starting_from(before, link)
                 result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
             before = folder / "checkpoint"
             require_file(before / "config.json")
@@ -124,22 +134,24 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
 
 def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
-    """Write the recipe and the texts, and remove an earlier try that failed before its first
-    state.
+    """Write the recipe and prepare the texts.
+
+    A run in the folder that failed before its first state is removed.
     """
     if not _begun(out):
         names = [text.name for text in texts]
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
-        for left in (*stale, *_earlier(out)):
-            shutil.rmtree(left, ignore_errors=True)
-        (out / "best.json").unlink(missing_ok=True)  # else its loss would be the one to beat
+        for folder in (*stale, *_earlier(out)):
+            shutil.rmtree(folder, ignore_errors=True)
+        # Otherwise the new run would have to beat the loss of the old one.
+        (out / "best.json").unlink(missing_ok=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
         run_stage(text, out / "stages")
 
 
 def _require_same_texts(out: Path, texts: list[Stage]) -> None:
-    """Refuse another text under the same name."""
+    """Refuse to resume a run whose text has changed."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
@@ -153,7 +165,7 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
-    """Refuse a folder with something else in it, or with another recipe's run."""
+    """Refuse a folder with other content, or with the run of another recipe."""
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
@@ -163,10 +175,10 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
         settings = read_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise MaskwiseError(f"{path} is damaged: no recipe can be read from it", do=ANOTHER_FOLDER)
-    # Validated, so that settings that are new in this version have their defaults.
+    # Validation adds the defaults of settings that are newer than the file.
     free = {"training": FREE}
     before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
-    # The recipe file holds every default, so nothing else can have changed.
+    # Both have every default, so the comparison covers all settings.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
@@ -178,23 +190,25 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
 
 
 def _begun(out: Path) -> bool:
-    """Whether a run is there that another recipe must not replace: its result, or a state to
-    resume from.
-    """
-    kept = (DONE, "checkpoint", "resume/step-*")
-    return any(any(folder.glob(name)) for folder in (out, *_earlier(out)) for name in kept)
+    """Whether the folder has a result, or a state to resume from, that must not be replaced."""
+    for folder in (out, *_earlier(out)):
+        for name in (DONE, "checkpoint", "resume/step-*"):
+            if any(folder.glob(name)):
+                return True
+    return False
 
 
 def _earlier(out: Path) -> list[Path]:
-    """The folders of all trainings but the last."""
+    """List the folders of all trainings except the last."""
     return [*out.glob(FIRST), *out.glob(PHASE.format("*"))]
 
 
 def _folders(recipe: Recipe, out: Path) -> list[Path]:
-    """Where each training of a run writes: the last one into the run's own folder."""
+    """List the folders into which the trainings of a run write."""
+    if recipe.intermediate is not None:
+        return [out / FIRST, out]
     before = len(recipe.links()) - 1
-    names = [FIRST] if recipe.intermediate is not None else [PHASE.format(n) for n in range(before)]
-    return [*(out / name for name in names), out]
+    return [*(out / PHASE.format(number) for number in range(before)), out]
 
 
 # maskwise finetune
@@ -210,14 +224,18 @@ def run_finetune(
     out: Path,
     quiet: bool = False,
 ) -> list[TaskRecord]:
-    """Evaluate a checkpoint on each task, into ``out/TASK/seed-N/checkpoint`` and
-    ``out/records.jsonl``.
+    """Fine-tune and evaluate a checkpoint on each task.
+
+    Args:
+        overrides: ``key=value`` settings of the fine-tuning.
+        out: for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
 
     Raises:
-        MaskwiseError: an unknown setting, and see ``tasks.evaluate_tasks``.
+        MaskwiseError: an unknown setting; for other errors see ``tasks.evaluate_tasks``.
     """
+    changes = dict(parse_override(override) for override in overrides)
     try:
-        settings = FinetuneSettings(**{"seeds": seeds} | dict(map(parse_override, overrides)))
+        settings = FinetuneSettings(**{"seeds": seeds} | changes)
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
     return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
@@ -228,26 +246,27 @@ def run_finetune(
 
 
 def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """``maskwise learn``: learn a policy in a folder of its own, which is finished once.
+    """Learn a policy into a folder.
 
-    Beside what ``learning.run`` writes, the folder gets ``recipe.yaml``, ``stage.json`` (what the
-    policy depends on), ``done.json`` and ``report.html``. Under torchrun every process calls this;
-    rank 0 writes.
+    In addition to the files of ``learning.run``, the folder gets ``recipe.yaml``, ``stage.json``
+    (everything the policy depends on), ``done.json`` and ``report.html``. Under torchrun every
+    process calls this; rank 0 writes.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else, or the policy of another
-            recipe or of other data.
+        MaskwiseError: bad input; a folder with other content, or with a policy that was learned by
+            another recipe or from other data.
     """
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
     text = recipe.to_yaml()
-    done, kept = read_json(out / DONE), out / "recipe.yaml"
+    done = read_json(out / DONE)
+    kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
         raise MaskwiseError(f"--out {out} holds the policy of another recipe", do=ANOTHER_FOLDER)
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
-    # The recipe is the same, and the files that it names are not.
+    # The recipe is the same, but the files it names may have changed.
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
             f"--out {out} holds a policy learned from other data: a file, a library or the "
@@ -264,7 +283,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         result = lesson_of(recipe, out, quiet=quiet).learn()
         result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
         if _is_first():
-            from maskwise.report.policy import write_policy_page  # altair takes a second
+            # Imported here because altair takes a second.
+            from maskwise.report.policy import write_policy_page
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)

@@ -1,15 +1,15 @@
-"""A first recipe for somebody's own text and labels: short, with a comment for every choice, and
-ready to run.
+"""Write a first recipe for the user's text and labels: short, commented, and ready to run.
 
-What is chosen depends on what the files show: English text goes on from the encoder that comes with
-maskwise, any other text trains a small model from nothing; text without blanks is cut into pieces
-of bytes and masked by tokens and spans. One primary contrast and six runs of each arm, because six
-pairs are the fewest that can decide anything (``power.fewest_runs``).
+The choices follow from the files. English text continues from the bundled encoder, any other text
+trains a small model from scratch; text without blanks gets a byte-level tokenizer and masks of
+tokens and spans. There is one primary contrast and six runs of each arm, because six pairs are the
+fewest that can decide anything (``statistics.fewest_runs``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,44 +34,43 @@ from maskwise.text.documents import longest_field
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
-"""How long, and at how many documents, a corpus is looked at before a recipe is written for it."""
+"""Limits of reading a corpus before a recipe is written for it."""
 
 ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
 )
 ENGLISH_SHARE = 0.15
-"""Share of such words among all: English prose has .2 to .35, other languages below .05."""
+"""Least share of these words: English prose has .2 to .35, other languages below .05."""
 
 BLANK_SHARE = 0.05
-"""Below this share of white space a text is not written in words."""
+"""A text with a smaller share of white space has no blanks between words."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
-"""Labelled rows that a first study learns from, fewer where they are long; more take longer, and
-blur what pre-training is worth. With these and ``STEP_TOKENS`` six pairs of the shipped encoder
-take some ten minutes on two cores.
-"""
+"""Labelled rows for fine-tuning in a first study, fewer if they are long. More rows take longer and
+hide the effect of pre-training. With these and ``STEP_TOKENS`` six pairs of the bundled encoder
+take about ten minutes on two cores."""
 
 STEP_TOKENS = 768
 """Tokens that a model reads in a step of a first study."""
 
 MOST_LETTERS, LONGEST = 40, 256
-"""A text without blanks that has no more characters than this is a sequence of letters, such as a
-protein; and how many of them a row holds at most."""
+"""A text without blanks and with at most this many different characters is a sequence of letters,
+such as a protein; and the most letters in a row."""
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What a look at a corpus shows.
+    """Facts about a corpus, or about its first documents.
 
     Attributes:
-        documents: how many there are, or were seen until the time was over.
-        whole: whether all of the corpus was seen.
-        characters: of the documents that were seen.
+        documents: the documents that were read.
+        whole: whether the whole corpus was read.
+        characters: the characters of these documents.
         blanks: share of white space.
         english: share of the commonest English words.
         sample: the beginning of the text.
-        text_field: where the text is: ``longest_field``.
-        skipped: reason → count of what was left out of what was seen.
+        text_field: the field with the text, see ``longest_field``.
+        skipped: skipped documents by reason.
     """
 
     documents: int
@@ -97,10 +96,13 @@ class TextFacts:
 
 
 def look_at(source: str | Documents) -> TextFacts:
-    """Read a corpus for some seconds; of a source, the field with the longest texts.
+    """Read a corpus for a few seconds and collect facts about it.
+
+    Args:
+        source: documents, or a corpus whose field with the longest texts is read.
 
     Raises:
-        MaskwiseError: it cannot be read, or holds no document.
+        MaskwiseError: the corpus cannot be read, or is empty.
 
     >>> facts = look_at("bundled:wikipedia")
     >>> facts.spaced, facts.is_english
@@ -115,6 +117,7 @@ def look_at(source: str | Documents) -> TextFacts:
     for document in islice(documents, LOOK_DOCUMENTS):
         seen += 1
         characters += len(document.text)
+        # A sample of several documents is enough to recognise the language.
         if len(text) < 200_000:
             text += document.text[:20_000] + "\n"
         if time.perf_counter() > end:
@@ -134,19 +137,20 @@ def look_at(source: str | Documents) -> TextFacts:
 
 
 def is_task(spec: str) -> bool:
-    """Whether a file holds labelled rows; of a file that may be both text and labels, the labels
-    count, unless they would have to be guessed among several columns."""
+    """Whether a file has labelled rows. A file that may be text or labels counts as labels."""
     try:
-        return not any(note.endswith(AMONG_OTHERS) for note in load_task(spec).notes)
+        notes = load_task(spec).notes
     except HiddenLabels:
         # A file of labels nonetheless: loading it as a task says that they are hidden.
         return True
     except MaskwiseError:
         return False
+    # If several columns may be the label, the file is more likely a table of texts.
+    return not any(note.endswith(AMONG_OTHERS) for note in notes)
 
 
 def name_of(source: str) -> str:
-    """The name of the study of a corpus.
+    """Derive the name of a study from its corpus.
 
     >>> [name_of(source) for source in ("texts/mine.jsonl.gz", "bundled:wikipedia")]
     ['mine', 'wikipedia']
@@ -155,12 +159,12 @@ def name_of(source: str) -> str:
 
 
 def starter(source: str, tasks: Sequence[str] = ()) -> str:
-    """The text of a recipe for a corpus and tasks.
+    """Write the text of a recipe for a corpus and tasks.
 
     Args:
-        source: a corpus, as ``read_documents`` takes it; or a file of labels, whose model then
-            comes from the shipped encoder and whose corpus is the bundled one.
-        tasks: what evaluates the checkpoints, as ``load_task`` takes them.
+        source: a corpus, as ``read_documents`` takes it; or a file of labels, for which the recipe
+            trains the bundled encoder on the bundled corpus.
+        tasks: the tasks that evaluate checkpoints, as ``load_task`` takes them.
 
     Raises:
         MaskwiseError: a corpus or a task that cannot be read.
@@ -171,9 +175,8 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
         comment = "the bundled text, for only labels were given"
-    loaded = {
-        spec: load_task(spec) for spec in tasks
-    }  # a bad table is told before the text is read
+    # Tasks are loaded first, because reading a large text takes longer than finding a bad table.
+    loaded = {spec: load_task(spec) for spec in tasks}
     facts = look_at(source)
     letters = facts.is_alphabet
     start = "bundled:encoder" if facts.is_english and facts.spaced else None
@@ -189,13 +192,16 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if facts.text_field != "text":
         comment += ", its column with the longest texts"
     name = name_of(source)
-    # Long rows are slow to fine-tune on, so fewer of them are enough for a first look.
-    rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, TRAIN_TOKENS // max(1, needed)))
+    # Fine-tuning on long rows is slow, so fewer of them are used.
+    affordable = TRAIN_TOKENS // max(1, needed)
+    rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
-    environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)  # as YAML quotes, too
+    # A JSON string is a quoted YAML string, too.
+    environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
     return environment.get_template("starter.yaml.j2").render(
         name=name,
-        name_is_taken=name.endswith(CONTROL),  # of studies that have a gate
+        # Names with this ending are reserved for studies with a gate.
+        name_is_taken=name.endswith(CONTROL),
         source=source,
         field=facts.text_field,
         length=length,
@@ -203,7 +209,8 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         start=start,
         batch_size=max(4, STEP_TOKENS // length),
         tokenizer=tokenizer,
-        lowercase=facts.is_english and not letters,  # which also takes away accents, as BERT does
+        # Lower-casing also removes accents, which other languages need.
+        lowercase=facts.is_english and not letters,
         letters=letters,
         spaced=facts.spaced,
         tasks=[_limited(spec, task, rows) for spec, task in loaded.items()],
@@ -212,25 +219,29 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
 
 
 def _rounded(tokens: float) -> int:
-    """The next multiple of 32."""
-    return int(32 * -(-tokens // 32))
+    """Round up to a multiple of 32."""
+    return 32 * math.ceil(tokens / 32)
 
 
 def _tokens_needed(task: Task, *, letters: bool) -> int:
-    """A length for 95 of 100 rows of a task, in steps of 32: 1.5 tokens a word or a quarter of its
-    characters; or all of them, where every letter is a token."""
-    share = 1 if letters else 0.25
+    """Estimate a length in tokens that fits 95 % of the rows of a task.
+
+    Args:
+        letters: whether every letter is a token.
+    """
+    tokens_per_character = 1 if letters else 0.25
     sizes = []
     for row in task.splits["train"] or task.splits["test"]:
         text = " ".join(row.texts)
-        sizes.append(max(1.5 * len(text.split()), share * len(text)) + 3)
+        # Long words take several tokens, and a row has up to three special tokens.
+        sizes.append(max(1.5 * len(text.split()), tokens_per_character * len(text)) + 3)
     sizes.sort()
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
     return min(512, _rounded(wanted))
 
 
 def _limited(spec: str, task: Task, rows: int) -> str:
-    """The task with at most so many rows to learn from."""
+    """Limit the training rows of a task, unless its specification already does."""
     _, options = split_options(spec)
     if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):
         return spec

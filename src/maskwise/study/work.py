@@ -32,7 +32,12 @@ from maskwise.training.settings import ModelSettings
 
 
 def run_stage(stage: Stage, stages: Path) -> Plain:
-    """Do the work unless it is done; returns the stage's result. A failure leaves ``error.txt``.
+    """Do the work of a stage unless it is done.
+
+    A failure is written to ``error.txt``.
+
+    Returns:
+        The result, as ``done.json`` holds it.
 
     Raises:
         MaskwiseError: bad input, or a folder that cannot be written.
@@ -41,18 +46,19 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     if done is not None and not stage.damage(stages):
         return done
     folder = stage.folder(stages)
-    # Half-written files of a process that was killed.
+    # A process that was killed leaves half-written files.
     sweep(folder)
-    # For people, and for forecasts: the name alone does not say what a stage was.
+    # The name is a hash, so people and forecasts need the settings, too.
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
         result = RUNNERS[stage.kind](stage, stages)
     except Exception:
-        with suppress(MaskwiseError):  # the disk may be full, and what failed first is what counts
+        # If the disk is full, this fails as well, and the first error matters more.
+        with suppress(MaskwiseError):
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
-    # Trainings count those before a stop, too.
+    # A training has its own seconds, which include those before an interruption.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
@@ -61,7 +67,7 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
-    """The tokenizer of the text that a stage needs."""
+    """The folder of the tokenizer of the text that a stage needs."""
     return str(stages / stage.needs[0] / "data" / "tokenizer")
 
 
@@ -71,7 +77,7 @@ def checkpoint_of(stage: Stage, stages: Path) -> Path | None:
 
 
 def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
-    """The recipe of a training that starts from a checkpoint, where one is given."""
+    """Replace the model of a recipe by a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
     return recipe.model_copy(update={"model": ModelSettings(pretrained=str(checkpoint))})
@@ -85,11 +91,11 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     """Prepare a text.
 
     Raises:
-        MaskwiseError: a corpus that cannot be read, or in which there is nothing to train on.
+        MaskwiseError: a corpus that cannot be read, or that has nothing to train on.
     """
     corpus = CorpusSettings(**stage.what["corpus"])
     folder = stage.folder(stages)
-    # A text that is masked by a policy which this very run has learned.
+    # The second need is a policy that the same run has learned.
     if len(stage.needs) > 1:
         corpus = _scored_by(stages / stage.needs[1] / "policy", corpus)
     documents = corpus.documents()
@@ -97,13 +103,15 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     if stage.needs:
         tokenizer = load_tokenizer(tokenizer_folder(stage, stages), needs_words=False)
     else:
-        read = _beginning(corpus) if corpus.stream else documents
-        tokenizer = TokenizerSettings(**stage.what["tokenizer"]).tokenizer(read)
+        settings = TokenizerSettings(**stage.what["tokenizer"])
+        tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)
     if corpus.stream:
-        layers = Live(corpus.annotators) if corpus.annotators else None
-        facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=layers)
+        live = Live(corpus.annotators) if corpus.annotators else None
+        facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=live)
         return {**facts, "stream": True, "vocabulary": len(tokenizer)}
-    stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
+    stored = None
+    if corpus.annotators:
+        stored = _annotated(corpus, folder / "layers")
     data = Prepared.make(
         folder / "data",
         tokenise(documents, tokenizer, layers=stored, words=corpus.words),
@@ -127,33 +135,32 @@ def prepare(stage: Stage, stages: Path) -> Plain:
 
 
 def open_text(stage: Path) -> Prepared:
-    """The text that a stage has prepared, in its folder.
+    """Open the text in the folder of a stage.
 
     Raises:
-        MaskwiseError: it is damaged, or the files of a stream are gone.
+        MaskwiseError: the text is damaged, or files of a stream are missing.
     """
     return Prepared.open(stage / "data", live=Live)
 
 
 def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
-    """The first documents of a stream, on which its tokenizer is trained: an equal part of each
-    source of a mix.
-    """
+    """Read the first documents of a stream, on which its tokenizer is trained."""
+    # Every source of a mix contributes equally, whatever its weight in training.
     parts = corpus.parts()
     for part in parts:
         yield from first_characters(part, SAMPLE_CHARACTERS // len(parts))
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """The corpus with the layer of the run's own policy made by the policy in a folder."""
+    """Let the policy in a folder score the corpus, in place of the policy still to be learned."""
     own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
     layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})
 
 
 def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
-    """The layers of a corpus, made in this process, which is one of several."""
-    made = annotate_corpus(
+    """Annotate a corpus in this process; other workers are busy with other stages."""
+    report = annotate_corpus(
         corpus.documents(),
         corpus.annotators,
         folder,
@@ -161,8 +168,9 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         limit=corpus.limit,
         jobs=1,
     )
-    for spec, entry in made["annotators"].items():
-        if entry["notice"]:  # an arm on an empty layer would be another policy under its name
+    for spec, entry in report["annotators"].items():
+        # A notice says that the layer is empty, and then the policy would mask other tokens.
+        if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
 
@@ -175,7 +183,7 @@ def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     names = ("learning", "objective", "training", "corpus", "model")
     parts: Plain = {name: what[name] for name in names if name in what}
-    # Any corruption that fits the objective: how a text is masked later is no part of a learning.
+    # A recipe needs a corruption that fits its objective, although learning does not use it.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         parts["masking"] = {"corruption": "t5"}
     parts["tasks"] = (what["task"],)
@@ -186,13 +194,13 @@ def _learn(stage: Stage, stages: Path) -> Plain:
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
-    """The learning of a policy by the recipe of one run.
+    """Set up the learning of a policy by the recipe of one run.
 
     Raises:
         MaskwiseError: a recipe that learns no policy.
     """
     task = recipe.learned_task
-    assert recipe.learning is not None, "what has a task to learn from has settings"
+    assert recipe.learning is not None, "learned_task is set in these settings"
     return Lesson(
         learning=recipe.learning,
         task=task,
@@ -239,11 +247,13 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None
     if checkpoint is None:
+        # The reference: the pretrained model itself, or a model with random weights.
         model = ModelSettings(**what["model"])
-        checkpoint = model.pretrained  # no further training
+        checkpoint = model.pretrained
         if checkpoint is None:
             config = model.config(tokenizer, what["length"], kind=what["kind"])
-    first = what.get("seed", 0) * 1000  # random starts differ between runs as pre-trained ones do
+    # Random starts differ between runs, as checkpoints do.
+    first = what.get("seed", 0) * 1000
     record = task_record(
         checkpoint,
         load_task(what["task"]),
