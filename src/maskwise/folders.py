@@ -1,7 +1,7 @@
-"""Atomic writes, manifests, locks, JSON lines, and where recipes are found.
+"""Atomic writes, manifests, locks, JSON lines, and the search for recipes.
 
-Every file is written under a temporary name and renamed, so that an interruption leaves the old
-content or the new one. A manifest (``write_folder``) has the hashes of a folder's files; hashing
+Files are written under a temporary name and renamed, so that an interruption leaves either the old
+or the new content. A manifest (``write_folder``) lists the hashes of a folder's files; hashing
 takes about a second for a gigabyte.
 """
 
@@ -33,34 +33,36 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 RELEASE_SECONDS = 0.2
 """How long to retry a lock: another process may be removing its file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""How long to wait for files of another machine, and how long ranks wait for rank 0."""
+"""Time limits of waiting for files of another machine, and of rank 0."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of writing to ``path`` into one line.
+    """Turn errors of writing to ``path`` into errors of one line.
 
     Raises:
-        MaskwiseError: a full disk, a folder that is read-only or is not there.
+        MaskwiseError: the disk is full, or the folder is missing or read-only.
     """
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers, written in Rust, raise other errors for a full disk
-        if not isinstance(error, OSError) and "(os error " not in str(error):
+        got = str(error)
+        if isinstance(error, OSError):
+            got = error.strerror or got
+        # For a full disk safetensors and tokenizers raise errors of Rust.
+        elif "(os error " not in got:
             raise
-        got = getattr(error, "strerror", None) or str(error)
         do = "make room, or give a folder that can be written; what was finished is kept"
         raise MaskwiseError(f"cannot write {path}", got=got, do=do) from error
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file, whole or not at all, and the folders above it.
+    """Write a file atomically, with its parent folders.
 
     Raises:
-        MaskwiseError: it cannot be written.
+        MaskwiseError: the file cannot be written.
     """
-    # in the same folder, since a rename is atomic within one file system only
+    # A rename is atomic only within a file system, so the partial file is in the same folder.
     partial = _partial(path)
     with writing(path):
         try:
@@ -72,12 +74,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as JSON, atomically."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite, which JSON cannot hold.
+    """Replace every number that is not finite by None, because JSON has no such numbers.
 
     >>> finite({"score": float("nan"), "dev": [0.5]})
     {'score': None, 'dev': [0.5]}
@@ -86,27 +88,31 @@ def finite(value: Any) -> Any:
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write JSON lines, atomically."""
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where it is missing or damaged."""
+    """Read the JSON object in a file; None if the file is missing or damaged."""
     try:
         value = json.loads(path.read_bytes())
+    # Damaged files may nest brackets too deeply for the parser.
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a file of lines; a line that a power failure has cut is skipped."""
+    """Read the JSON objects in a file of lines; nothing if the file is missing."""
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
+            # A power failure may leave a cut line, which is skipped.
             with suppress(ValueError, RecursionError):
                 value = json.loads(line)
                 if isinstance(value, dict):
@@ -114,13 +120,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write into a new folder, add the manifest, and then rename the folder.
+    """Write a folder with its manifest under a temporary name, then rename it.
 
-    A folder of that name is replaced. Only a process that is killed between removing the old folder
-    and renaming the new one leaves neither.
+    A folder of that name is replaced. Neither of them is left only if the process is killed between
+    removing the old folder and renaming the new one.
+
+    Args:
+        fill: writes the files into the folder it is given.
 
     Raises:
-        MaskwiseError: it cannot be written.
+        MaskwiseError: the folder cannot be written.
     """
     partial = _partial(folder)
     with writing(folder):
@@ -128,13 +137,13 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         try:
             partial.mkdir(parents=True)
             fill(partial)
-            # A card is not hashed: people may edit it.
-            files = sorted(
-                path for path in partial.rglob("*") if path.is_file() and path.name != CARD
-            )
-            hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
+            hashes = {}
+            for path in sorted(partial.rglob("*")):
+                # A card is not hashed because people may edit it.
+                if path.is_file() and path.name != CARD:
+                    hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # a folder cannot be renamed onto one that is not empty
+            # A folder cannot replace another one that is not empty.
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -143,7 +152,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """What is wrong with a folder of ``write_folder``; None where no file has changed.
+    """Describe the damage to a folder of ``write_folder``; None if no file has changed.
 
     Args:
         weights: whether to hash ``*.safetensors`` too.
@@ -163,51 +172,58 @@ def damage(folder: Path, *, weights: bool = True) -> str | None:
 
 
 def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
-    """Refuse a damaged folder. One without a manifest, such as from the hub, is not checked.
+    """Refuse a damaged folder.
 
     Args:
-        weights: as for ``damage``.
+        weights: whether to hash ``*.safetensors`` too.
 
     Raises:
         MaskwiseError: a file has changed since the manifest was written.
     """
-    if (folder / MANIFEST).exists() and (wrong := damage(folder, weights=weights)):
+    # Folders from the hub have no manifest.
+    if not (folder / MANIFEST).exists():
+        return
+    wrong = damage(folder, weights=weights)
+    if wrong:
         do = f"take a whole copy, or remove its {MANIFEST} if the change is meant"
         raise MaskwiseError(f"{folder} is not as it was written", got=wrong, do=do)
 
 
 def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
-    """Keep other processes out of a folder while the context lasts.
+    """Lock a folder against other processes.
 
-    The operating system frees the lock when the process dies. On a file system without locks
+    The operating system releases the lock if the process dies. On a file system without locks
     nothing is locked.
 
     Args:
-        what: the use of the folder, for the second process's error: "another study runs in".
-        lock: the name of the lock's file in the folder.
-        stays: whether to keep that file at the end.
+        what: the beginning of the second process's error, such as "another study runs in".
+        lock: the name of the lock file in the folder.
+        stays: whether to keep the lock file at the end.
 
     Raises:
         MaskwiseError: another process holds the lock, or the folder cannot be written.
     """
-    path, holder = folder / lock, None
+    path = folder / lock
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             held = locked(path, wait=RELEASE_SECONDS)
         except Timeout:
-            with suppress(OSError):  # Windows lets nobody read it
+            holder = None
+            # Windows does not let other processes read a locked file.
+            with suppress(OSError):
                 holder = path.read_text() or None
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    with suppress(OSError):  # on a full disk the second process's error has no holder
+    # Only the error of a second process reads this, so a full disk is no problem.
+    with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
@@ -229,27 +245,38 @@ def locked(path: Path, *, wait: float) -> FileLock:
     held = FileLock(path, timeout=wait, fallback_to_soft=False)
     try:
         held.acquire()
-    except OSError as error:  # a ``Timeout`` too, which has no number
+    # ``Timeout`` is an OSError without a number.
+    except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
     return held
 
 
 def appears(path: Path, *, within: float | None = None) -> bool:
-    """Whether a file exists, after waiting for it: other machines' files may appear late."""
-    end = time.monotonic() + (LATE_SECONDS if within is None else within)
+    """Wait for a file, because the files of other machines may appear late.
+
+    Args:
+        within: time limit in seconds; None: ``LATE_SECONDS``.
+
+    Returns:
+        Whether the file exists.
+    """
+    if within is None:
+        within = LATE_SECONDS
+    end = time.monotonic() + within
     while not path.is_file():
         if time.monotonic() > end:
             return False
-        time.sleep(0.2)  # network file systems refresh listings every few seconds
+        # Network file systems refresh their listings every few seconds.
+        time.sleep(0.2)
     return True
 
 
 def require_file(path: Path) -> None:
-    """Wait, on other ranks, for a file of rank 0, longer than a collective's time limit.
+    """Let other ranks wait for a file of rank 0, for longer than a collective operation would.
 
     Raises:
-        MaskwiseError: an hour has passed.
+        MaskwiseError: the file did not appear within an hour.
     """
     if not appears(path, within=RANK_SECONDS):
         raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")
@@ -259,8 +286,8 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     """Refuse an output folder with unrelated content.
 
     Args:
-        folder: may be missing or empty.
-        marks: patterns of names; a folder of the right kind matches at least one.
+        folder: the folder, which may be missing or empty.
+        marks: patterns of names; a folder of the right kind matches at least one of them.
         what: the right kind, such as "a study".
 
     Raises:
@@ -269,14 +296,18 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     if folder.is_file():
         raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
     names = sorted(path.name for path in folder.glob("*"))
-    if names and not any(any(folder.glob(mark)) for mark in marks):
+    found = [mark for mark in marks if any(folder.glob(mark))]
+    if names and not found:
         do = f"give a new folder, or that of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"--out {folder} holds something else", got=got, do=do)
 
 
 def sweep(folder: Path) -> None:
-    """Remove partial files of killed processes below a folder that this process has claimed."""
+    """Remove partial files that killed processes left in a folder.
+
+    The caller must hold the folder's lock.
+    """
     for partial in list(folder.rglob(".*.partial")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -300,27 +331,29 @@ MOVED = {
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with maskwise, by name."""
+    """List the recipes of the package, by name."""
     folder = Path(str(files("maskwise") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def looked_in(path: Path) -> str | None:
-    """For the error of a missing path: the folder that a relative one was looked for in."""
+    """Name the working folder for the error of a missing relative path."""
     return None if path.is_absolute() else f"no such path in {Path.cwd()}"
 
 
 def refuse_missing(*names: str) -> None:
-    """Refuse names that look like files and do not exist; options in brackets are left out."""
+    """Refuse names that look like files but do not exist."""
     for name in names:
         file, _ = split_options(name)
-        spelt = (Path(file).suffix or "/" in file) and not file.startswith(("hf:", "bundled:"))
-        if spelt and not Path(file).expanduser().exists():
+        if file.startswith(("hf:", "bundled:")):
+            continue
+        looks_like_file = Path(file).suffix or "/" in file
+        if looks_like_file and not Path(file).expanduser().exists():
             raise MaskwiseError(f"file {file!r} does not exist")
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe, or of a shipped one by name; without importing torch.
+    """Find the file of a recipe, given by its path or by the name of a shipped one.
 
     Raises:
         MaskwiseError: no such recipe.
@@ -338,11 +371,16 @@ def recipe_path(source: str | Path) -> Path:
 
 
 def write_page(path: Path, template: str, **values: object) -> None:
-    """Write one self-contained page; every text is escaped.
+    """Write a self-contained HTML page; every text is escaped.
+
+    Args:
+        template: the name of a file in ``report``.
+        values: the variables of the template.
 
     Raises:
-        MaskwiseError: a path that cannot be written.
+        MaskwiseError: the page cannot be written.
     """
+    # Imported here because commands that write no page start faster without it.
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)

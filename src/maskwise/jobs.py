@@ -122,11 +122,8 @@ class Pool(ABC, Generic[Task, Result]):
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = None
-                    if failure.passing:
-                        do = "was there enough memory? Fewer --jobs need less; "
-                        do += "the same command goes on"
-                    raise MaskwiseError(failure.error, do=do)
+                    do = "was there enough memory? Fewer --jobs need less; the same command goes on"
+                    raise MaskwiseError(failure.error, do=do if failure.passing else None)
                 yield task, future.result()
 
     def __enter__(self) -> Pool[Task, Result]:
@@ -167,8 +164,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, MaskwiseError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-    return " ".join(text.split())
+    return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
 
 
 def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
@@ -194,13 +190,7 @@ class LocalPool(Pool[Task, Result]):
     They are reused, because importing torch takes seconds.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Task], Result],
-        *,
-        jobs: int | None = None,
-        gpu: bool = False,
-    ):
+    def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
         # Pickled once: every worker gets the same bytes.
         self.function = pickle.dumps(function)
         self.jobs = jobs or os.cpu_count() or 1
@@ -315,8 +305,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
             pipe.send(call(function, pipe.recv()))
     except SystemExit as end:
         code = int(end.code or 0)
-    # The parent has closed the pipe, or has died.
-    except (EOFError, OSError):
+    except (EOFError, OSError):  # The parent has closed the pipe, or has died.
         pass
     sys.stdout.flush()
     # A normal exit takes seconds with torch.
@@ -348,21 +337,14 @@ class RayPool(Pool[Task, Result]):
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Task], Result],
-        *,
-        jobs: int | None = None,
-        gpu: bool = False,
-    ):
+    def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
         self.ray = _quiet_ray()
         self.jobs = jobs
         self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
-        self.unit = "CPU"
-        if gpu and self.ray.cluster_resources().get("GPU"):
-            self.unit = "GPU"
+        has_gpus = self.ray.cluster_resources().get("GPU")
+        self.unit = "GPU" if gpu and has_gpus else "CPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         remote = self.ray.remote(
             num_cpus=1,
@@ -387,8 +369,7 @@ class RayPool(Pool[Task, Result]):
         return future
 
     def close(self) -> None:
-        """Cancel running tasks."""
-        # The connection stays open for the next plan of a study.
+        """Cancel running tasks; the connection stays open for the next plan of a study."""
         for future, reference in self.references.items():
             if not future.done():
                 self.ray.cancel(reference, force=True)
