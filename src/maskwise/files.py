@@ -1,8 +1,8 @@
-"""What stands in the files of a study, as types: docs/files.md in code.
+"""Types of the files of a study, as docs/files.md describes them.
 
-The study writes ``study.json`` and ``records.jsonl``, the verdicts make ``summary.json`` of them,
-the report and the command line read all three. Every type is a ``TypedDict``: plain JSON at run
-time, checked by mypy.
+The study writes ``study.json`` and ``records.jsonl``, the verdicts write ``summary.json``, and the
+report and the commands read all three. Every type is a ``TypedDict``: plain JSON at run time,
+checked by mypy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""The version of the rules that verdicts are made by; summaries without one were made by earlier
-rules.
-"""
+"""The version of the rules of verdicts; summaries without one were written by earlier rules."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -25,13 +23,12 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """The value of a ``maskwise.masking.UnitKind``; the policy where a file made by hand does not
-    say it.
-    """
+    """The value of a ``maskwise.masking.UnitKind``; a file written by hand may leave it out, and
+    then the policy stands for it."""
     setting: NotRequired[dict[str, object]]
-    """What a search chose for it, by dotted name."""
+    """The settings that a search chose, by dotted name."""
     judged_on: NotRequired[list[str]]
-    """Kinds of held-out masks that are the arm's own."""
+    """The held-out masks of the arm's own policy, which evaluate it."""
     tokenizer: NotRequired[str]
     runs: NotRequired[dict[str, str]]
     """The folder of the pre-training run, by seed."""
@@ -46,20 +43,18 @@ class TaskFacts(TypedDict, total=False):
     classes: int
     test_items: int
     test_texts: str
-    """A hash of the texts of test: tasks that share it share the luck of their sentences."""
+    """A hash of the test texts: scores of tasks with the same texts have correlated errors."""
     majority: float | None
-    """The score of guessing: see ``tasks.Task.majority``."""
+    """The score of guessing, see ``tasks.Task.majority``."""
     notes: list[str]
     skipped: dict[str, int]
-    """Rows that were left out: "split: reason" → how many."""
+    """Counts of skipped rows by "split: reason"."""
     higher_is_better: bool
-    """There where it is false."""
+    """Present only if false."""
 
 
 class Matching(TypedDict):
-    """Which quantity every arm spends as much of as the baseline, and what each arm was planned to
-    spend.
-    """
+    """The quantity by which arms are matched to the baseline, and the planned cost of each arm."""
 
     by: str | None
     arms: dict[str, dict[str, float]]
@@ -74,25 +69,21 @@ class Search(TypedDict, total=False):
 
 
 class Gate(TypedDict):
-    """A positive control: the contrast that must be decided, and those that are not judged
-    otherwise.
-    """
+    """A positive control: a contrast that must be decided before the contrasts that it closes."""
 
     contrast: tuple[str, str]
     closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
-    """An earlier verdict of a study: its number of runs, their seeds, and the contrasts and looks
-    that it had then.
-    """
+    """An earlier verdict of a study, with its runs, seeds, contrasts and planned looks."""
 
     runs: int
     seeds: NotRequired[list[int]]
     contrasts: NotRequired[int]
     looks: list[int] | None
     settings_changed: NotRequired[bool]
-    """Whether the margin, gate, search or matching was another one; there only if so."""
+    """Whether the margin, gate, search or matching was different; present only if true."""
 
 
 class Study(TypedDict, total=False):
@@ -121,13 +112,13 @@ class Study(TypedDict, total=False):
     helps: NotRequired[float]
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
-    """The arm whose gain over the other is shared out (``study.share``)."""
+    """The arms whose difference is the whole gain (``study.share``)."""
     gate: NotRequired[Gate | tuple[str, str] | None]
-    """In older files, which put it among the contrasts too, the pair alone."""
+    """In older files only the pair, which is then among the contrasts, too."""
     pending: NotRequired[list[int]]
-    """The seeds of runs to be compared that have not run yet; there only while it is not empty."""
+    """The seeds of compared runs that have not run yet; present only if there are any."""
     learned: NotRequired[dict[str, str]]
-    """By arm, the task that its policy was learned from; in studies of transfer."""
+    """The task from which each arm's policy was learned, in studies of transfer."""
 
 
 class Candidate(TypedDict):
@@ -135,36 +126,34 @@ class Candidate(TypedDict):
 
     setting: dict[str, object]
     score: float | None
-    """The mean over outcomes, each standardised over the grid; None where the run failed."""
+    """The mean over outcomes, each standardised over the grid; None if the run failed."""
     mean: NotRequired[float | None]
     """The score in older files."""
     scores: dict[str, float] | None
-    """By outcome; more is better. In older files a list of one for each seed."""
+    """The score of each outcome, higher is better. In older files a list with one of these for each
+    seed."""
 
 
 class Record(TypedDict, total=False):
-    """The keys of records.jsonl that are read; ``kind`` says which of them a line has.
-    docs/files.md
-    names all.
-    """
+    """The keys of records.jsonl that are read; docs/files.md lists all keys of each ``kind``."""
 
     kind: str
     arm: str
     seed: int
     fraction: float
-    """The share of the steps of a companion run; whole runs have no fraction."""
+    """The share of the steps of a companion run; absent in whole runs."""
     task: str
     metric: str
     score: float
     majority: float | None
-    """The task's majority; there where it depends on the tokenizer or on nothing."""
+    """The score of guessing, for tasks that are answered in words."""
     item_error: float
     """The standard error of the score over test items, by resampling sentences and documents."""
     item_sd: float
-    """The standard deviation of the items' scores, in tasks that are answered in words."""
+    """The standard deviation of the items' scores, for tasks that are answered in words."""
     dev: list[float | None]
     others: dict[str, float]
-    """Further metrics on the same items, such as macro-f1 beside accuracy."""
+    """Further metrics on the same items, such as macro-f1 in addition to accuracy."""
     masks: str
     ratio: float
     loss: float
@@ -181,22 +170,20 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """The seed of the runs that a setting was chosen from; ``seed`` is that of the run that is
-    compared.
-    """
+    """The seed of the runs of the search; ``seed`` is the seed of the compared run."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     tied: bool
     """Whether all points of the grid have the same scores."""
     role: str
-    """"gate": a run at settings as written, for the gate of a study with a search."""
+    """"gate": a run at the settings as written, for the gate of a study with a search."""
     corpus: str
     overlapping: int
     standing: int
-    """Items of which a right answer stands in the corpus."""
+    """Items with a right answer that occurs in the corpus."""
     occurrences: int
-    """How often right answers stand in the rows of which an arm's masks were drawn; all of their
-    tokens were masked ``whole`` times, some of them ``part`` times."""
+    """Occurrences of right answers in the masked rows; all of their tokens were masked in ``whole``
+    of them, and only some in ``part`` of them."""
     whole: int
     part: int
 
@@ -207,7 +194,7 @@ class Ends(TypedDict):
 
 
 class Estimate(TypedDict):
-    """A mean difference with its interval; None without runs, or with too few."""
+    """A mean difference with its interval; None if there are too few runs."""
 
     mean: float | None
     low: float | None
@@ -215,7 +202,8 @@ class Estimate(TypedDict):
 
 
 class Compute(TypedDict):
-    """What was matched, whether it is, and the arm's compute as a multiple of the baseline's."""
+    """The matched quantity, whether the arms match, and ratios of the arm's costs to the
+    baseline's."""
 
     by: str | None
     matched: bool
@@ -223,18 +211,14 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The difference that this many runs find with a probability of .8, in plain scores, or in the
-    row's unit.
-    """
+    """The difference that so many runs detect with probability .8, in scores or the row's unit."""
 
     runs: int
     difference: float
 
 
 class Equivalence(TypedDict):
-    """The interval that lies within the margin of a study, in plain scores or nats, and its
-    confidence.
-    """
+    """An interval within the margin of a study, in plain scores or nats, with its confidence."""
 
     margin: float
     confidence: float
@@ -243,7 +227,7 @@ class Equivalence(TypedDict):
 
 
 class RaisedFlag(TypedDict):
-    """What makes a row not comparable, caps its verdict at *open*, or must be known beside it."""
+    """A problem that makes a row not comparable, caps its verdict at *open*, or is only noted."""
 
     code: str
     effect: Effect
@@ -259,7 +243,7 @@ class Contrast(TypedDict):
     outcome: str
     primary: bool
     gate: NotRequired[bool]
-    """There where it is true: the contrast that must be decided before any other is judged."""
+    """Present only if true: this contrast must be decided before the contrasts it closes."""
     n: int
     higher_is_better: bool
     unit: str
@@ -268,17 +252,17 @@ class Contrast(TypedDict):
     high: float | None
     metric: str | None
     natural: NotRequired[Estimate]
-    """The same in plain scores, for the outcome "tasks" only."""
+    """The same estimate in plain scores, for the outcome "tasks" only."""
     compute: Compute
     items: Ends | None
     p: float | None
     p_adjusted: float | None
     verdict: Verdict | None
-    """None of rows that are not primary, unless they are not comparable."""
+    """None for secondary rows, unless they are not comparable."""
     better: Literal["arm", "baseline"] | None
-    """The side that is decided to be better."""
+    """The side that was decided to be better."""
     scope: str
-    """Whether the verdict holds "at these settings", or for arms that were each tuned."""
+    """Whether the verdict holds "at these settings" or for arms that were each tuned."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
     runs_to_decide: int | None
@@ -288,7 +272,7 @@ class Contrast(TypedDict):
 
 
 class Point(TypedDict, total=False):
-    """A run of any length: its plain qualities by outcome, and its compute."""
+    """The compute of a run of any length and its scores by outcome."""
 
     arm: str
     seed: int
@@ -301,10 +285,9 @@ class Point(TypedDict, total=False):
 
 
 class Crossing(TypedDict):
-    """By seed, the share of the baseline's compute at which an arm first has the baseline's final
-    quality.
+    """The share of the baseline's compute at which an arm first reaches the baseline's final score.
 
-    None where it never has; a string stands for a seed, as in JSON.
+    ``shares`` are by seed (a string, as in JSON); None if the arm never reaches it.
     """
 
     arm: str
@@ -315,9 +298,7 @@ class Crossing(TypedDict):
 
 
 class TransferCell(TypedDict):
-    """What an arm's policy, learned from one task, adds to the baseline on a task: above 0 where it
-    helps.
-    """
+    """The gain over the baseline on a task, of a policy learned from perhaps another task."""
 
     arm: str
     learned_from: str
@@ -329,12 +310,11 @@ class TransferCell(TypedDict):
 
 
 class GainShare(TypedDict):
-    """How much of what the ``best`` arm adds to the ``baseline`` on a task another arm adds: 1 is
-    all of it.
+    """The gain of an arm over the ``baseline`` as a share of the gain of the ``best`` arm.
 
-    Of ``n`` pairs of runs ``failed`` learned nothing, with the exact interval of that share.
-    ``share`` and its 95 % interval are those of the other runs; None where there is none, or arms
-    cannot be compared.
+    In ``failed`` of ``n`` pairs of runs the arm learned nothing; ``failed_low`` and ``failed_high``
+    are the exact interval of that share of runs. ``share`` and its 95 % interval are of the other
+    runs; None without such runs, or if the arms cannot be compared.
     """
 
     arm: str
@@ -352,9 +332,8 @@ class GainShare(TypedDict):
 
 
 class TaskUse(TypedDict):
-    """The share of runs in which pre-training helps on a task (None: not known), and whether the
-    task counts.
-    """
+    """The share of runs in which pre-training helps on a task (None if unknown), and whether the
+    task counts."""
 
     helped: float | None
     counted: bool
@@ -366,22 +345,19 @@ class Efficiency(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """What came of an arm; ``scores`` are by outcome and in the order of the study's seeds, None
-    where a run failed.
-    """
+    """Results of an arm; ``scores`` are by outcome, by seed, None if a run failed."""
 
     units: str
     gap_nats: float | None
-    """By how much the loss is below that of word frequencies, on the arm's own masks."""
+    """The unigram loss minus the arm's loss, on masks of its own policy."""
     failures: int
     compute: dict[str, float]
     scores: dict[str, list[float | None]]
 
 
 class Planned(TypedDict):
-    """What a study can see: its runs, its contrasts without the gate, and the probability of
-    deciding a true difference of 1 and 1.5 spreads between paired runs.
-    """
+    """The runs of a study, its contrasts without the gate, and the probability of deciding a true
+    difference of 1 and 1.5 spreads between paired runs."""
 
     runs: int
     contrasts: int
@@ -389,7 +365,7 @@ class Planned(TypedDict):
 
 
 class Pending(TypedDict):
-    """How many replicates a study has, of those that it planned."""
+    """The number of planned runs of each arm, and of those that are done."""
 
     planned: int
     done: int
@@ -399,10 +375,10 @@ class Summary(TypedDict):
     """summary.json."""
 
     rules: NotRequired[int]
-    """``RULES``; a summary of earlier rules does not have it."""
+    """``RULES``; absent in summaries of earlier rules."""
     planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
-    """There while planned runs are missing: nothing is tested then."""
+    """Present while planned runs are missing; nothing is tested then."""
     baseline: str
     matched_by: str | None
     arms: dict[str, ArmSummary]

@@ -154,7 +154,7 @@ def hardware() -> Plain:
 # --------------------------------------------------------------------------------------------
 
 
-def so_far(out: Path, before: Mapping[str, Any], study: Study) -> Study:
+def so_far(out: Path, before: Plain, study: Study) -> Study:
     """Return when a study began, how long it has run, and its earlier verdicts.
 
     Results of another study in the folder are removed.
@@ -186,7 +186,7 @@ def so_far(out: Path, before: Mapping[str, Any], study: Study) -> Study:
     return known
 
 
-def _same_question(before: Mapping[str, Any], study: Study) -> bool:
+def _same_question(before: Plain, study: Study) -> bool:
     """Whether an earlier study shares an arm, and differs in nothing but its study settings."""
     old = before.get("recipe") or {}
     new = study["recipe"]
@@ -198,7 +198,7 @@ def _same_question(before: Mapping[str, Any], study: Study) -> bool:
     return any(arm == new_arms.get(name) for name, arm in old_arms.items())
 
 
-def _settings(recipe: Mapping[str, Any]) -> Plain:
+def _settings(recipe: Plain) -> Plain:
     # Older files may have null here.
     return recipe.get("study") or {}
 
@@ -216,7 +216,7 @@ def _look(study: Mapping[str, Any]) -> Look:
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": looks}
 
 
-def _decides_otherwise(before: Mapping[str, Any], study: Study) -> bool:
+def _decides_otherwise(before: Plain, study: Study) -> bool:
     """Whether settings have changed that may give the same runs another verdict."""
     old = _settings(before["recipe"])
     new = _settings(study["recipe"])
@@ -245,7 +245,7 @@ class Others(NamedTuple):
         return study
 
 
-def require_same_recipe(out: Path, before: Mapping[str, Any] | None, study: Study) -> None:
+def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
     """Refuse to add a block of seeds to a study of another recipe.
 
     Args:
@@ -259,7 +259,7 @@ def require_same_recipe(out: Path, before: Mapping[str, Any] | None, study: Stud
         )
 
 
-def others_of(out: Path, before: Mapping[str, Any], design: Design) -> Others:
+def others_of(out: Path, before: Plain, design: Design) -> Others:
     """Read the results in ``out`` of seeds that the design does not run.
 
     Args:
