@@ -1,6 +1,6 @@
-"""Samplers over the arms of a training; the table below is the only registry.
+"""Samplers over the arms of a training. ``SAMPLERS`` is the only registry.
 
-Imports ``masking`` (for schedules) and below. Nothing here sees a model: ``training`` probes it.
+Imports ``masking`` (for schedules) and below. Samplers never see a model: ``training`` probes it.
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ def sampler(
     chance: Losses | None = None,
     steps: int | None = None,
 ) -> Sampler:
-    """A sampler over arms from its name with arguments, such as ``mometas(entropy=1.0)``.
+    """Build a sampler over arms from its name with arguments, such as ``mometas(entropy=1.0)``.
 
     Args:
+        spec: the name and its arguments.
+        arms: names of the arms.
+        seed: any integer.
         chance: the chance level of each arm, for samplers that divide by it.
-        steps: of the run; samplers that learn scale their defaults to it.
+        steps: steps of the run. Samplers that learn scale their defaults to it.
     """
     further: dict[str, dict[str, Any]] = {
         "loss-proportional": {"steps": steps, "chance": chance},
         "mometas": {"steps": steps},
         "mometas-plus": {"steps": steps},
     }
-    table = {
-        name: partial(made, arms, seed=seed, **further.get(name, {}))
-        for name, made in SAMPLERS.items()
-    }
+    table = {}
+    for name, made in SAMPLERS.items():
+        table[name] = partial(made, arms, seed=seed, **further.get(name, {}))
     return build("sampler", spec, table)
 
 

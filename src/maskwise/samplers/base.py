@@ -1,9 +1,9 @@
-"""Samplers: which arm trains at each step. An arm is an objective with its masking.
+"""Samplers, which choose the arm of each training step. An arm is an objective with its masking.
 
-A draw is a function of (seed, step) and of the probabilities in force, so all ranks draw the same
-arm and a resumed run continues its sequence. Samplers that learn receive, every ``every`` steps,
-the losses of all arms on probe data before and after. The rules here are the baselines that a
-learned sampler has to beat.
+A draw is a function of (seed, step) and of the current probabilities, so all ranks draw the same
+arm, and a resumed run continues its sequence. Samplers that learn receive the losses of all arms on
+probe data, before and after every rollout of ``every`` steps. The fixed rules here are the
+baselines of the learned samplers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from maskwise.specs import Call
 Losses = Mapping[str, float] | Sequence[float] | Tensor
 
 ROLLOUTS = 60
-"""Probes of a run that is too short for the published interval."""
+"""Rollouts of a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
 PUBLISHED_EVERY = 100
-"""Steps between two probes, as published; no run has longer intervals by default."""
+"""Steps between two probes, as published. By default no run has longer intervals."""
 
 
 class Sampler:
-    """Base of all samplers; it draws every arm with the same probability.
+    """Base of all samplers, which draws every arm with the same probability.
 
     Args:
         arms: names of the arms.
@@ -54,18 +54,19 @@ class Sampler:
         self.share = torch.full((len(arms),), 1 / len(arms), dtype=torch.float64)
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        """(K,) float64: the probability of each arm at a step; they sum to 1."""
+        """Return the probability of each arm at a step, (K,) float64."""
         return self.share
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """The arm of a step."""
+        """Draw the arm of a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        # Scaled by the last edge, which rounding may leave below 1.
+        # The last edge may be below 1 by rounding, and a place beyond it would have no arm.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
-        return self.arms[int(torch.searchsorted(edges, place, right=True))]
+        index = int(torch.searchsorted(edges, place, right=True))
+        return self.arms[index]
 
     def place(self, step: int) -> float:
-        """Between 0 and 1: where a step's draw falls among the probabilities."""
+        """Return the random number in (0, 1) that decides the draw of a step."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
@@ -77,15 +78,19 @@ class Sampler:
         return self.share
 
     def reward(self, before: Losses, after: Losses) -> float | None:
-        """The gain of a rollout as one number; None for rules."""
+        """Return the gain of a rollout as one number; None for rules."""
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Rows of an arm's probe: half more for one that reads half of them twice (cse)."""
+        """Return the rows of an arm's probe: half as many again if it reads half of them twice."""
         return self.rows * 3 // 2 if twins else self.rows
 
+    def named(self, chosen: Tensor) -> list[str]:
+        """Return the names of the arms for which ``chosen`` (K,) is true."""
+        return [arm for arm, known in zip(self.arms, chosen) if known]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learned; empty for rules."""
+        """Return everything that was learned; nothing for rules."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -94,15 +99,16 @@ class Sampler:
             setattr(self, name, value)
 
     def vector(self, losses: Losses) -> Tensor:
-        """(K,) float64 from losses by name or in the order of the arms.
+        """Return (K,) float64 losses, given by name or in the order of the arms.
 
         Raises:
-            MaskwiseError: an unknown arm, or another number of losses.
+            MaskwiseError: an unknown arm, or not one loss for each arm.
         """
         if isinstance(losses, Mapping):
             for name in losses:
                 if name not in self.arms:
                     raise unknown_name("arm", name, self.arms)
+            # An arm that was not probed counts as diverged, not as unchanged.
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError("one loss for each arm", got=len(losses), allowed=len(self.arms))
@@ -125,7 +131,7 @@ class Single(Sampler):
 
 
 class Sequential(Sampler):
-    """Arms in turn, ``block`` steps each (1: round-robin); None: each once, for an equal share."""
+    """Arms in turn, ``block`` steps each; None: each arm once, for an equal share of the run."""
 
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
         super().__init__(arms, seed=seed)
@@ -150,7 +156,7 @@ class Shares(Sampler):
     >>> sampler.probabilities().tolist()
     [0.75, 0.25]
 
-    ``shares(1, "linear(0, 1)")``: the second arm from nothing to half of the steps.
+    With ``shares(1, "linear(0, 1)")`` the second arm rises from no steps to half of them.
     """
 
     def __init__(self, arms: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0):
@@ -159,25 +165,29 @@ class Shares(Sampler):
             got = f"{len(shares)} shares for {len(arms)} arms"
             raise MaskwiseError("sampler shares: every arm needs a share", got=got)
         numbers = [share for share in shares if isinstance(share, int | float)]
-        # Shares such as 4, 2, 1 become numbers from 0 to 1, as schedules need.
-        top = max(numbers, default=1)
+        top = max([1, *numbers])
         # Schedules lie in 0 to 1, while plain numbers such as 2 and 1 are proportions.
         if top > 1 and len(numbers) < len(shares):
             what = "sampler shares: numbers mixed with schedules must be from 0 to 1"
             raise MaskwiseError(what, got=top)
-        scale = max(top, 1)
-        scaled = [share / scale if isinstance(share, int | float) else share for share in shares]
-        self.shares = [schedule(share) for share in scaled]
+        self.shares = []
+        for share in shares:
+            if isinstance(share, int | float):
+                # Proportions such as 4, 2, 1 become constants from 0 to 1, as schedules need.
+                share = share / top
+            self.shares.append(schedule(share))
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        now = torch.tensor([share(step, total_steps) for share in self.shares], dtype=torch.float64)
+        shares = [share(step, total_steps) for share in self.shares]
+        now = torch.tensor(shares, dtype=torch.float64)
+        # NaN is not greater than 0, so it is refused too.
         if not now.sum() > 0:
             raise MaskwiseError("sampler shares: all shares are 0", got=f"step {step}")
         return now / now.sum()
 
 
 class Temperature(Sampler):
-    """In proportion to sizes ** (1 / temperature); higher temperatures are more even.
+    """Shares in proportion to sizes ** (1 / temperature): higher temperatures are more even.
 
     Source: mT5 (Xue et al. 2021, arXiv 2010.11934), section 3.2, with alpha = 1 / temperature.
     """
@@ -192,14 +202,16 @@ class Temperature(Sampler):
 
 
 class LossProportional(Sampler):
-    """In proportion to each arm's latest probe loss, divided by its chance level.
+    """Shares in proportion to each arm's latest probe loss, divided by its chance level.
 
     Args:
-        chance: the loss of knowing nothing by arm: ln V for masked words, ln 2 for detection, ln B
+        arms: names of the arms.
+        chance: by arm, the loss of random guessing: ln V for masked words, ln 2 for detection, ln B
             for sentences; None: 1.
         every: steps between probes; None: a sixtieth of the run, at most 100.
-        rows: of a probe.
-        steps: of the run.
+        rows: rows of a probe.
+        steps: steps of the run.
+        seed: any integer.
     """
 
     def __init__(
@@ -227,8 +239,8 @@ class LossProportional(Sampler):
         loss = loss.masked_fill(~finite, 0).clamp(min=0)
         if loss.sum() > 0:
             self.share = loss / loss.sum()
-        lost = [arm for arm, known in zip(self.arms, finite) if not known]
-        self.notes = [f"{arm}: the probe loss is not finite; no share" for arm in lost]
+        diverged = self.named(~finite)
+        self.notes = [f"{arm}: the probe loss is not finite; no share" for arm in diverged]
         return self.share
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -236,7 +248,7 @@ class LossProportional(Sampler):
 
 
 def interval(every: int | None, steps: int | None) -> int:
-    """Steps between two probes: as given, else a sixtieth of the run, at most 100.
+    """Return the steps between two probes: as given, else a sixtieth of the run, at most 100.
 
     >>> interval(None, 600), interval(None, 50_000), interval(25, 600)
     (10, 100, 25)
@@ -249,18 +261,18 @@ def interval(every: int | None, steps: int | None) -> int:
 
 
 def probe_size(rows: int) -> int:
-    """The rows of a probe, at least 4."""
+    """Check the rows of a probe: at least 4."""
     return whole_number("rows of a sampler's probe", rows, least=4)
 
 
 def reliability(halves: Tensor) -> float | None:
-    """The share of a reward's variance that is not noise of the probe's rows.
+    """Estimate the share of a reward's variance that is no noise of the probe's rows.
 
-    The reward is measured on two halves of the probe; the estimate is
+    The reward is measured on two halves A and B of the probe, and the estimate is
     1 − var(A − B) / var(A + B) (Rulon 1939). Noise alone gives 0 on average.
 
     Args:
-        halves: (T, 2), the rewards of T rollouts on either half.
+        halves: (T, 2), the rewards of T rollouts on each half.
 
     Returns:
         None for fewer than six rollouts, or a constant reward.
@@ -268,8 +280,9 @@ def reliability(halves: Tensor) -> float | None:
     >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
     0.9...
     """
-    # All losses fall in the first quarter of the rollouts, so that any two halves agree there.
+    # All losses fall in the first quarter of the rollouts, so any two halves agree there.
     late = halves[len(halves) // 4 :].double()
-    if len(late) < 6 or not late.sum(1).var() > 0:
+    variance = late.sum(1).var()
+    if len(late) < 6 or not variance > 0:
         return None
-    return float(1 - late.diff(dim=1).var() / late.sum(1).var())
+    return float(1 - late.diff(dim=1).var() / variance)
