@@ -1,7 +1,7 @@
-"""Cloze questions about facts in the manner of LAMA (Petroni et al. 2019), for any vocabulary.
+"""Cloze questions about facts as in LAMA (Petroni et al. 2019), for any vocabulary.
 
-A fact is a sentence with one [MASK] and its answer. The sentence is the template of the relation
-with the subject filled in, if a template is known; else ``masked_sentences``, or the first of its
+A fact is a sentence with one [MASK], and the answer. The sentence is the template of the relation
+with the subject filled in, if a template is known; else ``masked_sentences``, or the first of the
 ``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
 ``relations.jsonl`` next to the file.
 
@@ -10,11 +10,11 @@ Each answer is ranked twice:
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
   of k pieces replaces k [MASK]s and is scored by the chain rule from left to right, log p(piece j |
   sentence, pieces before j, later ones masked);
-- among **the whole vocabulary** (open-hits@1, …), as in LAMA: facts whose answer is one token.
-  These differ by vocabulary, so only models with the same tokenizer can be compared.
+- among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token. Such
+  facts differ by vocabulary, so only models with the same tokenizer can be compared.
 
 Other right answers to the same question do not count against a model. Ties share the middle rank.
-``chance`` is the score of ranking answers by their frequency, whatever is asked.
+``chance`` is the score of ranking answers by their frequency, whatever the question.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
-# Facts of a file that are used, and answers that each is ranked among, by default.
+# Defaults: facts of a file that are used, and answers among which each one is ranked.
 ITEMS, CANDIDATES = 200, 20
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
@@ -66,7 +66,7 @@ Bools = NDArray[np.bool_]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK] for ``answer``; ``others`` are right too."""
+    """A question: ``text`` has one [MASK] for ``answer``. ``others`` are right answers, too."""
 
     relation: str
     subject: str
@@ -83,8 +83,8 @@ class Cloze(TestSet):
         name: for records.
         facts: the questions.
         total: facts in the file.
-        skipped: reason → facts that were left out when the file was read.
-        candidates: answers that a fact is ranked among, at most; larger relations are split.
+        skipped: how many facts were left out when the file was read, by reason.
+        candidates: the most answers among which a fact is ranked; larger relations are split.
     """
 
     name: str
@@ -101,19 +101,19 @@ class Cloze(TestSet):
         candidates: int = CANDIDATES,
         templates: str | None = None,
     ) -> Cloze:
-        """Facts from a file; at most ``items`` of them, evenly spread.
+        """Read at most ``items`` facts from a file, evenly spread.
 
         Args:
             path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
                 ``sub_label`` and a relation (``predicate_id`` or ``relation``) with a template.
-            items: how many to use; None: all.
-            candidates: answers of its relation that a fact is ranked among, at most.
+            items: facts to use; None: all.
+            candidates: the most answers among which a fact is ranked.
             templates: a file of templates; by default ``relations.jsonl`` next to ``path``, if any.
 
         Raises:
             MaskwiseError: an empty or unreadable file, a missing column, or a fact without text.
         """
-        # With two, a part of an odd number of answers would hold one, which is always right.
+        # With two, a part could hold a single answer, which is always right.
         if candidates < 3:
             raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
         records = read_set(path)
@@ -121,24 +121,29 @@ class Cloze(TestSet):
         used = {id(record) for record in evenly(records, items)}
         facts: list[Fact] = []
         right: dict[str, set[str]] = {}
+        skipped: Counter[str] = Counter()
         for number, record in enumerate(records, start=1):
             try:
                 fact = _fact(record, known, name_of(path), f"row {number} of {path}")
             except MaskwiseError:
+                # A bad row matters only if it is used.
                 if id(record) in used:
                     raise
                 continue
             # Facts that are not used have right answers to the same questions, too.
             right.setdefault(fact.text, set()).add(fact.answer)
-            if id(record) in used:
+            if id(record) not in used:
+                continue
+            if fact.text.count(MASK) == 1:
                 facts.append(fact)
-        whole = [fact for fact in facts if fact.text.count(MASK) == 1]
-        skipped = {NOT_ONE_MASK: len(facts) - len(whole)} if len(whole) < len(facts) else {}
-        require_scored(len(whole), skipped, f"facts {name_of(path)!r}")
-        asked = tuple(
-            fact._replace(others=tuple(sorted(right[fact.text] - {fact.answer}))) for fact in whole
-        )
-        return cls(name_of(path), asked, len(records), skipped, candidates)
+            else:
+                skipped[NOT_ONE_MASK] += 1
+        require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
+        asked = []
+        for fact in facts:
+            others = right[fact.text] - {fact.answer}
+            asked.append(fact._replace(others=tuple(sorted(others))))
+        return cls(name_of(path), tuple(asked), len(records), skipped, candidates)
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
@@ -146,11 +151,10 @@ class Cloze(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """A record for each metric.
+        """Return a record for each metric.
 
-        A fact that cannot be scored (its answer has an unknown token, its sentence is longer than
-        the model, its relation has no other answer) is left out of ``items`` and counted in
-        ``skipped``.
+        A fact that cannot be scored is left out of ``items`` and counted in ``skipped``: its answer
+        has an unknown token, its sentence is too long, or its relation has no other answer.
 
         Raises:
             MaskwiseError: no fact is left.
@@ -161,18 +165,19 @@ class Cloze(TestSet):
         chance: list[float] = []
         ranks_open: list[float] = []
         chance_open: list[float] = []
-        for relation in sorted({fact.relation for fact in self.facts}):
-            facts = [fact for fact in self.facts if fact.relation == relation]
-            room = most_tokens(model.config)
+        room = most_tokens(model.config)
+        by_relation: dict[str, list[Fact]] = {}
+        for fact in sorted(self.facts, key=lambda fact: fact.relation):
+            by_relation.setdefault(fact.relation, []).append(fact)
+        for facts in by_relation.values():
             for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
                 ranks_open += open_ranks(model, part, vocabulary)
                 for question, row in zip(part, scores):
                     ranks.append(rank_of(row, question.gold, question.right))
-                    # Candidates are in the order of their frequency.
-                    by_frequency = rank_of(
-                        -np.arange(float(len(row))), question.gold, question.right
-                    )
+                    # Candidates are sorted by frequency, so falling numbers rank them by it.
+                    falling = -np.arange(float(len(row)))
+                    by_frequency = rank_of(falling, question.gold, question.right)
                     chance.append(by_frequency)
                     if len(question.pieces) == 1:
                         chance_open.append(by_frequency)
@@ -247,7 +252,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
 
 
 def _sentence(record: Record) -> str:
-    """The masked sentences, joined as in LAMA; or the first of the evidences."""
+    """Join the masked sentences, as in LAMA, or return the first of the evidences."""
     sentences = record.get("masked_sentences")
     evidences = record.get("evidences")
     if isinstance(sentences, list):
@@ -265,9 +270,9 @@ class Question(NamedTuple):
 
     Attributes:
         left, right_side: the tokens before and after the mask.
-        candidates: the answers that it is ranked among, the most frequent first.
-        gold: the place of its answer among them.
-        right: the places of all right answers.
+        candidates: the answers among which its answer is ranked, the most frequent first.
+        gold: the index of its answer among the candidates.
+        right: the indices of all right answers.
     """
 
     left: list[int]
@@ -289,12 +294,23 @@ def questions_of(
     room: int,
     skipped: Counter[str],
 ) -> Iterator[list[Question]]:
-    """The facts of a relation that can be scored, in parts of at most ``candidates`` answers."""
-    sides = [fact.text.partition(MASK)[::2] for fact in facts]
-    # Without the space before the mask: where spaces belong to tokens, the answer has its own.
-    texts = [left.removesuffix(" ") + tokenizer.mask_token + right for left, right in sides]
+    """Yield the facts of a relation that can be scored, in parts of at most ``candidates`` answers.
+
+    Args:
+        facts: of one relation.
+        candidates: the most answers of a part.
+        tokenizer: turns sentences and answers into tokens.
+        room: the most tokens that the model reads.
+        skipped: receives the number of facts that cannot be scored, by reason.
+    """
+    texts = []
+    spaced = []
+    for fact in facts:
+        left, _, right_side = fact.text.partition(MASK)
+        # Byte-level tokens include the space before a word, so the space belongs to the answer.
+        texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
+        spaced.append(left.endswith(" "))
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    spaced = [left.endswith(" ") for left, _ in sides]
     answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
     longest = max(map(len, answers))
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
@@ -317,39 +333,42 @@ def questions_of(
         others = [pieces_of[other] for other in fact.others if other in pieces_of]
         right.setdefault(fact.text, set()).update([answer, *others])
     parts = math.ceil(len(order) / candidates)
-    for part in range(parts):  # every part gets frequent and rare answers
-        place = {answer: number for number, answer in enumerate(order[part::parts])}
+    for part in range(parts):
+        # In strides, so that each part has frequent and rare answers.
+        among = order[part::parts]
+        place = {answer: number for number, answer in enumerate(among)}
         questions = []
         for fact, row, answer in kept:
             if answer in place:
                 at = row.index(tokenizer.mask_token_id)
                 also = {place[other] for other in right[fact.text] if other in place}
-                questions.append(
-                    Question(row[:at], row[at + 1 :], list(place), place[answer], also)
-                )
+                questions.append(Question(row[:at], row[at + 1 :], among, place[answer], also))
         yield questions
 
 
 def _pieces(
     answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase
 ) -> list[Pieces]:
-    """The tokens of answers as in a sentence: byte-level tokens include the space before a word."""
-    texts = [f"x {answer}" if space else answer for answer, space in zip(answers, spaced)]
+    """Tokenise answers as they would be in a sentence, after a space or not."""
+    # A word before the answer gives it its space; the tokens of that word are dropped again.
+    starts = ["x " if space else "" for space in spaced]
+    texts = [start + answer for start, answer in zip(starts, answers)]
     pieces = []
-    for encoding, space in zip(tokenizer(texts, add_special_tokens=False).encodings, spaced):
-        ends = [end for _, end in encoding.offsets]
-        pieces.append(
-            tuple(token for token, end in zip(encoding.ids, ends) if not space or end > len("x "))
-        )
+    for encoding, start in zip(tokenizer(texts, add_special_tokens=False).encodings, starts):
+        tokens = []
+        for token, (_, end) in zip(encoding.ids, encoding.offsets):
+            if not start or end > len(start):
+                tokens.append(token)
+        pieces.append(tuple(tokens))
     return pieces
 
 
 def candidate_scores(
     model: PreTrainedModel, questions: Sequence[Question], *, mask: int, tokens: int = TOKENS
 ) -> Floats:
-    """(N, C) log p of every candidate in every sentence, from left to right."""
+    """Return log p of each candidate in each sentence, (N, C), from left to right."""
     scores = np.zeros((len(questions), len(questions[0].candidates)))
-    # Candidates that begin alike share rows, and equal rows are run once.
+    # Candidates with the same first pieces share rows, and equal rows are run once.
     asked: dict[Place, list[tuple[int, int, int]]] = {}
     for number, question in enumerate(questions):
         for candidate, pieces in enumerate(question.candidates):
@@ -367,7 +386,7 @@ def candidate_scores(
 def open_ranks(
     model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
 ) -> list[float]:
-    """Ranks of one-token answers among all tokens but special ones and [UNK]."""
+    """Rank one-token answers among all tokens except special ones and [UNK]."""
     mask = vocabulary.require_mask()
     by_place: dict[Place, list[Question]] = {}
     for question in questions:
@@ -387,8 +406,9 @@ def open_ranks(
 def _log_p(
     model: PreTrainedModel, places: Sequence[Place], tokens: int
 ) -> Iterator[tuple[Place, Floats]]:
-    """Every place of a row with log p (V,) there."""
-    for part in by_width(torch.tensor([len(row) for row, _ in places]), tokens):
+    """Yield each place with log p (V,) of the tokens there."""
+    widths = torch.tensor([len(row) for row, _ in places])
+    for part in by_width(widths, tokens):
         some = [places[number] for number in part.tolist()]
         rows = [torch.tensor(row) for row, _ in some]
         ids = pad_sequence(rows, batch_first=True)
@@ -399,8 +419,12 @@ def _log_p(
 
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
-    """The rank of ``gold`` in scores (C,), from 1, among itself and all that is not right."""
-    wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
+    """Return the rank of ``gold`` in scores (C,), from 1, among itself and all wrong answers."""
+    if among is None:
+        among = np.ones(len(scores), dtype=bool)
+    wrong = among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]
-    return 1 + int((gain >= TIE).sum()) + int((abs(gain) < TIE).sum()) / 2
+    better = int((gain >= TIE).sum())
+    tied = int((abs(gain) < TIE).sum())
+    return 1 + better + tied / 2

@@ -1,12 +1,12 @@
-"""Text from a masked diffusion model, which fills gaps a few tokens at a time.
+"""Write text with a masked diffusion model, which fills gaps a few tokens at a time.
 
 At each step the model predicts every remaining gap, a token is drawn for each, and some are kept:
 
 - ``confidence``: the most probable ones (Chang et al. 2022; the sampler of Nie et al. 2025, LLaDA);
-- ``random``: any, which is the process whose likelihood the training bounds;
+- ``random``: random ones, as in the process whose likelihood the training bounds;
 - ``block``: the most probable ones of the leftmost block, block after block.
 
-The prompt never changes. Any encoder with a masked-language-model head will do, but one that was
+The prompt never changes. Any encoder with a masked-language-model head works, but one that was
 trained at 15 % has not learned to write from nothing. Cost: a forward pass for each step.
 """
 
@@ -38,8 +38,10 @@ SHOWN = "▢"
 
 
 def _size(gap: re.Match[str]) -> int:
-    """Tokens of a gap. Twelve digits are enough to see that it is too large."""
-    return int((gap[1] or "1")[:12])
+    """Return the tokens of a gap, such as 5 for [MASK*5]."""
+    digits = gap[1] or "1"
+    # Twelve digits show that a gap is too large; Python refuses to read more than 4,300.
+    return int(digits[:12])
 
 
 class Stage(NamedTuple):
@@ -70,18 +72,21 @@ class Writer:
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def read(self, prompt: str, length: int) -> Tensor:
-        """(L,) int64: a prompt with masks in its gaps, or followed by ``length`` masks, between the
-        special tokens of the model.
+        """Tokenise a prompt with masks in its gaps, or followed by ``length`` masks.
+
+        Returns:
+            (L,) int64, with the special tokens of the model at the ends.
 
         Raises:
             MaskwiseError: no gap, or more tokens than the model reads.
         """
         mask = self.vocabulary.require_mask()
-        # Checked before a prompt of 10¹² masks is made.
-        self._check_room(sum(_size(gap) for gap in GAP.finditer(prompt)) or length)
+        gaps = list(GAP.finditer(prompt))
+        # Refuse a gap of 10¹² masks before a list of that length is made.
+        self._check_room(sum(map(_size, gaps)) or length)
         ids: list[int] = []
         end = 0
-        for gap in GAP.finditer(prompt):
+        for gap in gaps:
             ids += self._tokens(prompt[end : gap.start()])
             ids += [mask] * _size(gap)
             end = gap.end()
@@ -115,11 +120,12 @@ class Writer:
         block: int = 8,
         seed: int = 0,
     ) -> Iterator[Stage]:
-        """Fill the gaps; yields the text before the first step, and after each.
+        """Fill the gaps, and yield the text before the first step and after each step.
 
         Args:
             prompt: text with gaps, [MASK] or [MASK*5]; without any, ``length`` tokens follow it.
-            steps: forward passes; by default one for every token to write.
+            length: tokens that follow a prompt without gaps.
+            steps: forward passes; by default one for each token to write.
             order: one of ``ORDERS``.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             block: tokens of a block, for the order ``block``.
@@ -140,23 +146,30 @@ class Writer:
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
-        turn = torch.rand(len(ids), generator=draw)  # of each place, for the order "random"
+        # A random priority of each place. It is drawn in every order, so that the draws of tokens
+        # that follow do not depend on the order.
+        turn = torch.rand(len(ids), generator=draw)
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
             left = (ids == mask).nonzero().flatten()
-            count = -(-len(left) // (steps - step))
-            number = torch.searchsorted(gaps, left) // block
-            asked = left[number <= number[count - 1]] if order == "block" else left
-            token, sure = self._drawn(ids, asked, temperature, draw)
-            first = turn[asked] if order == "random" else sure
-            kept = first.argsort(descending=True, stable=True)[:count]
+            # The remaining gaps are shared equally among the remaining steps, rounded up.
+            count = math.ceil(len(left) / (steps - step))
+            asked = left
+            if order == "block":
+                block_of = torch.searchsorted(gaps, left) // block
+                # More than one block, where the leftmost has fewer gaps than a step fills.
+                asked = left[block_of <= block_of[count - 1]]
+            token, priority = self._drawn(ids, asked, temperature, draw)
+            if order == "random":
+                priority = turn[asked]
+            kept = priority.argsort(descending=True, stable=True)[:count]
             ids[asked[kept]] = token[kept]
             yield Stage(step + 1, ids.clone(), self.text(ids))
 
     def text(self, ids: Tensor) -> str:
-        """Tokens as text, with ``SHOWN`` in gaps and without the special tokens at the ends."""
+        """Decode tokens, with ``SHOWN`` in gaps and without the special tokens at the ends."""
         frame = {self.vocabulary.bos, self.vocabulary.eos}
-        inner = [i for i in ids.tolist() if i not in frame]
+        inner = [token for token in ids.tolist() if token not in frame]
         decoded = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
@@ -166,10 +179,11 @@ class Writer:
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """A token (M,) for each place, and its log-probability (M,)."""
-        log_p = predictions(
-            self.model, ids[None], torch.ones(1, len(ids)), torch.zeros_like(places), places
-        ).cpu()
+        """Draw a token (M,) for each place, and return its log-probability (M,)."""
+        attention = torch.ones(1, len(ids))
+        row = torch.zeros_like(places)
+        log_p = predictions(self.model, ids[None], attention, row, places).cpu()
+        # A model may have more outputs than its vocabulary has tokens.
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)

@@ -1,14 +1,14 @@
-"""Do the items of a test set, or their right answers, occur in a corpus? Does a policy mask them?
+"""Count the test items, and the right answers, that occur in a corpus or are masked by a policy.
 
-Texts are compared as words: lower case, letters and digits only, so that case, punctuation and line
-breaks do not hide a copy. An item overlaps if n consecutive words of it (13, as for GPT-3; Brown et
-al. 2020, appendix C) occur in one document; a shorter item if all of it does. Items of fewer than
-``LEAST`` words ("set an alarm") occur anywhere, and are counted apart. Answers of any length are
-looked for in documents in the same way; in rows they are looked for token by token, as masks are.
+Texts are compared as words in lower case, of letters and digits only, so that case, punctuation and
+line breaks do not hide a copy. An item overlaps if n of its consecutive words (13, as for GPT-3;
+Brown et al. 2020, appendix C) occur in one document; a shorter item, if all of its words do. Items
+of fewer than ``LEAST`` words ("set an alarm") occur anywhere, and are counted separately. Answers
+have no such minimum. In rows, answers are matched token by token, because masks cover tokens.
 
-Cost: 64-bit hashes of n-grams, about 1 s per million words. (The chance of a false hit is about one
-in 10⁷ for a billion words and a thousand items.) Words that a test set splits ("do n't") are not
-joined, so copies of these may be missed.
+Cost: 64-bit hashes of n-grams, about 1 s per million words. For a billion words and a thousand
+items the chance of a false hit is about one in 10⁷. Words that a test set splits ("do n't") are not
+joined, so their copies may be missed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +27,29 @@ from maskwise.masking import Masker
 from maskwise.text import Document, Rows
 from maskwise.text.documents import batches
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 N = 13
-# Words of the shortest item that is looked for.
+# Shorter items, in words, are not looked for.
 LEAST = 4
+# Overlapping items that a record quotes.
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
-# Rows of which masks are drawn.
+# Rows of a corpus that are masked to see whether answers are.
 ROWS = 1024
 _ROWS_AT_ONCE = 64
 # Longer answers are not looked for in rows.
 _MOST_TOKENS = 16
+# The base of a polynomial hash: 2⁶⁴ / φ, which is odd and has no pattern of bits.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
 
 
 class HasTexts(Protocol):
-    """A task, or a test set: a name, and the texts of every item."""
+    """A task, or a test set: a name, and the texts of each item."""
 
     @property
     def name(self) -> str: ...
@@ -52,7 +57,7 @@ class HasTexts(Protocol):
 
 
 class OverlapRecord(TypedDict):
-    """How many items of a test set occur in a corpus, with a few of them.
+    """The number of items of a test set that occur in a corpus, with a few examples.
 
     ``short`` items have too few words to be looked for; ``n`` is the number of consecutive words.
     """
@@ -71,13 +76,13 @@ class OverlapRecord(TypedDict):
 def overlap_record(
     documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N
 ) -> OverlapRecord:
-    """How many test items share n consecutive words with a document.
+    """Count the test items that share n consecutive words with a document.
 
     Args:
         documents: the corpus, such as ``text.read_documents(source)``; read once.
-        task: a ``tasks.Task`` (its test split is looked for), or a set of ``load_sets``. Of several
-            texts of an item (a question and its context) one is enough.
-        corpus: its name in the record.
+        task: a ``tasks.Task``, whose test split is looked for, or a set of ``load_sets``. An item
+            with several texts (a question and its context) overlaps if one of them does.
+        corpus: the name of the corpus in the record.
         n: consecutive words; shorter texts are looked for whole.
 
     Raises:
@@ -114,10 +119,17 @@ def overlap_record(
 def occurring(
     documents: Iterable[str | Document], items: Sequence[Sequence[str]], *, n: int, least: int
 ) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
-    """Which items have a text of at least ``least`` words of which n in a row, or all, occur in a
-    document; the number of documents; and the words of the longest text of every item.
+    """Find items in documents by n consecutive words, or by all words of shorter texts.
+
+    Args:
+        least: texts with fewer words are not looked for.
+
+    Returns:
+        Which items (N,) occur in a document; the number of documents; and the words of the longest
+        text of each item (N,).
     """
-    owner_T = np.repeat(np.arange(len(items)), [len(texts) for texts in items])
+    texts_per_item = [len(texts) for texts in items]
+    owner_T = np.repeat(np.arange(len(items)), texts_per_item)
     words, size_T = _words(chain.from_iterable(items))
     longest = np.zeros(len(items), dtype=np.int64)
     np.maximum.at(longest, owner_T, size_T)
@@ -132,38 +144,41 @@ def occurring(
     texts = (document if isinstance(document, str) else document.text for document in documents)
     for batch in batches(texts, _BATCH_CHARACTERS):
         count += len(batch)
-        for length, grams, _ in _grams(*_words(batch), lengths):
+        batch_words, sizes = _words(batch)
+        for length, grams, _ in _grams(batch_words, sizes, lengths):
             hits[wanted[length].owners_of(grams)] = True
     return hits, count, longest
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """(W,) hashes of the words of all texts, and (T,) the number of words of each text."""
+    """Hash the words of all texts (W,), and count the words of each text (T,)."""
     by_text = [_WORD.findall(text.lower()) for text in texts]
-    sizes = np.fromiter(map(len, by_text), dtype=np.int64, count=len(by_text))
-    # Python's own hash of a string: salted anew in every process, which equality does not see.
-    hashes = np.fromiter(
-        map(hash, chain.from_iterable(by_text)), dtype=np.int64, count=int(sizes.sum())
-    )
+    sizes = np.array([len(words) for words in by_text], dtype=np.int64)
+    # Python salts its hash of a string anew in each process, but only equality matters here.
+    words = map(hash, chain.from_iterable(by_text))
+    hashes = np.fromiter(words, dtype=np.int64, count=int(sizes.sum()))
     return hashes.view(np.uint64), sizes
 
 
 def _grams(
-    words: Hashes, sizes: NDArray[np.int64], lengths: Sequence[int]
+    words: Hashes, sizes: NDArray[np.int64], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
-    """For each length, ascending: hashes of that many consecutive words of a text, and the text."""
+    """Yield each length, the hashes of all n-grams of this length, and the text of each n-gram."""
     text = np.repeat(np.arange(len(sizes)), sizes)
     for length, grams in _in_a_row(words, lengths):
-        whole = text[: len(grams)] == text[length - 1 :]
-        yield length, grams[whole], text[: len(grams)][whole]
+        first_text = text[: len(grams)]
+        last_text = text[length - 1 :]
+        # An n-gram that runs over the end of a text is none.
+        whole = first_text == last_text
+        yield length, grams[whole], first_text[whole]
 
 
 def _in_a_row(values: NDArray[Any], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
-    """For each length, ascending: hashes (T − length + 1,) of that many consecutive values."""
+    """Yield each length, ascending, with hashes (T − length + 1,) of that many values in a row."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
-    # A polynomial modulo 2⁶⁴, which grows by one value at a time.
+    # A polynomial modulo 2⁶⁴: each length extends the hashes of the length before by one value.
     for length in range(1, min(longest, len(terms)) + 1):
         total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
         if length in lengths:
@@ -171,16 +186,18 @@ def _in_a_row(values: NDArray[Any], lengths: Collection[int]) -> Iterator[tuple[
 
 
 class _Wanted:
-    """The n-grams of items. A table of bits rejects nearly all others before any comparison."""
+    """The n-grams of items."""
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
+        # By the upper 22 bits of a hash: whether any item has such an n-gram. Nearly all n-grams of
+        # a corpus are rejected here, before the slower search.
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 
     def owners_of(self, grams: Hashes) -> NDArray[np.int64]:
-        """The items that have one of these n-grams."""
+        """Return the items that have one of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
 
@@ -189,7 +206,7 @@ class _Wanted:
 
 
 class CoverageRecord(TypedDict):
-    """What a study keeps of a corpus and a task."""
+    """The number of items of a task with a right answer that occurs (``standing``) in a corpus."""
 
     kind: Literal["coverage"]
     task: str
@@ -199,7 +216,7 @@ class CoverageRecord(TypedDict):
 
 
 class Masked(NamedTuple):
-    """Occurrences of answers in rows, and how many were masked whole, or at least in part."""
+    """Occurrences of answers in rows, and how many of them were masked whole, or in part."""
 
     occurrences: int
     whole: int
@@ -209,15 +226,16 @@ class Masked(NamedTuple):
 def answers_in(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]]
 ) -> NDArray[np.bool_]:
-    """(N,) the items with a right answer that occurs in a document. 13 words of a longer answer are
-    enough.
+    """Return which items (N,) have a right answer that occurs in a document.
+
+    13 words of a longer answer are enough.
 
     >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
     [True, False]
 
     Args:
         documents: texts, or anything with ``text``; read once, one batch in memory.
-        rights: the right answers of every item.
+        rights: the right answers of each item.
     """
     return occurring(documents, rights, n=N, least=1)[0]
 
@@ -225,7 +243,7 @@ def answers_in(
 def coverage_record(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
 ) -> CoverageRecord:
-    """How many items of a task have a right answer that occurs in a corpus."""
+    """Count the items of a task with a right answer that occurs in a corpus."""
     return {
         "kind": "coverage",
         "task": task,
@@ -238,30 +256,37 @@ def coverage_record(
 def masked_answers(
     rows: Rows,
     masker: Masker,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rights: Iterable[str],
     *,
     step: int = 0,
     total_steps: int | None = None,
 ) -> Masked:
-    """How often a masker masks the answers in rows, in one epoch of ``ROWS`` rows.
+    """Count how often a masker masks the answers in rows, in one epoch of ``ROWS`` rows.
 
     Args:
+        rows: the rows of a corpus; ``ROWS`` of them, evenly spread, are masked.
+        masker: masks the rows.
+        tokenizer: the tokenizer of the rows.
         rights: right answers; those of more than 16 tokens are left out.
         step, total_steps: for the schedule of the ratio.
     """
     by_length = _by_length(tokenizer, rights)
-    numbers = np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64))
+    places = np.linspace(0, len(rows) - 1, min(ROWS, len(rows)))
+    numbers = np.unique(places.astype(np.int64))
     total = np.zeros(3, dtype=np.int64)
     for first in range(0, len(numbers), _ROWS_AT_ONCE):
         some = rows.batch(numbers[first : first + _ROWS_AT_ONCE])
         batch = masker(some, step=step, total_steps=total_steps, epoch=0)
         ids = batch.source.input_ids
         words = batch.source.layers.get("word_ids")
-        edge_T = np.ones(len(ids) + 1, dtype=bool)  # where a word begins, or the row ends
+        # An answer begins and ends at the edge of a word: "art" does not occur in "part".
+        edge_T = np.ones(len(ids) + 1, dtype=bool)
         if words is not None:
             edge_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        masked_T = np.concatenate(([0], np.cumsum(batch.selected.numpy().ravel())))
+        # Masked tokens before each place, so that one subtraction counts those of an answer.
+        selected = batch.selected.numpy().ravel()
+        masked_T = np.concatenate(([0], np.cumsum(selected)))
         for length, hashes in _in_a_row(ids, by_length):
             at = np.flatnonzero(np.isin(hashes, by_length[length]))
             at = at[edge_T[at] & edge_T[at + length]]
@@ -270,10 +295,11 @@ def masked_answers(
     return Masked(*total.tolist())
 
 
-def _by_length(tokenizer: Any, rights: Iterable[str]) -> dict[int, list[np.uint64]]:
-    """Hashes of answers by their number of tokens, as written at the start of a text and inside."""
-    by_length: dict[int, list[np.uint64]] = {}
+def _by_length(tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]) -> dict[int, list[int]]:
+    """Hash answers by their number of tokens."""
+    by_length: dict[int, list[int]] = {}
     for right in dict.fromkeys(rights):
+        # Many tokenizers write a word at the start of a text and inside it differently.
         texts = [right, f" {right}"]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             if len(ids) <= _MOST_TOKENS:

@@ -165,6 +165,26 @@ def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     return found
 
 
+# Keys of answers in the objects of KILT, SQuAD, QED and TriviaQA.
+ANSWER_KEYS = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
+
+
+def texts_in(value: object, where: str) -> Iterator[str]:
+    """Yield the answers in a cell: texts or numbers, possibly in lists or objects."""
+    if isinstance(value, Mapping):
+        value = [value[name] for name in ANSWER_KEYS if name in value]
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from texts_in(part, where)
+    elif value is None or isinstance(value, str | int | float):
+        text = label_of(value)
+        if text is not None:
+            yield text
+    else:
+        allowed = "texts, or KILT's objects"
+        raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed=allowed)
+
+
 # Numbers
 
 # Three digits after the comma may be thousands, so such a label is not read as a number.

@@ -12,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -319,20 +319,26 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
 # Nats of written answers
 
 
-class WithNats(Protocol):
-    """An answer with the nats and the number of tokens of the right one: ``written.Answer``."""
+class Answer(str):
+    """A written text, with the nats and the number of tokens of the first right answer."""
 
     nats: float
     tokens: int
 
+    def __new__(cls, text: str, nats: float = 0.0, tokens: int = 0) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.nats = nats
+        answer.tokens = tokens
+        return answer
 
-def nats_per_token(gold: object, answers: Collection[WithNats]) -> float:
+
+def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
     """Return the mean negative log-probability of the tokens of right answers."""
     nats = np.sum([answer.nats for answer in answers])
     return float(nats / np.sum([answer.tokens for answer in answers]))
 
 
-def nats_of_items(answers: Collection[WithNats]) -> NDArray[np.float64]:
+def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     """Return (N,) the contribution of each row to the nats per token.
 
     The score is a ratio of sums. The mean of these contributions equals it, and their deviation is

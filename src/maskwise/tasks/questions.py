@@ -1,13 +1,13 @@
 """Kinds of tasks that answer questions by a span of a context, or by one of several choices.
 
-Published data has half a dozen layouts. Answers of ``MarkedRow`` are those of SQuAD's JSON or of
-the hub's columns: a start that is slightly off is moved to the nearest occurrence, and an answer
-that does not occur is refused. The right choice of ``ChoiceRow`` is named by its text, its place
-from 0, or a letter; a text counts before a place.
+Published data has half a dozen layouts. A ``MarkedRow`` reads answers from SQuAD's JSON or from the
+hub's columns: a start that is slightly wrong is moved to the nearest occurrence, and an answer that
+does not occur is refused. A ``ChoiceRow`` reads the right choice as a text, a letter, or an index
+from 0; a text counts before an index.
 
-A context that does not fit is cut into windows that share a quarter of their room with the next
-one, so that an answer up to that length is whole in one of them. Training marks the answer where
-it is whole and [CLS] elsewhere; the best span of all windows of a question is its answer.
+A long context is read in windows, which overlap by a quarter of their room, so that an answer of up
+to that length is whole in one of them. Training marks the answer where it is whole, and [CLS] in
+the other windows. The answer to a question is the best span of all its windows.
 """
 
 from __future__ import annotations
@@ -42,29 +42,33 @@ from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
-MAX_ANSWER_TOKENS = 30
-# Both as in BERT's SQuAD code; in short windows a question gets at most half of the room.
-MAX_QUESTION_TOKENS = 64
+# Both limits are those of BERT's SQuAD code. In short windows a question gets half of the room.
+MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
 
 
 def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
-    """(text, start or None) of {"text": […], "answer_start": […]}, of a list of single such
-    objects, or of plain texts. Blank answers are left out.
+    """Return the texts and starts (None if not known) of answers, without blank ones.
+
+    A cell holds {"text": […], "answer_start": […]}, a list of single such objects, or plain texts.
     """
     pairs: list[tuple[object, object]] = []
     if isinstance(value, Mapping):
-        texts, starts = value.get("text"), value.get("answer_start")
-        texts = [texts] if isinstance(texts, str) else texts or ()
-        starts = [starts] if isinstance(starts, int) else starts or [None] * len(texts)
-        pairs += zip(texts, starts)
+        texts = value.get("text") or ()
+        if isinstance(texts, str):
+            texts = [texts]
+        starts = value.get("answer_start")
+        if isinstance(starts, int):
+            starts = [starts]
+        pairs += zip(texts, starts or [None] * len(texts))
     else:
-        for answer in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(answer, Mapping):
-                pairs.append((answer.get("text"), answer.get("answer_start")))
-            elif answer is not None:
-                pairs.append((answer, None))
+        cells = value if isinstance(value, list | tuple) else [value]
+        for cell in cells:
+            if isinstance(cell, Mapping):
+                pairs.append((cell.get("text"), cell.get("answer_start")))
+            elif cell is not None:
+                pairs.append((cell, None))
     answers = []
     for text, start in pairs:
         if not isinstance(text, str) or not isinstance(start, int | None):
@@ -76,28 +80,33 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
 
 
 def relation_of(record: Record) -> str:
-    """What a question asks for, if a column such as LAMA's says so."""
+    """Return what a question asks for, if a column such as LAMA's names it."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
-        if isinstance(record.get(name), str):
-            return str(record[name])
+        value = record.get(name)
+        if isinstance(value, str):
+            return value
     return ""
 
 
 def gold_texts(task: Task, split: str) -> list[Sequence[str]]:
-    """All right answers of every row."""
+    """Return all right answers of each row."""
     return [row.rights for row in task.splits[split]]
 
 
 def answer_baseline(task: Task) -> float:
-    """The best score of three guesses: the most frequent answer of train, the one to the same
-    relation, or any answer of train to the relation.
+    """Return the best score of three guesses that ignore the text.
+
+    The guesses are the most frequent answer of train, the most frequent one to the same relation,
+    and a random answer of train to the same relation.
     """
     by_relation: dict[str, Counter[str]] = {}
     for row in task.splits["train"]:
         by_relation.setdefault(row.relation, Counter())[row.rights[0]] += 1
     overall: Counter[str] = sum(by_relation.values(), Counter())
-    most = overall.most_common(1)[0][0]
-    frequent = {name: known.most_common(1)[0][0] for name, known in by_relation.items()}
+    most, _ = overall.most_common(1)[0]
+    frequent = {}
+    for relation, answers in by_relation.items():
+        frequent[relation], _ = answers.most_common(1)[0]
     rows = task.splits["test"]
     always = task.score("test", [most] * len(rows))
     by_row = task.score("test", [frequent.get(row.relation, most) for row in rows])
@@ -105,7 +114,7 @@ def answer_baseline(task: Task) -> float:
 
 
 def _any_answer(task: Task) -> float:
-    """Share of test rows answered correctly by a random answer of train to the same relation."""
+    """Return the expected share of hits of a random answer of train to the same relation."""
     known: dict[str, set[str]] = {}
     for row in task.splits["train"]:
         known.setdefault(row.relation, set()).update(map(normalise, row.rights))
@@ -131,10 +140,6 @@ class MarkedRow(Row):
     answers: list[str]
     starts: list[int]
 
-    @property
-    def rights(self) -> Sequence[str]:
-        return self.answers
-
 
 def _has_context(records: Records, given: Columns) -> bool:
     names = set(records[0])
@@ -154,7 +159,8 @@ def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str
 
 
 def _start(context: str, text: str, start: int | None, where: str) -> int:
-    """Where an answer begins: the occurrence nearest to the given start, or the first one."""
+    """Return where an answer begins: its occurrence nearest to the given start, or the first."""
+    # A lookahead, because occurrences may overlap: "anan" occurs twice in "ananan".
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
         do = "mend or remove the row"
@@ -174,50 +180,54 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
     encodings: list[Encoding] = []
     targets: list[tuple[int, int]] = []
     question = []
-    for number, first in enumerate(backend.encode_batch(pairs)):
-        windows = [first, *first.overflowing]
+    spans = []
+    for number, encoding in enumerate(backend.encode_batch(pairs)):
+        windows = [encoding, *encoding.overflowing]
         encodings += windows
-        targets += _targets(rows[number], windows)
         question += [number] * len(windows)
+        spans_of_windows = [_context_spans(window) for window in windows]
+        spans += spans_of_windows
+        targets += _targets(rows[number], spans_of_windows)
     flat = Flat.of(encodings, cutter.pad)
-    offsets = np.concatenate([np.array(e.offsets, dtype=np.int64) for e in encodings])
-    # The context is sequence 1; special tokens have none, which numpy reads as nan.
-    sequence = np.concatenate([np.array(e.sequence_ids, dtype=np.float64) for e in encodings])
-    span = torch.from_numpy(np.where(sequence[:, None] == 1, offsets, -1))
+    span = torch.from_numpy(np.concatenate(spans))
     return Windows(flat, torch.tensor(targets), torch.tensor(question), span, rows)
 
 
 def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
-    """Questions of at most ``limit`` tokens."""
-    encodings = backend.encode_batch(questions, add_special_tokens=False)
-    return [
-        text[: e.offsets[limit - 1][1]] if len(e) > limit else text
-        for text, e in zip(questions, encodings)
-    ]
+    """Cut questions to at most ``limit`` tokens."""
+    cut = []
+    for text, encoding in zip(questions, backend.encode_batch(questions, add_special_tokens=False)):
+        if len(encoding) > limit:
+            _, end = encoding.offsets[limit - 1]
+            text = text[:end]
+        cut.append(text)
+    return cut
 
 
-def _targets(row: MarkedRow, windows: Sequence[Encoding]) -> list[tuple[int, int]]:
-    """First and last token of the first right answer in every window that holds as much of it as
-    any window does; (0, 0) for the others.
+def _context_spans(window: Encoding) -> NDArray[np.int64]:
+    """Return the characters of the context in each token, (L, 2) from and to; −1 outside of it."""
+    # The context is sequence 1; special tokens belong to no sequence, which numpy reads as NaN.
+    sequence = np.array(window.sequence_ids, dtype=np.float64)
+    offsets = np.array(window.offsets, dtype=np.int64)
+    return np.where(sequence[:, None] == 1, offsets, -1)
+
+
+def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple[int, int]]:
+    """Return the first and last token of the first right answer in each window; (0, 0) for none.
+
+    Only the windows that hold most of the answer are marked.
     """
     first = row.starts[0]
     last = first + len(row.answers[0])
-    inside = []
-    for window in windows:
-        spans = zip(window.sequence_ids, window.offsets)
-        # The context is sequence 1.
-        inside.append(
-            [
-                column
-                for column, (sequence, (begin, end)) in enumerate(spans)
-                if sequence == 1 and begin < last and end > first
-            ]
-        )
+    inside = [np.flatnonzero((span[:, 0] < last) & (span[:, 1] > first)) for span in windows]
     most = max(map(len, inside))
-    return [
-        (columns[0], columns[-1]) if columns and len(columns) == most else (0, 0)
-        for columns in inside
-    ]
+    targets = []
+    for columns in inside:
+        target = (0, 0)
+        if most and len(columns) == most:
+            target = (int(columns[0]), int(columns[-1]))
+        targets.append(target)
+    return targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,8 +236,8 @@ class Windows(Data):
 
     Attributes:
         targets: (N, 2) places of the first and last token of the answer; (0, 0) without one.
-        question: (N,) the question of every window.
-        span: (T, 2) first and last character of the context in every token; −1 outside of it.
+        question: (N,) the question of each window.
+        span: (T, 2) first and last character of the context in each token; −1 outside of it.
         rows: the questions.
     """
 
@@ -238,48 +248,53 @@ class Windows(Data):
 
     @property
     def lost(self) -> int:
-        """Questions whose answer is marked in none of their windows."""
+        """Questions without a window in which the answer is marked."""
         marked = self.question[self.targets.any(1)]
         return len(self.rows) - len(marked.unique())
 
     def batch(self, rows: Tensor) -> Batch:
-        """The inputs of ``Flat.batch``, and labels (B, 2)."""
+        """Return the inputs of ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> list[str]:
-        """The text of the best span of every question, over all of its windows."""
+        """Return the text of the best span of each question, over all of its windows."""
         best = [-math.inf] * len(self.rows)
         answers = [""] * len(self.rows)
         for rows, batch in batches(self, device):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
+            # A span outside the context has no text, so its tokens must never win.
             logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
-            values, first, last = best_spans(*logits.unbind(-1))
-            start = self.flat.starts[rows]
-            begin = self.span[start + first.cpu(), 0].tolist()
-            end = self.span[start + last.cpu(), 1].tolist()
+            start, end = logits.unbind(-1)
+            values, first, last = best_spans(start, end)
+            offset = self.flat.starts[rows]
+            begins = self.span[offset + first.cpu(), 0].tolist()
+            ends = self.span[offset + last.cpu(), 1].tolist()
             questions = self.question[rows].tolist()
-            for question, value, *span in zip(questions, values.tolist(), begin, end):
+            for question, value, begin, end in zip(questions, values.tolist(), begins, ends):
                 if value > best[question]:
                     best[question] = value
-                    answers[question] = self.rows[question].context[slice(*span)].strip()
+                    answers[question] = self.rows[question].context[begin:end].strip()
         return answers
 
 
 def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, first and last place (B,) of the span with the greatest start + end (B, L), of up to
-    ``MAX_ANSWER_TOKENS`` tokens.
+    """Find the span of up to ``MAX_ANSWER_TOKENS`` tokens with the greatest start + end (B, L).
+
+    Returns:
+        Its value, its first and its last token, (B,) each.
     """
-    reach = torch.nn.functional.pad(end, (0, MAX_ANSWER_TOKENS - 1), value=-math.inf)
-    sums = start.unsqueeze(-1) + reach.unfold(1, MAX_ANSWER_TOKENS, 1)
+    # (B, L, M): the end scores of the M tokens from each token on.
+    padded = torch.nn.functional.pad(end, (0, MAX_ANSWER_TOKENS - 1), value=-math.inf)
+    reach = padded.unfold(1, MAX_ANSWER_TOKENS, 1)
+    sums = start.unsqueeze(-1) + reach
     value, place = sums.flatten(1).max(1)
     first = place // MAX_ANSWER_TOKENS
     return value, first, first + place % MAX_ANSWER_TOKENS
 
 
+# A start and an end score of each token: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2.
 QUESTION_ANSWERING = TaskKind(
-    # A start and an end score of every token.
-    # Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2
     name="question-answering",
     metrics=("f1", "exact-match"),
     columns=UsualColumns(
@@ -294,7 +309,8 @@ QUESTION_ANSWERING = TaskKind(
     encode=_encode_windows,
     config={"num_labels": 2},
     windows=True,
-    least_tokens=(True, 8),  # windows share a quarter of their room, which must be a token
+    # Windows overlap by a quarter of their room, which must be a token at least.
+    least_tokens=(True, 8),
 )
 
 # Choices
@@ -302,7 +318,7 @@ QUESTION_ANSWERING = TaskKind(
 
 @dataclass(frozen=True)
 class ChoiceRow(Row):
-    """A question with its choices; ``label`` is the place of the right one."""
+    """A question with its choices; ``label`` is the index of the right one."""
 
     shown = ("context", "question")
 
@@ -343,24 +359,27 @@ def _gold_choices(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _choice_baseline(task: Task) -> float:
-    """The score of random choices."""
+    """Return the expected score of random choices."""
     return float(np.mean([1 / len(row.choices) for row in task.splits["test"]]))
 
 
 def _encode_choices(task: Task, split: str, cutter: Cutter) -> Choices:
-    """One sequence a choice: [context and question, choice]. The longer text is cut first."""
+    """Encode one sequence for each choice: [context and question, choice]."""
     rows = task.splits[split]
-    pairs = [(" ".join(row.texts), choice) for row in rows for choice in row.choices]
+    pairs = []
+    for row in rows:
+        asked = " ".join(row.texts)
+        pairs += [(asked, choice) for choice in row.choices]
     starts = edges([len(row.choices) for row in rows])
     return Choices(cutter.flat(pairs), starts, torch.from_numpy(task.gold(split)))
 
 
 @dataclass(frozen=True, eq=False)
 class Choices(Data):
-    """N questions, S sequences in all.
+    """N questions with S choices in all, and one sequence for each choice.
 
     Attributes:
-        starts: (N + 1,) the sequences of the first choice of each question.
+        starts: (N + 1,) the sequence of the first choice of each question, and S.
         gold: (N,) the right choice.
     """
 
@@ -372,8 +391,9 @@ class Choices(Data):
         return self.flat.starts[self.starts].diff()
 
     def batch(self, rows: Tensor) -> Batch:
-        """The inputs of ``Flat.batch`` for all choices; ``choices`` (B, C), their places in it, −1
-        for none; labels (B,).
+        """Return the inputs of ``Flat.batch`` for all choices, and labels (B,).
+
+        ``choices`` (B, C) are the rows of these inputs; −1 where a question has fewer choices.
         """
         at, real = places_of(self.starts, rows)
         sequences = at[real]
@@ -382,16 +402,16 @@ class Choices(Data):
         return {**self.flat.batch(sequences), "choices": places, "labels": self.gold[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """(N,) the choice with the best score."""
+        """Return the choice with the best score, (N,)."""
         answers = torch.empty(len(self), dtype=torch.long)
         for rows, batch in batches(self, device):
             answers[rows] = objective.logits(batch).argmax(-1).cpu()
         return answers
 
 
+# A score of each choice, read with its question, and a softmax over choices: Radford et al. 2018,
+# section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
 MULTIPLE_CHOICE = TaskKind(
-    # A score of every choice, read with its question, and a softmax over choices.
-    # Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG)
     name="multiple-choice",
     metrics=("accuracy",),
     columns=UsualColumns(

@@ -67,8 +67,8 @@ class Row:
 
     @property
     def rights(self) -> Sequence[str]:
-        """The right answers, if they are texts."""
-        return ()
+        """The right answers, if they are texts: the field ``answers``."""
+        return vars(self).get("answers", ())
 
     @property
     def classes(self) -> Sequence[str]:

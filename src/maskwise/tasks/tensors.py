@@ -1,8 +1,8 @@
 """Rows of tasks as tensors, and batches of them.
 
-Sequences are concatenated without padding, and a batch is one gather. Training batches hold rows of
-similar length, from windows of a few steps, which halves the padding; their rows are a function of
-(seed, step). A task is tokenised once per process for each tokenizer and length.
+Sequences are concatenated without padding, and a batch is one gather. The rows of a training batch
+are a function of (seed, step). Within windows of a few steps, rows of similar length share a batch,
+which halves the padding. A task is tokenised once per process for each tokenizer and length.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 # Inputs of a model, and labels.
 Batch: TypeAlias = dict[str, Tensor]
-# Rows of this many steps are sorted by length together.
+# Steps whose rows are sorted by length together.
 WINDOW_STEPS = 16
-# Separates the draws of training batches from all other draws.
+# Keeps the draws of targets independent of all other draws with the same seed.
 CHOICE = 0xC401CE
 # Padded tokens in one batch of evaluation.
 EVAL_TOKENS = 8192
@@ -51,9 +51,9 @@ class Flat:
 
     Attributes:
         ids, types: (T,) token ids and token types.
-        starts: (N + 1,) where sequences begin, and the end.
+        starts: (N + 1,) the first token of each sequence, and T.
         pad: the padding id.
-        cut: sequences that were cut.
+        cut: how many sequences were cut.
     """
 
     ids: Tensor
@@ -64,23 +64,22 @@ class Flat:
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
-        """The output of a tokenizer as tensors."""
-        ids = chain.from_iterable(e.ids for e in encodings)
-        types = chain.from_iterable(e.type_ids for e in encodings)
-        starts = edges([len(e.ids) for e in encodings])
-        return cls(_tensor(ids), _tensor(types), starts, pad)
+        """Concatenate the output of a tokenizer."""
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        types = chain.from_iterable(encoding.type_ids for encoding in encodings)
+        return cls(_tensor(ids), _tensor(types), edges(list(map(len, encodings))), pad)
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens of every sequence."""
+        """(N,) tokens of each sequence."""
         return self.starts.diff()
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) the places of the tokens of rows, and which of them are real."""
+        """Return the indices (B, L) of the tokens of rows, and which of them are real."""
         return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> Batch:
-        """(B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
+        """Return (B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
         at, real = self.at(rows)
         inputs = {
             "input_ids": torch.where(real, self.ids[at], self.pad),
@@ -110,17 +109,15 @@ class Trainable(ABC):
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens of every row."""
+        """(N,) tokens of each row."""
         return self.flat.lengths
 
     @abstractmethod
     def batch(self, rows: Tensor) -> Batch:
-        """Model inputs and labels of rows."""
+        """Return model inputs and labels of rows."""
 
     def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
-        """The same for a step of training. ``draws`` (B,) are random integers ≥ 0, for kinds that
-        choose among several targets.
-        """
+        """Choose among several targets of a row by ``draws`` (B,), random integers ≥ 0."""
         return self.batch(rows)
 
 
@@ -129,40 +126,40 @@ class Data(Trainable):
 
     @property
     def lost(self) -> int:
-        """Items that no model can answer."""
+        """Items that no model can answer, as their tokens were cut off."""
         return 0
 
     def notes(self) -> list[str]:
-        """Notes on rows that were cut, for records."""
+        """Note how many rows were cut, for records."""
         rows = len(self.flat.lengths)
         if self.flat.cut <= MOST_CUT * rows:
             return []
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """The score of the best guess that ignores the text, where it needs the tokens of train."""
+        """Return the baseline of a task whose baseline depends on the tokens of train."""
         return None
 
     @abstractmethod
     def answers(self, objective: Any, device: torch.device) -> Answers:
-        """The answer of a trained objective to every item."""
+        """Return the answer of a trained objective to each item."""
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
-    """Rows of similar length and their batch on a device, about ``EVAL_TOKENS`` padded tokens."""
+    """Yield rows of similar length, and their batch of about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Data):
-    """Classes of rows or of words, or scores of rows: N rows, T tokens in all, W words in all.
+    """Classes or scores of N rows, or classes of their W words; T tokens in all.
 
     Attributes:
         targets: (N,) the class or the standardised score of a row, (N, K) its labels, or (T,) the
             class of a token; −100 where there is nothing to predict.
-        place: (W,) the token that answers for a word, −1 for a lost word; None if rows are
-            answered.
+        place: (W,) the token that predicts the class of a word, −1 for a lost word; None if rows
+            are classified.
     """
 
     targets: Tensor
@@ -171,10 +168,12 @@ class Encoded(Data):
     @property
     def lost(self) -> int:
         """Words that cannot be answered."""
-        return 0 if self.place is None else int((self.place < 0).sum())
+        if self.place is None:
+            return 0
+        return int((self.place < 0).sum())
 
     def batch(self, rows: Tensor) -> Batch:
-        """The inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
+        """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
         inputs = self.flat.batch(rows)
         if self.place is None:
             return {**inputs, "labels": self.targets[rows]}
@@ -182,9 +181,7 @@ class Encoded(Data):
         return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """The most probable class of every row (N,) or word (W,), −2 (``LOST``) for lost words; the
-        labels (N, K) that are more probable than not; or the score of every row (N,).
-        """
+        """Return the class (``LOST`` for lost words), labels or score of each row or word."""
         answers = torch.full_like(self.targets, LOST)
         for rows, batch in batches(self, device):
             logits = objective.logits(batch).float().cpu()
@@ -205,8 +202,7 @@ class Encoded(Data):
 class TaskSource:
     """Training batches of a task: all rows in a new order every epoch.
 
-    Every batch is full, because the permutations of the epochs are concatenated, and a batch may
-    span two epochs.
+    The permutations of the epochs are concatenated, so every batch is full and may span two epochs.
     """
 
     ahead = 1
@@ -217,66 +213,67 @@ class TaskSource:
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
-        """(batch_size,) the rows of a step."""
+        """Return the rows of a step, (batch_size,)."""
         return self._planned(step)[:, 0]
 
     def _planned(self, step: int) -> Tensor:
-        """(batch_size, 2) the rows of a step, each with its epoch."""
+        """Return the rows of a step, each with its epoch, (batch_size, 2)."""
         window, place = divmod(step, WINDOW_STEPS)
         if self._window[0] != window:
             self._window = (window, self._plan(window))
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """(steps, batch_size, 2) of a window: batches of similar lengths, in random order."""
+        """Plan the rows and epochs of a window, (steps, batch_size, 2)."""
         size = len(self.data)
+        seed = self.settings.seed
         batch_size = self.settings.batch_size
         first = window * WINDOW_STEPS * batch_size
         position = torch.arange(first, first + WINDOW_STEPS * batch_size)
         epoch = position // size
-        stream = torch.cat(
-            [
-                permutation(size, seed=self.settings.seed, epoch=e)[position[epoch == e] % size]
-                for e in epoch.unique().tolist()
-            ]
-        )
-        by_length = self.data.lengths[stream].argsort(stable=True)
-        plan = torch.stack([stream, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
-        return plan[permutation(WINDOW_STEPS, seed=self.settings.seed, epoch=window)]
+        parts = []
+        for number in epoch.unique().tolist():
+            order = permutation(size, seed=seed, epoch=number)
+            parts.append(order[position[epoch == number] % size])
+        rows = torch.cat(parts)
+        by_length = self.data.lengths[rows].argsort(stable=True)
+        plan = torch.stack([rows, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
+        # Without this, training would meet the short rows of a window before the long ones.
+        return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
-        """The micro-batches of ``step`` for ``rank``: a function of (seed, step)."""
-        parts = self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
-        return [self.data.training_batch(part[:, 0], self._draws(part)) for part in parts]
-
-    def _draws(self, part: Tensor) -> Tensor:
-        """(B,) a random integer for each row, a function of (seed, epoch, row)."""
+        """Return the micro-batches of a step for a rank."""
         seed = self.settings.seed
-        return torch.tensor([fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()])
+        micro_batches = []
+        for part in self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]:
+            draws = [fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()]
+            micro_batches.append(self.data.training_batch(part[:, 0], torch.tensor(draws)))
+        return micro_batches
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        lengths = torch.cat([b["attention_mask"].sum(1).double() for b in batches])
+        """Count the tokens, squared lengths and padded positions of batches."""
+        masks = [batch["attention_mask"] for batch in batches]
+        lengths = torch.cat([mask.sum(1).double() for mask in masks])
         return {
             "tokens": float(lengths.sum()),
             "squares": float((lengths**2).sum()),
-            "positions": float(sum(b["attention_mask"].numel() for b in batches)),
+            "positions": float(sum(map(torch.numel, masks))),
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        return {
-            "tokens": int(sums["tokens"]),
-            "padding": 1 - sums["tokens"] / max(1.0, sums["positions"]),
-        }
+        """Turn the sums of ``facts`` over steps into figures for the log."""
+        padding = 1 - sums["tokens"] / max(1.0, sums["positions"])
+        return {"tokens": int(sums["tokens"]), "padding": padding}
 
 
 # Tokenising
 
 
 def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
-    """Every split as tensors, cached for the next seed.
+    """Turn each split into tensors, which are cached for the next seed.
 
     Args:
-        task: of a kind that is fine-tuned.
+        task: a task of a kind that is fine-tuned.
         tokenizer: a fast one.
         max_length: tokens of a row, with special ones. Longer rows are cut; contexts of questions
             are read in windows.
@@ -297,7 +294,7 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Notes on the rows of each split that were cut. A task is warned of once in a process."""
+    """Note the rows of each split that were cut, and warn about a task once in a process."""
     notes: list[str] = []
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
@@ -321,30 +318,34 @@ class Cutter:
 
     @classmethod
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
-        """A tokenizer without padding, for which "[MASK]" in a text is text."""
+        """Build a tokenizer without padding from its JSON."""
         backend = Tokenizer.from_str(state)
+        # "[MASK]" in a text of the user's is text.
         backend.encode_special_tokens = True
         backend.enable_truncation(max_length)
         return cls(backend, pad, max_length)
 
     def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
-        """One sequence for each text, or pair of texts."""
+        """Encode one sequence for each text, or pair of texts."""
         encodings = self.backend.encode_batch(texts)
         return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
 
     def rows(self, rows: Rows) -> Flat:
-        """One sequence for each row of one or two texts."""
-        texts = [row.texts for row in rows]
-        return self.flat([both if len(both) > 1 else both[0] for both in texts])
+        """Encode one sequence for each row of one or two texts."""
+        texts: list[str | tuple[str, ...]] = []
+        for row in rows:
+            texts.append(row.texts if len(row.texts) > 1 else row.texts[0])
+        return self.flat(texts)
 
 
 def count_cut(encodings: Sequence[Encoding]) -> int:
-    """How many of these were longer than their tokenizer allows."""
+    """Count the texts that were cut."""
     return sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """
+    """Check that rows of a task fit a tokenizer and a length.
+
     Raises:
         MaskwiseError: a length without room for text; a slow tokenizer, or one without padding.
     """
@@ -358,8 +359,8 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding id of a fast tokenizer; an error for any other one."""
-    if not getattr(tokenizer, "is_fast", False):
+    """Return the padding id of a tokenizer; refuse a slow one, or one without padding."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
         raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
@@ -367,17 +368,20 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
-    """The state of the tokenizer as JSON, without padding and truncation.
+    """Return the state of the tokenizer as JSON, without padding and truncation.
 
     Args:
-        words: prepare it for single words of running text. Byte-level and metaspace tokenizers
-            encode a word after a space differently, and in running text nearly every word follows
-            a space, so every word is given one.
+        tokenizer: a fast tokenizer.
+        words: whether texts are lists of words from running text.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
-    steps = state["pre_tokenizer"] or {}
-    for step in steps.get("pretokenizers", [steps]) if words else ():
+    if not words or not state["pre_tokenizer"]:
+        return json.dumps(state)
+    # Byte-level and metaspace tokenizers encode a word differently after a space. Nearly every word
+    # of running text follows one, so each word gets a space.
+    steps = state["pre_tokenizer"].get("pretokenizers", [state["pre_tokenizer"]])
+    for step in steps:
         if step.get("type") == "ByteLevel":
             step["add_prefix_space"] = True
         if step.get("type") == "Metaspace":
@@ -386,17 +390,19 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) the places of the members of rows that begin at ``starts`` (N + 1,), and which of them
-    are real; padding is 0.
+    """Return the indices (B, L) of the members of rows, and which of them are real.
+
+    Row n begins at ``starts[n]`` and ends before ``starts[n + 1]``. Padding has the index 0.
     """
     length = starts.diff()[rows]
     column = torch.arange(int(length.max()))
     real = column < length.unsqueeze(1)
-    return torch.where(real, starts[rows].unsqueeze(1) + column, 0), real
+    at = starts[rows].unsqueeze(1) + column
+    return torch.where(real, at, 0), real
 
 
 def edges(lengths: Sequence[int]) -> Tensor:
-    """(N + 1,) where parts of these lengths begin, and the end."""
+    """Return the first index of each part of these lengths, and the end: (N + 1,)."""
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
@@ -412,9 +418,12 @@ def embed(
     max_length: int,
     pooling: str = "mean",
 ) -> Tensor:
-    """(N, H) float32 embeddings of texts by an encoder without a head.
+    """Embed texts by an encoder without a head, (N, H) float32.
 
     Args:
+        network: the encoder.
+        texts: the texts.
+        tokenizer: the encoder's.
         max_length: tokens of a text, with special ones; longer texts are cut.
         pooling: "mean" over the last layer, special tokens included, as in sentence-transformers;
             or "cls", the first token.
@@ -428,9 +437,13 @@ def embed(
     network.eval()
     vectors = torch.empty(len(texts), network.config.hidden_size)
     for rows, batch in batches(flat, network.device):
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        states = network(**inputs).last_hidden_state.float()
-        real = inputs["attention_mask"].unsqueeze(-1)
-        pooled = states[:, 0] if pooling == "cls" else (states * real).sum(1) / real.sum(1)
+        attention = batch["attention_mask"]
+        output = network(input_ids=batch["input_ids"], attention_mask=attention)
+        states = output.last_hidden_state.float()
+        if pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            real = attention.unsqueeze(-1)
+            pooled = (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
     return vectors

@@ -1,21 +1,20 @@
-"""Kinds of tasks whose answers are written without a context to mark them in.
+"""Kinds of tasks whose answers are written by the model, without a context that contains them.
 
-``cloze-qa``: an encoder with the head of its pre-training reads ``question QUESTION answer [MASK]
-…`` and answers at the masks: as many as the longest answer of train has tokens, with separators
-after a shorter answer, so that the number of masks tells nothing.
+``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
+answers at the masks. There are as many masks as the longest answer of train has tokens, and
+separators fill up shorter answers, so that the number of masks tells nothing.
 
-``generation``: an encoder–decoder writes any text for any text, by beam search with the settings of
-the task, not of the checkpoint. In every epoch it learns one of the right answers; scores accept
-all of them. The nats of the first one compare models that are too small to write it.
+``generation``: an encoder–decoder writes a text for a text, by beam search with the settings of the
+task, not of the checkpoint. It learns one of the right answers in each epoch; scores accept all of
+them. Models that are too small to write an answer are compared by the nats of the first one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.families import check_room, masked_logits, require_kind, start_token
-from maskwise.masking.batch import IGNORE
+from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Denoising, MaskedLanguageModelling
 from maskwise.objectives.denoising import generated
 from maskwise.tasks.columns import (
@@ -35,11 +34,11 @@ from maskwise.tasks.columns import (
     Records,
     UsualColumns,
     choices_of,
-    label_of,
     require_text,
     right_choice,
+    texts_in,
 )
-from maskwise.tasks.metrics import ITEMS
+from maskwise.tasks.metrics import ITEMS, Answer
 from maskwise.tasks.questions import answer_baseline, gold_texts, read_answers, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
 from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, count_cut, edges
@@ -62,19 +61,19 @@ class QARow(Row):
     answers: list[str]
     relation: str = ""
 
-    @property
-    def rights(self) -> Sequence[str]:
-        return self.answers
-
 
 def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
     question = require_text(record.get(columns.text or ""), "question", where, filled=True)
     answers = [text for text, _ in read_answers(record.get(columns.label or ""), where)]
-    return QARow(question, answers, relation_of(record)) if answers else NO_ANSWER
+    if not answers:
+        return NO_ANSWER
+    return QARow(question, answers, relation_of(record))
 
 
-PROMPT = ("question", " answer")  # the words before and after a question
-LEAST_ROOM = 8  # tokens for the prompt and some words of the question
+# The words before and after a question.
+PROMPT = ("question", " answer")
+# Tokens for the prompt and some words of the question.
+LEAST_ROOM = 8
 
 
 def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
@@ -96,27 +95,33 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     questions = backend.encode_batch(texts, add_special_tokens=False)
     backend.no_truncation()
     tail += [mask] * slots
-    sequences = [[*frame[:1], *question.ids, *tail, *frame[1:]] for question in questions]
-    ids = torch.tensor(list(chain.from_iterable(sequences)))
-    starts = edges([len(sequence) for sequence in sequences])
-    flat = Flat(ids, torch.zeros_like(ids), starts, cutter.pad, count_cut(questions))
+    ids: list[int] = []
+    lengths = []
+    for question in questions:
+        sequence = [*frame[:1], *question.ids, *tail, *frame[1:]]
+        ids += sequence
+        lengths.append(len(sequence))
+    tokens = torch.tensor(ids)
+    types = torch.zeros_like(tokens)
+    flat = Flat(tokens, types, edges(lengths), cutter.pad, count_cut(questions))
     targets = torch.full((len(rows), slots), end)
-    answers = _answer_ids(task, split, backend)
-    for row, answer in enumerate(answers):
+    too_long = 0
+    for row, answer in enumerate(_answer_ids(task, split, backend)):
         targets[row, : len(answer)] = torch.tensor(answer[:slots])
-    too_long = sum(len(answer) > slots for answer in answers)
+        too_long += len(answer) > slots
     return Slots(flat, targets, len(frame) - 1, end, too_long, backend)
 
 
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
-    """The tokens of the first answer of every question."""
+    """Tokenise the first answer of each question."""
     backend.no_truncation()
+    # With a space, as after the prompt: many tokenizers write a word differently without it.
     texts = [f" {row.answers[0]}" for row in task.splits[split]]
     return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
 
 def _special_token(backend: Tokenizer, *names: str) -> int:
-    """The id of a special token that has one of these names."""
+    """Return the id of the special token with one of these names."""
     for name in names:
         token = backend.token_to_id(name)
         if token is not None:
@@ -131,9 +136,9 @@ class Slots(Data):
 
     Attributes:
         targets: (N, S) the tokens of the answer, then separators.
-        after: special tokens that follow the masks.
-        end: the separator.
-        too_long: questions whose answer is longer than S tokens.
+        after: how many special tokens follow the masks.
+        end: the id of the separator.
+        too_long: how many answers are longer than S tokens.
         backend: turns tokens into text.
     """
 
@@ -149,19 +154,20 @@ class Slots(Data):
         return self.too_long
 
     def columns(self, rows: Tensor) -> Tensor:
-        """(B, S) the columns of the masks."""
+        """Return the columns of the masks, (B, S)."""
         slots = self.targets.shape[1]
         first = self.flat.lengths[rows] - self.after - slots
         return first.unsqueeze(1) + torch.arange(slots)
 
     def batch(self, rows: Tensor) -> Batch:
-        """The inputs of ``Flat.batch``, and labels (B, L): the answers at the masks, else −100."""
+        """Return the inputs of ``Flat.batch``, and labels (B, L): answers at the masks, or −100."""
         inputs = self.flat.batch(rows)
         labels = torch.full_like(inputs["input_ids"], IGNORE)
-        return {**inputs, "labels": labels.scatter_(1, self.columns(rows), self.targets[rows])}
+        labels.scatter_(1, self.columns(rows), self.targets[rows])
+        return {**inputs, "labels": labels}
 
     def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
-        """The text of the likeliest tokens at the masks, up to the first separator."""
+        """Return the text of the most probable tokens at the masks, up to the first separator."""
         best = torch.empty_like(self.targets)
         for rows, batch in batches(self, device):
             column = self.columns(rows).to(device)
@@ -174,8 +180,8 @@ class Slots(Data):
         return self.backend.decode_batch(ids, skip_special_tokens=False)
 
 
+# The closed-book setting of Roberts et al. 2020 (arXiv 2002.08910), for encoders.
 CLOZE_QA = TaskKind(
-    # The closed-book set-up of Roberts et al. 2020 (arXiv 2002.08910), for encoders
     name="cloze-qa",
     metrics=("exact-match", "f1"),
     columns=UsualColumns(("question", "input", "query"), (), ("answers", "answer", "output")),
@@ -203,8 +209,6 @@ _TOGETHER = (
     *(("document", "summary"), ("dialogue", "summary"), ("dialogue", "summary1")),
     *(("question", "answer"), ("question", "answers")),
 )
-# Keys of answers in the objects of KILT, SQuAD, QED and TriviaQA.
-_INSIDE = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 
 
 @dataclass(frozen=True)
@@ -216,16 +220,12 @@ class WrittenRow(Row):
     text: str
     answers: list[str]
     group: str | None = None
-    """Rows of one group, such as a context, stay on the same side of a cut."""
+    """Rows of one group, such as those about one context, stay on the same side of a cut."""
     relation: str = ""
 
     @property
-    def rights(self) -> Sequence[str]:
-        return self.answers
-
-    @property
     def content(self) -> Mapping[str, object]:
-        # As in the settings of ``generation``: fingerprints of recorded tasks must not change.
+        # Rows once had patterns. Fingerprints of recorded tasks must not change.
         return {**super().content, "patterns": []}
 
     @property
@@ -234,8 +234,9 @@ class WrittenRow(Row):
 
 
 def _has_two_texts(records: Records, given: Columns) -> bool:
-    names = set(records[0])
-    return not (given.text or given.label) and any({*pair} <= names for pair in _TOGETHER)
+    if given.text or given.label:
+        return False
+    return any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
 def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | str:
@@ -243,24 +244,32 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
         got = ", ".join(record) or "no columns"
         raise MaskwiseError(f"{where} has no column {columns.text!r}", got=got)
     text = record[columns.text]
+    # A list of texts holds the sentences of a document.
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
-        text = " ".join(text)  # sentences
+        text = " ".join(text)
     text = require_text(text, "text", where)
     rights = _right_texts(record, columns.label or "", where)
-    if not (text.strip() and rights):
-        return NO_ANSWER if text.strip() else NO_TEXT
+    if not text.strip():
+        return NO_TEXT
+    if not rights:
+        return NO_ANSWER
     group = record.get(columns.pair or "")
-    return WrittenRow(text, rights, None if group is None else str(group), relation_of(record))
+    if group is not None:
+        group = str(group)
+    return WrittenRow(text, rights, group, relation_of(record))
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
-    """All different right answers: of one column or of numbered ones, or the text of a choice."""
+    """Return all right answers of a column or of numbered columns, or the text of a choice."""
+    # "summary1" stands for summary1, summary2, …; "1" is the place of a column without a name.
     stem = re.sub(r"(?<=\D)1$", "", column)
-    alike = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
+    pattern = re.escape(stem)
+    if not stem.isdecimal():
+        pattern += r"\d*"
     texts: list[str] = []
     for name, value in record.items():
-        if re.fullmatch(alike, name):
-            texts += _texts(value, where)
+        if re.fullmatch(pattern, name):
+            texts += texts_in(value, where)
     names, choices = choices_of(record)
     if choices and len(texts) == 1:
         place = right_choice(texts[0], names, choices, may_be_text=True)
@@ -269,45 +278,16 @@ def _right_texts(record: Record, column: str, where: str) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _texts(value: object, where: str) -> Iterator[str]:
-    """The right answers in a cell: a text or a number, a list of these, or objects around them."""
-    if isinstance(value, Mapping):
-        value = [value[name] for name in _INSIDE if name in value]
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part, where)
-    elif value is None or isinstance(value, str | int | float):
-        text = label_of(value)
-        if text is not None:
-            yield text
-    else:
-        allowed = "texts, or KILT's objects"
-        raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed=allowed)
-
-
-class Answer(str):
-    """A written text, and the nats and the number of tokens of the first right answer."""
-
-    nats: float
-    tokens: int
-
-    def __new__(cls, text: str, nats: float = 0.0, tokens: int = 0) -> Answer:
-        answer = super().__new__(cls, text)
-        answer.nats = nats
-        answer.tokens = tokens
-        return answer
-
-
 def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0) -> TaskKind:
-    """The kind ``generation``: what to write for a text.
+    """Build the kind ``generation``: the model writes a text for a text.
 
-    Trained by the cross-entropy of every token of the answer. The baseline in nats is by the
-    frequencies of tokens. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
+    The loss is the cross-entropy of each token of the answer. The baseline in nats predicts tokens
+    by their frequency. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
 
     Args:
         beams: hypotheses of beam search.
-        max_target: tokens; longer targets are cut, and no answer is longer.
-        length_penalty: the power of the length by which the score of a hypothesis is divided.
+        max_target: tokens of an answer, at most; longer targets are cut.
+        length_penalty: the score of a hypothesis is divided by its length to this power.
 
     Raises:
         MaskwiseError: fewer than one beam, no room for an answer, or a penalty that is no number.
@@ -331,7 +311,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         family="encoder-decoder",
         pretrained_head=True,
         item_interval=True,
-        # Rows once had patterns too. Fingerprints of recorded tasks must not change.
+        # As in ``WrittenRow.content``: fingerprints of recorded tasks must not change.
         settings={**search, "patterns": False},
         make=generation,
     )
@@ -350,26 +330,40 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     inputs = backend.encode_batch([row.text for row in rows])
     longest = search["max_target"]
     backend.enable_truncation(longest)
-    by_row = [row.answers if split == "train" else row.answers[:1] for row in rows]
-    answers = list(chain.from_iterable(by_row))
+    answers: list[str] = []
+    counts = []
+    for row in rows:
+        # Several answers are for training; the nats of dev and test are those of the first one.
+        learned = row.answers if split == "train" else row.answers[:1]
+        answers += learned
+        counts.append(len(learned))
     targets = backend.encode_batch(answers)
-    counts = {
-        f"texts cut at {cutter.max_length} tokens": (count_cut(inputs), len(inputs)),
-        f"answers cut at {longest} tokens": (count_cut(targets), len(targets)),
-    }
+    notes = []
+    for what, encodings, most in (
+        ("texts", inputs, cutter.max_length),
+        ("answers", targets, longest),
+    ):
+        cut = count_cut(encodings)
+        if cut:
+            notes.append(f"{what} cut at {most} tokens: {cut} of {len(encodings)}")
     if task.metric in ("accuracy", "exact-match"):
         decoded = backend.decode_batch([target.ids for target in targets])
         lost = 0
         for answer, target, text in zip(answers, targets, decoded, strict=True):
             lost += not target.overflowing and not ITEMS[task.metric]([answer], text)
-        what = "answers that the tokenizer cannot write (case, accents, unknown characters)"
-        counts[what] = (lost, len(targets))
-    notes = [f"{what}: {count} of {size}" for what, (count, size) in counts.items() if count]
+        if lost:
+            what = "answers that the tokenizer cannot write (case, accents, unknown characters)"
+            notes.append(f"{what}: {lost} of {len(targets)}")
     framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
-    first = edges([len(several) for several in by_row])
-    answers_flat = Flat.of(targets, cutter.pad)
-    texts_flat = Flat.of(inputs, cutter.pad)
-    return Written(texts_flat, answers_flat, first, framed, backend, search, notes)
+    return Written(
+        flat=Flat.of(inputs, cutter.pad),
+        targets=Flat.of(targets, cutter.pad),
+        first=edges(counts),
+        framed=framed,
+        backend=backend,
+        search=search,
+        cut=notes,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,7 +372,7 @@ class Written(Data):
 
     Attributes:
         targets: the answers of all texts, with special tokens.
-        first: (N + 1,) where the answers of each text begin.
+        first: (N + 1,) the first answer of each text, and the end.
         framed: whether answers begin with a special token, which does not count in nats.
         backend: turns tokens into text.
         search: the settings of beam search.
@@ -400,12 +394,13 @@ class Written(Data):
         return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
     def batch(self, rows: Tensor) -> Batch:
-        """(B, L) input_ids and attention_mask, (B, L') labels: the first answer of each text."""
+        """Return (B, L) input_ids and attention_mask, and labels (B, L'): the first answers."""
         return self._batch(rows, self.first[rows])
 
     def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
-        """The same with one answer of each text, chosen by the draws."""
-        return self._batch(rows, self.first[rows] + draws % self.first.diff()[rows])
+        """Return the same with answers chosen by the draws."""
+        chosen = draws % self.first.diff()[rows]
+        return self._batch(rows, self.first[rows] + chosen)
 
     def _batch(self, rows: Tensor, answers: Tensor) -> Batch:
         at, real = self.targets.at(answers)
@@ -415,8 +410,9 @@ class Written(Data):
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
         answers = [Answer("")] * len(self)
+        # Beam search runs a copy of each text for each hypothesis.
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
-            batch = {name: value.to(device) for name, value in self.batch(rows).items()}
+            batch = moved(self.batch(rows), device)
             losses, where = objective.token_losses(batch)
             row = where[:, 0]
             counted = (where[:, 1] >= self.framed).float()
@@ -438,13 +434,15 @@ class Written(Data):
         return answers
 
     def chance(self, train: Data) -> float:
-        """Mean nats of first answers by the frequencies of tokens in train, each count plus one."""
+        """Return the mean nats of first answers by the frequencies of tokens in train."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
+        # One is added to each count, as a token that train lacks would have infinite nats.
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
-        return float((counts.sum().log() - counts.log())[self._first_answers()].mean())
+        nats = counts.sum().log() - counts.log()
+        return float(nats[self._first_answers()].mean())
 
     def _first_answers(self) -> Tensor:
-        """(T,) the tokens of first answers that count in nats."""
+        """Return the tokens of first answers that count in nats, (T,)."""
         at, real = self.targets.at(self.first[:-1])
         return self.targets.ids[at[:, self.framed :]][real[:, self.framed :]]
