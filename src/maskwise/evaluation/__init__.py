@@ -1,6 +1,7 @@
 """Evaluation without fine-tuning: held-out loss on fixed masks, pseudo-perplexity, the bound of
-masked diffusion, cloze facts and minimal pairs; and whether a corpus contains test items or
-answers. Imports ``training`` and below."""
+masked diffusion, cloze facts and minimal pairs. It also finds test items and answers in a corpus.
+Imports ``training`` and below.
+"""
 
 from maskwise.evaluation.evaluate import (
     Data,

@@ -3,8 +3,8 @@
 Every held-out piece is masked ``draws`` times, at rates spread evenly over (0, 1). Losses are
 weighted by L/n (``masking.diffusion``), which bounds −log p(piece) of a model that reveals one
 token after the other in random order, whatever it was trained on. The standard error is over
-pieces, and so includes the drawn masks and the texts. Figures per token compare models with one
-tokenizer; figures per byte compare all models that spell the text out.
+pieces, so it includes the noise of masks and of texts. Figures per token compare models with the
+same tokenizer; figures per byte compare all models whose tokens spell the whole text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 0xB0DD
 
 
 def spread(count: int, *, of: int) -> Tensor:
-    """(min(count, of),) row numbers, evenly spread."""
+    """Return at most ``count`` row numbers below ``of``, evenly spread."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
 
@@ -67,7 +67,7 @@ def diffusion_bound(
     rows: int,
     log_unigram: Tensor | None = None,
 ) -> Bound | None:
-    """The bound of ``rows`` rows, evenly spread, if ``diffusion`` is one of the held-out masks."""
+    """Prepare the bound of some rows, evenly spread, if ``diffusion`` is a held-out mask."""
     if DIFFUSION not in masks:
         return None
     return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
@@ -131,15 +131,19 @@ class Bound:
             losses, where = objective.token_losses(batch.to(device))
             row, column = where.cpu().unbind(1)
             assert batch.loss_weight is not None
-            weighted = (losses.detach().cpu().double() * batch.loss_weight[row, column]).numpy()
-            piece = batch.source.piece.reshape(batch.source.shape)[row.numpy(), column.numpy()]
+            weight = batch.loss_weight[row, column]
+            weighted = losses.detach().cpu().double() * weight
+            piece_BL = batch.source.piece.reshape(batch.source.shape)
+            piece = piece_BL[row.numpy(), column.numpy()]
             first, last = self.first[number : number + 2]
-            nats_P[first:last] += np.bincount(piece, weighted, last - first) / self.draws
+            nats = np.bincount(piece, weighted.numpy(), last - first)
+            nats_P[first:last] += nats / self.draws
         total = float(nats_P.sum())
         tokens = int(self.tokens_P.sum())
         pieces = len(nats_P)
         error = math.nan
         if pieces > 1:
+            # The delta method: nats per token is a ratio of two sums over pieces.
             residual_P = nats_P - total / tokens * self.tokens_P
             error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
         return BoundOfText(total, error, tokens, pieces, self.unknown, self.unigram)

@@ -1,7 +1,7 @@
 """All measures of a checkpoint that need no fine-tuning.
 
-``evaluate`` is called by studies; ``evaluate_checkpoint`` is ``maskwise evaluate``, for any
-checkpoint with a masked-language-model head, on any text and any sets.
+Studies call ``evaluate``. ``maskwise evaluate`` is ``evaluate_checkpoint``, which takes any
+checkpoint with a masked-language-model head, any text and any test sets.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
 MEASURES = (HELD_OUT, PSEUDO_PERPLEXITY, BOUND, CLOZE, PAIRS)
-# Rows for the pseudo-perplexity and masks of a piece for the bound, in ``maskwise evaluate``.
+# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, masks of a piece for the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-# Tokens of a row of the text, if the model can take as many.
+# Tokens of a row of the text, unless the model reads fewer.
 LONGEST = 128
 
 
@@ -65,7 +65,7 @@ OneOrMany = BeforeValidator(_tuple)
 
 
 class EvaluationSettings(BaseModel):
-    """The measures of a checkpoint besides its tasks; the same for every arm of a study.
+    """The measures of a checkpoint in addition to its tasks; the same for every arm of a study.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
 
@@ -103,7 +103,8 @@ class EvaluationSettings(BaseModel):
     @field_validator("ratios")
     @classmethod
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or len(set(value)) < len(value) or not all(0 < ratio < 1 for ratio in value):
+        in_range = all(0 < ratio < 1 for ratio in value)
+        if not value or len(set(value)) < len(value) or not in_range:
             allowed = "different numbers in 0 < r < 1"
             raise MaskwiseError("evaluation.ratios", got=list(value), allowed=allowed)
         return value
@@ -130,7 +131,7 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A text of the user's, which no model was trained on."""
+    """A text of the user, which no model was trained on."""
 
     tokenizer: PreTrainedTokenizerBase
     held_out: Rows | None = None
@@ -148,10 +149,9 @@ Records = list[HeldOutRecord | Measurement]
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
-    """The cloze sets and minimal pairs of the settings, by name.
+    """Load the cloze sets and minimal pairs of the settings, by name.
 
-    Call it when a recipe is read, so that a bad file is found at once; ``content()`` of a set
-    belongs into the name of a stage.
+    Call it when a recipe is read, so that a bad file is found at once.
 
     Raises:
         MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
@@ -255,15 +255,14 @@ def _held_out(
 
 
 def documents_alone(rows: Rows) -> Rows:
-    """The rows for pseudo-perplexity: packed ones with one piece each."""
+    """Return the rows for pseudo-perplexity, which hold one piece each instead of several."""
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
-    """Nats and bits for each token and, if a text of ``size`` bytes has no [UNK], bits for each
-    byte.
-    """
+    """Return nats and bits per token and, for a text of ``size`` bytes, bits per byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
+    # The bound leaves [UNK] out, so a text with unknown tokens would seem easier per byte.
     if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
     records: list[Measurement] = []
@@ -285,8 +284,11 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Settings from words: ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity`` or
-    ``pseudo-perplexity:ROWS``, ``bound`` or ``bound:DRAWS``, ``heldout``."""
+    """Read settings from words.
+
+    These are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``, ``pseudo-perplexity:ROWS``,
+    ``bound``, ``bound:DRAWS`` and ``heldout``.
+    """
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
@@ -316,18 +318,20 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
 def evaluate_checkpoint(
     model: str, measures: Sequence[str], *, text: str | None = None, text_field: str = "text"
 ) -> Records:
-    """The records of a checkpoint.
+    """Measure a checkpoint.
 
     Args:
         model: a folder or hub id.
         measures: see ``settings_of``.
         text: a corpus that the model was not trained on, for held-out loss and pseudo-perplexity.
+        text_field: the column of the text in a file with several.
 
     Raises:
         MaskwiseError: nothing to measure, or an input that cannot be read.
     """
     settings = settings_of(measures)
-    load_sets(settings)  # finds a bad file before a model is loaded
+    # Bad files are found before a model is loaded.
+    load_sets(settings)
     if text is None:
         if not measures:
             do = "give --with pairs:bundled:pairs, or --text FILE"

@@ -1,14 +1,13 @@
-"""Deterministic measures of a masked language model: log p of every token given the rest, and the
-loss on fixed masks.
+"""Deterministic measures of a masked language model: log p of each token, and the held-out loss.
 
-For log p, a row of n tokens makes n copies, each with one token masked, in batches of similar
-width; the vocabulary head runs only at the masks. A piece of a word is easy to guess from the later
-pieces ("##rates" gives "Soc" away), which makes long rare words look likely. ``within_word`` masks
-these too, so that the score of a word is the chain rule from left to right (Kauf & Ivanova 2023,
-"PLL-word-l2r"; without it: Salazar et al. 2020). Cost: one forward pass of a row per token.
+For log p, a row of n tokens is read n times, each time with another token masked; the vocabulary
+head runs only at the masks. A piece of a word is easy to guess from the later pieces ("##rates"
+gives "Soc" away), which makes long rare words look likely. ``within_word`` masks these too, so that
+the score of a word follows the chain rule from left to right (Kauf & Ivanova 2023, "PLL-word-l2r";
+without it: Salazar et al. 2020). Cost: one forward pass of a row for each token.
 
-Fixed masks are a function of the held-out rows alone, so all arms, seeds and steps have the same
-targets. Every loss comes with that of the frequencies of tokens.
+The held-out loss has fixed masks, which are a function of the rows alone, so all arms, seeds and
+steps have the same targets. The frequencies of tokens give its baseline.
 """
 
 from __future__ import annotations
@@ -71,8 +70,9 @@ def log_probabilities(
     within_word: bool = False,
     tokens: int = TOKENS,
 ) -> Tensor:
-    """(B, L) float32: log p of every eligible token while it is masked; 0 for special tokens,
-    padding and [UNK].
+    """Return log p of each eligible token while it is masked, (B, L) float32.
+
+    Special tokens, padding and [UNK] have 0.
 
     Args:
         model: a masked language model in evaluation mode.
@@ -98,8 +98,10 @@ def log_probabilities(
         hidden = place == column.unsqueeze(1)
         if words_BL is not None:
             words = words_BL[row, :width]
-            own = words.gather(1, column.unsqueeze(1))
-            hidden |= (words == own) & (own >= 0) & (place > column.unsqueeze(1))
+            word = words.gather(1, column.unsqueeze(1))
+            later = place > column.unsqueeze(1)
+            # Tokens outside of words share the number −1, but form no word together.
+            hidden |= (words == word) & (word >= 0) & later
         shown = torch.where(hidden, mask, ids)
         attention = place < width_B[row].unsqueeze(1)
         log_p = predictions(model, shown, attention, torch.arange(len(row)), column)
@@ -111,8 +113,12 @@ def log_probabilities(
 def predictions(
     model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """log p (M, V) float32 at the places (row, column), each (M,), of rows ``ids`` (N, L), on the
-    device of the model.
+    """Return log p (M, V) float32 at M places of rows, on the device of the model.
+
+    Args:
+        model: a masked language model in evaluation mode.
+        ids, attention: (N, L) tokens, and which of them are real.
+        row, column: (M,) the places.
 
     Raises:
         MaskwiseError: NaN, which would compare as neither better nor worse, and rank first.
@@ -120,7 +126,8 @@ def predictions(
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
     log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
-    if log_p[:, :1].isnan().any():  # one logit that is no number makes its whole row so
+    # One logit that is NaN makes its whole row NaN, so one column of the result is enough.
+    if log_p[:, :1].isnan().any():
         raise MaskwiseError("the model's predictions are no numbers", got="nan", do=DAMAGED)
     return log_p
 
@@ -131,7 +138,7 @@ def pseudo_perplexity(
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
 ) -> list[Measurement]:
-    """exp of the mean of −log p over the tokens of some rows, each masked alone.
+    """Return exp of the mean of −log p over the tokens of some rows, each masked alone.
 
     Two records: ``token`` (Salazar et al. 2020), and ``within-word``, which also masks the later
     pieces of the word (Kauf & Ivanova 2023). Both are per token, so only models with the same
@@ -197,10 +204,9 @@ def fixed_maskers(
     kind: Kind = "encoder",
     length: int = 0,
 ) -> dict[str, Masker]:
-    """Fixed masks by name: [MASK] only, and whole units on average at the budget, so that long
-    words count too.
+    """Return fixed masks by name, which replace all selected tokens by [MASK].
 
-    An encoder–decoder is evaluated in every output format that it may have learned with this
+    An encoder–decoder is evaluated in each output format that it may have learned with this
     tokenizer: masked spans after separators or after sentinels (if there are enough of them for
     rows of ``length``), and the full text.
     """
@@ -232,7 +238,7 @@ def fixed_maskers(
 
 
 class HeldOut:
-    """Loss on *fixed* masks of held-out rows: the same for every arm, seed and step.
+    """The loss on fixed masks of held-out rows, which are the same for every arm, seed and step.
 
     Args:
         held_out: rows that are never trained on.
@@ -272,7 +278,7 @@ class HeldOut:
             self.bytes = sum(len(text.encode()) for text in texts)
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
-        """The loss of every kind of mask that has a target."""
+        """Return the loss of each kind of mask that has a target."""
         lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
@@ -297,7 +303,7 @@ class HeldOut:
         for batch in self.batches[kind]:
             losses, where = objective.token_losses(batch.to(device))
             truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
-            # Separators and ends that a decoder writes would make any text look easy.
+            # Separators and ends are nearly certain, so they would make any text look easy.
             words = content[truth]
             loss += float(losses.cpu()[words].double().sum())
             count += int(words.sum())
@@ -310,4 +316,6 @@ class HeldOut:
             "unigram": None if self.log_unigram is None else unigram / max(1, count),
             "targets": count,
         }
-        return {**line, "per_byte": loss / self.bytes} if self.bytes else line
+        if self.bytes:
+            line["per_byte"] = loss / self.bytes
+        return line

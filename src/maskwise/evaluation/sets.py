@@ -1,9 +1,9 @@
 """Test sets from files, and minimal pairs. The other kind of set is in ``cloze``.
 
-A minimal pair is two sentences that differ in one point of grammar; the model should find the
-correct one likelier. Files are in BLiMP's format (Warstadt et al. 2020): JSON lines, or a TSV, with
-``sentence_good`` and ``sentence_bad``. The score is the sum of log-probabilities, left to right
-within words; chance is one half, and a tie counts half.
+A minimal pair is two sentences that differ in one point of grammar, and a model should give the
+correct one the higher probability. Files are in BLiMP's format (Warstadt et al. 2020): JSON lines
+or a TSV with ``sentence_good`` and ``sentence_bad``. The score of a sentence is the sum of its
+log-probabilities, left to right within words. Chance is one half, and a tie counts half.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from maskwise.text.labelled import Record, read_records
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Scores that differ by fewer nats are equal: more than rounding, far less than a preference.
+# Scores that differ by fewer nats are equal. Rounding errors are smaller, preferences far larger.
 TIE = 1e-4
 # Reasons to leave an item out.
 LONG, UNKNOWN = "longer than the model", "unknown characters"
@@ -53,17 +53,17 @@ class TestSet(ABC):
 
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
-        """The texts of every item, for the overlap check."""
+        """Return the texts of each item, for the overlap check."""
 
     def content(self) -> str:
-        """A hash of everything that a record depends on."""
+        """Hash everything that a record depends on."""
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """The figures of a masked language model in evaluation mode.
+        """Measure a masked language model in evaluation mode.
 
         Raises:
             MaskwiseError: no item can be scored.
@@ -74,8 +74,11 @@ S = TypeVar("S", bound=TestSet)
 
 
 def load_set(spec: str, read: Callable[..., S]) -> S:
-    """``read(path, **options)`` of a spec: ``bundled:pairs`` or a file, possibly with options, such
-    as ``facts.jsonl(items=500)``.
+    """Read the set of a spec, such as ``bundled:pairs`` or ``facts.jsonl(items=500)``.
+
+    Args:
+        spec: a bundled set or a file, possibly with options.
+        read: called with the path and the options.
 
     Raises:
         MaskwiseError: no such file or bundled set, or an option that the reader does not have.
@@ -98,7 +101,7 @@ def _path(source: str) -> Path:
 
 
 def read_set(path: Path) -> list[Record]:
-    """The records of a file; at least one."""
+    """Read the records of a file, at least one."""
     records = read_records(path)
     if not records:
         raise MaskwiseError(f"evaluation file {path} holds nothing")
@@ -106,12 +109,12 @@ def read_set(path: Path) -> list[Record]:
 
 
 def name_of(path: Path) -> str:
-    """``/x/trex.jsonl.gz`` → ``trex``."""
+    """Return the name of a set: ``trex`` for ``/x/trex.jsonl.gz``."""
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def evenly(items: list[Record], count: int | None) -> list[Record]:
-    """At most ``count`` items, evenly spread."""
+    """Return at most ``count`` items, evenly spread."""
     if count is None or count >= len(items):
         return items
     if count < 1:
@@ -152,7 +155,7 @@ class Pairs(TestSet):
 
     @classmethod
     def read(cls, path: Path, items: int | None = ITEMS) -> Pairs:
-        """Pairs from a file; at most ``items`` of them, evenly spread.
+        """Read at most ``items`` pairs from a file, evenly spread.
 
         Raises:
             MaskwiseError: an empty or unreadable file, missing columns, or a sentence without text.
@@ -184,7 +187,7 @@ class Pairs(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """One record: accuracy, also by group.
+        """Return one record: accuracy, also by group.
 
         A pair with a sentence that is longer than the model or has an [UNK] is left out of
         ``items`` and counted in ``skipped``.
@@ -192,19 +195,24 @@ class Pairs(TestSet):
         Raises:
             MaskwiseError: no pair is left.
         """
-        pairs = list(zip(encode(tokenizer, self.good), encode(tokenizer, self.bad)))
+        room = most_tokens(model.config)
         skipped = Counter[str]()
         kept = []
-        for number, pair in enumerate(pairs):
-            if any(len(row["input_ids"]) > most_tokens(model.config) for row in pair):
+        good_rows = []
+        bad_rows = []
+        pairs = zip(encode(tokenizer, self.good), encode(tokenizer, self.bad), strict=True)
+        for number, (good_row, bad_row) in enumerate(pairs):
+            both = (good_row["input_ids"], bad_row["input_ids"])
+            if max(map(len, both)) > room:
                 skipped[LONG] += 1
-            elif any(tokenizer.unk_token_id in row["input_ids"] for row in pair):
+            elif any(tokenizer.unk_token_id in ids for ids in both):
                 skipped[UNKNOWN] += 1
             else:
                 kept.append(number)
+                good_rows.append(good_row)
+                bad_rows.append(bad_row)
         require_scored(len(kept), skipped, f"pairs {self.name!r}")
-        both = [pairs[number][0] for number in kept] + [pairs[number][1] for number in kept]
-        batch = gather(both, Vocabulary.of(tokenizer))
+        batch = gather([*good_rows, *bad_rows], Vocabulary.of(tokenizer))
         log_p = log_probabilities(model, batch, mask=tokenizer.mask_token_id, within_word=True)
         good, bad = log_p.double().sum(1).view(2, -1)
         tied = (good - bad).abs() < TIE
@@ -212,10 +220,9 @@ class Pairs(TestSet):
         by_group: dict[str, list[float]] = {}
         for number, score in zip(kept, right):
             by_group.setdefault(self.groups[number], []).append(score)
-        groups = {
-            name: {"value": fmean(scores), "items": len(scores)}
-            for name, scores in sorted(by_group.items())
-        }
+        groups = {}
+        for name, scores in sorted(by_group.items()):
+            groups[name] = {"value": fmean(scores), "items": len(scores)}
         return [
             {
                 "kind": "evaluation",

@@ -1,9 +1,10 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
 
-The class of a text by logistic regression, the similarity of two texts by their cosine, the text
-for a title, and evaluators of sentence-transformers (``pip install sentence-transformers``): a
-recipe names one, ``FILE(kind='evaluator', evaluator='triplet')``, and Python takes any object
-(``evaluator_task``). All texts are embedded once; an evaluator only looks the vectors up.
+They classify texts by logistic regression, measure the similarity of texts by their cosine, find
+the text for a title, or run evaluators of sentence-transformers (which has to be installed). A
+recipe names an evaluator, as in ``FILE(kind='evaluator', evaluator='triplet')``; Python takes any
+evaluator object (``evaluator_task``). All texts are embedded once, and evaluators look the vectors
+up.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from maskwise.tasks.columns import NO_TEXT, Columns, Names, UsualColumns, number
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
-# By split, (N, H) embeddings of all texts of its rows; pairs are adjacent.
+# By split, (N, H) embeddings of all texts of its rows. The two texts of a pair are adjacent.
 ByText = Mapping[str, Tensor]
-# An object of sentence-transformers, which is no dependency.
+# An evaluator object of sentence-transformers, which is no dependency.
 SentenceEvaluator = Any
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
@@ -39,14 +40,13 @@ PENALTIES = tuple(2.0**power for power in range(-2, 4))
 
 
 def _classified(task: Task, vectors: ByText) -> ByAnswer:
-    """Logistic regression on embeddings, with the penalty that is best on dev, of equals the
-    strongest.
-    """
+    """Classify embeddings by logistic regression, with the best penalty on dev."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     features = {split: _features(task, split, each) for split, each in vectors.items()}
     best_score = -np.inf
+    # From the strongest penalty on, which stays if a weaker one is only as good.
     for penalty in PENALTIES:
         classifier = LogisticRegression(C=penalty, max_iter=300)
         with warnings.catch_warnings():
@@ -61,7 +61,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
 
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
-    """(N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as in SentEval."""
+    """Return (N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as in SentEval."""
     if any(row.pair is not None for row in task.splits[split]):
         u = vectors[::2]
         v = vectors[1::2]
@@ -76,8 +76,8 @@ FROZEN: dict[str, Any] = {
     "recognises": lambda records, given: False,
     "least_tokens": (False, 1),
 }
+# Conneau & Kiela 2018 (SentEval), section 3, with one cut by hash instead of ten folds.
 SENTENCE_EMBEDDING = replace(
-    # Conneau & Kiela 2018 (SentEval), section 3, with one cut by hash in place of ten folds
     SEQUENCE_CLASSIFICATION,
     **FROZEN,
     name="sentence-embedding",
@@ -87,14 +87,15 @@ SENTENCE_EMBEDDING = replace(
 
 
 def _cosines(task: Task, vectors: ByText) -> ByAnswer:
-    return {
-        split: torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
-        for split, both in vectors.items()
-    }
+    cosines = {}
+    for split, both in vectors.items():
+        cosine = torch.cosine_similarity(both[::2], both[1::2])
+        cosines[split] = cosine.double().numpy()
+    return cosines
 
 
+# The correlation of cosines with the scores of annotators (STS).
 ZERO_SHOT_SIMILARITY = replace(
-    # Correlation with the scores of annotators (STS)
     SIMILARITY,
     **FROZEN,
     name="zero-shot-similarity",
@@ -106,7 +107,7 @@ ZERO_SHOT_SIMILARITY = replace(
 
 @dataclass(frozen=True)
 class PairedRow(Row):
-    """A title (a question, a first sentence), and the text that belongs to it."""
+    """A title, question or first sentence, and the text that belongs to it."""
 
     shown = ("query", "passage")
 
@@ -123,7 +124,7 @@ def _paired_row(record: Record, columns: Columns, where: str) -> PairedRow | str
 
 
 def _rank_baseline(task: Task) -> float:
-    """The expected score of a random order."""
+    """Return the expected score of a random order."""
     count = len(task.splits["test"])
     if task.metric == "recall-at-1":
         return 1 / count
@@ -131,7 +132,7 @@ def _rank_baseline(task: Task) -> float:
 
 
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
-    """The rank of the right text among all texts of the split, from 1; ties count against it."""
+    """Rank the right text among all texts of the split, from 1; ties count against it."""
     ranks = {}
     for split, both in vectors.items():
         unit = normalize(both.double(), dim=1)
@@ -140,8 +141,8 @@ def _ranks(task: Task, vectors: ByText) -> ByAnswer:
     return ranks
 
 
+# The mean of 1 / rank, 0 beyond rank 10: Craswell 2009.
 RETRIEVAL = TaskKind(
-    # The mean of 1 / rank, 0 beyond rank 10: Craswell 2009
     name="retrieval",
     suffix="-retrieval",
     metrics=("mrr", "recall-at-1"),
@@ -159,7 +160,7 @@ RETRIEVAL = TaskKind(
 # Evaluators of sentence-transformers
 
 _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
-# Evaluators that a recipe can name: the class, and its arguments by the columns of a file.
+# Evaluators that a recipe can name: the class, and its argument for each column of a file.
 EVALUATORS = {
     "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
     "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
@@ -182,7 +183,7 @@ class EvaluatedRow(Row):
 
 
 def evaluator_kind(evaluator: SentenceEvaluator = "triplet") -> TaskKind:
-    """The kind ``evaluator``: the primary metric of an evaluator of sentence-transformers.
+    """Build the kind ``evaluator``: the primary metric of an evaluator of sentence-transformers.
 
     Args:
         evaluator: a name in ``EVALUATORS``, or an evaluator object.
@@ -217,12 +218,17 @@ def _evaluated_row(
         if name not in record:
             raise unknown_name(f"column of {where}", name, map(str, record))
         number = number_of(record[name]) if name in ("score", "label") else None
-        cells.append(str(record[name] or "").strip() if number is None else number)
-    return NO_TEXT if "" in cells else EvaluatedRow(tuple(cells))
+        if number is not None:
+            cells.append(number)
+        else:
+            cells.append(str(record[name] or "").strip())
+    if "" in cells:
+        return NO_TEXT
+    return EvaluatedRow(tuple(cells))
 
 
 def _check_installed(rows: object, where: str) -> Names:
-    # Called when a task is loaded, so that a missing package is found before anything is trained.
+    # The kind's ``labels``, which loading calls: a missing package is found before any training.
     _evaluation_module()
     return ()
 
@@ -245,8 +251,9 @@ def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByA
         made = evaluator
         if isinstance(evaluator, str):
             name, columns = EVALUATORS[evaluator]
-            by_column = zip(*(row.cells for row in rows))
-            arguments = dict(zip(columns.values(), map(list, by_column), strict=True))
+            arguments = {}
+            for place, argument in enumerate(columns.values()):
+                arguments[argument] = [row.cells[place] for row in rows]
             made = getattr(_evaluation_module(), name)(**arguments)
         scores[split] = [_primary(made, _Model(known))]
     return scores
@@ -254,11 +261,13 @@ def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByA
 
 def _primary(evaluator: SentenceEvaluator, model: _Model) -> float:
     result = evaluator(model)
-    return float(result[evaluator.primary_metric] if isinstance(result, dict) else result)
+    if isinstance(result, dict):
+        result = result[evaluator.primary_metric]
+    return float(result)
 
 
 def evaluator_task(evaluator: SentenceEvaluator, name: str = "evaluator") -> Task:
-    """A task from an evaluator object of sentence-transformers, for ``evaluate_tasks``.
+    """Build a task from an evaluator object of sentence-transformers, for ``evaluate_tasks``.
 
     The evaluator is called once with random vectors, to see which texts it asks for.
     """
@@ -270,7 +279,7 @@ def evaluator_task(evaluator: SentenceEvaluator, name: str = "evaluator") -> Tas
 
 
 class _Model:
-    """Stands in for a SentenceTransformer: remembers the texts asked for, returns known vectors."""
+    """Takes the place of a SentenceTransformer: records the texts and returns known vectors."""
 
     similarity_fn_name = "cosine"
     model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_, **__: None)

@@ -1,12 +1,12 @@
-"""The records of a task by split: bundled data, a file, a folder, the hub, or an invented world.
+"""Read the records of a task by split, from files, a folder, the hub, or an invented world.
 
-The files of a folder are assigned to splits by the words in their names: ``train.tsv``,
-``sts-dev.csv``, ``SICK_trial.txt``, ``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. Well-known
-data sets without column names are described here, so that their users only give the folder.
+The words in the name of a file tell its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. Published tables without column names are described
+here, so that their users only give the folder.
 
-Rows are cut into train, dev and test by a hash of a text, so that equal texts stay together and a
-row stays where it is when others are added. Questions about one text stay together, for tasks and
-for the labels of policies alike: a policy must not learn from the test rows of a task.
+Rows are cut into train, dev and test by a hash of a text, so that equal texts stay together, and a
+row stays where it is when others are added. Questions about one text stay together. The labels of
+policies are cut in the same way, because a policy must not learn from the test rows of a task.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ _SPLIT_OF = {
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
     "test": "test",
 }
-_WORDS = {**_SPLIT_OF, "trial": "dev"}  # SemEval's word, in names of files
+# In names of files; "trial" is SemEval's word.
+_WORDS = {**_SPLIT_OF, "trial": "dev"}
 # Published tables without a header: patterns of paths, and the names of their columns.
 _WITHOUT_HEADER = {
     r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$": ("source", "label", "mark", "sentence"),
@@ -84,11 +85,11 @@ _WITHOUT_HEADER = {
         *("sentence1", "sentence2"),
     ),
 }
-# SentEval: one file a class, one sentence a line.
+# SentEval's files have the class as their ending, and one sentence a line.
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
-# Columns of a text that several questions may share, and of the answers to find in it.
+# Columns of a text that several questions may share, and columns of their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-# Fewer articles might all fall on one side of a cut.
+# Fewer articles might all be on one side of a cut.
 MANY_ARTICLES = 20
 T = TypeVar("T")
 
@@ -96,12 +97,12 @@ T = TypeVar("T")
 def read_splits(
     spec: str, *, header: bool = True, files: Mapping[str, str] | None = None
 ) -> dict[str, list[Record]]:
-    """Records by split; under "all" if there are no splits.
+    """Read records by split, or under "all" if there are no splits.
 
     Args:
         spec: as for ``load_task``, without arguments.
         header: whether tables begin with the names of their columns.
-        files: by split, the pattern of its files in a folder, where their words do not tell.
+        files: by split, the pattern of its files in a folder whose names do not tell the split.
 
     Raises:
         MaskwiseError: nothing there, no training split, or two files for one split.
@@ -124,7 +125,8 @@ def read_splits(
         return {"all": records}
     by_name: dict[str, list[Record]] = {}
     for record in records:
-        split = str(record["split"])  # JSON may hold a list or an object here
+        # JSON may hold a list here, which is no key.
+        split = str(record["split"])
         if split not in _SPLIT_OF:
             raise unknown_name(f"split in {spec}", split, _SPLIT_OF)
         by_name.setdefault(split, []).append(record)
@@ -132,26 +134,33 @@ def read_splits(
 
 
 def state_of(spec: str) -> list[tuple[str, int, int]]:
-    """Name, time and size of the files that ``read_splits`` reads; empty for an invented world."""
+    """Return name, time and size of the files of a task; nothing for an invented world."""
     path = _path(spec).absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(str(file), file.stat()) for file in files if file.is_file()]
-    return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+    state = []
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            state.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return state
 
 
 def _path(spec: str) -> Path:
-    return bundled_path(BUNDLED_TASKS[spec]) if spec in BUNDLED_TASKS else Path(spec).expanduser()
+    if spec in BUNDLED_TASKS:
+        return bundled_path(BUNDLED_TASKS[spec])
+    return Path(spec).expanduser()
 
 
 def _read_file(path: Path, header: bool) -> list[Record]:
     where = path.absolute().as_posix()
     for pattern, names in _WITHOUT_HEADER.items():
         if header and re.match(pattern, where):
-            # Rows of STS-B may have more cells than these.
-            rows = [list(record.values()) for record in read_tsv(path, header=False)]
-            return [dict(zip(names, cells)) for cells in rows]
+            # Not strict: rows of STS-B may have further cells.
+            rows = read_tsv(path, header=False)
+            return [dict(zip(names, row.values())) for row in rows]
+    # The tables of SICK and MRPC end in .txt.
     if ending_of(path) is None and path.name.lower().removesuffix(".gz").endswith(".txt"):
-        return read_tsv(path, header=header)  # SICK, MRPC
+        return read_tsv(path, header=header)
     return read_records(path, header=header)
 
 
@@ -182,7 +191,7 @@ def _read_folder(
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """The file of every split: by its exact name, or else by a word of its name."""
+    """Return the file of each split, by its whole name or else by a word of it."""
     exact: dict[str, list[Path]] = {}
     loose: dict[str, list[Path]] = {}
     for file in files:
@@ -207,7 +216,7 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
-    """Under the usual names of splits; other splits are left out."""
+    """Give splits their usual names, such as dev for validation, and drop other splits."""
     known = [name for name in by_name if name in _SPLIT_OF]
     splits = {_SPLIT_OF[name]: by_name[name] for name in known}
     if len(splits) < len(known):
@@ -247,17 +256,18 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
 
 
 def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
-    """The columns by which questions of a file stay together: articles if there are many, and
-    contexts.
+    """Return the columns whose text keeps questions on one side of a cut.
+
+    These are contexts, and titles of articles if there are many.
     """
-    titles = {str(record["article_title"]) for record in records if record.get("article_title")}
-    return ("article_title", *CONTEXT) if len(titles) >= MANY_ARTICLES else CONTEXT
+    titles = {str(record.get("article_title") or "") for record in records}
+    if len(titles - {""}) >= MANY_ARTICLES:
+        return ("article_title", *CONTEXT)
+    return CONTEXT
 
 
 def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
-    """The text that keeps a question on one side of a cut, in the first of these columns; "" for a
-    record without answers.
-    """
+    """Return the text that keeps a question on one side of a cut; "" for other records."""
     if any(name in record for name in ANSWERS):
         for name in names:
             value = record.get(name)
@@ -269,11 +279,18 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
 def splits_of(
     splits: Mapping[str, Sequence[tuple[str, T]]], place: str
 ) -> tuple[dict[str, list[T]], Names]:
-    """train, dev and test of rows with their keys, by the rules of ``loading``, and notes."""
+    """Cut rows with their keys into train, dev and test, by the rules of ``loading``.
+
+    Returns:
+        The rows of each split, and notes on the cut.
+    """
     train, dev, test = (splits.get(split, []) for split in SPLITS)
     if "all" in splits or (train and not dev and not test):
-        what = "one file" if "all" in splits else "train alone has labels"
-        whole = splits.get("all", train)
+        what = "train alone has labels"
+        whole = train
+        if "all" in splits:
+            what = "one file"
+            whole = splits["all"]
         parts = {
             "train": _between(whole, 0, 0.7),
             "dev": _between(whole, 0.7, 0.85),
@@ -304,12 +321,13 @@ def splits_of(
 def only_test(
     splits: Mapping[str, Sequence[tuple[str, T]]],
 ) -> tuple[dict[str, list[T]], Names]:
-    """Test for kinds that learn nothing: the first of test, dev, all and train that has rows."""
-    for source in ("test", "dev", "all", "train"):
-        if splits.get(source):
-            break
-    else:
-        source = "test"
+    """Choose test for kinds that learn nothing: the first of test, dev, all, train with rows.
+
+    Returns:
+        The rows of each split, and notes.
+    """
+    filled = [name for name in ("test", "dev", "all", "train") if splits.get(name)]
+    source = filled[0] if filled else "test"
     test = _between(splits.get(source, []))
     if source == "test":
         return {"train": [], "dev": _between(splits.get("dev", [])), "test": test}, ()

@@ -1,4 +1,4 @@
-"""The settings of fine-tuning, learning rates for models of known sizes, and records of scores."""
+"""The settings of fine-tuning, learning rates by the size of the model, and records of scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from maskwise.training import TrainingSettings
 
 
 class FinetuneSettings(BaseModel):
-    """How every checkpoint of a study is fine-tuned. None: chosen by the size of the model.
+    """The settings with which every checkpoint of a study is fine-tuned.
+
+    None means a default by the size of the model.
 
     >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
     64
@@ -50,8 +52,8 @@ class FinetuneSettings(BaseModel):
     """Share of the steps over which the learning rate rises from 0."""
 
     eval_every: int = Field(0, ge=0)
-    """Steps between scores on dev, of which the best state is used, of equals the first; 0: the
-    last state is used.
+    """Steps between scores on dev. The state with the best score is used, or the first of equals.
+    0: no scores, and the last state is used.
     """
 
     patience: int | None = Field(None, ge=1)
@@ -68,13 +70,13 @@ class FinetuneSettings(BaseModel):
     """Fine-tunings of each checkpoint on each task; the score is their mean."""
 
     def fitting(self, weights: int) -> FinetuneSettings:
-        """The same settings with a learning rate for a model of this size, if none is given."""
+        """Add a learning rate for a model of this size, if none is given."""
         if self.learning_rate is not None:
             return self
         return self.model_copy(update={"learning_rate": fitting_rate(weights)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Settings of one fine-tuning; by default with the learning rate of a small model."""
+        """Return the settings of one fine-tuning; by default with the rate of a small model."""
         rows = len(task.splits["train"])
         given = self.fitting(0)
         shared = given.model_dump(
@@ -83,8 +85,10 @@ class FinetuneSettings(BaseModel):
         epochs = self.epochs
         if epochs is None:
             assert given.learning_rate is not None
-            large = given.learning_rate < SMALL_RATE
-            epochs = min(20.0, max(5.0, FEWEST_STEPS * self.batch_size / rows)) if large else 5.0
+            epochs = 5.0
+            if given.learning_rate < SMALL_RATE:
+                enough = FEWEST_STEPS * self.batch_size / rows
+                epochs = min(20.0, max(epochs, enough))
         steps = self.steps or max(1, round(epochs * rows / self.batch_size))
         return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
 
@@ -92,13 +96,13 @@ class FinetuneSettings(BaseModel):
 # Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
 # MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-# Models with a lower rate count as large, and by default train for at least this many steps
-# (Mosbach et al. 2021).
+# Models with a lower rate count as large. Few steps make their fine-tuning unstable, so by default
+# they train for more (Mosbach et al. 2021).
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 
 
 def fitting_rate(weights: int) -> float:
-    """A learning rate for fine-tuning a model of this size, interpolated between ``RATES``.
+    """Return a learning rate for fine-tuning a model of this size, interpolated between ``RATES``.
 
     >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
@@ -107,9 +111,11 @@ def fitting_rate(weights: int) -> float:
 
 
 def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """The rate for a number of weights, interpolated linearly between logarithms."""
-    sizes = np.log(list(rates))
-    rate = math.exp(np.interp(math.log(max(1, weights)), sizes, np.log(list(rates.values()))))
+    """Return the rate for a number of weights, interpolated linearly between logarithms."""
+    size = math.log(max(1, weights))
+    log_sizes = np.log(list(rates))
+    log_rates = np.log(list(rates.values()))
+    rate = math.exp(np.interp(size, log_sizes, log_rates))
     return float(f"{rate:.2g}")
 
 

@@ -2,8 +2,8 @@
 
 Fine-tuning is the training loop with another objective. Its new head, order and dropout are
 functions of its seed. The number of steps is fixed beforehand and the last state is scored once,
-because picking the best of several test scores invents effects. With ``eval_every`` the state that
-is best on dev is scored instead. The dev score is for choosing settings.
+because picking the best of several test scores invents effects. With ``eval_every`` the best state
+on dev is scored instead. Dev scores are for choosing settings.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def evaluate_tasks(
         checkpoint: a folder or hub id with its tokenizer.
         specs: as for ``load_task``, or tasks. All are loaded and checked before the first is
             trained.
-        settings: of every fine-tuning.
+        settings: the settings of fine-tuning.
         seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once.
         out: folder of ``records.jsonl``, complete after every task, and of
             ``TASK/seed-N/checkpoint``; None keeps nothing. A task with a record of the same
@@ -109,7 +109,8 @@ def evaluate_tasks(
             name = line.get("task", "")
             if name in made_of and line.get("made_of") == made_of[name]:
                 finished[name] = cast(TaskRecord, line)
-        write_lines(out / RECORDS, finished.values())  # marks the folder as ours
+        # Written before anything is trained, because this file marks the folder as ours.
+        write_lines(out / RECORDS, finished.values())
     for name, task in tasks.items():
         if name in finished:
             continue
@@ -132,7 +133,7 @@ def evaluate_tasks(
 def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
-    """By task, a hash of what its record depends on. A checkpoint on the hub counts by its name."""
+    """Hash what the record of each task depends on. A hub checkpoint counts by its name."""
     files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
     hashes = [(path.name, file_hash(path)) for path in files]
     content = [str(checkpoint), hashes, settings.model_dump(mode="json"), seeds]
@@ -155,14 +156,15 @@ def task_record(
     checkpoints: bool = True,
     quiet: bool = True,
 ) -> TaskRecord:
-    """The record of one checkpoint and one task; see ``finetune``.
+    """Evaluate one checkpoint on one task; see ``finetune`` for further arguments.
 
     Args:
-        seeds: one run each; only the first where nothing is random: a frozen kind and a checkpoint.
+        seeds: one run for each. Only the first is used where nothing is random.
         folder: where ``seed-N`` folders are written; None keeps nothing.
         checkpoints: False keeps the predictions alone.
     """
     seeds = list(seeds)
+    # Without a checkpoint the weights of the frozen encoder are random.
     if task.frozen and checkpoint:
         seeds = seeds[:1]
     start = config or checkpoint
@@ -188,7 +190,9 @@ def task_record(
     diverged: list[str] = []
     if settings.search_rate and settings.learning_rate and not task.frozen:
         settings, tried, diverged = _search_rate(task, settings, run)
-    scores = [run(settings, seed, folder / f"seed-{seed}" if folder else None) for seed in seeds]
+    scores = []
+    for seed in seeds:
+        scores.append(run(settings, seed, folder / f"seed-{seed}" if folder else None))
     first = scores[0]
     by_seed = [score["score"] for score in scores]
     record: TaskRecord = {
@@ -210,7 +214,7 @@ def task_record(
         record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
     if first["items"] is not None:
         by_run = [score["items"] or [] for score in scores]
-        means = [fmean(each) for each in zip(*by_run, strict=True)]
+        means = [fmean(item) for item in zip(*by_run, strict=True)]
         record["interval"] = list(bootstrap_interval(means))
         record["item_sd"] = pstdev(means)
     if first["counts"] is not None:
@@ -225,14 +229,17 @@ def _search_rate(
     settings: FinetuneSettings,
     run: Callable[[FinetuneSettings, int, Path | None], Score],
 ) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
-    """The settings with the learning rate that is best on dev, the dev score of every rate, and
-    notes on rates that diverged.
+    """Try learning rates on dev.
+
+    Returns:
+        The settings with the best rate, the dev score of each rate, and notes on rates that
+        diverged.
     """
     if not task.splits["dev"]:
         what = f"a learning rate is searched on dev, and task {task.name} has none"
         raise MaskwiseError(what, do="give it dev rows, or leave finetune.search_rate out")
     assert settings.learning_rate is not None
-    # All rates get the same steps, although a small one would ask for more.
+    # All rates get the same steps, although small rates have more steps by default.
     steps = settings.training(task, seed=0).steps
     tried: dict[float, float] = {}
     diverged: list[str] = []
@@ -265,15 +272,16 @@ def finetune(
     quiet: bool = True,
     patience: int | None = None,
 ) -> Score:
-    """Fine-tune and score once.
+    """Fine-tune a checkpoint on a task and score it once.
 
     Args:
         checkpoint: a folder or hub id; None to start from random weights of ``config``.
         task: the data and the metric.
         tokenizer: the checkpoint's.
         settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
-        seed: of the new head (without a checkpoint: of all weights), the order and dropout.
+        seed: seeds the new head (without a checkpoint: all weights), the order and dropout.
         max_length: tokens of a row; longer rows are cut.
+        config: the configuration of a random start; None with a checkpoint.
         folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, for
             generation, predictions.jsonl are written; None keeps nothing.
         checkpoints: False keeps the predictions alone.
@@ -328,16 +336,21 @@ def finetune(
         if folder is not None and checkpoints:
             save_checkpoint(folder / "checkpoint", network, tokenizer)
     test = answers["test"]
-    items = task.item_scores("test", test) if task.kind.item_interval else None
+    items: list[float] | None = None
+    if task.kind.item_interval:
+        items = task.item_scores("test", test).tolist()
+        if folder is not None:
+            write_lines(folder / PREDICTIONS, task.predictions("test", test))
     counts = task.row_counts("test", test)
-    if folder is not None and items is not None:
-        write_lines(folder / PREDICTIONS, task.predictions("test", test))
+    dev = None
+    if "dev" in answers:
+        dev = task.finite_score("dev", answers["dev"])
     return {
         "task": task.name,
         "metric": task.metric,
-        "score": _finite(task, "test", test, task.metric),
-        "dev": _finite(task, "dev", answers["dev"], task.metric) if "dev" in answers else None,
-        "others": {name: _finite(task, "test", test, name) for name in task.other_metrics()},
+        "score": task.finite_score("test", test),
+        "dev": dev,
+        "others": {name: task.finite_score("test", test, name) for name in task.other_metrics()},
         "majority": majority,
         "test_items": task.test_items,
         "lost_words": lost,
@@ -345,7 +358,7 @@ def finetune(
         "seconds": time.perf_counter() - began,
         "seed": seed,
         "notes": notes,
-        "items": None if items is None else items.tolist(),
+        "items": items,
         "counts": None if counts is None else counts.tolist(),
     }
 
@@ -359,11 +372,10 @@ def load_network(
     max_length: int,
     seed: int,
 ) -> PreTrainedModel:
-    """The checkpoint, or random weights of ``config``, with a new head for a task; a function of
-    the seed.
+    """Load a checkpoint, or random weights of ``config``, with a new head for a task.
 
     Raises:
-        MaskwiseError: no checkpoint, or not one of the two; one that does not fit the task, the
+        MaskwiseError: both or neither of the two; a model that does not fit the task, the
             tokenizer or max_length.
     """
     start = config if checkpoint is None else checkpoint
@@ -381,7 +393,7 @@ def load_network(
 def _frozen_answers(
     task: Task, embedder: Callable[..., Tensor]
 ) -> tuple[Mapping[str, Answers], list[str]]:
-    """Answers by the task's pooling, or by the better one on dev with a note that names it."""
+    """Answer by the task's pooling, or by the better one on dev with a note that names it."""
     assert task.kind.answers is not None
     texts = {}
     for split, rows in task.splits.items():
@@ -395,18 +407,18 @@ def _frozen_answers(
         if len(task.poolings) == 1:
             return answers, []
         tried[pooling] = answers
-        dev[pooling] = _finite(task, "dev", answers["dev"], task.metric)
+        dev[pooling] = task.finite_score("dev", answers["dev"])
     best = max(dev, key=dev.__getitem__)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 
 class Best:
-    """Scores an objective on dev at each call, and keeps its best state.
+    """Scores an objective on dev at each call, and keeps the best state in memory.
 
     Args:
         data: the dev rows.
-        patience: calls without a better score after which training has ``enough``; None: never.
+        patience: calls without a better score after which training stops; None: never.
     """
 
     def __init__(self, task: Task, objective: Objective, data: Data, *, patience: int | None):
@@ -419,7 +431,7 @@ class Best:
         self._waited = 0
 
     def __call__(self, done: int) -> list[dict[str, Any]]:
-        score = _finite(self.task, "dev", answer(self.objective, self.data), self.task.metric)
+        score = self.task.finite_score("dev", answer(self.objective, self.data))
         signed = -score if self.task.metric in LOWER_IS_BETTER else score
         self._waited += 1
         if signed > self._score:
@@ -432,15 +444,6 @@ class Best:
 
 @torch.inference_mode()
 def answer(objective: Objective, data: Data) -> Answers:
-    """The answer of a fine-tuned model to every item: a class, score, choice or text."""
+    """Return the answer of a fine-tuned model to each item: a class, score, choice or text."""
     objective.eval()
     return data.answers(objective, next(objective.parameters()).device)
-
-
-def _finite(task: Task, split: str, answers: Answers, metric: str) -> float:
-    score = task.score(split, answers, metric)
-    if not math.isfinite(score):
-        what = f"the {metric} of task {task.name!r} on {split} is no number"
-        got = f"{score}: the model's answers are not finite"
-        raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
-    return score

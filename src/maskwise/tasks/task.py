@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -309,6 +310,16 @@ class Task:
         if metric in ITEMS and isinstance(self.gold(split), list):
             return float(np.mean(self.text_scores(split, answers, metric)))
         return METRICS[metric](self.gold(split), answers)
+
+    def finite_score(self, split: str, answers: Answers, metric: str | None = None) -> float:
+        """Return ``score``, or raise an error if it is not finite."""
+        metric = metric or self.metric
+        score = self.score(split, answers, metric)
+        if not math.isfinite(score):
+            what = f"the {metric} of task {self.name!r} on {split} is no number"
+            got = f"{score}: the model's answers are not finite"
+            raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
+        return score
 
     def text_scores(self, split: str, answers: Answers, metric: str) -> Floats:
         """Return (N,) the score of each answer in words."""
