@@ -18,10 +18,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.keys import Array
 from maskwise.masking import CORRUPTIONS, POLICIES, Masker, Vocabulary, policies
-from maskwise.masking.select import BUDGETS, Selection
-from maskwise.segments import sums_within
+from maskwise.masking.select import BUDGETS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -211,31 +209,3 @@ def per_row(batch: Any, rows: Sequence[dict[str, Any]]) -> list[tuple[list[int],
         kept = [i for i, a in zip(inputs[b], attention[b]) if a] if attention else inputs[b]
         out.append((kept, [label for label in labels[b] if label != -100]))
     return out
-
-
-def log_probability(choice: Selection) -> Array:
-    """(P,) float64: the log-probability of the order in which the units of each piece were tried.
-
-    Σ over tries of log(weight of the unit / weights of all that were not tried before), up to the
-    last unit that was chosen: units that were skipped because they did not fit are tries too. Units
-    of weight 0 do not count.
-
-    Raises:
-        ValueError: budget ``bernoulli``, which tries units in no order.
-    """
-    if choice.order is None:
-        raise ValueError("budget bernoulli tries units in no order")
-    piece, count = choice.units.piece.take(choice.order), len(choice.units.batch.begin)
-    weight = (
-        np.ones(len(piece))
-        if choice.units.weight is None
-        else choice.units.weight.take(choice.order)
-    )
-    counts_P = np.bincount(piece, minlength=count)
-    total_P = np.bincount(piece, weights=weight, minlength=count)
-    remaining = total_P.take(piece) - sums_within(weight, counts_P) + weight
-    place, last_P = np.arange(len(piece)), np.full(count, -1)
-    chosen = choice.chosen.take(choice.order)
-    np.maximum.at(last_P, piece[chosen], place[chosen])
-    tried = (place <= last_P.take(piece)) & (weight > 0)
-    return np.bincount(piece[tried], np.log(weight[tried] / remaining[tried]), minlength=count)

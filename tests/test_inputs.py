@@ -124,6 +124,16 @@ ROWS: list[tuple[object, str]] = [
     ({"input_ids": TENSOR, "w": ONES.to("meta")}, "meta"),
     ({"input_ids": TENSOR.to("meta")}, "meta"),
     ([one(w=ONES[0].to(torch.bfloat16))], "bfloat16"),
+    ([], "no rows to mask"),
+    ([one(), {"example_id": 1}], "nothing (NoneType in row 1"),
+    ([one(input_ids=["a"])], "got text"),
+    ([one(w=[0])], f"'w' of row 0 has the wrong length; got 1; allowed: {LENGTH}"),
+    ([one(input_ids=[FIRST, 999])], "outside the vocabulary; got 999"),
+    ([one(input_ids=[FIRST, -4])], "outside the vocabulary; got -4"),
+    ({"input_ids": TENSOR, "w": torch.zeros(1, LENGTH - 1)}, "'w' does not fit"),
+    ({"input_ids": TENSOR, "example_id": torch.arange(3)}, "'example_id' does not fit"),
+    ({"input_ids": ONES}, "whole numbers"),
+    ({"input_ids": TENSOR[0]}, "shape"),
 ]
 
 

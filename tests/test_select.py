@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from math import factorial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from masking_tools import padded, random_rows, row, vocabulary
-from maskwise.errors import MaskwiseError
+from masking_tools import padded, row, vocabulary
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
-from maskwise.masking.policies.base import weigh
 from maskwise.masking.select import in_order, select
 from maskwise.masking.units import Units, runs
 
@@ -70,14 +67,6 @@ def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chose
         line = units.spread(made.chosen & (units.weight == 0))
         filled = torch.from_numpy(line.reshape(units.batch.shape))
     return Chosen(tokens, filled, None if made.budget is None else torch.from_numpy(made.budget))
-
-
-def same(one: dict[str, Any], count: int) -> dict[str, Tensor]:
-    """One row under many example ids."""
-    batch = padded([one])
-    return {
-        name: value.expand(count, -1) for name, value in batch.items() if name != "example_id"
-    } | {"example_id": torch.arange(count)}
 
 
 def frequencies(units: Units, chosen: Tensor) -> Tensor:
@@ -255,13 +244,6 @@ def test_fill_says_what_becomes_of_an_unused_budget() -> None:
         assert_close(frequencies(units, filled.filled), [0, law[0], 0, *law[1:]])
 
 
-@pytest.mark.parametrize("budget", ["exact", "expected", "bernoulli"])
-def test_ratio_zero_and_one(budget: str) -> None:
-    for units in (units_of([1, 3, 2], count=3000), units_of([1] * 5, count=3000)):
-        assert not choose(units, 0.0, budget=budget).tokens.any()
-        assert choose(units, 1.0, budget=budget).tokens.all()
-
-
 @pytest.mark.parametrize(
     ("tokens", "ratio", "floor", "least"),
     [(10, 0.049, 1, 0), (10, 0.05, 1, 1), (10, 0.05, 3, 3), (2, 0.4, 5, 2), (10, 0.05, 0, 0)],
@@ -274,21 +256,6 @@ def test_min_targets_applies_only_from_half_a_token(
             units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
         ).tokens.sum(1)
         assert chosen.min() == least
-
-
-def test_first_and_last_places_are_chosen_as_often_as_the_middle() -> None:
-    batch = gather(same(row([1] * 30), 8000), vocabulary())
-    found = choose(Units.single(batch), 0.15).tokens[:, 1:-1].double().mean(0)
-    assert_close(found, [0.15] * 30, count=8000)
-    words = gather(same(row([2] * 15), 8000), vocabulary())
-    for budget in ("exact", "expected"):
-        found = (
-            choose(runs(words, words.layers["word_ids"]), 0.2, budget=budget)
-            .tokens[:, 1:-1:2]
-            .double()
-            .mean(0)
-        )
-        assert_close(found, [0.2] * 15, count=8000)
 
 
 def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:
@@ -312,25 +279,6 @@ def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None
         True,
         False,
     ]
-
-
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
-def test_bad_weights_are_refused(bad: float) -> None:
-    batch = gather(padded(random_rows(2)), vocabulary())
-    weight = np.ones(batch.shape)
-    weight[1, 3] = bad
-    with pytest.raises(MaskwiseError, match="not a finite number"):
-        weigh(Units.single(batch), weight.reshape(-1))
-    weight[1, 3], weight[:, 0] = 1.0, bad
-    # at a special token it does not matter
-    weigh(Units.single(batch), weight.reshape(-1))
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(MaskwiseError, match=r"unknown budget 'exakt'.*did you mean 'exact'"):
-        choose(units_of([1], count=1), 0.5, budget="exakt")
-    with pytest.raises(MaskwiseError, match="unknown fill"):
-        choose(units_of([1], count=1), 0.5, fill="some")
 
 
 @pytest.mark.parametrize("lengths", [[1] * 60, [2, 1, 3] * 20])

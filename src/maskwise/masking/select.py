@@ -59,10 +59,7 @@ class Selection:
         units: the units to choose from.
         chosen: (U,) bool.
         ratio_P: (P,) float64, the requested ratio of each piece.
-        budget: (P,) int64 tokens; None where units are not tried in order (``bernoulli``,
-            ``visits``, diffusion).
-        keys: the draws that order the units.
-        may_fill: whether units of weight 0 may fill the budget.
+        budget: (P,) int64 tokens; None if there is none (``bernoulli``, ``visits``, diffusion).
         weight_T: (T,) float64, the factor of each token's loss in masked diffusion; else None.
     """
 
@@ -70,21 +67,12 @@ class Selection:
     chosen: Array
     ratio_P: Array
     budget: Array | None = None
-    keys: Keys | None = None
-    may_fill: bool = False
     weight_T: Array | None = None
 
     @cached_property
     def tokens(self) -> Array:
         """(T,) bool: the selected tokens."""
         return self.units.spread(self.chosen)
-
-    @cached_property
-    def order(self) -> Array | None:
-        """(A,) the candidates of each piece in the order in which they are tried, or None."""
-        if self.budget is None or self.keys is None:
-            return None
-        return in_order(self.units, self.keys, may_fill=self.may_fill)
 
 
 def select(
@@ -108,12 +96,7 @@ def select(
         min_targets: the least budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``
             it only holds for single tokens: adding whole units would distort their
             probabilities.
-
-    Raises:
-        MaskwiseError: an unknown budget or fill.
     """
-    require_known("budget", budget, BUDGETS)
-    require_known("fill", fill, FILLS)
     tokens_P = units.tokens_P
     wanted_P = ratio_P * tokens_P
     # A piece too short for half a target may stay without any.
@@ -130,7 +113,7 @@ def select(
         usable_P = np.bincount(units.piece, usable, len(budget_P))
         budget_P *= usable_P >= budget_P
     chosen = up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
-    return Selection(units, chosen, ratio_P, budget_P, keys, may_fill)
+    return Selection(units, chosen, ratio_P, budget_P)
 
 
 def require_known(setting: str, name: str, known: tuple[str, ...]) -> None:
