@@ -5,7 +5,8 @@ read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ def one(**more: object) -> dict[str, Any]:
     return {"input_ids": IDS, "example_id": 0, **more}
 
 
-def refused(call: Callable[[], object], *facts: str) -> None:
-    """The call raises a ``MaskwiseError`` of one short line that names these facts."""
+@contextmanager
+def refused(*facts: str) -> Iterator[None]:
+    """Expect a ``MaskwiseError`` of one short line that names these facts."""
     with pytest.raises(MaskwiseError) as caught:
-        call()
+        yield
     message = str(caught.value)
     assert "\n" not in message and len(message) < 700
     for fact in facts:
@@ -54,16 +56,20 @@ def test_a_column_that_only_later_rows_have_is_refused_and_not_dropped() -> None
     }
     for name, value in layers.items():
         later = [one(), one(**{name: value})]
-        refused(lambda rows=later: masker()(rows, epoch=0), repr(name), "nothing in row 0")  # type: ignore[misc]
+        with refused(repr(name), "nothing in row 0"):
+            masker()(later, epoch=0)
         earlier = [one(**{name: value}), one(), one(**{name: None})]
-        refused(lambda rows=earlier: masker()(rows, epoch=0), repr(name), "nothing in row 1")  # type: ignore[misc]
+        with refused(repr(name), "nothing in row 1"):
+            masker()(earlier, epoch=0)
     named, nameless = one(), {"input_ids": IDS}
-    refused(lambda: masker()([nameless, named], epoch=0), "example_id", "nothing in row 0")
-    refused(lambda: masker()([named, nameless], epoch=0), "example_id", "nothing in row 1")
-    refused(
-        lambda: masker()([one(w=[1] * LENGTH), one(w=3)], epoch=0), "'w'", "a single value in row 1"
-    )
-    refused(lambda: masker()([one(w=["a"]), one(w=[1] * LENGTH)], epoch=0), "'w'", "text in row 0")
+    with refused("example_id", "nothing in row 0"):
+        masker()([nameless, named], epoch=0)
+    with refused("example_id", "nothing in row 1"):
+        masker()([named, nameless], epoch=0)
+    with refused("'w'", "a single value in row 1"):
+        masker()([one(w=[1] * LENGTH), one(w=3)], epoch=0)
+    with refused("'w'", "text in row 0"):
+        masker()([one(w=["a"]), one(w=[1] * LENGTH)], epoch=0)
 
 
 def test_columns_that_nobody_reads_may_differ_between_rows() -> None:
@@ -80,7 +86,8 @@ def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refus
     with pytest.warns(UserWarning, match="no example_id"):
         masker()([{"input_ids": IDS}, {"input_ids": IDS}], epoch=0)
     for rows in ([one(example_id="a")], {"input_ids": torch.tensor([IDS]), "example_id": ["a"]}):
-        refused(lambda rows=rows: masker()(rows, epoch=0), "example_id must be whole", "text")  # type: ignore[misc]
+        with refused("example_id must be whole", "text"):
+            masker()(rows, epoch=0)
 
 
 def test_rows_without_tokens_need_no_type() -> None:
@@ -141,7 +148,8 @@ ROWS: list[tuple[object, str]] = [
     ("rows", "got"), ROWS, ids=[f"{n}-{got}" for n, (_, got) in enumerate(ROWS)]
 )
 def test_what_is_no_batch_of_rows_is_refused(rows: object, got: str) -> None:
-    refused(lambda: masker()(rows, epoch=0), got)  # type: ignore[arg-type]
+    with refused(got):
+        masker()(rows, epoch=0)
 
 
 @pytest.mark.parametrize("bad", [0.5, 1.0, math.nan, math.inf])
@@ -149,13 +157,15 @@ def test_what_is_no_batch_of_rows_is_refused(rows: object, got: str) -> None:
     "name", ["attention_mask", "special_tokens_mask", "token_type_ids", "position_ids"]
 )
 def test_columns_of_whole_numbers_take_no_floats(name: str, bad: float) -> None:
-    refused(lambda: masker()([one(**{name: [bad] * LENGTH})], epoch=0), repr(name), "float64")
+    with refused(repr(name), "float64"):
+        masker()([one(**{name: [bad] * LENGTH})], epoch=0)
     stacked = {
         "input_ids": TENSOR,
         "example_id": torch.tensor([0]),
         name: torch.full((1, LENGTH), bad),
     }
-    refused(lambda: masker()(stacked, epoch=0), repr(name), "float32")
+    with refused(repr(name), "float32"):
+        masker()(stacked, epoch=0)
 
 
 @pytest.mark.parametrize("bad", [0.5, 1.0, math.nan])
@@ -178,59 +188,76 @@ def test_layers_that_number_units_take_no_floats(policy: str, name: str, bad: fl
         "weight": [0.5] * LENGTH,
         name: [bad] * LENGTH,
     }
-    refused(lambda: masker(policy)([one(**layers)], epoch=0), repr(name), "float64")
-    refused(lambda: masker(keep=name)([one(**layers)], epoch=0), repr(name), "float64")
+    with refused(repr(name), "float64"):
+        masker(policy)([one(**layers)], epoch=0)
+    with refused(repr(name), "float64"):
+        masker(keep=name)([one(**layers)], epoch=0)
     layers[name] = [0] * LENGTH
     assert masker(policy, ratio=1.0)([one(**layers)], epoch=0).targets
 
 
-WHOLE: list[tuple[str, Callable[[Any], object], int]] = [
-    ("seed", lambda x: masker(seed=x), 0),
-    ("min_targets", lambda x: masker(min_targets=x), 0),
-    ("step", lambda x: masker()([one()], step=x), 0),
-    ("epoch", lambda x: masker()([one()], epoch=x), 0),
-    ("total_steps", lambda x: masker()([one()], epoch=0, total_steps=x), 0),
-    ("total_steps", lambda x: MaskingCollator(masker(), total_steps=x), 1),
-    ("step", lambda x: MaskingCollator(masker())([one(step=x, epoch=0)]), 0),
-    ("epoch", lambda x: MaskingCollator(masker())([one(step=0, epoch=x)]), 0),
-    ("size", lambda x: StepBatchSampler(x, batch_size=2), 2),
-    ("batch_size", lambda x: StepBatchSampler(20, batch_size=x), 1),
-    ("seed", lambda x: StepBatchSampler(20, batch_size=2, seed=x), 0),
-    ("epochs", lambda x: StepBatchSampler(20, batch_size=2, epochs=x), 0),
-    ("first_step", lambda x: StepBatchSampler(20, batch_size=2, first_step=x), 0),
-    ("rank", lambda x: StepBatchSampler(20, batch_size=2, ranks=3, rank=x), 0),
-    ("ranks", lambda x: StepBatchSampler(20, batch_size=2, ranks=x), 1),
-    ("accumulate", lambda x: StepBatchSampler(20, batch_size=2, accumulate=x), 1),
+def mask(**more: Any) -> object:
+    return masker()([one()], **{"epoch": 0, **more})
+
+
+def collator(**more: Any) -> object:
+    return MaskingCollator(masker(), **more)
+
+
+def collate(**more: Any) -> object:
+    return MaskingCollator(masker())([one(**{"step": 0, "epoch": 0, **more})])
+
+
+def sampler(**more: Any) -> list[list[tuple[int, int, int]]]:
+    return list(StepBatchSampler(**{"size": 20, "batch_size": 2, "ranks": 2, **more}))
+
+
+WHOLE: list[tuple[str, Callable[..., object], int]] = [
+    ("min_targets", masker, 0),
+    ("step", mask, 0),
+    ("epoch", mask, 0),
+    ("total_steps", mask, 0),
+    ("total_steps", collator, 1),
+    ("step", collate, 0),
+    ("epoch", collate, 0),
+    ("size", sampler, 0),
+    ("batch_size", sampler, 1),
+    ("epochs", sampler, 0),
+    ("first_step", sampler, 0),
+    ("rank", sampler, 0),
+    ("ranks", sampler, 1),
+    ("accumulate", sampler, 1),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "call", "least"), WHOLE, ids=[f"{n}-{w[0]}" for n, w in enumerate(WHOLE)]
-)
+@pytest.mark.parametrize(("name", "call", "least"), WHOLE)
 def test_whole_numbers_are_whole_and_in_their_range(
-    name: str, call: Callable[[Any], object], least: int
+    name: str, call: Callable[..., object], least: int
 ) -> None:
-    for bad in (1.7, 2.0, "3", [1], math.nan, True):
-        refused(lambda bad=bad: call(bad), name, repr(bad), "a whole number")  # type: ignore[misc]
-    if name != "seed":
-        refused(
-            lambda: call(least - 1 if name != "size" else -1),
-            name,
-            str(-1 if name == "size" else least - 1),
-        )
-    call(np.int64(least))
-    call(least)
+    with refused(name, str(least - 1)):
+        call(**{name: least - 1})
+    for good in (least, np.int64(least)):
+        if name != "size":
+            call(**{name: good})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("seed", masker), ("seed", sampler), *[entry[:2] for entry in WHOLE]]
+)
+@pytest.mark.parametrize("bad", [1.7, 2.0, "3", [1], math.nan, True], ids=str)
+def test_other_values_are_no_whole_numbers(
+    name: str, call: Callable[..., object], bad: object
+) -> None:
+    with refused(name, repr(bad), "a whole number"):
+        call(**{name: bad})
 
 
 def test_a_sampler_of_a_rank_that_is_not_there_is_refused() -> None:
     for rank in (-1, 2, 5):
-        refused(
-            lambda rank=rank: StepBatchSampler(20, batch_size=2, rank=rank, ranks=2),
-            str(rank),
-            "0 to 1",
-        )  # type: ignore[misc]
-    shares = [list(StepBatchSampler(20, batch_size=2, rank=rank, ranks=2)) for rank in (0, 1)]
-    assert all(len(batch) == 2 for share in shares for batch in share)
+        with refused(str(rank), "0 to 1"):
+            sampler(rank=rank)
+    for rank in (0, 1):
+        assert {len(batch) for batch in sampler(rank=rank)} == {2}
 
 
 def test_steps_of_rows_may_be_tensors_of_one_number() -> None:
@@ -247,19 +274,26 @@ def test_steps_of_rows_may_be_tensors_of_one_number() -> None:
         },
     ):
         assert torch.equal(made(rows)["labels"], plain["labels"])
-    refused(lambda: made({"input_ids": TENSOR, "step": torch.tensor([1.7])}), "step", "1.7")
-    refused(lambda: made({"input_ids": TENSOR, "step": ["a"]}), "step")
-    refused(lambda: made(5), "int")  # type: ignore[arg-type]
-    refused(lambda: MaskingCollator(None), "NoneType")  # type: ignore[arg-type]
+    with refused("step", "1.7"):
+        made({"input_ids": TENSOR, "step": torch.tensor([1.7])})
+    with refused("step"):
+        made({"input_ids": TENSOR, "step": ["a"]})
+    with refused("int"):
+        made(5)
+    with refused("NoneType"):
+        MaskingCollator(None)
 
 
 def test_min_targets_has_an_upper_end() -> None:
-    refused(lambda: Masker(vocabulary(), min_targets=2**70), "min_targets", str(2**31 - 1))
+    with refused("min_targets", str(2**31 - 1)):
+        Masker(vocabulary(), min_targets=2**70)
 
 
 def test_a_stepped_dataset_says_what_it_is_indexed_by() -> None:
-    refused(lambda: SteppedDataset([one()])[0], "(index, step, epoch)")  # type: ignore[index]
-    refused(lambda: SteppedDataset([IDS])[0, 0, 0], "list")
+    with refused("(index, step, epoch)"):
+        SteppedDataset([one()])[0]
+    with refused("list"):
+        SteppedDataset([IDS])[0, 0, 0]
 
 
 NO_TOKENIZER: list[Any] = ["bert-base-uncased", None, 5, PreTrainedTokenizerFast, object()]
@@ -278,7 +312,8 @@ def test_what_is_no_tokenizer_is_refused_with_how_to_load_one(bad: Any) -> None:
 @pytest.mark.parametrize("name", ["policy", "corruption", "ratio", "predict"])
 @pytest.mark.parametrize("bad", [None, ["token"], Masker], ids=str)
 def test_settings_of_another_type_are_refused(name: str, bad: Any) -> None:
-    refused(lambda: Masker(vocabulary(), **{name: bad}), repr(bad))
+    with refused(repr(bad)):
+        Masker(vocabulary(), **{name: bad})
 
 
 def test_a_function_of_the_ratio_that_gives_none_is_named() -> None:
@@ -288,23 +323,24 @@ def test_a_function_of_the_ratio_that_gives_none_is_named() -> None:
         (lambda step, total: math.nan, "nan"),
         (lambda step, total: 1.5, "1.5"),
     ):
-        refused(lambda f=function: masker(ratio=f)([one()], step=3, epoch=0), "step 3", got)  # type: ignore[misc]
+        with refused("step 3", got):
+            masker(ratio=function)([one()], step=3, epoch=0)
     for number in (np.float32(0.25), 0.25):
         assert masker(ratio=lambda step, total, n=number: n).ratio(0, 1) == 0.25
 
 
 MAKERS: list[tuple[Callable[[Any], object], float]] = [
-    (lambda x: schedules.schedule(x), 0.25),
-    (lambda x: schedules.constant(x), 0.25),
+    (schedules.schedule, 0.25),
+    (schedules.constant, 0.25),
     (lambda x: schedules.linear(x, 0.1), 0.5),
     (lambda x: schedules.cosine(0.1, x), 0.5),
     (lambda x: schedules.step(0.1, 0.2, x), 0.5),
-    (lambda x: schedules.linear_decay(x), 0.25),
+    (schedules.linear_decay, 0.25),
     (lambda x: schedules.warm_decay(0.1, x), 0.5),
     (lambda x: schedules.piecewise(0, x, 1, x), 0.5),
-    (lambda x: schedules.uniform(x), 0.25),
+    (schedules.uniform, 0.25),
     (lambda x: schedules.beta(x, 1), 2.0),
-    (lambda x: schedules.bell(x), 0.5),
+    (schedules.bell, 0.5),
     (lambda x: schedules.mixture(x, 1), 0.5),
     (lambda x: schedules.warm_up(0.1, x), 0.5),
     (lambda x: schedules.then(0.1, x, 0.2), 0.5),
@@ -329,8 +365,10 @@ def test_numbers_of_schedules_are_numbers_also_of_numpy(
 
 def test_counts_are_finite_numbers_for_each_id() -> None:
     for bad in (math.inf, [1.0, math.inf], [1, -1], [math.nan], [[1], [2]], "abc", [1, [2]]):
-        refused(lambda bad=bad: given.Frequency(counts=bad), "counts")  # type: ignore[misc]
-    refused(lambda: masker("frequency(counts=inf)"), "counts")
+        with refused("counts"):
+            given.Frequency(counts=bad)
+    with refused("counts"):
+        masker("frequency(counts=inf)")
 
 
 def test_texts_may_be_any_iterable_of_strings() -> None:
@@ -345,14 +383,16 @@ def test_texts_may_be_any_iterable_of_strings() -> None:
         (b"abc", "int at place 0"),
         (["a", "b \ud800"], "place 1"),
     ):
-        refused(lambda bad=bad: encode(tok, bad), got)  # type: ignore[misc]
-        refused(lambda bad=bad: annotate_rows({"text": bad}, tok), got)  # type: ignore[misc]
+        with refused(got):
+            encode(tok, bad)
+        with refused(got):
+            annotate_rows({"text": bad}, tok)
     for ids in (5, [1.5], ["3"], [math.nan], [2**70], [1, 2]):
-        refused(lambda ids=ids: encode(tok, ["w1"], ids=ids), "id")  # type: ignore[misc]
+        with refused("id"):
+            encode(tok, ["w1"], ids=ids)
     for length in (4.5, "8", 0, -1, True):
-        refused(
-            lambda length=length: encode(tok, ["w1"], max_length=length), "max_length", repr(length)
-        )  # type: ignore[misc]
+        with refused("max_length", repr(length)):
+            encode(tok, ["w1"], max_length=length)
 
 
 def test_columns_of_token_ids_are_rows_of_whole_numbers() -> None:
@@ -368,9 +408,11 @@ def test_columns_of_token_ids_are_rows_of_whole_numbers() -> None:
         [[5.0]],
         [[5], 6],
     ):
-        refused(lambda bad=bad: annotate_rows({"input_ids": bad}, tok), "input_ids")  # type: ignore[misc]
+        with refused("input_ids"):
+            annotate_rows({"input_ids": bad}, tok)
     for bad in (None, [1], 5):
-        refused(lambda bad=bad: annotate_rows(bad, tok), type(bad).__name__)  # type: ignore[misc]
+        with refused(type(bad).__name__):
+            annotate_rows(bad, tok)
 
 
 def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -382,23 +424,31 @@ def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFi
     tok = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]", pad_token="[PAD]"
     )
-    refused(lambda: encode(tok, ["a" * 60]), "tokenizer")
-    refused(lambda: list(tokenise([Document("a", "a" * 60)], tok)), "tokenizer")
+    with refused("tokenizer"):
+        encode(tok, ["a" * 60])
+    with refused("tokenizer"):
+        list(tokenise([Document("a", "a" * 60)], tok))
 
 
 def test_models_are_loaded_by_names() -> None:
     for bad in (5, None, b"abc", ["a"]):
-        refused(lambda bad=bad: load_model(bad), repr(bad))  # type: ignore[misc]
+        with refused(repr(bad)):
+            load_model(bad)
     for long in ("a" * 5000, "/" + "a" * 5000, Path("a" * 5000)):
-        refused(lambda long=long: load_model(long), "too long")  # type: ignore[misc]
+        with refused("too long"):
+            load_model(long)
     for seed in ("a", 1.5):
-        refused(lambda seed=seed: load_model("bundled:encoder", seed=seed), "seed", repr(seed))  # type: ignore[misc]
-    refused(lambda: load_model("bundled:encoder", kind="decoder"), "decoder", "encoder-decoder")  # type: ignore[arg-type]
+        with refused("seed", repr(seed)):
+            load_model("bundled:encoder", seed=seed)
+    with refused("decoder", "encoder-decoder"):
+        load_model("bundled:encoder", kind="decoder")
 
 
 def test_an_argument_that_is_given_twice_is_refused() -> None:
-    refused(lambda: schedules.schedule("constant(p=.1, p=.2)"), "p", "twice")
-    refused(lambda: masker("span(p=.1, max_words=3, p=.2)"), "p", "twice")
+    with refused("p", "twice"):
+        schedules.schedule("constant(p=.1, p=.2)")
+    with refused("p", "twice"):
+        masker("span(p=.1, max_words=3, p=.2)")
 
 
 @pytest.mark.parametrize(
@@ -416,5 +466,6 @@ def test_an_argument_that_is_given_twice_is_refused() -> None:
     ],
 )
 def test_numbers_that_a_recipe_names_are_of_their_type(setting: str, spec: str, got: str) -> None:
-    refused(lambda: masker(**{setting: spec}), spec.partition("(")[0], got)
+    with refused(spec.partition("(")[0], got):
+        masker(**{setting: spec})
     assert masker("span(max_words=3, poisson=None)").policy == masker("span(max_words=3)").policy

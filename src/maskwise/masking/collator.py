@@ -196,7 +196,8 @@ class StepBatchSampler:
         self.ranks = whole_number("ranks", ranks, least=1)
         self.rank = whole_number("rank", rank, least=0, most=self.ranks - 1)
         self.accumulate = whole_number("accumulate", accumulate, least=1)
-        self.per_epoch = size // (batch_size * ranks * accumulate)
+        rows_a_step = self.batch_size * self.ranks * self.accumulate
+        self.per_epoch = self.size // rows_a_step
         if not self.per_epoch:
             least = f"at least {batch_size} × {ranks} ranks × {accumulate} accumulated"
             raise MaskwiseError("too few rows for one step", got=size, allowed=least)
