@@ -31,6 +31,7 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.columns import FORMAT
 from maskwise.text.words import text_id
 
 LAYOUTS = ["packed", "joined", "document"]
@@ -371,7 +372,7 @@ def test_a_column_that_was_cut_is_refused(tmp_path: Path, place: int) -> None:
 def test_an_index_without_columns_is_refused(tmp_path: Path, index: dict[str, Any]) -> None:
     out = tmp_path / "pieces"
     cut([document("a", 1)], out=out)
-    (out / "columns.json").write_text(json.dumps({"format": pieces.FORMAT, **index}))
+    (out / "columns.json").write_text(json.dumps({"format": FORMAT, **index}))
     with pytest.raises(MaskwiseError, match="is damaged"):
         Pieces.load(out)
 

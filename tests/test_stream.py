@@ -25,7 +25,8 @@ from maskwise.text.prepared import HELD_OUT_CHARACTERS
 from maskwise.text.readers import Fields
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.stream import BEGINNING, BlockMaker
+from maskwise.text.shards import BEGINNING
+from maskwise.text.stream import BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.learners import Point

@@ -14,7 +14,8 @@ from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import PieceBatch, Pieces, read_pieces
 from maskwise.text.prepared import Prepared
 from maskwise.text.rows import Rows, split
-from maskwise.text.stream import Stream, shards_of
+from maskwise.text.shards import shards_of
+from maskwise.text.stream import Stream
 from maskwise.text.tokenizers import Tokens, load_tokenizer, tokenise, train_tokenizer
 from maskwise.text.words import word_ids
 

@@ -21,6 +21,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.folders import looked_in
 from maskwise.text.hub import hub_dataset, saved_dataset
+from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
     LONGEST_TEXT,
     NAME_IT,
@@ -31,7 +32,6 @@ from maskwise.text.readers import (
     Record,
     Skip,
     files_in,
-    is_utf8,
     kind_of,
     read_file,
 )

@@ -1,10 +1,9 @@
 """Rows with words and names for a ``Masker``: of texts (``encode``) or of rows of tokens.
 
-Words are found in the text where there is one. Where only tokens are left, as in the blocks of
-run_mlm, the characters of each token are joined again and the same rule is applied
-(``annotate_rows``).
+Words are found in the text. If only tokens are left, as in the blocks of run_mlm, ``annotate_rows``
+joins the characters of the tokens and applies the same rule.
 
-Cost: that of the tokenizer; for rows of tokens, a look-up and some array work for each row.
+Cost: nearly all of it is the tokenizer's; for rows of tokens, a look-up and some array work a row.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.text.readers import is_utf8
+from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
     codes_of,
     flat_offsets,
@@ -51,9 +50,10 @@ def encode(
     Args:
         tokenizer: a fast transformers tokenizer.
         texts: one row each.
-        max_length: tokens per row, special ones included. Longer rows are truncated, and a word
-            that is cut gets −1, because half a word must not be masked.
-        ids: the example ids; by default each is a hash of its text (`text_id`).
+        max_length: maximum number of tokens of a row, special ones included. Longer rows are
+            truncated, and a word that is cut gets −1, because half a word must not be masked.
+        ids: the example ids, from which masks are drawn; by default hashes of the texts
+            (`text_id`).
 
     Returns:
         For each text lists under "input_ids", "attention_mask" and "word_ids", and an int under
@@ -73,10 +73,12 @@ def encode(
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
     if ids is None:
-        # equal texts have equal names, and so equal masks
+        # Equal texts have equal names, and so equal masks.
         names = [text_id(text) for text in texts]
     elif isinstance(ids, Iterable):
-        names = [whole_number("an example id", i, least=LEAST_ID, most=MOST_ID) for i in ids]
+        names = []
+        for number in ids:
+            names.append(whole_number("an example id", number, least=LEAST_ID, most=MOST_ID))
     else:
         names = []
     if len(names) != len(texts):
@@ -84,19 +86,19 @@ def encode(
         raise MaskwiseError("every text needs one id", got=got)
     if not texts:
         return []
-    # truncated below, where it is known which word is cut
+    # Rows are truncated below, where it is known which word is cut.
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
-    # control tokens that a text may contain are special too
-    special = np.concatenate(added) | np.isin(np.concatenate(tokens), special_ids(tokenizer))
+    # "[MASK]" in a text is a control token, too.
+    written = np.isin(np.concatenate(tokens), special_ids(tokenizer))
+    special = np.concatenate(added) | written
     words = number_words(place_tokens(texts, offsets, lengths, special=special))
+    words_of_rows = np.split(words, np.cumsum(lengths)[:-1])
     rows = []
-    for name, all_ids, frame, all_words in zip(
-        names, tokens, added, np.split(words, np.cumsum(lengths)[:-1])
-    ):
+    for name, all_ids, frame, all_words in zip(names, tokens, added, words_of_rows):
         row_ids, row_words = _truncated(all_ids, all_words, frame, max_length)
         rows.append(
             {
@@ -111,7 +113,9 @@ def encode(
 
 def _require_fast(tokenizer: object) -> None:
     """Refuse anything but a fast tokenizer: words are found by its character offsets."""
-    if isinstance(tokenizer, type) or not getattr(tokenizer, "is_fast", False):
+    # The class of a fast tokenizer has ``is_fast``, too, but as a property.
+    is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
+    if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
             "words need a fast tokenizer, for its character offsets",
             got=repr(tokenizer)[:60],
@@ -121,6 +125,7 @@ def _require_fast(tokenizer: object) -> None:
 
 def _checked(texts: object) -> list[str]:
     """Return the texts as a list, or raise if a tokenizer could not read them."""
+    # A string is an iterable of texts, each of one character.
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
     found = list(texts)
@@ -143,12 +148,12 @@ def _truncated(ids: Array, words: Array, added: Array, limit: int | None) -> tup
     if room < 1:
         allowed = f"> {limit - room}"
         raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=allowed)
-    # the first token that is left out tells which word is cut
-    cut = words[content[room]]
+    dropped = content[room:]
+    # If the word of the first dropped token began before it, the word is cut.
+    cut = words[dropped[0]]
     if cut >= 0:
         words = np.where(words == cut, -1, words)
-    left_out = content[room:]
-    return np.delete(ids, left_out), np.delete(words, left_out)
+    return np.delete(ids, dropped), np.delete(words, dropped)
 
 
 def annotate_rows(
@@ -160,16 +165,16 @@ def annotate_rows(
 ) -> dict[str, Any]:
     """Add "word_ids" and "example_id" to a batch, for ``datasets.map`` (batched or not).
 
-    Rows of tokens may be anything: lines, or blocks of a fixed length that were cut out of joined
-    texts, as in run_mlm. Their words are read off the characters of their tokens. A word on the
-    border of two blocks is a word in each of them. A batch without "input_ids" is encoded first.
+    Rows of tokens may be lines, or blocks of a fixed length that were cut out of joined texts, as
+    in run_mlm. Their words are found in the characters of their tokens, so each part of a word that
+    two blocks share is a word. A batch without "input_ids" is encoded first.
 
     Args:
-        batch: columns by name. "input_ids" has a list of token ids for each row (or for the one
-            row).
+        batch: columns by name. "input_ids" has a list of token ids for each row, or is one such
+            list if the batch is one row.
         tokenizer: the fast tokenizer that made the rows.
-        text_field: the column of texts, where there is no "input_ids".
-        max_length: see ``encode``; not used for rows of tokens.
+        text_field: the column of texts, used if there is no "input_ids".
+        max_length: as in ``encode``; not used for rows of tokens.
 
     Returns:
         All columns of the batch, with "word_ids" (as long as the row, −1 for no word) and
@@ -194,6 +199,7 @@ def annotate_rows(
         if alone:
             rows = [rows]
         made = [surfaces.annotate(_token_ids(row)) for row in rows]
+        # An empty batch gets both columns, because datasets.map wants the same in every batch.
         names = ["word_ids", "example_id"]
     elif text_field in batch:
         texts = batch[text_field]
@@ -201,7 +207,9 @@ def annotate_rows(
         if alone:
             texts = [texts]
         made = encode(tokenizer, texts, max_length=max_length)
-        names = list(made[0]) if made else []
+        names = []
+        if made:
+            names = list(made[0])
     else:
         raise MaskwiseError(
             "a batch with neither input_ids nor texts",
@@ -228,9 +236,12 @@ def _token_ids(row: object) -> Ids:
     try:
         ids = np.asarray(row)
     except (TypeError, ValueError):
-        # lists in lists, tensors that numpy does not have
+        # numpy refuses ragged lists, and tensors of some types.
         raise _no_token_ids(row) from None
-    if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0)):
+    if ids.ndim != 1:
+        raise _no_token_ids(row)
+    # numpy makes an empty list an array of floats.
+    if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0):
         raise _no_token_ids(row)
     return ids.astype(np.int64)
 
@@ -260,35 +271,39 @@ class _Surfaces:
 
     def annotate(self, ids: Ids) -> dict[str, Any]:
         """Return the words and the name of a row; special tokens have −1."""
+        # The same byte order on every machine, because masks depend on names.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
         name = int.from_bytes(digest, "little") >> 1
         tokens: list[int] = ids.tolist()
+        parts = []
         for token in tokens:
             if token not in self.known:
                 self.known[token] = self._bytes(token)
-        parts = [self.known[token] for token in tokens]
+            parts.append(self.known[token])
         special = np.array([token in self.special for token in tokens], dtype=bool)
-        # a row may begin inside a character
+        # A row may begin inside a character, whose bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
-        offsets = _offsets(codes_of(text), np.array([len(part) for part in parts], dtype=int))
-        return {"word_ids": word_ids(text, offsets, special=special).tolist(), "example_id": name}
+        sizes = np.array([len(part) for part in parts], dtype=int)
+        words = word_ids(text, _offsets(codes_of(text), sizes), special=special)
+        return {"word_ids": words.tolist(), "example_id": name}
 
     def _bytes(self, token: int) -> bytes:
         if token in self.special:
             return b"\n"
         name = self.tokenizer.convert_ids_to_tokens(token)
         if not isinstance(name, str) or token == self.tokenizer.unk_token_id:
-            # a symbol, and so a word of its own
+            # The replacement character is a symbol, so the token is one word.
             return " \ufffd".encode()
         if self.bytes_by_char:
-            if all(char in self.bytes_by_char for char in name):
+            # Added tokens of a byte-level tokenizer are plain text.
+            if self.bytes_by_char.keys() >= set(name):
                 return bytes(self.bytes_by_char[char] for char in name)
             return name.encode()
         if self.prefix is not None:
             if name.startswith(self.prefix):
                 return name.removeprefix(self.prefix).encode()
             return f" {name}".encode()
-        # byte fallback of Llama's kind
+        # Llama writes a byte that is no token as <0xE2>.
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
         return name.replace("\u2581", " ").encode()
@@ -296,10 +311,12 @@ class _Surfaces:
 
 def _offsets(codes: NDArray[np.uint32], sizes: Ids) -> Ids:
     """(L, 2) characters of each token, from the code points of all and the bytes of each token."""
-    # a byte that is not part of a whole character became a lone surrogate
-    escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
+    # The number of bytes of a character in UTF-8 grows at these code points.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    # A byte that is not part of a whole character became a lone surrogate.
+    escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
+    # A token without bytes at the end of the row begins there.
     char_of_byte = np.append(char_of_byte, len(codes))
     end = np.cumsum(sizes)
     start = end - sizes

@@ -18,7 +18,8 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.text.hub import load_hub
 from maskwise.text.layers import CharSpans, Layer, check_spans
-from maskwise.text.readers import damaged, opened, parquet_rows
+from maskwise.text.opening import damaged, opened
+from maskwise.text.readers import parquet_rows
 from maskwise.text.tables import Record, read_table
 
 POS = Layer("categorical", UPOS)

@@ -1,8 +1,8 @@
 """Pieces: a corpus as flat columns of tokens, in memory or memory-mapped.
 
-A *piece* is as much of a document as fits in one row, cut between words. Pieces are cut once and
-do not depend on the layout of rows or on the held-out split, so their names (and masks) never
-change. They are not cut to fill rows, which costs a few per cent of padding when rows are packed.
+A *piece* is as much of a document as fits in one row, cut between words. Pieces do not depend on
+the layout of rows or on the held-out split, so their names and masks never change. They are not cut
+to fill rows, which costs a few per cent of padding in packed rows.
 
 Cost: numpy over tokens, and about 1 µs of Python for each piece. Documents are read in windows of
 about a million tokens, so memory does not grow with the corpus.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,13 +23,14 @@ from numpy.typing import NDArray
 from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, counts_within, framed, sums_within
+from maskwise.text.columns import INDEX, read_columns, require_length, undamaged, write_columns
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.readers import whole_name
 from maskwise.text.tokenizers import Tokens
 from maskwise.text.words import text_id
 
-# torch and transformers take two seconds to import; reading documents needs neither
+# torch and transformers take two seconds to import, and reading documents needs neither.
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +38,11 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
-# 1 and 2 were Arrow files
-FORMAT = 3
-INDEX = "columns.json"
-# columns with a value for each piece; others have one for each token
+# These columns have a value for each piece; others have one for each token.
 OF_PIECES = ("example_id", "document", "source")
-# processed together, in some 50 MB
+# Tokens that are processed together, in some 50 MB of memory.
 WINDOW_TOKENS = 1 << 20
-# of a piece, because word numbers are int16
+# Tokens of a piece, because word numbers are int16.
 MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
@@ -60,19 +57,25 @@ class Frame(NamedTuple):
     pad: int
 
     def room(self, length: int) -> int:
-        """Return the tokens of the longest piece that fits in a row."""
+        """Return the number of tokens of the longest piece that fits in a row."""
         return length - (self.first >= 0) - (self.last >= 0)
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
-        last = _first_known(tokenizer.sep_token_id, tokenizer.eos_token_id, -1)
-        first = _first_known(tokenizer.cls_token_id, -1)
-        return cls(first, last, _first_known(tokenizer.pad_token_id, max(last, 0)))
-
-
-def _first_known(*ids: int | None) -> int:
-    return next(number for number in ids if number is not None)
+        first = tokenizer.cls_token_id
+        last = tokenizer.sep_token_id
+        pad = tokenizer.pad_token_id
+        if first is None:
+            first = -1
+        if last is None:
+            last = tokenizer.eos_token_id
+        if last is None:
+            last = -1
+        # Padding is not attended to, so any id serves.
+        if pad is None:
+            pad = max(last, 0)
+        return cls(first, last, pad)
 
 
 class PieceBatch(NamedTuple):
@@ -99,7 +102,7 @@ class PieceBatch(NamedTuple):
     apart: bool = True
 
     def laid_out(self) -> dict[str, Array]:
-        """Return the rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding.
+        """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
 
         Returns:
             "input_ids", "attention_mask" and the layers, (B, L); on special tokens and padding
@@ -109,28 +112,31 @@ class PieceBatch(NamedTuple):
         layout = framed(
             self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
         )
-        lines = {
-            "input_ids": layout.ids(self.columns["input_ids"]),
-            "attention_mask": layout.present(),
+        shape = layout.shape
+        layers = dict(self.columns)
+        columns = {
+            "input_ids": layout.ids(layers.pop("input_ids")).reshape(shape),
+            "attention_mask": layout.present().reshape(shape),
         }
-        layers = {name: values for name, values in self.columns.items() if name != "input_ids"}
-        several = len(self.rows) > layout.shape[0]
-        if several:
+        packed = len(self.rows) > shape[0]
+        if packed:
             layers["example_id"] = np.repeat(self.example_ids, self.lengths)
             if "word_ids" in layers:
-                layers["word_ids"] = self._words_of_rows(layout.shape[0])
-        lines |= {name: layout.column(values) for name, values in layers.items()}
-        columns = {name: line.reshape(layout.shape) for name, line in lines.items()}
-        if not several:
+                layers["word_ids"] = self._words_of_rows(shape[0])
+        for name, values in layers.items():
+            columns[name] = layout.column(values).reshape(shape)
+        if not packed:
             columns["example_id"] = self.example_ids
         return columns
 
     def _words_of_rows(self, rows: int) -> Ints:
         """Return (T,) word numbers that continue from one piece of a row to the next."""
         words = self.columns["word_ids"].astype(np.int64)
-        # the number of words in the pieces before, in the same row
-        words_P = np.maximum.reduceat(words, np.cumsum(self.lengths) - self.lengths) + 1
-        before_P = sums_within(words_P, counts_within(self.rows, rows)) - words_P
+        first_token_P = np.cumsum(self.lengths) - self.lengths
+        # The word numbers of a piece begin at 0, so the largest one tells how many there are.
+        words_P = np.maximum.reduceat(words, first_token_P) + 1
+        pieces_of_row = counts_within(self.rows, rows)
+        before_P = sums_within(words_P, pieces_of_row) - words_P
         return np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -173,11 +179,11 @@ class Pieces:
     def load(
         cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Pieces:
-        """Open what `read_pieces` wrote, memory-mapped.
+        """Open a folder of `read_pieces`, memory-mapped.
 
         Args:
-            folder: its ``out``.
-            tokenizer: the tokenizer for which its ids will be used.
+            folder: ``out`` of `read_pieces`.
+            tokenizer: the tokenizer that will be used; it must be the one that made the pieces.
 
         Raises:
             MaskwiseError: the folder is missing or damaged, or was made with another tokenizer.
@@ -185,6 +191,7 @@ class Pieces:
         folder = Path(folder)
         columns, about = read_columns(folder)
         with undamaged(folder / INDEX):
+            # A copy, because the columns of pieces are removed from it.
             pieces = cls._of({**columns}, about)
         for name, values in columns.items():
             if name in OF_PIECES:
@@ -203,17 +210,20 @@ class Pieces:
 
     @classmethod
     def _of(cls, columns: dict[str, Array], about: Mapping[str, Any]) -> Pieces:
-        offsets, names, documents, sources = (columns.pop(name) for name in ("offsets", *OF_PIECES))
+        sources: Array | None = columns.pop("source")
+        # The sources ascend, so the last one is 0 if there is only one.
+        if sources is not None and not sources[-1]:
+            sources = None
         return cls(
-            columns,
-            offsets,
-            names,
-            documents,
-            Frame(*about["frame"]),
-            about["length"],
-            Counter(about["counts"]),
-            about["tokenizer"],
-            sources if sources[-1] else None,
+            offsets=columns.pop("offsets"),
+            example_ids=columns.pop("example_id"),
+            documents=columns.pop("document"),
+            columns=columns,
+            frame=Frame(*about["frame"]),
+            length=about["length"],
+            counts=Counter(about["counts"]),
+            tokenizer=about["tokenizer"],
+            sources=sources,
         )
 
 
@@ -233,8 +243,8 @@ def read_pieces(
         tokens: the documents.
         tokenizer: for its special tokens.
         length: L, special tokens included.
-        out: a folder to write, window by window; the pieces are returned memory-mapped. Without it
-            they are held in memory, about 6 bytes a token.
+        out: a folder that is written window by window; the pieces are then memory-mapped.
+            Otherwise they are held in memory, about 6 bytes a token.
 
     Raises:
         MaskwiseError: a length without room, layers that not all documents have, no tokens, a
@@ -261,7 +271,7 @@ def read_pieces(
     parts = list(windows)
     columns = {}
     for name in list(parts[0]):
-        # popped, so that memory never holds everything twice
+        # Popped, so that memory never holds the corpus twice.
         columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
@@ -270,30 +280,32 @@ def _windows(
     tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
 ) -> Iterator[dict[str, Array]]:
     """Yield the columns of the pieces, some documents at a time."""
-    layers: list[str] = []
+    names: list[str] = []
+    # An empty document counts, so that millions of them are not read at once.
     for window in batches(
         tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
     ):
-        # columns are joined by name, so all documents must have the same
         parts = [document.columns() for document in window]
-        layers = layers or [*parts[0]]
+        names = names or list(parts[0])
         for document, part in zip(window, parts):
-            if [*part] != layers:
-                got = f"{[*part]} in {document.document_id!r}"
-                raise MaskwiseError("every document needs the same layers", got=got, allowed=layers)
+            found = list(part)
+            if found != names:
+                got = f"{found} in {document.document_id!r}"
+                raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
         columns = {}
-        for name in layers:
+        for name in names:
             columns[name] = np.concatenate([part[name] for part in parts])
         before = counts["tokens"]
-        first_window = not counts["documents"]
+        is_first = not counts["documents"]
         cut = _cut(window, columns, counts, room)
         cut["offsets"] += before
-        if not first_window:
-            # its first offset is the last one of the window before
+        if not is_first:
+            # The first offset of a window is the last one of the window before.
             cut["offsets"] = cut["offsets"][1:]
-        missing = int((columns["input_ids"] == unknown).sum())
-        if missing:
-            counts[UNKNOWN] += missing
+        unknown_tokens = int((columns["input_ids"] == unknown).sum())
+        # Counted only if there are any, so that reports stay short.
+        if unknown_tokens:
+            counts[UNKNOWN] += unknown_tokens
         yield columns | cut
     if not counts["pieces"]:
         got = f"{counts['documents']} documents"
@@ -306,7 +318,7 @@ def _cut(
 ) -> dict[str, Array]:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
-    Word numbers in ``columns`` are counted anew in every piece; ``counts`` are added to.
+    Changes ``columns``, whose words are numbered from 0 in each piece, and adds to ``counts``.
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
     total = int(lengths.sum())
@@ -314,12 +326,13 @@ def _cut(
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owner_T)
     word_T = np.cumsum(opens) - 1
-    # half a word must not be masked, so longer words are not eligible
-    long = (np.bincount(word_T)[word_T] > room) & (words >= 0)
+    # Half a word must not be masked, so words that are longer than a row are not eligible.
+    size_T = np.bincount(word_T)[word_T]
+    long = (size_T > room) & (words >= 0)
     words = np.where(long, -1, words)
 
-    # for each token the last place at or before it where a piece may begin
     may_begin = opens | (words < 0)
+    # For each token, the last position at or before it where a piece may begin.
     border_T = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
     begins: list[int] = []
     owners: list[int] = []
@@ -338,18 +351,18 @@ def _cut(
         start = end
     offsets = np.array([*begins, total], dtype=np.int64)
     if "word_ids" in columns:
-        # numbered from 0 in every piece, as if each were a text of its own
         sizes = np.diff(offsets)
-        fresh = changes(words, np.repeat(np.arange(len(sizes)), sizes)) & (words >= 0)
-        number = sums_within(fresh, sizes) - 1
-        columns["word_ids"] = np.where(words >= 0, number, -1).astype(np.int16)
+        piece_T = np.repeat(np.arange(len(sizes)), sizes)
+        first_token_of_word = changes(words, piece_T) & (words >= 0)
+        number_T = sums_within(first_token_of_word, sizes) - 1
+        columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
 
-    # rare cases are counted only if they occur, so that reports stay short
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
-    for reason, number in ((NO_TOKENS, (lengths == 0).sum()), (LONG_WORDS, (long & opens).sum())):
+    rare = {NO_TOKENS: int((lengths == 0).sum()), LONG_WORDS: int((long & opens).sum())}
+    for reason, number in rare.items():
         if number:
-            counts[reason] += int(number)
-    # parts of a long document have its name, so that they stay on one side of a split
+            counts[reason] += number
+    # Parts of a long document have its name, so that they stay on one side of a split.
     names = [text_id(whole_name(document.document_id)) for document in window]
     sources = [document.source for document in window]
     return {
@@ -367,58 +380,16 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
-def write_columns(
-    folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
-) -> None:
-    """Write columns that come in parts: a file of raw values for each, and last their index."""
-    types: dict[str, str] = {}
-    with ExitStack() as stack:
-        files = []
-        for part in parts:
-            for place, (name, values) in enumerate(part.items()):
-                if name not in types:
-                    types[name] = values.dtype.str
-                    # numbered, because layers may have any name
-                    files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
-                # not `tofile`, whose buffer hides a full disk
-                files[place].write(np.ascontiguousarray(values).data)
-    # the index comes last: without it the folder is not readable
-    index = {"format": FORMAT, "columns": types, **about}
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Open what `write_columns` wrote, memory-mapped.
-
-    Raises:
-        MaskwiseError: the folder is missing, damaged or of another format.
-    """
-    about = folders.read_json(folder / INDEX) or {}
-    if about.get("format") != FORMAT:
-        what = f"{folder} does not hold pieces of this version"
-        raise MaskwiseError(
-            what, got=about.get("format"), allowed=FORMAT, do="prepare the corpus again"
-        )
-    columns = {}
-    with undamaged(folder / INDEX):
-        types = [*about.pop("columns").items()]
-    for place, (name, dtype) in enumerate(types):
-        path = folder / f"{place}.bin"
-        with undamaged(path):
-            # plain arrays, because a memmap is slower to index
-            columns[name] = np.asarray(np.memmap(path, dtype, "r"))
-    return columns, about
-
-
 def unknown_share(counts: Mapping[str, int]) -> float:
-    """The share of a text's tokens that its tokenizer does not know."""
+    """Return the share of a text's tokens that its tokenizer does not know."""
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
 def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """
+    """Raise if most tokens of a text are unknown to its tokenizer.
+
     Raises:
-        MaskwiseError: most tokens of a text are unknown to its tokenizer.
+        MaskwiseError: more than half are unknown.
     """
     share = unknown_share(counts)
     if share > 0.5:
@@ -429,20 +400,3 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
             "or bpe",
         )
-
-
-@contextmanager
-def undamaged(path: Path) -> Iterator[None]:
-    """Turn errors of a file that is missing, or lacks something, into one line."""
-    try:
-        yield
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        what = f"{path} is damaged"
-        raise MaskwiseError(what, got=str(error), do="prepare the corpus again") from error
-
-
-def require_length(folder: Path, column: Array, length: int) -> None:
-    """Raise if a column of a folder is shorter or longer than it was."""
-    if len(column) != length:
-        what = f"{folder} is damaged: a column is not whole"
-        raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")

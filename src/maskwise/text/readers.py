@@ -1,40 +1,34 @@
 """Readers: the records in files of any known format and in data sets of `datasets`.
 
-A reader yields, for every place in a source, its name and content, or a `Skip` with the reason. A
-bad line is a `Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a
+A reader yields the name and content of each record, or a `Skip` with the reason. A bad line is a
+`Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a
 `MaskwiseError`. Nothing is unpickled, and code that comes with a data set is never run.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.text.opening import HEAD_BYTES, damaged, opened, refuse_unreadable
 from maskwise.text.tables import read_table
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are no letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
-# a few bad lines are skipped; a larger share in the head of a file means another encoding
-_MAX_BAD_SHARE = 0.35
-_HEAD_BYTES = 1 << 16
-# bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory
+# Bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-# fewer lines do not show whether each is a text
+# Fewer lines do not show whether each is a text.
 LEAST_LINES = 8
-# characters: about a million tokens, which take some 300 MB while they are read
+# Characters: about a million tokens, which take some 300 MB while they are read.
 LONGEST_TEXT = 1 << 22
 
 LineKind: TypeAlias = Literal["json", "line", "block"]
@@ -42,7 +36,7 @@ LineKind: TypeAlias = Literal["json", "line", "block"]
 
 
 class Skip(NamedTuple):
-    """A place in a source without a usable document."""
+    """A record without a usable document."""
 
     reason: str
 
@@ -104,88 +98,16 @@ def known_ending(path: Path) -> str | None:
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     """Return the files of a folder that are not hidden, by their sorted paths; or a single file."""
-    if folder.is_file():
-        return {folder.name: folder} if known_ending(folder) in endings else {}
     files = {}
+    if folder.is_file():
+        if known_ending(folder) in endings:
+            files[folder.name] = folder
+        return files
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and known_ending(path) in endings and "/." not in f"/{name}":
             files[name] = path
     return dict(sorted(files.items()))
-
-
-def opened(path: Path) -> IO[bytes]:
-    """Open the bytes of a file, inflated if its name says ``.gz`` or ``.zst``."""
-    name = path.name.lower()
-    if name.endswith(".zst"):
-        return io.BufferedReader(_Zstd(path))
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path))
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """The inflated bytes of a zstd file. It knows its position, which pyarrow's own does not."""
-
-    def __init__(self, path: Path):
-        import pyarrow as pa
-
-        self.file = pa.input_stream(str(path), compression="zstd")
-        self.place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        read: int = self.file.readinto(buffer)
-        self.place += read
-        return read
-
-    def tell(self) -> int:
-        return self.place
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-@contextmanager
-def damaged(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of gzip while reading a file into one line."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        do = "is it complete and readable?"
-        raise MaskwiseError(f"cannot read {path}: {error}", do=do) from error
-
-
-def is_utf8(text: str) -> bool:
-    """Tell whether a string can be encoded: JSON may hold half a character."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeError:
-        return False
-
-
-def refuse_unreadable(path: Path) -> None:
-    """Refuse a file whose first 64 KiB are binary or of another encoding than UTF-8."""
-    with opened(path) as file:
-        head = file.read(_HEAD_BYTES)
-    if b"\0" in head:
-        do = "give UTF-8 text (convert UTF-16 first)"
-        raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
-    # half a character is a lone surrogate, which is not UTF-8
-    lines = [line for line in head.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
-    if len(head) == _HEAD_BYTES:
-        # the last one is incomplete
-        lines = lines[:-1]
-    bad = sum(not is_utf8(line) for line in lines)
-    if bad > _MAX_BAD_SHARE * len(lines):
-        raise MaskwiseError(
-            f"{path} is not UTF-8 text",
-            got=f"{bad} bad of its first {len(lines)} lines",
-            do="convert it, for example with iconv -f LATIN1 -t UTF-8",
-        )
 
 
 # ---- files of lines
@@ -197,7 +119,9 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
         return "json"
     if fields.per == "auto":
         return text_per(path)
-    return "line" if fields.per == "line" else "block"
+    if fields.per == "line":
+        return "line"
+    return "block"
 
 
 def text_per(path: Path) -> LineKind:
@@ -207,11 +131,11 @@ def text_per(path: Path) -> LineKind:
     one text that was wrapped: many of them begin with a small letter.
     """
     with damaged(path), opened(path) as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     lines = lines_of(head.decode("utf-8", "ignore"))
-    if len(head) == _HEAD_BYTES:
+    if len(head) == HEAD_BYTES:
         lines = lines[:-1]
-    # blank lines separate blocks
+    # Blank lines separate blocks.
     if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
         return "block"
     small = sum(line.lstrip()[0].islower() for line in lines)
@@ -239,7 +163,7 @@ def read_lines(file: IO[bytes], size: int) -> bytes:
             rest = _rest_of_line(file)
             parts.append(rest)
             last += rest
-        # a chunk ends with a record, and a blank line is none
+        # A blank line is no record, and a chunk ends with a record.
         if last.strip() or not last:
             return b"".join(parts)
         last = file.readline(LONGEST_LINE)
@@ -260,7 +184,7 @@ def _rest_of_line(file: IO[bytes]) -> bytes:
 
 def _lines(file: IO[bytes], *, begins: bool) -> Iterator[str | Skip]:
     """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
-    # only the beginning of a file may have a byte-order mark
+    # Only the beginning of a file may have a byte-order mark.
     encoding = "utf-8-sig" if begins else "utf-8"
     while line := file.readline(LONGEST_LINE):
         text: str | Skip = Skip(LONG_LINE)
@@ -269,7 +193,7 @@ def _lines(file: IO[bytes], *, begins: bool) -> Iterator[str | Skip]:
                 text = line.decode(encoding)
             except UnicodeDecodeError:
                 text = Skip(NOT_UTF8)
-        # pass over the rest of a long line
+        # The rest of a long line is dropped.
         while line and not line.endswith(b"\n"):
             line = file.readline(LONGEST_LINE)
         yield text
@@ -278,13 +202,13 @@ def _lines(file: IO[bytes], *, begins: bool) -> Iterator[str | Skip]:
 
 @dataclass
 class LineReader:
-    """Read the records of a file of lines, and know where to resume.
+    """Reads the records of a file of lines, and can resume.
 
     Attributes:
         name: prefix of the names of the records.
         kind: format of the file.
         number: number of the latest record; of JSON lines, of the latest line.
-        whole: the name of a block of which only the beginning was read.
+        whole: name of the block that is only read in part.
     """
 
     name: str
@@ -295,7 +219,7 @@ class LineReader:
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Yield the records from the current place of the file on."""
         readers = {"json": self._values, "line": self._texts, "block": self._blocks}
-        # bytes that were cut out of a file begin at 0 too, but have lines before them
+        # Bytes that were cut out of a file begin at 0, too, but have lines before them.
         begins = file.tell() == 0 and self.number == 0
         return readers[self.kind](_lines(file, begins=begins))
 
@@ -321,7 +245,7 @@ class LineReader:
     def _blocks(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
         block: list[str] = []
         size = 0
-        # a blank line ends the last block
+        # A blank line closes the last block.
         for line in chain(lines, [""]):
             if isinstance(line, Skip):
                 yield line
@@ -336,8 +260,10 @@ class LineReader:
             if block and (ends or size >= LONGEST_TEXT):
                 self.number += 1
                 name = f"{self.name}#{self.number}"
+                # A block that is too long is read in parts, which belong together.
                 if not ends:
-                    whole = self.whole = whole or name
+                    whole = whole or name
+                    self.whole = whole
                 if whole:
                     name = PartName.of(name, whole)
                 yield name, "\n".join(block)
@@ -357,9 +283,11 @@ def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        # half characters remain in their cells, so that only these rows are skipped
+        # Bad bytes stay in their cells, so that only their rows are skipped.
         text = file.read().decode("utf-8-sig", "surrogateescape")
-    usual = "," if ".csv" in path.name.lower() else "\t"
+    usual = "\t"
+    if ".csv" in path.name.lower():
+        usual = ","
     rows = read_table(text, path, usual=usual)
     if rows:
         wanted([*rows[0]], fields, str(path))
@@ -369,13 +297,15 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """Yield the sequences of a FASTA file, long ones in parts, without gaps (-) and final *."""
     refuse_unreadable(path)
-    number = part = size = 0
+    number = 0
+    part = 0
+    size = 0
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        # a header ends the sequence before it
+        # A header ends the sequence before it.
         for line in chain(file, [b">"]):
-            # a line that is not UTF-8 is no letters, so its sequence is skipped
+            # Bad bytes become characters that are no letters, so the sequence is skipped.
             text = line.decode(errors="replace").strip()
             header = text.startswith(">")
             if not text or text.startswith(";"):
@@ -425,8 +355,10 @@ def parquet_rows(
 
     try:
         table = pq.ParquetFile(path)
-        columns = wanted(table.schema_arrow.names, fields, str(path)) if fields else None
-        # row groups are read one by one, so that those before the first row can be left out
+        columns = None
+        if fields:
+            columns = wanted(table.schema_arrow.names, fields, str(path))
+        # Row groups are read one by one, so that those before the first row are skipped.
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             if rows <= first:
@@ -446,10 +378,13 @@ def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
     Raises:
         MaskwiseError: the text is not among them.
     """
-    # without a text field it is still to be found
+    # All columns are read to find out which one has the text.
     if not fields.text:
         return columns
-    text = fields.text if fields.text in columns else fields.text.split(".")[0]
+    text = fields.text
+    if text not in columns:
+        # It may be a path into the objects of a column.
+        text = text.split(".")[0]
     if text not in columns:
         raise unknown_name(f"text field of {where}:", fields.text, columns, do=NAME_IT)
     return [column for column in (fields.id, text) if column in columns]

@@ -17,18 +17,8 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.segments import listed
-from maskwise.text.pieces import (
-    INDEX,
-    WINDOW_TOKENS,
-    Array,
-    Ints,
-    PieceBatch,
-    Pieces,
-    read_columns,
-    require_length,
-    undamaged,
-    write_columns,
-)
+from maskwise.text.columns import INDEX, read_columns, require_length, undamaged, write_columns
+from maskwise.text.pieces import WINDOW_TOKENS, Array, Ints, PieceBatch, Pieces
 
 if TYPE_CHECKING:
     # torch takes two seconds to import, and reading documents does not need it.
