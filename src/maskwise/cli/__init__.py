@@ -1,10 +1,9 @@
-"""The command line: every command is a function with typed arguments, and calls a room that does
-the work.
+"""The command line: each command is a function with typed arguments.
 
-This page knows all commands and turns bad input into one line and exit code 2; ``begin`` is what a
-newcomer meets first, ``runs`` are the commands that write a folder, ``views`` those that look, and
-``terminal`` is what all share. It sees every room and imports each only when its command runs, so
-that ``--help`` is quick.
+This module registers all commands and turns bad input into one line and exit code 2. ``begin`` has
+the first steps, ``runs`` the commands that write a folder, ``views`` those that only read, and
+``terminal`` their common options and output. A command imports the library when it runs, so that
+``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ for command in (
 app.command("list")(views.list_names)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""What the operating system answers where nothing more can be written."""
+"""Errors of the operating system if nothing more can be written."""
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
@@ -62,16 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     138 after SIGUSR1.
     """
     leave_when_asked()
-    # without the line of code that gave it
+    # A warning is one line, without the line of code that raised it.
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each vain attempt is a line before ours
+    # The hub would print a line for each failed attempt.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
-        given = list(arguments) if arguments is not None else None
-        code = app(args=given, standalone_mode=False, prog_name="maskwise")
+        code = app(args=arguments, standalone_mode=False, prog_name="maskwise")
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED  # with some versions of typer; others return it
+        # Some versions of typer raise after Ctrl-C, others return the code.
+        code = INTERRUPTED
     except SystemExit as end:
         code = end.code
     except MaskwiseError as error:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _let_go_of_stdout()
         _fail(f"{error.filename or 'what was to be written could not be'}: {error.strerror}")
     except Exception as error:
-        # a usage error; typer's class is public in no version
+        # A usage error has this method; its class is public in no version of typer.
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
@@ -98,12 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """Nobody takes what is left: Python would try again at its end, and complain."""
+    """Redirect stdout to nowhere, or Python would flush it at exit and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:
-    if rank_here():  # under torchrun one process speaks for all
+    # Under torchrun one process prints for all.
+    if rank_here():
         sys.exit(2)
     say(f"maskwise: {' '.join(line.split())}", "red", to=err_console)
     sys.exit(2)

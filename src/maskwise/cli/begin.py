@@ -60,7 +60,7 @@ def begin(
     for command, purpose in FIRST_STEPS.items():
         say(f"  {command}", "cyan")
         out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
-    # a group has them
+    # typer declares the context of any command, which may have no subcommands.
     names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]
     say(f"\nCommands: {names}. Each of them has --help.")
 
@@ -85,7 +85,8 @@ def check(
     for it.
     """
     if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
-        recipe_path(subject)  # refuse a typo before the slow imports
+        # Refuse a typo before the slow imports.
+        recipe_path(subject)
     from maskwise.study.outlook import outlook_of
 
     facts = outlook_of(subject, overrides or [], timing=timing)
@@ -129,7 +130,7 @@ def adapt(
     from maskwise import study as room
     from maskwise.study import adapt as steps_of
 
-    # a dry run does not overwrite an earlier study's pairs
+    # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:
         recipe = steps_of.adapt_recipe(
             model,
@@ -161,14 +162,16 @@ def adapt(
 
 
 def print_outlook(facts: dict[str, Any]) -> None:
-    """The text, the tasks, the model, what each arm trains on, the time, and the doubts."""
+    """Print the text, the tasks, the model, the targets of each arm, the time, and the doubts."""
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts["lines"]))
     if facts["arms"]:
         say("")
         rows = []
         for name, arm in facts["arms"].items():
             size = arm["tokens_per_unit"]
-            unit = "" if size is None else f"{size:.2f}"
+            unit = ""
+            if size is not None:
+                unit = f"{size:.2f}"
             targets = f"{arm['targets_per_step']:,.0f}"
             rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", unit))
         print_table(("arm", "masks", "targets a step", "share", "tokens a unit"), rows)
@@ -192,12 +195,13 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
-    # in the working folder, where commands and editors find it
+    # The working folder, where commands and editors find it.
     target = Path(f"{name_of(texts)}.yaml")
     if target.exists():
         raise MaskwiseError(f"{target} exists already", do="move it away, or change it by hand")
     write_whole(target, starter(texts, tasks))
-    recipe = quote(str(target))  # a name may hold spaces and brackets
+    # A name may contain spaces and brackets.
+    recipe = quote(str(target))
     say(f"wrote {target}")
     say(f"next: maskwise check {recipe}")
     say(f"then: maskwise study {recipe} --out {quote(f'runs/{target.stem}')}")

@@ -35,6 +35,8 @@ from maskwise.constants import GAIN, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path
 
+MOST_SEEDS = 1000
+
 
 def study(
     context: typer.Context,
@@ -72,17 +74,18 @@ def study(
     The same command resumes an interrupted study and repeats nothing. Exit code 1 says that a run
     failed.
     """
-    # an option of a run would be ignored in silence
+    # An option of a run would be ignored without a message.
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, overrides or [])
         return
     changes = overrides or []
-    # `maskwise study training.steps=10` is the quick start with an override
+    # `maskwise study training.steps=10` is the quick start with an override.
     if "=" in recipe and not Path(recipe).exists():
         changes = [recipe, *changes]
         recipe = "quick-start"
-    recipe_path(recipe)  # refuse a typo before the slow imports
+    # Refuse a typo before the slow imports.
+    recipe_path(recipe)
     from maskwise import study as room
     from maskwise.recipe import read_recipe
 
@@ -160,11 +163,13 @@ def finetune(
     rows = []
     for line in results:
         metric, majority = line["metric"], line["majority"]
-        each = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
-        least = "–" if majority is None else f"{majority:.3f}"
+        scores = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
+        chance = "–"
+        if majority is not None:
+            chance = f"{majority:.3f}"
         items = str(line["test_items"])
-        rows.append((line["task"], metric, f"{line['score']:.3f}", each, least, items))
-        # accuracy says little where one label is common
+        rows.append((line["task"], metric, f"{line['score']:.3f}", scores, chance, items))
+        # Accuracy is high without any learning if one label is frequent.
         macro = line["others"].get("macro-f1")
         if macro is not None and accuracy_misleads(metric, majority):
             rows.append(("", "macro-f1", f"{macro:.3f}", "", "", ""))
@@ -202,12 +207,14 @@ def learn(
     rows = []
     for name, value in figures.items():
         if isinstance(value, int | float):
-            other = f"{salient[name]:.4g}" if name in salient else ""
+            other = ""
+            if name in salient:
+                other = f"{salient[name]:.4g}"
             rows.append((name.replace("_", " "), f"{value:.4g}", other))
     print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
-    # a policy that puts less weight on answers than chance has learned nothing
+    # A policy that puts less weight on answers than chance has learned nothing.
     weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
     if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
         warn("these figures are no better than those of even weights: the policy may be useless")
@@ -265,7 +272,9 @@ def annotate(
         functions=function or (),
         quiet=as_json,
     )
-    layers = [name for entry in summary["annotators"].values() for name in entry["layers"]]
+    layers: list[str] = []
+    for entry in summary["annotators"].values():
+        layers += entry["layers"]
     samples = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
     if html is not None:
         write_layers(summary, samples, html)
@@ -294,12 +303,17 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
 
 
 def _seeds(text: str) -> list[int]:
-    """Seeds from 100-103,107."""
+    """Return the seeds of a list such as 100-103,107."""
     seeds: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        span = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
-        if not 0 < len(span) <= 1000:  # more runs of an arm than any study has
+        span = range(0)
+        if ends:
+            first = int(ends[1])
+            last = int(ends[2] or ends[1])
+            span = range(first, last + 1)
+        # No study has more runs of an arm, and a longer range would fill the memory.
+        if not 0 < len(span) <= MOST_SEEDS:
             raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103")
         seeds += span
     return seeds

@@ -1,6 +1,4 @@
-"""What the commands share: consoles, options, tables, JSON, and how plans and verdicts are
-printed.
-"""
+"""Consoles, options, tables and JSON of all commands, and the printing of plans and verdicts."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ TextField = Annotated[str, typer.Option(help="The field with the text, in files 
 
 
 def print_json(value: object) -> None:
-    # not by rich, which would break and colour lines
+    # rich would break and colour lines.
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
@@ -58,7 +56,13 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     """Print a table without lines; cells are no markup."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        cells = []
+        for cell in row:
+            # rich reads "[red]" in a string as markup, but not in a Text.
+            if isinstance(cell, str):
+                cell = Text(cell)
+            cells.append(cell)
+        table.add_row(*cells)
     out_console.print(table)
 
 
@@ -67,32 +71,33 @@ def has_colours() -> bool:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """A dry run: stages by kind, the cost of each phase of training, and the time until the end."""
+    """Print a dry run: stages by kind, the cost of each phase of training, and the total time."""
     from maskwise.study.prospects import prospect_lines
 
-    print_table(
-        ("stages", "done", "to do", "time of work"),
-        (
-            (kind, str(facts["done"]), str(facts["to_do"]), duration(facts["seconds"]))
-            for kind, facts in plan["stages"].items()
-        ),
-    )
-    print_table(
-        ("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time"),
-        (
+    stages = []
+    for kind, facts in plan["stages"].items():
+        done = str(facts["done"])
+        stages.append((kind, done, str(facts["to_do"]), duration(facts["seconds"])))
+    print_table(("stages", "done", "to do", "time of work"), stages)
+    phases = []
+    for line in plan["phases"]:
+        flops = ""
+        if line["flops"] is not None:
+            flops = short(line["flops"])
+        phases.append(
             (
                 str(line["phase"]),
                 ", ".join(line["arms"]),
-                f"{line['runs']}",
+                str(line["runs"]),
                 f"{line['steps']:,}",
                 f"{line['batch_size']} × {line['length']}",
                 short(line["tokens"]),
-                "" if line["flops"] is None else short(line["flops"]),
+                flops,
                 duration(line["seconds"]),
             )
-            for line in plan["phases"]
-        ),
-    )
+        )
+    heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time")
+    print_table(heads, phases)
     runs = ", ".join(f"{line['runs']} runs ({line['purpose']})" for line in plan["plans"])
     say(f"Runs: {runs}")
     for line in prospect_lines(plan["contrasts"]):
@@ -115,7 +120,7 @@ COLOURS = {
 
 
 def print_verdicts(summary: dict[str, Any]) -> None:
-    """The primary contrasts, the headline, the flags that matter, and what to do."""
+    """Print the primary contrasts, the headline, the flags and the advice of a summary."""
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
@@ -125,13 +130,15 @@ def print_verdicts(summary: dict[str, Any]) -> None:
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
-            # every task has few items: the page says so, with numbers
+            # This flag is raised for nearly every task, and the page has its numbers.
             if flag["code"] != "items":
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
     for sentence, arms in arms_of.items():
         named = arms.keys() == all_arms or any(arm in sentence for arm in arms)
-        say(f"  · {sentence}" if named else f"  · {', '.join(arms)}: {sentence}", "dim")
+        if not named:
+            sentence = f"{', '.join(arms)}: {sentence}"
+        say(f"  · {sentence}", "dim")
     for sentence in summary["advice"]:
         say(f"  → {sentence}")
     say("")
@@ -141,28 +148,37 @@ def _cells(row: Any) -> list[str | Text]:
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
-    # the same units as on the page
+    # The page has the same units.
     amount = shown(row)
-    mean, low, high = (
-        "" if x is None else f"{x:+.{amount.digits}f}".replace("-", "−")
-        for x in (amount.mean, amount.low, amount.high)
-    )
-    unit = "points" if amount.unit.endswith("points") else amount.unit
-    p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}"
+    figures = []
+    for figure in (amount.mean, amount.low, amount.high):
+        if figure is None:
+            figures.append("")
+        else:
+            figures.append(f"{figure:+.{amount.digits}f}".replace("-", "−"))
+    mean, low, high = figures
+    if mean:
+        unit = amount.unit
+        if unit.endswith("points"):
+            unit = "points"
+        mean = f"{mean} {unit}"
+    interval = "needs 6 runs"
+    if low:
+        interval = f"{low} to {high}"
+    p = ""
+    if row["p_adjusted"] is not None:
+        p = f"{row['p_adjusted']:.2g}"
     verdict = row["verdict"]
-    if row["better"]:
-        verdict = f"{'better' if row['better'] == 'arm' else 'worse'} ({verdict})"
+    if row["better"] == "arm":
+        verdict = f"better ({verdict})"
+    elif row["better"]:
+        verdict = f"worse ({verdict})"
     if row["verdict"] != "not comparable":
         verdict += f", {row['scope']}"
-    return [
-        row["arm"],
-        row["baseline"],
-        outcome_words(row["outcome"]).partition(" ")[2],  # without "on" or "in"
-        mean and f"{mean} {unit}",
-        f"{low} to {high}" if low else "needs 6 runs",
-        p,
-        Text(verdict, COLOURS[row["verdict"]]),
-    ]
+    # The words begin with "on" or "in", which the head of the column makes superfluous.
+    outcome = outcome_words(row["outcome"]).partition(" ")[2]
+    coloured = Text(verdict, COLOURS[row["verdict"]])
+    return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
 
 
 def short(number: float) -> str:

@@ -71,10 +71,14 @@ def evaluate(
             name = f"{record['name']} {record['metric']}"
             value, chance, items = record["value"], record["chance"], record["items"]
             skipped = [f"{count} {reason}" for reason, count in record.get("skipped", {}).items()]
-        known = "" if chance is None else f"{chance:.3f}"
-        error = record.get("error")
-        spread = "" if error is None else f" ± {error:.3f}"
-        rows.append((name, f"{value:.3f}{spread}", known, str(items), "; ".join(skipped)))
+        # A loss has no chance level, and some measures have no standard error.
+        floor = ""
+        if chance is not None:
+            floor = f"{chance:.3f}"
+        figure = f"{value:.3f}"
+        if record.get("error") is not None:
+            figure += f" ± {record['error']:.3f}"
+        rows.append((name, figure, floor, str(items), "; ".join(skipped)))
     print_table(("measure", "value", "chance", "items", "left out"), rows)
 
 
@@ -125,7 +129,7 @@ def generate(
         block=block,
         seed=seed,
     )
-    # in a pipe only the final text is of use
+    # In a pipe only the final text is useful.
     if out_console.is_terminal and not as_json:
         with Live(console=out_console, refresh_per_second=12) as live:
             for stage in stages:
@@ -230,7 +234,7 @@ def bench(
     name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
 ) -> None:
     """Measure the speed of masking beside transformers' collator, in one run on this machine."""
-    # a name of earlier versions
+    # Earlier versions had a second bench.
     if name == "train":
         do = "in a checkout of the project: python benchmarks/train.py"
         raise MaskwiseError("bench train is not part of the package any more", do=do)
@@ -317,7 +321,9 @@ def list_names(
         print_json(rows)
         return
     for row in rows:
-        arguments = f"({row['arguments']})" if row["arguments"] else ""
+        arguments = row["arguments"]
+        if arguments:
+            arguments = f"({arguments})"
         out_console.print(Text.assemble((row["name"], "bold"), (arguments, "dim")), soft_wrap=True)
         out_console.print(Padding(Text(row["what"]), (0, 0, 0, 4)))
         say(f"    {row['example']}", "cyan")
@@ -327,7 +333,9 @@ def names_in(what: str) -> dict[str, Any]:
     """The members of a list, by name."""
     module, _, name = TABLES[what].partition(":")
     table = getattr(importlib.import_module(module), name)
-    return dict(table() if callable(table) else table)
+    if callable(table):
+        table = table()
+    return dict(table)
 
 
 def describe_table(what: str) -> list[dict[str, str]]:
@@ -341,8 +349,7 @@ def describe_table(what: str) -> list[dict[str, str]]:
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "recipes":
-            # Every recipe begins with a comment that describes it; to read the YAML would take
-            # longer.
+            # Every recipe begins with a comment that describes it, and parsing the YAML is slow.
             lines = member.read_text(encoding="utf-8").splitlines()
             comment = takewhile(lambda line: line.startswith("#"), lines)
             line = _sentence(" ".join(text.lstrip("# ") for text in comment))
@@ -350,11 +357,10 @@ def describe_table(what: str) -> list[dict[str, str]]:
             line = _sentence(python_inspect.getdoc(member) or "")
             arguments = arguments_of(member, without=INTERNAL)
             parameters = python_inspect.signature(member).parameters.values()
-            required = [
-                REQUIRED[each.name]
-                for each in parameters
-                if each.default is each.empty and each.name not in INTERNAL
-            ]
+            required = []
+            for parameter in parameters:
+                if parameter.default is parameter.empty and parameter.name not in INTERNAL:
+                    required.append(REQUIRED[parameter.name])
             if required:
                 call = f"{name}({', '.join(required)})"
         example = EXAMPLES[what].format(call=call)

@@ -27,6 +27,25 @@ MOST_VALUES = 100_000
 NAMES_ARMS = ("baseline", "contrasts", "gate", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
 
+ARM_PARTS = (
+    "corpus",
+    "tokenizer",
+    "model",
+    "masking",
+    "objective",
+    "objectives",
+    "sampler",
+    "training",
+    "phases",
+    "intermediate",
+    "finetune",
+    "learning",
+)
+"""The parts that an arm may change. The others measure all arms in the same way."""
+
+PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
+"""The parts that a phase may change; all phases have one model and one tokenizer."""
+
 MOST_NUMBER = 1 << 63
 """Limit of whole numbers; Python raises an error for more than 4,300 digits."""
 
@@ -74,6 +93,12 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
         what = f"cannot set {dotted}: entries of a list are counted from 0"
         raise MaskwiseError(what, got=part, allowed=list(range(len(group))))
     return int(part)
+
+
+def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
+    """Refuse a setting outside these parts. The seed of a training comes from its run."""
+    if key.split(".")[0] not in parts or key == "training.seed":
+        raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
 
 
 def nested(tree: Mapping[str, object]) -> Plain:

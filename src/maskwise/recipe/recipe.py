@@ -1,13 +1,13 @@
 """A whole experiment as one record of settings, and the recipes of its arms, runs and phases.
 
-A recipe is frozen and holds what its file says. Each change makes another recipe, which is
-validated as a whole. ``links`` adds what objectives and policies imply.
+A recipe is frozen and holds the settings of its file. Each change makes another recipe, which is
+validated as a whole. ``links`` adds the settings that objectives and policies imply.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -32,7 +32,16 @@ from maskwise.objectives import (
     require_fit,
 )
 from maskwise.recipe.comparison import Settings, StudySettings
-from maskwise.recipe.overrides import Plain, explain, leaves, nested, put
+from maskwise.recipe.overrides import (
+    ARM_PARTS,
+    PHASE_PARTS,
+    Plain,
+    explain,
+    leaves,
+    nested,
+    put,
+    require_changeable,
+)
 from maskwise.samplers import sampler
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -40,33 +49,8 @@ from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
-ARM_PARTS = (
-    "corpus",
-    "tokenizer",
-    "model",
-    "masking",
-    "objective",
-    "objectives",
-    "sampler",
-    "training",
-    "phases",
-    "intermediate",
-    "finetune",
-    "learning",
-)
-"""The parts that an arm may change. The others say how arms are judged: the same for all."""
-
-PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
-"""The parts that a phase may change; all phases have one model and one tokenizer."""
-
 ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that may be a recipe's only one: each makes a language model."""
-
-
-def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
-    """Refuse a setting outside these parts. The seed of a training comes from its run."""
-    if key.split(".")[0] not in parts or key == "training.seed":
-        raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
 
 
 class Recipe(Settings):
@@ -112,7 +96,7 @@ class Recipe(Settings):
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
-        # Built here, so that a wrong name fails before any work; nothing is loaded.
+        # Annotators are built here, so that a wrong name fails before any work; none loads a model.
         try:
             check_names([annotator(spec) for spec in corpus.annotators])
         except MaskwiseError as error:
@@ -145,13 +129,15 @@ class Recipe(Settings):
     @field_validator("objectives", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """``atd:`` alone is the objective of that name; ``mlm-40: mlm`` is mlm by another name."""
+        """Read ``atd:`` as the objective of that name, and ``mlm-40: mlm`` as mlm."""
         if not isinstance(value, Mapping):
             return value
         arms = {}
         for name, arm in value.items():
-            said = arm if isinstance(arm, Mapping) else {"objective": arm or name}
-            arms[name] = {"objective": name, **said}
+            if isinstance(arm, Mapping):
+                arms[name] = {"objective": name, **arm}
+            else:
+                arms[name] = {"objective": arm or name}
         return arms
 
     @model_validator(mode="after")
@@ -175,7 +161,7 @@ class Recipe(Settings):
         except MaskwiseError as error:
             raise MaskwiseError(f"masking.corruption: {error}") from None
         self.remarks()
-        # A control that does not say what it must find proves nothing by finding nothing.
+        # A control without a gate could pass without finding the difference that it must find.
         if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
             what = f"{self.name} is a positive control by its name, and has no gate"
             do = "name the arm that must win and its baseline: study.gate: [oracle, baseline]"
@@ -188,7 +174,7 @@ class Recipe(Settings):
         return self
 
     def _check_phases(self) -> None:
-        """Each phase is a recipe of its own; all of them train the model of the first."""
+        """Refuse phases that cannot train the model of the first one."""
         if self.phases is not None and self.intermediate is not None:
             what = "intermediate is the short form of two phases, and this recipe has phases"
             raise MaskwiseError(what, do="make it the last of the phases")
@@ -254,13 +240,15 @@ class Recipe(Settings):
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: the recipe's, unless all objectives have
-        others.
-        """
-        masked = self._masked.values()
-        own = [masking["policy"] for kind, masking in masked if kind.inherits]
+        """The policies whose masks are predicted: the recipe's if any objective uses it."""
         common = self.masking.policy
-        return [common] if common in own else list(dict.fromkeys(own))
+        policies = []
+        for kind, masking in self._masked.values():
+            if kind.inherits:
+                policies.append(masking["policy"])
+        if common in policies:
+            return [common]
+        return list(dict.fromkeys(policies))
 
     @property
     def kind(self) -> Kind:
@@ -297,15 +285,17 @@ class Recipe(Settings):
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks that the training itself predicts; none where it masks
-        none.
-        """
+        """Return the kinds of held-out masks that the training predicts; none without masks."""
         if self._diffuses:
             return (DIFFUSION,)
-        units = dict.fromkeys(kind for name in self.masked_by for kind in policy(name).judged_on())
+        units: dict[str, None] = {}
+        for name in self.masked_by:
+            units |= dict.fromkeys(policy(name).judged_on())
         if self.kind == "encoder":
             return tuple(units)
-        return tuple(f"{unit} {corruption(self.masking.corruption).writes}" for unit in units)
+        # The losses of formats of a decoder's text cannot be compared.
+        writes = corruption(self.masking.corruption).writes
+        return tuple(f"{unit} {writes}" for unit in units)
 
     @property
     def baseline(self) -> str | None:
@@ -326,20 +316,24 @@ class Recipe(Settings):
 
     @property
     def _layers(self) -> tuple[str, ...]:
-        """A policy that names its annotators adds their layers to the corpus."""
-        implied = (spec for name in self.policies for spec in policy(name).annotators())
-        return tuple(dict.fromkeys([*self.corpus.layers, *implied]))
+        """The annotators of the corpus and of the policies."""
+        specs = dict.fromkeys(self.corpus.layers)
+        for name in self.policies:
+            specs |= dict.fromkeys(policy(name).annotators())
+        return tuple(specs)
 
     @property
     def _masks(self) -> tuple[str, ...]:
-        """Where any arm is masked diffusion, its bound is measured for all, to compare them."""
+        """The held-out masks of all arms, with diffusion's if any arm trains on it."""
         masks = self.evaluation.masks
         arms = [arm.get("objective") for arm in self.study.arms.values()]
-        bounded = self._diffuses or DIFFUSION in arms
-        return (*masks, DIFFUSION) if bounded and DIFFUSION not in masks else masks
+        diffuses = self._diffuses or DIFFUSION in arms
+        if diffuses and DIFFUSION not in masks:
+            return (*masks, DIFFUSION)
+        return masks
 
     def links(self) -> tuple[Recipe, ...]:
-        """The recipe of each phase, complete and without phases of its own."""
+        """Return the recipe of each phase, complete and without phases."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
         links = []
         for n, (setting, changes) in enumerate(zip(self.settings_of(""), self._changes)):
@@ -351,9 +345,11 @@ class Recipe(Settings):
                 "corpus": link.corpus.model_copy(update={"layers": link._layers}),
                 "evaluation": link.evaluation.model_copy(update={"masks": link._masks}),
             }
-            # A seed of its own, or the order and the masks of the first phase would repeat.
             seed = self.training.seed
-            links.append(link.model_copy(update=parts).seeded(fold(seed, n) if n else seed))
+            # With the same seed, the order and the masks of the first phase would repeat.
+            if n:
+                seed = fold(seed, n)
+            links.append(link.model_copy(update=parts).seeded(seed))
         return tuple(links)
 
     @property
@@ -361,20 +357,24 @@ class Recipe(Settings):
         """The settings in which each phase differs from the recipe."""
         if self.phases is not None:
             return self.phases
-        return ({},) if self.intermediate is None else ({}, self.intermediate)
+        if self.intermediate is not None:
+            return ({}, self.intermediate)
+        return ({},)
 
     def settings_of(self, name: str) -> tuple[str, ...]:
-        """The dotted name of a setting in each phase.
+        """Return the dotted name of a setting in each phase.
 
         >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
         ('training.steps', 'intermediate.training.steps')
         """
         if self.phases is not None:
             return tuple(f"phases.{n}.{name}" for n in range(len(self.phases)))
-        return (name,) if self.intermediate is None else (name, f"intermediate.{name}")
+        if self.intermediate is not None:
+            return (name, f"intermediate.{name}")
+        return (name,)
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
-        """The recipe of one run: with the arm's overrides, ``more`` overrides and the seed.
+        """Return the recipe of one run: the arm's overrides, those of ``more``, and the seed.
 
         Raises:
             MaskwiseError: an override of a setting that is the same for all arms, or a bad one.
@@ -388,8 +388,9 @@ class Recipe(Settings):
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
-        """The settings as written, that arms and phases begin with: an objective of their own
-        replaces defaults of masking, and not what the recipe says.
+        """Return the settings that arms and phases change, without defaults of masking.
+
+        An arm's objective may replace a default of masking, but not a setting of the recipe.
         """
         plain = self.model_dump(mode="json", exclude={*without, "masking"})
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
@@ -402,30 +403,31 @@ class Recipe(Settings):
         return plain
 
     def seeded(self, seed: int) -> Recipe:
-        """The same recipe with another seed of the training."""
+        """Return the same recipe with another seed of the training."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def to_yaml(self) -> str:
-        """The recipe with every default filled in, as a file that ``read_recipe`` reads again."""
+        """Write the recipe with all defaults, as a file that ``read_recipe`` reads."""
         plain = self.model_dump(mode="json")
         changes = (*self.study.arms.values(), *self._changes)
-        # A default that is written would count as said by arms of another objective.
+        # An arm's objective could not replace a default of masking that is written.
         if self._diffuses or any("objective" in change for change in changes):
             plain["masking"] = self._said()["masking"]
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _phase(changes: object, name: str) -> object:
-    """The settings of a phase, nested."""
+    """Return the settings of a phase, nested."""
+    # pydantic refuses anything but a dict, with the place.
     if not isinstance(changes, Mapping):
-        return changes  # pydantic refuses it
+        return changes
     for key, _ in leaves(changes):
         require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """A recipe from plain values; ``origin`` says in errors where they come from."""
+    """Make a recipe of plain values; errors name their ``origin``."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -433,8 +435,8 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
 
 
 def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
-    """A recipe with changes by dotted name; its seed is to be set."""
-    # Seeds differ between runs, whose other settings are then found in the cache.
+    """Return a recipe with changes by dotted name; the caller sets its seed."""
+    # The seed is not part of the key, so that all runs of an arm are validated once.
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
 
