@@ -24,7 +24,7 @@ from maskwise.recipe import validate
 from maskwise.study.single import run_pretrain
 from maskwise.text import Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
-from tiny import maskwise, write_inputs
+from tiny import maskwise, read_lines, write_inputs, write_lines
 from training_tools import FIRST, model, tokenizer
 
 STATES = 4
@@ -91,7 +91,8 @@ def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
     """
     texts = sample(60, 20, seed=1)
     rows = rows_of(texts)
-    text = Bound(rows, tokenizer(), torch.arange(len(rows)), draws=6)(Source())  # type: ignore[arg-type]
+    bound = Bound(rows, tokenizer(), torch.arange(len(rows)), draws=6)
+    text = bound(Source())  # type: ignore[arg-type]
     exact = nats_of(texts)
     assert text.tokens == 60 * 20 and text.unknown == 0
     assert abs(text.nats - exact) < 3 * text.error < 0.15 * exact
@@ -107,9 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("markov")
     source = folder / "texts.jsonl"
     texts = sample(600, 24, seed=2)
-    source.write_text(
-        "".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
-    )
+    write_lines(source, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
     tokenizer().save_pretrained(folder / "tokenizer")
     settings = {
         "hidden_size": 32,
@@ -134,16 +133,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         origin="test",
     )
-    result = run_pretrain(recipe, folder / "run", quiet=True)
-    (folder / "result.json").write_text(json.dumps(result))
+    run_pretrain(recipe, folder / "run", quiet=True)
     (folder / "held_out.txt").write_text("\n\n".join(sample(80, 20, seed=3)))
     return folder
 
 
 def test_a_trained_model_learns_and_stays_above_the_entropy(trained: Path) -> None:
-    lines = [
-        json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = read_lines(trained / "run" / "metrics.jsonl")
     curve = [line for line in lines if line["kind"] == "eval" and line["masks"] == "diffusion"]
     losses = [line["loss"] for line in curve]
     assert (

@@ -4,7 +4,6 @@ it.
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -15,7 +14,7 @@ from maskwise.report import write_report
 from maskwise.study.verdict import summarise
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from report_fixture import make_records, make_study, write_study
-from tiny import maskwise, write_inputs, write_lines
+from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 
 TEXTS = [f"Person {n} was born in Old York and is a baker ." for n in range(60)]
 TOKENIZER = train_tokenizer(TEXTS * 5, kind="bpe", vocab_size=400)
@@ -64,34 +63,18 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
         {"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20},
         {"kind": "coverage", "task": "task-0", "corpus": "novels", "items": 50, "standing": 0},
     ]
-    records += [
-        {
-            "kind": "coverage",
-            "arm": arm,
-            "task": "task-0",
-            "corpus": "wiki",
-            "occurrences": 80,
-            "whole": 8 * n,
-            "part": 60,
-        }
-        for n, arm in enumerate(arms[1:])
-    ]
-    records += [
-        {
-            "kind": "coverage",
-            "arm": arms[0],
-            "task": "task-0",
-            "corpus": "novels",
-            "occurrences": 0,
-            "whole": 0,
-            "part": 0,
-        }
-    ]
+    for n, arm in enumerate(arms):
+        corpus, occurrences, whole, part = "wiki", 80, 8 * n, 60
+        if n == 0:
+            corpus, occurrences, whole, part = "novels", 0, 0, 0
+        record = {"kind": "coverage", "arm": arm, "task": "task-0", "corpus": corpus}
+        records.append({**record, "occurrences": occurrences, "whole": whole, "part": part})
     write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Do the answers stand in the corpus" in html and "masked whole" in html
     assert re.search(r'<td>wiki</td><td class="number">40\W*%</td>', html)  # 20 of 50
-    assert re.search(r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>', html)
+    novels = r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>'
+    assert re.search(novels, html)
     without = [record for record in records if record["kind"] != "coverage"]
     write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
     assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(
@@ -101,9 +84,7 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
 
 def test_a_study_of_questions_records_it(tmp_path):
     recipe = write_inputs(tmp_path)
-    texts = [
-        json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()
-    ]
+    texts = [line["text"] for line in read_lines(tmp_path / "corpus.jsonl")]
     words = [text.split()[1].strip(".").lower() for text in texts[:40]]
     rows = [
         {
@@ -130,10 +111,7 @@ def test_a_study_of_questions_records_it(tmp_path):
         )
         == 0
     )
-    records = [
-        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
-    ]
-    lines = [record for record in records if record["kind"] == "coverage"]
+    lines = records_of(tmp_path / "out", "coverage")
     (text,) = [line for line in lines if "standing" in line]
     assert (text["items"], text["standing"]) == (10, 10)
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
@@ -145,9 +123,7 @@ def test_a_study_of_questions_records_it(tmp_path):
 
 def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     recipe = write_inputs(tmp_path)
-    texts = [
-        json.loads(line)["text"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()
-    ]
+    texts = [line["text"] for line in read_lines(tmp_path / "corpus.jsonl")]
     rows = [
         {
             "input": text[:40],
@@ -172,16 +148,11 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
         "1, d_ff: 32}}",
     ]
     assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
-    records = [
-        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
-    ]
-    scores = [record for record in records if record["kind"] == "score"]
+    scores = records_of(tmp_path / "out", "score")
     assert len(scores) == 6 and all(
         r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores
     )
-    lines = [
-        json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = read_lines(tmp_path / "out/predictions.jsonl")
     tested = [row for row in rows if row["split"] == "test"]
     assert [(line["input"], line["gold"]) for line in lines] == [
         (row["input"], [row["output"]]) for row in tested
@@ -193,23 +164,14 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
             "no-pretraining",
         }
         assert all(set(by_seed) == {"0", "1"} for by_seed in line["answers"].values())
-    whole = (
-        next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl"))
-        .read_text()
-        .splitlines()
-    )
-    assert len(whole) == len(tested) and set(json.loads(whole[0])) == {
-        "input",
-        "gold",
-        "answer",
-        "score",
-        "nats",
-    }
+    of_seed = next((tmp_path / "out/stages").glob("finetune-*/seed-*/predictions.jsonl"))
+    whole = read_lines(of_seed)
+    assert len(whole) == len(tested)
+    assert set(whole[0]) == {"input", "gold", "answer", "score", "nats"}
     assert not [*(tmp_path / "out/stages").glob("finetune-*/seed-*/checkpoint")]
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert [
-        row["higher_is_better"] for row in summary["contrasts"] if row["outcome"] == "write"
-    ] == [False]
+    summary = load_json(tmp_path / "out/summary.json")
+    (row,) = [row for row in summary["contrasts"] if row["outcome"] == "write"]
+    assert row["higher_is_better"] is False
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "nats (left is better)" in page and "Do the answers stand in the corpus" in page
     assert (

@@ -34,6 +34,7 @@ from maskwise.tasks.judge import Best, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
+from tiny import read_lines, write_lines
 
 # Metrics
 # ----------------------------------------------------------------------------
@@ -126,16 +127,11 @@ LEXICON = "red green blue cat dog fox runs sleeps sits big small old house river
 WORDS = LEXICON.split(" ")
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def loaded(tmp_path, rows, options="", name="mine.jsonl"):
     """The test rows of a file in which every row is of the test, and one is there for the
     others.
     """
-    path = write(
+    path = write_lines(
         tmp_path / name,
         [row | {"split": split} for split in ("train", "dev", "test") for row in rows],
     )
@@ -189,7 +185,7 @@ KILT = [
 
 def test_kilts_records_are_read_and_rows_without_an_answer_are_counted(tmp_path):
     rows = [row | {"split": split} for split in ("train", "dev", "test") for row in KILT]
-    path = write(tmp_path / "kilt.jsonl", rows)
+    path = write_lines(tmp_path / "kilt.jsonl", rows)
     for card, metric in (
         ("kilt-aida", "accuracy"),
         ("kilt-wow", "f1"),
@@ -292,7 +288,7 @@ def test_a_meeting_is_a_row_for_each_query_with_what_was_said_about_it(tmp_path)
         ],
     }
     for split in ("train", "val", "test"):
-        write(tmp_path / f"{split}.jsonl", [meeting])
+        write_lines(tmp_path / f"{split}.jsonl", [meeting])
     general, specific = load_task(f"{tmp_path}(card=qmsum)").splits["test"]
     assert (general.text, general.answers) == ("All? A: One . B: Two .", ["x"])
     assert (specific.text, specific.answers) == (
@@ -398,7 +394,7 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
     ],
 )
 def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
-    path = write(
+    path = write_lines(
         tmp_path / "mine.jsonl", [{"text": f"t {n}", "essence": f"e{n}"} for n in range(40)]
     )
     with pytest.raises(MaskwiseError, match=line):
@@ -412,7 +408,7 @@ def test_the_first_question_may_be_without_answer(tmp_path):
     for n, row in enumerate(rows):
         if n % 4:
             row["answers"] = ["a"]
-    task = load_task(write(tmp_path / "asked.jsonl", rows))
+    task = load_task(write_lines(tmp_path / "asked.jsonl", rows))
     assert task.kind.name == "generation" and len(task.splits["test"]) == 6
     assert task.skipped == {f"{split}: no answer": 2 for split in splits}
 
@@ -428,12 +424,12 @@ def test_the_first_question_may_be_without_answer(tmp_path):
 def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path, answers, line):
     rows = [{"question": f"who {n}"} | answers for n in range(40)]
     with pytest.raises(MaskwiseError, match=line):
-        load_task(write(tmp_path / "asked.jsonl", rows), kind="generation")
+        load_task(write_lines(tmp_path / "asked.jsonl", rows), kind="generation")
 
 
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
-    path = write(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
+    path = write_lines(tmp_path / "asked.jsonl", [*rows, {"query": "who", "reply": "a"}])
     with pytest.raises(
         MaskwiseError, match=r"row 41 of all of .* has no column 'question'; got query, reply"
     ):
@@ -478,7 +474,7 @@ def copying(tmp_path):
         for _ in range(n)
         for colour in WORDS[:3]
     ]
-    return load_task(f"{write(tmp_path / 'colours.jsonl', rows)}(beams=2, max_target=6)")
+    return load_task(f"{write_lines(tmp_path / 'colours.jsonl', rows)}(beams=2, max_target=6)")
 
 
 def test_a_tiny_model_learns_to_write_and_its_predictions_are_kept(tmp_path, tokenizer, copying):
@@ -497,10 +493,7 @@ def test_a_tiny_model_learns_to_write_and_its_predictions_are_kept(tmp_path, tok
     assert record["score"] == 1.0 > record["majority"] == pytest.approx(1 / 3)
     assert set(record["others"]) == {"f1", "accuracy", "nats"} and 0 < record["others"]["nats"] < 1
     assert record["interval"] == [1.0, 1.0] and record["item_sd"] == 0
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "out/seed-0/predictions.jsonl").read_text().splitlines()
-    ]
+    lines = read_lines(tmp_path / "out/seed-0/predictions.jsonl")
     assert [line["input"] for line in lines] == [row.text for row in copying.splits["test"]]
     assert sum(line["score"] for line in lines) / len(lines) == pytest.approx(record["score"])
     assert {line["answer"] for line in lines} <= set(WORDS[:3]) and lines[0]["gold"] == [
@@ -547,7 +540,7 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
         for first in WORDS
         for n, then in enumerate(WORDS[:6])
     ]
-    task = load_task(write(tmp_path / "several.jsonl", rows))
+    task = load_task(write_lines(tmp_path / "several.jsonl", rows))
     data = encode(task, tokenizer, max_length=16)
     train, size = data["train"], len(task.splits["train"])
 
@@ -599,7 +592,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
         for split in ("train", "dev", "test")
         for n in (1, 2, 9)
     ]
-    task = load_task(f"{write(tmp_path / 'long.jsonl', rows)}(max_target=6)")
+    task = load_task(f"{write_lines(tmp_path / 'long.jsonl', rows)}(max_target=6)")
     with pytest.warns(
         UserWarning, match="long: train: texts .*; train: answers cut at 6 tokens: 1 of 3; dev"
     ):
@@ -616,7 +609,7 @@ def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
 
 def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
     rows = [{"input": f"red {n}", "output": "RED" if n % 4 else "red"} for n in range(80)]
-    path = write(tmp_path / "case.jsonl", rows)
+    path = write_lines(tmp_path / "case.jsonl", rows)
     notes = {}
     # the tokenizer lower-cases, and so does SQuAD's exact match
     for metric in ("accuracy", "exact-match"):
@@ -638,7 +631,7 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
 )
 def test_models_that_cannot_write_are_refused_in_one_line(tmp_path, tokenizer, changes, line):
     rows = [{"input": f"red {n}", "output": "red"} for n in range(40)]
-    task = load_task(write(tmp_path / "mine.jsonl", rows))
+    task = load_task(write_lines(tmp_path / "mine.jsonl", rows))
     wrong = BartConfig.from_dict(bart(tokenizer).to_dict() | changes)
     with pytest.raises(MaskwiseError, match=line):
         network(tokenizer, task, wrong)

@@ -49,6 +49,7 @@ from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans, gold_texts
 from maskwise.tasks.task import Row, TaskKind
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
+from tiny import read_lines, write_lines
 
 LEXICON = (
     "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
@@ -72,11 +73,6 @@ def tiny(tokenizer, architecture="bert", length=48):
     )
     more = {"embedding_size": 32} if architecture == "electra" else {}
     return new_config(architecture, tokenizer, length, **dict(zip(names, (32, 2, 2, 64))), **more)
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 # Metrics
@@ -247,10 +243,10 @@ def test_columns_by_place_and_rows_by_value(tmp_path):
 
 def test_zero_shot_takes_all_there_is(tmp_path):
     rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5, "split": "test"} for i in range(20)]
-    task = load_task(write(tmp_path / "sts.jsonl", rows), kind="zero-shot-similarity")
+    task = load_task(write_lines(tmp_path / "sts.jsonl", rows), kind="zero-shot-similarity")
     assert (task.name, task.test_items, task.splits["train"]) == ("sts-zero-shot", 20, ())
     unsplit = [{k: v for k, v in row.items() if k != "split"} for row in rows]
-    task = load_task(write(tmp_path / "sts.jsonl", unsplit), kind="zero-shot-similarity")
+    task = load_task(write_lines(tmp_path / "sts.jsonl", unsplit), kind="zero-shot-similarity")
     assert task.test_items == 20 and task.notes == ("test is all rows",)
     other = load_task(tmp_path / "sts.jsonl", kind="zero-shot-similarity", pooling="cls")
     assert other.fingerprint != task.fingerprint
@@ -271,7 +267,7 @@ def test_zero_shot_takes_all_there_is(tmp_path):
 )
 def test_choices_in_their_layouts(tmp_path, record, label):
     rows = [{"question": f"q {i}", **record} for i in range(40)]
-    task = load_task(write(tmp_path / "c.jsonl", rows))
+    task = load_task(write_lines(tmp_path / "c.jsonl", rows))
     assert task.kind.name == "multiple-choice" and task.splits["test"][0].label == label
     assert task.majority == pytest.approx(1 / len(task.splits["test"][0].choices))
 
@@ -295,7 +291,10 @@ def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
             answers = {"text": [text], "answer_start": [start]}
             flat.append({"context": context, "question": question, "answers": answers})
     (tmp_path / "s.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}, indent=1))
-    task, columns = load_task(tmp_path / "s.json"), load_task(write(tmp_path / "s.jsonl", flat))
+    task, columns = (
+        load_task(tmp_path / "s.json"),
+        load_task(write_lines(tmp_path / "s.jsonl", flat)),
+    )
     assert task.fingerprint == columns.fingerprint and task.kind.name == "question-answering"
     assert task.metric == "f1" and task.majority == pytest.approx(0.5)  # "cat"
     train, dev, test = ({row.context for row in part} for part in task.splits.values())
@@ -308,7 +307,7 @@ def test_the_start_of_an_answer_that_is_off_is_moved_to_the_nearest_place(tmp_pa
     rows = [
         {**row, "question": f"q{i}", "split": s} for i, s in enumerate(("train", "dev", "test"))
     ]
-    assert load_task(write(tmp_path / "off.jsonl", rows)).splits["test"][0].starts == [12]
+    assert load_task(write_lines(tmp_path / "off.jsonl", rows)).splits["test"][0].starts == [12]
 
 
 BAD = {
@@ -344,9 +343,11 @@ BAD = {
 def test_bad_rows_are_one_clear_line(tmp_path, case):
     record, says = BAD[case]
     kind = record.get("kind")
-    path = write(tmp_path / "bad.jsonl", [record] * 50)
+    path = write_lines(tmp_path / "bad.jsonl", [record] * 50)
     if case == "one score":  # equal texts would all be on one side
-        path = write(tmp_path / "bad.jsonl", [{**record, "sentence1": f"a {i}"} for i in range(50)])
+        path = write_lines(
+            tmp_path / "bad.jsonl", [{**record, "sentence1": f"a {i}"} for i in range(50)]
+        )
     with pytest.raises(MaskwiseError) as caught:
         load_task(path, kind=kind)
     assert re.search(says, str(caught.value)) and "\n" not in str(caught.value), str(caught.value)
@@ -382,7 +383,7 @@ def questions(count, length, seed=0):
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("max_length", [12, 20, 64, 300])
 def test_windows_hold_every_answer(tmp_path, kind, max_length):
-    task = load_task(write(tmp_path / "q.jsonl", questions(60, 80)))
+    task = load_task(write_lines(tmp_path / "q.jsonl", questions(60, 80)))
     backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
     data = encode(task, backend, max_length=max_length)["train"]
     rows = task.splits["train"]
@@ -404,7 +405,7 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
 
 
 def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, tokenizer):
-    task = load_task(write(tmp_path / "q.jsonl", questions(60, 80)))
+    task = load_task(write_lines(tmp_path / "q.jsonl", questions(60, 80)))
     data = encode(task, tokenizer, max_length=24)["test"]
     colours = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in WORDS[:3]])
 
@@ -436,7 +437,7 @@ def test_the_best_span_is_that_of_trying_all():
 
 
 def test_question_loss_is_the_models_own(tmp_path, tokenizer):
-    task = load_task(write(tmp_path / "q.jsonl", questions(40, 30)))
+    task = load_task(write_lines(tmp_path / "q.jsonl", questions(40, 30)))
     data = encode(task, tokenizer, max_length=40)["train"]
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(tiny(tokenizer)).eval()
@@ -456,7 +457,9 @@ def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path
         for s in ("train", "dev", "test")
         for n in range(4)
     ]
-    data = encode(load_task(write(tmp_path / "c.jsonl", rows)), tokenizer, max_length=16)["train"]
+    data = encode(load_task(write_lines(tmp_path / "c.jsonl", rows)), tokenizer, max_length=16)[
+        "train"
+    ]
     torch.manual_seed(0)
     model = AutoModelForMultipleChoice.from_config(tiny(tokenizer)).eval()
     total, count, *_ = MultipleChoice(model)(data.batch(torch.arange(4)))
@@ -522,7 +525,7 @@ def made_up(kind, folder, count=160, seed=0):
                 "question-answering": questions(1, 12, seed=seed * 1000 + n)[0],
             }[kind]
         )
-    return write(folder / f"{kind}.jsonl", [{**row, "id": n} for n, row in enumerate(rows)])
+    return write_lines(folder / f"{kind}.jsonl", [{**row, "id": n} for n, row in enumerate(rows)])
 
 
 FLOORS = {
@@ -567,9 +570,7 @@ def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
     settings = FinetuneSettings(steps=2, batch_size=4, precision="no", max_length=32, seeds=2)
     records = evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
     assert [record["task_kind"] for record in records] == kinds
-    assert [
-        json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
-    ] == records
+    assert read_lines(tmp_path / "out/records.jsonl") == records
     for record in records:
         frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding", "retrieval")
         assert len(record["fine_tuning"]) == (1 if frozen else 2) and -1 <= record["score"] <= 1
@@ -671,7 +672,7 @@ def test_a_kind_that_writes_its_answers_is_one_value(tmp_path, tokenizer, monkey
         for n in range(30)
         for colour in WORDS[:3]
     ]
-    task = load_task(write(tmp_path / "words.jsonl", rows), kind="next-word")
+    task = load_task(write_lines(tmp_path / "words.jsonl", rows), kind="next-word")
     settings = FinetuneSettings(steps=2, precision="no", max_length=16)
     record = task_record(
         None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer)
@@ -711,7 +712,7 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
         {"text": f"the {'cat' if n % 2 else 'dog'} {n}", "label": n % 2, "split": split}
         for n, split in enumerate(splits)
     ]
-    path = write(tmp_path / "animals.jsonl", rows)
+    path = write_lines(tmp_path / "animals.jsonl", rows)
     task = load_task(path, kind="sentence-embedding", pooling="dev")
 
     def embedded(network, texts, tokenizer, *, max_length, pooling):
@@ -731,4 +732,6 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
 def test_pooling_by_dev_needs_dev_rows(tmp_path):
     rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5} for i in range(20)]
     with pytest.raises(MaskwiseError, match="needs dev rows; got none; give it a dev split"):
-        load_task(write(tmp_path / "p.jsonl", rows), kind="zero-shot-similarity", pooling="dev")
+        load_task(
+            write_lines(tmp_path / "p.jsonl", rows), kind="zero-shot-similarity", pooling="dev"
+        )

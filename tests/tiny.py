@@ -89,8 +89,9 @@ def find_recipe(name: str) -> Path:
     return shipped().get(name, path)
 
 
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
