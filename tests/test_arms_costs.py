@@ -90,7 +90,8 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach() ->
         )
         learner.after(Point(0, 4, lambda x: x))
         for step in range(4):
-            learner.observe(Batch("atd"), Outcome(torch.tensor(8.0), torch.tensor(4)))  # type: ignore[arg-type]
+            outcome = Outcome(torch.tensor(8.0), torch.tensor(4))
+            learner.observe(Batch("atd"), outcome)  # type: ignore[arg-type]
             learner.after(Point(step + 1, 4, lambda x: x))
         spent = learner.spent()
         assert spent["mlm"]["steps"] == 0 and (spent["atd"]["steps"], spent["atd"]["tokens"]) == (
@@ -106,7 +107,7 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach() ->
         assert torch.equal(again.before, learner.before) and torch.equal(
             again.rewards, learner.rewards
         )
-        steps, probing = flops_of_arms(joined, spent)
+        steps, probing = flops_of_arms(joined, spent, frozen=False)
         assert steps == 6 * joined.arm("atd").work(16, 16).all
         forward = sum(joined.arm(name).work(5, 5).all for name in ("mlm", "atd"))
         assert probing == 2 * probes * forward

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maskwise import __version__
 from maskwise.errors import MaskwiseError
@@ -118,10 +119,12 @@ def test_check_says_what_is_wrong_before_anything_is_trained(
 def write_texts(path: Path, *, english: bool) -> Path:
     draw = random.Random(1)
     words = ["the", "of", "and", "is", "that"] if english else []
-    sentence = lambda: " ".join(draw.choice(WORDS + words * 20) for _ in range(12)) + "."  # noqa: E731
-    path.write_text(
-        "\n\n".join(" ".join(sentence() for _ in range(4)) for _ in range(120)), encoding="utf-8"
-    )
+
+    def sentence() -> str:
+        return " ".join(draw.choice(WORDS + words * 20) for _ in range(12)) + "."
+
+    texts = [" ".join(sentence() for _ in range(4)) for _ in range(120)]
+    path.write_text("\n\n".join(texts), encoding="utf-8")
     return path
 
 
@@ -328,3 +331,33 @@ def test_a_file_of_labels_may_have_arguments(tmp_path: Path) -> None:
     path.write_text("text,label\n" + rows)
     recipe = recipe_for(f"{path}(missing=-1)")
     assert len(recipe.tasks) == 1 and load_task(recipe.tasks[0]).labels == ("no", "yes")
+
+
+# Recipes that extend others
+# ----------------------------------------------------------------------------
+
+
+def test_a_recipe_extends_another(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(recipe.read_text())
+    own: dict[str, object] = {
+        "extends": "base.yaml",
+        "training.steps": 7,
+        "model": {"settings": {"hidden_size": 8}},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    found, base = read_recipe(tmp_path / "own.yaml"), read_recipe(tmp_path / "base.yaml")
+    assert found.name == "own" and found.training.steps == 7 and found.training.batch_size == 8
+    assert (
+        found.model.settings == {**base.model.settings, "hidden_size": 8}
+        and found.study == base.study
+    )
+    own["study"] = {"arms": {"ratio-0.2": {"masking.ratio": 0.2}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    # replaced, not added to
+    assert list(read_recipe(tmp_path / "own.yaml").study.arms) == ["ratio-0.2"]
+    (tmp_path / "base.yaml").write_text("extends: own.yaml")
+    with pytest.raises(MaskwiseError, match="in a circle"):
+        read_recipe(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("extends: quick-strat")
+    with pytest.raises(MaskwiseError, match="unknown recipe 'quick-strat'"):
+        read_recipe(tmp_path / "own.yaml")

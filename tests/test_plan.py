@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
@@ -882,29 +881,3 @@ def test_more_than_six_contrasts_are_refused(recipe):
     with pytest.raises(MaskwiseError, match="got 7; allowed: at most 6"):
         read_recipe(recipe, [arms])
     assert read_recipe(recipe, [arms, "study.contrasts=[[a1, a2]]"]).study.pairs == [("a1", "a2")]
-
-
-# Recipes that extend others
-# ----------------------------------------------------------------------------
-
-
-def test_a_recipe_extends_another(recipe, tmp_path):
-    (tmp_path / "base.yaml").write_text(recipe.read_text())
-    own = {"extends": "base.yaml", "training.steps": 7, "model": {"settings": {"hidden_size": 8}}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
-    found, base = read_recipe(tmp_path / "own.yaml"), read_recipe(tmp_path / "base.yaml")
-    assert found.name == "own" and found.training.steps == 7 and found.training.batch_size == 8
-    assert (
-        found.model.settings == {**base.model.settings, "hidden_size": 8}
-        and found.study == base.study
-    )
-    own["study"] = {"arms": {"ratio-0.2": {"masking.ratio": 0.2}}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
-    # replaced, not added to
-    assert list(read_recipe(tmp_path / "own.yaml").study.arms) == ["ratio-0.2"]
-    (tmp_path / "base.yaml").write_text("extends: own.yaml")
-    with pytest.raises(MaskwiseError, match="in a circle"):
-        read_recipe(tmp_path / "own.yaml")
-    (tmp_path / "own.yaml").write_text("extends: quick-strat")
-    with pytest.raises(MaskwiseError, match="unknown recipe 'quick-strat'"):
-        read_recipe(tmp_path / "own.yaml")

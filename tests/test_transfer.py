@@ -65,7 +65,8 @@ def test_the_diagonal_and_the_rest_by_hand() -> None:
         {**record, "score": dict(zip("abc", SCORES[record["arm"]]))[record["task"]]}
         for record in records(2)
     ]
-    rows = {(row["arm"], row["outcome"]): row for row in summarise(flat, study(2))["contrasts"]}  # type: ignore[arg-type]
+    summary = summarise(flat, study(2))  # type: ignore[arg-type]
+    rows = {(row["arm"], row["outcome"]): row for row in summary["contrasts"]}
     assert rows["own-task", "tasks"]["natural"]["mean"] == pytest.approx((0.5 + 0.5 + 0.6) / 3)
     rest = ((0.4 + 0.1) / 2 - 0.1, (0.5 + 0.2) / 2 - 0.2, (0.3 + 0.3) / 2 - 0.3)
     assert rows["other-tasks", "tasks"]["natural"]["mean"] == pytest.approx(sum(rest) / 3)
@@ -179,7 +180,8 @@ def test_a_cell_of_a_task_in_nats_is_above_0_where_the_policy_helps(tmp_path: Pa
     nats = [
         {**record, "metric": "nats"} if record["task"] == "a" else record for record in records(6)
     ]
-    cells = {(cell["arm"], cell["task"]): cell for cell in summarise(nats, study(6))["transfer"]}  # type: ignore[arg-type]
+    summary = summarise(nats, study(6))  # type: ignore[arg-type]
+    cells = {(cell["arm"], cell["task"]): cell for cell in summary["transfer"]}
     helps = {
         (cell["arm"], cell["task"]): cell for cell in summarise(records(6), study(6))["transfer"]
     }
