@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from maskwise.study.verdict import summarise
+from maskwise.study.verdict.words import advice_of
+
 TEXT = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five novels ."
 SENTENCE = TEXT.split()
 COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
@@ -93,6 +96,25 @@ def study_of(
         for seed, score in enumerate(by_seed)
     ]
     return study, records + (run_facts(study) if facts else [])
+
+
+def judged(scores: dict[str, list[float]], **changes: Any) -> dict:
+    """The row over all tasks of a study of two arms with one task."""
+    study, records = study_of(scores, **changes)
+    (row,) = rows_of(summarise(records, study))
+    return row
+
+
+def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:
+    return [row for row in summary["contrasts"] if row["outcome"] == outcome]
+
+
+def primary_rows(summary: dict) -> list[dict]:
+    return [row for row in summary["contrasts"] if row["primary"]]
+
+
+def advice_codes(rows: list[dict]) -> list[str]:
+    return [code for code, _ in advice_of(rows, {})]
 
 
 def codes(row: dict) -> list[str]:

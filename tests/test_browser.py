@@ -133,8 +133,11 @@ def test_the_slider_moves_through_the_training_and_boxes_choose_arms(
 def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path) -> None:
     with Tab(browser, page_file) as page:
         table = page.locator("table.scores").first
-        column = lambda: table.locator("tbody tr td:nth-child(2)").all_inner_texts()  # noqa: E731
-        numbers = lambda: [float(text.split()[0]) for text in column() if text[0].isdigit()]  # noqa: E731
+
+        def numbers() -> list[float]:
+            column = table.locator("tbody tr td:nth-child(2)").all_inner_texts()
+            return [float(text.split()[0]) for text in column if text[0].isdigit()]
+
         head = table.locator("thead th:nth-child(2) button")
         head.click()
         assert numbers() == sorted(numbers(), reverse=True) and len(set(numbers())) > 1
@@ -160,8 +163,11 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(scheme: str, browser: Any, page_file: Path) -> None:
     with Tab(browser, page_file, color_scheme=scheme) as page:
-        paper = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
-        bright = lambda: sum(map(int, paper()[4:-1].split(","))) > 384  # noqa: E731
+
+        def bright() -> bool:
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            return sum(map(int, paper[4:-1].split(","))) > 384
+
         assert bright() is (scheme == "light")
         page.locator(".theme").click()
         assert bright() is (scheme == "dark")

@@ -21,6 +21,7 @@ from report_fixture import (
     make_records,
     make_samples,
     make_study,
+    primary_rows,
     write_json,
     write_lines,
     write_run,
@@ -393,7 +394,7 @@ def test_plain_words_stand_first_and_warnings_beside_them(rich):
     assert places == sorted(places)
     for fact in ("3 ways", "6 runs", "task-0, task-1", "equal steps"):
         assert fact in compared
-    primary = [row["verdict"] for row in content["summary"]["contrasts"] if row["primary"]]
+    primary = [row["verdict"] for row in primary_rows(content["summary"])]
     assert [line["verdict"] for line in content["story"]["lines"]] == primary
     [warning] = content["warnings"]
     assert "7 of 400" in warning and "task-0" in warning and EVIL in warning
@@ -463,9 +464,8 @@ def test_stages_behind_links_are_read(folder):
 
 def test_the_summary_of_a_study(folder, tmp_path):
     found = summary_of(folder)
-    assert found["rules"] == RULES and {
-        row["verdict"] for row in found["contrasts"] if row["primary"]
-    } == {"open"}
+    assert found["rules"] == RULES
+    assert {row["verdict"] for row in primary_rows(found)} == {"open"}
     (folder / "summary.json").unlink()
     with pytest.raises(MaskwiseError, match="no summary yet"):
         summary_of(folder)

@@ -11,19 +11,18 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.study.statistics import runs_to_decide
 from maskwise.study.verdict import primary_pairs, summarise
-from maskwise.study.verdict.words import advice_of
-from report_fixture import codes, failure_record, make_records, make_study, score_record, study_of
-
-
-def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:
-    return [row for row in summary["contrasts"] if row["outcome"] == outcome]
-
-
-def advice_in(summary: dict) -> list[str]:
-    """The codes of what to do next."""
-    return [
-        code for code, _ in advice_of([row for row in summary["contrasts"] if row["primary"]], {})
-    ]
+from report_fixture import (
+    advice_codes,
+    codes,
+    failure_record,
+    judged,
+    make_records,
+    make_study,
+    primary_rows,
+    rows_of,
+    score_record,
+    study_of,
+)
 
 
 def test_ten_clear_runs_decide():
@@ -41,7 +40,7 @@ def test_ten_clear_runs_decide():
     assert (null["verdict"], null["better"]) == ("open", None)
     assert null["runs_to_decide"] is None or null["runs_to_decide"] > 10
     assert "token-30" in summary["headline"] and summary["verdict"] == "decided"
-    assert advice_in(summary)[0] == "use"
+    assert advice_codes(primary_rows(summary))[0] == "use"
     json.dumps(summary, allow_nan=False)
 
 
@@ -157,10 +156,8 @@ def test_there_is_no_share_of_nothing():
 
 
 def test_a_difference_that_is_decided_is_not_equal_however_small():
-    study, records = study_of(
-        {"token-15": TIE["token-15"], "token-30": [x + 0.02 for x in TIE["token-15"]]}
-    )
-    (row,) = rows_of(summarise(records, study | {"margin": 0.05}))
+    better = [x + 0.02 for x in TIE["token-15"]]
+    row = judged({"token-15": TIE["token-15"], "token-30": better}, margin=0.05)
     assert (row["verdict"], row["better"]) == ("decided", "arm")
 
 
@@ -177,13 +174,12 @@ def test_below_six_runs_there_is_no_p_no_interval_and_no_decision():
             None,
             6,
         )
-        assert advice_in(summary) == ["add-seeds"]
+        assert advice_codes(primary_rows(summary)) == ["add-seeds"]
 
 
 def test_open_says_how_many_runs_would_decide():
     d = np.array([0.03, -0.01, 0.02, 0.04, -0.02, 0.01])
-    study, records = study_of({"token-15": [0.5] * 6, "token-30": (0.5 + d).tolist()})
-    (row,) = rows_of(summarise(records, study))
+    row = judged({"token-15": [0.5] * 6, "token-30": (0.5 + d).tolist()})
     assert row["verdict"] == "open"
     assert row["runs_to_decide"] == runs_to_decide(d.std(ddof=1), d.mean())
     assert f"{row['runs_to_decide']} runs" in row["sentence"]
@@ -237,21 +233,26 @@ def test_equal_scores_do_not_divide_by_zero():
     json.dumps(summary, allow_nan=False)
 
 
-def test_chance_is_void_only_where_both_are_at_chance():
-    # majority .05 on 400 items: chance reaches to .05 + 2 · sqrt(.05 · .95 / 400) = .0718
-    for scores, void in (([0.07, 0.07], True), ([0.07, 0.075], False), ([0.075, 0.03], False)):
-        study, records = study_of({"token-15": [scores[0]] * 3, "token-30": [scores[1]] * 3})
-        (row,) = rows_of(summarise(records, study))
-        assert ("chance" in codes(row)) is void and (row["verdict"] == "not comparable") is void
+SPEARMAN = {"metric": "spearman", "majority": 0.0, "classes": 0}
 
 
-@pytest.mark.parametrize(("scores", "void"), [((0.09, 0.02), True), ((0.11, 0.02), False)])
-def test_a_correlation_may_lie_two_standard_errors_above_zero_by_luck(scores, void):
-    # 400 items: 2 · sqrt(1 / 400) = .1
-    study, records = study_of({"token-15": [scores[0]] * 3, "token-30": [scores[1]] * 3})
-    study["tasks"]["task-0"] |= {"metric": "spearman", "majority": 0.0, "classes": 0}
+@pytest.mark.parametrize(
+    ("facts", "first", "second", "void"),
+    [
+        # Majority .05 on 400 items: chance reaches to .05 + 2 · sqrt(.05 · .95 / 400) = .0718.
+        ({}, 0.07, 0.07, True),
+        ({}, 0.07, 0.075, False),
+        ({}, 0.075, 0.03, False),
+        # A correlation on 400 items: 2 · sqrt(1 / 400) = .1.
+        (SPEARMAN, 0.09, 0.02, True),
+        (SPEARMAN, 0.11, 0.02, False),
+    ],
+)
+def test_chance_is_void_only_where_both_are_within_two_standard_errors(facts, first, second, void):
+    study, records = study_of({"token-15": [first] * 3, "token-30": [second] * 3})
+    study["tasks"]["task-0"] |= facts
     (row,) = rows_of(summarise(records, study))
-    assert ("chance" in codes(row)) is void
+    assert ("chance" in codes(row)) is void and (row["verdict"] == "not comparable") is void
 
 
 def test_a_failed_run_costs_its_pair_only():
@@ -261,24 +262,19 @@ def test_a_failed_run_costs_its_pair_only():
     failure = failure_record("token-30", 2)
     summary = summarise([*records, failure], study)
     assert rows_of(summary)[0]["n"] == 6 and summary["arms"]["token-30"]["failures"] == 1
-    assert [
-        i for i, x in enumerate(summary["arms"]["token-30"]["scores"]["task-0"]) if x is None
-    ] == [2]
-    all_failed = [r for r in records if r["arm"] != "token-30"] + [
-        failure | {"seed": s} for s in range(7)
-    ]
-    (row,) = rows_of(summarise(all_failed, study))
+    scores = summary["arms"]["token-30"]["scores"]["task-0"]
+    assert [score is None for score in scores] == [False, False, True, False, False, False, False]
+    others = [r for r in records if r["arm"] != "token-30"]
+    failures = [failure | {"seed": s} for s in range(7)]
+    (row,) = rows_of(summarise(others + failures, study))
     assert (row["verdict"], codes(row)[0], row["n"]) == ("not comparable", "no-pairs", 0)
 
 
 def test_a_half_fine_tuned_failed_run_is_left_out_whole():
     study = make_study(runs=3)
     records = [r for r in make_records(study, {}) if r["kind"] == "score"]
-    cut = [
-        r
-        for r in records
-        if not (r["arm"] == "token-30" and r["seed"] == 1 and r["task"] == "task-1")
-    ]
+    lost = ("token-30", 1, "task-1")
+    cut = [r for r in records if (r["arm"], r["seed"], r["task"]) != lost]
     failure = failure_record("token-30", 1)
     assert rows_of(summarise([*cut, failure], study), "task-0")[0]["n"] == 2
     with pytest.raises(
@@ -352,7 +348,9 @@ def test_the_headline_keeps_a_baseline_that_nothing_beats():
     (row,) = rows_of(summary)
     assert (row["verdict"], row["better"]) == ("decided", "baseline")
     assert summary["headline"].startswith("Keep token-15")
-    assert len(summary["headline"].split()) <= 20 and advice_in(summary) == ["keep"]
+    assert len(summary["headline"].split()) <= 20 and advice_codes(primary_rows(summary)) == [
+        "keep"
+    ]
     study, records = study_of({"token-15": [0.5, 0.6]})
     assert summarise(records, study)["contrasts"] == []
 

@@ -10,7 +10,14 @@ from rich.console import Console
 from maskwise.cli import main
 from maskwise.cli import terminal as printing
 from maskwise.study.verdict import summarise
-from report_fixture import make_metrics, make_records, make_study, write_run, write_study
+from report_fixture import (
+    make_metrics,
+    make_records,
+    make_study,
+    primary_rows,
+    write_run,
+    write_study,
+)
 
 ARMS = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
 
@@ -33,7 +40,7 @@ def run(*arguments) -> int:
 def test_report_json_prints_the_verdicts_with_all_flags(folder, capsys):
     assert run("report", folder, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
-    primary = [row for row in summary["contrasts"] if row["primary"]]
+    primary = primary_rows(summary)
     assert [row["arm"] for row in primary] == ["token-30", "token-45"]
     # six runs can decide one contrast, not two
     assert [row["verdict"] for row in primary] == ["open", "open"]
@@ -75,7 +82,7 @@ def terminal(monkeypatch, capsys):
 
 def test_the_terminal_names_an_arm_once_beside_a_flag(folder, terminal):
     found = json.loads((folder / "summary.json").read_text())
-    row, other = [row for row in found["contrasts"] if row["primary"]][:2]
+    row, other = primary_rows(found)[:2]
     common = {"effect": "caps", "code": "x", "sentence": "the text is short", "facts": {}}
     own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less", "facts": {}}
     rows = [
@@ -92,7 +99,7 @@ def test_the_terminal_names_an_arm_once_beside_a_flag(folder, terminal):
 def test_the_terminal_says_verdicts_flags_and_what_to_do(folder, terminal):
     summary = json.loads((folder / "summary.json").read_text())
     lines = terminal(summary)
-    rows = [row for row in summary["contrasts"] if row["primary"]]
+    rows = primary_rows(summary)
     (common,) = {
         flag["sentence"] for row in rows for flag in row["flags"] if flag["code"] == "untuned"
     }

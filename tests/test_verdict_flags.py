@@ -11,9 +11,9 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.study.verdict import summarise
-from maskwise.study.verdict.words import advice_of
 from report_fixture import (
     COST,
+    advice_codes,
     codes,
     cost_record,
     evaluation_record,
@@ -21,6 +21,7 @@ from report_fixture import (
     heldout_record,
     make_study,
     old_selection,
+    primary_rows,
     run_facts,
     score_record,
     selection_record,
@@ -43,17 +44,12 @@ def judged(
     found |= study
     summary = summarise([*lines, *(run_facts(found) if records is None else records), *more], found)
     json.dumps(summary, allow_nan=False)
-    (row,) = (row for row in summary["contrasts"] if row["primary"])
+    (row,) = primary_rows(summary)
     return row | {"summary": summary}
 
 
 def facts_of(row: dict, code: str) -> dict:
     return next(flag["facts"] for flag in row["flags"] if flag["code"] == code)
-
-
-def advice_in(row: dict) -> list[str]:
-    """The codes of what to do next."""
-    return [code for code, _ in advice_of([row], {})]
 
 
 # Floors and chance
@@ -132,7 +128,7 @@ def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
 
 def test_chance_is_that_of_each_task_and_voids_the_task_alone():
     row = judged({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4})
-    assert (row["verdict"], codes(row)[0]) == ("not comparable", "chance") and advice_in(row)[
+    assert (row["verdict"], codes(row)[0]) == ("not comparable", "chance") and advice_codes([row])[
         0
     ] == "chance"
     facts = {"metric": "exact-match", "test_items": 400, "majority": None}
@@ -142,9 +138,7 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
         for s, x in enumerate(xs)
     ]
     study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=1) | {"tasks": {"task-0": facts}}
-    (row,) = [
-        row for row in summarise(told + run_facts(study), study)["contrasts"] if row["primary"]
-    ]
+    (row,) = primary_rows(summarise(told + run_facts(study), study))
     assert "chance" in codes(row)  # of the answers that were asked, as the records have it
 
 
@@ -220,7 +214,7 @@ def test_advice_names_no_useless_number_of_runs():
     assert row["detectable"]["runs"] == 10
     # 10 runs, one SD: power .8
     assert row["detectable"]["difference"] == pytest.approx(d.std(ddof=1), rel=0.05)
-    assert advice_in(row)[0] == "no-more-seeds"
+    assert advice_codes([row])[0] == "no-more-seeds"
 
 
 def test_seeds_and_ratios_must_be_whole():
@@ -260,7 +254,7 @@ def test_one_search_for_all_seeds_decides_only_where_both_sides_kept_the_same_se
         ["settings-differ"],
     )
     assert differ["p_adjusted"] < 0.05 and differ["runs_to_decide"] is None
-    assert advice_in(differ) == ["settings-differ"]
+    assert advice_codes([differ]) == ["settings-differ"]
     one = judged(records=[*costs, old_selection("token-30")])  # the other side has nothing to tune
     assert one["verdict"] == "decided" and "settings-differ" not in codes(one)
 
@@ -465,4 +459,4 @@ def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
     ratios = facts_of(judged(records=facts + within), "compute")["ratios"]
     assert ratios == pytest.approx({"flops": 1.2})
     unknown = judged(records=facts)  # it was not recorded of one side
-    assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_in(unknown)
+    assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_codes([unknown])

@@ -12,7 +12,7 @@ from maskwise.estimates import shown
 from maskwise.masking.policies import policy
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.verdict import summarise
-from report_fixture import codes, heldout_record, make_study, score_record
+from report_fixture import codes, heldout_record, make_study, primary_rows, score_record
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_mixture_of_words_is_not_on_the_plateau_for_its_token_masks() -> None:
     summary = summarise(records, study)
     assert summary["arms"]["a"]["gap_nats"] == pytest.approx(1.7)
     assert not any("floor" in codes(row) for row in summary["contrasts"])
-    primary = [row["outcome"] for row in summary["contrasts"] if row["primary"]]
+    primary = [row["outcome"] for row in primary_rows(summary)]
     assert primary == ["heldout:whole-word"]
 
 

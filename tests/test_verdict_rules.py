@@ -31,6 +31,7 @@ from report_fixture import (
     make_records,
     make_study,
     old_selection,
+    primary_rows,
     run_facts,
     score_record,
     study_of,
@@ -46,7 +47,7 @@ GATED = {"random": BASE, "oracle": BETTER, "method": [x - 0.02 for x in BETTER]}
 
 
 def primaries(summary: dict) -> dict[tuple[str, str], dict]:
-    return {(row["arm"], row["baseline"]): row for row in summary["contrasts"] if row["primary"]}
+    return {(row["arm"], row["baseline"]): row for row in primary_rows(summary)}
 
 
 # The gate
