@@ -1,16 +1,16 @@
-"""Parts of speech and salient spans by a spaCy pipeline: the one that ships, or an installed one.
+"""Annotate parts of speech and salient spans with a spaCy pipeline, shipped or installed.
 
-One pass over the text gives both layers. The shipped pipeline (data/tagger-en, with its card) is
-small: a tagger and an entity recogniser on one encoder of two convolutions. ``pos`` alone leaves
-the recogniser out.
+One pass over the text gives both layers. The shipped pipeline (data/tagger-en, with its card) is a
+tagger and an entity recogniser on an encoder of two convolutions. ``pos`` alone skips the
+recogniser.
 
-No text stops it: surrogates, which spaCy cannot hash, are replaced by U+FFFD, and long texts are
-cut at the end of a paragraph, a line, a sentence or a word, because spaCy's arrays are as large as
-the longest texts (4.5 GB for one of 10 MB); so are words of a thousand characters and more, over
-which its tokenizer may take minutes. White space has no part of speech.
+No text is refused. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are cut
+at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest text
+(4.5 GB for 10 MB). Words of a thousand characters are cut too, since the tokenizer may take minutes
+over them. White space has no part of speech.
 
-Cost: nearly all is spaCy's own; ``benchmarks/annotate.py`` measures it. Matrix products, half of
-that, use numpy's BLAS in place of spaCy's BLIS, which takes nearly three times as long.
+Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``). Matrix products, half of it,
+use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ _DATES = (
 _SCALE = r"(?:[ ](?:hundred|thousand|million|billion|trillion))?"
 _AMOUNT = r"\d(?:[\d,.]*\d)?"
 _NUMBERS = (rf"[$€£¥][ ]?{_AMOUNT}{_SCALE}", rf"{_AMOUNT}(?:[ ]?%|[ ]per[ ]?cent\b|{_SCALE})")
-# Looking ahead for how one can begin makes the search three times as fast.
+# A look-ahead for the first letters makes the search three times as fast.
 _BEGIN = r"(?=[\d$€£¥]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)"
 _FORMS = re.compile(
     rf"(?=[\d$€£¥jfmasondtw])(?<![\w.,/-]){_BEGIN}"
     rf"(?:(?P<date>{'|'.join(_DATES)})|(?P<number>{'|'.join(_NUMBERS)}))(?!\w)",
     re.IGNORECASE,
 )
-# What a name may go on over, if both sides are names: Al-Zaman, AT&T, University of the Arts.
+# These join two names into one: Al-Zaman, AT&T, University of the Arts.
 _JOINTS = re.compile(r"(?<=\w)(?:[-–&]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
 _OPENERS = np.array([ord(c) for c in ".!?:;…\"“”‘'(["], dtype=np.uint32)
 
@@ -80,11 +80,12 @@ class Tokens(NamedTuple):
     """The T tokens of a text, without white space.
 
     Attributes:
-        start, end: (T,) characters.
+        start, end: (T,) character offsets.
         tag: (T,) codes of `UPOS`, 0 for none.
-        entity: (T,) NAME, DATE or NUMBER in an entity of that kind, else NONE.
-        title, lower: (T,) written So or SO; so.
-        one: (T,) the word "one", which says little as a number.
+        entity: (T,) NAME, DATE or NUMBER inside an entity of that kind, else NONE.
+        title: (T,) whether the first letter is a capital.
+        lower: (T,) whether all letters are lower case.
+        one: (T,) the word "one", which is rarely a number worth masking.
     """
 
     start: Ints
@@ -96,27 +97,26 @@ class Tokens(NamedTuple):
     one: Flags
 
     def tagged(self, *tags: str) -> Flags:
-        """(T,) which have one of these tags."""
+        """(T,) whether a token has one of these tags."""
         return np.isin(self.tag, [_CODES[tag] for tag in tags])
 
     def within(self, match: re.Match[str]) -> slice:
-        """The tokens that the match covers or cuts."""
+        """Return the tokens that a match covers or cuts."""
         first = int(self.end.searchsorted(match.start(), "right"))
         return slice(first, int(self.start.searchsorted(match.end())))
 
 
 def salient_spans(text: str, tokens: Tokens) -> CharSpans:
-    """The salient spans of a text, with the codes of `SALIENT`.
+    """Find the salient spans of a text, with the codes of `SALIENT`.
 
-    A *name* is an entity or a proper noun, joined where they touch; so is a capitalised adjective,
-    noun or verb that does not open its sentence ("Japanese", the "United" of "United States"):
-    English writes names that way, and Universal Dependencies tag their parts by what they are. A
-    proper noun in lower case is not a name, unless the whole text is in lower case or the entity
-    recogniser says so. Written-out dates and amounts are found by their form, other numbers by
-    their tag. If they compete, form goes before tag.
+    A *name* is a run of entities and proper nouns. A capitalised adjective, noun or verb counts
+    too, unless it opens its sentence: "Japanese", "United" in "United States", which Universal
+    Dependencies do not tag as proper nouns. A proper noun in lower case is a name only if the whole
+    text is in lower case or the entity recogniser finds it. *Dates* and *numbers* are found by
+    their form, then by their tag.
 
-    Tags find names that a small entity recogniser has never met, entities those in lower case.
-    Tuned on data that no score is reported on (scripts/train_tagger/README.md).
+    Tags find names that the small entity recogniser does not know; entities find names in lower
+    case. Tuned on data that no reported score uses (scripts/train_tagger/README.md).
     """
     start = tokens.start
     end = tokens.end
@@ -124,22 +124,25 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
         return CharSpans.of((), SALIENT)
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     lines = np.cumsum(codes == ord("\n"))
-    breaks = np.ones(len(start), dtype=bool)  # no span crosses the end of a line
+    # No span crosses the end of a line.
+    breaks = np.ones(len(start), dtype=bool)
     breaks[1:] = lines[start[1:]] > lines[end[:-1] - 1]
-    opens = breaks.copy()  # may stand at the start of a sentence, where a capital says nothing
+    # A token that may open a sentence has a capital whether it is a name or not.
+    opens = breaks.copy()
     opens[1:] |= np.isin(codes[end[:-1] - 1], _OPENERS)
 
     kind = tokens.entity.copy()
     kind[(kind == NONE) & tokens.tagged("NUM") & ~tokens.one] = NUMBER
     proper = tokens.tagged("PROPN")
     small = tokens.lower & tokens.title.any()
-    # a proper noun in lower case counts only inside of a name ("de Gaulle")
+    # A proper noun in lower case counts only inside a name: "Charles de Gaulle".
     sure = np.pad(proper & ~small, 1)
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
     content = tokens.tagged("ADJ", "NOUN", "VERB")
     title = tokens.title
     kind[proper | (content & title & ~opens)] = NAME
-    form = np.zeros(len(kind), dtype=np.int64)  # the number of the date or amount around a token
+    # Numbered, so that two dates or amounts in a row stay two spans.
+    form = np.zeros(len(kind), dtype=np.int64)
     for number, match in enumerate(_FORMS.finditer(text), start=1):
         inside = tokens.within(match)
         kind[inside] = DATE if match.lastgroup == "date" else NUMBER
@@ -154,7 +157,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     begin = np.flatnonzero(breaks | changes(kind, form))
     last = np.append(begin[1:], len(kind)) - 1
     is_salient = kind[begin] != NONE
-    # a tagger may call emoji and stray marks PROPN; they are not names
+    # Taggers may tag emoji and stray marks as PROPN; they are no names.
     for at in np.flatnonzero(is_salient & (classify(text)[start[begin]] != LETTER)):
         is_salient[at] = any(map(str.isalnum, text[start[begin[at]] : end[last[at]]]))
     begin = begin[is_salient]
@@ -165,17 +168,17 @@ SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Texts at once; with 64 and more the arrays outgrow the processor's cache: a third slower."""
+"""Texts per batch; from 64 on the arrays outgrow the processor's cache, which costs a third."""
 MAX_NEW_WORDS = 200_000
-"""spaCy caches every word; after this many new ones (about 100 MB) it is loaded again. Its memory
-zones keep no cache: annotating took a third longer with them.
+"""spaCy caches every word; after this many new words (about 100 MB) it is reloaded. Its memory
+zones would drop the cache, but made annotating a third slower.
 """
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
-# before 2017
+# Universal Dependencies named coordinating conjunctions CONJ before version 2.
 _CODES = {tag: code for code, tag in enumerate(UPOS, 1)} | {"CONJ": UPOS.index("CCONJ") + 1}
-# Entity types of OntoNotes that are no names.
+# Entity types of OntoNotes that are not names.
 _KINDS = {
     **dict.fromkeys(("DATE", "TIME"), DATE),
     **dict.fromkeys(("CARDINAL", "ORDINAL", "QUANTITY", "PERCENT", "MONEY"), NUMBER),
@@ -193,15 +196,15 @@ _COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "LO
 
 
 NO_MODEL = (".md", ".pyc")
-"""Files of a pipeline's folder that no tag depends on."""
+"""Endings of files in a pipeline's folder that do not affect its tags."""
 
 
 class SpacyPipeline:
-    """The layers "pos" (17 universal tags) and "salient" (names, dates, numbers), or one of them.
+    """An annotator with the layers "pos" (17 universal tags), "salient", or both.
 
     Args:
-        layers: which of the two. Tags alone are faster; both come in one pass.
-        model: an installed spaCy pipeline, or its folder; None: the shipped one.
+        layers: names of the layers. Both take one pass; "pos" alone is faster.
+        model: an installed spaCy pipeline or its folder; None: the shipped one.
 
     Raises:
         MaskwiseError: a pipeline that is not installed, cannot be loaded, or gives no universal
@@ -209,7 +212,7 @@ class SpacyPipeline:
     """
 
     imports: ClassVar = ("spacy",)
-    """Modules that its workers take seconds to import."""
+    """Modules that take seconds to import in a worker."""
 
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
         self.name = layers[0]
@@ -218,7 +221,7 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """Changes with any file of the pipeline but its card, with spaCy, and with the rules."""
+        """A digest of the pipeline without its card, of spaCy's version and of the rules here."""
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -226,14 +229,15 @@ class SpacyPipeline:
         return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """For each text its layers; see `Annotator`."""
+        """Return the layers of each text; see `Annotator`."""
         cuts = [list(_pieces(text)) for text in texts]
         pieces: list[str] = []
         for text, cut in zip(texts, cuts, strict=True):
             pieces += [_SURROGATE.sub("\ufffd", text[begin:end]) for begin, end in cut]
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
-            del self.nlp  # and load it again
-            self.__dict__.pop("_direct", None)  # holds a component of the old one
+            # Both are cached properties: they are loaded again when they are next used.
+            del self.nlp
+            self.__dict__.pop("_direct", None)
         tables = self._tables(pieces)
         found = []
         for text, cut in zip(texts, cuts, strict=True):
@@ -250,7 +254,7 @@ class SpacyPipeline:
         return found
 
     def _tables(self, pieces: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], Codes]]:
-        """For each piece of text its T tokens: (T, `_COLUMNS`), and (T,) codes of tags."""
+        """Yield the T tokens of each piece of text: (T, `_COLUMNS`), and (T,) codes of tags."""
         from spacy.util import minibatch
 
         if self._direct is None:
@@ -264,30 +268,34 @@ class SpacyPipeline:
                 yield doc.to_array(_COLUMNS), codes[predicted] if len(doc) else codes[:0]
 
     def _tokens(self, tables: Sequence[tuple[int, NDArray[np.uint64], Codes]]) -> Tokens:
-        """The tokens of a text from those of its pieces, each with its first character."""
+        """Join the tokens of the pieces of a text: (first character, table, codes of tags)."""
         for begin, table, _ in tables:
             table[:, 0] += np.uint64(begin)
-        every = np.concatenate([table for _, table, _ in tables])
-        inked = every[:, 2] == 0  # white space has no tag
-        place, length, _, title, upper, lower, form, entity = every[inked].T
-        start = place.astype(np.int32)
+        joined = np.concatenate([table for _, table, _ in tables])
+        tags = np.concatenate([codes for _, _, codes in tables])
+        # spaCy has tokens of white space; they have no part of speech.
+        visible = joined[:, 2] == 0
+        offset, length, _, title, upper, lower, form, entity = joined[visible].T
+        start = offset.astype(np.int32)
         return Tokens(
-            start,
-            start + length.astype(np.int32),
-            np.concatenate([codes for _, _, codes in tables])[inked],
-            self._coded(entity, _KINDS, other=NAME),
-            (title | upper) > 0,
-            lower > 0,
-            form == self.nlp.vocab.strings["one"],
+            start=start,
+            end=start + length.astype(np.int32),
+            tag=tags[visible],
+            entity=self._coded(entity, _KINDS, other=NAME),
+            title=(title | upper) > 0,
+            lower=lower > 0,
+            one=form == self.nlp.vocab.strings["one"],
         )
 
     def _coded(
         self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0
     ) -> Codes:
-        """spaCy's numbers of names → our codes; 0 for the empty name."""
-        numbers, place = np.unique(symbols, return_inverse=True)
-        names = [self.nlp.vocab.strings[int(number)] for number in numbers]
-        coded = [codes.get(name, other) if name else 0 for name in names]
+        """Map spaCy's hashes of names to our codes; the empty name has code 0."""
+        hashes, place = np.unique(symbols, return_inverse=True)
+        coded = []
+        for number in hashes.tolist():
+            name = self.nlp.vocab.strings[number]
+            coded.append(codes.get(name, other) if name else 0)
         return np.array(coded, dtype=np.int16)[place]
 
     @cached_property
@@ -295,10 +303,13 @@ class SpacyPipeline:
         """The spaCy pipeline, loaded when it is first needed."""
         import spacy
 
-        unused = _UNUSED if "salient" in self.layers else _UNUSED + _ENTITIES
+        unused = list(_UNUSED)
+        if "salient" not in self.layers:
+            unused += _ENTITIES
         try:
             nlp = spacy.load(self.folder, exclude=unused)
-        except Exception as error:  # whatever its components raise
+        # Components of other packages may raise anything.
+        except Exception as error:
             what = f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}"
             raise MaskwiseError(what) from error
         self._words_at_load = len(nlp.vocab)
@@ -307,10 +318,10 @@ class SpacyPipeline:
 
     @cached_property
     def _direct(self) -> tuple[Any, Codes] | None:
-        """The component that predicts the tags, and the code of each of its classes.
+        """The component that predicts tags, and the code of each of its classes.
 
-        None if other components may change tags. Tags that are read from its output need not be
-        written into every token, which saves a seventh of the time.
+        None if other components may change tags. Reading tags from its output saves a seventh of
+        the time, because they are not written into every token.
         """
         factories = self.nlp.pipe_factories
         names = [name for name, factory in factories.items() if factory == "morphologizer"]
@@ -322,7 +333,7 @@ class SpacyPipeline:
 
     @cached_property
     def _column(self) -> str:
-        """Where the pipeline has universal tags: POS, or TAG as some that were trained on UD."""
+        """The attribute with universal tags: POS, or TAG in some pipelines trained on UD."""
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
             return "POS"
@@ -335,17 +346,19 @@ class SpacyPipeline:
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
-    """Parts of speech; with ``salient`` the salient spans too, in the same pass."""
-    return SpacyPipeline(("pos", "salient") if salient else ("pos",), model=model)
+    """Annotate parts of speech; with ``salient`` also salient spans, in the same pass."""
+    if salient:
+        return SpacyPipeline(model=model)
+    return SpacyPipeline(("pos",), model=model)
 
 
 def salient(*, model: str | None = None) -> SpacyPipeline:
-    """Salient spans: names, dates, numbers."""
+    """Annotate salient spans: names, dates, numbers."""
     return SpacyPipeline(("salient",), model=model)
 
 
 def one_pass(specs: Sequence[str]) -> list[str]:
-    """The same annotators, "pos" and "salient" of one pipeline joined: ``pos(salient=True)``."""
+    """Join "pos" and "salient" of one pipeline into ``pos(salient=True)``."""
     calls = [parse_call(spec) for spec in specs]
     joined = []
     for call in calls:
@@ -363,7 +376,7 @@ def _multiply_by_numpy(nlp: Any) -> None:
 
     ops = NumpyOps(use_blis=False)
     for _, component in nlp.pipeline:
-        # rule-based components have no model
+        # Rule-based components have no model.
         if hasattr(component, "model") and isinstance(component.model, Model):
             for node in component.model.walk():
                 if type(node.ops) is NumpyOps:
@@ -371,7 +384,7 @@ def _multiply_by_numpy(nlp: Any) -> None:
 
 
 def _folder(model: str | None) -> Path:
-    """The folder of a pipeline.
+    """Find the folder of a pipeline.
 
     Raises:
         MaskwiseError: it is not installed.
@@ -380,10 +393,12 @@ def _folder(model: str | None) -> Path:
         return SHIPPED
     path = Path(model).expanduser()
     package = None
-    with suppress(ValueError, ImportError):  # "__main__" is a name that has no package
-        package = find_spec(model) if model.isidentifier() else None
+    # ``find_spec`` raises for some names, such as "__main__".
+    with suppress(ValueError, ImportError):
+        if model.isidentifier():
+            package = find_spec(model)
     if package and package.origin:
-        # a package of spaCy's has the pipeline in a folder NAME-VERSION
+        # A package of spaCy has its pipeline in a folder NAME-VERSION.
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
@@ -397,8 +412,8 @@ def cut_text(
 ) -> Iterator[tuple[int, int]]:
     """Cut a stretch of a text into parts of at most ``most`` characters.
 
-    A part ends after the last border in its second half, of the first kind that is there; else
-    anywhere.
+    A part ends after the last border in its second half. The first kind of border that occurs there
+    is used; without any, the part is cut at ``most`` characters.
     """
     while stop - start > most:
         end = start + most

@@ -1,7 +1,7 @@
-"""Layers that weigh every word by a table: frequency, informativeness, and difference.py's.
+"""Annotators that look up word weights in a table: frequency and informativeness.
 
-A fit writes the table, a Parquet file with the columns "word" and "weight", which can be read and
-edited; annotating looks words up, in lower case. Cost: 0.5 µs a word.
+A fit writes the table, a Parquet file with the columns "word" and "weight" that users may edit;
+annotating looks words up in lower case. Cost: 0.5 µs per word. ``difference.py`` has one more.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ FILE = "words.parquet"
 
 
 class WordWeights(ABC):
-    """One layer of weights, named after its annotator.
+    """An annotator with one layer of weights, which has its name.
 
     Args:
-        table: the folder that a fit has filled; None before that.
+        table: the folder written by a fit; None before the fit.
     """
 
     name: ClassVar[str]
     unseen: ClassVar[float] = 0.0
-    """The weight of words that the table does not have."""
+    """Weight of words that are missing from the table."""
     punctuation: ClassVar[bool] = False
-    """Whether punctuation, and what follows an apostrophe, has a weight too."""
+    """Whether punctuation and parts after an apostrophe have weights too."""
     settings: Mapping[str, object] = {}
-    """All other arguments: part of the version."""
+    """All other arguments; part of the version."""
 
     def __init__(self, *, table: str | None = None):
         self.folder = None if table is None else Path(table)
@@ -69,7 +69,8 @@ class WordWeights(ABC):
         keys = keys_of(words)
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
-        self._weights = np.append(weights[order], self.unseen)  # place −1 is a missing word
+        # ``find`` gives missing words the index −1: the last weight.
+        self._weights = np.append(weights[order], self.unseen)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -82,15 +83,17 @@ class WordWeights(ABC):
     @cached_property
     def version(self) -> str:
         content = list(self._content)
-        if not self.fitted:  # then it depends on the files that a fit will read
-            paths = [Path(value) for value in self.settings.values() if isinstance(value, str)]
-            for path in paths:
-                content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+        if not self.fitted:
+            # The result of a fit depends on the files that are named in the settings.
+            for value in self.settings.values():
+                if isinstance(value, str):
+                    path = Path(value)
+                    content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
         return digest(self.name, RULES, VERSION, sorted(self.settings.items()), *content)
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus once, save a table in ``folder``, and return the string that reads it."""
+        """Read a corpus once and save a table in ``folder``; returns the spec that reads it."""
 
     def _save(
         self,
@@ -99,7 +102,7 @@ class WordWeights(ABC):
         facts: Mapping[str, object],
         **needed: object,
     ) -> str:
-        """Write the table and its facts; ``needed`` are settings of the annotator that reads it."""
+        """Write the table and its facts; ``needed`` are arguments of the spec that reads it."""
         write_table(folder / FILE, columns)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
@@ -114,22 +117,22 @@ class WordWeights(ABC):
         return found
 
     def weigh(self, words: Words) -> Floats:
-        """(W,) the weight of every word of some texts."""
+        """(W,) the weights of the words of some texts."""
         return self._weights[find(self._keys, words.key)]
 
 
 class Frequency(WordWeights):
-    """The layer ``frequency``: the count of every word, in lower case, punctuation too.
+    """The layer ``frequency``: the corpus count of every word in lower case, punctuation included.
 
     Args:
-        table: the folder that a fit has filled. Without it the annotator is to be fitted.
+        table: the folder written by a fit; without it the annotator has to be fitted.
     """
 
     name = "frequency"
     punctuation = True
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count all words: words.parquet with word and weight (the count), most frequent first."""
+        """Count all words; save words.parquet (word, weight = count), most frequent first."""
         seen = Vocabulary()
         for words in blocks(texts):
             seen.count(words, np.ones(len(words.key), dtype=bool))
@@ -150,16 +153,16 @@ _UNSPACED_STOPS = [ord(mark) for mark in "。！？"]
 
 
 class Informativeness(WordWeights):
-    """The layer ``informativeness``: a word's PMI with the words around it, at least 0; mean 1.
+    """The layer ``informativeness``: a word's PMI with its neighbours, clipped at 0, with mean 1.
 
     Args:
-        table: the folder that a fit has filled. Without it the annotator is to be fitted.
-        per: "text", a word's weight depends on its neighbours, or "word", it is the same
+        table: the folder written by a fit; without it the annotator has to be fitted.
+        per: "text": the weight depends on the neighbours of the word; "word": it is the same
             everywhere.
-        window: neighbours on each side, at most.
-        words: size of the table: the most frequent words …
-        min_count: … that occur at least this often.
-        min_pairs: pairs that occur less often do not count.
+        window: maximum number of neighbours on each side.
+        words: size of the table, which has the most frequent words.
+        min_count: words that occur less often are left out.
+        min_pairs: pairs that occur less often have a PMI of 0.
 
     Raises:
         MaskwiseError: settings out of range; a table that cannot be read.
@@ -211,13 +214,14 @@ class Informativeness(WordWeights):
             sentences = sentences_of(words)[plain].astype(np.uint64)
             corpus.write(np.stack([words.key[plain], sentences]))
         most_frequent = np.argsort(-seen.counts, kind="stable")[: self._most]
-        # the id of a word is its place among the ascending keys
-        order = np.sort(most_frequent[seen.counts[most_frequent] >= self._min_count])
-        if not len(order):
+        frequent = most_frequent[seen.counts[most_frequent] >= self._min_count]
+        if not len(frequent):
             do = "give more text, or a lower min_count"
             raise MaskwiseError(f"no word occurs {self._min_count} times", do=do)
-        known = seen.keys[order]
-        counts = seen.counts[order]
+        # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
+        frequent = np.sort(frequent)
+        known = seen.keys[frequent]
+        counts = seen.counts[frequent]
 
         met = Table()
         for keys, sentence in corpus:
@@ -239,6 +243,7 @@ class Informativeness(WordWeights):
             positive += float(sums[in_table].clip(min=0).sum())
             number += int(in_table.sum())
         rate = (total / counts).clip(min=0)
+        # Divided by its mean over the corpus, a weight averages 1. A mean of 0 divides nothing.
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
@@ -273,7 +278,7 @@ class Informativeness(WordWeights):
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
-        """(P,) pairs and (P + 1,) their PMI, the last one that of all other pairs."""
+        """(P,) pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
         assert self.folder is not None
         columns = read_table(self.folder / PAIRS, "pair", "pmi")
         return columns["pair"].to_numpy(), np.append(columns["pmi"].to_numpy(), 0.0)
@@ -283,6 +288,7 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
     """(P,) the PMI of pairs of word ids, smaller id first, from their counts in either order."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
+    # The marginals count each pair from both sides, so a word beside itself counts twice too.
     ordered = counts * np.where(first == second, 2, 1)
     return np.log(ordered * marginal.sum() / (marginal[first] * marginal[second]))
 
@@ -290,13 +296,13 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
 def summed_pmi(
     ids: Ints, sentence: Ints | Keys, pairs: Keys, pmi: Floats, *, window: int
 ) -> Floats:
-    """(W,) each word's summed PMI with the words around it.
+    """(W,) each word's summed PMI with its neighbours.
 
     Args:
-        ids: (W,) −1 for words that are not in the table.
+        ids: (W,) −1 for words that are missing from the table.
         sentence: (W,) ascending numbers.
         pairs: (P,) ascending keys.
-        pmi: (P + 1,) of the pairs; the last is that of all other pairs.
+        pmi: (P + 1,) PMI of the pairs; the last value is for all other pairs.
     """
     total = np.zeros(len(ids))
     for distance, at in _neighbours(ids, sentence, window):
@@ -307,7 +313,7 @@ def summed_pmi(
 
 
 def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple[int, Ints]]:
-    """For each distance, the places of known words with a known neighbour in the same sentence."""
+    """Yield for each distance the known words with a known neighbour in the same sentence."""
     for distance in range(1, min(window, len(ids) - 1) + 1):
         near = sentence[distance:] == sentence[:-distance]
         known = (ids[distance:] >= 0) & (ids[:-distance] >= 0)
@@ -326,6 +332,7 @@ def sentences_of(words: Words) -> Ints:
     A sentence ends with its text, its line, or final punctuation before a space.
     """
     opens = words.fresh.copy()
+    # "3.5" and "U.S.A" go on after the stop; Chinese and Japanese have no spaces to ask for.
     blank_before = words.start[1:] > words.end[:-1]
     opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
     opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)

@@ -1,7 +1,7 @@
-"""Learning a policy from a task, with the parts of a recipe; the same call resumes.
+"""Learn a policy from a task, with the settings of a recipe; the same call resumes.
 
-A folder gets ``policy/`` (the model, with its card), ``metrics.jsonl``, ``shown.json`` (what it
-masks, before and after) and, if there are several tries, ``try-N/`` of each.
+Writes ``policy/`` (the model with its card), ``metrics.jsonl``, ``shown.json`` (what the policy
+masks before and after learning), and ``try-N/`` for each of several tries.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
@@ -46,43 +47,41 @@ Measures: TypeAlias = dict[str, Any]
 
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
-"""Turns the seed of a run into that of its learning."""
+"""Separates the seed of learning from the seed of the run."""
 
 
 class Made(NamedTuple):
-    """A policy that one try of the meta-gradient has made.
+    """The result of one try of the meta-gradient.
 
     Attributes:
         policy: with the weights of the best step.
-        before: the weights of the words of some texts before it learned.
-        end: of the learning.
-        left_out: rows of train, by reason.
+        before: weights of the words of some texts, before learning.
+        end: the final progress.
+        left_out: number of dropped train rows, by reason.
     """
 
     policy: PolicyModel
-    before: list[np.ndarray]
+    before: list[NDArray[np.float64]]
     end: Point
     left_out: Counter[str]
 
     def figures(self) -> Measures:
-        end = vars(self.end)
-        names = {
-            "best_step": "best",
-            "gain": "gain",
-            "stopped": "stopped",
-            "overshoot": "overshoot",
+        return {
+            "best_step": self.end.best,
+            "gain": self.end.gain,
+            "stopped": self.end.stopped,
+            "overshoot": self.end.overshoot,
         }
-        return {name: end[field] for name, field in names.items()}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The learning of one policy: settings of a recipe under their names there.
+    """Everything needed to learn one policy. Settings have their names in a recipe.
 
     Attributes:
-        task: learned from, as for ``load_task``.
-        kind: of the model.
-        folder: for the policy.
+        task: the task, as for ``load_task``.
+        kind: architecture of the model.
+        folder: output folder.
         quiet: no progress bar.
     """
 
@@ -102,10 +101,10 @@ class Lesson:
 
         Returns:
             ``policy`` (its folder), ``method``, ``task``, figures of the learning, and ``dev`` and
-            ``held_out``, the evaluations on texts that it has not learned from.
+            ``held_out``, the evaluations on labelled texts outside train.
 
         Raises:
-            MaskwiseError: a stream; a task that teaches no policy.
+            MaskwiseError: a stream; a task from which no policy can be learned.
         """
         if self.learning.method == "supervised":
             return self._by_labels()
@@ -113,23 +112,25 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The seed of the learning, not that of the training which the policy then masks for.
+        """The seed of learning, which differs from that of the training that the policy masks for.
 
-        Otherwise the policy would know the fresh weights, the orders and the draws of its own test.
+        With the same seed the policy would be tested on the initial weights, orders and draws that
+        it was fitted to.
         """
         return fold(self.training.seed, LEARNING)
 
     @cached_property
     def texts(self) -> list[str]:
         """The texts of the corpus, which are searched for contexts."""
-        if self.corpus.stream:  # which may be larger than memory
+        # A stream may be larger than memory.
+        if self.corpus.stream:
             what = "a policy is learned from texts that are read whole"
             raise MaskwiseError(what, do="set corpus.stream: false")
         return [document.text for document in self.corpus.documents()]
 
     @property
     def model_tokenizer(self) -> str | None:
-        """The name of the model's tokenizer; None: one is trained."""
+        """The name of the model's tokenizer; None if one is trained."""
         return self.tokenizer.name or self.model.pretrained
 
     def _by_labels(self) -> Measures:
@@ -161,8 +162,9 @@ class Lesson:
         tokenizer = self._policy_tokenizer()
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
-            own = self._tokenizer(self.model_tokenizer)
-            if own.get_vocab() != tokenizer.get_vocab():
+            model_tokenizer = self._tokenizer(self.model_tokenizer)
+            # The scores of the policy choose the masks of the model, token by token.
+            if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
                     "by the meta-gradient a policy and the model read the same tokens, and their "
                     "tokenizers differ",
@@ -172,22 +174,25 @@ class Lesson:
         texts = self.texts
         task = load_task(self.task)
         labels = None
-        with suppress(MaskwiseError):  # for the evaluation: it learns from no label
+        shown = texts
+        # The meta-gradient needs no labels; where the task has answers, they evaluate the policy.
+        with suppress(MaskwiseError):
             labels = labels_of(self.task, kind="answers", texts=texts)
-        shown = [each.text for each in labels.marked("test", "dev", "train")] if labels else texts
+            shown = [each.text for each in labels.marked("test", "dev", "train")]
         log_unigram = _log_unigram(tokenizer, texts)
 
         tries = self.learning.meta.tries
-        # Tries differ in the policy's weights and the order of examples, not in the model.
-        every = [self._try(number, tokenizer, task, shown, log_unigram) for number in range(tries)]
-        best = max(range(tries), key=lambda number: every[number].end.gain)
+        results = []
+        for number in range(tries):
+            results.append(self._try(number, tokenizer, task, shown, log_unigram))
+        best = max(range(tries), key=lambda number: results[number].end.gain)
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
             shutil.copyfile(metrics, self.folder / "metrics.jsonl")
-        made = every[best]
+        made = results[best]
         made.policy.cpu()
         measures = made.figures()
-        measures["tries"] = [each.figures() for each in every]
+        measures["tries"] = [result.figures() for result in results]
         measures["left_out"] = dict(made.left_out)
         if labels:
             measures |= _measured(made.policy, labels)
@@ -202,6 +207,7 @@ class Lesson:
         log_unigram: torch.Tensor,
     ) -> Made:
         tries = self.learning.meta.tries
+        # Tries differ in the policy's weights and the order of examples, not in the model.
         seed = self.seed
         folder = self.folder
         title = "learning a policy"
@@ -239,16 +245,16 @@ class Lesson:
         measures: Measures,
         *,
         texts: Sequence[str],
-        before: Sequence[np.ndarray],
+        before: Sequence[NDArray[np.float64]],
     ) -> Measures:
-        """Write a learned policy with its card, and what it masks (on rank 0).
+        """Write a learned policy with its card, and ``shown.json``, on rank 0.
 
         Args:
-            texts: not learned from; ``before`` are the weights of the first of them before it
-                learned.
+            texts: examples for the card.
+            before: weights of the words of the first texts, before learning.
 
         Returns:
-            All that was measured.
+            All measures of the policy.
         """
         result = {
             "policy": str(self.folder / "policy"),
@@ -276,47 +282,48 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        states = [self.folder / "resume", *self.folder.glob("try-*/resume")]
-        for left in (*states, self.folder / SHARED_TOKENIZER):
-            shutil.rmtree(left, ignore_errors=True)
+        # The policy is complete: nothing will be resumed.
+        checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
+        for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
+            shutil.rmtree(unused, ignore_errors=True)
         return result
 
-    # Parts made from the settings
+    # Parts built from the settings
     # ---------------------------------------------------------------------------------------
 
     def _new_policy(
         self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
     ) -> PolicyModel:
-        """A policy that has learned nothing; ``head`` is used if the settings have none."""
+        """Create an untrained policy; ``head`` is used if the settings have none."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the policy's encoder, of the recipe, or one trained on the corpus."""
+        """Load the tokenizer of the policy's encoder or of the recipe, or train one."""
         return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """The tokenizer of a name, or one that rank 0 trains on the corpus for all ranks."""
+        """Load a tokenizer by name; without one, rank 0 trains it on the corpus for all ranks."""
         chosen = self.tokenizer.model_copy(update={"name": name})
-        made: PreTrainedTokenizerFast
         if name or ranks_here() == 1:
-            made = chosen.tokenizer(self.corpus.documents())
-            return made
+            return chosen.tokenizer(self.corpus.documents())
         shared = self.folder / SHARED_TOKENIZER
         if rank_here() == 0 and not shared.is_dir():
             write_folder(shared, chosen.tokenizer(self.corpus.documents()).save_pretrained)
+        # The other ranks wait here until the file is complete.
         require_file(shared / "tokenizer.json")
-        made = load_tokenizer(str(shared))
-        return made
+        return load_tokenizer(str(shared))
 
     def _classifier(self, task: Task) -> Confidence:
-        """Train a classifier on the task, from the recipe's model; returns its confidence."""
+        """Fine-tune the recipe's model as a classifier of the task; returns its confidence."""
         settings = self.learning.supervised.finetune
         length = settings.max_length
         tokenizer = self._tokenizer(self.model_tokenizer)
         checkpoint = self.model.pretrained
-        config = None if checkpoint else self.model.config(tokenizer, length, kind="encoder")
+        config = None
+        if not checkpoint:
+            config = self.model.config(tokenizer, length, kind="encoder")
         network = load_network(
             checkpoint, task, tokenizer, config=config, max_length=length, seed=self.seed
         )
@@ -331,20 +338,21 @@ class Lesson:
         cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
 
         @torch.inference_mode()
-        def confidence(texts: Sequence[str], classes: Sequence[int]) -> np.ndarray:
-            sure = torch.zeros(len(texts), dtype=torch.float64)
-            right = torch.tensor(classes)
+        def confidence(texts: Sequence[str], classes: Sequence[int]) -> NDArray[np.float64]:
+            confidence_N = torch.zeros(len(texts), dtype=torch.float64)
+            right_N = torch.tensor(classes)
             device = next(objective.parameters()).device
             for rows, batch in batches(cutter.flat(list(texts)), device):
-                chance = objective.logits(batch).float().softmax(-1).cpu()
-                sure[rows] = chance[torch.arange(len(rows)), right[rows]].double()
-            return sure.numpy()
+                probability = objective.logits(batch).float().softmax(-1).cpu()
+                of_right = probability[torch.arange(len(rows)), right_N[rows]]
+                confidence_N[rows] = of_right.double()
+            return confidence_N.numpy()
 
         return confidence
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
-    """(V,) log-frequencies of the tokens."""
+    """(V,) log-frequencies of the tokens, the initial biases of a new model's head."""
     documents = (Document(str(number), text) for number, text in enumerate(texts))
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
@@ -353,6 +361,10 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """The evaluation of a policy on the labelled texts of dev and test."""
-    marked = {"dev": labels.marked("dev"), "held_out": labels.marked("test")}
-    return {name: judge(policy, texts) for name, texts in marked.items() if texts}
+    """Evaluate a policy on the labelled texts of dev and test."""
+    measures = {}
+    for name, split in (("dev", "dev"), ("held_out", "test")):
+        marked = labels.marked(split)
+        if marked:
+            measures[name] = judge(policy, marked)
+    return measures
