@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BartConfig, BartForConditionalGeneration
 
 import training_tools as tools
 from maskwise.keys import Keys
@@ -22,23 +21,6 @@ from maskwise.objectives import Denoising, MaskedLanguageModelling
 
 VOCABULARY = Vocabulary.of(tools.tokenizer())
 MASK = tools.tokenizer().mask_token_id
-
-
-def tiny_bart() -> BartForConditionalGeneration:
-    torch.manual_seed(0)
-    config = BartConfig(
-        vocab_size=45,
-        max_position_embeddings=32,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        dropout=0.0,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-    )
-    return BartForConditionalGeneration(config).eval()
 
 
 class Table(nn.Module):
@@ -105,7 +87,7 @@ class Problem:
         smooth: bool = True,
         dtype: torch.dtype = torch.float64,
     ) -> Problem:
-        model = (tiny_bart() if kind == "bart" else tools.model(kind).eval()).to(dtype)
+        model = (tools.tiny_bart() if kind == "bart" else tools.model(kind).eval()).to(dtype)
         task = Denoising(model) if kind == "bart" else MaskedLanguageModelling(model)
         policy = Table().to(dtype)
         batches = [batch_of(rows, seed) for seed in range(inner)]

@@ -9,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -175,24 +173,6 @@ def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str)
     torch.testing.assert_close(loss * choice.budget, outcome.loss, rtol=1e-5, atol=1e-5)
 
 
-def tiny_bart() -> BartForConditionalGeneration:
-    torch.manual_seed(0)
-    config = BartConfig(
-        vocab_size=45,
-        max_position_embeddings=32,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        dropout=0.0,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        scale_embedding=True,
-    )
-    return BartForConditionalGeneration(config).eval()
-
-
 def tiny_t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
     config = T5Config(
@@ -208,7 +188,7 @@ def tiny_t5() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(config).eval()
 
 
-@pytest.mark.parametrize("make", [tiny_bart, tiny_t5])
+@pytest.mark.parametrize("make", [tools.tiny_bart, tiny_t5])
 def test_an_encoder_decoder_reads_one_mask_a_token_and_writes_the_text(make) -> None:
     model, batch, mask_id = make(), text_batch(), 44
     choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))

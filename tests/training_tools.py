@@ -157,3 +157,21 @@ class Language:
 
 def counts(language: Language) -> Tensor:
     return torch.bincount(language.ids.flatten(), minlength=FIRST + WORDS)
+
+
+def tiny_bart() -> BartForConditionalGeneration:
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=45,
+        max_position_embeddings=32,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        dropout=0.0,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        scale_embedding=True,
+    )
+    return BartForConditionalGeneration(config).eval()

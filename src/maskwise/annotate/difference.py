@@ -1,32 +1,31 @@
-"""Words that set a corpus apart from a general one, for continued pre-training on it.
+"""Weights of words that distinguish a corpus from a general one, for continued pre-training.
 
-Words are scored by TF-ICF, frequent here and not there:
+Words are scored by TF-ICF, frequent in the target corpus and rare in the general one:
 
-    score(w) = log(1 + c(w)) · log(p(w) / q(w)), at least 0
+    score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
-with c and p the count and share of w in the target corpus, and q its share in the general one, each
-count one more. The best words are anchors. The paper weighs a word by its similarity to the nearest
-anchor. ``vectors`` says where similarities come from:
+with c and p the count and share of w in the target corpus, and q its share in the general corpus,
+with 1 added to each count. The best words are anchors. The paper weighs a word by its similarity to
+the nearest anchor; ``vectors`` selects the source of similarities:
 
-- a checkpoint folder: the input embeddings of its model, the mean over a word's pieces;
-- a text file of vectors, "word 0.1 0.2 …" on each line, as GloVe and fastText have them;
-- none: a word's weight is its own score, which is sharp; the policy's ``power`` tempers it.
+- a checkpoint folder: the input embeddings of its model, averaged over a word's tokens;
+- a text file of vectors, "word 0.1 0.2 …" on each line, like those of GloVe and fastText;
+- none: the weight is the score itself, which is sharp; the policy's ``power`` tempers it.
 
-Weights average 1 over the target corpus. Words that are not in it weigh 0. Anchors occur in at
-least ``min_documents`` texts, so that they are not the heroes of a single one. Cost: 1 µs a word.
+Weights average 1 over the target corpus; words outside it have weight 0. Anchors occur in at least
+``min_documents`` texts, which excludes names from a single text. Cost: 1 µs per word.
 
 Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
-    cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts are those of Reed
-    et al. 2006 (TF-ICF): with p(w) in their place the anchors of novels against Wikipedia were "i",
-    "you", "her". The log of the ratio in place of an inverse frequency, the floor of the cosine and
-    the scale are ours.
+    cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et al.
+    2006 (TF-ICF): with p(w) instead, the anchors of novels against Wikipedia were "i", "you",
+    "her". The log-ratio instead of an inverse frequency, the floor of the cosine and the scale are
+    ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +49,14 @@ EMBEDDINGS = (
 
 
 class Difference(WordWeights):
-    """The layer ``difference``.
+    """The layer ``difference``: weights of words that distinguish the target corpus.
 
     Args:
-        table: the folder that a fit has filled. Without it the annotator is to be fitted, with the
-            settings that follow, on the target corpus.
+        table: the folder written by a fit; without it the annotator has to be fitted on the target
+            corpus, with the settings below.
         general: the corpus to compare with, as for `read_documents`.
-        anchors: how many.
-        min_documents: least texts of the target that an anchor occurs in.
+        anchors: number of anchors.
+        min_documents: minimum number of target texts in which an anchor occurs.
         vectors: a checkpoint folder, a text file of vectors, or None.
 
     Raises:
@@ -100,9 +99,10 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            order = np.argsort(words.key, kind="stable")  # within a word its texts ascend
-            once_a_text = changes(words.key[order], words.text[order])
-            documents.add(words.key[order][once_a_text])
+            # A stable sort leaves the texts of each word in order: one entry per word and text.
+            order = np.argsort(words.key, kind="stable")
+            keys = words.key[order]
+            documents.add(keys[changes(keys, words.text[order])])
             seen += len(words.base)
         general = Table()
         for words in blocks(document.text for document in read_documents(self._general)):
@@ -114,6 +114,7 @@ class Difference(WordWeights):
         counts = target.counts[order]
         scores = scores[order]
         names = target.names(keys)
+        # A corpus of few texts cannot have words in many of them.
         spread = documents.of(keys) >= min(self._min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self._anchors]
         if not len(chosen):
@@ -138,11 +139,11 @@ class Difference(WordWeights):
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
-    """(W,) how much each word sets the target corpus apart.
+    """(W,) the TF-ICF score of each word of the target corpus.
 
     Args:
-        counts: (W,) of all words of the target.
-        others: (W,) of the same words in the general corpus, which may be 0.
+        counts: (W,) counts of all words of the target corpus.
+        others: (W,) counts of the same words in the general corpus, which may be 0.
         total_others: words of the general corpus.
     """
     share = counts / max(counts.sum(), 1)
@@ -158,7 +159,10 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 def vectors_of(words: Sequence[str], source: Path) -> Matrix:
     """(W, d) vectors of words from a checkpoint folder or a text file; 0 for missing words."""
-    vectors = _from_checkpoint(words, source) if source.is_dir() else _from_text(words, source)
+    read = _from_text
+    if source.is_dir():
+        read = _from_checkpoint
+    vectors = read(words, source)
     if not np.isfinite(vectors).all():
         do = "take another file or checkpoint"
         raise MaskwiseError(f"vectors in {source} are not finite", do=do)
@@ -166,12 +170,13 @@ def vectors_of(words: Sequence[str], source: Path) -> Matrix:
 
 
 def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
-    # A space before it, as inside a text: some tokenizers have other pieces for the beginning.
-    tokenizer: Any = load_tokenizer(str(folder), needs_mask=False)
+    tokenizer = load_tokenizer(str(folder), needs_mask=False)
+    # With a space, as inside a text: some tokenizers split the first word differently.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
-    pieces = [ids or [0] for ids in encoded["input_ids"]]
-    lengths = np.array(list(map(len, pieces)))
-    vectors = _input_embeddings(folder)[np.concatenate(pieces)]
+    # ``reduceat`` needs at least one token per word.
+    tokens = [ids or [0] for ids in encoded["input_ids"]]
+    lengths = np.array(list(map(len, tokens)))
+    vectors = _input_embeddings(folder)[np.concatenate(tokens)]
     sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
     return np.asarray(sums / lengths[:, None], dtype=np.float32)
 
@@ -182,7 +187,7 @@ def _input_embeddings(folder: Path) -> Matrix:
     refuse_damaged(folder)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            # not a dict, which could be iterated
+            # ``safe_open`` cannot be iterated like a dict.
             names = [name for name in file.keys() if name.endswith(EMBEDDINGS)]  # noqa: SIM118
             if names:
                 table: Matrix = file.get_tensor(min(names, key=len)).float().numpy()
@@ -198,7 +203,8 @@ def _from_text(words: Sequence[str], path: Path) -> Matrix:
             for line in file:
                 word, *numbers = line.rstrip().split(" ")
                 place = wanted.get(fold(word))
-                if place is not None and len(numbers) > 1:  # fastText's first line has two numbers
+                # The first line of fastText has two numbers, the counts of words and dimensions.
+                if place is not None and len(numbers) > 1:
                     vector_at.setdefault(place, np.array(numbers, dtype=np.float32))
     except (OSError, ValueError) as error:
         do = "give a checkpoint folder, or UTF-8 lines of a word and its numbers"

@@ -1,26 +1,25 @@
-"""Phrases: n-grams of 2 to 5 words that occur together more often than chance, masked as one unit.
+"""Phrases: n-grams of 2 to 5 words that co-occur more often than chance, masked as one unit.
 
-A vocabulary is made once from a corpus and found again in any text by hashing. It is a Parquet file
-with the phrases as plain text, best first, so it can be read and edited; a text file with one
-phrase a line serves as well.
+A vocabulary is built once from a corpus, and found in any text by hashing. It is a Parquet file of
+plain phrases, best first, that users may edit; a text file with one phrase per line works too.
 
-- Phrases occur more than 10 times in at least 5 documents. The floor of documents is ours: without
-  it the best scores are names of heroes of single articles ("stavely makepeace", 17 times in one).
-  Templates that many articles share ("mollusk in the family conidae") pass it.
-- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %. Other lengths do not make up
-  for one that the corpus has too few of.
-- Size: 800,000 × √(words / 2.6 billion), the published list being for 16 GB of text. This keeps
-  about half of all words in phrases, the criterion of the published size (.495 on 9 million words
-  of Wikipedia, 47,000 phrases). The best include phrases such as "of the", and the last ones "via
-  the": the published score favours frequent n-grams. A third of the size has few of the latter and
-  covers a third of the words.
-- Fragments are left out: n-grams of which 9 in 10 are inside one longer phrase of the vocabulary
-  ("seri begawan"). The longer one wins there anyway, so this only makes room. It is ours, too.
-- Of overlapping phrases in a text the longer ones win, among equally long ones the leftmost (the
-  paper draws one of them), so that a layer is a function of its text.
+- Phrases occur more than 10 times in at least 5 documents. The second threshold is ours: without it
+  the best scores go to names from single articles ("stavely makepeace", 17 times in one). Templates
+  that many articles share ("mollusk in the family conidae") pass it.
+- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %. If the corpus has too few
+  phrases of one length, others do not fill the gap.
+- Size: 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. About half of all
+  words are then in phrases, the criterion of the published size (.495 on 9 million words of
+  Wikipedia, 47,000 phrases). The published score favours frequent n-grams: among the best is "of
+  the", among the last "via the". A third of the size covers a third of the words and has few of the
+  latter.
+- Fragments are dropped: n-grams with 9 in 10 occurrences inside one longer phrase of the vocabulary
+  ("seri begawan"). The longer phrase wins there anyway, so this only makes room. Ours as well.
+- If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one at random;
+  here a layer is a function of its text.
 
 Cost: 9 million words are counted in 20 to 30 s and 310 MB on one core; phrases are found at 0.6 µs
-    a word.
+    per word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
     github.com/AI21Labs/pmi-masking.
 """
@@ -64,14 +63,15 @@ from maskwise.text.words import VERSION
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9
 FEW = 0.2
-"""Below this share of the size that fits the corpus, floors and not scores choose the phrases.
-100,000 words have .09 of it, and "is a" is among the best; 300,000 have .26."""
-FILE, FACTS = "phrases.parquet", "facts.json"
+"""A vocabulary below this share of the usual size gets a notice: thresholds, not scores, chose it.
+A corpus of 100,000 words reaches .09, with "is a" among the best; 300,000 words reach .26."""
+FILE = "phrases.parquet"
+FACTS = "facts.json"
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase of a vocabulary, its number of words, of occurrences and of documents, its score."""
+    """A phrase of a vocabulary: length in words, occurrences, documents with it, and its score."""
 
     phrase: str
     length: int
@@ -84,11 +84,11 @@ class Phrases:
     """The layer ``phrase``: every phrase of a vocabulary that occurs in a text.
 
     Args:
-        vocabulary: the folder that a fit has filled, or a text file with one phrase a line. Without
-            it the annotator is to be fitted, with the settings that follow.
-        size: most phrases; None: by the size of the corpus.
-        min_count: phrases occur more often than this, …
-        min_documents: … and in at least this many documents (1: as published).
+        vocabulary: the folder written by a fit, or a text file with one phrase per line. Without it
+            the annotator has to be fitted, with the settings below.
+        size: maximum number of phrases; None: from the size of the corpus.
+        min_count: phrases occur more often than this.
+        min_documents: phrases occur in at least this number of documents (1: as published).
         paper: score with one log p(w), as in the paper's equation, not two, as in its lists.
 
     Raises:
@@ -127,12 +127,14 @@ class Phrases:
 
     @property
     def notice(self) -> str | None:
-        """Why the vocabulary is empty or small and what to do, on one line; None if it is not."""
+        """A line that says why the vocabulary is empty or small, and what to do; else None."""
         if not self.fitted:
             return None
-        if not (self._path / FACTS).is_file():  # a text file of the user's
-            empty = f"no phrase in {self._path}, so the layer is empty; write one on each line"
-            return None if self._phrases else empty
+        # A text file of the user has no facts.
+        if not (self._path / FACTS).is_file():
+            if self._phrases:
+                return None
+            return f"no phrase in {self._path}, so the layer is empty; write one on each line"
         facts = json.loads((self._path / FACTS).read_text(encoding="utf-8"))
         if self._phrases and facts["phrases"] >= FEW * facts["size"]:
             return None
@@ -148,14 +150,16 @@ class Phrases:
         return f"{found} among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Make a vocabulary of the corpus: phrases.parquet and facts.json in ``folder``.
+        """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
 
-        A corpus without a frequent phrase gets an empty one, and a `notice`: it must not stop the
-        annotators that run with this one.
+        A corpus without a frequent phrase gives an empty vocabulary and a `notice`, so that it does
+        not stop other annotators of the same run.
         """
         floors = {"min_count": self._min_count, "min_documents": self._min_documents}
         counted = count_ngrams(texts, folder, **floors)
-        size = vocabulary_size(counted.total) if self._size is None else self._size
+        size = self._size
+        if size is None:
+            size = vocabulary_size(counted.total)
         chosen = choose_phrases(counted, size=size, paper=self._paper)
         columns: dict[str, list[object]] = {}
         for name in Phrase.__annotations__:

@@ -1,9 +1,9 @@
-"""``maskwise annotate``: takes a corpus through annotators into a store (store.py).
+"""``maskwise annotate``: annotate a corpus and write a store (store.py).
 
-The corpus is read twice: to find its shards and which of them are missing, then to annotate those.
-Annotators that count over the whole corpus read it once more in between. Shards go to a pool of
-workers (jobs.py), and their files come back to this process, which alone writes: a cluster needs no
-shared disk but for the files that annotators read. Every engine gives the same bytes.
+The corpus is read twice: to find which shards are missing, then to annotate them. Annotators that
+count over the whole corpus read it once more in between. A pool of workers (jobs.py) annotates
+shards and returns their files to this process, the only one that writes; so a cluster needs a
+shared disk only for the files that annotators read. Every engine gives the same bytes.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""For each further process: six seconds of a tagger's time, twice as long as starting it."""
+"""Characters per additional process: six seconds of tagging, twice the time to start it."""
 
 
 class Summary(TypedDict):
     """The content of ``summary.json``.
 
-    ``corpus`` is its key; ``made`` counts the files that are new since the last finished run;
-    ``skipped`` is reason → documents; ``annotators`` has an entry for each string as it was given.
+    ``corpus`` is the key of the corpus; ``made`` counts the files written since the last finished
+    run; ``skipped`` maps reasons to documents; ``annotators`` has an entry per requested spec.
     """
 
     source: str
@@ -81,7 +81,7 @@ class _Shard(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """An annotator: its string as it was given, and the string from which workers build it."""
+    """An annotator, its spec as the user wrote it, and the spec from which workers build it."""
 
     asked: str
     spec: str
@@ -105,9 +105,9 @@ def annotate_corpus(
     functions: Sequence[str | Callable[..., object]] = (),
     quiet: bool = True,
 ) -> Summary:
-    """Annotate a corpus into the folder ``out``; finished files are not made again.
+    """Annotate a corpus into the folder ``out``, skipping finished files.
 
-    Layers of other annotators that ``out`` holds for the same corpus stay.
+    Layers of other annotators for the same corpus are kept.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -123,11 +123,11 @@ def annotate_corpus(
             the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine; None: as many as there are cores, or fewer for a small
-            corpus. Ray takes all cores of the cluster, or at most this many.
-        functions: annotators of your own (given.py): functions that can be imported, or
+        jobs: processes of the local engine, or maximum cores of a Ray cluster. None: one process
+            per core, fewer for a small corpus; with Ray all cores.
+        functions: functions of yours as annotators (given.py): importable ones, or
             "module:function".
-        quiet: no progress on the terminal.
+        quiet: no progress bar.
 
     Raises:
         MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a
@@ -146,11 +146,14 @@ def annotate_corpus(
     console = Console(stderr=True)
     bars = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
     with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
-        if (jobs or 1) > 1 and not (out / MANIFEST).is_file():  # a finished store may lack nothing
+        # A finished store may need no worker at all.
+        if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
             imports = set[str]()
             for each in wanted:
-                imports.update(getattr(each.annotator, "imports", ()))
-            pool.warm(jobs or 1, imports=imports)  # while this process reads
+                if hasattr(each.annotator, "imports"):
+                    imports.update(each.annotator.imports)
+            # Workers import while this process reads the corpus.
+            pool.warm(jobs or 1, imports=imports)
 
         before = _last_manifest(out)
         # Only hashes of the texts are kept, so that a corpus may be larger than memory.
@@ -222,7 +225,7 @@ def annotate_corpus(
 
 
 def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None = None) -> Documents:
-    """The documents of a corpus; the texts of a CoNLL-U file."""
+    """Open the documents of a corpus, or the texts of a CoNLL-U file."""
     if isinstance(source, Documents):
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
@@ -234,7 +237,7 @@ def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None =
 
 
 def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int | None:
-    """How many shards at once; 1: in this process; None: as many as Ray has room for."""
+    """Return the number of parallel shards; 1: in this process; None: whatever fits into Ray."""
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
@@ -247,8 +250,10 @@ def _annotated(
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
         return
-    forget()  # this process may have annotated before
-    with threadpool_limits(1, user_api="blas"):  # as in workers: a job is a core
+    # This process may have annotated before, with another version of a file.
+    forget()
+    # As in workers: a job uses one core.
+    with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
 
@@ -270,17 +275,18 @@ def _tasks(
 def _fitted(
     wanted: _Wanted, corpus: str, documents: Documents, out: Path, bars: Progress
 ) -> _Wanted:
-    """The annotator, fitted to the corpus if it has to be, now or by an earlier run."""
+    """Fit an annotator to the corpus if it needs it and no earlier run has done so."""
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
     folder = (out / "fitted" / f"{unfitted.name}-{digest(unfitted.version, corpus)}").resolve()
-    if damage(folder):  # or missing
+    # A missing folder counts as damaged.
+    if damage(folder):
         title = f"counting for {unfitted.name}"
         read = bars.track(documents, description=title, total=documents.read)
 
         def fill(partial: Path) -> None:
-            # the folder is renamed afterwards, and the store may be moved
+            # The folder is renamed after the fit, and users may move the store.
             spec = unfitted.fit((document.text for document in read), partial)
             text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
             (partial / FIT).write_text(text, encoding="utf-8")
@@ -296,7 +302,7 @@ def _fitted(
 
 
 def _last_manifest(out: Path) -> Manifest | None:
-    """The manifest of the last finished run; None if there is none or it is damaged."""
+    """Load the manifest of the last finished run; None if it is missing or damaged."""
     with suppress(MaskwiseError):
         return Manifest.load(out)
     return None
@@ -309,7 +315,7 @@ def _require_nothing_lost(
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
-    """Refuse to replace the layers of another corpus, or to lose layers of a changed one."""
+    """Check that no layers of another corpus are replaced and none of a changed corpus are lost."""
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not {shard.key for shard in shards} & set(before.shards):
         what = f"--out {out} holds the layers of another corpus"
@@ -323,7 +329,7 @@ def _require_nothing_lost(
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
-    """The parts of an earlier run, without the layers that are made anew."""
+    """Return the annotators of an earlier run without the layers that are written again."""
     taken = {name for part in new for name in part.layers}
     kept = []
     for part in before.annotators:
@@ -335,15 +341,16 @@ def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """The folder, for this process alone."""
+    """Lock the folder for this process, and remove an empty one after an error."""
     require_own(out, LOCK, what="annotations")
     existed = out.is_dir()
     with claim(out, "another run annotates into", lock=LOCK):
         sweep(out)
         try:
             yield
-        except Exception:  # but not Ctrl-C, after which the same command resumes
-            # Without a shard there is nothing to resume from, so nothing stays.
+        # Not after Ctrl-C, which is no ``Exception``: the same command resumes.
+        except Exception:
+            # Without a shard there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
                 for part in ("shards", "fitted"):
                     shutil.rmtree(out / part, ignore_errors=True)
