@@ -169,14 +169,14 @@ def vectors_of(words: Sequence[str], source: Path) -> Matrix:
     return vectors
 
 
-def _from_checkpoint(words: Sequence[str], folder: Path) -> Matrix:
-    tokenizer = load_tokenizer(str(folder), needs_mask=False)
+def _from_checkpoint(words: Sequence[str], path: Path) -> Matrix:
+    tokenizer = load_tokenizer(str(path), needs_mask=False)
     # With a space, as inside a text: some tokenizers split the first word differently.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
     # ``reduceat`` needs at least one token per word.
     tokens = [ids or [0] for ids in encoded["input_ids"]]
     lengths = np.array(list(map(len, tokens)))
-    vectors = _input_embeddings(folder)[np.concatenate(tokens)]
+    vectors = _input_embeddings(path)[np.concatenate(tokens)]
     sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
     return np.asarray(sums / lengths[:, None], dtype=np.float32)
 
