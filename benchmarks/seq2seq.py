@@ -33,7 +33,6 @@ from transformers import (
 )
 
 from maskwise.bench import surroundings
-from maskwise.families import decoder_weights, encoder_weights, head_weights
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
@@ -41,6 +40,7 @@ from maskwise.objectives.base import trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.engine import fast_bf16
+from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 PEER = "transformers.Seq2SeqTrainer"
 OURS, PACKED = "maskwise", "maskwise, packed rows"

@@ -35,6 +35,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 32},
     "albert": {"embedding_size": 16, "intermediate_size": 48},
     "eurobert": {"num_key_value_heads": 1},
+    "esm": {"position_embedding_type": "rotary", "token_dropout": True},
+    "esm-1b": {"token_dropout": True, "emb_layer_norm_before": True},
 }
 PLAIN = {
     "hidden_size": 32,
@@ -62,7 +64,24 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
         "dropout_rate": 0.0,
     },
 }
+SEQ2SEQ["mt5"] = SEQ2SEQ["t5"]
+SEQ2SEQ["umt5"] = SEQ2SEQ["t5"]
+GEMMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    # Documents are longer, and scores so small a cap that it changes them.
+    "sliding_window": 4,
+    "attn_logit_softcapping": 0.5,
+}
+SEQ2SEQ["t5gemma"] = {"encoder": GEMMA, "decoder": GEMMA | {"hidden_size": 24}}
 SEPARATING = [name for name, family in ENCODERS.items() if family.separates]
+ARCHITECTURES = {"esm-1b": "esm"}
+"""Of variants of a family."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +101,9 @@ def build(family: str, tokenizer: Any) -> Any:
         return new_model(
             new_config(family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family]), seed=3
         ).eval()
-    return new_model(
-        new_config(family, tokenizer, 48, **PLAIN | SIZES.get(family, {})), seed=3
-    ).eval()
+    architecture = ARCHITECTURES.get(family, family)
+    config = new_config(architecture, tokenizer, 48, **PLAIN | SIZES.get(family, {}))
+    return new_model(config, seed=3).eval()
 
 
 def places(batch: Any) -> dict[tuple[int, int], tuple[int, int]]:
@@ -123,7 +142,7 @@ def test_a_packed_row_is_framed_texts(rows: Rows, tokenizer: Any) -> None:
     assert masked.documents is not None and masked.documents.max() > 0
 
 
-@pytest.mark.parametrize("family", SEPARATING)
+@pytest.mark.parametrize("family", [*SEPARATING, *ARCHITECTURES])
 def test_documents_of_a_packed_row_are_read_as_if_alone(
     family: str, rows: Rows, tokenizer: Any
 ) -> None:

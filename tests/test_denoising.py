@@ -17,12 +17,12 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from maskwise import Masker
 from maskwise.errors import MaskwiseError
-from maskwise.families import decoder_weights, encoder_weights, head_weights
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
 from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.weights import decoder_weights, encoder_weights, head_weights
 from tiny import maskwise, write_inputs
 
 TEXTS = [
@@ -39,11 +39,25 @@ BART = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 64,
 }
+GEMMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+    # Small, so that a head without the cap is another one.
+    "final_logit_softcapping": 3.0,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "bart": BART,
     "pegasus": BART,  # a family without an adapter of its own
     # As many layers as the decoder has: transformers 5.23 cannot generate otherwise.
     "t5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
+    "umt5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
+    "t5gemma": {"encoder": GEMMA, "decoder": GEMMA},
 }
 SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
 
@@ -120,8 +134,8 @@ def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
     network.save_pretrained(tmp_path)
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     written = again.generate(torch.tensor([[2, 6, 7, 3]]), max_new_tokens=6, num_beams=2)
-    start = tokenizer.sep_token_id if architecture == "bart" else tokenizer.pad_token_id
-    assert written[0, 0] == start
+    starts = {"bart": tokenizer.sep_token_id, "t5gemma": tokenizer.cls_token_id}
+    assert written[0, 0] == starts.get(architecture, tokenizer.pad_token_id)
     torch.testing.assert_close(
         dict(load_model(tmp_path, kind="encoder-decoder").named_parameters()),
         dict(again.named_parameters()),
@@ -235,7 +249,7 @@ def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenize
     assert written[0, 0] == config.decoder_start_token_id and 2 <= written.shape[1] <= 6
 
 
-@pytest.mark.parametrize("architecture", ["bart", "t5"])
+@pytest.mark.parametrize("architecture", ["bart", "t5", "t5gemma"])
 def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: Any) -> None:
     """For one token read and one written, all weights work but tables that are looked up and norms'
     neighbours.
@@ -244,6 +258,8 @@ def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: 
     writes, crossed = decoder_weights(network)
     wide, heads = 32, SIZES[architecture]
     inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
+    if architecture == "t5gemma":
+        inner = GEMMA["head_dim"] * GEMMA["num_key_value_heads"]
     bias = 2 * wide if architecture == "bart" else 0
     assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
     looked_up = {

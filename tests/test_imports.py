@@ -24,6 +24,7 @@ ORDER = [
     {"folders", "jobs", "keys", "attention"},
     {"segments"},
     {"starts", "families"},
+    {"weights"},
     {"text", "report", "models"},
     {"annotate"},
     {"masking"},

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskwise.families import attention_work
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, speed
 from maskwise.training.data import Step
 from maskwise.training.engine import new_accelerator
 from maskwise.training.speed import Meter, matmul_rate
+from maskwise.weights import attention_work
 from test_training import DATA, settings
 from training_tools import config, model, tokenizer
 

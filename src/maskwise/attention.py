@@ -61,10 +61,12 @@ class Documents:
     @cached_property
     def positions(self) -> Tensor:
         """(B, L) int64: the position of each token in its document, from 0."""
-        place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        length = self.ids.shape[1]
+        place = torch.arange(length, device=self.ids.device).expand_as(self.ids)
         starts = torch.ones_like(self.ids, dtype=torch.bool)
         starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
-        return place - (place * starts).cummax(1).values
+        start_of_document = (place * starts).cummax(1).values
+        return place - start_of_document
 
     def mask(
         self, *, cross: bool = False, causal: bool = False, window: int | None = None
@@ -81,8 +83,10 @@ class Documents:
             return self._masks[asked]
         keys = self.read if cross else self.ids
         assert keys is not None, "cross-attention needs the documents of the text that is read"
+        reader = self.ids[:, :, None]
+        seen = reader == keys[:, None, :]
         # Padding sees everything, because a softmax over nothing is NaN and spoils the gradient.
-        seen = (self.ids[:, :, None] == keys[:, None, :]) | (self.ids < 0)[:, :, None]
+        seen |= reader < 0
         if causal or window is not None:
             place = torch.arange(keys.shape[1], device=keys.device)
             distance = place[:, None] - place
@@ -90,14 +94,17 @@ class Documents:
                 seen &= distance >= 0
             if window is not None:
                 seen &= distance.abs() < window
-        self._masks[asked] = seen[:, None]
-        return self._masks[asked]
+        mask = seen.unsqueeze(1)
+        self._masks[asked] = mask
+        return mask
 
     def boundaries(self) -> Tensor:
         """``ends``, computed once if they were not given."""
         if self.ends is None:
-            at = (self.positions.flatten() == 0).nonzero().flatten()
-            self.ends = torch.cat((at, at.new_tensor([self.ids.numel()]))).int()
+            first = self.positions.flatten() == 0
+            starts = first.nonzero().flatten()
+            end = starts.new_tensor([self.ids.numel()])
+            self.ends = torch.cat((starts, end)).int()
         return self.ends
 
 
@@ -118,7 +125,7 @@ def _register() -> None:
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -134,27 +141,38 @@ def attend(
         query: (B, H, L, D), as are key and value, with K tokens where a decoder reads another text.
         attention_mask: transformers' mask of padding; ``documents`` replace it.
         sliding_window: tokens to either side, including itself, as flash attention counts them.
-        options: dropout, scaling, position_bias, is_causal.
+        options: dropout, scaling, position_bias, softcap, is_causal.
 
     Returns:
         (B, L, H, D), and no weights.
     """
+    causal = bool(getattr(module, "is_causal", False))
     if documents is not None:
-        causal = documents.causal or bool(getattr(module, "is_causal", False))
+        causal |= documents.causal
         cross = documents.read is not None and not causal
+        if sliding_window is not None and not causal:
+            # Transformers' bidirectional masks include the last token of the window. ModernBERT
+            # has added it to what it asks for, and T5Gemma has not.
+            sliding_window = module.config.sliding_window + 1
         # Cross-attention has other offsets for keys, which the kernel would need too.
         if not cross and _can_be_ragged(query, options):
             lines = (query, *_repeated(module, key, value))
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
+    elif options.get("softcap") and causal and attention_mask is None:
+        # Transformers leaves out masks that its own kernels know; a product needs this one.
+        read, wanted = query.shape[2], key.shape[2]
+        everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
+        attention_mask = everything.tril(wanted - read)
     if _by_hand(module, query, attention_mask, documents, options):
-        return _dropping(query, *_repeated(module, key, value), attention_mask, options), None
+        key, value = _repeated(module, key, value)
+        return _product(query, key, value, attention_mask, options), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
-def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _repeated(module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values with as many heads as queries, for models with grouped queries."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
@@ -165,8 +183,11 @@ def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's attention over documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    plain = not options.get("dropout") and options.get("position_bias") is None
-    return query.device.type == "cuda" and half and plain
+    if query.device.type != "cuda" or not half:
+        return False
+    if options.get("dropout") or options.get("softcap"):
+        return False
+    return options.get("position_bias") is None
 
 
 def _ragged(
@@ -182,43 +203,73 @@ def _ragged(
     shape = lines[0].transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in lines)
     ends = documents.boundaries()
-    most = documents.ids.shape[1]  # an upper bound, which needs no host sync
-    side = -1 if window is None else window - 1
-    sides = (side, 0 if causal else side)
-    scale = options.get("scaling")
+    # An upper bound of the lengths, which needs no host sync.
+    most = documents.ids.shape[1]
+    before = -1
+    if window is not None:
+        before = window - 1
+    after = before
+    if causal:
+        after = 0
     out: Any = varlen_attn(
-        query, key, value, ends, ends, most, most, scale=scale, window_size=sides
+        query,
+        key,
+        value,
+        ends,
+        ends,
+        most,
+        most,
+        scale=options.get("scaling"),
+        window_size=(before, after),
     )
     return out.view(shape)
 
 
 def _by_hand(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     mask: Tensor | None,
     documents: Documents | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether ``_dropping`` computes it: torch has no fast kernel with dropout for a CPU."""
-    if query.device.type != "cpu" or not options.get("dropout") or torch.compiler.is_compiling():
+    """Whether ``_product`` computes it: torch has no kernel with a soft cap, and none that is fast
+    with dropout on a CPU."""
+    if options.get("softcap"):
+        return True
+    if query.device.type != "cpu" or not options.get("dropout"):
         return False
-    if mask is not None:  # with another mask, a token may attend to nothing
+    if torch.compiler.is_compiling():
+        return False
+    if mask is not None:
+        # With another mask than ours, a token may attend to nothing.
         return documents is not None and options.get("position_bias") is None
     causal = options.get("is_causal")
-    return not (getattr(module, "is_causal", True) if causal is None else causal)
+    if causal is None:
+        # Transformers takes a module that says nothing for a causal one.
+        causal = getattr(module, "is_causal", True)
+    return not causal
 
 
-def _dropping(
+def _product(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
-    """(B, L, H, D): softmax(query · key) with dropout, times value."""
-    lines = [x.flatten(0, 1) for x in (query, key, value)]
+    """(B, L, H, D): softmax(query · key) with a soft cap and dropout, times value."""
+    queries = query.flatten(0, 1)
+    keys = key.flatten(0, 1)
+    values = value.flatten(0, 1)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores = torch.bmm(lines[0] * scale, lines[1].mT).view(*query.shape[:3], -1)
+    scores = torch.bmm(queries * scale, keys.mT).view(*query.shape[:3], -1)
+    cap = options.get("softcap")
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        scores = scores.masked_fill_(~mask, -torch.inf)
-    shares = dropped(scores.softmax(-1), options["dropout"]).flatten(0, 1)
-    return torch.bmm(shares.to(lines[2].dtype), lines[2]).view(query.shape).transpose(1, 2)
+        # Not −inf: a padded token that may attend to nothing would be NaN.
+        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    shares = scores.softmax(-1)
+    if options.get("dropout"):
+        shares = dropped(shares, options["dropout"])
+    mixed = torch.bmm(shares.flatten(0, 1).to(values.dtype), values)
+    return mixed.view(query.shape).transpose(1, 2)
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
@@ -242,9 +293,13 @@ def dropped(values: Tensor, rate: float) -> Tensor:
     (1.3333, 0.75)
     """
     below = round(rate * DROP_STEPS)
-    if values.device.type != "cpu" or not values.is_floating_point() or below == DROP_STEPS:
+    if values.device.type != "cpu" or not values.is_floating_point():
         return dropout(values, rate)
-    return _Dropped.apply(values, below) if below else values
+    if below == DROP_STEPS:
+        return dropout(values, rate)
+    if below == 0:
+        return values
+    return _Dropped.apply(values, below)
 
 
 class _Dropped(torch.autograd.Function):
@@ -252,10 +307,13 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, below: int) -> Tensor:
         count = values.numel()
         # One 64-bit draw serves four entries.
-        drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        draws = -(-count // 4)
+        drawn = torch.empty(draws, dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
+        # 16 bits are a signed number, whose least value is −DROP_STEPS / 2.
         stays = bits >= below - DROP_STEPS // 2
-        factor = stays.to(values.dtype).mul_(DROP_STEPS / (DROP_STEPS - below))
+        rescale = DROP_STEPS / (DROP_STEPS - below)
+        factor = stays.to(values.dtype).mul_(rescale)
         # One tensor serves both passes.
         ctx.save_for_backward(factor)
         return values * factor
@@ -268,7 +326,9 @@ class _Dropped(torch.autograd.Function):
 
 def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
     """The forward pass of a dropout layer."""
-    return dropped(values, layer.p) if layer.training else values
+    if not layer.training:
+        return values
+    return dropped(values, layer.p)
 
 
 def quicken(module: nn.Module) -> None:

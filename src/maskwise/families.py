@@ -8,8 +8,6 @@ own logits are taken at every place, which is slower and gives the same loss.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,9 +25,6 @@ Head = Callable[[Any, Tensor], Tensor]
 """From a model and its hidden states (M, H) to logits (M, V)."""
 
 Kind = Literal["encoder", "encoder-decoder"]
-
-_CROSSED = re.compile(r"(encoder_attn|EncDecAttention)\.[kv](_proj)?\.")
-"""Parameters that make keys and values of cross-attention, in BART's and T5's names."""
 
 MOST_PARTS = {
     "labels": 1_000_000,
@@ -76,12 +71,66 @@ class Adapter:
         """The inputs (B, L) with which ``documents`` (B, L) of packed rows are read one by one."""
         separate(model)
         read = Documents(documents)
-        positions = read.positions + self.first_position(model.config.pad_token_id)
+        positions = read.positions + self.first_position(model.config)
         return {**without(inputs, "attention_mask"), "position_ids": positions, "documents": read}
 
-    def first_position(self, pad: int | None) -> int:
+    def first_position(self, config: PreTrainedConfig) -> int:
         """The index of a row's first position."""
-        return (pad or 0) + 1 if self.counts_from_pad else 0
+        if not self.counts_from_pad:
+            return 0
+        return (config.pad_token_id or 0) + 1
+
+
+@dataclass(frozen=True)
+class Esm(Adapter):
+    """ESM-1b and ESM-2, whose embeddings are scaled by the share of masks (``token_dropout``)."""
+
+    def apart(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
+    ) -> dict[str, Any]:
+        encoder = self.encoder(model)
+        hooks = encoder._forward_pre_hooks.values()
+        if model.config.token_dropout and _scale_by_document not in hooks:
+            encoder.register_forward_pre_hook(_scale_by_document, with_kwargs=True)
+        return super().apart(model, inputs, documents)
+
+    def first_position(self, config: PreTrainedConfig) -> int:
+        """Only the learned positions of ESM-1b begin after the padding; ESM-2's are rotary."""
+        if config.position_embedding_type == "rotary":
+            return 0
+        return super().first_position(config)
+
+
+ESM_MASKED = 0.15 * 0.8
+"""The share of masks that ESM was trained with, which its embeddings are scaled for."""
+
+
+def _scale_by_document(
+    encoder: Any, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[None], dict[str, Any]] | None:
+    """Before ESM's encoder: scale the embeddings by the masks of each document, not of the row.
+
+    A row of several documents would give each of them the scale of all. With ``inputs_embeds``,
+    transformers leaves scaling and positions to the caller.
+    """
+    documents = named.get("documents")
+    if documents is None:
+        return None
+    # EsmForMaskedLM gives the tokens by place, and maskwise by name.
+    ids = given[0] if given else named["input_ids"]
+    table = encoder.embeddings
+    masked = ids == table.mask_token_id
+    # Padding is document −1, so document d is counted in column d + 1.
+    column = documents.ids + 1
+    zeros = torch.zeros(len(ids), ids.shape[1] + 1, device=ids.device)
+    sizes = zeros.scatter_add(1, column, torch.ones_like(ids, dtype=zeros.dtype))
+    masks = zeros.scatter_add(1, column, masked.to(zeros.dtype))
+    share = (masks / sizes).gather(1, column)
+    scale = (1 - ESM_MASKED) / (1 - share)
+    words = table.word_embeddings(ids).masked_fill(masked.unsqueeze(-1), 0.0)
+    scaled = (words * scale.unsqueeze(-1)).to(words.dtype)
+    embedded = table(inputs_embeds=scaled, position_ids=named["position_ids"])
+    return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
 
 
 @contextlib.contextmanager
@@ -97,10 +146,15 @@ def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
         return
     shape = documents.ids.shape
     line = {"position_ids": documents.positions.flatten()}
-    before = table.register_forward_pre_hook(
-        lambda _, inputs, named: (inputs, named | line), with_kwargs=True
-    )
-    after = table.register_forward_hook(lambda _, _inputs, output: output.view(*shape, -1))
+
+    def add_positions(_: object, inputs: object, named: dict[str, Any]) -> tuple[object, Any]:
+        return inputs, {**named, **line}
+
+    def in_rows(_: object, _inputs: object, output: Tensor) -> Tensor:
+        return output.view(*shape, -1)
+
+    before = table.register_forward_pre_hook(add_positions, with_kwargs=True)
+    after = table.register_forward_hook(in_rows)
     try:
         yield
     finally:
@@ -114,11 +168,13 @@ class EncoderDecoder(Adapter):
 
     Attributes:
         starts_with: the token that a new model's decoder begins with.
+        rotary: whether encoder and decoder take ``position_ids``, which turn queries and keys.
     """
 
     kind = "encoder-decoder"
 
-    starts_with: Literal["pad", "eos"] = "pad"
+    starts_with: Literal["pad", "eos", "bos"] = "pad"
+    rotary: bool = False
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.get_encoder()
@@ -128,21 +184,33 @@ class EncoderDecoder(Adapter):
 
         With ``documents`` and ``decoder_documents``, documents are read and written one by one.
         """
+        read = inputs.get("documents")
         written = inputs.get("decoder_documents")
         encoder = self.encoder(model)
         decoder = model.get_decoder()
-        with _positions(encoder, inputs.get("documents")):
-            encoded = encoder(**without(inputs, "decoder_input_ids", "decoder_documents"))
-        # Transformers passes it on to every attention layer.
-        apart = {} if written is None else {"documents": written}
+        with _positions(encoder, read):
+            encoded = encoder(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs.get("attention_mask"),
+                **self._named(read),
+            )
         with _positions(decoder, written):
-            return decoder(
+            decoded = decoder(
                 input_ids=inputs["decoder_input_ids"],
                 encoder_hidden_states=encoded.last_hidden_state,
                 encoder_attention_mask=inputs.get("attention_mask"),
                 use_cache=False,
-                **apart,
-            ).last_hidden_state
+                **self._named(written),
+            )
+        return decoded.last_hidden_state
+
+    def _named(self, documents: Documents | None) -> dict[str, Any]:
+        """Arguments of an encoder or decoder, which passes them on to every attention layer."""
+        if documents is None:
+            return {}
+        if self.rotary:
+            return {"documents": documents, "position_ids": documents.positions}
+        return {"documents": documents}
 
 
 def without(inputs: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
@@ -166,9 +234,24 @@ def _bart(model: Any, states: Tensor) -> Tensor:
 
 
 def _t5(model: Any, states: Tensor) -> Tensor:
-    if model.config.scale_decoder_outputs:  # where the head is tied to the embeddings
+    # Set where the head is tied to the embeddings.
+    if model.config.scale_decoder_outputs:
         states = states * model.model_dim**-0.5
     return model.lm_head(states)
+
+
+def _umt5(model: Any, states: Tensor) -> Tensor:
+    if model.config.tie_word_embeddings:
+        states = states * model.model_dim**-0.5
+    return model.lm_head(states)
+
+
+def _t5gemma(model: Any, states: Tensor) -> Tensor:
+    logits = model.lm_head(states)
+    most = model.config.decoder.final_logit_softcapping
+    if most is None:
+        return logits
+    return torch.tanh(logits / most) * most
 
 
 ROBERTA = Adapter(chain("lm_head"), counts_from_pad=True, separates=True)
@@ -188,14 +271,17 @@ ENCODERS: Mapping[str, Adapter] = {
     "modernbert": Adapter(chain("head", "decoder"), separates=True),
     "eurobert": Adapter(chain("lm_head"), separates=True),
     "nomic_bert": Adapter(chain("cls"), separates=True),
-    "esm": Adapter(chain("lm_head")),
-    "esmc": Adapter(chain("lm_head")),
+    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True),
+    "esmc": Adapter(chain("lm_head"), separates=True),
 }
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
     "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
     "t5": EncoderDecoder(_t5, separates=True),
+    "mt5": EncoderDecoder(chain("lm_head"), separates=True),
+    "umt5": EncoderDecoder(_umt5, separates=True),
+    "t5gemma": EncoderDecoder(_t5gemma, starts_with="bos", rotary=True, separates=True),
 }
 """The encoder–decoders with a known head, by ``config.model_type``."""
 
@@ -209,13 +295,15 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
 
 def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
     """Raise unless a model has the kind that ``use`` needs; ``do`` replaces the usual advice."""
-    if adapter_of(config).kind != kind:
-        got = f"{config.model_type}, which is an {adapter_of(config).kind}"
-        usual = {
-            "encoder": "take bert or modernbert, for example, or objective: denoise",
-            "encoder-decoder": "take bart or t5, for example, or objective: mlm",
-        }
-        raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do or usual[kind])
+    found = adapter_of(config).kind
+    if found == kind:
+        return
+    advice = {
+        "encoder": "take bert or modernbert, for example, or objective: denoise",
+        "encoder-decoder": "take bart or t5, for example, or objective: mlm",
+    }
+    got = f"{config.model_type}, which is an {found}"
+    raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do or advice[kind])
 
 
 def start_token(config: PreTrainedConfig) -> int:
@@ -225,6 +313,9 @@ def start_token(config: PreTrainedConfig) -> int:
         MaskwiseError: the configuration names none.
     """
     start = getattr(config, "decoder_start_token_id", None)
+    family = adapter_of(config)
+    if start is None and isinstance(family, EncoderDecoder) and family.starts_with == "bos":
+        start = config.bos_token_id
     if start is None:
         what = f"this {config.model_type} model has no start token for its decoder"
         usual = "T5 starts with the padding token, BART with </s>"
@@ -249,7 +340,8 @@ def decoder_inputs(
     start = start_token(config)
     room = most_tokens(config)
     longest = labels.shape[1]
-    if documents is not None and longest > room:  # otherwise no host has to wait for this
+    if documents is not None and longest > room:
+        # Asked only here, because the host waits for the device's answer.
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         what = "targets are longer than the decoder's positions"
@@ -260,7 +352,9 @@ def decoder_inputs(
     if documents is not None:
         # Each document of a packed row begins with its own start token.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
-    return shifted.masked_fill_(shifted < 0, config.pad_token_id or 0)
+    # Labels to ignore are negative, and no token.
+    padding = config.pad_token_id or 0
+    return shifted.masked_fill_(shifted < 0, padding)
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
@@ -275,7 +369,7 @@ def width_of(model: PreTrainedModel) -> int:
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
     """The prediction head of a masked language model, or None if it is not known."""
-    # DeBERTa's newer head is another one.
+    # A newer DeBERTa has another head, by another name.
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
         return None
     return adapter_of(model.config).head
@@ -291,7 +385,8 @@ def masked_logits(
     head = prediction_head(model)
     if head is None:
         return model(**inputs).logits[row, column]
-    return head(model, adapter_of(model.config).states(model, inputs)[row, column])
+    states = adapter_of(model.config).states(model, inputs)
+    return head(model, states[row, column])
 
 
 UNLIMITED = 1 << 29
@@ -300,12 +395,15 @@ UNLIMITED = 1 << 29
 
 def most_tokens(config: PreTrainedConfig) -> int:
     """The most tokens of a row, including special ones; about ``UNLIMITED`` without a limit."""
+    given = getattr(config, "max_position_embeddings", None)
+    if not given:
+        given = 2 * UNLIMITED
     try:
-        positions = int(getattr(config, "max_position_embeddings", 0) or 2 * UNLIMITED)
+        positions = int(given)
     except (TypeError, ValueError):
-        got = config.max_position_embeddings
-        raise MaskwiseError("max_position_embeddings of the model is no number", got=got) from None
-    return positions - adapter_of(config).first_position(config.pad_token_id)
+        what = "max_position_embeddings of the model is no number"
+        raise MaskwiseError(what, got=given) from None
+    return positions - adapter_of(config).first_position(config)
 
 
 def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
@@ -333,81 +431,10 @@ def check_counts(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, Mapping):
             check_counts(value)
-        numbers = value if isinstance(value, list) else [value]
-        largest = max((number for number in numbers if isinstance(number, int)), default=0)
+        values = value if isinstance(value, list) else [value]
+        numbers = [number for number in values if isinstance(number, int)]
+        largest = max(numbers, default=0)
         for ending, most in MOST_PARTS.items():
             if name.endswith(ending) and largest > most:
                 what = f"a model cannot have this {name}"
                 raise MaskwiseError(what, got=value, allowed=f"≤ {most:,}")
-
-
-def check_size(model: PreTrainedModel) -> None:
-    """Raise if a model's float32 weights exceed this machine's memory."""
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    size = 4 * weights + sum(buffer.nbytes for buffer in model.buffers())
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > here:
-        what = "the model does not fit into memory"
-        got = f"{weights:,} weights, {size / 1e9:,.0f} GB"
-        raise MaskwiseError(what, got=got, allowed=f"{here / 1e9:,.0f} GB", do="make it smaller")
-
-
-def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
-    """Raise if weights are NaN or infinite, as after divergence; takes .1 s for a gigabyte."""
-    for key, tensor in weights.items():
-        floats = tensor.is_floating_point() and tensor.numel()
-        if floats and not torch.stack(tensor.aminmax()).isfinite().all():
-            do = "take another checkpoint: the training of this one diverged"
-            raise MaskwiseError(f"the weights of {str(name)!r} are not finite", got=key, do=do)
-
-
-def encoder_weights(model: PreTrainedModel) -> int:
-    """Weights that multiply each token: the encoder's, without its embeddings."""
-    return multiplied_weights(encoder_of(model))
-
-
-def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
-    """Multiplications of an encoder's attention within documents, in a forward pass.
-
-    2 · H for each layer and each pair of tokens that attend to each other: the scores, and the
-    weighted sums. In a sliding layer a token attends to at most its window; for documents of mixed
-    lengths this is a slight overestimate.
-
-    Args:
-        tokens: that are read.
-        squares: Σ length² over their documents.
-    """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    # ModernBERT alternates full and sliding attention.
-    sliding = kinds.count("sliding_attention")
-    window = tokens * (2 * (getattr(config, "sliding_window", None) or 0) + 1)
-    pairs = (len(kinds) - sliding) * squares + sliding * min(squares, window)
-    return 2.0 * config.hidden_size * pairs
-
-
-def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights that multiply each target: the prediction head's, and those tied to embeddings."""
-    parts = [encoder_of(model)]
-    if adapter_of(model.config).kind == "encoder-decoder":
-        parts.append(model.get_decoder())
-    inside = {id(p) for part in parts for p in part.parameters()}
-    own = sum(p.numel() for p in model.parameters() if id(p) not in inside)
-    out = model.get_output_embeddings()
-    tied = out is not None and id(out.weight) in inside
-    return own, out.weight.numel() if tied else 0
-
-
-def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights of a decoder, without embeddings, that multiply (each target, each token read).
-
-    The latter make the keys and values of cross-attention.
-    """
-    decoder = model.get_decoder()
-    crossed = sum(p.numel() for name, p in decoder.named_parameters() if _CROSSED.search(name))
-    return multiplied_weights(decoder) - crossed, crossed
-
-
-def multiplied_weights(module: nn.Module) -> int:
-    """Weights of a module without its embeddings, which are looked up."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    return sum(p.numel() for p in module.parameters() if id(p) not in tables)

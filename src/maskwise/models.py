@@ -39,15 +39,14 @@ from maskwise.families import (
     Kind,
     adapter_of,
     check_counts,
-    check_finite,
     check_fit,
-    check_size,
     encoder_of,
     require_kind,
     start_token,
 )
 from maskwise.keys import fold
 from maskwise.starts import find_start, find_weights
+from maskwise.weights import check_finite, check_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,18 +125,13 @@ def new_config(
         if not hasattr(plain, name):
             known = [name for name in plain.to_dict() if not name.startswith("_")]
             raise unknown_name(f"{architecture} model setting", name, known)
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    given = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": cls,
-        "sep_token_id": sep,
-        "bos_token_id": cls if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
-        "eos_token_id": sep if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
-    }
     family = adapter_of(plain)
+    given = _ids_of(tokenizer)
+    if hasattr(plain, "mask_token_id"):  # ESM reads it; its default may be another token
+        given["mask_token_id"] = tokenizer.mask_token_id
+    plain.pad_token_id = tokenizer.pad_token_id
     # Some families fail with very few positions.
-    positions = max(length + family.first_position(tokenizer.pad_token_id), 8)
+    positions = max(length + family.first_position(plain), 8)
     if isinstance(family, EncoderDecoder):
         # Targets of masked spans have a separator for each, and may be longer than the text.
         positions *= 2
@@ -146,12 +140,28 @@ def new_config(
             given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
+    for part in plain.sub_configs:  # T5Gemma describes its encoder and its decoder apart
+        fields[part] = {**_ids_of(tokenizer), **fields.get(part, {})}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate themselves with errors of many kinds
         raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
+    """The fields of a configuration that follow from its tokenizer."""
+    first = tokenizer.bos_token_id
+    last = tokenizer.eos_token_id
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id if first is None else first,
+        "eos_token_id": tokenizer.sep_token_id if last is None else last,
+    }
 
 
 def config_of(fields: Fields) -> PreTrainedConfig:

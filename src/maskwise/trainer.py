@@ -78,7 +78,8 @@ class MaskingTrainer(Trainer):
         MaskwiseError: a collator that masks, or a ``compute_loss_func``: both would be done twice.
     """
 
-    loss_is_scaled_for_ga = True  # read by Trainer.training_step
+    # Trainer.training_step would divide the loss by the micro-batches otherwise.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -97,12 +98,15 @@ class MaskingTrainer(Trainer):
             what = "MaskingTrainer computes the loss by itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
         self._learners = learners_of(masker)
-        self._learned = -1  # the step of the last ``_learn``
-        self.tells_right = False  # set by a policy that learns from correct answers
+        # The step of the last ``_learn``.
+        self._learned = -1
+        # A policy that learns from correct answers sets it in ``meet``.
+        self.tells_right = False
         for learner in self._learners.values():
             learner.meet(self)
         args = copy.copy(args) if args else TrainingArguments()
-        args.remove_unused_columns = False  # example_id and layers are for the masker
+        # Trainer would drop example_id and the layers, which the masker reads.
+        args.remove_unused_columns = False
         self.masker = masker
         self.evaluation_masker = evaluation_masker or masker
         self._shown: deque[MaskedBatch] = deque()
@@ -117,13 +121,18 @@ class MaskingTrainer(Trainer):
         """The micro-batches of one update, masked for its exact step, and all ranks' targets."""
         self._learn()
         # Datasets without a length have no epochs, so their masks depend on the step.
-        epoch = int(self.state.epoch or 0) if hasattr(self.train_dataset, "__len__") else None
-        when = {"step": self.state.global_step, "total_steps": self.state.max_steps, "epoch": epoch}
+        epoch = None
+        if hasattr(self.train_dataset, "__len__"):
+            epoch = int(self.state.epoch or 0)
+        step = self.state.global_step
+        total_steps = self.state.max_steps
         batches = []
         targets = torch.zeros((), dtype=torch.int64, device=device)
         for rows in islice(epoch_iterator, num_batches):
-            batches.append(self._mask(self.masker, rows, **when))
-            targets += counted(batches[-1]).sum()
+            batch = self._mask(self.masker, rows, step=step, total_steps=total_steps, epoch=epoch)
+            batches.append(batch)
+            # Added on the device: a number would make the host wait for the copy of the batch.
+            targets += counted(batch).sum()
         return batches, self.accelerator.reduce(targets)
 
     def compute_loss(
@@ -136,6 +145,7 @@ class MaskingTrainer(Trainer):
         """This rank's share of the mean loss over ``num_items_in_batch`` targets."""
         losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
+            # Micro-batches are masked together, and their losses come in the same order.
             batch = self._shown.popleft()
             outcome = Outcome.of(losses, where)._replace(right=right)
             for learner in self._learners.values():
@@ -147,7 +157,9 @@ class MaskingTrainer(Trainer):
             targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
             # DDP averages over ranks; their number makes a sum of it.
             loss = loss * self.accelerator.num_processes / targets
-        return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            return loss, outputs
+        return loss
 
     def prediction_step(
         self,
@@ -162,18 +174,23 @@ class MaskingTrainer(Trainer):
         everywhere = not prediction_loss_only
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
-        by_row = torch.zeros(len(labels), device=losses.device).index_add(0, where[:, 0], losses)
-        # Gathered so that rows repeated to fill the last batch count once.
-        sums, counts = self.accelerator.gather_for_metrics((by_row, counted(batch)))
+        zeros = torch.zeros(len(labels), device=losses.device)
+        row = where[:, 0]
+        loss_B = zeros.index_add(0, row, losses)
+        # Gathered by row, so that rows repeated to fill the last batch count once.
+        sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
         loss = losses.sum() / max(1, losses.numel())
         if prediction_loss_only:
             return loss, None, None
         config = getattr(self.model, "config", None)
-        hidden = [*(ignore_keys or getattr(config, "keys_to_ignore_at_inference", [])), "loss"]
-        logits = tuple(value for name, value in outputs.items() if name not in hidden)
-        return loss, logits[0] if len(logits) == 1 else logits, labels
+        hidden = ignore_keys or getattr(config, "keys_to_ignore_at_inference", [])
+        left_out = {"loss", *hidden}
+        shown = tuple(value for name, value in outputs.items() if name not in left_out)
+        if len(shown) == 1:
+            return loss, shown[0], labels
+        return loss, shown, labels
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
@@ -188,30 +205,36 @@ class MaskingTrainer(Trainer):
 
     def _learn(self) -> None:
         """Let learners see the last update, once."""
-        if self._learned < self.state.global_step:
-            self._learned = self.state.global_step
-            now = Point(self.state.global_step, self.state.max_steps, agreement(self.accelerator))
-            for learner in self._learners.values():
-                learner.after(now)
+        step = self.state.global_step
+        if self._learned >= step:
+            return
+        self._learned = step
+        now = Point(step, self.state.max_steps, agreement(self.accelerator))
+        for learner in self._learners.values():
+            learner.after(now)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self._learners:
-            self._learn()
+        if not self._learners:
+            return
+        # A checkpoint comes before the next batch, in which learners would see this update.
+        self._learn()
+        # On every rank, because states add up what ranks have not exchanged yet.
+        learned = states(self._learners)
+        if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            # On every rank, because states add up what ranks have not exchanged yet.
-            learned = states(self._learners)
-            if self.args.should_save:
-                save_file(learned, folder / LEARNED)
+            save_file(learned, folder / LEARNED)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._learners:
-            folder = Path(resume_from_checkpoint)
-            restore(self._learners, load_file(folder / LEARNED))
-            self._learned = int(folder.name.rpartition("-")[2])
+        if not self._learners:
+            return
+        folder = Path(resume_from_checkpoint)
+        restore(self._learners, load_file(folder / LEARNED))
+        # The name is checkpoint-STEP; Trainer restores its own step only later.
+        self._learned = int(folder.name.rpartition("-")[2])
 
     def _mask(self, masker: Masker, rows: Any, **when: Any) -> Inputs:
         batch = masker(self._prepare_inputs(rows), **when)
@@ -223,7 +246,8 @@ class MaskingTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)
         inputs["labels"] = batch.labels
-        if batch.loss_weight is not None:  # masked diffusion
+        # Masked diffusion divides by the eligible tokens, whether masked or not.
+        if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
             eligible = batch.source.tensor("eligible").sum(1)
             inputs["counted"] = eligible.to(batch.labels.device)
@@ -231,6 +255,8 @@ class MaskingTrainer(Trainer):
 
     @property
     def _decodes(self) -> bool:
+        """Whether the model has a decoder, which reads the labels."""
+        # A model of the user's own, or one wrapped by peft, may be no PreTrainedModel.
         config = getattr(self.model, "config", None)
         return bool(getattr(config, "is_encoder_decoder", False))
 
@@ -246,28 +272,39 @@ class MaskingTrainer(Trainer):
         weight = inputs.pop("loss_weight", None)
         inputs.pop("counted", None)
         labels = inputs["labels"]
-        if not self._decodes:  # only a decoder reads them; others would compute their own loss
+        # Only a decoder reads labels; an encoder would compute its own loss from them.
+        if not self._decodes:
             del inputs["labels"]
         where = (labels != IGNORE).nonzero()
         row, column = where.unbind(1)
         truth = labels[row, column]
+        few = False
         if everywhere or self._decodes:
             outputs = model(**inputs)
-            logits = outputs["logits"][row, column]
         else:
             with states_at(self.model, row, column) as few:
                 outputs = model(**inputs)
-            logits = outputs["logits"] if few else outputs["logits"][row, column]
+        logits = outputs["logits"]
+        if not few:
+            logits = logits[row, column]
         smoothing = self.args.label_smoothing_factor
-        losses = cross_entropy(logits.float(), truth, reduction="none", label_smoothing=smoothing)
-        right = logits.argmax(-1) == truth if self.tells_right else None
-        return weighted(losses, weight, row, column), where, right, outputs
+        # In single precision: half precision would round the small terms of the sum away.
+        unweighted = cross_entropy(
+            logits.float(), truth, reduction="none", label_smoothing=smoothing
+        )
+        losses = weighted(unweighted, weight, row, column)
+        right = None
+        if self.tells_right:
+            right = logits.argmax(-1) == truth
+        return losses, where, right, outputs
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
     """(B,) int64: the divisor of each row's losses: targets (masked diffusion: eligible tokens)."""
-    own = batch.get("counted")
-    return (batch["labels"] != IGNORE).sum(1) if own is None else own
+    if "counted" in batch:
+        return batch["counted"]
+    is_target = batch["labels"] != IGNORE
+    return is_target.sum(1)
 
 
 @contextlib.contextmanager
@@ -305,9 +342,11 @@ class RowCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = gather(rows, self.vocabulary)
         names = batch.example_id
-        if batch.plan is not None:  # packed rows
+        if batch.plan is not None:
+            # Packed rows name the piece of every token.
             names = names[batch.piece].reshape(batch.shape)
-        columns = {name: batch.tensor(name) for name in ("input_ids", *batch.layers, *batch.extras)}
+        kept = ("input_ids", *batch.layers, *batch.extras)
+        columns = {name: batch.tensor(name) for name in kept}
         columns["attention_mask"] = batch.tensor("present").long()
         columns["example_id"] = torch.from_numpy(names)
         columns["special_tokens_mask"] = (~batch.tensor("content")).long()

@@ -25,12 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.families import check_finite, check_fit, check_room, require_kind
+from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
 from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer
+from maskwise.weights import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

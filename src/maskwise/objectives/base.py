@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind, adapter_of, encoder_of, encoder_weights, multiplied_weights
+from maskwise.families import Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.schedules import schedule
+from maskwise.weights import encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import head_weights, prediction_head, width_of
+from maskwise.families import prediction_head, width_of
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.objectives.base import (
@@ -21,6 +21,7 @@ from maskwise.objectives.base import (
     encoded,
     target_places,
 )
+from maskwise.weights import head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,18 +11,12 @@ from transformers import GenerationConfig
 
 from maskwise.attention import Documents
 from maskwise.errors import MaskwiseError
-from maskwise.families import (
-    Kind,
-    adapter_of,
-    decoder_inputs,
-    decoder_weights,
-    encoder_weights,
-    head_weights,
-)
+from maskwise.families import Kind, adapter_of, decoder_inputs
 from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
 from maskwise.objectives.base import Batch, Masking, Work, model_inputs
 from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_weights, masked_logits, width_of
+from maskwise.families import masked_logits, width_of
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import moved
 from maskwise.masking.corruptions import Insert, corruption
@@ -30,6 +30,7 @@ from maskwise.objectives.base import (
     target_places,
 )
 from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.weights import encoder_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from maskwise.families import (
-    adapter_of,
-    encoder_weights,
-    head_weights,
-    masked_logits,
-    prediction_head,
-)
+from maskwise.families import adapter_of, masked_logits, prediction_head
 from maskwise.masking import IGNORE
 from maskwise.objectives.base import (
     Batch,
@@ -31,6 +25,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
+from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

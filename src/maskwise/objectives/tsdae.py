@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_weights, width_of
+from maskwise.families import width_of
 from maskwise.masking import MaskedBatch
 from maskwise.objectives.base import (
     Masking,
@@ -23,6 +23,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
+from maskwise.weights import encoder_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -190,10 +190,11 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
         kinds = [objective.kind for objective in link.objectives.values()]
         for kind in kinds or [objective_class(link.objective)]:
             kind.check_model(config)
-        packed = arm.kind == "encoder" and link.corpus.row_layout == "packed"
-        if packed and not adapter_of(config).separates:
-            do = "it reads one document a row; with corpus.attention=row it reads packed rows as"
-            yield f"{config.model_type}: {NO_DOCUMENTS}, so {do} one text"
+        if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
+            note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document a row"
+            if arm.kind == "encoder":
+                note += "; with corpus.attention=row it reads packed rows as one text"
+            yield note
 
 
 def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:

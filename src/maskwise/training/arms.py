@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import check_finite
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import Objective, Outcome
@@ -37,6 +36,7 @@ from maskwise.samplers.base import reliability
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
+from maskwise.weights import check_finite
 
 PROBE_SEED = 0x9208
 

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from maskwise.families import attention_work
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
 from maskwise.training.arms import Arms
 from maskwise.training.data import Step
+from maskwise.weights import attention_work
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
