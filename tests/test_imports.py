@@ -38,7 +38,7 @@ ORDER = [
     {"inspection"},
     {"recipe"},
     {"study"},
-    {"bench", "trainer"},
+    {"bench", "packed", "trainer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         corrupt,
         schedules,
     )
+    from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
     from maskwise.text import annotate_rows, encode
     from maskwise.trainer import MaskingTrainer
@@ -38,6 +39,7 @@ _HOMES = {
     "MaskingCollator": "maskwise.masking",
     "MaskingTrainer": "maskwise.trainer",
     "Noising": "maskwise.masking",
+    "PackedCollator": "maskwise.packed",
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
     "corrupt": "maskwise.masking",
@@ -53,6 +55,7 @@ __all__ = [
     "MaskingTrainer",
     "MaskwiseError",
     "Noising",
+    "PackedCollator",
     "StepBatchSampler",
     "SteppedDataset",
     "__version__",

@@ -23,6 +23,8 @@ from maskwise.masking.masker import Masker
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from maskwise.masking.batch import MaskedBatch
+
 
 class MaskingCollator:
     """Mask rows for their step, as inputs ``input_ids``, ``labels`` and ``attention_mask``.
@@ -68,6 +70,10 @@ class MaskingCollator:
             )
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        return dict(self.masked(rows))
+
+    def masked(self, rows: Rows) -> MaskedBatch:
+        """Mask rows for the step and epoch that they carry."""
         from torch.utils.data import get_worker_info
 
         require_rows(rows)
@@ -85,7 +91,7 @@ class MaskingCollator:
                     # Loaders may restart their workers every epoch, with another seed.
                     epoch = fold(worker.seed, step)
         self._batches += 1
-        return dict(self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch))
+        return self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch)
 
     def _warn(self, step: int | None, epoch: int | None) -> None:
         if self._warned:
@@ -103,7 +109,7 @@ class MaskingCollator:
         if step is None and self.masker.ratio.varies:
             effects.append("the schedule follows each worker's own count of batches")
         text = f"rows carry no {' and '.join(missing)}; {', '.join(effects)}"
-        warnings.warn(f"{text}; use StepBatchSampler and SteppedDataset", stacklevel=3)
+        warnings.warn(f"{text}; use StepBatchSampler and SteppedDataset", stacklevel=4)
 
 
 def _common(rows: Rows, name: str) -> int | None:

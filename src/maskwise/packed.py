@@ -1,0 +1,180 @@
+"""The drop-in without padding: a batch of documents as one line, for other people's trainers.
+
+A line of T tokens has the documents one after the other, and the boundaries between them by the
+names that transformers' flash attention reads. Attention of another kind would read the line as
+one text, so ``PackedCollator`` looks at the model: it adds a mask of blocks where the model can
+use one, and refuses models that cannot keep documents apart.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.utils.generic import is_flash_attention_requested
+
+from maskwise.attention import NAME
+from maskwise.errors import MaskwiseError
+from maskwise.families import ENCODERS, Esm, adapter_of, require_kind
+from maskwise.masking import MaskedBatch, Masker, MaskingCollator, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Kernel = Literal["ragged", "boolean", "additive"]
+"""How a model keeps documents apart: by their boundaries, or by a mask of either kind."""
+
+KERNELS: dict[str, Kernel] = {"sdpa": "boolean", NAME: "boolean", "eager": "additive"}
+"""The kernels of attention functions without ``flash`` in their names."""
+
+
+class PackedCollator:
+    """Mask rows and join them into one line, without padding.
+
+    Gives ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``, and where the model's
+    attention needs it ``attention_mask``: (1, 1, T, T), so its memory grows with T². Masks are
+    those of ``MaskingCollator``, which also says how rows carry their step and epoch.
+
+    Args:
+        masker: the masker, with a corruption whose labels stand at the tokens.
+        model: the model that will read the lines; only its configuration is looked at. None: the
+            caller is sure that its attention keeps documents apart, and positions start at 0.
+        total_steps: the number of optimiser steps; needed by schedules that change.
+
+    Raises:
+        MaskwiseError: a corruption for decoders; a model that cannot keep documents apart.
+
+    >>> import maskwise as mw
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from maskwise.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size))
+    >>> collate = PackedCollator(mw.Masker(tokenizer, ratio=0.5), model=model)
+    >>> rows = mw.encode(tokenizer, ["the cat", "on the mat"])
+    >>> line = collate([{**row, "step": 0, "epoch": 0} for row in rows])
+    >>> line["input_ids"].shape, line["position_ids"].tolist(), line["cu_seq_lens_q"].tolist()
+    (torch.Size([1, 9]), [[0, 1, 2, 3, 0, 1, 2, 3, 4]], [0, 4, 9])
+    >>> line["attention_mask"].shape, bool(model(**line).loss > 0)
+    (torch.Size([1, 1, 9, 9]), True)
+    """
+
+    def __init__(
+        self,
+        masker: Masker,
+        *,
+        model: PreTrainedModel | None = None,
+        total_steps: int | None = None,
+    ):
+        self.collator = MaskingCollator(masker, total_steps=total_steps)
+        if masker.corruption.writes is not None:
+            what = "the labels of a line stand at its tokens, and a decoder's do not"
+            do = "take bert or mask-only, for example, or MaskingCollator"
+            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+        # The model itself is not kept: a loader would copy it into its workers.
+        self.kernel: Kernel = "ragged"
+        self.first_position = 0
+        self.window: int | None = None
+        self.dtype = torch.float32
+        if model is None:
+            warnings.warn(
+                "PackedCollator cannot see whether attention keeps documents apart: give model=",
+                stacklevel=2,
+            )
+            return
+        config = model.config
+        self.kernel = kernel_of(config)
+        self.first_position = adapter_of(config).first_position(config)
+        self.dtype = model.dtype
+        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+            self.window = config.sliding_window
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        batch = self.collator.masked(rows)
+        document_BL = documents_of(batch)
+        # Row by row, so that documents come one after the other, and padding falls out.
+        present_BL = document_BL >= 0
+        columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
+        line: dict[str, Any] = {
+            name: column[present_BL].unsqueeze(0) for name, column in columns.items()
+        }
+        document_T = document_BL[present_BL]
+        _, lengths = document_T.unique_consecutive(return_counts=True)
+        ends = pad(lengths.cumsum(0), (1, 0))
+        starts_T = ends[:-1].repeat_interleave(lengths)
+        positions = torch.arange(len(document_T)) - starts_T + self.first_position
+        longest = max(lengths.tolist(), default=0)
+        line["position_ids"] = positions.unsqueeze(0)
+        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
+        line["cu_seq_lens_q"] = ends.int()
+        line["cu_seq_lens_k"] = ends.int()
+        line["max_length_q"] = longest
+        line["max_length_k"] = longest
+        if self.kernel != "ragged":
+            line["attention_mask"] = self.mask(document_T)
+        return line
+
+    def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
+        """(1, 1, T, T): which tokens each token attends to; by kind of layer if it has two."""
+        together = document_T[:, None] == document_T
+        if self.window is None:
+            return self._shaped(together)
+        place = torch.arange(len(document_T))
+        distance = place[:, None] - place
+        near = together & (distance.abs() <= self.window)
+        # ModernBERT takes a mask for each kind of layer; a single one would widen the windows.
+        return {"full_attention": self._shaped(together), "sliding_attention": self._shaped(near)}
+
+    def _shaped(self, attends: Tensor) -> Tensor:
+        if self.kernel == "additive":
+            # Eager attention adds its mask to the scores, in the model's own precision.
+            lowest = torch.finfo(self.dtype).min
+            zeros = torch.zeros(attends.shape, dtype=self.dtype)
+            attends = zeros.masked_fill(~attends, lowest)
+        return attends[None, None]
+
+
+def documents_of(batch: MaskedBatch) -> Tensor:
+    """(B, L') int64: a number for each document of a batch, ascending; −1 for padding."""
+    segment_BL = batch.segment_ids
+    height, width = segment_BL.shape
+    if not batch.source.apart:
+        # Rows of joined pieces are one text each.
+        segment_BL = segment_BL.clamp(max=0)
+    first_of_row = torch.arange(height).unsqueeze(1) * width
+    return torch.where(segment_BL < 0, -1, segment_BL + first_of_row)
+
+
+def kernel_of(config: PreTrainedConfig) -> Kernel:
+    """How a model of this configuration keeps the documents of a line apart.
+
+    Raises:
+        MaskwiseError: it cannot.
+    """
+    require_kind(config, "encoder", use="a line of tokens", do="use MaskingTrainer, which pads")
+    attention = config._attn_implementation
+    family = adapter_of(config)
+    pads = "use MaskingCollator, which pads"
+    if not family.separates:
+        what = f"{config.model_type} cannot keep the documents of a line apart"
+        known = [name for name, other in ENCODERS.items() if other.separates]
+        raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
+    # Its kernels read where documents end, whatever their version.
+    ragged = is_flash_attention_requested(config)
+    if isinstance(family, Esm) and config.token_dropout:
+        what = "ESM's token_dropout counts the masks of a line, not those of a document"
+        raise MaskwiseError(what, got="token_dropout: true", do=pads)
+    if isinstance(family, Esm) and not ragged:
+        what = "ESM multiplies its embeddings by attention_mask, which cannot be a mask of blocks"
+        raise MaskwiseError(what, got=attention, allowed="flash_attention_2", do=pads)
+    if ragged:
+        return "ragged"
+    if attention not in KERNELS:
+        what = "this attention reads neither the boundaries of documents nor a mask of blocks"
+        allowed = f"{', '.join(KERNELS)}, flash_attention_2"
+        raise MaskwiseError(what, got=attention, allowed=allowed, do=pads)
+    return KERNELS[attention]

@@ -1,0 +1,242 @@
+"""Lines of documents without padding, for other trainers: models of transformers as they are give
+the losses of padded batches, or are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import types
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import AttentionInterface, AttentionMaskInterface, Trainer, TrainingArguments
+
+import maskwise as mw
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE, MaskingCollator
+from test_docs import blocks_of
+from training_tools import bart, model, tokenizer
+
+FAMILIES = [
+    *("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "modernbert"),
+    *("eurobert", "nomic_bert", "esmc"),
+]
+TEXTS = [" ".join(f"w{(7 * i + j * j) % 40}" for j in range(4 + i % 9)) for i in range(12)]
+ROWS = [{**row, "step": 0, "epoch": 0} for row in mw.encode(tokenizer(), TEXTS, max_length=30)]
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"], "local_attention": 6}
+
+
+def build(family: str, attention: str) -> Any:
+    """A model of transformers that maskwise has not touched."""
+    fields = WINDOWS if family == "modernbert" else {}
+    made = model(family, **fields).eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.ndim > 1:
+                # Fresh weights are so small that attention hardly matters.
+                weight.mul_(8)
+    made.set_attn_implementation(attention)
+    return made
+
+
+def masker(**settings: Any) -> mw.Masker:
+    return mw.Masker(tokenizer(), **{"ratio": 0.4, "seed": 3, **settings})
+
+
+def in_documents(line: dict[str, Any], name: str) -> list[list[int]]:
+    ends = line["cu_seq_lens_q"].tolist()
+    return [line[name][0, begin:end].tolist() for begin, end in pairwise(ends)]
+
+
+def test_a_line_is_the_padded_batch_without_its_padding() -> None:
+    line = mw.PackedCollator(masker(policy="whole-word"), model=build("bert", "sdpa"))(ROWS)
+    padded = MaskingCollator(masker(policy="whole-word"))(ROWS)
+    lengths = padded["attention_mask"].sum(1).tolist()
+    for name in ("input_ids", "labels"):
+        rows = [row[:length].tolist() for row, length in zip(padded[name], lengths)]
+        assert in_documents(line, name) == rows
+    assert in_documents(line, "position_ids") == [list(range(length)) for length in lengths]
+    assert line["max_length_q"] == line["max_length_k"] == max(lengths)
+    assert line["cu_seq_lens_q"].dtype == line["cu_seq_lens_k"].dtype == torch.int32
+    assert torch.equal(line["cu_seq_lens_q"], line["cu_seq_lens_k"])
+    assert line["input_ids"].shape == (1, sum(lengths)) and (line["labels"] != IGNORE).sum() > 10
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_as_they_are_have_the_losses_of_padded_batches(family: str, attention: str) -> None:
+    network = build(family, attention)
+    line = mw.PackedCollator(masker(), model=network)(ROWS)
+    padded = MaskingCollator(masker())(ROWS)
+    with torch.no_grad():
+        wanted = network(**padded).loss
+        found = network(**line).loss
+        del line["attention_mask"]
+        mixed = network(**line).loss
+    assert network.config._attn_implementation == attention
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert abs(mixed - wanted) > 1e-4, "without its mask, the line is one text"
+
+
+def varlen(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """What a kernel of variable length computes, by the names that flash attention reads."""
+    assert attention_mask is None
+    ends = options["cu_seq_lens_q"].tolist()
+    lengths = [end - begin for begin, end in pairwise(ends)]
+    assert options["cu_seq_lens_k"].tolist() == ends and query.shape[2] == ends[-1]
+    assert options["max_length_q"] == options["max_length_k"] == max(lengths)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    parts = []
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value))):
+        scores = q @ k.mT * scale
+        window = options.get("sliding_window")
+        if window is not None:
+            place = torch.arange(scores.shape[-1])
+            far = (place[:, None] - place).abs() >= window
+            scores = scores.masked_fill(far, -torch.inf)
+        parts.append(scores.softmax(-1) @ v)
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "esm"])
+def test_kernels_of_variable_length_get_the_boundaries_and_no_mask(family: str) -> None:
+    AttentionInterface.register("stand_in_flash", varlen)
+    AttentionMaskInterface.register("stand_in_flash", lambda *sizes, **options: None)
+    padded = MaskingCollator(masker())(ROWS)
+    network = build(family, "eager")
+    with torch.no_grad():
+        wanted = network(**padded).loss
+        # By its name, for which transformers would look on the hub.
+        network.config._attn_implementation = "stand_in_flash"
+        line = mw.PackedCollator(masker(), model=network)(ROWS)
+        found = network(**line).loss
+    assert "attention_mask" not in line
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def esm_with_dropout() -> Any:
+    network = model("esm", token_dropout=True)
+    network.config._attn_implementation = "flash_attention_2"
+    return network
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "distilbert": (lambda: model("distilbert"), "distilbert"),
+    "mpnet": (lambda: model("mpnet"), "mpnet"),
+    "deberta-v2": (lambda: model("deberta-v2"), "deberta-v2"),
+    "esm by a mask": (lambda: model("esm"), "sdpa"),
+    "esm with token dropout": (esm_with_dropout, "token_dropout: true"),
+    "flex": (lambda: build("bert", "flex_attention"), "flex_attention"),
+    "bart": (bart, "bart, which is an encoder-decoder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_would_mix_documents_are_refused(name: str) -> None:
+    network, got = REFUSED[name]
+    with pytest.raises(MaskwiseError) as refused:
+        mw.PackedCollator(masker(), model=network())
+    assert refused.value.got == got and "pads" in refused.value.do
+
+
+def test_corruptions_of_a_decoder_are_refused_and_others_may_move_tokens() -> None:
+    network = build("bert", "sdpa")
+    with pytest.raises(MaskwiseError) as refused:
+        mw.PackedCollator(masker(corruption="infill"), model=network)
+    assert str(refused.value.got).startswith("corruption Infill")
+    with pytest.raises(MaskwiseError, match="diffusion"):
+        mw.PackedCollator(mw.Noising(tokenizer()), model=network)
+    moving = masker(corruption="insert(target='detect')", ratio=0.3)
+    line = mw.PackedCollator(moving, model=network)(ROWS)
+    padded = MaskingCollator(moving)(ROWS)
+    lengths = padded["attention_mask"].sum(1).tolist()
+    assert [len(ids) for ids in in_documents(line, "input_ids")] == lengths
+    assert sum(lengths) > sum(len(row["input_ids"]) for row in ROWS)
+
+
+def test_without_a_model_the_caller_is_warned_and_nothing_is_looked_at() -> None:
+    with pytest.warns(UserWarning, match="give model="):
+        collate = mw.PackedCollator(masker())
+    assert "attention_mask" not in collate(ROWS)
+
+
+def test_rows_that_are_packed_already_are_cut_into_their_documents() -> None:
+    """As they are in batches of tensors: a name for every token."""
+    ids = torch.full((2, 10), 7)
+    names = torch.tensor([[0] * 4 + [1] * 6, [2] * 10])
+    rows = {"input_ids": ids, "example_id": names, "step": 0, "epoch": 0}
+    line = mw.PackedCollator(masker(), model=build("bert", "sdpa"))(rows)
+    assert line["cu_seq_lens_q"].tolist() == [0, 4, 10, 20]
+
+
+def test_a_loader_copies_no_model_into_its_workers() -> None:
+    network = build("modernbert", "sdpa")
+    collate = mw.PackedCollator(masker(), model=network)
+    weights = sum(p.numel() for p in network.parameters())
+    assert len(pickle.dumps(collate)) < weights
+    lines = list(DataLoader(ROWS, batch_size=6, collate_fn=collate, num_workers=1))
+    expected = [collate(ROWS[:6]), collate(ROWS[6:])]
+    for line, wanted in zip(lines, expected):
+        assert torch.equal(line["labels"], wanted["labels"])
+        masks, same = line["attention_mask"], wanted["attention_mask"]
+        assert all(torch.equal(masks[kind], same[kind]) for kind in WINDOWS["layer_types"])
+
+
+def test_the_stock_trainer_takes_lines_with_two_masks(tmp_path: Path) -> None:
+    network = build("modernbert", "sdpa")
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    collate = mw.PackedCollator(masker(), model=network)
+    before = copy.deepcopy(network.state_dict())
+    result = Trainer(network, arguments, train_dataset=ROWS, data_collator=collate).train()
+    assert result.global_step == 2 and result.training_loss > 0
+    assert any(not torch.equal(before[name], now) for name, now in network.state_dict().items())
+
+
+def test_the_example_for_lightning_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in, which calls what Lightning's documentation says it calls."""
+
+    class Module(torch.nn.Module):
+        def log(self, name: str, value: torch.Tensor, **options: Any) -> None:
+            seen.append(float(value.detach()))
+
+    class Fit:
+        def __init__(self, **options: Any):
+            pass
+
+        def fit(self, module: Any, loader: DataLoader) -> None:
+            optimizer = module.configure_optimizers()
+            for number, line in enumerate(loader):
+                optimizer.zero_grad()
+                module.training_step(line, number).backward()
+                optimizer.step()
+
+    seen: list[float] = []
+    lightning = types.ModuleType("lightning")
+    lightning.LightningModule, lightning.Trainer = Module, Fit  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning", lightning)
+    page = Path(__file__).parent.parent / "docs" / "drop-ins.md"
+    [block] = [b for b in blocks_of(page) if "import lightning" in b.text]
+    names = {"tokenizer": tokenizer(), "model": model("bert"), "texts": TEXTS * 4, "mw": mw}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(block.text, page.name, "exec"), names)
+    assert len(seen) >= 3 and seen[-1] > 0
