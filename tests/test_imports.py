@@ -25,7 +25,7 @@ ORDER = [
     {"segments"},
     {"starts", "families"},
     {"weights"},
-    {"text", "report", "models"},
+    {"text", "report", "models", "lora"},
     {"annotate"},
     {"masking"},
     {"objectives"},

@@ -135,8 +135,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "distilbert": (lambda: model("distilbert"), "distilbert"),
     "mpnet": (lambda: model("mpnet"), "mpnet"),
     "deberta-v2": (lambda: model("deberta-v2"), "deberta-v2"),
-    "esm by a mask": (lambda: model("esm"), "sdpa"),
-    "esm with token dropout": (esm_with_dropout, "token_dropout: true"),
+    "esm by a mask": (lambda: model("esm"), "sdpa, token_dropout False"),
+    "esm with token dropout": (esm_with_dropout, "flash_attention_2, token_dropout True"),
     "flex": (lambda: build("bert", "flex_attention"), "flex_attention"),
     "bart": (bart, "bart, which is an encoder-decoder"),
 }

@@ -233,17 +233,15 @@ def _bart(model: Any, states: Tensor) -> Tensor:
     return model.lm_head(states) + model.final_logits_bias
 
 
-def _t5(model: Any, states: Tensor) -> Tensor:
-    # Set where the head is tied to the embeddings.
-    if model.config.scale_decoder_outputs:
-        states = states * model.model_dim**-0.5
-    return model.lm_head(states)
+def _scaled(where: str) -> Head:
+    """The head of T5, for states that are scaled where a field of the configuration is set."""
 
+    def head(model: Any, states: Tensor) -> Tensor:
+        if getattr(model.config, where):
+            states = states * model.model_dim**-0.5
+        return model.lm_head(states)
 
-def _umt5(model: Any, states: Tensor) -> Tensor:
-    if model.config.tie_word_embeddings:
-        states = states * model.model_dim**-0.5
-    return model.lm_head(states)
+    return head
 
 
 def _t5gemma(model: Any, states: Tensor) -> Tensor:
@@ -278,9 +276,9 @@ ENCODERS: Mapping[str, Adapter] = {
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
     "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
-    "t5": EncoderDecoder(_t5, separates=True),
+    "t5": EncoderDecoder(_scaled("scale_decoder_outputs"), separates=True),
     "mt5": EncoderDecoder(chain("lm_head"), separates=True),
-    "umt5": EncoderDecoder(_umt5, separates=True),
+    "umt5": EncoderDecoder(_scaled("tie_word_embeddings"), separates=True),
     "t5gemma": EncoderDecoder(_t5gemma, starts_with="bos", rotary=True, separates=True),
 }
 """The encoder–decoders with a known head, by ``config.model_type``."""

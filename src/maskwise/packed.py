@@ -142,11 +142,9 @@ def documents_of(batch: MaskedBatch) -> Tensor:
     """(B, L') int64: a number for each document of a batch, ascending; −1 for padding."""
     segment_BL = batch.segment_ids
     height, width = segment_BL.shape
-    if not batch.source.apart:
-        # Rows of joined pieces are one text each.
-        segment_BL = segment_BL.clamp(max=0)
-    first_of_row = torch.arange(height).unsqueeze(1) * width
-    return torch.where(segment_BL < 0, -1, segment_BL + first_of_row)
+    # No row has more documents than tokens.
+    first_B = torch.arange(height) * width
+    return torch.where(segment_BL < 0, -1, segment_BL + first_B[:, None])
 
 
 def kernel_of(config: PreTrainedConfig) -> Kernel:
@@ -165,12 +163,12 @@ def kernel_of(config: PreTrainedConfig) -> Kernel:
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
     # Its kernels read where documents end, whatever their version.
     ragged = is_flash_attention_requested(config)
-    if isinstance(family, Esm) and config.token_dropout:
-        what = "ESM's token_dropout counts the masks of a line, not those of a document"
-        raise MaskwiseError(what, got="token_dropout: true", do=pads)
-    if isinstance(family, Esm) and not ragged:
-        what = "ESM multiplies its embeddings by attention_mask, which cannot be a mask of blocks"
-        raise MaskwiseError(what, got=attention, allowed="flash_attention_2", do=pads)
+    # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
+    if isinstance(family, Esm) and (config.token_dropout or not ragged):
+        what = "ESM would count the masks of the whole line"
+        got = f"{attention}, token_dropout {config.token_dropout}"
+        allowed = "flash_attention_2, token_dropout False"
+        raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
     if ragged:
         return "ragged"
     if attention not in KERNELS:

@@ -19,6 +19,7 @@ from maskwise.evaluation.bound import spread
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import require_engine
+from maskwise.lora import lora
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import NO_HEAD, check_start, has_head, weights_of
@@ -158,6 +159,8 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
     start = arm.model.pretrained
     tokenizer, config = start_of(arm)
     check_start(config, len(tokenizer))
+    if arm.model.adapter:
+        lora(arm.model.adapter).check(config)
     for spec in arm.tasks:
         check_model = load(spec).kind.check_model
         if check_model:

@@ -106,6 +106,8 @@ def pretrain(
     # The card contains the latest held-out losses, so it is written with every checkpoint.
     def save(target: Path) -> None:
         choices = {**made.words, **(facts or {})}
+        if recipe.model.adapter:
+            choices["adapter"] = recipe.model.adapter
         card = model_card(recipe, choices, losses, text=data.training)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 

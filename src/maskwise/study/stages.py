@@ -272,10 +272,16 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage on the checkpoint of a training, or on the recipe's model without one."""
+    # Newer than recorded studies; what evaluates a model does not depend on it.
+    adapter: Plain = {}
+    if kind == "pretrain" and recipe.model.adapter:
+        adapter = {"adapter": recipe.model.adapter}
     if trained is not None:
+        if adapter:
+            what["model"] = adapter
         return Stage(kind, what, (prepared.name, trained.name), how or {})
     name = recipe.model.pretrained
-    what["model"] = recipe.model.model_dump(mode="json")
+    what["model"] = recipe.model.model_dump(mode="json", exclude={"adapter"}) | adapter
     what["model_content"] = start_fingerprint(name) if name else None
     return Stage(kind, what, (prepared.name,), how or {})
 

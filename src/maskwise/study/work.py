@@ -80,7 +80,9 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
     """Replace the model of a recipe by a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
-    return recipe.model_copy(update={"model": ModelSettings(pretrained=str(checkpoint))})
+    # A checkpoint has the updates of the training before merged, and each begins its own.
+    model = ModelSettings(pretrained=str(checkpoint), adapter=recipe.model.adapter)
+    return recipe.model_copy(update={"model": model})
 
 
 # Texts

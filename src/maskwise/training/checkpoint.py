@@ -24,6 +24,7 @@ from torch import Tensor
 from maskwise.constants import rank_here
 from maskwise.families import UNLIMITED, most_tokens
 from maskwise.folders import damage, read_json, write_folder, write_json
+from maskwise.lora import has_lora, merged
 from maskwise.models import without_advice
 from maskwise.training import wrapping
 
@@ -209,6 +210,8 @@ def save_checkpoint(
         weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
     if rank_here():
         return
+    if has_lora(model):
+        weights = merged(model, weights or model.state_dict())
 
     def fill(target: Path) -> None:
         with without_advice():

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
+from maskwise.lora import lora
 from maskwise.models import Fields, load_config, load_model, new_config, new_model
 
 if TYPE_CHECKING:
@@ -177,6 +178,16 @@ class ModelSettings(BaseModel):
     """Fields of the architecture's configuration, such as hidden_size."""
     unigram_bias: bool = True
     """Start the output bias of a new head at the log-frequencies of the training text."""
+    adapter: str | None = None
+    """``lora(rank=16)``: train low-rank updates of the encoder's linear layers, and the heads, in
+    place of all weights (needs peft; see ``lora.Lora``). Checkpoints have them merged."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _known_adapter(cls, value: str | None) -> str | None:
+        if value is not None:
+            lora(value)
+        return value
 
     @field_validator("settings")
     @classmethod
@@ -204,8 +215,12 @@ class ModelSettings(BaseModel):
     ) -> PreTrainedModel:
         """The model to train; ``log_unigram`` as for ``new_model``."""
         bias = log_unigram if self.unigram_bias else None
-        if not self.pretrained:
-            return new_model(self.config(tokenizer, length, kind=kind), seed=seed, log_unigram=bias)
-        network = load_model(self.pretrained, kind=kind, seed=seed, log_unigram=bias)
-        check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+        if self.pretrained:
+            network = load_model(self.pretrained, kind=kind, seed=seed, log_unigram=bias)
+            check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+        else:
+            config = self.config(tokenizer, length, kind=kind)
+            network = new_model(config, seed=seed, log_unigram=bias)
+        if self.adapter:
+            lora(self.adapter).add(network, seed=seed)
         return network

@@ -1,0 +1,161 @@
+"""Low-rank updates: few weights are trained, and checkpoints load without peft."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from maskwise.errors import MaskwiseError
+from maskwise.families import encoder_of
+from maskwise.lora import Lora, lora, merged
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.recipe import read_recipe
+from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
+from maskwise.study.work import starting_from
+from maskwise.text import encode
+from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.checkpoint import save_checkpoint
+from test_training import DATA
+from tiny import maskwise, read_lines, write_inputs
+from training_tools import model, tokenizer
+
+FAMILIES = ["bert", "modernbert", "albert", "electra", "esm", "esmc", "distilbert", "deberta-v2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_updates_and_the_head_are_trained_and_the_sum_is_an_ordinary_model(
+    family: str, tmp_path: Path
+) -> None:
+    network = model(family).eval()
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    every = sum(weight.numel() for weight in network.parameters())
+    ids = torch.randint(5, 40, (3, 9))
+    plain = network(input_ids=ids).logits
+    Lora(rank=2, alpha=8).add(network, seed=0)
+    torch.testing.assert_close(network(input_ids=ids).logits, plain)
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    assert sum(weight.numel() for weight in trained) < every / 2
+    body = encoder_of(network).named_parameters()
+    updates = [name for name, weight in body if weight.requires_grad]
+    assert updates and all("lora_" in name for name in updates)
+    batch = Masker(tokenizer(), ratio=0.4)(encode(tokenizer(), ["w1 w2 w3 w4 w5 w6"] * 3))
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    for _ in range(3):
+        MaskedLanguageModelling(network)(batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_checkpoint(tmp_path / "model", network, tokenizer())
+    again, loading = AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    changed = network(input_ids=ids).logits
+    torch.testing.assert_close(again.eval()(input_ids=ids).logits, changed, atol=1e-5, rtol=1e-4)
+    assert (changed - plain).abs().max() > 1e-3
+    prefix = f"{again.base_model_prefix}."
+    after = encoder_of(again).state_dict(prefix=prefix)
+    moved = [name for name, weight in after.items() if not torch.equal(weight, before[name])]
+    assert moved and all(any(step.isdigit() for step in name.split(".")) for name in moved)
+
+
+def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=6, batch_size=4, save_every=2, precision="no")
+
+    def run(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+        network = model("bert")
+        Lora(rank=2, dropout=0.2).add(network, seed=1)
+        done = train(
+            MaskedLanguageModelling(network),
+            MaskedSource(DATA, Masker(tokenizer()), settings),
+            settings,
+            folder=folder,
+            quiet=True,
+        )
+        return merged(network, network.state_dict()), done["resumed_at"]
+
+    whole, _ = run(tmp_path / "a")
+    shutil.copytree(tmp_path / "a" / "resume", tmp_path / "b" / "resume")
+    resumed, start = run(tmp_path / "b")
+    assert start == 4
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+WITHOUT_PEFT = """
+import sys
+sys.modules["peft"] = None
+from maskwise.models import load_model
+network = load_model(sys.argv[1])
+assert not [name for name, _ in network.named_parameters() if "lora" in name]
+"""
+
+
+def test_pretrain_with_updates_from_recipe_to_checkpoint(tmp_path: Path) -> None:
+    recipe = write_inputs(tmp_path / "in")
+    few = ["training.steps=4", "training.eval_every=0"]
+    assert maskwise("pretrain", recipe, *few, "--out", tmp_path / "start") == 0
+    start = tmp_path / "start" / "checkpoint"
+    more = [f"model={{pretrained: {start}, adapter: lora(rank=2)}}", "phases=[{}, {}]"]
+    assert maskwise("pretrain", recipe, *few, *more, "--out", tmp_path / "out") == 0
+    checkpoint = tmp_path / "out" / "checkpoint"
+    assert "lora(rank=2)" in (checkpoint / "README.md").read_text(encoding="utf-8")
+    subprocess.run([sys.executable, "-c", WITHOUT_PEFT, str(checkpoint)], check=True)
+    old = AutoModelForMaskedLM.from_pretrained(start).state_dict()
+    new = AutoModelForMaskedLM.from_pretrained(checkpoint).state_dict()
+    table = "bert.embeddings.word_embeddings.weight"
+    layer = "bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(old[table], new[table]) and not torch.equal(old[layer], new[layer])
+    assert torch.linalg.matrix_rank(new[layer] - old[layer]) <= 4, "of two phases"
+
+
+def test_names_of_stages_change_only_where_updates_are_trained(tmp_path: Path) -> None:
+    recipe = read_recipe(write_inputs(tmp_path), []).arm("token-15", seed=0)
+    changed = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"adapter": "lora(rank=2)"})}
+    )
+    text = prepare_stage(recipe)
+    first, second = pretrain_stage(recipe, text), pretrain_stage(changed, text)
+    assert "adapter" not in first.what["model"] and first.name != second.name
+    assert evaluate_stage(recipe, text, None).name == evaluate_stage(changed, text, None).name
+    later = pretrain_stage(changed, text, after=second)
+    assert later.what["model"] == {"adapter": "lora(rank=2)"}
+    assert "model" not in pretrain_stage(recipe, text, after=first).what
+    assert starting_from(tmp_path, changed).model.adapter == "lora(rank=2)"
+
+
+def test_adapt_takes_the_setting(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    texts, task = tmp_path / "corpus.jsonl", tmp_path / "task.jsonl"
+    command = ["adapt", "bundled:encoder", texts, "--task", task, "--out", tmp_path / "out"]
+    few = ["--steps", 2, "--seeds", 1, "corpus.length=32", "training.batch_size=4"]
+    few += ["evaluation.rows=4", "corpus.held_out=0.2", "model.adapter=lora(rank=2)"]
+    assert maskwise(*command, *few) == 0
+    records = read_lines(tmp_path / "out" / "records.jsonl")
+    scored = {line["arm"] for line in records if line["kind"] == "score"}
+    assert scored == {"token-15", "words-30", "tsdae", "no-pretraining"}
+
+
+@pytest.mark.parametrize("spec", ["lora(rank=0)", "lora(alpha=-1)", "lora(dropout=1.0)", "dora"])
+def test_bad_settings_are_refused(spec: str) -> None:
+    with pytest.raises(MaskwiseError):
+        lora(spec)
+
+
+def test_decoders_and_machines_without_peft_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training_tools import bart
+
+    with pytest.raises(MaskwiseError, match="needs an encoder; got bart"):
+        Lora().check(bart().config)
+    monkeypatch.setattr("maskwise.lora.find_spec", lambda name: None)
+    more: list[Any] = ["model.adapter=lora", "--out", tmp_path / "out"]
+    assert maskwise("study", write_inputs(tmp_path), *more) == 2
+    assert "pip install 'maskwise[lora]'" in " ".join(capsys.readouterr().err.split())
