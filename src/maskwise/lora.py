@@ -39,7 +39,7 @@ class Lora:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ def lora(spec: str) -> Lora:
     """Read a setting such as ``lora(rank=8, dropout=0.1)``.
 
     >>> lora("lora(rank=8)")
-    Lora(rank=8, alpha=32.0, dropout=0.0)
+    Lora(rank=8, alpha=32, dropout=0.0)
     """
     return build("adapter", spec, {"lora": Lora})
 
