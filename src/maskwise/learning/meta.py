@@ -200,10 +200,9 @@ class MetaLearner:
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
+        rows = np.concatenate([part.rows for part in parts])
         if s.outer == "other":
             rows = self._rows(number, order=1)
-        else:
-            rows = np.concatenate([part.rows for part in parts])
         outer = self._task_loss(rows)
         self.policy.zero_grad()
         steps = self._inner_steps(parts)
