@@ -122,7 +122,8 @@ def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(judge, "finetune", counted)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)
     task = load_task("banking77(train_rows=200)")
-    judge.task_record("nowhere", task, tokenizer=None, settings=settings, seeds=[0])  # type: ignore[arg-type]
+    nothing: Any = None
+    judge.task_record("nowhere", task, tokenizer=nothing, settings=settings, seeds=[0])
     assert len(steps) == 4 and len({count for _, count in steps}) == 1 and steps[-1][0] == 3e-3
 
 

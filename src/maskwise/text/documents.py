@@ -137,7 +137,7 @@ class Documents:
         for number in count(1):
             end = len(text)
             if end > LONGEST_TEXT:
-                # cut before a blank, unless there is none in the second half
+                # Cut before a blank, unless there is none in the second half.
                 end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
                 if end <= 0:
                     end = LONGEST_TEXT
@@ -192,7 +192,7 @@ class Joined(Documents):
     def _numbered(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
-                # an attribute, because a document stays a pair of name and text
+                # An attribute, because a document stays a pair of name and text.
                 joined = JoinedDocument(*document)
                 joined.source = number
                 yield joined
@@ -245,7 +245,7 @@ def longest_field(source: str) -> str:
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
-    # the usual name wins, even over longer texts
+    # The usual name wins, even over longer texts.
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
@@ -275,7 +275,7 @@ class _Seen:
     """Numbers that were seen before."""
 
     def __init__(self) -> None:
-        # a set takes ten times the memory of an array, so it holds new numbers only
+        # A set takes ten times the memory of an array, so it holds new numbers only.
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
@@ -285,7 +285,7 @@ class _Seen:
         if number in self.recent or number in self.sorted[place : place + 1]:
             return True
         self.recent.add(number)
-        # merged rarely, because a merge copies the whole array
+        # Merged rarely, because a merge copies the whole array.
         if len(self.recent) >= 1 << 16:
             self.sorted = np.union1d(self.sorted, list(self.recent))
             self.recent.clear()
@@ -347,7 +347,7 @@ def read_documents(
 
 def require_documents(documents: Documents) -> Documents:
     """Return `documents`, or raise a `MaskwiseError` with the reason if there are none."""
-    # one document is enough, and reading stops there
+    # One document is enough, and reading stops there.
     if next(iter(documents), None) is not None:
         return documents
     why = counted(documents.skipped) or "nothing at all"

@@ -59,5 +59,5 @@ def load_hub(source: str, name: str, config: str, **how: Any) -> Any:
     try:
         return datasets.load_dataset(name, config or None, **how)
     except Exception as error:
-        # network, hub, builder and format errors have no common base
+        # Network, hub, builder and format errors have no common base.
         raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error

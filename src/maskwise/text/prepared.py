@@ -26,7 +26,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import BlockMaker, Stream, read_shards
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, Tokens, load_tokenizer, tokenise
 
-# torch and transformers take two seconds to import; reading documents needs neither
+# Both torch and transformers take seconds to import, and reading documents needs neither.
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -109,7 +109,7 @@ class Prepared:
                 held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
-            # for the output bias, which starts at the frequencies of tokens
+            # For the output bias, which starts at the frequencies of tokens.
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(begun.training, tokenizer):
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
@@ -135,7 +135,7 @@ class Prepared:
         Raises:
             MaskwiseError: the folder is damaged, or the files of a stream are gone.
         """
-        # by the time of writing, so that a folder that is prepared again is checked again
+        # Cached by the time of writing, so that a folder that is prepared again is checked again.
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
@@ -144,7 +144,7 @@ class Prepared:
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
-        # a stream has no training rows, but the settings to read it again
+        # A stream has settings to read it again in place of training rows.
         stream = folders.read_json(folder / STREAM)
         if stream is None:
             return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
@@ -204,7 +204,7 @@ def _read_beginning(corpus: CorpusSettings, maker: BlockMaker) -> _Beginning:
             size = len(document.text)
             characters += size
             if maker.holds_out(document):
-                # counted and held documents beyond their limits are passed over
+                # Documents beyond the limits of their side are dropped.
                 if held < most_held:
                     begun.held_out.append(document)
                     held += size

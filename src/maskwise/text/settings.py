@@ -85,7 +85,7 @@ class CorpusSettings(BaseModel):
             if not isinstance(name, str) or not name:
                 allowed = "a file, bundled:wikipedia, …"
                 raise MaskwiseError("a source is named by text", got=repr(name), allowed=allowed)
-        # compared in one spelling, so that ./a.txt and a.txt are the same source
+        # Compared in one spelling, so that ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -188,7 +188,7 @@ class CorpusSettings(BaseModel):
             MaskwiseError: a source that does not exist, or cannot be read bit by bit.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        # names are keys of masks, so they must differ over all sources
+        # Names are keys of masks, so they must differ over all sources.
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
@@ -251,7 +251,7 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> Any:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # mask tokens and words are required where they are used
+            # Mask tokens and words are required where they are used.
             return load_tokenizer(self.name, needs_mask=False, needs_words=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(

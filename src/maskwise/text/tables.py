@@ -48,7 +48,7 @@ def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> lis
         return list(_records(path, _cells(text, separator), separator, header=header))
     except csv.Error as error:
         failure = error
-    # quotation marks inside a cell may be escaped, not doubled
+    # Quotation marks inside a cell may be escaped, not doubled.
     try:
         escaped = _cells(text, separator, escape="\\")
         return list(_records(path, escaped, separator, header=header))
@@ -77,7 +77,7 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
 
 def separator_of(text: str, *, usual: str) -> str:
     """Return the separator that cuts the first rows into equally many cells, or the usual one."""
-    # whole lines only: the last row of the head would have fewer cells
+    # Whole lines only: the last row of the head would have fewer cells.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -90,7 +90,7 @@ def separator_of(text: str, *, usual: str) -> str:
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
-    # the ending of the file decides where several separators fit
+    # The ending of the file decides where several separators fit.
     if usual in widths or not widths:
         return usual
     return max(widths, key=widths.__getitem__)
@@ -99,7 +99,7 @@ def separator_of(text: str, *, usual: str) -> str:
 def _cells(
     text: str, separator: str, *, strict: bool = True, escape: str | None = None
 ) -> Iterator[list[str]]:
-    # a cell may hold a long document
+    # A cell may hold a long document.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = [line for line in _head(text) if line.strip()]
     single = sum(line.startswith("'") for line in lines)

@@ -47,21 +47,21 @@ from maskwise.text.words import (
 )
 
 if TYPE_CHECKING:
-    # transformers takes two seconds to import; reading documents does not need it
+    # Importing transformers takes two seconds, and reading documents does not need it.
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from maskwise.keys import Array
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# a vocabulary does not get better with more text, while memory and minutes grow
+# A vocabulary does not get better with more text, while memory and minutes grow.
 SAMPLE_CHARACTERS = 1 << 24
 # WordPiece makes [UNK] of a longer word
 LONGEST_WORD = 100
-# tables are as long as the largest id
+# Tables are as long as the largest id.
 MOST_TOKENS = 1 << 24
-# a batch of novels is cut shorter than a batch of tweets
+# A batch of novels is cut shorter than a batch of tweets.
 _BATCH_CHARACTERS = 1 << 20
-# a private plane of Unicode, for letters inside a word
+# A private plane of Unicode, for letters inside a word.
 _INSIDE = 0xF0000
 
 
@@ -118,7 +118,7 @@ def load_tokenizer(
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
     except Exception as error:
-        # the hub, JSON, missing extras: no common base
+        # Errors of the hub, of JSON and of missing packages have no common base.
         raise MaskwiseError(
             f"cannot load {name}",
             got=first_line(error),
@@ -180,7 +180,7 @@ def train_tokenizer(
     }
     if kind not in train:
         raise unknown_name("kind of tokenizer", kind, train)
-    # bytes are the alphabet of BPE
+    # Bytes are the alphabet of BPE.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
         what = f"vocab_size is too small for {kind}"
@@ -241,7 +241,7 @@ def tokenise(
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    # a special token's name in a text is text
+    # The name of a special token in a text is no control token.
     backend.encode_special_tokens = True
     for batch in batches(
         documents, _BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
@@ -250,7 +250,7 @@ def tokenise(
         with tokenizing():
             encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
-        # layers are aligned by BERT's rule, whatever the rule for words
+        # Layers are aligned by BERT's rule, whatever the rule for words.
         placed = place_tokens(texts, offsets, lengths)
         if words == "token":
             word_ids = rank_within(lengths).astype(np.int32)
@@ -302,7 +302,7 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
-    # made twice, because held in memory it is four bytes a character
+    # Made twice, because it would take four bytes of memory a character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, _BATCH_CHARACTERS):
             yield _move_inside_letters(normalizer.normalize_str("\n".join(texts)))
@@ -378,7 +378,7 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    # words are cut for training only
+    # Words are cut for training only.
     backend.pre_tokenizer = split_bytes
     return backend
 
@@ -403,7 +403,7 @@ def _letters(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) ->
 
 def _sample(texts: Iterable[str]) -> list[str]:
     """Return all texts of a small corpus, else those with the smallest hashes, in their order."""
-    # a heap with the largest hash first
+    # Hashes are negated, because a heap has its smallest item first.
     kept: list[tuple[int, int, str]] = []
     size = 0
     limit = 1 << 63
