@@ -172,7 +172,7 @@ def attend(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
-def _repeated(module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values with as many heads as queries, for models with grouped queries."""
     from transformers.integrations.sdpa_attention import repeat_kv
 
@@ -226,7 +226,7 @@ def _ragged(
 
 
 def _by_hand(
-    module: Any,
+    module: nn.Module,
     query: Tensor,
     mask: Tensor | None,
     documents: Documents | None,

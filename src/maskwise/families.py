@@ -311,8 +311,7 @@ def start_token(config: PreTrainedConfig) -> int:
         MaskwiseError: the configuration names none.
     """
     start = getattr(config, "decoder_start_token_id", None)
-    family = adapter_of(config)
-    if start is None and isinstance(family, EncoderDecoder) and family.starts_with == "bos":
+    if start is None and config.model_type == "t5gemma":
         start = config.bos_token_id
     if start is None:
         what = f"this {config.model_type} model has no start token for its decoder"

@@ -9,7 +9,7 @@ use one, and refuses models that cannot keep documents apart.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,8 @@ from maskwise.masking import MaskedBatch, Masker, MaskingCollator, Rows
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Kernel = Literal["ragged", "boolean", "additive"]
-"""How a model keeps documents apart: by their boundaries, or by a mask of either kind."""
-
-KERNELS: dict[str, Kernel] = {"sdpa": "boolean", NAME: "boolean", "eager": "additive"}
-"""The kernels of attention functions without ``flash`` in their names."""
+MASKED = ("sdpa", NAME)
+"""Attention functions that take a mask of bools. Eager attention would add it to the scores."""
 
 
 class PackedCollator:
@@ -76,10 +73,9 @@ class PackedCollator:
             do = "take bert or mask-only, for example, or MaskingCollator"
             raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
         # The model itself is not kept: a loader would copy it into its workers.
-        self.kernel: Kernel = "ragged"
+        self.blocks = False
         self.first_position = 0
         self.window: int | None = None
-        self.dtype = torch.float32
         if model is None:
             warnings.warn(
                 "PackedCollator cannot see whether attention keeps documents apart: give model=",
@@ -87,9 +83,8 @@ class PackedCollator:
             )
             return
         config = model.config
-        self.kernel = kernel_of(config)
+        self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)
-        self.dtype = model.dtype
         if "sliding_attention" in (getattr(config, "layer_types", None) or []):
             self.window = config.sliding_window
 
@@ -114,28 +109,20 @@ class PackedCollator:
         line["cu_seq_lens_k"] = ends.int()
         line["max_length_q"] = longest
         line["max_length_k"] = longest
-        if self.kernel != "ragged":
+        if self.blocks:
             line["attention_mask"] = self.mask(document_T)
         return line
 
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
         """(1, 1, T, T): which tokens each token attends to; by kind of layer if it has two."""
-        together = document_T[:, None] == document_T
+        together = (document_T[:, None] == document_T)[None, None]
         if self.window is None:
-            return self._shaped(together)
+            return together
         place = torch.arange(len(document_T))
         distance = place[:, None] - place
         near = together & (distance.abs() <= self.window)
         # ModernBERT takes a mask for each kind of layer; a single one would widen the windows.
-        return {"full_attention": self._shaped(together), "sliding_attention": self._shaped(near)}
-
-    def _shaped(self, attends: Tensor) -> Tensor:
-        if self.kernel == "additive":
-            # Eager attention adds its mask to the scores, in the model's own precision.
-            lowest = torch.finfo(self.dtype).min
-            zeros = torch.zeros(attends.shape, dtype=self.dtype)
-            attends = zeros.masked_fill(~attends, lowest)
-        return attends[None, None]
+        return {"full_attention": together, "sliding_attention": near}
 
 
 def documents_of(batch: MaskedBatch) -> Tensor:
@@ -147,11 +134,11 @@ def documents_of(batch: MaskedBatch) -> Tensor:
     return torch.where(segment_BL < 0, -1, segment_BL + first_B[:, None])
 
 
-def kernel_of(config: PreTrainedConfig) -> Kernel:
-    """How a model of this configuration keeps the documents of a line apart.
+def needs_blocks(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration keeps documents apart by a mask only.
 
     Raises:
-        MaskwiseError: it cannot.
+        MaskwiseError: it cannot at all.
     """
     require_kind(config, "encoder", use="a line of tokens", do="use MaskingTrainer, which pads")
     attention = config._attn_implementation
@@ -169,10 +156,7 @@ def kernel_of(config: PreTrainedConfig) -> Kernel:
         got = f"{attention}, token_dropout {config.token_dropout}"
         allowed = "flash_attention_2, token_dropout False"
         raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
-    if ragged:
-        return "ragged"
-    if attention not in KERNELS:
-        what = "this attention reads neither the boundaries of documents nor a mask of blocks"
-        allowed = f"{', '.join(KERNELS)}, flash_attention_2"
-        raise MaskwiseError(what, got=attention, allowed=allowed, do=pads)
-    return KERNELS[attention]
+    if not ragged and attention not in MASKED:
+        what = "this attention reads neither the boundaries of documents nor a mask of bools"
+        raise MaskwiseError(what, got=attention, allowed="sdpa, flash_attention_2", do=pads)
+    return not ragged

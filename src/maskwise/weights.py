@@ -100,15 +100,10 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     """
     if "encoder" in config.sub_configs:  # T5Gemma describes its encoder apart
         config = config.encoder
-    layers = config.num_hidden_layers
-    sliding = 0
-    pairs_sliding = 0.0
-    # ModernBERT alternates full and sliding attention; most families name no layers.
-    if getattr(config, "layer_types", None):
-        layers = len(config.layer_types)
-        sliding = config.layer_types.count("sliding_attention")
+    pairs = config.num_hidden_layers * squares
+    # ModernBERT and T5Gemma alternate full and sliding attention; most families name no layers.
+    sliding = (getattr(config, "layer_types", None) or []).count("sliding_attention")
     if sliding:
-        window = 2 * (config.sliding_window or 0) + 1
-        pairs_sliding = min(squares, tokens * window)
-    pairs = (layers - sliding) * squares + sliding * pairs_sliding
+        width = 2 * (config.sliding_window or 0) + 1
+        pairs += sliding * (min(squares, tokens * width) - squares)
     return 2.0 * config.hidden_size * pairs
