@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import gpu as gpu_bench
 import pytest
 import torch
 import train as train_bench
@@ -92,3 +94,30 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(MaskwiseError) as caught:
         train_bench.bench_train(device="tpu")
     assert "tpu" in str(caught.value) and "cpu" in str(caught.value)
+
+
+def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) -> None:
+    lines = gpu_bench.bench(tmp_path, seconds=300, smoke=True)
+    assert [line for line in lines if "error" in line or "left_out" in line] == []
+    parts = {line["part"] for line in lines}
+    assert {"machine", "waits", "several objectives", "trace"} <= parts
+    assert {f"{family}-base, 128: maskwise compiled" for family in gpu_bench.FAMILIES} <= parts
+    assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == len(lines)
+    assert (tmp_path / "trace.json.gz").stat().st_size > 1000
+    rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    assert min(rates) > 0
+
+
+def test_on_a_gpu_what_was_promised_is_measured_first(tmp_path: Path) -> None:
+    bench = gpu_bench.Bench(smoke=True)
+    bench.smoke = False
+    names = [name for name, _ in bench.parts(tmp_path)]
+    assert names[:2] == ["machine", "waits"]
+    assert all("bert-base, 128" in name or "modernbert-base, 1024" in name for name in names[2:10])
+    both = {name for name in names if "base" in name}
+    assert len(both) == 2 * 3 * 2 * 2
+
+
+def test_a_part_without_time_is_named(tmp_path: Path) -> None:
+    lines = gpu_bench.bench(tmp_path, seconds=-1, smoke=True)
+    assert {line["left_out"] for line in lines} == {"no time"}

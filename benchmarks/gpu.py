@@ -1,0 +1,431 @@
+"""What a training does on one real card: speed beside ``Trainer``, MFU, memory, waits, a trace.
+
+    python benchmarks/gpu.py [--out DIR] [--seconds 500] [--smoke]
+
+It ends within ten minutes, needs nothing but this repository (models have random weights, texts are
+bundled), and writes every figure to DIR/gpu.jsonl as soon as it is known, so that a run that is cut
+off has shown something. ``--smoke`` runs every part on any machine with models of two small layers.
+
+On the lent machines (one H100 or H200, python 3.12) these packages were missing when this was
+written; 5 MB of wheels bring them. Here, in the root of the repository:
+
+    echo /.whl/ >> .git/info/exclude
+    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \\
+        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --implementation cp \\
+        annotated-types datasets dill loky multiprocess pydantic pydantic-core typing-inspection
+
+Then ``run`` with carry=[".whl"], timeout_s=600 and this command:
+
+    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
+    export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
+    python3 benchmarks/gpu.py --out $OUT
+
+They had torch 2.11, below the 2.13 that maskwise asks for: what that torch lacks is named in the
+first line, and is not measured.
+
+Both sides train the same weights on the same documents, without dropout in attention (ragged
+attention has none) and in bfloat16. Ours reads packed rows, document by document; ``Trainer`` pads.
+MFU is the work of the text's tokens over the data sheet's rate and over the rate that a large
+matrix product reaches here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import train
+import transformers
+from rich.console import Console
+from rich.table import Table
+from timing import Clock
+from torch.nn.attention import varlen
+from torch.profiler import ProfilerActivity, profile
+
+from maskwise.bench import surroundings
+from maskwise.constants import UPOS
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
+from maskwise.samplers import sampler
+from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training import train as train_ours
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
+from maskwise.training.engine import best_device, fast_bf16
+from maskwise.training.speed import measured_rate, peak_memory
+
+DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+"""Dense bfloat16 FLOPs a second, by a part of the card's name; SXM cards."""
+
+ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
+LENGTHS = (128, 1024, 512)
+FAMILIES = ("bert", "modernbert")
+ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "modernbert": "attention_dropout"}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 512,
+}
+BATCH = 131_072
+"""Tokens of a step."""
+COPIED = 1 << 30
+"""Bytes that are copied to measure the memory's rate."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
+    parser.add_argument("--seconds", type=float, default=500, help="after which no part starts")
+    parser.add_argument("--smoke", action="store_true", help="every part, with tiny models")
+    given = parser.parse_args()
+    if not (given.smoke or torch.cuda.is_available()):
+        sys.exit("there is no GPU here; --smoke runs every part in miniature")
+    bench(given.out, seconds=given.seconds, smoke=given.smoke)
+
+
+def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
+    """Run every part for which there is time, the most important ones first.
+
+    Args:
+        out: a folder for gpu.jsonl and the trace.
+        seconds: after which no part starts.
+
+    Returns:
+        The lines of gpu.jsonl; a part that failed has its "error".
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(smoke=smoke)
+    lines: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    with (out / "gpu.jsonl").open("w", encoding="utf-8") as file, compiler(smoke):
+        for name, part in bench.parts(out):
+            line: dict[str, Any] = {"part": name}
+            start = time.perf_counter()
+            if start - began > seconds:
+                line["left_out"] = "no time"
+            else:
+                try:
+                    line |= part()
+                # One part that fails on an unknown machine must not hide the figures of the others.
+                except Exception as error:
+                    line["error"] = f"{type(error).__name__}: {error}"[:2000]
+            line["seconds"] = round(time.perf_counter() - start, 1)
+            lines.append(line)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            sys.stderr.write(f"{time.perf_counter() - began:5.0f} s  {name}\n")
+    Console(width=120).print(render(lines))
+    return lines
+
+
+@contextmanager
+def compiler(smoke: bool) -> Iterator[None]:
+    """Without a GPU, blocks are traced but not compiled, which takes minutes on a processor."""
+    before = torch.compile
+    if smoke:
+        torch.compile = partial(before, backend="eager")  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = before  # type: ignore[assignment]
+
+
+class Bench:
+    """The parts, and what they share: texts, a tokenizer, rates of the card.
+
+    Args:
+        smoke: models of two small layers, short rows, one step.
+    """
+
+    def __init__(self, *, smoke: bool):
+        self.smoke = smoke
+        self.device = best_device()
+        self.dtype = torch.bfloat16 if fast_bf16() else torch.float32
+        self.rate = measured_rate(self.device, self.dtype)
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else self.device.type
+        self.card = name
+        known = [rate for part, rate in DATA_SHEET.items() if part in name]
+        self.sheet = known[0] if known else None
+        self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
+        texts = (document.text for document in self.documents)
+        self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
+        self.contests: dict[str, train.Contest] = {}
+
+    def parts(self, out: Path) -> Iterator[tuple[str, Any]]:
+        """Names and functions, in the order in which time is given to them."""
+        yield "machine", self.machine
+        yield "waits", partial(self.waits, "token", 0)
+        shapes = {(f, length): self.shape(f, length) for f in FAMILIES for length in LENGTHS}
+        if self.smoke:
+            shapes = {key: shapes[key] for key in [("bert", 128), ("modernbert", 128)]}
+        # The two figures that the project promises come before all others.
+        promised = [key for key in (("bert", 128), ("modernbert", 1024)) if key in shapes]
+        rest = [key for key in shapes if key not in promised]
+        for keys in (promised, rest):
+            for compiled in (False, True):
+                for key in keys:
+                    for side in (train.OURS, f"{train.PEER} {self.precision}"):
+                        yield from self.contestant(shapes[key], side, compiled=compiled)
+            if keys is promised:
+                yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
+                yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
+                yield "several objectives", self.several
+                yield "trace", partial(self.trace, out)
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    def shape(self, family: str, length: int) -> train.Shape:
+        """A base model and its batches, or one of two small layers."""
+        base = train._base(family, length)
+        fields = base.fields | {ATTENTION_DROPOUT[family]: 0.0}
+        if self.smoke:
+            return base._replace(fields=fields | SMALL, batch_size=4, length=32, steps=1)
+        return base._replace(fields=fields, batch_size=BATCH // length)
+
+    def contest(self, shape: train.Shape) -> train.Contest:
+        """The texts and the weights that both sides train; made once for each shape."""
+        if shape.name not in self.contests:
+            made = train.Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
+            columns = made.rows[train.OURS].pieces.columns
+            # A made-up part of speech for every word: the cost does not depend on which.
+            columns["pos"] = columns["word_ids"] % len(UPOS)
+            self.contests[shape.name] = made
+        return self.contests[shape.name]
+
+    # Parts
+
+    def machine(self) -> dict[str, Any]:
+        """The card, the versions, the rates, and what this torch lacks."""
+        lacks = []
+        if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+            lacks.append("varlen_attn with grouped heads")
+        matrix = torch.empty(COPIED >> (14 if self.smoke else 0), dtype=torch.uint8)
+        there = matrix.to(self.device)
+        into = torch.empty_like(there)
+        copying = self.seconds_of(lambda: into.copy_(there))
+        return {
+            **surroundings(["torch", "transformers", "accelerate"]),
+            "card": self.card,
+            "cuda": torch.version.cuda,
+            "precision": self.precision,
+            "matmul_flops": self.rate,
+            "data_sheet_flops": self.sheet,
+            "copied_bytes_per_second": round(2 * len(there) / copying),
+            "torch_lacks": lacks,
+        }
+
+    def contestant(
+        self, shape: train.Shape, side: str, *, compiled: bool
+    ) -> Iterator[tuple[str, Any]]:
+        """One side training one model."""
+        peer = side.startswith(train.PEER)
+        if self.smoke and peer and compiled:
+            return
+        name = f"{side} compiled" if compiled else side
+        yield f"{shape.name}: {name}", partial(self.timed, shape, name)
+
+    def timed(self, shape: train.Shape, name: str) -> dict[str, Any]:
+        """Time, tokens of text a second, MFU, memory and the last loss."""
+        contest = self.contest(shape)
+        contest.time(name)
+        line = next(line for line in contest.lines() if line["name"] == name)
+        del line["ours_over_it"]
+        # The work of a token is the same for both sides: padding and what is done twice is waste.
+        per_token = contest._shares(1.0)["mfu"] * self.rate / self.tokens_of_a_step(contest)
+        flops = per_token * line["tokens_per_second"]
+        line["mfu_measured"] = round(flops / self.rate, 4)
+        line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
+        line.pop("mfu", None)
+        return line
+
+    def tokens_of_a_step(self, contest: train.Contest) -> float:
+        """Tokens of text in a step of ours."""
+        rows = contest.rows[train.OURS]
+        return contest.shape.batch_size * rows.tokens / len(rows)
+
+    def waits(self, policy: str, lag: int, steps: int = 6) -> dict[str, Any]:
+        """How often the host waits in a step, as torch warns of it; and the time of a step."""
+        shape = self.shape("bert", 128)
+        contest = self.contest(shape)
+        rows = contest.rows[train.OURS]
+        settings = contest.source(2 * steps)[1].model_copy(update={"lag": lag} if lag else {})
+        source = MaskedSource(rows, Masker(self.tokenizer, policy=policy, ratio=0.3), settings)
+        watch = Watched(steps, 2 * steps - 1)
+        learners = {**source.learners(), "watch": watch}
+        model = MaskedLanguageModelling(contest.model())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train_ours(model, source, settings, learners=learners, quiet=True)
+        waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        on_card = self.device.type == "cuda"
+        seconds = watch.seconds_per_step
+        return {
+            "waits_in_a_step": len(waits) / (steps - 1) if on_card else None,
+            "waits_at": sorted(set(waits)),
+            "ms_per_step": round(1000 * seconds, 2),
+            "tokens_per_second": round(self.tokens_of_a_step(contest) / seconds),
+        }
+
+    def several(self) -> dict[str, Any]:
+        """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
+        shape = self.shape("bert", 128)
+        rows = self.rows(shape.length, self.documents)
+        # Documents of the probe are not trained on.
+        count = len(self.documents) * 4 // 5
+        shown = self.rows(shape.length, self.documents[:count])
+        held_out = self.rows(shape.length, self.documents[count:])
+        contest = self.contest(shape)
+        steps = 6 if self.smoke else 30
+        settings = contest.source(steps)[1]
+        model = contest.model()
+        arms = Arms({name: objective(name, model) for name in ARMS})
+        sources = {name: self.source_of(name, shown, settings) for name in ARMS}
+        size = 8 if self.smoke else 64
+        chooser = sampler(f"mometas(every={steps // 3}, rows={size})", list(ARMS), steps=steps)
+        batches = ArmsSource(sources, chooser, settings)
+
+        def probe() -> Probe:
+            return Probe(
+                arms,
+                sources,
+                dict.fromkeys(ARMS, held_out),
+                sizes=dict.fromkeys(ARMS, size),
+                skip={},
+                total_steps=steps,
+                maskers=batches.untaught,
+            )
+
+        clock = Clock(1, steps)
+        learner = SamplerLearner(chooser, probe)
+        learners = {**batches.learners(), "sampler": learner, "clock": clock}
+        train_ours(arms, batches, settings, learners=learners, quiet=True)
+        return {
+            "objectives": list(ARMS),
+            "rows": len(rows),
+            "ms_per_step": round(1000 * clock.seconds_per_step, 2),
+            "probe_losses": dict(learner.facts())["probe_losses"],
+            "memory_gib": round(peak_memory(self.device) / 2**30, 3),
+        }
+
+    def rows(self, length: int, documents: Sequence[Any]) -> Rows:
+        """One document a row, which every objective reads."""
+        tokens = tokenise(documents, self.tokenizer)
+        pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=length)
+        return Rows.of(pieces, "document")
+
+    def source_of(self, name: str, rows: Rows, settings: TrainingSettings) -> MaskedSource:
+        """Batches of an objective; salient spans are words here."""
+        masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
+        kind = objective_class(name)
+        masker = kind.maker(self.tokenizer, seed=0, length=rows.length, **masking)
+        return MaskedSource(rows, masker, settings)
+
+    def trace(self, out: Path) -> dict[str, Any]:
+        """A trace of a few steps of ModernBERT, compiled; and what takes the card's time."""
+        shape = self.shape("modernbert", 1024)
+        contest = self.contest(shape)
+        steps = 2 if self.smoke else 12
+        source, settings = contest.source(steps)
+        settings = settings.model_copy(update={"compile": True})
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        profiler = profile(activities=activities)
+        watch = Traced(profiler, max(1, steps - 4))
+        model = MaskedLanguageModelling(contest.model())
+        train_ours(model, source, settings, learners={"trace": watch}, quiet=True)
+        profiler.stop()
+        path = out / "trace.json.gz"
+        profiler.export_chrome_trace(str(path))
+        on_card = self.device.type == "cuda"
+        order = "self_device_time_total" if on_card else "self_cpu_time_total"
+        events = profiler.key_averages()
+        spent = {event.key[:80]: getattr(event, order) for event in events}
+        most = sorted(spent, key=lambda name: -spent[name])[:25]
+        total = max(1, sum(spent.values()))
+        return {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "shares": {name: round(spent[name] / total, 4) for name in most},
+        }
+
+    def seconds_of(self, call: Any, times: int = 5) -> float:
+        """The least seconds of a call, with what it started on the card."""
+        found = []
+        for _ in range(times):
+            began = time.perf_counter()
+            call()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - began)
+        return min(found)
+
+
+class Watched(Clock):
+    """Lets torch warn of every wait between the two steps, beside the time."""
+
+    def tick(self, done: int) -> None:
+        if done == self.last:
+            self._warn("default")
+        super().tick(done)
+        if done == self.warm:
+            self._warn("warn")
+
+    def _warn(self, mode: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+
+
+class Traced(Clock):
+    """Starts a profiler after the first steps, which compile.
+
+    Args:
+        first: updates done before.
+    """
+
+    def __init__(self, profiler: profile, first: int):
+        super().__init__(first, first)
+        self.profiler = profiler
+
+    def tick(self, done: int) -> None:
+        if done == self.warm:
+            self.profiler.start()
+
+
+def render(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for each part; the first says what the card is."""
+    machine = lines[0]
+    title = f"{machine.get('card')}, torch {torch.__version__}, transformers"
+    table = Table(title=f"{title} {transformers.__version__}", title_justify="left", box=None)
+    heads = ("part", "ms a step", "tokens/s", "MFU sheet", "MFU here", "GiB", "waits")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "part" else "right")
+    keys = ("ms_per_step", "tokens_per_second", "mfu_data_sheet", "mfu_measured", "memory_gib")
+    for line in lines:
+        trouble = line.get("error") or line.get("left_out")
+        name = f"{line['part']}: {trouble}"[:150] if trouble else line["part"]
+        cells = []
+        for key in (*keys, "waits_in_a_step"):
+            value = line.get(key)
+            cells.append("" if value is None else f"{value:,}")
+        table.add_row(name, *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
