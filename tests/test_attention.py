@@ -273,41 +273,47 @@ def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
     assert torch.equal(before[0, :9], after[0, :9]) and not torch.equal(before[0, 9], after[0, 9])
 
 
+@pytest.mark.parametrize("family", SEPARATING)
 def test_attention_of_variable_length_is_the_masked_one(
-    monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
+    family: str, monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
 ) -> None:
-    """What is handed to torch's kernel for accelerators, by a stand-in that attends document by
-    document.
+    """What every family hands to torch's kernel for accelerators, by a stand-in that attends
+    document by document and takes fewer heads of keys, as the kernel does.
     """
     calls = []
 
     def by_document(
-        q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, scale: Any, window_size: Any
+        q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, **options: Any
     ) -> Any:
-        calls.append(window_size)
+        window = options["window_size"]
+        calls.append((window, q.shape[1], k.shape[1], options.get("enable_gqa", False)))
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        scale = options["scale"] or q.shape[-1] ** -0.5
         out = torch.empty_like(q)
         for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist()):
-            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * (
-                scale or q.shape[-1] ** -0.5
-            )
+            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * scale
             distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
-            for far, side in zip((distance, -distance), window_size):
+            for far, side in zip((distance, -distance), window):
                 score = score.masked_fill((far > side) & (side >= 0), -torch.inf)
             out[begin:end] = torch.einsum("hqk,khd->qhd", score.softmax(-1), v[begin:end])
         return out
 
-    for family in ("modernbert", "eurobert"):
-        model = build(family, tokenizer)
-        batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))
-        row, column = batch.where.unbind(1)
-        with torch.no_grad():
-            masked = masked_logits(model, model_inputs(model, batch), row, column)
-            monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
-            monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_document)
-            ragged = masked_logits(model, model_inputs(model, batch), row, column)
-            monkeypatch.undo()
-        assert torch.allclose(masked, ragged, atol=1e-5)
-    assert (7, 7) not in calls and (8, 8) not in calls[:1] and len(set(calls)) == 2
+    model = build(family, tokenizer)
+    batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))
+    row, column = batch.where.unbind(1)
+    with torch.no_grad():
+        masked = masked_logits(model, model_inputs(model, batch), row, column)
+        monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_document)
+        ragged = masked_logits(model, model_inputs(model, batch), row, column)
+    assert torch.allclose(masked, ragged, atol=1e-5)
+    assert len(calls) == model.config.num_hidden_layers
+    windows, *heads = zip(*calls)
+    assert len(set(windows)) == 1 + (family == "modernbert") and (7, 7) not in windows
+    # Keys of grouped heads are handed over as they are, and the kernel is told so.
+    grouped = family == "eurobert"
+    assert {*zip(*heads)} == {(2, 1 if grouped else 2, grouped)}
 
 
 @pytest.mark.parametrize("family", ["modernbert", "bert"])

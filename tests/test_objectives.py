@@ -10,13 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, Noising
-from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling, objective
+from maskwise.objectives import (
+    Denoising,
+    MaskedDiffusion,
+    MaskedLanguageModelling,
+    chunks,
+    objective,
+)
 from maskwise.objectives.detection import AddedTokenDetection
 from maskwise.objectives.tasks import MultiLabel
-from training_tools import ARCHITECTURES, Language, model, tokenizer
+from training_tools import ARCHITECTURES, Language, bart, model, tokenizer
 
 
 def batch(*, targets: bool = True) -> dict[str, Tensor]:
@@ -53,6 +61,73 @@ def compare(net: Any) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+class Largest(TorchDispatchMode):
+    """The most entries of any tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.entries = max([self.entries, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"esm"}))
+def test_losses_in_chunks_are_the_models_own(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "ENTRIES", 45 * 4)  # four targets
+    called: list[int] = []
+    plain = chunks.losses_of
+    parted = chunks.Chunks()
+    monkeypatch.setattr(MaskedLanguageModelling, "chunks", parted)
+    parted.losses_of = lambda *given: called.append(len(given[3])) or plain(*given)
+    compare(model(architecture))
+    assert len(called) > 2 and set(called[:-1]) == {4}
+
+
+def test_barts_losses_in_chunks_have_its_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = bart().eval()
+    net.final_logits_bias.normal_(generator=torch.Generator().manual_seed(3))
+    trained = Denoising(net)
+    labels = Language(6).ids
+    inputs = {"input_ids": labels.roll(1, 1), "labels": labels}
+    whole = trained(inputs).loss
+    monkeypatch.setattr(chunks, "ENTRIES", 45 * 4)
+    torch.testing.assert_close(trained(inputs).loss, whole, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_many_targets_never_have_all_their_logits_in_memory(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In single precision, under autocast and in the gradient; losses are not rounded."""
+    draw = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(600, 16, generator=draw), torch.randn(900, 16, generator=draw)
+    bias = torch.randn(900, generator=draw)
+    truth = torch.randint(0, 900, (600,), generator=draw)
+    slope = torch.rand(600, generator=draw)
+    monkeypatch.setattr(chunks, "ENTRIES", 900 * 64)
+
+    def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        given = [x.detach().to(dtype).requires_grad_() for x in (states, weight, bias)]
+        losses = compute(*given, truth)
+        losses.backward(slope.to(dtype))
+        return [losses.detach(), *(x.grad for x in given)]  # type: ignore[list-item]
+
+    def whole(states: Tensor, weight: Tensor, bias: Tensor, truth: Tensor) -> Tensor:
+        return cross_entropy(states @ weight.T + bias, truth, reduction="none")
+
+    with torch.autocast("cpu", enabled=precision == "bf16"), Largest() as largest:
+        found = result(chunks.Chunks())
+    assert largest.entries == 900 * 64
+    assert {each.dtype for each in found} == {torch.float32}
+    tolerance = 2e-2 if precision == "bf16" else 1e-6
+    for one, other in zip(found, result(whole, torch.float64), strict=True):
+        assert float((one - other).norm() / other.norm()) < tolerance
 
 
 def test_every_adapter_is_compared() -> None:

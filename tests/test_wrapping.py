@@ -5,6 +5,8 @@ are.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,20 @@ import torch
 from maskwise import attention
 from maskwise.attention import Documents, attend, dropped
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import HeldOut
 from maskwise.masking import Masker
+from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.objectives.denoising import Denoising
-from maskwise.objectives.mlm import padded_count
-from maskwise.training import MaskedSource, train
+from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
+from maskwise.training import MaskedSource, TrainingSettings, train, wrapping
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, bart, model, tokenizer
 
+TEXT = "the cat sat on the mat "
 UNEVEN: dict[str, Any] = {"ratio": 0.3, "budget": "bernoulli", "min_targets": 0}
 """Rows, and so ranks, with unequal numbers of targets."""
 
@@ -144,10 +149,67 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         trained("mlm", compile=True)
 
 
-def test_targets_are_padded_to_numbers_that_come_back() -> None:
-    numbers = [padded_count(targets) for targets in range(1, 4000)]
-    assert all(n <= padded <= max(64, 1.25 * n) for n, padded in enumerate(numbers, 1))
-    assert len({padded for padded in numbers if 1000 < padded <= 2000}) == 4
+class Versions:
+    """Counts graphs by the function that was compiled, and computes them as they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.graphs: Counter[str] = Counter()
+        self.options: list[dict[str, Any]] = []
+        plain = torch.compile
+        torch._dynamo.reset()
+
+        # One for each function: another backend would be another version.
+        @cache
+        def backend(name: str) -> Any:
+            def count(graph: Any, _: Any) -> Any:
+                self.graphs[name] += 1
+                return graph.forward
+
+            return count
+
+        def compiled(function: Any, **options: Any) -> Any:
+            self.options.append(options)
+            return plain(function, **options, backend=backend(function.__name__))
+
+        monkeypatch.setattr(torch, "compile", compiled)
+        monkeypatch.setattr(wrapping, "require_compiler", lambda device: None)
+
+
+@pytest.mark.parametrize("layout", ["packed", "document"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_lengths_and_phases_need_few_versions_of_a_block(
+    family: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch keeps eight, and then computes without: no warning, and no speed. The width of the
+    model is one of the lengths, and every phase evaluates, as those of ``mmbert`` do.
+    """
+    found = Versions(monkeypatch)
+    layers = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    if family == "modernbert":
+        kinds = ["full_attention", "sliding_attention", "full_attention"]
+        layers |= {"layer_types": kinds, "local_attention": 8}
+    tools = train_tokenizer([TEXT] * 9, vocab_size=80)
+    config = new_config(family, tools, 64, intermediate_size=48, **layers)
+    net = new_model(config, seed=0)
+    for length, ratio in ((32, 0.3), (64, 0.15), (32, 0.05)):
+        documents = [Document(str(n), TEXT * (1 + n % 4)) for n in range(64)]
+        pieces = read_pieces(tokenise(documents, tools), tokenizer=tools, length=length)
+        rows = Rows.of(pieces, layout)
+        chosen = TrainingSettings(steps=4, batch_size=4, compile=True, precision="no", eval_every=2)
+        source = MaskedSource(rows, Masker(tools, ratio=ratio), chosen)
+        held_out = HeldOut(rows, {"token": Masker(tools, ratio=0.3, seed=0)}, None)
+        trainee = MaskedLanguageModelling(net)
+
+        def evaluate(_: int, held_out: Any = held_out, trainee: Any = trainee) -> Any:
+            return held_out(trainee)
+
+        train(trainee, source, chosen, evaluate=evaluate, quiet=True)
+    blocks = found.graphs["forward"] + found.graphs["forward_with_checkpointing"]
+    assert 0 < blocks <= (1 if family == "bert" else 3)
+    assert 0 < found.graphs["head_losses"] <= 2
+    assert all(options["dynamic"] for options in found.options)
+    # The blocks are whole graphs, or an error.
+    assert sum(options.get("fullgraph", False) for options in found.options) == 3 * 3
 
 
 @compiler

@@ -18,9 +18,10 @@ exact to 1 / 65,536. Accelerators keep torch's fused dropout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ REPLACED = ("sdpa", "eager")
 
 DROP_STEPS = 1 << 16
 """Resolution of a dropout rate on a processor."""
+
+
+MaskKey: TypeAlias = tuple[bool, bool, int | None]
+"""What a mask is made for: across to another text, causal, and within a window."""
 
 
 @dataclass(eq=False)
@@ -56,7 +61,12 @@ class Documents:
     read: Tensor | None = None
     causal: bool = False
     ends: Tensor | None = None
-    _masks: dict[tuple[bool, bool, int | None], Tensor] = field(default_factory=dict)
+    _masks: dict[MaskKey, Tensor] = field(default_factory=dict)
+
+    @property
+    def masked_by(self) -> tuple[MaskKey, ...]:
+        """The masks that were made so far, for ``with_masks``."""
+        return tuple(self._masks)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -97,6 +107,14 @@ class Documents:
         mask = seen.unsqueeze(1)
         self._masks[asked] = mask
         return mask
+
+    def with_masks(self, asked: Iterable[MaskKey]) -> Documents:
+        """The same documents with these masks alone, made now if need be."""
+        masks = {}
+        for cross, causal, window in asked:
+            mask = self.mask(cross=cross, causal=causal, window=window)
+            masks[cross, causal, window] = mask
+        return replace(self, _masks=masks)
 
     def boundaries(self) -> Tensor:
         """``ends``, computed once if they were not given."""
@@ -156,7 +174,7 @@ def attend(
             sliding_window = module.config.sliding_window + 1
         # Cross-attention has other offsets for keys, which the kernel would need too.
         if not cross and _can_be_ragged(query, options):
-            lines = (query, *_repeated(module, key, value))
+            lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
@@ -197,7 +215,10 @@ def _ragged(
     window: int | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents."""
+    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents.
+
+    Keys and values may have fewer heads than queries: the kernel shares them among queries.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     shape = lines[0].transpose(1, 2).shape
@@ -211,6 +232,9 @@ def _ragged(
     after = before
     if causal:
         after = 0
+    more: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        more["enable_gqa"] = True
     out: Any = varlen_attn(
         query,
         key,
@@ -221,6 +245,7 @@ def _ragged(
         most,
         scale=options.get("scaling"),
         window_size=(before, after),
+        **more,
     )
     return out.view(shape)
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Head = Callable[[Any, Tensor], Tensor]
 """From a model and its hidden states (M, H) to logits (M, V)."""
 
+Output = tuple[Tensor, Tensor, Tensor | None]
+"""What an output layer multiplies (M, H), its weight (V, H) and its bias (V,)."""
+
 Kind = Literal["encoder", "encoder-decoder"]
 
 MOST_PARTS = {
@@ -49,6 +52,7 @@ class Adapter:
         head: the prediction head; None: unknown, take the model's own logits.
         counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
         separates: whether its attention can keep documents of a packed row apart (``attention``).
+        ends_in_output: whether the output layer is the last step of the head.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -56,6 +60,16 @@ class Adapter:
     head: Head | None = None
     counts_from_pad: bool = False
     separates: bool = False
+    ends_in_output: bool = True
+
+    def output(self, model: Any, states: Tensor) -> Output:
+        """The output layer, and what the head makes of states (M, H) for it."""
+        assert self.head is not None and self.ends_in_output
+        layer = model.get_output_embeddings()
+        # The head computes what comes before this layer, which passes it on.
+        with patched(layer, "forward", lambda states: states):
+            before = self.head(model, states)
+        return before, layer.weight, layer.bias
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The part of a model that reads a text."""
@@ -131,6 +145,19 @@ def _scale_by_document(
     scaled = (words * scale.unsqueeze(-1)).to(words.dtype)
     embedded = table(inputs_embeds=scaled, position_ids=named["position_ids"])
     return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
+
+
+@contextlib.contextmanager
+def patched(module: nn.Module, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute of one instance in this context."""
+    before = vars(module).copy()
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        del module.__dict__[name]
+        if name in before:
+            setattr(module, name, before[name])
 
 
 @contextlib.contextmanager
@@ -229,6 +256,14 @@ def chain(*names: str) -> Head:
     return head
 
 
+@dataclass(frozen=True)
+class Bart(EncoderDecoder):
+    """BART, whose bias of logits is no part of its output layer, and is not trained."""
+
+    def output(self, model: Any, states: Tensor) -> Output:
+        return states, model.lm_head.weight, model.final_logits_bias[0]
+
+
 def _bart(model: Any, states: Tensor) -> Tensor:
     return model.lm_head(states) + model.final_logits_bias
 
@@ -269,17 +304,19 @@ ENCODERS: Mapping[str, Adapter] = {
     "modernbert": Adapter(chain("head", "decoder"), separates=True),
     "eurobert": Adapter(chain("lm_head"), separates=True),
     "nomic_bert": Adapter(chain("cls"), separates=True),
-    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True),
+    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True, ends_in_output=False),
     "esmc": Adapter(chain("lm_head"), separates=True),
 }
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
+    "bart": Bart(_bart, starts_with="eos", separates=True),
     "t5": EncoderDecoder(_scaled("scale_decoder_outputs"), separates=True),
     "mt5": EncoderDecoder(chain("lm_head"), separates=True),
     "umt5": EncoderDecoder(_scaled("tie_word_embeddings"), separates=True),
-    "t5gemma": EncoderDecoder(_t5gemma, starts_with="bos", rotary=True, separates=True),
+    "t5gemma": EncoderDecoder(
+        _t5gemma, starts_with="bos", rotary=True, separates=True, ends_in_output=False
+    ),
 }
 """The encoder–decoders with a known head, by ``config.model_type``."""
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from maskwise.families import adapter_of, masked_logits, prediction_head
-from maskwise.masking import IGNORE
 from maskwise.objectives.base import (
     Batch,
     Masking,
@@ -25,6 +24,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
+from maskwise.objectives.chunks import Chunks, too_many
 from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class MaskedLanguageModelling(Objective):
     compiled: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] | None = None
     """``head_losses`` after ``torch.compile``, or None."""
 
+    chunks: Chunks = Chunks()
+    """Computes the losses where logits would be too many for memory."""
+
     tells_right: bool = False
     """Whether outcomes have ``right``; the head is then not compiled."""
 
@@ -65,22 +68,27 @@ class MaskedLanguageModelling(Objective):
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
         inputs = self.inputs(batch)
-        # A compiled head returns losses without logits.
-        if self.compiled is None or self.tells_right:
+        if self.tells_right or prediction_head(self.model) is None:
             logits = masked_logits(self.model, inputs, row, column)
             right = logits.argmax(-1) == truth if self.tells_right else None
             return cross_entropy(unrounded(logits), truth, reduction="none"), where, right
-        # Padded to few different sizes, because each new one is compiled anew.
-        more = (0, padded_count(len(where)) - len(where))
-        states = adapter_of(self.model.config).states(self.model, inputs)
-        states_MH = states[pad(row, more), pad(column, more)]
-        losses = self.compiled(self.model, states_MH, pad(truth, more, value=IGNORE))
-        return losses[: len(where)], where, None
+        states_MH = adapter_of(self.model.config).states(self.model, inputs)[row, column]
+        return self.losses_of(states_MH, truth), where, None
+
+    def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
+        """(M,) float32: losses of targets from the encoder's states at their places."""
+        family = adapter_of(self.model.config)
+        if family.ends_in_output and too_many(len(truth), self.model.config.vocab_size):
+            return self.chunks(*family.output(self.model, states_MH), truth)
+        compute = self.compiled or head_losses
+        return compute(self.model, states_MH, truth)
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
-            self.compiled = torch.compile(head_losses, dynamic=False)
+            # The number of targets is another one at every step.
+            self.compiled = torch.compile(head_losses, dynamic=True)
+            self.chunks = Chunks(compiled=True)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """The model's inputs of a batch."""
@@ -92,20 +100,10 @@ class MaskedLanguageModelling(Objective):
 
 
 def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: losses of targets from the states at their places; 0 without a label."""
+    """(M,) float32: losses of targets from the encoder's states at their places."""
     head = prediction_head(model)
     assert head is not None
     return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none")
-
-
-def padded_count(targets: int) -> int:
-    """The next number ≥ 64 with at most three significant bits; at most a quarter is added.
-
-    >>> [padded_count(targets) for targets in (0, 64, 65, 600, 1200)]
-    [64, 64, 80, 640, 1280]
-    """
-    step = max(16, 1 << max(0, targets.bit_length() - 3))
-    return max(64, -(-targets // step) * step)
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):

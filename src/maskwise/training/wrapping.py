@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import quicken, restore, separate
+from maskwise.attention import Documents, MaskKey, quicken, restore, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.objectives import Objective, Outcome
@@ -79,11 +80,13 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         raise MaskwiseError(what, got=got, do="set both to false")
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
+        # Otherwise a length that happens to equal the width is taken for it, and is not dynamic.
+        symbolic_shapes.use_duck_shape = False
     for block in blocks:
         # Compiled first, so that checkpointing repeats the compiled pass.
         forward: Forward = block.forward
         if settings.compile:
-            forward = torch.compile(forward)
+            forward = _compiled(block, forward)
         if settings.activation_checkpointing:
             forward = _recomputed(block, forward)
         block.forward = forward
@@ -95,12 +98,43 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 def unwrap(objective: nn.Module) -> None:
     """Undo ``wrap``, and Accelerate's wrapping of the objective's forward pass."""
     restore(objective)
+    symbolic_shapes.use_duck_shape = True
     for part in (objective, *blocks_of(objective)):
         part.__dict__.pop("forward", None)
         part.__dict__.pop("_original_forward", None)
     for part in objective.modules():
         part.__dict__.pop("compiled", None)
+        part.__dict__.pop("chunks", None)
         part.__dict__.pop("precision", None)
+
+
+def _compiled(block: nn.Module, forward: Forward) -> Forward:
+    """A forward pass that is compiled for training.
+
+    All blocks of one class share one compiled code, of which torch keeps at most eight versions;
+    past that it silently computes without. So whatever makes versions stays outside: lengths are
+    dynamic, evaluation is not compiled, and each block gets the masks that it needs, ready made.
+    Left are versions for kinds of layers, such as ModernBERT's three.
+    """
+    fast = torch.compile(forward, dynamic=True, fullgraph=True)
+    masked_by: list[tuple[MaskKey, ...]] = []
+
+    def fast_in_training(*inputs: Any, **options: Any) -> Any:
+        if not (block.training and torch.is_grad_enabled()):
+            return forward(*inputs, **options)
+        documents: Documents | None = options.get("documents")
+        if documents is None:
+            return fast(*inputs, **options)
+        if masked_by:
+            options["documents"] = documents.with_masks(masked_by[0])
+            return fast(*inputs, **options)
+        # The first pass, which is not compiled, shows which masks this block asks for.
+        options["documents"] = documents.with_masks(())
+        output = forward(*inputs, **options)
+        masked_by.append(options["documents"].masked_by)
+        return output
+
+    return fast_in_training
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
