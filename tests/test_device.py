@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,21 @@ def test_probes_are_computed_as_the_training_is() -> None:
     seen.clear()
     arms.arm("mlm").to("cpu")(source("mlm", "document", chosen).batches(0, rank=0, ranks=1)[0])
     assert {dtype for _, dtype in seen} == {torch.float32}
+
+
+def test_single_precision_is_fast_on_a_device_and_exact_elsewhere() -> None:
+    """TF32 while a training runs there; afterwards, and on a processor, as the caller set it."""
+    chosen = settings()
+    seen: list[str] = []
+    for there in (True, False):
+        trained = objective("mlm", model())
+        trained.register_forward_pre_hook(
+            lambda *_: seen.append(torch.get_float32_matmul_precision())
+        )
+        with accelerator() if there else nullcontext():
+            train(trained, source("mlm", "document", chosen), chosen, quiet=True)
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["high"] * 3 + ["highest"] * 3
 
 
 # --- other machines

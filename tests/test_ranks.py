@@ -31,7 +31,7 @@ from maskwise.training.wrapping import ACCELERATE, distinct, gathered, local
 from processes import two_ranks
 from test_faults import Poisonous, Spoiled
 from test_training import DATA, close, lines, run, settings
-from test_wrapping import trained
+from test_wrapping import made, trained
 from tiny import write_inputs
 from training_tools import model, tokenizer
 
@@ -208,6 +208,32 @@ def test_a_sharded_pretraining_writes_an_ordinary_checkpoint_and_the_best_one(
         ]
         for mine, theirs in zip(*(net.parameters() for net in found), strict=True):
             torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-4)
+
+
+def half_precision_ranks(folder: Path, shard: bool) -> None:
+    trainee, masker = made("mlm")
+    seen: dict[str, torch.dtype] = {}
+    for name, module in trainee.named_modules():
+        if isinstance(module, torch.nn.Linear):
+
+            def note(layer: Any, *_: Any, name: str = name) -> None:
+                seen[name] = layer.weight.dtype
+
+            module.register_forward_pre_hook(note)
+    chosen = settings(log_every=1, steps=5, shard=shard, precision="bf16")
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    assert {parameter.dtype for parameter in trainee.parameters()} == {torch.float32}
+    inside = {dtype for name, dtype in seen.items() if ".layer." in name}
+    outside = {dtype for name, dtype in seen.items() if ".layer." not in name}
+    assert inside == {torch.bfloat16 if shard else torch.float32} and outside == {torch.float32}
+
+
+@pytest.mark.slow
+def test_shards_are_gathered_in_the_precision_of_training(tmp_path: Path) -> None:
+    for shard in (False, True):
+        two_ranks(half_precision_ranks, tmp_path / str(shard), shard)
+    for a, b in zip(lines(tmp_path / "False"), lines(tmp_path / "True"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=5e-3)
 
 
 class SpoiledOnRank1(Spoiled):

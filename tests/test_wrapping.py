@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskwise import attention
 from maskwise.attention import Documents, attend, dropped
@@ -25,6 +27,7 @@ from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train, wrapping
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
+from maskwise.training.optim import Optimizers
 from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, bart, model, tokenizer
@@ -210,6 +213,38 @@ def test_lengths_and_phases_need_few_versions_of_a_block(
     assert all(options["dynamic"] for options in found.options)
     # The blocks are whole graphs, or an error.
     assert sum(options.get("fullgraph", False) for options in found.options) == 3 * 3
+
+
+class Copies(TorchDispatchMode):
+    """How many tensors were copied."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ == "clone"
+        return func(*args, **(kwargs or {}))
+
+
+def test_muon_is_compiled_and_skips_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Versions(monkeypatch)
+    trainee = made("mlm")[0]
+    chosen = settings(optimizer="muon", compile=True, learning_rate=1e-3)
+    optimizers = Optimizers(trainee, chosen)
+    optimizers.set_rate(3)
+    muon = optimizers.members[1]
+    kept: list[list[torch.Tensor]] = []
+    for sound in (True, False):
+        for parameter in trainee.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1 if sound else torch.nan)
+        muon.found_inf = torch.tensor(float(not sound))  # type: ignore[attr-defined]
+        # Under a dispatch mode torch compiles nothing.
+        copies = Copies()
+        with nullcontext() if sound else copies:
+            muon.step()
+        assert copies.count == 0
+        means = [muon.state[p]["momentum_buffer"] for p in muon.param_groups[0]["params"]]
+        kept.append([x.detach().clone() for x in (*trainee.parameters(), *means)])
+    assert all(map(torch.equal, *kept)) and found.graphs["orthogonal"] == 2  # two shapes
 
 
 @compiler

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.wrapping import blocks_of, laid_out_as, whole
+from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
 
 COOLDOWN = 0.1
 """Default share of the steps over which the rate of ``wsd`` (warm-up, stable, decay) falls."""
@@ -85,7 +85,8 @@ class Optimizers:
         self.peaks = [rate]
         if matrices:
             rate = settings.muon_learning_rate
-            self.members.append(BatchedMuon(matrices, lr=rate, weight_decay=decay))
+            muon = BatchedMuon(matrices, compiled=settings.compile, lr=rate, weight_decay=decay)
+            self.members.append(muon)
             self.peaks.append(rate)
 
     def set_rate(self, step: int) -> float:
@@ -180,6 +181,13 @@ class BatchedMuon(torch.optim.Muon):
     found_inf: Tensor | None = None
     """A scalar, 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
 
+    turn: Callable[..., Tensor]
+    """``orthogonal``, perhaps compiled."""
+
+    def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
+        super().__init__(matrices, **options)
+        self.turn = torch.compile(orthogonal, dynamic=False) if compiled else orthogonal
+
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -187,35 +195,42 @@ class BatchedMuon(torch.optim.Muon):
             grads: list[Tensor] = []
             momenta: list[Tensor] = []
             self._init_group(group, weights, grads, momenta)
-            # A skipped update must restore weights and momenta without a host sync.
-            changed = (*weights, *momenta)
-            before = [] if self.found_inf is None else [tensor.clone() for tensor in changed]
             momentum = group["momentum"]
+            kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+            sound = None if self.found_inf is None else self.found_inf == 0
+            if sound is not None:
+                # A skipped update moves momenta towards themselves, keeps all of the weights and
+                # adds 0: no copies of them, and the host need not know.
+                for mean, grad in zip(map(local, momenta), map(local, grads), strict=True):
+                    torch.where(sound, grad, mean, out=grad)
+                kept = torch.where(sound, kept, 1.0)
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
+            torch._foreach_mul_([local(weight) for weight in weights], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             # A matrix and another's transpose have the same shape.
             shapes = defaultdict(list)
             for weight, update in zip(weights, updates):
                 shapes[tuple(sorted(weight.shape))].append((weight, update))
             for pairs in shapes.values():
-                self._update(pairs, group)
-            for tensor, old in zip(changed, before):
-                assert self.found_inf is not None
-                tensor.copy_(torch.where(self.found_inf > 0, old, tensor))
+                self._update(pairs, group, sound)
 
-    def _update(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+    def _update(
+        self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
+    ) -> None:
         # Of sharded matrices each rank needs the whole update, and takes its part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
         # One batched iteration is much faster than one for each matrix.
-        turned = orthogonal(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        turned = self.turn(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for (weight, _), update in zip(pairs, turned):
             rows, columns = weight.shape
             if rows > columns:
                 update = update.T
             scale = max(1.0, rows / columns) ** 0.5
-            weight.add_(laid_out_as(update.to(weight.dtype), weight), alpha=-group["lr"] * scale)
+            part = local(laid_out_as(update.to(weight.dtype), weight))
+            if sound is not None:
+                part.masked_fill_(~sound, 0.0)
+            local(weight).add_(part, alpha=-group["lr"] * scale)
 
 
 def orthogonal(

@@ -166,25 +166,39 @@ class Sharded(nn.Module):
     """An objective with weights, gradients and optimiser states sharded over ranks (FSDP2).
 
     A block's weights are gathered before it computes and released afterwards, forwards and
-    backwards. Weights outside of blocks (embeddings, heads) are gathered for a whole step.
+    backwards. Weights outside of blocks (embeddings, heads) are gathered for a whole step, once and
+    in single precision.
 
     Args:
         objective: on its device, without optimisers, because its parameters are replaced.
+        bf16: whether training computes in it; weights are then gathered in it, which halves the
+            traffic, and gradients are still reduced in single precision.
 
     Raises:
         MaskwiseError: the weights are still whole on every rank.
     """
 
-    def __init__(self, objective: nn.Module, device: torch.device, ranks: int):
+    def __init__(self, objective: nn.Module, device: torch.device, ranks: int, *, bf16: bool):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import (
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
 
         super().__init__()
         self.objective = objective
         mesh = init_device_mesh(device.type, (ranks,))
         _meshes.append(mesh)
+        policy = MixedPrecisionPolicy()
+        if bf16:
+            # Autocast decides on the precision of activations, so that they are those of one
+            # process.
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
         for block in blocks_of(objective):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "within")
         here = sum(local(p).numel() for p in self.parameters())
