@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import local
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from maskwise.evaluation import generate
 from maskwise.masking import batch
 from maskwise.tasks import judge
-from maskwise.training import data
+from maskwise.training import data, devices
+from maskwise.training.devices import tensors_of
 from maskwise.training.log import Log
 
 GPU = torch.cuda.is_available()
@@ -76,6 +78,8 @@ class Device(TorchDispatchMode):
         waits: how often the host waited, by operation and place.
         pageable: copies to the device from memory that is not pinned, by place.
         free: whether waits are not counted at the moment: a line of metrics is read, or a probe.
+        updates: how often weights were updated, as far as the host has asked.
+        aside, received: copies on a stream of their own, and tensors that the work was told of.
     """
 
     def __init__(self) -> None:
@@ -84,6 +88,10 @@ class Device(TorchDispatchMode):
         self.pageable: Counter[str] = Counter()
         self.pinned: set[int] = set()
         self.free = False
+        self.updates = 0
+        self.aside: Counter[str] = Counter()
+        self.received = 0
+        self.on_lane = local()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,9 +106,14 @@ class Device(TorchDispatchMode):
             return copy
         if name == "is_pinned":
             return args[0].data_ptr() in self.pinned
+        if kwargs.get("pin_memory"):
+            made = func(*args, **{**kwargs, "pin_memory": False})
+            self.pinned.add(made.data_ptr())
+            return made
         return computed(func, args, kwargs)
 
     def _note(self, name: str, given: list[Tensor], asked: torch.device | None) -> None:
+        self.updates += name.startswith("_fused_adam")
         if self.free or not given:
             return
         there = any(is_there(each) for each in given)
@@ -108,10 +121,13 @@ class Device(TorchDispatchMode):
         source, into = given[-1], given[0]
         if name == "_to_copy" and there and not goes:
             self.waits[f"copy to the host, {place()}"] += 1
-        if name == "copy_" and is_there(source) and not is_there(into):
+        aside = name == "copy_" and not is_there(into) and self._is_pinned(into)
+        if name == "copy_" and is_there(source) and not is_there(into) and not aside:
             self.waits[f"copy to the host, {place()}"] += 1
-        if name == "_to_copy" and goes and not there and not self._is_pinned(source):
-            self.pageable[place()] += 1
+        if name == "_to_copy" and goes and not there:
+            self.aside[place()] += getattr(self.on_lane, "now", False)
+            if not self._is_pinned(source):
+                self.pageable[place()] += 1
         if there and name in ASKS:
             self.waits[f"{name}, {place()}"] += 1
         picked = (
@@ -122,6 +138,35 @@ class Device(TorchDispatchMode):
 
     def _is_pinned(self, tensor: Tensor) -> bool:
         return tensor.is_pinned() if GPU else tensor.data_ptr() in self.pinned
+
+
+class FakeLane:
+    """A stream beside that of the work, which the mode knows of."""
+
+    def __init__(self, mode: Device):
+        self.mode = mode
+
+    def send(self, make: Any) -> Any:
+        self.mode.on_lane.now = True
+        result = make()
+        self.mode.on_lane.now = False
+        return result, "mark"
+
+    def receive(self, sent: Any, mark: object) -> None:
+        assert mark == "mark"
+        self.mode.received += len([*tensors_of(sent)])
+
+
+def fake_event(mode: Device) -> Any:
+    """Who waits for it waits for the device, unless an update was started since."""
+    before = mode.updates
+    asked_at = place()
+
+    def wait() -> None:
+        if mode.updates == before and not mode.free:
+            mode.waits[f"for the last update, {asked_at}"] += 1
+
+    return wait
 
 
 def is_there(tensor: Tensor) -> bool:
@@ -217,6 +262,8 @@ def accelerator() -> Iterator[Device]:
             for user in (evaluate, generate, judge):
                 patch.setattr(user, "best_device", lambda: DEVICE)
             patch.setattr(batch, "PINNING", (DEVICE.type,))
+            patch.setattr(data, "Lane", lambda device: FakeLane(mode))
+            patch.setattr(devices, "new_event", lambda: fake_event(mode))
             patch.setattr(
                 sys.modules["torch.optim.adam"],
                 "_device_dtype_check_for_fused",

@@ -263,7 +263,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",
-        "maskwise/training/engine.py",
+        "maskwise/training/devices.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",
     }
@@ -271,7 +271,9 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 WAITING = {
-    "group-weighted(layer=word_ids, groups=40)": {"copy to the host, maskwise/training/engine.py"},
+    "group-weighted(layer=word_ids, groups=40)": {
+        "for the last update, maskwise/training/devices.py"
+    },
 }
 """Policies whose next masks follow from the last losses: what they wait for. All others wait for
 nothing.
@@ -290,6 +292,33 @@ def test_which_policies_that_learn_wait(policy: str) -> None:
         train(trained, batches, chosen, learners=learners, quiet=True)
     assert {wait.rpartition(":")[0] for wait in device.waits} == WAITING.get(policy, set())
     assert not device.pageable
+
+
+@pytest.mark.parametrize("policy", WAITING)
+def test_a_policy_that_learns_a_step_late_waits_for_nothing(policy: str) -> None:
+    """Its weights are the same here as there."""
+    chosen = settings(steps=6, log_every=6, lag=1, on_nan="skip")
+    weights = []
+    for there in (True, False):
+        trained = objective("mlm", model("mlm", "packed"))
+        batches = source("mlm", "packed", chosen, policy=policy)
+        learners = batches.learners()
+        with accelerator() if there else nullcontext() as device:
+            train(trained, batches, chosen, learners=learners, quiet=True)
+        weights.append(learners["policy"].weight_C)
+        if device is not None:
+            assert not device.waits and not device.pageable
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
+
+
+def test_batches_are_copied_beside_the_work() -> None:
+    chosen = settings()
+    with accelerator() as device:
+        train(objective("mlm", model()), source("mlm", "packed", chosen), chosen, quiet=True)
+        copied = device.aside
+    assert {where.partition(":")[0] for where in copied} == {"maskwise/masking/batch.py"}
+    # Every tensor that was sent is kept until the work is done with it.
+    assert device.received == copied.total() > 10 or GPU
 
 
 def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_saved(

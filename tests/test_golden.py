@@ -55,7 +55,10 @@ ROWS = list(AWKWARD.values()) + random_rows(6, seed=3)
 PACKED_ROWS = [row for name, row in AWKWARD.items() if name != "nothing at all"] + random_rows(
     12, seed=4
 )
+OF_BERT = "model.attention_dropout=0.1"
+"""What BERT has in transformers, with which these values were recorded."""
 STUDY_SETTINGS = (
+    OF_BERT,
     "study.seeds=1",
     "finetune.seeds=1",
     "training.steps=20",
@@ -367,6 +370,7 @@ def losses(folder: Path, layout: str) -> list[float]:
     """The losses of twelve steps, one line of metrics each."""
     recipe = write_inputs(folder)
     settings = (
+        OF_BERT,
         "training.steps=12",
         "training.log_every=1",
         "training.save_every=0",

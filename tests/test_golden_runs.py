@@ -69,6 +69,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "accumulated": ("training.accumulate=4",),
     "modernbert, whole words, attention over rows": (
         "model.architecture=modernbert",
+        "model.attention_dropout=0",
         "masking.policy=whole-word",
         "corpus.attention=row",
     ),
@@ -89,6 +90,7 @@ def inputs(folder: Path) -> Path:
     recipe = yaml.safe_load(path.read_text())
     for part in ("study", "tasks", "finetune"):
         del recipe[part]
+    recipe["model"]["attention_dropout"] = 0.1  # as in ``OF_BERT``
     recipe["training"] |= {"steps": STEPS, "log_every": 1, "save_every": 0, "eval_every": 0}
     path.write_text(yaml.safe_dump(recipe))
     texts = [line["text"] for line in read_lines(folder / "corpus.jsonl")]

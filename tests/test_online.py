@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
@@ -20,7 +22,15 @@ from maskwise.objectives import MaskedLanguageModelling, Outcome
 from maskwise.recipe import Recipe, validate
 from maskwise.study.single import run_pretrain
 from maskwise.training.data import MaskedSource
-from maskwise.training.learners import Point, learners_of
+from maskwise.training.learners import (
+    LATE,
+    Exchange,
+    Learner,
+    Point,
+    learners_of,
+    restore,
+    states,
+)
 from maskwise.training.loop import train
 from maskwise.training.settings import TrainingSettings
 from training_tools import FIRST, Language, model, tokenizer
@@ -222,3 +232,53 @@ def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_wei
     assert (weights[0] < 1).any() and all(
         np.array_equal(weights[0], other) for other in weights[1:]
     )
+
+
+class Offering(Learner):
+    """Offers numbers, and keeps what has arrived."""
+
+    def __init__(self, every: int, values: int):
+        self.every = every
+        self.values = values
+        self.arrived: list[float | None] = []
+
+    def offer(self, now: Point) -> Tensor | None:
+        due = now.done % self.every == 0
+        return torch.full((self.values,), float(now.done)) if due else None
+
+    def after(self, now: Point) -> None:
+        self.arrived.append(None if now.sums is None else float(now.sums.mean()))
+
+
+class Ranks:
+    """Three ranks that have seen the same."""
+
+    exchanges = 0
+
+    def __call__(self, own: Tensor) -> Tensor:
+        return self.start(own)()
+
+    def start(self, own: Tensor) -> Callable[[], Tensor]:
+        self.exchanges += 1
+        return lambda: 3 * own
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_one_exchange_serves_all_learners_at_once_or_a_step_late(late: bool) -> None:
+    ranks = Ranks()
+    learners = {"a": Offering(1, 4), "b": Offering(2, 3), "c": Offering(2, 1)}
+    exchange = Exchange(ranks, late=late)
+    for done in range(5):
+        if done == 3:  # a run that was stopped here
+            state = states({LATE: exchange})
+            exchange = Exchange(ranks, late=late)
+            restore({LATE: exchange}, state)
+        exchange.teach(learners, Point(done, 5, ranks))
+    assert ranks.exchanges == 5
+    own = {
+        "a": [0.0, 3.0, 6.0, 9.0, 12.0],
+        "b": [0.0, None, 6.0, None, 12.0],
+        "c": [0.0, None, 6.0, None, 12.0],
+    }
+    for name, expected in own.items():
+        assert learners[name].arrived == ([None, *expected[:-1]] if late else expected)

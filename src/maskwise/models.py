@@ -164,6 +164,29 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
     }
 
 
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""The fields that families have for it."""
+
+
+@cache
+def attention_dropout(architecture: str) -> tuple[str, float] | None:
+    """The field for dropout of attention weights and its default; None where there is none.
+
+    T5, for example, has one rate for all of its dropout.
+    """
+    if architecture not in CONFIG_MAPPING:
+        return None
+    return attention_dropout_of(AutoConfig.for_model(architecture))
+
+
+def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
+    """The field for dropout of attention weights in a configuration, and its value."""
+    for field in ATTENTION_DROPOUT:
+        if hasattr(config, field):
+            return field, float(getattr(config, field))
+    return None
+
+
 def config_of(fields: Fields) -> PreTrainedConfig:
     """The configuration from the fields of its ``to_dict``.
 
@@ -281,6 +304,7 @@ def load_model(
     kind: Kind | None = "encoder",
     seed: int | None = None,
     log_unigram: Tensor | None = None,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """A pre-trained language model, in float32.
 
@@ -289,6 +313,7 @@ def load_model(
         kind: the kind of model; None: any.
         seed: of a new head for a checkpoint that has none. None: such a checkpoint is refused.
         log_unigram: (V,) initial output bias of a new head.
+        config: in place of the checkpoint's own.
 
     Raises:
         MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no
@@ -299,7 +324,8 @@ def load_model(
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
-        model, lacking = _load_whole(auto, name)
+        how = {} if config is None else {"config": config}
+        model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
         what = f"{str(name)!r} has no MLM head, and a random one says nothing"
         do = "train one first: maskwise pretrain with training.freeze=encoder"

@@ -36,8 +36,8 @@ from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocab
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.training.checkpoint import LEARNED
-from maskwise.training.engine import agreement
-from maskwise.training.learners import Point, learners_of, restore, states
+from maskwise.training.engine import Agreement
+from maskwise.training.learners import Exchange, Point, learners_of, restore, states
 
 Inputs: TypeAlias = dict[str, Any]
 """Model inputs with ``labels``; of masked diffusion also ``loss_weight`` and ``counted``."""
@@ -209,9 +209,9 @@ class MaskingTrainer(Trainer):
         if self._learned >= step:
             return
         self._learned = step
-        now = Point(step, self.state.max_steps, agreement(self.accelerator))
-        for learner in self._learners.values():
-            learner.after(now)
+        agree = Agreement(self.accelerator)
+        now = Point(step, self.state.max_steps, agree)
+        Exchange(agree).teach(self._learners, now)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -38,6 +38,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import fast_bf16
+from maskwise.training.settings import ModelSettings
 
 DONE = "done.json"
 STAGE = "stage.json"
@@ -179,6 +180,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix change the batches, but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
+    _drop_new_defaults(what["training"])
     # These are no part of the name, but the training needs them.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
@@ -199,9 +201,19 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     if recipe.learning and recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
+    _drop_new_defaults(what)
     for key in TrainingSettings.that_change("nothing"):
         del what["training"][key]
     return _stage_on("learn", recipe, what, prepared, after)
+
+
+def _drop_new_defaults(what: Plain) -> None:
+    """Drop settings that are newer than recorded studies while they have their defaults."""
+    for name, value in list(what.items()):
+        if name == "lag" and not value:
+            del what[name]
+        elif isinstance(value, dict):
+            _drop_new_defaults(value)
 
 
 def trained_recipe(stage: Stage) -> Recipe:
@@ -209,8 +221,11 @@ def trained_recipe(stage: Stage) -> Recipe:
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
     how = dict(stage.how)
     evaluation = how.pop("evaluation")
-    training = how | stage.what["training"]
-    return Recipe.model_validate({**parts, "training": training, "evaluation": evaluation})
+    parts["training"] = how | stage.what["training"]
+    parts["evaluation"] = evaluation
+    if "model" in parts:
+        parts["model"] = ModelSettings.from_name(parts["model"])
+    return Recipe.model_validate(parts)
 
 
 def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:
@@ -281,7 +296,7 @@ def _stage_on(
             what["model"] = adapter
         return Stage(kind, what, (prepared.name, trained.name), how or {})
     name = recipe.model.pretrained
-    what["model"] = recipe.model.model_dump(mode="json", exclude={"adapter"}) | adapter
+    what["model"] = recipe.model.named() | adapter
     what["model_content"] = start_fingerprint(name) if name else None
     return Stage(kind, what, (prepared.name,), how or {})
 

@@ -250,7 +250,7 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     config = None
     if checkpoint is None:
         # The reference: the pretrained model itself, or a model with random weights.
-        model = ModelSettings(**what["model"])
+        model = ModelSettings.from_name(what["model"])
         checkpoint = model.pretrained
         if checkpoint is None:
             config = model.config(tokenizer, what["length"], kind=what["kind"])

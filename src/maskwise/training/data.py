@@ -10,7 +10,7 @@ policy or sampler that learns) has ``ahead = 0``. A source need not know its len
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -22,6 +22,7 @@ from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
+from maskwise.training.devices import Lane, copies_aside
 from maskwise.training.learners import Learner, learners_of
 from maskwise.training.order import Epochs, Mix, require_batch
 from maskwise.training.settings import TrainingSettings
@@ -61,6 +62,7 @@ class Step(NamedTuple):
         targets: number of targets in them.
         facts: ``Source.facts`` of them.
         counted: divisor of the losses: targets, or in masked diffusion eligible tokens.
+        sums: ``targets``, ``counted`` and ``asked`` (to stop) of all ranks.
     """
 
     number: int
@@ -68,6 +70,11 @@ class Step(NamedTuple):
     targets: int
     facts: dict[str, float]
     counted: int
+    sums: Mapping[str, float] = MappingProxyType({})
+
+
+Summed: TypeAlias = Callable[[Mapping[str, float]], dict[str, float]]
+"""From this rank's numbers to their sums over all ranks; every rank calls it."""
 
 
 def look_ahead(
@@ -77,31 +84,45 @@ def look_ahead(
     rank: int = 0,
     ranks: int = 1,
     device: torch.device | str = "cpu",
+    summed: Summed = dict,
+    asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
     """The steps of a training, each made ``source.ahead`` steps early.
+
+    Args:
+        summed: adds up counts over ranks, so that no step waits for the other hosts.
+        asked: whether this rank was asked to stop.
 
     Raises:
         MaskwiseError: raised while making a batch, when its step is reached.
     """
+    lane = Lane(device) if copies_aside(device) else None
 
-    def make(number: int) -> Step:
+    def send(batches: Sequence[Batch]) -> tuple[list[Batch], object]:
+        if lane is None:
+            return [there(batch, device) for batch in batches], None
+        return lane.send(lambda: [there(batch, device) for batch in batches])
+
+    def make(number: int) -> tuple[Step, object]:
         batches = source.batches(number, rank=rank, ranks=ranks)
         targets = counted = 0
-        ready = []
         for batch in batches:
-            if isinstance(batch, MaskedBatch):
-                count = batch.targets
-                counted += count if batch.counted is None else batch.counted
-                ready.append(batch.to(device))
-            else:
-                count = int((batch["labels"] != IGNORE).sum())
-                counted += count
-                ready.append(moved(batch, device))
+            count = batch.targets if isinstance(batch, MaskedBatch) else targets_of(batch)
+            divisor = batch.counted if isinstance(batch, MaskedBatch) else None
             targets += count
-        return Step(number, ready, targets, source.facts(batches), counted)
+            counted += count if divisor is None else divisor
+        sent, mark = send(batches)
+        sums = summed({"targets": targets, "counted": counted, "asked": asked()})
+        return Step(number, sent, targets, source.facts(batches), counted, sums), mark
+
+    def received(step: Step, mark: object) -> Step:
+        if lane is not None:
+            lane.receive(step.batches, mark)
+        return step
 
     if not source.ahead:
-        yield from map(make, steps)
+        for number in steps:
+            yield received(*make(number))
         return
     # One thread, so that batches are made in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
@@ -111,7 +132,17 @@ def look_ahead(
             ready = waiting.popleft().result()
             if number + source.ahead < steps.stop:
                 waiting.append(thread.submit(make, number + source.ahead))
-            yield ready
+            yield received(*ready)
+
+
+def targets_of(batch: Mapping[str, Tensor]) -> int:
+    """The number of labels to predict in a plain dict of model inputs."""
+    return int((batch["labels"] != IGNORE).sum())
+
+
+def there(batch: Batch, device: torch.device | str) -> Batch:
+    """A batch on a device."""
+    return batch.to(device) if isinstance(batch, MaskedBatch) else moved(batch, device)
 
 
 class MaskedSource:

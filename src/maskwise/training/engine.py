@@ -24,7 +24,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     LoggerType,
-    broadcast,
 )
 from rich.console import Console
 from safetensors.torch import load_file
@@ -40,7 +39,7 @@ from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
-from maskwise.training.learners import Agree
+from maskwise.training.devices import coming_back
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
 
@@ -112,6 +111,8 @@ class Engine:
         # Hosts talk to each other without waiting for their accelerators.
         separate = self.ranks > 1 and self.device.type != "cpu"
         self.hosts = dist.new_group(backend="gloo") if separate else None
+        # Of the thread that makes batches, whose messages must not mix with the others.
+        self.ahead = dist.new_group(backend="gloo") if self.ranks > 1 else None
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             what = "training.shard takes one objective: probes of several need all weights at once"
@@ -146,14 +147,11 @@ class Engine:
 
     # Steps
 
-    def update(
-        self, step: Step, observe: Callable[[Batch, Outcome], None], *, asked: bool = False
-    ) -> Update:
+    def update(self, step: Step, observe: Callable[[Batch, Outcome], None]) -> Update:
         """One update: the gradient of all ranks' losses, divided by their targets.
 
         Args:
             observe: called with each micro-batch and its outcome.
-            asked: whether this rank was asked to stop; all ranks learn of it at the same step.
         """
         if self.states:
             self.states.check()
@@ -163,9 +161,7 @@ class Engine:
         if self.settings.freeze == "encoder":
             # With dropout, the head would learn to read states that it never sees again.
             encoder_of(self.objective.model).eval()
-        counts = {"targets": step.targets, "counted": step.counted, "asked": asked}
-        # Before any forward pass, because the loss is divided by all ranks' targets.
-        sums = self.summed(counts)
+        sums = step.sums
         rate = self.optimizers.set_rate(step.number)
         # DDP averages gradients over ranks, so a rank's sum is multiplied by their number.
         scale = self.ranks / max(1.0, sums["counted"])
@@ -210,13 +206,17 @@ class Engine:
             self.wrapped.reshard()
         return result
 
-    def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all ranks, in float64."""
+    def summed(self, sums: Mapping[str, float], *, ahead: bool = False) -> dict[str, float]:
+        """Sums over all ranks, in float64.
+
+        Args:
+            ahead: in the thread that makes batches.
+        """
         if self.ranks == 1:
             return dict(sums)
         names = sorted(sums)
         tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.hosts)
+        dist.all_reduce(tensor, group=self.ahead if ahead else self.hosts)
         return dict(zip(names, tensor.tolist(), strict=True))
 
     def say(self, text: str) -> None:
@@ -393,15 +393,21 @@ def new_accelerator(
     return accelerator
 
 
-def agreement(accelerator: Accelerator) -> Agree:
-    """The function that adds up tensors over ranks; its results are float64 on the host."""
+class Agreement:
+    """Adds up tensors over ranks; results are float64 on the host, and equal on every rank."""
 
-    def agree(own: Tensor) -> Tensor:
-        if accelerator.num_processes > 1:  # on devices with float64, as Apple's are single
-            own = broadcast(accelerator.reduce(own.to(accelerator.device).double()))
-        return torch.round(own.cpu().double() * ROUND) / ROUND
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
 
-    return agree
+    def __call__(self, own: Tensor) -> Tensor:
+        return self.start(own)()
+
+    def start(self, own: Tensor) -> Callable[[], Tensor]:
+        """Start to add up; the function that it returns waits for the sums."""
+        if self.accelerator.num_processes > 1:  # on devices with float64, as Apple's are single
+            own = self.accelerator.reduce(own.to(self.accelerator.device).double())
+        arrived = coming_back(own)
+        return lambda: torch.round(arrived().double() * ROUND) / ROUND
 
 
 def best_device() -> torch.device:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from types import MappingProxyType
@@ -23,8 +24,8 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms
 from maskwise.training.data import Batch, Source, look_ahead
-from maskwise.training.engine import Engine, agreement, leave
-from maskwise.training.learners import Learner, Point, restore, states
+from maskwise.training.engine import Agreement, Engine, leave
+from maskwise.training.learners import LATE, Exchange, Learner, Point, restore, states
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
@@ -80,7 +81,9 @@ def train(
         closing(Engine(objective, settings, folder)) as engine,
         Log(engine, source, learners, title=title, quiet=quiet) as log,
     ):
-        agree = agreement(engine.accelerator)
+        agree = Agreement(engine.accelerator)
+        exchange = Exchange(agree, late=settings.lag > 0)
+        kept: dict[str, Learner | Exchange] = {**learners, LATE: exchange}
 
         def observe(batch: Batch, outcome: Outcome) -> None:
             # A policy learns only from the losses of its own arm.
@@ -89,8 +92,7 @@ def train(
                     learner.observe(batch, outcome)
 
         def learn(done: int) -> None:
-            for learner in learners.values():
-                learner.after(Point(done, steps, agree))
+            exchange.teach(learners, Point(done, steps, agree))
 
         for learner in learners.values():
             trained = (
@@ -100,7 +102,7 @@ def train(
             )
             learner.meet(trained)
         if engine.start:
-            restore(learners, engine.learned)
+            restore(kept, engine.learned)
         else:
             # A sampler probes once before the first step.
             learn(0)
@@ -109,9 +111,15 @@ def train(
         enough = False
         left = range(engine.start, steps)
         for step in look_ahead(
-            source, left, rank=engine.rank, ranks=engine.ranks, device=engine.device
+            source,
+            left,
+            rank=engine.rank,
+            ranks=engine.ranks,
+            device=engine.device,
+            summed=partial(engine.summed, ahead=True),
+            asked=lambda: bool(asked.number),
         ):
-            update = engine.update(step, observe, asked=bool(asked.number))
+            update = engine.update(step, observe)
             done = step.number + 1
             learn(done)
             log.add(update, step)
@@ -124,12 +132,12 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
-            # Several ranks must stop at the same step, so they agree in ``update``.
+            # Several ranks must stop at the same step, so they agree when its batches are made.
             stopped = asked.number if engine.ranks == 1 else update.asked
             if stopped:
-                stop(engine, log, learners, asked, done)
+                stop(engine, log, kept, asked, done)
             if saves and not last:
-                engine.save(done, log.so_far(), states(learners))
+                engine.save(done, log.so_far(), states(kept))
             log.progress.advance()
             if enough:
                 break
@@ -156,7 +164,11 @@ def alone(folder: Path | None) -> AbstractContextManager[None]:
 
 
 def stop(
-    engine: Engine, log: Log, learners: Mapping[str, Learner], asked: Asked, done: int
+    engine: Engine,
+    log: Log,
+    learners: Mapping[str, Learner | Exchange],
+    asked: Asked,
+    done: int,
 ) -> None:
     """Save a state and end the program, as a signal asked for.
 

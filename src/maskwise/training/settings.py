@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
 from maskwise.lora import lora
-from maskwise.models import Fields, load_config, load_model, new_config, new_model
+from maskwise.models import (
+    Fields,
+    attention_dropout,
+    attention_dropout_of,
+    load_config,
+    load_model,
+    new_config,
+    new_model,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +82,10 @@ class TrainingSettings(BaseModel):
     decay_share: float | None = Field(None, gt=0, le=1)
     """Share of the steps, the last ones, over which the rate falls; before them it stays at the
     peak. None: all, or a tenth for ``wsd``."""
+
+    lag: int = Field(0, ge=0, le=1)
+    """Updates by which a policy that learns from losses learns late. With 1 no step waits for the
+    losses of the one before, which on an accelerator costs it the time to mask and copy a batch."""
 
     freeze: Literal["none", "encoder"] = "none"
     """``encoder``: train the heads only, on an encoder that stays as it is, and without its
@@ -189,6 +202,10 @@ class ModelSettings(BaseModel):
             lora(value)
         return value
 
+    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of attention weights. None: 0 for a new model, and for a pre-trained one what its
+    checkpoint says. Fast kernels for documents of variable length, on GPUs, have none."""
+
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: Fields) -> Fields:
@@ -196,13 +213,69 @@ class ModelSettings(BaseModel):
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
+    @model_validator(mode="after")
+    def _one_rate(self) -> ModelSettings:
+        if self.pretrained or self.attention_dropout is None:
+            return self
+        own = attention_dropout(self.architecture)
+        if own is None:
+            raise MaskwiseError(
+                f"{self.architecture} has no dropout of attention alone",
+                got=f"attention_dropout {self.attention_dropout}",
+                do="leave it out",
+            )
+        if own[0] in self.settings:
+            what = "the dropout of attention is given twice"
+            raise MaskwiseError(what, got=f"attention_dropout and settings.{own[0]}")
+        return self
+
+    @property
+    def changed_dropout(self) -> float | None:
+        """Dropout of attention where it is not what the architecture or the checkpoint has."""
+        if self.pretrained:
+            return self.attention_dropout
+        own = attention_dropout(self.architecture)
+        if own is None or own[0] in self.settings:
+            return None
+        rate = self.attention_dropout or 0.0
+        return None if rate == own[1] else rate
+
+    def named(self) -> dict[str, JsonValue]:
+        """The settings in the name of a stage, of which those newer than recorded studies only
+        where they change something; but ``adapter``, which only trainings have."""
+        plain: dict[str, JsonValue] = self.model_dump(mode="json", exclude={"attention_dropout", "adapter"})
+        if self.changed_dropout is not None:
+            plain["attention_dropout"] = self.changed_dropout
+        return plain
+
+    @classmethod
+    def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
+        """The inverse of ``named``: what a name leaves out is the architecture's own."""
+        own = attention_dropout(plain["architecture"])
+        said = plain["pretrained"] or "attention_dropout" in plain
+        if said or own is None or own[0] in plain["settings"]:
+            return cls(**plain)
+        return cls(**plain, attention_dropout=own[1])
+
     def config(
         self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
     ) -> PreTrainedConfig:
-        """The pre-trained model's configuration, or a new one for rows of ``length``."""
+        """The pre-trained model's configuration, or a new one for rows of ``length``.
+
+        Raises:
+            MaskwiseError: a configuration without dropout of attention, for which some is set.
+        """
         if self.pretrained:
-            return load_config(self.pretrained, kind=kind)
-        return new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
+            config = load_config(self.pretrained, kind=kind)
+        else:
+            config = new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
+        if self.changed_dropout is not None:
+            own = attention_dropout_of(config)
+            if own is None:
+                what = f"{config.model_type} has no dropout of attention alone"
+                raise MaskwiseError(what, do="leave out model.attention_dropout")
+            setattr(config, own[0], self.changed_dropout)
+        return config
 
     def model(
         self,
@@ -215,11 +288,13 @@ class ModelSettings(BaseModel):
     ) -> PreTrainedModel:
         """The model to train; ``log_unigram`` as for ``new_model``."""
         bias = log_unigram if self.unigram_bias else None
+        config = self.config(tokenizer, length, kind=kind)
         if self.pretrained:
-            network = load_model(self.pretrained, kind=kind, seed=seed, log_unigram=bias)
+            network = load_model(
+                self.pretrained, kind=kind, seed=seed, log_unigram=bias, config=config
+            )
             check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
         else:
-            config = self.config(tokenizer, length, kind=kind)
             network = new_model(config, seed=seed, log_unigram=bias)
         if self.adapter:
             lora(self.adapter).add(network, seed=seed)

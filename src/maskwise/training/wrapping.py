@@ -192,11 +192,8 @@ class Sharded(nn.Module):
         _meshes.append(mesh)
         policy = MixedPrecisionPolicy()
         if bf16:
-            # Autocast decides on the precision of activations, so that they are those of one
-            # process.
-            policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-            )
+            # What goes into a block is cast too, because norms refuse weights of another precision.
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks_of(objective):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self, mesh=mesh)

@@ -68,6 +68,14 @@ class Learner:
     def observe(self, batch: Any, outcome: Any) -> None:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
+    def offer(self, now: Any) -> Tensor | None:
+        """Return the sums of this rank that ``after`` needs of all, on the device; None: none.
+
+        Called before ``after``, which gets those of all ranks as ``now.sums``. Every rank offers as
+        many numbers at the same update.
+        """
+        return None
+
     def after(self, now: Any) -> None:
         """Learn after an update, at a ``training.learners.Point``; every rank calls this."""
 

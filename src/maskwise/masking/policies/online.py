@@ -156,13 +156,14 @@ class GroupLearner(Learner):
         sums_2C = sums_2C[:, :-1]
         self.sums_2C = sums_2C if self.sums_2C is None else self.sums_2C + sums_2C
 
+    def offer(self, now: Any) -> Tensor | None:
+        sums_2C, self.sums_2C = self.sums_2C, None
+        return sums_2C
+
     def after(self, now: Any) -> None:
-        sums_2C = self.sums_2C
-        if sums_2C is None:
-            # A rank without targets still takes part in the exchange: others wait for it.
-            sums_2C = self.average_C.new_zeros(2, len(self.average_C)).float()
-        self.update(now.agree(sums_2C), now.total_steps)
-        self.sums_2C = None
+        # None where a sampler drew another arm, on every rank alike.
+        if now.sums is not None:
+            self.update(now.sums, now.total_steps)
 
     def update(self, sums_2C: Tensor, total_steps: int) -> None:
         """Learn from the sums of losses and the numbers of targets of all ranks, (2, C) float64."""
