@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 import maskwise
 from maskwise.annotate.difference import vectors_of
@@ -25,6 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
 from maskwise.folders import CARD, write_folder
 from maskwise.models import (
+    attention_dropout_of,
     check_start,
     empty_model,
     has_head,
@@ -37,10 +38,11 @@ from maskwise.models import (
 )
 from maskwise.starts import push_to_hub
 from maskwise.text import load_tokenizer
+from maskwise.training.settings import ModelSettings
 from processes import forked
 from tiny import flip
 from tiny import maskwise as command
-from training_tools import config, model, tokenizer
+from training_tools import FIRST, WORDS, config, model, tokenizer
 
 ROOT = Path(maskwise.__file__).parent
 ONLY_IN_MODELS = ("AutoModel", "AutoConfig", "base_model", "from_config")
@@ -328,3 +330,56 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> N
         check_start(config("bert", hidden_size=1_000_000), 45)
     with pytest.raises(MaskwiseError, match=r"make no bert model|does not fit into memory"):
         check_start(config("bert", hidden_size=100_000_000), 45)
+
+
+# --- dropout of attention
+
+
+def rate_of(config: Any) -> float:
+    own = attention_dropout_of(config)
+    assert own is not None
+    return own[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"architecture": "bert"}, 0.0),
+        ({"architecture": "bert", "attention_dropout": 0.2}, 0.2),
+        ({"architecture": "bert", "settings": {"attention_probs_dropout_prob": 0.1}}, 0.1),
+        ({"architecture": "modernbert"}, 0.0),
+    ],
+)
+def test_new_models_have_no_dropout_of_attention_unless_some_is_set(
+    settings: dict[str, Any], expected: float
+) -> None:
+    chosen = ModelSettings(**settings)
+    assert rate_of(chosen.config(tokenizer(), 16, kind="encoder")) == expected
+    # What the name of a stage says is read back, also where it is what recorded studies had.
+    again = ModelSettings.from_name(chosen.named())
+    assert rate_of(again.config(tokenizer(), 16, kind="encoder")) == expected
+    assert ("attention_dropout" in chosen.named()) == (
+        expected != rate_of(AutoConfig.for_model(chosen.architecture))
+        and "attention_probs_dropout_prob" not in chosen.settings
+    )
+
+
+def test_a_checkpoint_keeps_its_dropout_of_attention_unless_another_is_set(
+    tmp_path: Path,
+) -> None:
+    model("bert", attention_probs_dropout_prob=0.3).save_pretrained(tmp_path)
+    for given, expected in ((None, 0.3), (0.0, 0.0)):
+        chosen = ModelSettings(pretrained=str(tmp_path), attention_dropout=given)
+        net = chosen.model(
+            tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
+        )
+        dropout = net.bert.encoder.layer[0].attention.self.dropout
+        assert dropout.p == rate_of(net.config) == expected
+
+
+def test_a_rate_that_cannot_be_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="t5 has no dropout of attention alone"):
+        ModelSettings(architecture="t5", attention_dropout=0.1)
+    fields = {"attention_probs_dropout_prob": 0.1}
+    with pytest.raises(ValueError, match="given twice"):
+        ModelSettings(architecture="bert", attention_dropout=0.0, settings=fields)
