@@ -251,11 +251,15 @@ class ModelSettings(BaseModel):
     @classmethod
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
         """The inverse of ``named``: what a name leaves out is the architecture's own."""
-        own = attention_dropout(plain["architecture"])
-        said = plain["pretrained"] or "attention_dropout" in plain
-        if said or own is None or own[0] in plain["settings"]:
+        plain = dict(plain)
+        if plain["pretrained"]:
             return cls(**plain)
-        return cls(**plain, attention_dropout=own[1])
+        own = attention_dropout(plain["architecture"])
+        if own is not None and own[0] not in plain["settings"]:
+            rate = plain.pop("attention_dropout", own[1])
+            # None, as most recipes have it, means 0.
+            plain["attention_dropout"] = rate or None
+        return cls(**plain)
 
     def config(
         self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
