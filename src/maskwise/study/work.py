@@ -185,6 +185,8 @@ def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     names = ("learning", "objective", "training", "corpus", "model")
     parts: Plain = {name: what[name] for name in names if name in what}
+    if "model" in parts:
+        parts["model"] = ModelSettings.from_name(parts["model"])
     # A recipe needs a corruption that fits its objective, although learning does not use it.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         parts["masking"] = {"corruption": "t5"}

@@ -241,9 +241,13 @@ class ModelSettings(BaseModel):
         return None if rate == own[1] else rate
 
     def named(self) -> dict[str, JsonValue]:
-        """The settings in the name of a stage, of which those newer than recorded studies only
-        where they change something; but ``adapter``, which only trainings have."""
-        plain: dict[str, JsonValue] = self.model_dump(mode="json", exclude={"attention_dropout", "adapter"})
+        """The settings in the name of a stage, without ``adapter``, which only trainings have.
+
+        The rate of attention dropout is in a name only where recorded studies had another one.
+        """
+        plain: dict[str, JsonValue] = self.model_dump(
+            mode="json", exclude={"attention_dropout", "adapter"}
+        )
         if self.changed_dropout is not None:
             plain["attention_dropout"] = self.changed_dropout
         return plain
@@ -252,7 +256,7 @@ class ModelSettings(BaseModel):
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
         """The inverse of ``named``: what a name leaves out is the architecture's own."""
         plain = dict(plain)
-        if plain["pretrained"]:
+        if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
         own = attention_dropout(plain["architecture"])
         if own is not None and own[0] not in plain["settings"]:
