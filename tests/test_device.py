@@ -448,6 +448,13 @@ signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1
 import maskwise as mw, maskwise.training, maskwise.study
 from maskwise.signals import ASKED
 assert mw.MaskingTrainer and ASKED == (signal.SIGTERM,)
+import os
+del os.sysconf
+from maskwise.weights import check_size
+from maskwise.study.records import hardware
+from transformers import BertConfig
+check_size(BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)))
+assert hardware()["memory_gib"] is None
 """
 
 

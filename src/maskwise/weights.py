@@ -23,13 +23,20 @@ CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.
 """Parameters that make keys and values of cross-attention: BART's, T5's and T5Gemma's names."""
 
 
+def memory() -> int | None:
+    """Bytes of this machine's memory; None: unknown, as on Windows."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def check_size(model: PreTrainedModel) -> None:
     """Raise if a model's float32 weights exceed this machine's memory."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     size = 4 * weights + buffers
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > here:
+    here = memory()
+    if here is not None and size > here:
         what = "the model does not fit into memory"
         got = f"{weights:,} weights, {size / 1e9:,.0f} GB"
         raise MaskwiseError(what, got=got, allowed=f"{here / 1e9:,.0f} GB", do="make it smaller")

@@ -33,6 +33,7 @@ from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.training.speed import cpu_name
+from maskwise.weights import memory
 
 RESULTS = (
     "records.jsonl",
@@ -138,14 +139,14 @@ def versions() -> dict[str, str]:
 
 def hardware() -> Plain:
     """Describe the machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    held = memory()
     accelerator = None
     if torch.cuda.is_available():
         accelerator = torch.cuda.get_device_name()
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
+        "memory_gib": None if held is None else round(held / 2**30, 1),
         "accelerator": accelerator,
     }
 
