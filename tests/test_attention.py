@@ -181,6 +181,27 @@ def test_without_the_argument_nothing_changes(family: str, rows: Rows, tokenizer
     assert torch.equal(before, after)
 
 
+def test_capped_scores_are_those_of_transformers(tokenizer: Any) -> None:
+    """Also in padded rows, and in a decoder that generates."""
+    model = build("t5gemma", tokenizer)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(10)
+    ids = torch.randint(6, 40, (3, 12), generator=torch.manual_seed(0))
+    ids[1:, 7:] = tokenizer.pad_token_id
+    inputs = {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+    with torch.no_grad():
+        before = model(**inputs, labels=ids).logits
+        written = model.generate(**inputs, max_new_tokens=6)
+        attention.separate(model)
+        after = model(**inputs, labels=ids).logits
+        again = model.generate(**inputs, max_new_tokens=6)
+    assert model.config._attn_implementation == attention.NAME
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+    assert torch.equal(written, again)
+
+
 @pytest.mark.parametrize("target", ["full", "spans"])
 @pytest.mark.parametrize("family", SEQ2SEQ)
 def test_documents_are_written_as_if_alone(

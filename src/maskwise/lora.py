@@ -44,8 +44,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         whole_number("lora: rank", self.rank, least=1)
-        if self.alpha <= 0:
-            raise MaskwiseError("lora: alpha", got=self.alpha, allowed="> 0")
+        whole_number("lora: alpha", self.alpha, least=1)
         if not 0 <= self.dropout < 1:
             raise MaskwiseError("lora: dropout", got=self.dropout, allowed="from 0 to 1, not 1")
 
@@ -108,8 +107,3 @@ def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Ten
         if part.base_layer.bias is not None:
             whole[f"{name}.bias"] = whole.pop(f"{name}.base_layer.bias")
     return whole
-
-
-def has_lora(model: PreTrainedModel) -> bool:
-    """Whether updates have been added to a model."""
-    return any(hasattr(part, "base_layer") for part in model.modules())

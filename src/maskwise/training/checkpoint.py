@@ -24,7 +24,7 @@ from torch import Tensor
 from maskwise.constants import rank_here
 from maskwise.families import UNLIMITED, most_tokens
 from maskwise.folders import damage, read_json, write_folder, write_json
-from maskwise.lora import has_lora, merged
+from maskwise.lora import merged
 from maskwise.models import without_advice
 from maskwise.training import wrapping
 
@@ -205,13 +205,12 @@ def save_checkpoint(
         card: the text of its README.md.
         heads: tensors for ``heads.safetensors``.
     """
-    weights = None
+    weights = model.state_dict()
     if any(map(wrapping.is_sharded, model.parameters())):
-        weights = wrapping.gathered(model.state_dict(), keep=not rank_here())
+        weights = wrapping.gathered(weights, keep=not rank_here())
     if rank_here():
         return
-    if has_lora(model):
-        weights = merged(model, weights or model.state_dict())
+    weights = merged(model, weights)
 
     def fill(target: Path) -> None:
         with without_advice():
