@@ -25,7 +25,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
 from maskwise.folders import CARD, write_folder
 from maskwise.models import (
-    attention_dropout_of,
     check_start,
     empty_model,
     has_head,
@@ -38,7 +37,7 @@ from maskwise.models import (
 )
 from maskwise.starts import push_to_hub
 from maskwise.text import load_tokenizer
-from maskwise.training.settings import ModelSettings
+from maskwise.training.settings import ModelSettings, attention_dropout_of
 from processes import forked
 from tiny import flip
 from tiny import maskwise as command

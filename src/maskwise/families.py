@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 Head = Callable[[Any, Tensor], Tensor]
 """From a model and its hidden states (M, H) to logits (M, V)."""
 
-Output = tuple[Tensor, Tensor, Tensor | None]
-"""What an output layer multiplies (M, H), its weight (V, H) and its bias (V,)."""
-
 Kind = Literal["encoder", "encoder-decoder"]
 
 MOST_PARTS = {
@@ -52,7 +49,7 @@ class Adapter:
         head: the prediction head; None: unknown, take the model's own logits.
         counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
         separates: whether its attention can keep documents of a packed row apart (``attention``).
-        ends_in_output: whether the output layer is the last step of the head.
+        ends_in_output: whether the output layer is the last step of the head, but for BART's bias.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -61,15 +58,6 @@ class Adapter:
     counts_from_pad: bool = False
     separates: bool = False
     ends_in_output: bool = True
-
-    def output(self, model: Any, states: Tensor) -> Output:
-        """The output layer, and what the head makes of states (M, H) for it."""
-        assert self.head is not None and self.ends_in_output
-        layer = model.get_output_embeddings()
-        # The head computes what comes before this layer, which passes it on.
-        with patched(layer, "forward", lambda states: states):
-            before = self.head(model, states)
-        return before, layer.weight, layer.bias
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The part of a model that reads a text."""
@@ -145,19 +133,6 @@ def _scale_by_document(
     scaled = (words * scale.unsqueeze(-1)).to(words.dtype)
     embedded = table(inputs_embeds=scaled, position_ids=named["position_ids"])
     return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
-
-
-@contextlib.contextmanager
-def patched(module: nn.Module, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute of one instance in this context."""
-    before = vars(module).copy()
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        del module.__dict__[name]
-        if name in before:
-            setattr(module, name, before[name])
 
 
 @contextlib.contextmanager
@@ -256,14 +231,6 @@ def chain(*names: str) -> Head:
     return head
 
 
-@dataclass(frozen=True)
-class Bart(EncoderDecoder):
-    """BART, whose bias of logits is no part of its output layer, and is not trained."""
-
-    def output(self, model: Any, states: Tensor) -> Output:
-        return states, model.lm_head.weight, model.final_logits_bias[0]
-
-
 def _bart(model: Any, states: Tensor) -> Tensor:
     return model.lm_head(states) + model.final_logits_bias
 
@@ -310,7 +277,7 @@ ENCODERS: Mapping[str, Adapter] = {
 """The encoders that differ from ``Adapter()``, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": Bart(_bart, starts_with="eos", separates=True),
+    "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
     "t5": EncoderDecoder(_scaled("scale_decoder_outputs"), separates=True),
     "mt5": EncoderDecoder(chain("lm_head"), separates=True),
     "umt5": EncoderDecoder(_scaled("tie_word_embeddings"), separates=True),

@@ -164,29 +164,6 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
     }
 
 
-ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""The fields that families have for it."""
-
-
-@cache
-def attention_dropout(architecture: str) -> tuple[str, float] | None:
-    """The field for dropout of attention weights and its default; None where there is none.
-
-    T5, for example, has one rate for all of its dropout.
-    """
-    if architecture not in CONFIG_MAPPING:
-        return None
-    return attention_dropout_of(AutoConfig.for_model(architecture))
-
-
-def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
-    """The field for dropout of attention weights in a configuration, and its value."""
-    for field in ATTENTION_DROPOUT:
-        if hasattr(config, field):
-            return field, float(getattr(config, field))
-    return None
-
-
 def config_of(fields: Fields) -> PreTrainedConfig:
     """The configuration from the fields of its ``to_dict``.
 

@@ -12,13 +12,17 @@ bfloat16; here losses, and sums over chunks, have single precision.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from maskwise.families import prediction_head
 from maskwise.objectives.base import unrounded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENTRIES = 1 << 26
 """Logits of a chunk, 256 MiB in single precision. With fewer in all there are no chunks."""
@@ -29,6 +33,34 @@ Part: TypeAlias = Callable[..., tuple[Tensor, ...]]
 def too_many(targets: int, tokens: int) -> bool:
     """Whether the logits of so many targets over so many tokens are computed in chunks."""
     return targets * tokens > ENTRIES
+
+
+def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the output layer multiplies (M, H), its weight (V, H) and its bias (V,).
+
+    For families whose head ``ends_in_output``.
+
+    Args:
+        states_MH: what the head is given.
+    """
+    layer: Any = model.get_output_embeddings()
+    if hasattr(model, "final_logits_bias"):
+        # BART's head is this layer, and a bias that is not trained.
+        bias: Any = model.final_logits_bias
+        return states_MH, layer.weight, bias[0]
+    head = prediction_head(model)
+    assert head is not None
+    # The layer passes on what the steps before it have computed.
+    layer.forward = _unchanged
+    try:
+        before_MH = head(model, states_MH)
+    finally:
+        del layer.forward
+    return before_MH, layer.weight, layer.bias
+
+
+def _unchanged(states: Tensor) -> Tensor:
+    return states
 
 
 def losses_of(

@@ -24,7 +24,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
-from maskwise.objectives.chunks import Chunks, too_many
+from maskwise.objectives.chunks import Chunks, output_of, too_many
 from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class MaskedLanguageModelling(Objective):
         """(M,) float32: losses of targets from the encoder's states at their places."""
         family = adapter_of(self.model.config)
         if family.ends_in_output and too_many(len(truth), self.model.config.vocab_size):
-            return self.chunks(*family.output(self.model, states_MH), truth)
+            return self.chunks(*output_of(self.model, states_MH), truth)
         compute = self.compiled or head_losses
         return compute(self.model, states_MH, truth)
 

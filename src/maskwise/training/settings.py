@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -12,8 +13,7 @@ from maskwise.families import Kind, check_fit
 from maskwise.lora import lora
 from maskwise.models import (
     Fields,
-    attention_dropout,
-    attention_dropout_of,
+    config_of,
     load_config,
     load_model,
     new_config,
@@ -173,6 +173,32 @@ class TrainingSettings(BaseModel):
     def micro_rows(self, ranks: int) -> int:
         """Rows of one micro-batch on one rank."""
         return self.batch_size // (self.accumulate * ranks)
+
+
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""The fields of configurations for dropout of attention weights."""
+
+
+@cache
+def attention_dropout(architecture: str) -> tuple[str, float] | None:
+    """The field for dropout of attention weights and its default; None where there is none.
+
+    T5, for example, has one rate for all of its dropout.
+    """
+    try:
+        plain = config_of({"model_type": architecture})
+    except ValueError:
+        # Building the model says what is wrong with the name.
+        return None
+    return attention_dropout_of(plain)
+
+
+def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
+    """The field for dropout of attention weights in a configuration, and its value."""
+    for field in ATTENTION_DROPOUT:
+        if hasattr(config, field):
+            return field, float(getattr(config, field))
+    return None
 
 
 class ModelSettings(BaseModel):
