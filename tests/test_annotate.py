@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -835,3 +836,39 @@ def test_ten_megabytes_in_one_document(tmp_path):
     arguments = [sys.executable, "-c", code, str(tmp_path / "corpus.jsonl"), str(tmp_path / "out")]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 900, "MiB more than before"
+
+
+class Chokes:
+    """Fails on texts with the word poison."""
+
+    name = "chokes"
+    version = "1"
+    layers: ClassVar = {"words": Layer("spans")}
+
+    def annotate(self, texts):
+        if any("poison" in text for text in texts):
+            raise RuntimeError("boom")
+        return annotator("words").annotate(texts)
+
+
+def test_failures_count_texts_and_not_their_parts(monkeypatch):
+    """A long text counted once per part, kept the spans of its other parts, and could end a run."""
+    monkeypatch.setattr(shard, "PART_CHARACTERS", 10)
+    failures = Counter[str]()
+    long = "some words before poison after " * 10
+    found = shard.spans_of(Chokes(), [long, "a good text"], failures)
+    assert failures == {"RuntimeError: boom": 1}
+    assert [len(each["words"].start) for each in found] == [0, 3]
+    failures.clear()
+    shard.spans_of(Chokes(), ["poison " * 20], failures)
+    assert failures.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [([], "chokes must return the layers of every text; got 0 for 1"), ([{}], "no layer words")],
+)
+def test_an_annotator_with_wrong_results_is_named(monkeypatch, result, message):
+    monkeypatch.setattr(Chokes, "annotate", lambda self, texts: result)
+    with pytest.raises(MaskwiseError, match=message):
+        shard.spans_of(Chokes(), ["a text"], Counter())

@@ -167,3 +167,14 @@ def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr("maskwise.study.forecast.check_study")
     assert maskwise("study", recipe, *SMALL, "--out", "out") == 2
     assert checked == ["run"]
+
+
+def test_the_latest_pace_counts(recipe: Path) -> None:
+    """The first pace of a training, with its start, was kept to its end."""
+    named = stages_of(recipe)
+    name = next(name for name in named if name.startswith("pretrain"))
+    forecast = Forecast(named)
+    forecast.running(name, 2.0)
+    first = forecast.seconds(name)
+    forecast.running(name, 1.0)
+    assert first is not None and forecast.seconds(name) == first / 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections import Counter
 from itertools import chain, combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,7 +326,7 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(MaskwiseError, match="cannot read"):
         Phrases(vocabulary=str(tmp_path))
     (tmp_path / "bad.txt").write_text("new york\nrock 'n' roll\n")
-    with pytest.raises(MaskwiseError, match="no punctuation"):
+    with pytest.raises(MaskwiseError, match="must not have punctuation"):
         Phrases(vocabulary=str(tmp_path / "bad.txt")).annotate(["x"])
 
 
@@ -332,7 +334,7 @@ def test_mistakes_are_one_line(tmp_path):
 def test_too_little_text_makes_an_empty_vocabulary_with_a_notice(texts, tmp_path):
     made = annotator(Phrases(min_count=3).fit(texts, tmp_path))
     assert made.fitted and made.version == Phrases(vocabulary=str(tmp_path)).version
-    assert "more than 3 times in at least 5 documents" in made.notice
+    assert "(min_count=3, min_documents=5)" in made.notice
     assert [len(found["phrase"].start) for found in made.annotate(["a b c", ""])] == [0, 0]
 
 
@@ -346,3 +348,27 @@ def test_a_notice_says_that_phrases_are_few(tmp_path):
         listed.write_text(content)
         assert notice in str(Phrases(vocabulary=str(listed)).notice)
     assert Phrases().notice is None
+
+
+def test_bad_vocabularies_are_told_in_one_line(tmp_path):
+    Phrases(min_count=3, min_documents=1, size=4).fit(["new york is far"] * 9, tmp_path)
+    (tmp_path / "facts.json").write_text("{")
+    assert "facts.json is damaged" in str(Phrases(vocabulary=str(tmp_path)).notice)
+    with pytest.raises(MaskwiseError, match="vocabulary is empty"):
+        Phrases(vocabulary="")
+    with pytest.raises(MaskwiseError, match="must not have punctuation; got so, so"):
+        phrase_keys(["new york", "so, so"])
+
+
+def test_a_notice_advises_no_higher_floor_than_the_one_there_is(tmp_path):
+    made = annotator(Phrases(min_count=1, min_documents=10**6).fit(["new york"] * 5, tmp_path))
+    assert "phrases(min_count=1, min_documents=1)" in made.notice
+
+
+def test_fragments_chain():
+    """Of 100, 90 and 81 occurrences, as the documentation of the module says, one is kept."""
+    texts = ["p q r s"] * 81 + ["p q r"] * 9 + ["p q"] * 10 + ["p", "q", "r", "s"] * 50
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = choose_phrases(count_ngrams(texts, Path(folder)), size=80)
+    assert "p q r s" in [each.phrase for each in chosen]
+    assert not {"p q", "p q r"} & {each.phrase for each in chosen}

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study
 from maskwise.study.design import Design, _scores, choose
 from maskwise.study.prospects import prospects_of
-from maskwise.study.records import describe
+from maskwise.study.records import collect, describe, pending
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
 from tiny import check_refused, compare, load_json, maskwise, read_lines, records_of, write_inputs
@@ -881,3 +882,21 @@ def test_more_than_six_contrasts_are_refused(recipe):
     with pytest.raises(MaskwiseError, match="got 7; allowed: at most 6"):
         read_recipe(recipe, [arms])
     assert read_recipe(recipe, [arms, "study.contrasts=[[a1, a2]]"]).study.pairs == [("a1", "a2")]
+
+
+def test_companions_and_choices_make_no_seed_done():
+    companion = {"kind": "score", "arm": "a", "seed": 0, "fraction": 0.5}
+    records = [companion, {"kind": "score", "arm": "a", "seed": 1}]
+    assert pending({"seeds": [0, 1, 2]}, records) == [0, 2]
+
+
+def test_independent_failures_of_a_run_are_all_reported(tmp_path):
+    """The first failure hid the second one; a stage after a failed one is not reported."""
+    stages = [Stage(kind, {}, ()) for kind in ("pretrain", "evaluate", "finetune")]
+    run = SimpleNamespace(stages=stages, trainings=[], who={"arm": "a", "seed": 0})
+    errors = {stages[0].name: "x", stages[1].name: "x", stages[2].name: "y"}
+    found = collect([run], tmp_path, errors)
+    assert {each["error"]: each["stage"] for each in found} == {
+        "x": stages[0].name,
+        "y": stages[2].name,
+    }

@@ -115,10 +115,23 @@ def test_rules_for_words(rule: str, words: list[int]) -> None:
     assert tokens.word_ids is not None and tokens.word_ids.tolist() == words
 
 
-@pytest.mark.parametrize("rule", ["letters", "regex:", "regex:(", "regex:a*"])
+@pytest.mark.parametrize(
+    "rule",
+    ["letters", "regex:", "regex:(", "regex:a*", r"regex:\B", r"regex:\b", r"regex:(?<=\s)|\w+"],
+)
 def test_rules_that_are_none_are_refused(rule: str) -> None:
     with pytest.raises(MaskwiseError):
         word_rule(rule)
+
+
+def test_a_pattern_is_matched_text_by_text() -> None:
+    tokenizer = train_tokenizer(["go on go on"] * 9, vocab_size=64)
+    rule = word_rule(r"regex:\w+\s\w+|\w+")
+    documents = [Document("a", "go"), Document("b", "on go")]
+    words = [tokens.word_ids for tokens in tokenise(documents, tokenizer, words=rule)]
+    assert [each.tolist() for each in words if each is not None] == [[0], [0, 0]]
+    with pytest.raises(MaskwiseError, match="matches an empty word"):
+        list(tokenise(documents, tokenizer, words=word_rule("regex:(?=o)|[a-z]+|.")))
 
 
 def recipe(source: str, **more: Any) -> Recipe:

@@ -11,6 +11,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.estimates import shown
 from maskwise.masking.policies import policy
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.study.outcomes import is_loss
 from maskwise.study.verdict import summarise
 from report_fixture import codes, heldout_record, make_study, primary_rows, score_record
 
@@ -107,3 +108,9 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     assert row["mean"] > 0 and "natural" not in row
     assert row["metric"] is None and row["items"] is None
     assert shown(row).unit == "spreads between seeds"
+
+
+def test_a_loss_is_known_by_its_metric():
+    """A set of texts may be called anything."""
+    assert not is_loss("evaluation:perplexity-quiz:accuracy")
+    assert is_loss("evaluation:quiz:pseudo-perplexity") and is_loss("heldout:token@0.15")

@@ -375,6 +375,33 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "caps"),
+    [
+        ({"contrasts": [("token-45", "token-15")]}, True),
+        ({"contrasts": [("token-30", "token-15"), ("token-45", "token-15")]}, True),
+        ({"contrasts": [("token-15", "token-30")]}, False),
+        ({"helps": 0.5}, True),
+        ({"baseline": "token-30"}, True),
+        ({}, False),
+    ],
+)
+def test_a_verdict_by_other_contrasts_or_rules_counts_as_a_look(tmp_path, change, caps):
+    """Only margin, gate, search and matching were compared, and the number of contrasts."""
+    recipe = {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
+    before = make_study(runs=8) | {"recipe": recipe, "helps": 0.75, "baseline": "token-15"}
+    before["contrasts"] = [("token-30", "token-15")]
+    write_json(tmp_path / "summary.json", {})
+    found = study_records.so_far(tmp_path, json.loads(json.dumps(before)), before | change)
+    assert bool(found.get("looked")) == caps
+    if caps:
+        assert found["looked"][0]["settings_changed"]
+    # Older files have no such keys.
+    for key in ("helps", "baseline"):
+        older = {name: value for name, value in before.items() if name != key}
+        assert "looked" not in study_records.so_far(tmp_path, older, before)
+
+
+@pytest.mark.parametrize(
     ("runs", "looks", "code"),
     [(4, None, "add-seeds"), (8, None, "new-study"), (8, [8, 16], "next-look")],
 )

@@ -337,6 +337,8 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         "corpus": {"source": "factworld(seed=5)"},
         "tasks": ["causalworld(seed=5)", "trivia"],
     }
+    sentence = "factworld(seed=run) in two wordings"
+    assert of_run({"description": sentence}, 5) == {"description": sentence}
     # where there is no run
     assert FactWorld(people=20, seed="run").version == FactWorld(people=20).version
 
@@ -483,3 +485,11 @@ def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
     masks = {line["masks"] for line in results["evaluate"]["records"]}
     assert masks == {"whole-word", "salient"}
+
+
+def test_odd_names_and_texts_of_worlds(world):
+    with pytest.raises(MaskwiseError, match="factworld"):
+        read_world(f"factworld(asked={'x' * 5000})")
+    assert len(world.annotate(["\ud800"])[0]["salient"].start) == 0
+    with pytest.raises(MaskwiseError, match="got work; allowed: a list of some of"):
+        FactWorld(facts="work")

@@ -83,7 +83,7 @@ class Look(TypedDict):
     contrasts: NotRequired[int]
     looks: list[int] | None
     settings_changed: NotRequired[bool]
-    """Whether the margin, gate, search or matching was different; present only if true."""
+    """Whether the contrasts or a rule of the verdict (``study.records``) differed; only if true."""
 
 
 class Study(TypedDict, total=False):

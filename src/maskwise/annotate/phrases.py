@@ -13,8 +13,10 @@ plain phrases, best first, that users may edit; a text file with one phrase per 
   Wikipedia, 47,000 phrases). The published score favours frequent n-grams: among the best is "of
   the", among the last "via the". A third of the size covers a third of the words and has few of the
   latter.
-- Fragments are dropped: n-grams with 9 in 10 occurrences inside one longer phrase of the vocabulary
-  ("seri begawan"). The longer phrase wins there anyway, so this only makes room. Ours as well.
+- Fragments are dropped: n-grams with 9 in 10 occurrences inside one n-gram of a word more, which is
+  in the vocabulary or a fragment itself ("seri begawan"). The longer phrase wins there anyway, so
+  this only makes room. Ours as well. The rule chains: of "p q" (100), "p q r" (90) and "p q r s"
+  (81 times) only the longest is kept.
 - If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one at random;
   here a layer is a function of its text.
 
@@ -54,6 +56,7 @@ from maskwise.annotate.counts import (
     write_table,
 )
 from maskwise.errors import MaskwiseError
+from maskwise.folders import read_json
 from maskwise.segments import changes
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Layer, digest
@@ -116,6 +119,8 @@ class Phrases:
         self._min_documents = min_documents
         self._paper = paper
         self._path = Path(vocabulary or "")
+        if vocabulary == "":
+            raise MaskwiseError("phrases: vocabulary is empty", do="give a folder or a file")
         self._phrases = read_phrases(self._path) if vocabulary else []
         self.fitted = vocabulary is not None
 
@@ -135,18 +140,21 @@ class Phrases:
             if self._phrases:
                 return None
             return f"no phrase in {self._path}, so the layer is empty; write one on each line"
-        facts = json.loads((self._path / FACTS).read_text(encoding="utf-8"))
+        facts = read_json(self._path / FACTS)
+        if facts is None:
+            return f"{self._path / FACTS} is damaged; fit the phrases again"
         if self._phrases and facts["phrases"] >= FEW * facts["size"]:
             return None
         found = "no phrase"
         effect = "so the layer is empty"
         if self._phrases:
             found = f"only {len(self._phrases):,} phrases"
-            effect = "mostly frequent pairs such as 'of the'"
-        floors = (
-            f"more than {facts['min_count']} times in at least {facts['min_documents']} documents"
-        )
-        do = "give more text, or lower these, as in phrases(min_count=2, min_documents=1)"
+            effect = "which may be frequent pairs such as 'of the'"
+        count, documents = facts["min_count"], facts["min_documents"]
+        floors = f"(min_count={count}, min_documents={documents})"
+        do = "give more text"
+        if count > 2 or documents > 1:
+            do += f", or lower these, as in phrases(min_count={min(count, 2)}, min_documents=1)"
         return f"{found} among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
@@ -246,8 +254,8 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
         return {}
     words = words_of(phrases)
     if not words.plain.all():
-        got = words.name(int(np.argmin(words.plain)))
-        raise MaskwiseError("a phrase has no punctuation", got=got)
+        got = phrases[words.text[np.argmin(words.plain)]]
+        raise MaskwiseError("phrases must not have punctuation", got=got)
     lengths = np.bincount(words.text, minlength=len(phrases))
     first = np.cumsum(lengths) - lengths
     keys = {}

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
+from itertools import chain
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -182,47 +183,64 @@ def spans_of(
     # Annotators are any classes with ``name``, ``version`` and ``layers``; the flag is optional.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
-    text_of_part: list[int] = []
-    offsets: list[int] = []
-    parts: list[str] = []
-    for number, text in enumerate(texts):
-        for start, end in cut_text(text, 0, len(text), most=most, borders=("\n", " ")):
-            text_of_part.append(number)
-            offsets.append(start)
-            parts.append(text[start:end])
-    found: list[list[dict[str, CharSpans]]] = [[] for _ in texts]
-    annotated = _annotate(maker, parts, failures)
-    for number, offset, part, layers in zip(text_of_part, offsets, parts, annotated, strict=True):
-        shifted = {}
-        for name, layer in maker.layers.items():
-            what = f"{maker.name}: {name} of {part[:40]!r}…"
-            check_spans(layers[name], layer, len(part), name=what)
-            spans = layers[name]
-            shifted[name] = CharSpans(spans.start + offset, spans.end + offset, spans.value)
-        found[number].append(shifted)
-    return [_concatenate(layers_of_parts) for layers_of_parts in found]
+    parts_of: list[list[str]] = []
+    for text in texts:
+        cuts = cut_text(text, 0, len(text), most=most, borders=("\n", " "))
+        parts_of.append([text[start:end] for start, end in cuts])
+    annotated = iter(_annotate(maker, parts_of, failures))
+    found = []
+    for parts in parts_of:
+        shifted = []
+        offset = 0
+        for part in parts:
+            layers = {}
+            for name, spans in next(annotated).items():
+                what = f"{maker.name}: {name} of {part[:40]!r}…"
+                check_spans(spans, maker.layers[name], len(part), name=what)
+                layers[name] = CharSpans(spans.start + offset, spans.end + offset, spans.value)
+            shifted.append(layers)
+            offset += len(part)
+        found.append(_concatenate(shifted))
+    return found
 
 
 def _annotate(
-    maker: Annotator, texts: list[str], failures: Counter[str]
+    maker: Annotator, parts_of: Sequence[list[str]], failures: Counter[str]
 ) -> list[dict[str, CharSpans]]:
+    """Annotate the parts of all texts."""
     # One text must not end the work on a million others, so errors of a library are counted.
     try:
-        return maker.annotate(texts)
+        return _checked(maker, list(chain.from_iterable(parts_of)))
     except MaskwiseError:
         raise
     except Exception:
-        spans = [_annotate_one(maker, text, failures) for text in texts]
-    if failures.total() == len(texts) >= SURE_FAILURES:
-        what = f"{maker.name} failed on all {len(texts)} texts of a shard"
-        do = "mend it; what was finished is kept"
+        spans: list[dict[str, CharSpans]] = []
+        for parts in parts_of:
+            spans += _annotate_text(maker, parts, failures)
+    if failures.total() == len(parts_of) >= SURE_FAILURES:
+        what = f"{maker.name} failed on all {len(parts_of)} texts of a shard"
+        do = "fix it; finished shards are kept"
         raise MaskwiseError(what, got=next(iter(failures)), do=do)
     return spans
 
 
-def _annotate_one(maker: Annotator, text: str, failures: Counter[str]) -> dict[str, CharSpans]:
+def _checked(maker: Annotator, parts: list[str]) -> list[dict[str, CharSpans]]:
+    """Annotate parts, and return the annotator's own layers of each."""
+    found = maker.annotate(parts)
+    if len(found) != len(parts):
+        got = f"{len(found)} for {len(parts)} texts"
+        raise MaskwiseError(f"{maker.name} must return the layers of every text", got=got)
+    missing = [name for name in maker.layers if any(name not in layers for layers in found)]
+    if missing:
+        raise MaskwiseError(f"{maker.name} returned no layer {missing[0]}")
+    return [{name: layers[name] for name in maker.layers} for layers in found]
+
+
+def _annotate_text(
+    maker: Annotator, parts: list[str], failures: Counter[str]
+) -> list[dict[str, CharSpans]]:
     try:
-        return maker.annotate([text])[0]
+        return _checked(maker, parts)
     except MaskwiseError:
         raise
     except Exception as error:
@@ -233,7 +251,8 @@ def _annotate_one(maker: Annotator, text: str, failures: Counter[str]) -> dict[s
             do = "the same command resumes"
             raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
         failures[line] += 1
-        return {name: CharSpans.of([], layer) for name, layer in maker.layers.items()}
+        none = {name: CharSpans.of([], layer) for name, layer in maker.layers.items()}
+        return [none] * len(parts)
 
 
 def _concatenate(parts: Sequence[dict[str, CharSpans]]) -> dict[str, CharSpans]:

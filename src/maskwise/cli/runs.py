@@ -219,7 +219,8 @@ def learn(
     if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
         warn("these figures are no better than those of even weights: the policy may be useless")
     if result.get("stopped"):
-        warn(f"the learning {result['stopped']}; the policy of step {result['best_step']} is kept")
+        kept = f"the policy of step {result['best_step']} is kept"
+        warn(f"learning stopped early: {result['stopped']}; {kept}")
     if result.get("overshoot"):
         do = "lower it under learning.meta, or the policy may learn something else"
         warn(f"{result['overshoot']}: {do}")
@@ -272,6 +273,10 @@ def annotate(
         functions=function or (),
         quiet=as_json,
     )
+    if as_json:
+        print_json(summary)
+        if html is None:
+            return
     layers: list[str] = []
     for entry in summary["annotators"].values():
         layers += entry["layers"]
@@ -280,7 +285,6 @@ def annotate(
         write_layers(summary, samples, html)
         say(f"wrote {html}", to=err_console)
     if as_json:
-        print_json(summary)
         return
     out_console.print(render_layers(summary, samples, colours=has_colours()))
     for spec, entry in summary["annotators"].items():
@@ -313,7 +317,7 @@ def _seeds(text: str) -> list[int]:
             last = int(ends[2] or ends[1])
             span = range(first, last + 1)
         # No study has more runs of an arm, and a longer range would fill the memory.
-        if not 0 < len(span) <= MOST_SEEDS:
+        if not 0 < len(span) <= MOST_SEEDS - len(seeds):
             raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103")
         seeds += span
-    return seeds
+    return sorted({*seeds})

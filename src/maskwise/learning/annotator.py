@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 
 VERSION = "learned-1"
 LEAST_LOGIT = -60.0
-"""Floor of a logit relative to the highest of its text, so that no word has weight 0."""
+"""Floor of a logit below the highest of its text, and log of the least weight: none is 0."""
 
 
 class Learned:

@@ -92,8 +92,8 @@ class Slopes:
     def add(self, gradient: Sequence[Tensor]) -> None:
         if not self.total:
             self.total = [torch.zeros_like(part) for part in gradient]
-        # Not in place: ``gradient`` holds the tensors that Adam reads next.
-        self.total = [a + b for a, b in zip(self.total, gradient, strict=True)]
+        for total, part in zip(self.total, gradient, strict=True):
+            total += part
         self.squares += self._square(gradient)
         self.count += 1
 
@@ -222,7 +222,7 @@ class MetaLearner:
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
             what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             raise Diverged(what)
-        # Before Adam scales them: its steps say nothing about whether gradients agree.
+        # Clipped, but not scaled by Adam, whose steps say nothing about whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
         # Early on the average follows more closely, or it would long remember the initial policy.
@@ -365,7 +365,7 @@ class MetaLearner:
         rows = self._rows(0, order=0)
         denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
         task = self.losses.of(self.train.task(rows, self.device))
-        steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.settings.task_rate)}
+        steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.now.task_rate)}
         for name, step in steps.items():
             theta, before = _descended(self.start, step)
             with torch.no_grad():
@@ -435,7 +435,7 @@ def _descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
 
 
 def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
-    # tanh bounds the change: a noisy slope moves a rate by at most 10 %.
+    # tanh bounds the change: a noisy slope changes a rate by a factor of at most exp(0.1).
     return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 

@@ -86,7 +86,7 @@ class Forecast:
 
     def running(self, name: str, step_seconds: float) -> None:
         """Record the seconds of a step of a training that is still running."""
-        self.paces.setdefault(self.key(name), step_seconds)
+        self.paces[self.key(name)] = step_seconds
 
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no similar stage is known.

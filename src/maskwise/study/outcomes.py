@@ -55,8 +55,11 @@ class Outcomes:
         lines: the records by kind.
         lengths: the fractions of the full number of steps that runs had; full runs come last.
         values: for each outcome the numbers, of shape (lengths, arms, seeds).
+        measures: the properties of each outcome.
         parts: for each held-out outcome the outcomes of its ratios.
         failed: (arm, seed) of the full runs that failed.
+        tasks, heldout, evaluations: names of the outcomes of each kind.
+        helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
         gate: the primary row of a gate that did not pass.
         closed: the (arm, baseline) pairs that this gate closes.
@@ -193,7 +196,7 @@ class Outcomes:
             higher = line["higher_is_better"]
             if line["chance"] is not None and higher:
                 unit = "score"
-            elif "perplexity" in name:
+            elif "perplexity" in line["metric"]:
                 unit = "perplexity"
             else:
                 unit = line["metric"]
@@ -433,7 +436,7 @@ class Outcomes:
 
 def is_loss(outcome: str) -> bool:
     """Return whether an outcome is a loss on masked held-out text."""
-    return outcome.startswith("heldout:") or "perplexity" in outcome
+    return outcome.startswith("heldout:") or "perplexity" in outcome.rpartition(":")[2]
 
 
 def _unit(metric: str | None) -> str:

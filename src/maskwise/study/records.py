@@ -206,22 +206,31 @@ def _settings(recipe: Plain) -> Plain:
 
 def _look(study: Mapping[str, Any]) -> Look:
     """Count the runs and tests of a verdict on this study."""
-    gate = study.get("gate")
-    # In files of older versions the gate is the pair itself. A gate without runs for it alone is
-    # not one of the tests that share the error.
-    if isinstance(gate, dict) and not study.get("search"):
-        gate = gate["contrast"]
-    asked = [pair for pair in study.get("contrasts", ()) if pair != gate]
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
-    return {"runs": len(seeds), "seeds": seeds, "contrasts": len(asked), "looks": looks}
+    contrasts = len(_asked(study))
+    return {"runs": len(seeds), "seeds": seeds, "contrasts": contrasts, "looks": looks}
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
     """Whether settings have changed that may give the same runs another verdict."""
     old = _settings(before["recipe"])
     new = _settings(study["recipe"])
-    return any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match"))
+    if any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match")):
+        return True
+    # Files of older versions lack some of these.
+    same = (before.get(key, study.get(key)) == study.get(key) for key in ("helps", "baseline"))
+    return not all(same) or sorted(_asked(before)) != sorted(_asked(study))
+
+
+def _asked(study: Mapping[str, Any]) -> list[list[str]]:
+    """List the pairs whose tests share the error rate; the direction of a pair does not matter."""
+    gate = study.get("gate")
+    # In files of older versions the gate is the pair itself. A gate without runs for it alone is
+    # not one of the tests that share the error.
+    if isinstance(gate, dict) and not study.get("search"):
+        gate = gate["contrast"]
+    return [sorted(pair) for pair in study.get("contrasts", ()) if pair != gate]
 
 
 class Others(NamedTuple):
@@ -281,8 +290,12 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
     # A failed run has a record, too: verdicts lack it, but it is not pending.
-    done = {record["seed"] for record in records if "seed" in record and "role" not in record}
+    done = {record["seed"] for record in records if "seed" in record and _is_compared(record)}
     return [seed for seed in study["seeds"] if seed not in done]
+
+
+def _is_compared(record: Record) -> bool:
+    return "role" not in record and record.get("fraction", 1.0) == 1
 
 
 # records.jsonl
@@ -303,12 +316,11 @@ def collect(
     records: list[Any] = list(more)
     for run in runs:
         results = {stage: stage.result(stages) for stage in run.stages}
-        for stage, result in results.items():
-            # A failed search for test items makes no comparison invalid, so it is no record.
-            if result is None and stage.kind != "overlap":
-                records.append(failure_of(run, stage, errors))
-                # The stages after it fail for the same reason.
-                break
+        # A failed search for test items makes no comparison invalid, so it is not a failure.
+        lost = [stage for stage in run.stages if not results[stage] and stage.kind != "overlap"]
+        # A stage has the error of the stage before it that failed, which is reported alone.
+        first = {errors.get(stage.name): stage for stage in reversed(lost)}
+        records += [failure_of(run, stage, errors) for stage in first.values()]
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})

@@ -190,26 +190,35 @@ def word_rule(value: str) -> str:
     if name != "regex" or not pattern:
         raise unknown_name("rule for words", value, ("auto", "spaces", "token", "regex:PATTERN"))
     try:
-        empty = re.compile(pattern).fullmatch("")
+        for text in ("", "ab cd"):
+            list(_matches(pattern, text))
     except re.error as error:
         raise MaskwiseError(f"corpus.words: invalid pattern: {error}", got=pattern) from None
-    if empty:
-        do = "use + instead of *"
-        raise MaskwiseError("corpus.words: the pattern matches an empty word", got=pattern, do=do)
     return value
 
 
-def _classified(text: str, rule: str) -> tuple[Classes, Flags]:
+def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the words of a pattern begin and end; an empty word is an error."""
+    for match in re.finditer(pattern, text):
+        if not match[0]:
+            what = "corpus.words: the pattern matches an empty word"
+            do = "use + instead of *, and \\b or \\B only beside characters"
+            raise MaskwiseError(what, got=pattern, do=do)
+        yield match.span()
+
+
+def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tuple[Classes, Flags]:
     """(C,) classes of all characters, and (C,) where words begin, by a rule for words."""
-    kinds = classify(text)
+    kinds = classify(joined)
     if rule.startswith("regex:"):
         found = np.full(len(kinds), SPACE, np.uint8)
         starts = np.zeros(len(kinds), bool)
-        for match in re.finditer(rule.removeprefix("regex:"), text):
-            found[match.start() : match.end()] = LETTER
-            starts[match.start()] = True
-        # Texts are joined by line breaks, which a pattern must not cross.
-        found[codes_of(text) == ord("\n")] = SPACE
+        # Text by text: a match must not depend on the texts beside it.
+        for text, origin in zip(texts, base.tolist()):
+            for start, end in _matches(rule.removeprefix("regex:"), text):
+                found[origin + start : origin + end] = LETTER
+                starts[origin + start] = True
+        found[codes_of(joined) == ord("\n")] = SPACE
         return found, starts
     if rule == "spaces":
         kinds = np.where(is_white(kinds), kinds, LETTER).astype(np.uint8)
@@ -300,7 +309,7 @@ def place_tokens(
     shift = np.repeat(base, lengths)
     start = offsets[:, 0] + shift
     end = offsets[:, 1] + shift
-    kinds, starts = _classified(joined, rule)
+    kinds, starts = _classified(joined, rule, texts, base)
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
@@ -378,7 +387,8 @@ def tokenizing() -> Iterator[None]:
 
 def text_id(text: str) -> int:
     """Return a stable 63-bit name of a text: blake2b of its UTF-8 bytes."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    content = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import cycle, islice, product
-from pathlib import Path
+from os.path import exists
 from typing import Any, ClassVar, TypeVar
 
 from maskwise.errors import MaskwiseError, finite_number, whole_number
@@ -226,8 +227,9 @@ class FactWorld(World):
             templates += known[fact][0]
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
-            allowed = f"some of {', '.join(known)}, with one about the {' and the '.join(asked)}"
-            raise MaskwiseError("facts of factworld", got=list(self.facts), allowed=allowed)
+            about = " and the ".join(asked)
+            allowed = f"a list of some of {', '.join(known)}, with one about the {about}"
+            raise MaskwiseError("facts of factworld", got=self.facts, allowed=allowed)
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -404,7 +406,7 @@ def read_world(source: object) -> World | None:
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
     """
-    if not isinstance(source, str) or not _names_world(source) or Path(source).exists():
+    if not isinstance(source, str) or not _names_world(source) or exists(source):
         return None
     return _read(source)
 
@@ -444,7 +446,9 @@ def of_run(settings: Any, seed: int) -> Any:
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
     if isinstance(settings, str) and _names_world(settings) and RUN in settings:
-        call = parse_call(settings)
-        if str(call.kwargs.get("seed")) == RUN:
-            return str(replace(call, kwargs={**call.kwargs, "seed": seed}))
+        # A sentence may begin with the name of a world, too.
+        with suppress(MaskwiseError):
+            call = parse_call(settings)
+            if str(call.kwargs.get("seed")) == RUN:
+                return str(replace(call, kwargs={**call.kwargs, "seed": seed}))
     return settings

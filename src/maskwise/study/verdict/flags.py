@@ -180,7 +180,7 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
         same_runs = runs == len(seeds) and seen == set(seeds)
         what = ""
         if look.get("settings_changed"):
-            what = "margin, gate, search or matching was"
+            what = "contrasts or the rules of the verdict were"
         elif not planned and not same_runs:
             what = "runs were"
         # A look that could decide nothing has spent no error rate.
