@@ -149,6 +149,12 @@ def test_reliability_is_what_two_halves_agree_on() -> None:
     assert reliability(noise[:6]) is None and reliability(torch.ones(40, 2)) is None
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rollouts", [0, 1])
+def test_reliability_of_hardly_any_rollouts_does_not_warn(rollouts: int) -> None:
+    assert reliability(torch.zeros(rollouts, 2)) is None
+
+
 # --- the rules
 
 

@@ -203,6 +203,15 @@ def test_fewer_training_rows_are_balanced_and_nested():
     assert texts[0] < texts[1]
 
 
+def test_labels_that_the_task_lacks_have_no_column(tmp_path):
+    rows = [{"text": f"w{i}", "labels": ["a", "bz"[i % 2]]} for i in range(100)]
+    (tmp_path / "several.jsonl").write_bytes(lines_of(rows))
+    task = load_task(str(tmp_path / "several.jsonl"))
+    assert task.kind.name == "multi-label"
+    gold = replace(task, labels=("a", "b")).gold("test")
+    assert gold.shape[1] == 2 and gold[:, 0].all() and 0 < gold[:, 1].sum() < len(gold)
+
+
 def lines_of(rows):
     return "\n".join(map(json.dumps, rows)).encode()
 

@@ -295,9 +295,11 @@ def masked_answers(
     return Masked(*total.tolist())
 
 
-def _by_length(tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]) -> dict[int, list[int]]:
+def _by_length(
+    tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]
+) -> dict[int, list[np.uint64]]:
     """Hash answers by their number of tokens."""
-    by_length: dict[int, list[int]] = {}
+    by_length: dict[int, list[np.uint64]] = {}
     for right in dict.fromkeys(rights):
         # Many tokenizers write a word at the start of a text and inside it differently.
         texts = [right, f" {right}"]

@@ -96,7 +96,12 @@ def select(
         min_targets: the least budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``
             it only holds for single tokens: adding whole units would distort their
             probabilities.
+
+    Raises:
+        MaskwiseError: an unknown budget or fill.
     """
+    require_known("budget", budget, BUDGETS)
+    require_known("fill", fill, FILLS)
     tokens_P = units.tokens_P
     wanted_P = ratio_P * tokens_P
     # A piece too short for half a target may stay without any.

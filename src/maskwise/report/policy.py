@@ -78,12 +78,12 @@ def _examples(texts: list[list[Line]], lines: list[Line]) -> list[list[View]]:
     examples: list[list[View]] = []
     for number, text in enumerate(texts):
         words, before, after = zip(*text)
-        states = {"before": before}
+        states = [("before", before)]
         for line in between:
-            states[f"after {line['step']} steps"] = line["weights"][number]
-        states["after"] = after
+            states.append((f"after {line['step']} steps", line["weights"][number]))
+        states.append(("after", after))
         examples.append(
-            [{"when": when, "words": _coloured(words, state)} for when, state in states.items()]
+            [{"when": when, "words": _coloured(words, state)} for when, state in states]
         )
     return examples
 

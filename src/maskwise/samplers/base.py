@@ -282,7 +282,9 @@ def reliability(halves: Tensor) -> float | None:
     """
     # All losses fall in the first quarter of the rollouts, so any two halves agree there.
     late = halves[len(halves) // 4 :].double()
+    if len(late) < 6:
+        return None
     variance = late.sum(1).var()
-    if len(late) < 6 or not variance > 0:
+    if not variance > 0:
         return None
     return float(1 - late.diff(dim=1).var() / variance)

@@ -183,14 +183,14 @@ def _has_several(records: Records, given: Columns) -> bool:
     if label is None or (len(records) > 1 and not isinstance(records[1].get(text), str)):
         return False
     whole = set()
-    parts = set()
     for record in records:
         value = record.get(label)
         if isinstance(value, list):
             return True
         if isinstance(value, str):
             whole.add(value)
-            parts.update(_BETWEEN_LABELS.split(value))
+    # Each different text is split once: there are far fewer of them than rows.
+    parts = {part for text in whole for part in _BETWEEN_LABELS.split(text)}
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
@@ -213,11 +213,12 @@ def _several_labels(rows: Rows, where: str) -> Names:
 
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
-    """Return (N, K) ones and zeros."""
-    gold = np.zeros((len(task.splits[split]), len(task.labels)), dtype=np.int64)
+    """Return (N, K) ones and zeros; a label that the task lacks has no column."""
+    number = {name: place for place, name in enumerate(task.labels)}
+    gold = np.zeros((len(task.splits[split]), len(number)), dtype=np.int64)
     for place, row in enumerate(task.splits[split]):
-        for name in row.names:
-            gold[place, task.labels.index(name)] = 1
+        known = [number[name] for name in row.names if name in number]
+        gold[place, known] = 1
     return gold
 
 

@@ -151,17 +151,21 @@ def without(value: Any, missing: Collection[str]) -> Any:
     return None if label_of(value) in missing else value
 
 
+class TooFewLabels(MaskwiseError):
+    """Fewer than two different labels, so nothing can be learned or measured."""
+
+
 def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     """Return the different labels, sorted.
 
     Raises:
-        MaskwiseError: fewer than two, so that nothing can be learned or measured.
+        TooFewLabels: fewer than two.
     """
     found = tuple(sorted(set(labels)))
     if len(found) < 2:
         only = repr(found[0]) if found else "empty cells"
         what = f"{where} needs at least two {what}"
-        raise MaskwiseError(what, got=f"only {only}", do="check the label column")
+        raise TooFewLabels(what, got=f"only {only}", do="check the label column")
     return found
 
 

@@ -43,6 +43,7 @@ from maskwise.tasks.columns import (
     Columns,
     Names,
     Records,
+    TooFewLabels,
     find_columns,
     first_in,
     flat,
@@ -386,7 +387,7 @@ def _read_task(
         rows = all_rows
     try:
         labels = chosen.labels(rows, place)
-    except MaskwiseError as error:
+    except TooFewLabels as error:
         # Rows without a label may be the reason why only one class is left.
         if not skipped:
             raise
