@@ -445,6 +445,6 @@ def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     with pytest.raises(MaskwiseError, match="multiple of the processes; got 8 for 3"):
         learner()
-    with pytest.raises(MaskwiseError, match="this gradient is for one process; got exact"):
+    with pytest.raises(MaskwiseError, match="the exact gradient runs on one process only"):
         learner(batch_size=9, gradient="exact")
     assert issubclass(Diverged, Exception)

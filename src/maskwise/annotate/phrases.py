@@ -1,12 +1,12 @@
 """Phrases: n-grams of 2 to 5 words that co-occur more often than chance, masked as one unit.
 
 A vocabulary is built once from a corpus, and found in any text by hashing. It is a Parquet file of
-plain phrases, best first, that users may edit; a text file with one phrase per line works too.
+plain phrases, best first, which you may edit; a text file with one phrase per line works too.
 
-- Phrases occur more than 10 times in at least 5 documents. The second threshold is ours: without it
-  the best scores go to names from single articles ("stavely makepeace", 17 times in one). Templates
-  that many articles share ("mollusk in the family conidae") pass it.
-- Shares of lengths 2, 3, 4, 5 as published: 50, 25, 12.5 and 12.5 %. If the corpus has too few
+- Phrases occur more than 10 times in at least 5 documents. The second threshold is not in the
+  paper: without it the best scores go to names from single articles ("stavely makepeace").
+  Templates that many articles share ("mollusk in the family conidae") pass it.
+- Shares of lengths 2 to 5, as published: 50, 25, 12.5 and 12.5 %. If the corpus has too few
   phrases of one length, others do not fill the gap.
 - Size: 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. About half of all
   words are then in phrases, the criterion of the published size (.495 on 9 million words of
@@ -15,13 +15,12 @@ plain phrases, best first, that users may edit; a text file with one phrase per 
   latter.
 - Fragments are dropped: n-grams with 9 in 10 occurrences inside one n-gram of a word more, which is
   in the vocabulary or a fragment itself ("seri begawan"). The longer phrase wins there anyway, so
-  this only makes room. Ours as well. The rule chains: of "p q" (100), "p q r" (90) and "p q r s"
-  (81 times) only the longest is kept.
+  this only makes room (not in the paper). The rule chains: of "p q" (100), "p q r" (90) and "p q r
+  s" (81 times) only the longest is kept.
 - If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one at random;
   here a layer is a function of its text.
 
-Cost: 9 million words are counted in 20 to 30 s and 310 MB on one core; phrases are found at 0.6 µs
-    per word.
+Cost: 9 million words are counted in 20 to 30 s and 310 MB; phrases are found at 0.6 µs a word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
     github.com/AI21Labs/pmi-masking.
 """
@@ -84,7 +83,7 @@ class Phrase:
 
 
 class Phrases:
-    """The layer ``phrase``: every phrase of a vocabulary that occurs in a text.
+    """Annotate the layer ``phrase``: the phrases of a vocabulary in a text.
 
     Args:
         vocabulary: the folder written by a fit, or a text file with one phrase per line. Without it
@@ -137,9 +136,8 @@ class Phrases:
             return None
         # A text file of the user has no facts.
         if not (self._path / FACTS).is_file():
-            if self._phrases:
-                return None
-            return f"no phrase in {self._path}, so the layer is empty; write one on each line"
+            empty = f"no phrase in {self._path}, so the layer is empty; write one on each line"
+            return None if self._phrases else empty
         facts = read_json(self._path / FACTS)
         if facts is None:
             return f"{self._path / FACTS} is damaged; fit the phrases again"
@@ -152,9 +150,7 @@ class Phrases:
             effect = "which may be frequent pairs such as 'of the'"
         count, documents = facts["min_count"], facts["min_documents"]
         floors = f"(min_count={count}, min_documents={documents})"
-        do = "give more text"
-        if count > 2 or documents > 1:
-            do += f", or lower these, as in phrases(min_count={min(count, 2)}, min_documents=1)"
+        do = f"give more text, or take phrases(min_count={min(count, 2)}, min_documents=1)"
         return f"{found} among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
@@ -169,9 +165,8 @@ class Phrases:
         if size is None:
             size = vocabulary_size(counted.total)
         chosen = choose_phrases(counted, size=size, paper=self._paper)
-        columns: dict[str, list[object]] = {}
-        for name in Phrase.__annotations__:
-            columns[name] = [getattr(phrase, name) for phrase in chosen]
+        names = Phrase.__annotations__
+        columns = {name: [getattr(phrase, name) for phrase in chosen] for name in names}
         write_table(folder / FILE, columns)
         facts = {
             "words": counted.total,
@@ -215,18 +210,19 @@ def read_phrases(path: Path) -> list[str]:
 
 
 def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[Phrase]:
-    """The vocabulary: of every length the best, ``SHARES`` of ``size``, or all if there are fewer.
+    """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
-        By rank ÷ share, because scores of different lengths do not compare: any beginning of the
-        list has about the published shares.
+        Phrases sorted by rank ÷ share, so that any prefix keeps the shares.
     """
     ranked: list[tuple[float, int, Phrase]] = []
     scores = score_ngrams(counted, paper=paper)
-    inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams in the vocabulary, or fragments of longer
+    inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams that are phrases or fragments
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        longer = np.zeros(len(level.keys), dtype=np.int64)  # largest count of one around an n-gram
+        longer = np.zeros(
+            len(level.keys), dtype=np.int64
+        )  # largest count of an (n+1)-gram around each
         if len(inside):
             above = counted.levels[n]
             for part in above.parts(inside):
@@ -289,7 +285,7 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
 
 
 def leftmost(at: Ints, width: int) -> Ints:
-    """Of ascending places, from left to right those at least ``width`` after the last one taken."""
+    """Keep ascending places greedily from the left, at least ``width`` apart."""
     taken = []
     free = 0
     for place in at.tolist():
@@ -311,9 +307,9 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 # -------------------------------------------------------------------------------------------
 #
 # Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only
-# pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So nothing
-# rare is kept beyond one length. The text is read once and kept as ids in a temporary file, 16
-# bytes a word. N-grams never cross punctuation, the end of a line or of a document.
+# pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So rare
+# n-grams are kept for one length only. The text is read once and kept as ids in a temporary file,
+# 16 bytes a word. N-grams never cross punctuation, the end of a line or of a document.
 #
 # Counts are exact as long as the candidates of one length fit the table of 15 million (9 million
 # words of Wikipedia have 1.4 million). Beyond that ``Counted.lost`` says by how much any count may
@@ -338,7 +334,7 @@ class Level(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The frequent n-grams of a corpus by length (1 first), its words, the largest count error."""
+    """Frequent n-grams of a corpus by length from 1, its number of words, largest count error."""
 
     levels: list[Level]
     total: int
@@ -407,7 +403,7 @@ def _pairs(ids: Ints) -> Keys:
 def _identify(
     corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
 ) -> tuple[Spill, Level]:
-    """The frequent n-grams, and the corpus with their ids in place of their keys."""
+    """Return the corpus with ids in place of keys, and the frequent n-grams with these ids."""
     frequent = table.counts > min_count
     keys = table.keys[frequent]
     documents = np.zeros(len(keys), dtype=np.int64)
@@ -427,7 +423,7 @@ def _identify(
 
 
 def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
-    """The score of every n-gram by its id, for every length from 2: higher is more of a phrase.
+    """The score of every n-gram by its id, from length 2: higher means a stronger phrase.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 

@@ -34,11 +34,11 @@ from maskwise.text.words import classify, word_starts
 
 PART_CHARACTERS = 100_000
 SURE_FAILURES = 8
-"""If this many texts of a shard fail and none succeeds, the annotator is broken."""
+"""If at least this many texts of a shard fail and none succeeds, the annotator is broken."""
 TOP_SPANS = 200
-"""Most common texts per shard of a layer of spans."""
+"""Number of most common texts per shard, for a layer of spans."""
 TOP_WORDS = 20
-"""Most common texts per shard of each label of any other layer."""
+"""Number of most common texts per shard, for each label of any other layer."""
 SHORT_CHARACTERS = 60
 """Longer spans, such as sentences, are not counted by their text."""
 
@@ -70,7 +70,7 @@ class AnnotatorSummary(TypedDict):
     layers: dict[str, LayerSummary]
 
 
-# Functions of the user are allowed: run.py has checked the options of the run. Each process builds
+# The user's functions are allowed: run.py has checked the options of the run. Each process builds
 # an annotator once, since some load a model.
 _annotator = cache(partial(annotator, functions=True))
 
@@ -348,7 +348,7 @@ def _most_common(counts: Counter[str], layer: Layer) -> list[tuple[str, int]]:
     most = TOP_WORDS
     if layer.kind == "spans":
         most = TOP_SPANS
-    # Ties by the text, unlike ``Counter.most_common``: the result must not depend on the order.
+    # Break ties by text, unlike ``Counter.most_common``: the order of the input must not matter.
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
@@ -371,7 +371,7 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
     share = sum(part["words"] for part in parts) / max(1, words)
     summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
     if layer.kind == "weight":
-        # A shard without spans has (0, 0, 0), which is no least weight.
+        # A shard without spans has (0, 0, 0), which is not a least weight.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)

@@ -71,8 +71,8 @@ def study(
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
 
-    The same command resumes an interrupted study and repeats nothing. Exit code 1 says that a run
-    failed.
+    The same command resumes an interrupted study and repeats nothing. The exit code is 1 if
+    any run failed.
     """
     # An option of a run would be ignored without a message.
     if new:
@@ -242,11 +242,11 @@ def annotate(
     engine: Engine = "local",
     jobs: Jobs = None,
     text_field: TextField = "text",
-    limit: Annotated[int | None, typer.Option(min=1, help="The most documents.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents.")] = None,
     function: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run code of yours: module:function, or module:function(kind='weight'). "
+            help="Run your own code: module:function, or module:function(kind='weight'). "
             "Repeatable."
         ),
     ] = None,
@@ -291,7 +291,7 @@ def annotate(
         if entry["notice"]:
             warn(f"{spec}: {entry['notice']}")
         for error, count in entry["failures"].items():
-            warn(f"{spec} failed on {count} texts, which have no layers of it: {error}", "red")
+            warn(f"{spec} failed on {count} texts, which have none of its layers: {error}", "red")
     skipped = [f", skipped {count} × {reason}" for reason, count in summary["skipped"].items()]
     counts = f"{summary['documents']:,} documents, {summary['words']:,} words"
     say(f"{out}: {counts}{''.join(skipped)}")
@@ -316,7 +316,7 @@ def _seeds(text: str) -> list[int]:
             first = int(ends[1])
             last = int(ends[2] or ends[1])
             span = range(first, last + 1)
-        # No study has more runs of an arm, and a longer range would fill the memory.
+        # No study needs more seeds, and a longer range would fill the memory.
         if not 0 < len(span) <= MOST_SEEDS - len(seeds):
             raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103")
         seeds += span

@@ -4,7 +4,7 @@ The policy reads a text with its tokenizer, in windows of at most ``policy.confi
 Its scores are stored by *characters*, so a corpus is scored once for models with any tokenizer.
 
 - Weights: a head for tokens gives exp(mean logit of the word's tokens). A head for spans gives the
-  probability that the span covers the word: P(start)·P(end), summed over the spans around it.
+  probability that the span covers the word: P(start)·P(end), summed over all spans that contain it.
   Weights average 1 over a text, since only their proportions matter.
 - Best spans: chosen greedily in each window, without overlap. A head for tokens gives single words.
 
@@ -89,7 +89,7 @@ class Learned:
         """The model, loaded when it is first needed."""
         if self.folder is None:
             do = "name its folder: learned('FOLDER')"
-            raise MaskwiseError("this learned policy is made by a run of a study", do=do)
+            raise MaskwiseError("a study has yet to learn this policy", do=do)
         return PolicyModel.from_pretrained(self.folder)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -165,7 +165,7 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
     word_id_T = pieces.columns["word_ids"]
     in_word = np.flatnonzero(word_id_T >= 0)
-    # Numbers of words start again in every text, so the window has to be compared too.
+    # Word ids restart in every text, so windows are compared as well.
     opens = changes(word_id_T[in_word], piece_T[in_word])
     closes = np.append(opens[1:], True)[: len(in_word)]
     first = in_word[opens]
@@ -200,7 +200,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     text_W = windows.text
     logits_TC = _logits(policy, windows.pieces)
     if not np.isfinite(logits_TC).all():
-        do = "is it damaged? learn it again"
+        do = "it may be damaged: learn it again"
         raise MaskwiseError("the scores of the policy are not finite", do=do)
 
     # Windows as rows of words, padded at the end: (P, longest row of words).
@@ -255,7 +255,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
     pieces, words, longest = chance.shape
     start = np.arange(words)[:, None]
     more = np.arange(longest)
-    # At least one round: the shape of the columns is right even if nothing is found.
+    # An empty block first, so that the shape is right even if nothing is found.
     found = [np.zeros((4, 0))]
     for _ in range(count):
         flat = chance.reshape(pieces, -1)
@@ -266,7 +266,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
         if not len(positive):
             break
         found.append(np.stack([positive, i[positive], k[positive], score[positive]]))
-        # Every span that overlaps the chosen one is out of the next rounds.
+        # Spans that overlap the chosen one cannot be chosen in later rounds.
         j = (i + k)[:, None, None]
         i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
@@ -290,7 +290,7 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     """Frame some pieces with special tokens.
 
     Returns:
-        The framed pieces, (M,) the positions of their tokens there, and (M,) those in ``pieces``.
+        The framed pieces; (M,) positions of their tokens in them; (M,) positions in ``pieces``.
     """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
@@ -314,7 +314,7 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     for rows, batch in batches(flat, device):
         at, real = flat.at(rows)
         out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
-        # A head for tokens has no last dimension.
+        # The output of a head for tokens has no last dimension.
         logits[at[real]] = out.reshape(*at.shape, -1)[real]
     return logits.numpy()[place]
 

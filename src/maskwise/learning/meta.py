@@ -1,14 +1,14 @@
 """The outer loop: update a policy so that pre-training under its masks helps a task.
 
     for every outer step
-        the policy masks contexts of some examples, and the choice is relaxed
+        the policy scores contexts of some examples, and the masks are drawn in relaxed form
         the model takes inner steps: pre-training under the mask, then the task     (meta_gradient)
         the policy descends the gradient of the task's loss after these steps
         the model takes ordinary steps, or is reset
 
 All randomness is a function of (seed, step, example), so a resumed run continues bit for bit, and
-several ranks compute the same as one. A step sees few examples with one mask each and is noisy;
-therefore an average of the policy over its steps is evaluated and kept.
+the result does not depend on the number of ranks. Each step is noisy (few examples, one mask each),
+so a moving average of the policy is evaluated and kept.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Point:
 
 
 class Slopes:
-    """Whether gradients agree: the squared norm of their mean, over their mean squared norm."""
+    """Measures how well gradients agree: squared norm of their mean, over mean squared norm."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -112,7 +112,7 @@ class Diverged(Exception):
 
 
 class Part(NamedTuple):
-    """The examples of an inner step, masked by the policy, and their budget over all ranks."""
+    """The masked examples of an inner step, and the number of their masks over all ranks."""
 
     rows: Array
     masked: Masked
@@ -158,12 +158,12 @@ class MetaLearner:
             raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
         if self.ranks > 1 and settings.gradient != "finite-difference":
             do = "take finite-difference, or one process"
-            raise MaskwiseError("this gradient is for one process", got=settings.gradient, do=do)
+            raise MaskwiseError("the exact gradient runs on one process only", do=do)
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
-        # A constant rate: the model may be reset at any step, and a decayed rate would not be.
+        # The rate is constant: a reset of the model would not rewind a decay.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -180,7 +180,7 @@ class MetaLearner:
     # ---------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, float]:
-        """Make an outer step.
+        """Take an outer step.
 
         Returns:
             Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
@@ -225,7 +225,7 @@ class MetaLearner:
         # Clipped, but not scaled by Adam, whose steps say nothing about whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
-        # Early on the average follows more closely, or it would long remember the initial policy.
+        # At first, average over fewer steps, or the initial policy lingers.
         keep = min(s.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.policy.parameters()):
@@ -303,7 +303,7 @@ class MetaLearner:
             self._descend(denoising(theta, part.masked.choice.hard()) + task(theta, None))
 
     def _descend(self, loss: Tensor) -> None:
-        """Make an ordinary step of the model."""
+        """Take an ordinary step of the model."""
         loss.backward()
         self._agree(_gradients(self.losses))
         nn.utils.clip_grad_norm_(self.losses.parameters(), self.clip)
@@ -412,7 +412,7 @@ class MetaLearner:
             return
         changed = changes(state["settings"], self.settings.model_dump(mode="json"))
         if changed:
-            what = f"{folder} is of a learning with other settings"
+            what = f"{folder} was written with other learning settings"
             raise MaskwiseError(what, got=changed, do="give a new folder")
         groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for path, tensor in load_file(folder / STATE_TENSORS).items():
@@ -422,7 +422,7 @@ class MetaLearner:
         set_values(self.policy, groups["policy"])
         set_values(self.average, groups["average"])
         set_values(self.losses, groups["model"])
-        # Without tensors where the optimisers were cleared before the checkpoint.
+        # Empty if the optimisers were cleared just before the checkpoint.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])

@@ -222,8 +222,8 @@ def summary(
 
     Args:
         planned: all stages by name.
-        seconds: the forecast of every stage that is not done, after the stages it needs.
-        jobs: stages at once.
+        seconds: the forecast of every stage that is not done, in topological order.
+        jobs: number of stages run in parallel.
 
     Returns:
         By kind of stage ``done``, ``to_do`` and ``seconds`` of work; the kinds whose time is
@@ -320,7 +320,7 @@ def dry_run(
 
 
 def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
-    """List the trainings of the whole runs.
+    """List the trainings of the full-length runs.
 
     Each has its ``phase`` (from 0) and ``arms``; for one run its ``steps``, ``batch_size``,
     ``length``, ``tokens`` (at most) and ``flops``; its number of ``runs``, how many of them are
@@ -361,7 +361,7 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
 def _view(own: Path, shared: Path | None) -> Iterator[Path]:
     """Link the stages of a study and the shared ones into a temporary folder."""
     found = {stage.name: stage for stage in shared.glob("*-*/")} if shared else {}
-    # Of two stages with one name the study's counts, as in ``link_shared``.
+    # If two stages have the same name, the study's own is used, as in ``link_shared``.
     found |= {stage.name: stage for stage in own.glob("*-*/")}
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         for stage_name, folder in found.items():

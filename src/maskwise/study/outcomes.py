@@ -7,8 +7,8 @@ of word frequencies on the same masks), "dev:NAME", "cost:steps", and "plain:tas
 without standardising).
 
 Standardising divides a task's scores by their pooled SD: the spread of runs about the mean of their
-arm, at least one test item. With one run per arm there is no such SD, and scores stay unscaled.
-Tasks where lower is better count with the opposite sign in "tasks".
+arm, and at least the step of one test item. With one run per arm there is no such SD, and scores
+stay unscaled. Tasks where lower is better count with the opposite sign in "tasks".
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Outcomes:
                     self._put(f"cost:{key}", line, value)
 
     def _check_has_runs(self, arm: str) -> None:
-        """Raise where an arm has no numbers and no failure that explains it."""
+        """Raise an error if an arm has no numbers and no failed run explains it."""
         failed = any(name == arm for name, _ in self.failed)
         if not failed and all(self.mean(outcome, arm) is None for outcome in self.measures):
             raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
@@ -241,7 +241,7 @@ class Outcomes:
             self.values[outcome][-1, partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Fill in the two arms that are means of arms, depending on the task they learned from."""
+        """Fill in the two sides of transfer: means over arms that learned from the task, or not."""
         own_side = self.arms.index(OWN_TASK)
         other_side = self.arms.index(OTHER_TASKS)
         for task in self.tasks:
@@ -274,7 +274,7 @@ class Outcomes:
                 self.measures[name] = Measure("SDs", metric)
 
     def _mean(self, tasks: Sequence[str], scales: Mapping[str, float]) -> Numbers:
-        """Average tasks within each run that has all of them, so that higher is better."""
+        """Average signed tasks within each run."""
         scaled = []
         for task in tasks:
             sign = 1 if self.measures[task].higher_is_better else -1
@@ -291,7 +291,7 @@ class Outcomes:
             return None
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        # Scores move in steps of one item: equal scores by chance must not give an SD near zero.
+        # Scores change in steps of one item: if equal by chance, they must not give an SD near 0.
         items = self.measures[task].items
         floor = 1 / items if items else 1e-3
         return max(sd, floor)

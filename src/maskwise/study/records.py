@@ -36,12 +36,7 @@ from maskwise.training.speed import cpu_name
 from maskwise.weights import memory
 
 RESULTS = (
-    "records.jsonl",
-    "samples.json",
-    "timings.jsonl",
-    "summary.json",
-    PREDICTIONS,
-    "report.html",
+    *("records.jsonl", "samples.json", "timings.jsonl", "summary.json", PREDICTIONS, "report.html"),
 )
 """The files of a finished study. If another study is run in the folder, they are removed."""
 
@@ -170,13 +165,11 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
         look = _look(before)
-        changed = look != _look(study)
         if _decides_otherwise(before, study):
             look["settings_changed"] = True
-            changed = True
         # A study that was stopped before its verdict has not looked at its results.
         judged = (out / "summary.json").is_file() and not before.get("pending")
-        if judged and changed and look not in looked:
+        if judged and look != _look(study) and look not in looked:
             looked.append(look)
         if looked:
             known["looked"] = looked
@@ -205,7 +198,7 @@ def _settings(recipe: Plain) -> Plain:
 
 
 def _look(study: Mapping[str, Any]) -> Look:
-    """Count the runs and tests of a verdict on this study."""
+    """Count the runs and tests on which a verdict on this study is based."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
     contrasts = len(_asked(study))
@@ -213,9 +206,8 @@ def _look(study: Mapping[str, Any]) -> Look:
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
-    """Whether settings have changed that may give the same runs another verdict."""
-    old = _settings(before["recipe"])
-    new = _settings(study["recipe"])
+    """Whether settings changed that may lead to another verdict on the same runs."""
+    old, new = _settings(before["recipe"]), _settings(study["recipe"])
     if any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match")):
         return True
     # Files of older versions lack some of these.
@@ -234,7 +226,7 @@ def _asked(study: Mapping[str, Any]) -> list[list[str]]:
 
 
 class Others(NamedTuple):
-    """Results in a study's folder of seeds that are not in the current block.
+    """Results in a study's folder for seeds outside the current block.
 
     Attributes:
         records: lines of records.jsonl, including lines without a seed.
@@ -270,7 +262,7 @@ def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:
-    """Read the results in ``out`` of seeds that the design does not run.
+    """Read the results in ``out`` for seeds that the design does not run.
 
     Args:
         before: the study.json in ``out``.
@@ -290,12 +282,9 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
     # A failed run has a record, too: verdicts lack it, but it is not pending.
-    done = {record["seed"] for record in records if "seed" in record and _is_compared(record)}
+    compared = (record for record in records if not {"role", "fraction"} & record.keys())
+    done = {record.get("seed") for record in compared}
     return [seed for seed in study["seeds"] if seed not in done]
-
-
-def _is_compared(record: Record) -> bool:
-    return "role" not in record and record.get("fraction", 1.0) == 1
 
 
 # records.jsonl
@@ -344,10 +333,9 @@ def collect(
 
 
 def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
-    """The record of a run without the result of a stage."""
+    """Record that a run lacks the result of a stage."""
     error = errors.get(stage.name, "not finished")
-    who: Record = {"kind": "failure", **run.who}
-    return {**who, "stage": stage.name, "error": error}
+    return {"kind": "failure", **run.who, "stage": stage.name, "error": error}
 
 
 def _learned(result: Plain) -> list[Plain]:

@@ -12,13 +12,13 @@ The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
 - every punctuation mark, every symbol and every ideograph is a word of its own;
 - so is every letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without
   spaces (BERT makes one word of a whole sentence);
-- combining marks, joiners, variation selectors, skin tones and other invisible characters continue
-  the character before them; emoji joined by ZWJ and pairs of flag letters are one word;
+- combining marks, joiners, variation selectors, skin tones and control characters continue the
+  character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
 
 The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the
 scripts named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode
-tables are old. It is coarser only where BERT leaves a mark alone after a punctuation mark.
+tables are old. It is coarser only where BERT separates a combining mark from a punctuation mark.
 
 The rule for tokens: a token that covers several words joins them, and the next token continues the
 word in which it ends. The pieces of one character (byte fallback) stay together, and a lone space
@@ -66,7 +66,7 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# Filled when a character is first seen: a corpus has few, and Unicode's tables are slow.
+# Filled lazily: a corpus has few distinct characters, and unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
@@ -160,7 +160,7 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """(C,) class of the last character before each that does not extend another; SPACE at 0."""
+    """(C,) class of the last base character before each; SPACE before the first one."""
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     place = np.arange(len(padded))
     # The running maximum passes over runs of marks to the character that they extend.
@@ -232,7 +232,7 @@ def word_ids(
 
     Args:
         text: the text as the tokenizer got it.
-        offsets: (L, 2) character offsets into it, end exclusive, as fast tokenizers return them.
+        offsets: (L, 2) character offsets into the text, end exclusive, as from fast tokenizers.
         special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default
             these are the tokens at (0, 0), which is wrong only for a "▁" that the tokenizer put
             before the text.
@@ -260,7 +260,7 @@ def word_ids(
 
 
 class Placed(NamedTuple):
-    """Places of T tokens of N texts, in characters of all texts joined, each with a line break.
+    """Places of T tokens of N texts, as positions in all texts joined, a line break after each.
 
     Attributes:
         lengths: (N,) tokens of each text.
@@ -296,7 +296,7 @@ def place_tokens(
         texts: N texts.
         offsets: (T, 2), text after text, each relative to its own text.
         lengths: (N,) tokens of each text; they sum to T.
-        special: (T,) true for tokens that are not content; by default all are.
+        special: (T,) true for tokens that are not content; by default all tokens are content.
         rule: how words are found (`word_rule`).
     """
     content = np.ones(len(offsets), dtype=bool)
@@ -373,7 +373,7 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Turn a panic of the tokenizer's Rust code (an endless pattern, say) into one line."""
+    """Turn a panic of the tokenizer's Rust code, as from an endless pattern, into one line."""
     try:
         yield
     except BaseException as error:

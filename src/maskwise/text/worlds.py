@@ -1,14 +1,14 @@
 """Invented worlds: a corpus and questions about it for which the best policy is known.
 
 The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
-and only the corpus has the answer: fine-tuning shows the form of the question with *other* people.
+and only the corpus has the answer: fine-tuning teaches the form of questions with *other* people.
 In ``causalworld`` the answer follows by a rule that no text states: pre-training cannot help.
 
 A world can be named in place of a corpus or a task, ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
-the attribute in question. The words are the same in every world, so that a model can continue in
-another. ``seed`` decides which people are in it; ``seed="run"`` takes the seed of the run, so that
-each replicate of a study has a world and a model.
+the attribute in question. All worlds share one lexicon, so a model can go on training in another.
+``seed`` decides which people are in it; with ``seed="run"``, the seed of the run, each replicate
+of a study has its own world.
 
 Cost: 0.3 ms a text.
 """
@@ -42,10 +42,7 @@ Question = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class World(ABC):
-    """An invented world: its texts, their layers, and questions.
-
-    It is also an annotator, of its own texts only.
-    """
+    """An invented world: texts, their layers and questions; also an annotator of these texts."""
 
     seed: int | str = 0
 
@@ -153,7 +150,7 @@ class World(ABC):
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return random draws for a purpose, which do not change those for another one."""
+        """Return an independent random stream for each purpose."""
         seed = self.seed
         # Outside of a run the world is that of the first run.
         if seed == RUN:
@@ -227,8 +224,7 @@ class FactWorld(World):
             templates += known[fact][0]
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
-            about = " and the ".join(asked)
-            allowed = f"a list of some of {', '.join(known)}, with one about the {about}"
+            allowed = f"a list of {', '.join(known)}, with one about the {' and the '.join(asked)}"
             raise MaskwiseError("facts of factworld", got=self.facts, allowed=allowed)
 
     @property
@@ -290,7 +286,7 @@ class FactWorld(World):
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
     def questions(self) -> dict[str, list[Question]]:
-        """Return questions about all people; only the corpus has the answers of the test split."""
+        """Return questions about all people; answers of the test split are in the corpus alone."""
         questions: dict[str, list[Question]] = {}
         # Split by people, so that no one in the test split is in another one.
         for split, people in _split(self.persons).items():
@@ -379,7 +375,7 @@ class CausalWorld(World):
                 more = not more
             answers[question] = "more" if more else "less"
         if len(answers) < self.asked:
-            what = "so many different questions cannot be asked in this causalworld"
+            what = "this causalworld has fewer different questions"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
         rows = []
         for question, answer in answers.items():
