@@ -99,6 +99,8 @@ def test_any_class_is_the_mean_over_guesses() -> None:
     each = [(g, answer) for g in gold for answer in range(3)]
     pairs = [pair[0] for pair in each], [pair[1] for pair in each]
     assert any_class(gold, 3, "accuracy") == pytest.approx(accuracy(*pairs))
+    # The class that train lacks counts as in macro_f1.
+    assert any_class(gold, 3, "macro-f1") == pytest.approx(macro_f1(*pairs))
     known = [pair for pair in each if pair[0] >= 0]
     expected = macro_f1([pair[0] for pair in known], [pair[1] for pair in known])
     assert any_class(gold[:-1], 3, "macro-f1") == pytest.approx(expected)

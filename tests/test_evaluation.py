@@ -715,3 +715,57 @@ def test_lama_files_are_read_whole() -> None:
     assert len({fact.relation for fact in trex.facts}) == 28
     google = load_set(f"{LAMA / 'google_re.jsonl.gz'}(items=None)", Cloze.read)
     assert google.total == 5528 and len({fact.relation for fact in google.facts}) == 3
+
+
+@torch.no_grad()
+def test_right_answers_beyond_the_candidates_do_not_count_against_a_model() -> None:
+    """Such as that of a fact beyond ``items``, or of another part."""
+    facts = facts_of(("1", "cat", "[MASK] ran"), ("2", "bird", "the [MASK]"))
+    facts = Cloze("some", (facts.facts[0]._replace(others=("dog",)), facts.facts[1]), 3, {})
+    found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
+    assert found["open-mrr"]["value"] == pytest.approx((1 + 1 / 3) / 2)
+
+
+@torch.no_grad()
+def test_chance_of_open_ranks_is_that_of_the_whole_relation() -> None:
+    answers = ["cat", "dog", "bird", "rome"]
+    facts = facts_of(*((answer, answer, f"the [MASK] {answer}") for answer in answers))
+    few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
+    found = [by_metric(scored(Known(), TOKENIZER, some)) for some in (facts, few)]
+    assert found[0]["open-mrr"]["chance"] == found[1]["open-mrr"]["chance"]
+    assert found[0]["mrr"]["chance"] < found[1]["mrr"]["chance"]
+
+
+def test_answers_with_and_without_a_space_are_one_candidate() -> None:
+    """A token for the space alone belongs to the answer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<mask>", "▁", "x", "ab", "cd", "▁cd", "▁x"]
+    model = models.Unigram([(word, -float(n + 1)) for n, word in enumerate(words)], 0)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", mask_token="<mask>"
+    )
+    facts = facts_of(("1", "ab", "[MASK] x"), ("2", "ab", "x [MASK]"), ("3", "cd", "x [MASK]"))
+    ((start, end, _),) = questions_of(facts.facts, 20, tokenizer, 64, Counter())
+    assert start.candidates == ((4,), (5,)) and end.candidates == ((2, 4), (6,))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"sub_label": None, "predicate_id": "P1"},
+        {"masked_sentences": None},
+        {"evidences": [{"masked_sentence": None}]},
+        {"masked_sentences": [None]},
+    ],
+)
+def test_a_null_asks_nothing(record: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text(json.dumps({"obj_label": "rome", **record}) + "\n")
+    template = {"relation": "P1", "template": "[X] was born in [Y] ."}
+    (tmp_path / "relations.jsonl").write_text(json.dumps(template) + "\n")
+    with pytest.raises(MaskwiseError, match="asks nothing"):
+        Cloze.read(file)

@@ -368,6 +368,11 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
         == moved.loss_weight.device.type
         == "meta"
     )
+    assert "labels" in out and "nope" not in out and len(out) == len(list(out)) == len({**out})
+    assert out.get("labels") is out["labels"] is out.labels and out.get("nope") is None
+    assert dict(out.items()).keys() == {**out}.keys() == set(out.keys())
+    with pytest.raises(KeyError, match="nope"):
+        out["nope"]
     assert moved.targets == out.targets == int((out.labels != IGNORE).sum())
     # The places of the targets are found on the host: a device without data could not say them.
     assert moved.where.device.type == "meta" and moved.where.shape == (out.targets, 2)

@@ -418,6 +418,8 @@ def test_members_may_bring_their_own_ratios() -> None:
         ("t5-span(ratio=2)", "got 2; allowed: a number from 0 to 1"),
         ("span-layer(rest='words')", "none, token, word"),
         ("ul2(denoisers=((0.5, 0.5),))", "pairs of mean span"),
+        ("ul2(denoisers=((3,),))", "pairs of mean span"),
+        ("ul2(denoisers=())", "pairs of mean span"),
         ("frequency(floor=0)", "above 0"),
     ],
 )

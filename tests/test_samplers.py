@@ -114,7 +114,13 @@ def test_losses_that_are_no_numbers_are_said_and_left_out(kind: type[Any]) -> No
     for turn in range(3):
         for step in range(50 * turn, 50 * turn + 50):
             assert one.draw(step) == clean.draw(step)
-        one.update([2.0, math.nan, 1.0], [1.0 + turn / 4, 1.0, 1.0])
+        burst = (
+            [2.0, (math.nan, 1.0)[turn % 2], 1.0],
+            [1.0 + turn / 4, (1.0, math.inf)[turn % 2], 1.0],
+        )
+        # What metrics record is what training uses.
+        assert one.reward(*burst) == pytest.approx(1 - (1.0 + turn / 4) / 2, abs=1e-5)
+        one.update(*burst)
         clean.update([2.0, 1.0, 1.0], [1.0 + turn / 4, 1.0, 1.0])
     assert [note.split(":")[0] for note in one.notes] == ["b"] and "not finite" in one.notes[0]
     assert torch.equal(one.logits, clean.logits)

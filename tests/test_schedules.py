@@ -89,7 +89,7 @@ REFUSED = [
     ("scaled(uniform(0, 1), 2)", "got 2.0"),
     ("piecewise(0, 0.1, 0.001, 2, 1, 0.1)", "pairs"),
     ("piecewise(0.5, 0.1, 0, 0.1)", "rising"),
-    ("piecewise(0, 0.3, 1000, 0.15)", "shares of training, rising from 0 to 1"),
+    ("piecewise(0, 0.3, 1000, 0.15)", "shares of training \(0 to 1\)"),
     ("step(0.3, 0.15, 500)", "at must be a share of training; got 500"),
     ("mixture(0.1, -1)", "shares"),
     ("mixture(0.1, 0)", "shares"),

@@ -106,6 +106,11 @@ def test_the_floor_is_three_tenths_of_a_nat_below_unigram(gap, floor):
     assert ("floor" in codes(rows["heldout:token"])) is floor
 
 
+def test_a_gap_next_to_the_floor_does_not_read_as_the_floor():
+    rows = at_levels({"token-15": 6.276 - 0.298, "token-30": 6.276 - 0.298})
+    assert facts_of(rows["heldout:token"], "floor")["words"] == "+0.299 and +0.299"
+
+
 def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
     def losses(at_15: float, at_40: float) -> list[dict]:
         return [
@@ -453,6 +458,9 @@ def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
     row = judged(records=facts + mine)
     assert row["verdict"] == "decided" and row["compute"]["matched"]
     assert facts_of(row, "compute")["ratios"] == pytest.approx({"targets": 2, "flops": 1.2})
+    many = [line | {"targets": 120 * COST["targets"]} for line in mine]
+    told = facts_of(judged(records=facts + many), "compute")["told"]
+    assert "used 120 times the targets (tokens to predict), 1.2 times the FLOPs" in told
     by_targets = judged(records=facts + mine, match={"by": "targets", "arms": {}})
     assert not by_targets["compute"]["matched"]
     within = [line | {"targets": 1.04 * COST["targets"]} for line in mine]

@@ -31,6 +31,10 @@ OWN_TASK = "own-task"
 OTHER_TASKS = "other-tasks"
 """In a study of transfer: for every task, the mean of the arms with policies from other tasks."""
 
+FIXED = "at these settings"
+TUNED = "each arm tuned"
+"""The scopes of a verdict."""
+
 CONTROL = "-control"
 """The suffix of positive controls: studies that are void unless their oracle wins
 (``study.gate``)."""

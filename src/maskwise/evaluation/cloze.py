@@ -177,10 +177,9 @@ class Cloze(TestSet):
                     ranks.append(rank_of(row, question.gold, question.right))
                     # Candidates are sorted by frequency, so falling numbers rank them by it.
                     falling = -np.arange(float(len(row)))
-                    by_frequency = rank_of(falling, question.gold, question.right)
-                    chance.append(by_frequency)
+                    chance.append(rank_of(falling, question.gold, question.right))
                     if len(question.pieces) == 1:
-                        chance_open.append(by_frequency)
+                        chance_open.append(question.frequency)
         require_scored(len(ranks), skipped, f"facts {self.name!r}")
         records = self._records("", ranks, chance, skipped)
         if ranks_open:
@@ -235,11 +234,11 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
 
 def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
     answer = record.get("obj_label")
-    subject = str(record.get("sub_label", ""))
+    subject = _text(record.get("sub_label"))
     if not isinstance(answer, str) or not answer.strip():
         got = repr(answer) if "obj_label" in record else ", ".join(map(str, record))
         raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")
-    relation = str(record.get("predicate_id", record.get("relation", name)))
+    relation = _text(record.get("predicate_id")) or _text(record.get("relation")) or name
     text = _sentence(record)
     if subject and templates.get(relation):
         text = templates[relation].replace("[X]", subject).replace("[Y]", MASK)
@@ -256,10 +255,14 @@ def _sentence(record: Record) -> str:
     sentences = record.get("masked_sentences")
     evidences = record.get("evidences")
     if isinstance(sentences, list):
-        return " ".join(map(str, sentences))
+        return " ".join(filter(None, map(_text, sentences)))
     if isinstance(evidences, list) and evidences and isinstance(evidences[0], dict):
-        return str(evidences[0].get("masked_sentence", ""))
+        return _text(evidences[0].get("masked_sentence"))
     return sentences if isinstance(sentences, str) else ""
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 # Scoring
@@ -273,13 +276,17 @@ class Question(NamedTuple):
         candidates: the answers among which its answer is ranked, the most frequent first.
         gold: the index of its answer among the candidates.
         right: the indices of all right answers.
+        tokens: the right answers of a single token, candidates or not.
+        frequency: the rank by frequency of its answer among all answers of the relation.
     """
 
     left: list[int]
     right_side: list[int]
-    candidates: list[Pieces]
+    candidates: Sequence[Pieces]
     gold: int
     right: set[int]
+    tokens: set[int]
+    frequency: float
 
     @property
     def pieces(self) -> Pieces:
@@ -305,59 +312,67 @@ def questions_of(
     """
     texts = []
     spaced = []
+    rights: dict[str, set[str]] = {}
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
         # Byte-level tokens include the space before a word, so the space belongs to the answer.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
+        rights.setdefault(fact.text, set()).update([fact.answer, *fact.others])
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    answers = _pieces([fact.answer for fact in facts], spaced, tokenizer)
-    longest = max(map(len, answers))
+    # An answer is the pair of its tokens without and with a space before it. Each sentence shows
+    # all candidates as it shows its own answer.
+    words = sorted(set().union(*rights.values()))
+    answers = dict(zip(words, zip(_pieces(words, "", tokenizer), _pieces(words, "x", tokenizer))))
+    longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     kept = []
-    for fact, row, answer in zip(facts, rows, answers):
-        if not answer or not unusable.isdisjoint(answer) or row.count(tokenizer.mask_token_id) != 1:
+    for fact, row, space in zip(facts, rows, spaced):
+        answer = answers[fact.answer]
+        own = answer[space]
+        if not own or not unusable.isdisjoint(own) or row.count(tokenizer.mask_token_id) != 1:
             skipped[UNKNOWN] += 1
         elif len(row) + longest - 1 > room:
             skipped[LONG] += 1
         else:
-            kept.append((fact, row, answer))
-    counts = Counter(answer for _, _, answer in kept)
+            kept.append((fact, row, space, answer))
+    counts = Counter(answer for *_, answer in kept)
     if len(counts) < 2:
         skipped[ONE_ANSWER] += len(kept)
         return
-    order = sorted(counts, key=lambda answer: (-counts[answer], answer))
-    pieces_of = {fact.answer: answer for fact, _, answer in kept}
-    right: dict[str, set[Pieces]] = {}
-    for fact, _, answer in kept:
-        others = [pieces_of[other] for other in fact.others if other in pieces_of]
-        right.setdefault(fact.text, set()).update([answer, *others])
+    order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
     parts = math.ceil(len(order) / candidates)
     for part in range(parts):
         # In strides, so that each part has frequent and rare answers.
         among = order[part::parts]
         place = {answer: number for number, answer in enumerate(among)}
+        shown = list(zip(*among))
         questions = []
-        for fact, row, answer in kept:
-            if answer in place:
-                at = row.index(tokenizer.mask_token_id)
-                also = {place[other] for other in right[fact.text] if other in place}
-                questions.append(Question(row[:at], row[at + 1 :], among, place[answer], also))
+        for fact, row, space, answer in kept:
+            if answer not in place:
+                continue
+            at = row.index(tokenizer.mask_token_id)
+            right = {answers[text] for text in rights[fact.text]}
+            also = {place[other] for other in right if other in place}
+            tokens = {other[space][0] for other in right if len(other[space]) == 1}
+            number = order.index(answer)
+            frequency = 1 + number - len(right.intersection(order[:number]))
+            question = Question(
+                row[:at], row[at + 1 :], shown[space], place[answer], also, tokens, frequency
+            )
+            questions.append(question)
         yield questions
 
 
-def _pieces(
-    answers: list[str], spaced: list[bool], tokenizer: PreTrainedTokenizerBase
-) -> list[Pieces]:
-    """Tokenise answers as they would be in a sentence, after a space or not."""
-    # A word before the answer gives it its space; the tokens of that word are dropped again.
-    starts = ["x " if space else "" for space in spaced]
-    texts = [start + answer for start, answer in zip(starts, answers)]
+def _pieces(answers: list[str], word: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
+    """Tokenise answers as they would be after a word and a space, or without either."""
+    texts = [f"{word} {answer}" if word else answer for answer in answers]
     pieces = []
-    for encoding, start in zip(tokenizer(texts, add_special_tokens=False).encodings, starts):
+    for encoding in tokenizer(texts, add_special_tokens=False).encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
-            if not start or end > len(start):
+            # The tokens of the word are dropped again; a token for the space alone is kept.
+            if not word or end > len(word):
                 tokens.append(token)
         pieces.append(tuple(tokens))
     return pieces
@@ -396,10 +411,9 @@ def open_ranks(
     ranks = []
     for place, log_p in _log_p(model, list(by_place), TOKENS):
         for question in by_place[place]:
-            right = [question.candidates[other] for other in question.right]
-            single = {pieces[0] for pieces in right if len(pieces) == 1}
             scores = log_p[: vocabulary.size]
-            ranks.append(rank_of(scores, question.pieces[0], single, among=vocabulary.eligible))
+            gold = question.pieces[0]
+            ranks.append(rank_of(scores, gold, question.tokens, among=vocabulary.eligible))
     return ranks
 
 

@@ -115,7 +115,7 @@ class AnnotatedBatch:
                 return first_P
         at = np.flatnonzero(content)
         before = at.searchsorted(self.edges)
-        # The extra item is for empty pieces at the end of the line, which have no first token.
+        # The extra item is for pieces without content at the end of the line.
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
@@ -336,14 +336,28 @@ class MaskedBatch:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    def keys(self) -> Iterator[str]:
+    # No subclass of Mapping: the Trainer and data loaders rebuild mappings as plain dicts.
+    def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:
             yield "attention_mask"
         yield from self.extras
 
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
         return self.extras[name] if name in self.extras else getattr(self, name)
+
+    keys = __iter__
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self[name]) for name in self)
+
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
+        return dict(self.items()).get(name, default)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))

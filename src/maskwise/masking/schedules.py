@@ -50,7 +50,8 @@ class Schedule:
         random: whether each piece draws its ratio.
 
     Raises:
-        MaskwiseError: a ratio outside 0 to 1, or NaN, at any step.
+        MaskwiseError: a ratio outside 0 to 1, or NaN, at one of 201 even points of training; a
+            narrower peak is clipped.
     """
 
     name: str
@@ -290,12 +291,15 @@ def elliptical(f: float, p: float = 0.15) -> float:
 
 @published
 def piecewise(f: float, *points: float) -> float:
-    """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates share and ratio."""
+    """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates share and ratio.
+
+    Before the first point and after the last one, the ratio is theirs.
+    """
     at = points[::2]
     ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
     if not paired or list(at) != sorted(at) or not all(0 <= value <= 1 for value in points):
-        allowed = "shares of training, rising from 0 to 1, each with a ratio from 0 to 1"
+        allowed = "two or more rising shares of training (0 to 1), each with a ratio (0 to 1)"
         raise MaskwiseError("piecewise takes (share, ratio) pairs", got=points, allowed=allowed)
     return float(np.interp(f, at, ratios))
 
@@ -324,9 +328,9 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip another schedule to ``low`` … ``high``."""
+    """Clip another schedule, whose ratios are in 0 to 1 by themselves, to ``low`` … ``high``."""
     if low > high:
-        raise MaskwiseError("clipped: low is above high", got=(low, high))
+        raise MaskwiseError("clipped: low is above high", got=(low, high), allowed="low ≤ high")
     return np.clip(inner(f), low, high)
 
 

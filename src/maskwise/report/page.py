@@ -21,8 +21,9 @@ from statistics import fmean, median
 import jinja2
 
 from maskwise import __version__
-from maskwise.constants import PLATEAU_NATS, overlap_matters, overlap_words
+from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words
 from maskwise.errors import duration
+from maskwise.estimates import with_minus
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -40,17 +41,16 @@ from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import choices, evaluation_table, score_table, task_table
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
-NO_CHARTS = "There are no charts: the memory allowed here is too small to make them."
+NO_CHARTS = "There are no charts, because their code could not be made"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_NAMED = 6
 """The most missing runs that are listed by name."""
 ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too long"}
 """What a key in the record of a learned policy means."""
 SCOPES = {
-    "each arm tuned": "Every seed chose the settings of each arm, and a fresh run at them is "
-    "compared.",
-    "at these settings": "The verdicts hold at these settings: with others, such as other learning "
-    "rates, the order may change.",
+    TUNED: "Every seed chose the settings of each arm, and a fresh run at them is compared.",
+    FIXED: "The verdicts hold at these settings: with others, such as other learning rates, the "
+    "order may change.",
 }
 
 
@@ -225,7 +225,7 @@ def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
     study = folder.study
     lines = list[str]()
     if not vega_code():
-        lines.append(NO_CHARTS)
+        lines.append(f"{NO_CHARTS} ({_made_vega()[1]}).")
     if not folder.summary["headline"]:
         why = "the study is still running, or was stopped; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
@@ -246,7 +246,7 @@ def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
         named = ", ".join(lacking[:MOST_NAMED])
         if len(lacking) > MOST_NAMED:
             named += ", …"
-        if len(lacking) == len(runs):
+        if lacking and len(lacking) == len(runs):
             lines.append(f"No run has a {what}.")
         elif lacking:
             lines.append(f"{len(lacking)} of {len(runs)} runs without a {what}: {named}.")
@@ -365,14 +365,24 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
 
 
 @cache
-def vega_code() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
+def _made_vega() -> tuple[str, str]:
+    """Return the code, and if it is empty the reason."""
     # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
-    if made.returncode:
-        return ""
     # In HTML the first "</script" would end the element, even within a string.
-    return made.stdout.decode().replace("</script", "<\\/script")
+    code = made.stdout.decode().replace("</script", "<\\/script")
+    if not made.returncode:
+        return code, ""
+    said = made.stderr.decode(errors="replace").split("\n")
+    why = f"signal {-made.returncode}, as where memory is limited"
+    if made.returncode > 0:
+        why = [line.strip() for line in ["no error text", *said] if line.strip()][-1]
+    return "", why
+
+
+def vega_code() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
+    return _made_vega()[0]
 
 
 def environment() -> jinja2.Environment:
@@ -399,11 +409,13 @@ def figure(x: float | None, digits: int = 3) -> str:
 def short(x: float | None) -> str:
     if x is None:
         return "–"
+    if abs(x) >= 9999.5:
+        return f"{x:,.0f}"
     return f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
 
 
 def share(x: float | None, digits: int = 0) -> str:
-    return "–" if x is None else f"{100 * x:.{digits}f} %".replace("-", "−")
+    return "–" if x is None else with_minus(f"{100 * x:.{digits}f} %")
 
 
 def powers(x: float | None) -> str:

@@ -102,25 +102,24 @@ class Learned(Sampler):
         return torch.tensor([names.count(arm) for arm in self.arms], dtype=torch.float64)
 
     def reward(self, before: Losses, after: Losses) -> float:
-        """Sum the finite gains of all arms."""
-        return float(self.gained(before, after).nan_to_num(0.0, 0.0, 0.0).sum())
+        """Sum the gains of all arms, as training does."""
+        return float(self.gained(before, after).sum())
 
     def gained(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) gains, which are NaN or infinite where a loss is."""
-        return gains(self.vector(before), self.vector(after), least=self.least)
+        """Return (K,) gains, 0 for arms whose loss is not finite, before or after."""
+        gain = gains(self.vector(before), self.vector(after), least=self.least)
+        # Without the guard one infinite loss would ruin all logits.
+        return gain.masked_fill(self.diverged(before, after), 0)
 
     def diverged(self, before: Losses, after: Losses) -> Tensor:
         """Return which arms (K,) have a loss that is not finite, before or after."""
         return ~(self.vector(before).isfinite() & self.vector(after).isfinite())
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) gains, 0 for arms without a finite loss, and replace ``notes``."""
+        """Return the gains (K,), and replace ``notes``."""
         gain = self.gained(before, after)
-        diverged = self.diverged(before, after)
-        # Without the guard one infinite loss would ruin all logits.
-        gain[diverged] = 0
         self.notes = []
-        for arm in self.named(diverged):
+        for arm in self.named(self.diverged(before, after)):
             self.notes.append(f"{arm}: the probe loss is not finite; it counts as no gain")
         drawn = self.drawn() > 0
         better = ", ".join(self.named(drawn & (gain > 0)))
@@ -157,7 +156,8 @@ class Mometas(Learned):
     The published constants belong to rollouts of 100 steps. By default, a run of fewer than 6,000
     steps has shorter rollouts and scaled constants. The gain of a rollout shrinks with its length,
     and ``entropy`` shrinks with it, so that the same gain per step leads to the same probabilities.
-    ``lr`` grows with the root of the length, so that the noise of a reward moves the logits as far.
+    ``lr`` is divided by the square root of that scale (every / 100), so that the noise of a reward
+    moves the logits as far.
     ``published=True`` keeps the published constants.
 
     Args:

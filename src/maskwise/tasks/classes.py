@@ -102,13 +102,14 @@ def text_classes(rows: Rows, where: str) -> Names:
     """Return the different classes of texts.
 
     Raises:
-        MaskwiseError: a single class, or nearly as many classes as rows.
+        MaskwiseError: a single class, or more than 20 and more than one per two rows.
     """
     labels = distinct(all_classes(rows), "classes", where)
-    if len(labels) > max(20, len(rows) // 2):
+    most = max(20, len(rows) // 2)
+    if len(labels) > most:
         got = f"{len(labels)} different labels in {len(rows)} rows"
-        what = f"the labels of {where} are no classes"
-        raise MaskwiseError(what, got=got, do="check the label column")
+        what = f"the labels of {where} do not look like classes"
+        raise MaskwiseError(what, got=got, allowed=f"at most {most}", do="check the label column")
     return labels
 
 
@@ -400,6 +401,8 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
         raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
     if not tokens:
         return NO_TEXT
+    if any(isinstance(tag, list | dict) for tag in tags):
+        raise MaskwiseError(f"{where}: a word has one tag", got=tags)
     names = labels_in(tags)
     # A word without a tag would have to be left out, which changes what its neighbours mean.
     if len(names) < len(tags):

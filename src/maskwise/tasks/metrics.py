@@ -46,7 +46,7 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """Return the expected score of uniformly random classes; 0 for metrics of correlation.
+    """Return the expected score of uniformly random classes, or 0 if the metric is another one.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -59,7 +59,8 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
     if metric == "macro-f1":
         answered = len(gold) / classes
         f1 = 2 * hits / (sizes + answered)
-        return float(np.mean(f1))
+        # In ``macro_f1`` unseen classes are one more class, whose F1 is 0.
+        return float(f1.sum() / (classes + (UNSEEN in gold)))
     return 0.0
 
 
@@ -87,7 +88,8 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
     ranks = np.asarray(answer, dtype=np.float64)
-    reciprocals = np.where(ranks <= 10, 1 / ranks, 0.0)
+    # Embeddings that are NaN give the rank 0, which is no hit.
+    reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
     return float(reciprocals.mean())
 
 

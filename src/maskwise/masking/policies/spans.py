@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -227,12 +228,16 @@ class Ul2(Policy):
     needs_ratio = True
 
     def __post_init__(self) -> None:
-        valid = bool(self.denoisers)
-        for mean, ratio in self.denoisers:
-            valid &= (mean >= 1 or mean == 0) and 0 <= ratio <= 1
+        valid = False
+        with suppress(TypeError, ValueError):
+            mean, ratio = np.array(self.denoisers, np.float64).T
+            fits = ((mean >= 1) | (mean == 0)) & (ratio >= 0) & (ratio <= 1)
+            valid = np.ndim(mean) == 1 and fits.all()
         if not valid:
-            allowed = "pairs of mean span (≥ 1, or 0 for the end of the row) and ratio"
-            raise MaskwiseError("policy ul2: denoisers", got=self.denoisers, allowed=allowed)
+            allowed = "pairs of mean span (≥ 1, or 0 for the end of the piece) and ratio"
+            raise MaskwiseError(
+                "invalid denoisers of policy ul2", got=self.denoisers, allowed=allowed
+            )
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskwise.constants import NATS, REFERENCE
+from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Compute, Contrast, Ends, Equivalence, Gate, Study
 from maskwise.study.outcomes import ALL_TASKS, TOLERANCE, Numbers, Outcomes
@@ -30,7 +30,7 @@ from maskwise.study.statistics import (
     sign_flip_interval,
     sign_flip_test,
 )
-from maskwise.study.verdict.flags import FIXED, raised, scope_of
+from maskwise.study.verdict.flags import raised, scope_of
 from maskwise.study.verdict.words import Names, is_ahead
 
 MOST_MORE_RUNS = 50

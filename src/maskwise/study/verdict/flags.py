@@ -20,11 +20,13 @@ from typing import TypeAlias
 
 from maskwise.constants import (
     CORRELATIONS,
+    FIXED,
     NATS,
     OTHER_TASKS,
     OWN_TASK,
     PLATEAU_NATS,
     REFERENCE,
+    TUNED,
     overlap_matters,
     overlap_words,
 )
@@ -36,9 +38,6 @@ from maskwise.study.statistics import can_decide
 Facts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
 
-FIXED = "at these settings"
-TUNED = "each arm tuned"
-"""The scopes of a verdict."""
 CHANCE_MARGIN = 0.02
 """How far above chance a score may be by luck if the number of items is unknown."""
 COSTS = {
@@ -135,7 +134,7 @@ def _at_floor(row: Contrast, table: Outcomes) -> Facts | None:
     if not gaps:
         return None
     rounded = [round(gap, 3) for gap in gaps.values()]
-    words = with_minus(" and ".join(f"{gap:+.2f}" for gap in rounded))
+    words = with_minus(" and ".join(f"{gap:+.3f}" for gap in rounded))
     return {"arms": list(gaps), "gaps": rounded, "words": words, "floor": PLATEAU_NATS}
 
 
@@ -147,7 +146,11 @@ def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Return whether a mean score is at most chance, if known, + 2 standard errors over items."""
+    """Return whether a mean score is within 2 standard errors over items of chance, or worse.
+
+    Without items ``CHANCE_MARGIN`` takes their place, and a loss has no margin. An unknown score or
+    chance level is no guess.
+    """
     measure = table.measures[outcome]
     mean = table.mean(outcome, arm)
     chance = measure.chance
@@ -224,13 +227,18 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
     if not off:
         return None
-    spent = ", ".join(f"{ratio:.2g} times the {COSTS[key]}" for key, ratio in off.items())
+    spent = ", ".join(f"{_times(ratio)} times the {COSTS[key]}" for key, ratio in off.items())
     lead = ""
     if by in off:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
     return {"told": f"{lead}{row['arm']} used {spent} of {row['baseline']}", "ratios": off}
+
+
+def _times(ratio: float) -> str:
+    """Write a ratio with two digits, but never as a power of ten."""
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
