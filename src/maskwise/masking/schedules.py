@@ -225,31 +225,31 @@ def step(f: float, start: float, end: float, at: float = 0.5) -> float:
 
 @published
 def linear_decay(f: float, p: float = 0.15) -> float:
-    """2p (1 − f)."""
+    """Fall from 2p to 0: 2p (1 − f)."""
     return 2 * p - f * (2 * p)
 
 
 @published
 def cosine_decay(f: float, p: float = 0.15) -> float:
-    """p (1 + cos πf) + 0.02: from 2p + 0.02 to 0.02."""
+    """Fall from 2p + 0.02 to 0.02 along half a cosine: p (1 + cos πf) + 0.02."""
     return p * (1 + math.cos(math.pi * f)) + 0.02
 
 
 @published
 def linear_ascend(f: float, p: float = 0.15) -> float:
-    """2p f."""
+    """Rise linearly from 0 to 2p: 2p f."""
     return f * (2 * p)
 
 
 @published
 def square_above(f: float, p: float = 0.15) -> float:
-    """2p (1 − f²) + 0.01."""
+    """Fall from 2p + 0.01 to 0.01, slowly at first: 2p (1 − f²) + 0.01."""
     return 2 * p * (1 - f**2) + 0.01
 
 
 @published
 def square_below(f: float, p: float = 0.15) -> float:
-    """2p (1 − f)²."""
+    """Fall from 2p to 0, fast at first: 2p (1 − f)²."""
     return 2 * p * (1 - f) ** 2
 
 
@@ -283,7 +283,7 @@ def cosine_parabola(f: float) -> float:
 
 @published
 def elliptical(f: float, p: float = 0.15) -> float:
-    """2p √(1 − 3f²) to half-time, then 2p (1 − √(1 − 3(1 − f)²))."""
+    """Fall from 2p to 0 along two arcs of ellipses that meet at half-time."""
     if f <= 0.5:
         return 2 * p * math.sqrt(1 - 3 * f**2)
     return 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
@@ -420,7 +420,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     if isinstance(spec, Schedule):
         return spec
     if isinstance(spec, str):
-        # A name is no number, and stays a string.
+        # A name is not a number, and stays a string.
         with suppress(ValueError):
             spec = float(spec)
     if isinstance(spec, Real):

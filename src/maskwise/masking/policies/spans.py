@@ -34,9 +34,9 @@ class Span(Policy):
     and the last words of a piece may be one unit. Special tokens, and words with an [UNK], stay
     visible inside a span.
 
-    Selects: spans of equal weight; p = .2 and max_words = 10 *offer* a mean of 3.80 words.
-        ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART; the corruption
-        ``infill`` adds the empty spans).
+    Selects: spans of equal weight; with p = .2 and max_words = 10, lengths average 3.80 words
+        before selection. ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART;
+        the corruption ``infill`` adds the empty spans).
     Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short
         rows (at 64 words and 15 %: length 1 .364, length 10 .038). ``expected``: the budget on
         average, with nearly equal probabilities, so that *selected* lengths are nearly those
@@ -156,7 +156,7 @@ class T5Span(_Noise):
     """T5's noise spans: first their number and lengths are drawn, then their places.
 
     n noise tokens make round(n / mean_span) spans. The n tokens, and the rest of the piece, are
-    each cut uniformly at random into that many parts of at least one token. Noise and gaps
+    each split uniformly at random into that many parts of at least one token. Noise and gaps
     alternate around a ring, which is opened at a random place. The published code always opens it
     before a gap, so that rows begin unmasked and end masked; here every position is masked equally
     often, but the opening may split a span in two. Gaps are units of weight 0, so that selection
@@ -200,7 +200,9 @@ class Suffix(_Noise):
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(batch, keys, noise_P, np.ones_like(noise_P), at_end_P=noise_P >= 0)
+        return noise_units(
+            batch, keys, noise_P, np.ones_like(noise_P), at_end_P=np.ones(len(noise_P), bool)
+        )
 
 
 # UL2's denoisers (mean span, ratio): regular, sequential and extreme.
@@ -211,7 +213,9 @@ X = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 
 @dataclass(frozen=True)
 class Ul2(Policy):
-    """UL2: each piece draws a denoiser, a pair of mean span and ratio; mean span 0 masks the end.
+    """UL2: each piece draws a denoiser, a pair of mean span and ratio.
+
+    A mean span of 0 means: mask the end of the piece.
 
     The denoisers' ratios replace the masker's. The corruption ``ul2`` inserts the mode tokens.
 
@@ -241,7 +245,7 @@ class Ul2(Policy):
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
-        # Index −1, because a mixture with this member takes the piece's own draw.
+        # A mixture already uses the piece's draw at its own index, so take another one: −1.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), np.full(pieces, -1, np.int32))
         table = np.array(self.denoisers, np.float64)
         mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
@@ -287,7 +291,7 @@ def noise_units(
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
-    noise_end = _ends(keys, noise_P, spans_P, 0 * noise_P)
+    noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
     # The draws of the gaps follow those of the noise, which has noise − 1 inner positions.
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; row s of ``ends`` has the ends of gap s
@@ -300,8 +304,8 @@ def noise_units(
         opening_P = opening_P * ~at_end_P
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
-    # Counted from the opening, parts begin at these positions of the piece. A border at the
-    # opening becomes the position ``total``, for which each piece has one more place.
+    # Shift every border so that the opening is 0. A border at the opening itself wraps to
+    # ``total``, so each piece reserves total + 1 slots.
     border = ends - start_S1
     border += total_P.take(piece_S)[:, None] * (border <= 0)
     places_P = total_P + 1
@@ -315,7 +319,7 @@ def noise_units(
     passed = (ends <= start_S1).sum(1)
     passed_P = np.bincount(piece_S, passed, len(spans_P)).astype(np.int64)
     noisy = (np.repeat(passed_P, total_P) + number) & 1 > 0
-    # With one kind only, there are no borders to count.
+    # A piece that is all noise or all gap has no borders.
     noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
     piece = np.repeat(np.arange(len(total_P)), total_P)
