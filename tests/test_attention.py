@@ -279,6 +279,21 @@ def test_attention_with_dropout_has_the_scale_that_is_asked_for(scaling: float |
     torch.testing.assert_close(found, (shares @ value).transpose(1, 2))
 
 
+@pytest.mark.parametrize("family", ["t5", "mt5", "umt5"])
+def test_relative_positions_count_without_a_mask_too(family: str, tokenizer: Any) -> None:
+    """In training with dropout on a processor, an encoder lost them where no mask was given."""
+    config = new_config(
+        family, tokenizer, 48, kind="encoder-decoder", **SEQ2SEQ[family] | {"dropout_rate": 1e-6}
+    )
+    model = new_model(config, seed=3).train()
+    attention.separate(model)
+    ids = torch.arange(10, 22).reshape(2, 6)
+    with torch.no_grad():
+        expected = model.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        found = model.encoder(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_causal_documents_see_only_what_stands_before(tokenizer: Any) -> None:
     model = build("modernbert", tokenizer)
     attention.separate(model)

@@ -23,11 +23,21 @@ from maskwise.study.work import starting_from
 from maskwise.text import encode
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.optim import hidden_matrices
 from test_training import DATA
 from tiny import maskwise, read_lines, write_inputs
 from training_tools import model, tokenizer
 
 FAMILIES = ["bert", "modernbert", "albert", "electra", "esm", "esmc", "distilbert", "deberta-v2"]
+
+
+def test_muon_leaves_the_factors_of_updates_to_adamw() -> None:
+    """Their product maps hidden states, and they do not."""
+    network = model("bert")
+    Lora(rank=2).add(network, seed=0)
+    ids = {id(weight) for weight in hidden_matrices(network)}
+    found = [name for name, weight in network.named_parameters() if id(weight) in ids]
+    assert found == ["cls.predictions.transform.dense.weight"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -376,6 +376,12 @@ def test_a_checkpoint_keeps_its_dropout_of_attention_unless_another_is_set(
         assert dropout.p == rate_of(net.config) == expected
 
 
+def test_a_rate_of_a_model_in_two_parts_is_that_of_both() -> None:
+    chosen = ModelSettings(architecture="t5gemma", attention_dropout=0.2)
+    config = chosen.config(tokenizer(), 16, kind="encoder-decoder")
+    assert rate_of(config) == rate_of(config.encoder) == rate_of(config.decoder) == 0.2
+
+
 def test_a_rate_that_cannot_be_set_is_refused() -> None:
     with pytest.raises(ValueError, match="t5 has no dropout of attention alone"):
         ModelSettings(architecture="t5", attention_dropout=0.1)

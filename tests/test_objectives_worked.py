@@ -453,6 +453,24 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
     assert not (read[0][content] == MASK).any() and torch.equal(read[0][~target], truth[~target])
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("architecture", ["eurobert", "esmc"])
+def test_the_generator_of_rtd_has_keys_for_its_heads(architecture: str, groups: int) -> None:
+    """Heads that share keys must be a multiple of them, and ESMC's do not share any."""
+    shape = {"hidden_size": 32, "num_attention_heads": 4}
+    shape["num_key_value_heads"] = 4 if architecture == "esmc" else groups
+    for share in (0.25, 0.75):
+        arm = ReplacedTokenDetection(model(architecture, **shape), share=share).eval()
+        assert arm(masked_language()).loss.isfinite()
+
+
+def test_judging_ends_also_after_an_error() -> None:
+    arm = objective("mlm", model("bert"))
+    with pytest.raises(KeyError), arm.judging():
+        raise KeyError
+    assert arm.training and arm.model.training
+
+
 def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
     """The detector sends no gradient into the generator, nor the generator's loss any into the
     detector.

@@ -350,9 +350,12 @@ def test_denoising_with_a_decoder(tmp_path: Path) -> None:
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     masker = mw.Masker(tokenizer())
     with pytest.raises(
-        mw.MaskwiseError, match="MaskingTrainer masks by itself; got a MaskingCollator"
+        mw.MaskwiseError, match="MaskingTrainer masks and packs by itself; got a MaskingCollator"
     ):
         trainer(model("bert"), arguments(tmp_path), data_collator=mw.MaskingCollator(masker))
+    with pytest.raises(mw.MaskwiseError, match="got a PackedCollator"):
+        packing = mw.PackedCollator(masker, model=model("bert"))
+        trainer(model("bert"), arguments(tmp_path), data_collator=packing)
     with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss by itself"):
         trainer(model("bert"), arguments(tmp_path), compute_loss_func=lambda *a, **k: 0)
     with pytest.raises(mw.MaskwiseError, match="loss weights of masked diffusion"):
@@ -377,6 +380,24 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
         logits = net(input_ids=batch.input_ids, attention_mask=batch["attention_mask"]).logits
     at = outcome.where.unbind(1)
     assert torch.equal(outcome.right, logits[at].argmax(-1) == batch.labels[at])
+
+
+def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> None:
+    """The first one too, the one after an evaluation, and those of a second training."""
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
+    args = arguments(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2)
+    net = model("bert").eval()
+    made = trainer(net, args, masker=masker, eval_dataset=HELD_OUT)
+    observed: list[int] = []
+    taught: list[int] = []
+    learner = made._learners["policy"]
+    learner.observe = lambda batch, outcome: observed.append(len(batch.labels))  # type: ignore[method-assign]
+    learner.after = lambda now: taught.append(now.done)  # type: ignore[method-assign]
+    for _ in range(2):
+        observed.clear()
+        taught.clear()
+        made.train()
+        assert len(observed) == 4 and taught == [0, 1, 2, 3]
 
 
 def rank_of_two(folder: Path) -> None:

@@ -33,6 +33,7 @@ from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.log import not_finite
 from maskwise.training.optim import (
     BatchedMuon,
     Optimizers,
@@ -215,6 +216,14 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
     )
     made.set_rate(3)
     assert [g["lr"] for g in groups] == pytest.approx([3e-3 * 9 / 12, 3e-3 * 9 / 12, 0.02 * 9 / 12])
+
+
+def test_an_update_that_is_not_finite_on_another_rank_says_so() -> None:
+    said = str(not_finite([1.0, 2.0], step=3, rate=1e-3))
+    assert "gradient of another process is not finite at step 3; got finite ones here" in said
+    assert "loss is not finite at step 3; got nan" in str(
+        not_finite([math.nan, 2.0], step=3, rate=1.0)
+    )
 
 
 def test_muon_needs_blocks() -> None:
@@ -585,6 +594,16 @@ def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
         match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64",
     ):
         run(batch_size=64)
+
+
+def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr("accelerate.Accelerator.log", lambda self, line, step: sent.update(line))
+    chosen = settings(steps=1)
+    source = MaskedSource(DATA, Masker(tokenizer()), chosen)
+    line = {"masks": "token", "loss": 2.0, "note": None, "by": {"the": 1.0}}
+    train(objective("mlm", model("bert")), source, chosen, evaluate=lambda _: [line], quiet=True)
+    assert {name: sent[name] for name in sent if "eval" in name} == {"eval/token/loss": 2.0}
 
 
 def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

@@ -265,9 +265,11 @@ def _by_hand(
         return False
     if torch.compiler.is_compiling():
         return False
+    if options.get("position_bias") is not None:
+        return False
     if mask is not None:
         # With another mask than ours, a token may attend to nothing.
-        return documents is not None and options.get("position_bias") is None
+        return documents is not None
     causal = options.get("is_causal")
     if causal is None:
         # Transformers takes a module that says nothing for a causal one.

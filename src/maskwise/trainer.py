@@ -35,6 +35,7 @@ from maskwise.families import encoder_of, prediction_head
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
+from maskwise.packed import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.engine import Agreement
 from maskwise.training.learners import Exchange, Point, learners_of, restore, states
@@ -91,9 +92,10 @@ class MaskingTrainer(Trainer):
         data_collator: Any = None,
         **more: Any,
     ):
-        if isinstance(data_collator, MaskingCollator):
+        if isinstance(data_collator, MaskingCollator | PackedCollator):
             do = "leave data_collator out, or use it with transformers.Trainer"
-            raise MaskwiseError("MaskingTrainer masks by itself", got="a MaskingCollator", do=do)
+            got = f"a {type(data_collator).__name__}"
+            raise MaskwiseError("MaskingTrainer masks and packs by itself", got=got, do=do)
         if more.get("compute_loss_func") is not None:
             what = "MaskingTrainer computes the loss by itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
@@ -115,6 +117,13 @@ class MaskingTrainer(Trainer):
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
 
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As in ``Trainer``."""
+        # Every training counts its steps from 0; a resumed one takes ``_learned`` from its state.
+        self._learned = -1
+        self._shown.clear()
+        return super().train(*args, **more)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Inputs], Tensor]:
@@ -129,7 +138,13 @@ class MaskingTrainer(Trainer):
         batches = []
         targets = torch.zeros((), dtype=torch.int64, device=device)
         for rows in islice(epoch_iterator, num_batches):
-            batch = self._mask(self.masker, rows, step=step, total_steps=total_steps, epoch=epoch)
+            masked = self.masker(
+                self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
+            )
+            if self._learners:
+                # Learners see a batch together with its losses, in ``compute_loss``.
+                self._shown.append(masked)
+            batch = self._inputs(masked)
             batches.append(batch)
             # Added on the device: a number would make the host wait for the copy of the batch.
             targets += counted(batch).sum()
@@ -169,7 +184,10 @@ class MaskingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """One batch of evaluation, with fixed masks."""
-        batch = self._mask(self.evaluation_masker, inputs, step=0, total_steps=1, epoch=0)
+        masked = self.evaluation_masker(
+            self._prepare_inputs(inputs), step=0, total_steps=1, epoch=0
+        )
+        batch = self._inputs(masked)
         labels = batch["labels"]
         everywhere = not prediction_loss_only
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -236,12 +254,7 @@ class MaskingTrainer(Trainer):
         # The name is checkpoint-STEP; Trainer restores its own step only later.
         self._learned = int(folder.name.rpartition("-")[2])
 
-    def _mask(self, masker: Masker, rows: Any, **when: Any) -> Inputs:
-        batch = masker(self._prepare_inputs(rows), **when)
-        learns = self._learners and masker is self.masker
-        if learns and self.model is not None and self.model.training:
-            # Learners see a batch together with its losses, in ``compute_loss``.
-            self._shown.append(batch)
+    def _inputs(self, batch: MaskedBatch) -> Inputs:
         inputs: Inputs = dict(batch)
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)

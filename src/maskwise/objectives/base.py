@@ -201,9 +201,11 @@ class Objective(nn.Module, ABC):
         # Training resumes in its own mode, because evaluations interrupt it.
         training = self.training
         self.eval()
-        with torch.no_grad(), self.precision():
-            yield
-        self.train(training)
+        try:
+            with torch.no_grad(), self.precision():
+                yield
+        finally:
+            self.train(training)
 
     def without_dropout(self) -> AbstractContextManager[None]:
         """Evaluation without dropout, also for objectives that need it (``cse``)."""

@@ -184,11 +184,12 @@ def sampled(logits: Tensor) -> Tensor:
 
 
 def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
-    """The same architecture, ``share`` as wide, with as few heads as fit."""
+    """The same architecture, ``share`` as wide: fewer heads, each as wide as before."""
     config = copy.deepcopy(config)
     width = config.hidden_size
-    head = width // config.num_attention_heads
-    heads = max(1, round(config.num_attention_heads * share))
+    before = config.num_attention_heads
+    head = width // before
+    heads = max(1, round(before * share))
     for name in ("dim", "hidden_dim", "hidden_size", "intermediate_size"):
         value = vars(config).get(name)
         if value is not None:
@@ -196,4 +197,8 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
             narrow = heads * head if value == width else max(head, round(value * share))
             setattr(config, name, narrow)
     config.num_attention_heads = heads
+    groups = vars(config).get("num_key_value_heads")
+    if groups is not None:
+        # Queries share keys evenly, and ESMC's do not share them.
+        config.num_key_value_heads = heads if groups == before else math.gcd(heads, groups)
     return config

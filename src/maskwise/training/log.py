@@ -149,13 +149,7 @@ class Log:
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
         self._write({"kind": "train", "step": done, **line, **learned, **late})
         shares = {f"source/{name}": share for name, share in line.get("sources", {}).items()}
-        # Trackers take only numbers.
-        tracked = {
-            f"train/{name}": value
-            for name, value in {**line, **speed, **shares}.items()
-            if isinstance(value, int | float)
-        }
-        self.engine.accelerator.log(tracked, step=done)
+        self._track("train", {**line, **speed, **shares}, done)
         mfu = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
         rate = f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, {speed['memory_gib']:.1f} GiB"
         shown = {"loss": totals.loss, "ratio": facts.get("ratio"), "padding": facts.get("padding")}
@@ -202,9 +196,13 @@ class Log:
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
             self._write({"kind": "eval", "step": done, **line})
-            tracked = {f"eval/{line.get('masks', 'task')}/{k}": v for k, v in line.items()}
-            self.engine.accelerator.log(tracked, step=done)
+            self._track(f"eval/{line.get('masks', 'task')}", line, done)
         return any(line.get("enough") for line in lines)
+
+    def _track(self, prefix: str, line: Mapping[str, object], done: int) -> None:
+        """Send the numbers of a line to the trackers, which take nothing else."""
+        numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
+        self.engine.accelerator.log(numbers, step=done)
 
     def so_far(self) -> Totals:
         """The totals of this moment, with what ``read`` has accumulated since the last line."""
@@ -233,8 +231,12 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     *losses, norm = values
     unsound = [loss for loss in losses if not math.isfinite(loss)]
     what = f"the {'loss' if unsound else 'gradient'} is not finite at step {step}"
+    got: object = unsound[0] if unsound else norm
+    if all(map(math.isfinite, values)):
+        what = f"the loss or gradient of another process is not finite at step {step}"
+        got = "finite ones here"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
-    return NotFinite(what, got=unsound[0] if unsound else norm, do=do)
+    return NotFinite(what, got=got, do=do)
 
 
 class Metrics:

@@ -156,12 +156,14 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     model: Any = module if hasattr(module, "config") else getattr(module, "model", module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
-        others = {output, *encoder_of(model).modules()}
-        linear += [m for m in model.modules() if isinstance(m, nn.Linear) and m not in others]
-    # Tied embeddings are looked up as well as multiplied: AdamW keeps them.
-    looked_up = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+        known = {output, *encoder_of(model).modules()}
+        linear += [m for m in model.modules() if isinstance(m, nn.Linear) and m not in known]
+    # Tied embeddings are looked up as well as multiplied, and only the product of an adapter's
+    # factors maps hidden states: AdamW trains both.
+    others = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+    others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
     weights = dict.fromkeys(m.weight for m in linear)
-    return [weight for weight in weights if weight.requires_grad and weight not in looked_up]
+    return [weight for weight in weights if weight.requires_grad and weight not in others]
 
 
 class BatchedMuon(torch.optim.Muon):

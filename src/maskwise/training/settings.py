@@ -308,7 +308,9 @@ class ModelSettings(BaseModel):
             if own is None:
                 what = f"{config.model_type} has no dropout of attention alone"
                 raise MaskwiseError(what, do="leave out model.attention_dropout")
-            setattr(config, own[0], self.changed_dropout)
+            # T5Gemma's layers read the configurations of their parts.
+            for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+                setattr(part, own[0], self.changed_dropout)
         return config
 
     def model(
