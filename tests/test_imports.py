@@ -38,7 +38,8 @@ ORDER = [
     {"inspection"},
     {"recipe"},
     {"study"},
-    {"bench", "packed", "trainer"},
+    {"bench", "packed"},
+    {"trainer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
