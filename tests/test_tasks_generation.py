@@ -715,11 +715,11 @@ def test_the_state_that_is_best_on_dev_is_scored_and_patience_ends_the_training(
     task = load_task(f"{tmp_path}/colours.jsonl(beams=1, max_target=6, metric='{metric}')")
     states, given = [], iter([0.5, best, 0.5, 0.6, 0.2, 0.3])
 
-    def dev_score(task, split, answers, metric, states=states):
+    def dev_score(task, split, answers, metric=None, states=states):
         assert split == "dev", "test is not looked at before the end"
         return next(given)
 
-    monkeypatch.setattr("maskwise.tasks.judge._finite", dev_score)
+    monkeypatch.setattr("maskwise.tasks.task.Task.finite_score", dev_score)
     objective, data = network(tokenizer, task), encode(task, tokenizer, max_length=16)
     keeper = Best(task, objective, data["dev"], patience=3)
     name, weight = next(objective.named_parameters())

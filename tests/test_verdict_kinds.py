@@ -110,7 +110,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     assert shown(row).unit == "spreads between seeds"
 
 
-def test_a_loss_is_known_by_its_metric():
+def test_a_loss_is_known_by_its_measure():
     """A set of texts may be called anything."""
     assert not is_loss("evaluation:perplexity-quiz:accuracy")
-    assert is_loss("evaluation:quiz:pseudo-perplexity") and is_loss("heldout:token@0.15")
+    assert is_loss("evaluation:pseudo-perplexity:token") and is_loss("heldout:token@0.15")

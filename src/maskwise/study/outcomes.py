@@ -196,7 +196,7 @@ class Outcomes:
             higher = line["higher_is_better"]
             if line["chance"] is not None and higher:
                 unit = "score"
-            elif "perplexity" in line["metric"]:
+            elif is_loss(name):
                 unit = "perplexity"
             else:
                 unit = line["metric"]
@@ -436,7 +436,7 @@ class Outcomes:
 
 def is_loss(outcome: str) -> bool:
     """Return whether an outcome is a loss on masked held-out text."""
-    return outcome.startswith("heldout:") or "perplexity" in outcome.rpartition(":")[2]
+    return outcome.startswith(("heldout:", "evaluation:pseudo-perplexity:"))
 
 
 def _unit(metric: str | None) -> str:
