@@ -2,11 +2,11 @@
 
 A token attends to the tokens of its own document, and positions start over with every document.
 This uses transformers' registry of attention functions: ``separate(model)`` names the function, and
-a forward pass with ``documents=Documents(…)`` uses it. Without that argument, the function is
-transformers' own ``sdpa``.
+a forward pass with ``documents=Documents(…)`` uses it. Without that argument, the function computes
+what transformers' ``sdpa`` does; soft caps, and dropout on processors, are computed here.
 
-On accelerators ``torch.nn.attention.varlen`` computes documents of variable length at the cost of
-Σ length². Elsewhere one mask is made for a batch and serves all layers.
+In half precision on CUDA ``torch.nn.attention.varlen`` computes documents at the cost of Σ length²,
+if there is no dropout, soft cap or bias. Elsewhere one mask for a batch serves all layers.
 
 Dropout on processors draws 16 random bits for each entry, four entries at once: torch draws 32 bits
 for each, in 9 ns against 1.4, which took an eighth of a training step of a small BERT. The rate is

@@ -342,7 +342,7 @@ def decoder_inputs(
     room = most_tokens(config)
     longest = labels.shape[1]
     if documents is not None and longest > room:
-        # Asked only here, because the host waits for the device's answer.
+        # Checked only if needed: reading the maximum makes the host wait.
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         what = "targets are longer than the decoder's positions"

@@ -204,8 +204,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     try:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
-    # architectures validate themselves by assertions, divisions, look-ups
-    except Exception as error:
+    except Exception as error:  # configurations fail by assertions, divisions, look-ups
         what = f"these model settings make no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 

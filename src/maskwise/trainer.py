@@ -67,16 +67,16 @@ class MaskingTrainer(Trainer):
     2
 
     Args:
-        model, args: as for ``Trainer``; ``args.remove_unused_columns`` counts as False.
+        model, args: as for ``Trainer``; ``args.remove_unused_columns`` is always False.
         masker: what masks, in training.
-        evaluation_masker: what masks in evaluation: at step 0 and epoch 0 always, so that losses
-            can be compared. None: ``masker``, whose schedule then stands at its start. The
-            evaluation's loss is the mean over all targets.
+        evaluation_masker: what masks in evaluation. Evaluation always masks as at step 0 of epoch
+            0, so losses are comparable. None: ``masker``. The evaluation's loss is the mean over
+            all targets.
         data_collator: rows to one dict of (B, L) tensors, unmasked; None pads.
         more: as for ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``: both would be done twice.
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``: it does both itself.
     """
 
     # Trainer.training_step would divide the loss by the micro-batches otherwise.

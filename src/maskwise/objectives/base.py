@@ -181,7 +181,7 @@ class Objective(nn.Module, ABC):
         return cls.batches(tokenizer, **cls.settings({}, masking), seed=seed)
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """The loss of a uniform guess in nats a target, for batches of ``rows``."""
+        """The loss of a uniform guess in nats per target, for batches of ``rows``."""
         return math.log(vocabulary)
 
     def work(self, tokens: float, targets: float) -> Work:

@@ -60,7 +60,7 @@ class Detection(Objective):
         self.head = nn.Linear(width_of(model), 2)
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """ln 2, as published; a guess by frequency at 15 % has .42."""
+        """ln 2, as published; always guessing the class frequencies scores 0.42 nats at 15 %."""
         return math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
@@ -78,8 +78,8 @@ class Detection(Objective):
 class AddedTokenDetection(Detection):
     """Before each token a random one is inserted with probability 0.15: which are new?
 
-    At most one token is inserted before each: 12.9 % of the shown tokens are new, and never two
-    together. The published code iterates over the places of the output, so that runs are possible
+    At most one token is inserted before each: 12.9 % of the shown tokens are new, never two in
+    a row. The published code iterates over the places of the output, so that runs are possible
     and 14.9 % are new; that is the corruption ``insert(target='detect', again=0.15)``.
     """
 

@@ -73,7 +73,7 @@ class Arms(Objective):
         return found
 
     def go_on(self, file: Path) -> None:
-        """Load the heads of an earlier training's arms with these names."""
+        """Load heads saved by an earlier run, for arms of the same name."""
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():

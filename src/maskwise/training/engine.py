@@ -59,7 +59,7 @@ class Update(NamedTuple):
 
     Attributes:
         losses: the sum of losses of each micro-batch, on the device.
-        targets: their number.
+        targets: the number of targets, over all micro-batches of this rank.
         counted: divisor of the losses (``Step.counted``).
         norm: of the gradient before clipping, on the device.
         rate: the learning rate.
@@ -108,7 +108,7 @@ class Engine:
         self.device = self.accelerator.device
         self.first = self.accelerator.is_main_process
         check_batch_size(settings, self.ranks)
-        # Hosts talk to each other without waiting for their accelerators.
+        # Counts are exchanged over gloo, so that the host does not wait for the GPU.
         separate = self.ranks > 1 and self.device.type != "cpu"
         self.hosts = dist.new_group(backend="gloo") if separate else None
         # Of the thread that makes batches, whose messages must not mix with the others.
@@ -418,7 +418,7 @@ def best_device() -> torch.device:
 def fast_bf16() -> bool:
     """Whether the hardware trains faster in bf16 than in float32.
 
-    Of processors only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
+    Among CPUs, only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
     times as long as in float32 (``benchmarks/quick_step.py``).
     """
     if torch.cuda.is_available():

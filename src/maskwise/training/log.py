@@ -37,7 +37,7 @@ MOST_SKIPPED = 20
 EMPTY_STEPS = 50
 """A run without any target after these steps is stopped, if it asked for enough of them."""
 SURE_TARGETS = 10
-"""Targets asked for, of which chance hardly leaves none."""
+"""With this many targets expected, having none is not chance."""
 
 
 class NotFinite(MaskwiseError):

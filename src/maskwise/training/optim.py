@@ -1,4 +1,4 @@
-"""Optimisers and the learning rate, which is a function of (step, steps) and needs no saving.
+"""Optimisers, and the learning rate: a function of (step, steps), which needs no saving.
 
 Muon iterates over all matrices of one shape together; torch's goes matrix by matrix, in bfloat16.
 """
@@ -142,7 +142,7 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tens
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """The weights that map hidden states to hidden states: those for Muon.
+    """The matrices that Muon trains: weights that map hidden states to hidden states.
 
     These are the linear maps in a model's blocks and, of a language model, the transform in its
     prediction head: left to AdamW at the rate of the embeddings, that one matrix kept tiny models
@@ -201,8 +201,8 @@ class BatchedMuon(torch.optim.Muon):
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
             if sound is not None:
-                # A skipped update moves momenta towards themselves, keeps all of the weights and
-                # adds 0: no copies of them, and the host need not know.
+                # To skip, use the momentum as its own gradient, decay by 1 and add 0: no copies,
+                # and no host sync.
                 for mean, grad in zip(map(local, momenta), map(local, grads), strict=True):
                     torch.where(sound, grad, mean, out=grad)
                 kept = torch.where(sound, kept, 1.0)

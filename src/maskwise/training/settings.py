@@ -97,7 +97,7 @@ class TrainingSettings(BaseModel):
 
     precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
     """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it,
-    processors with AMX).
+    processors with AMX). ``no``: float32, whose products GPUs round to TF32.
     """
 
     activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
