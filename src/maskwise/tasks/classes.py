@@ -354,7 +354,6 @@ REGRESSION = replace(
     recognises=_is_regression,
 )
 
-
 # Classes of words
 
 

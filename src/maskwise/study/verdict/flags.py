@@ -106,8 +106,7 @@ def _differs(what: str) -> Test:
     """Make the test of a reason for which losses cannot be compared."""
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
-        reason = table.incomparable(*_pair(row), row["outcome"])
-        return {} if reason == what else None
+        return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
 
     return test
 
@@ -146,11 +145,7 @@ def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Return whether a mean score is within 2 standard errors over items of chance, or worse.
-
-    Without items ``CHANCE_MARGIN`` takes their place, and a loss has no margin. An unknown score or
-    chance level is no guess.
-    """
+    """Return whether a mean score is below chance + 2 standard errors; a loss has no margin."""
     measure = table.measures[outcome]
     mean = table.mean(outcome, arm)
     chance = measure.chance
@@ -227,18 +222,15 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
     if not off:
         return None
-    spent = ", ".join(f"{_times(ratio)} times the {COSTS[key]}" for key, ratio in off.items())
+    # Two digits, but not as a power of ten.
+    times = {COSTS[key]: float(f"{ratio:.2g}") for key, ratio in off.items()}
+    spent = ", ".join(f"{ratio:g} times the {what}" for what, ratio in times.items())
     lead = ""
     if by in off:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
     return {"told": f"{lead}{row['arm']} used {spent} of {row['baseline']}", "ratios": off}
-
-
-def _times(ratio: float) -> str:
-    """Write a ratio with two digits, but never as a power of ten."""
-    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
