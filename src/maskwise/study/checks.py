@@ -84,10 +84,9 @@ def check_study(
         seeds = planned
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
+        allowed = f"some of {', '.join(map(str, planned))}"
         raise MaskwiseError(
-            "seeds to run that are not in study.seeds",
-            got=foreign,
-            allowed=f"some of {', '.join(map(str, planned))}",
+            "seeds to run that are not in study.seeds", got=foreign, allowed=allowed
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)
@@ -100,9 +99,8 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
         return None
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise MaskwiseError(
-            "the folder of shared stages is a file", got=str(folder), do="give a folder"
-        )
+        what = "the folder of shared stages is a file"
+        raise MaskwiseError(what, got=str(folder), do="give a folder")
     return folder
 
 
@@ -113,8 +111,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
         Warnings, in lines.
 
     Raises:
-        MaskwiseError: a text, tokenizer, model or task that cannot be read, or a combination that
-            does not fit.
+        MaskwiseError: a text, tokenizer, model or task that cannot be read, or does not fit.
     """
     search = recipe.study.search
     # Every arm at every point of the search has the same tasks.

@@ -10,8 +10,7 @@ Rows are left out or moved by fixed rules, and notes say so:
   (``files.are_numbered``), else quantities;
 - without a labelled test split, dev is the test; without dev, 15 % of train is dev; without train,
   dev is train;
-- a single file, or train alone, is cut 70/15/15 by a hash of the text, or of the article or context
-  of questions;
+- a single file, or train alone, is cut 70/15/15 by a hash of the text, article or context;
 - a kind that learns nothing from train (zero-shot similarity) takes test, else dev, else all rows.
 """
 
