@@ -591,6 +591,11 @@ def test_facts_of_a_shard_are_those_of_counting_one_after_the_other():
     assert of_layer["words"] == facts["words"] > of_layer["spans"]
 
 
+def test_words_of_a_shard_are_counted_text_by_text():
+    """A text that is no longer than a part is not cut, wherever it is in its shard."""
+    assert shard_facts(["ab " * 3000, "カ" * 95000], [{}, {}], {})["words"] == 3001
+
+
 def test_pages_show_texts_and_escape_them(tmp_path, capsys):
     texts = [
         {"id": "<i>", "text": "Ulm <script>alert(1)</script> \x1b[31mRed " + "a" * 700},

@@ -26,6 +26,7 @@ from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.samplers import sampler
 from maskwise.text import encode, load_tokenizer, train_tokenizer
+from maskwise.text.light import light_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"
@@ -46,6 +47,12 @@ def look(text, policies, tokenizer, step=0, **more):
     return inspect_text(
         text, policies, {**PLAIN, **more}, tokenizer=tokenizer, step=step, total_steps=100
     )
+
+
+def test_an_empty_name_of_a_tokenizer_is_the_bundled_one_with_sentinels():
+    names = (None, "")
+    sizes = [len(light_tokenizer(name).get_vocab()) for name in names]
+    assert sizes[0] == sizes[1] > len(light_tokenizer("bundled:encoder").get_vocab())
 
 
 def test_the_pieces_are_the_text(tokenizer):

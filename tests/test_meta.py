@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.examples import Examples, answers_in, find_contexts
+from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import Losses, values_of
 from maskwise.learning.loop import learn_meta, learn_policy, losses_of
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
@@ -27,6 +27,7 @@ from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task
+from maskwise.tasks.questions import MarkedRow
 from maskwise.text import encode, read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import read_world
@@ -104,6 +105,14 @@ def test_contexts_of_closed_book_questions() -> None:
     rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
     assert find_contexts(asked, rights, told) == [[0, 3], [2], [], []]
     assert find_contexts(asked, rights, told, most=1) == [[0], [2], [], []]
+
+
+def test_an_empty_context_is_none_and_the_texts_are_searched() -> None:
+    told = ["It rained.", "Ann is a baker."]
+    empty = MarkedRow("", "what is Ann?", ["baker"], [0])
+    given = MarkedRow("Ann is here.", "what is Ann?", ["baker"], [7])
+    assert contexts_of([given, empty], told) == ([[1], []], told)
+    assert contexts_of([given], told) == ([[0]], ["Ann is here."])
 
 
 def test_answers_that_begin_or_end_in_a_sign_are_found() -> None:

@@ -284,6 +284,14 @@ def test_other_arms_over_a_search_that_is_none(tmp_path: Path) -> None:
         read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
 
 
+@pytest.mark.parametrize("own", ["null", "[a]", "3"])
+def test_other_arms_over_settings_of_own_that_are_none(tmp_path: Path, own: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"extends: quick-start\nstudy: {{search: {{grid: {{}}, own: {own}}}}}\n")
+    with pytest.raises(MaskwiseError, match=r"study\.search\.own"):
+        read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
+
+
 def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
     base = read_recipe(find_recipe("transfer")).study
     arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}

@@ -22,7 +22,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
 from maskwise.text.prepared import HELD_OUT_CHARACTERS
-from maskwise.text.readers import Fields
+from maskwise.text.readers import LONG_LINE, NOT_UTF8, Fields, Skip
 from maskwise.text.rows import is_held_out
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.shards import BEGINNING
@@ -155,6 +155,40 @@ def test_chunks_of_json_lines_end_with_a_record_wherever_blank_lines_are(tmp_pat
         assert [place[:2] for _, place in chunks] == places
         names = [document.id for chunk, _ in chunks for document in chunk.documents(Fields())]
         assert names == ["a.jsonl#1", "a.jsonl#5", "a.jsonl#7"]
+
+
+@pytest.mark.parametrize("rest", [b"", b"\n", b' \n\n{"text": "a"}\n\xef\xbb\xbf\n'])
+def test_blank_lines_after_a_byte_order_mark_are_no_records(tmp_path, rest: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + rest)
+    [shard] = shards_of(tmp_path / "a.jsonl")
+    places = [place[:2] for _, place in shard.chunks(BEGINNING, 1)]
+    assert places == ([(20, 3), (24, 4)] if b"a" in rest else [])
+
+
+def test_a_line_of_blanks_that_is_too_long_is_a_record(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 100)
+    lines = [b"", b" " * 99, b" " * 100, b"1", b" " * 450, b""]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    [shard] = shards_of(tmp_path / "a.jsonl")
+    for size, numbers in ((1, [3, 4, 5]), (203, [4, 5]), (10**6, [5])):
+        chunks = list(shard.chunks(BEGINNING, size))
+        assert [place.records for _, place in chunks] == numbers
+        records = [record for chunk, _ in chunks for record in chunk.records()]
+        assert records == [Skip(LONG_LINE), ("a.jsonl#4", 1), Skip(LONG_LINE)]
+
+
+def test_no_chunk_of_plain_text_ends_inside_a_block(tmp_path: Path, monkeypatch) -> None:
+    """The lines before a bad one belong to the block that goes on after it."""
+    monkeypatch.setattr("maskwise.text.opening._MAX_BAD_SHARE", 1)
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\ntwo\n\n\xff\nthree\n\xff\n\n\xff\n")
+    [shard] = shards_of(tmp_path / "a.txt", Fields(per="block"))
+    chunks = list(shard.chunks(BEGINNING, 1))
+    read = [record for chunk, _ in chunks for record in chunk.records()]
+    bad = Skip(NOT_UTF8)
+    expected = [bad, ("a.txt#1", "one\ntwo"), bad, bad, ("a.txt#2", "three"), bad]
+    assert read == expected and len(chunks) == 4
+    for number, (_, place) in enumerate(chunks, start=1):
+        assert list(shard.chunks(place, 1)) == chunks[number:]
 
 
 def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_keep_their_numbers(

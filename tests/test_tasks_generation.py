@@ -249,6 +249,13 @@ def test_ropes_has_two_texts_for_a_question(tmp_path):
     assert row.text == f"Q{row.answers[0][1:]}? S. B."
 
 
+def test_a_paragraph_of_squad_without_its_context_is_refused_even_without_questions(tmp_path):
+    for paragraph in ({"qas": []}, {"situation": "S.", "qas": []}):
+        (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+        with pytest.raises(MaskwiseError, match=r"is not SQuAD's JSON; got no '(context|backgr)"):
+            load_task(f"{tmp_path}/squad.json")
+
+
 def test_triviaqas_own_file(tmp_path):
     answer = {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}
     rows = [{"Question": f"q{n}", "Answer": answer} for n in range(30)]

@@ -64,6 +64,12 @@ def test_the_same_options_give_the_same_texts_in_every_process():
     assert printed == [here, here]
 
 
+def test_worlds_of_earlier_versions_keep_their_texts() -> None:
+    assert FactWorld(people=20).version == "6e65e3aeab0fb011"
+    asked = FactWorld(asked=("job", "city"), decoys=2, people=20)
+    assert asked.version == "42e53557273f3b33"
+
+
 def test_the_texts_of_equal_worlds_are_hashed_once(monkeypatch):
     version = FactWorld(people=21).version
     monkeypatch.delattr(FactWorld, "_texts")

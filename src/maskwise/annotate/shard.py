@@ -15,7 +15,7 @@ spans are merged from the most common ones of each shard, so rare ones may be mi
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from itertools import chain
@@ -290,9 +290,10 @@ def shard_facts(
     base = np.cumsum(sizes) - sizes
     joined = "".join(text + "\n" for text in texts)
     begins = []
-    # Part by part, because classifying takes 60 bytes per character.
-    for start, end in cut_text(joined, 0, len(joined), most=PART_CHARACTERS, borders=("\n", " ")):
-        begins.append(np.flatnonzero(word_starts(classify(joined[start:end]))) + start)
+    for text, origin in zip(texts, base, strict=True):
+        # Part by part, because classifying takes 60 bytes per character.
+        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")):
+            begins.append(np.flatnonzero(word_starts(classify(text[start:end]))) + origin + start)
     words = np.concatenate(begins)
     counted = {}
     for name, layer in layers.items():
@@ -337,9 +338,9 @@ def _layer_facts(
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a loop here would take longer than the annotators.
     pairs = Counter(zip(map(str, codes[short].tolist()), map(joined.__getitem__, cuts)))
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for (code, text), number in pairs.items():
-        counts.setdefault(code, Counter())[text] = number
+        counts[code][text] = number
     top = {code: dict(_most_common(counts[code], layer)) for code in sorted(counts, key=int)}
     return {**facts, "labels": labels, "top": top}
 

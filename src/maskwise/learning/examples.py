@@ -230,9 +230,9 @@ def context_of(row: Row) -> str | None:
 
 
 def given_context(row: Row) -> str | None:
-    """Return the context of a row, if its kind of task has one."""
+    """Return the context of a row, if its kind of task has one and it is not empty."""
     if isinstance(row, ChoiceRow | MarkedRow):
-        return row.context
+        return row.context or None
     return None
 
 

@@ -141,9 +141,12 @@ def _forget_arms(study: Plain, *, old: set[str], overridden: set[str]) -> None:
         if f"study.{key}" not in overridden:
             study.pop(key, None)
     search = study.get("search")
-    if isinstance(search, dict) and "own" in search and "study.search" not in overridden:
-        for arm in set(search["own"]) - arms:
-            del search["own"][arm]
+    if isinstance(search, dict) and "study.search" not in overridden:
+        own = search.get("own")
+        # Anything else than a mapping is refused when the recipe is validated.
+        if isinstance(own, dict):
+            for arm in set(own) - arms:
+                del own[arm]
 
 
 def _names(value: object) -> set[str]:

@@ -161,10 +161,9 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
             for paragraph in article["paragraphs"]:
                 # ROPES has two texts for a question.
                 texts = ("background", "situation") if "situation" in paragraph else ("context",)
+                given = {name: paragraph[name] for name in texts}
                 for qa in paragraph["qas"]:
-                    record = {"id": qa.get("id")}
-                    for name in texts:
-                        record[name] = paragraph[name]
+                    record = {"id": qa.get("id"), **given}
                     record["question"] = qa["question"]
                     record["answers"] = qa["answers"]
                     if article.get("title"):

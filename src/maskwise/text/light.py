@@ -79,7 +79,7 @@ def light_tokenizer(name: str | None) -> Any:
     if tokenizer is None:
         assert name is not None
         return load_tokenizer(name, needs_mask=False)
-    if name is None:
+    if not name:
         # T5's and UL2's corruptions need tokens that the bundled encoder does not have.
         sentinels = [f"<extra_id_{number}>" for number in range(100)]
         tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])

@@ -7,6 +7,7 @@ A reader yields the name and content of each record, or a `Skip` with the reason
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,24 +151,42 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def read_lines(file: IO[bytes], size: int) -> bytes:
-    """Read whole lines, up to the first that is not blank and ends at or after ``size`` bytes.
+def read_lines(file: IO[bytes], size: int, *, begins: bool) -> bytes:
+    """Read whole lines, up to the first record that ends at or after ``size`` bytes.
 
-    Of a line that is too long only a part is returned, which is too long as well.
+    Of a line that is too long only a part is returned, which is too long as well. Blank lines at
+    the end of a file are returned only after a record.
+
+    Args:
+        begins: whether the place is the beginning of the file.
     """
     content = file.read(size)
-    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    start = content.rfind(b"\n", 0, -1) + 1
+    last = content[start:]
     parts = [content]
-    while True:
-        if last and not last.endswith(b"\n"):
+    first = begins and start == 0
+    while last:
+        if not last.endswith(b"\n"):
             rest = _rest_of_line(file)
             parts.append(rest)
             last += rest
-        # A blank line is no record, and a chunk ends with a record.
-        if last.strip() or not last:
+        if _has_record(last, begins=first):
             return b"".join(parts)
+        first = False
         last = file.readline(LONGEST_LINE)
         parts.append(last)
+    content = b"".join(parts)
+    if _has_record(content, begins=begins):
+        return content
+    return b""
+
+
+def _has_record(lines: bytes, *, begins: bool) -> bool:
+    """Tell whether a line is not blank; one that is too long is a record, a `Skip`."""
+    text = lines
+    if begins:
+        text = lines.removeprefix(codecs.BOM_UTF8)
+    return bool(text.strip()) or max(map(len, lines.split(b"\n"))) >= LONGEST_LINE
 
 
 def _rest_of_line(file: IO[bytes]) -> bytes:
@@ -209,12 +228,14 @@ class LineReader:
         kind: format of the file.
         number: number of the latest record; of JSON lines, of the latest line.
         whole: name of the block that is only read in part.
+        inside: whether lines of a block have been read whose record is still to come.
     """
 
     name: str
     kind: LineKind
     number: int = 0
     whole: str | None = None
+    inside: bool = False
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Yield the records from the current place of the file on."""
@@ -247,6 +268,7 @@ class LineReader:
         size = 0
         # A blank line closes the last block.
         for line in chain(lines, [""]):
+            self.inside = bool(block)
             if isinstance(line, Skip):
                 yield line
                 continue
@@ -266,6 +288,7 @@ class LineReader:
                     self.whole = whole
                 if whole:
                     name = PartName.of(name, whole)
+                self.inside = False
                 yield name, "\n".join(block)
                 block = []
                 size = 0

@@ -147,15 +147,13 @@ class FileShard(Shard):
     ) -> Iterator[tuple[Chunk, Place]]:
         # This runs in the process that trains, so lines are cut here and parsed by the workers.
         lines = place.records
-        while content := read_lines(file, size):
+        while content := read_lines(file, size, begins=lines == 0):
             chunk = Chunk(self.name, content, lines)
             lines += content.count(b"\n")
             # The last line of a file may lack its line feed.
             if not content.endswith(b"\n"):
                 lines += 1
-            # Blank lines at the end of a file would be a block without documents.
-            if content.strip():
-                yield chunk, Place(file.tell(), lines)
+            yield chunk, Place(file.tell(), lines)
 
     def _text_chunks(
         self, file: IO[bytes], reader: LineReader, size: int
@@ -166,7 +164,8 @@ class FileShard(Shard):
         for record in reader.records(file):
             records.append(record)
             end = file.tell()
-            if end - begin >= size:
+            # The lines of an open block have been read, and would be lost at the next place.
+            if end - begin >= size and not reader.inside:
                 yield Chunk(self.name, records), Place(end, reader.number, reader.whole)
                 begin = end
                 records = []

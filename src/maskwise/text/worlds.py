@@ -279,8 +279,8 @@ class FactWorld(World):
                     templates.append(sentences["meeting"])
                 for _ in range(self.fillers):
                     templates.append(draw.choice(sentences["fillers"]))
-                for attribute in self.answers:
-                    templates += [sentences["decoys"][attribute]] * self.decoys
+                for _ in range(self.decoys):
+                    templates += [sentences["decoys"][attribute] for attribute in self.answers]
                 # The position of a sentence must not show which fact it is.
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
