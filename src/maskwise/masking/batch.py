@@ -347,9 +347,12 @@ class MaskedBatch:
         return sum(1 for _ in self)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
+        if name in self.extras:
+            return self.extras[name]
+        # Other attributes are found, too: ``batch["attention_mask"]`` is None without padding.
+        if not hasattr(self, name):
             raise KeyError(name)
-        return self.extras[name] if name in self.extras else getattr(self, name)
+        return getattr(self, name)
 
     keys = __iter__
 
