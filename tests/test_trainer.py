@@ -96,8 +96,20 @@ def test_accumulation_changes_nothing(architecture: str, tmp_path: Path) -> None
         close(a, b, rel=1e-4)
 
 
+class Recorded:
+    """A masker that keeps what it was called with."""
+
+    def __init__(self, masker: mw.Masker):
+        self.masker = masker
+        self.calls: list[Any] = []
+
+    def __call__(self, rows: Any, **when: Any) -> Any:
+        self.calls.append((rows, when))
+        return self.masker(rows, **when)
+
+
 class Watching(mw.MaskingTrainer):
-    """Keeps what reaches the training step and the model."""
+    """Keeps what reaches the masker, the training step and the model."""
 
     def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
@@ -106,11 +118,8 @@ class Watching(mw.MaskingTrainer):
             lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True
         )
         self.seen: list[set[str]] = []
-        self.raw: list[Any] = []
-
-    def _mask(self, masker: Any, rows: Any, **when: Any) -> Any:
-        self.raw.append((rows, when))
-        return super()._mask(masker, rows, **when)
+        self.masker: Any = Recorded(self.masker)
+        self.raw = self.masker.calls
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         self.steps.append((inputs, int(num_items_in_batch)))
@@ -317,10 +326,9 @@ def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> N
         lambda _m, _i, output: shapes.append(tuple(output["logits"].shape))
     )
     batch = masker(rows, epoch=0)
-    run.compute_loss(run.model, run._mask(masker, gathered(rows, masker), epoch=0))
-    run.compute_loss(
-        run.model, run._mask(masker, gathered(rows, masker), epoch=0), return_outputs=True
-    )
+    for outputs in (False, True):
+        inputs = run._inputs(masker(gathered(rows, masker), epoch=0))
+        run.compute_loss(run.model, inputs, return_outputs=outputs)
     everywhere = (*batch.labels.shape, 45)
     assert shapes == [(batch.targets, 45) if architecture == "bert" else everywhere, everywhere]
 

@@ -197,6 +197,9 @@ class BatchedMuon(torch.optim.Muon):
             grads: list[Tensor] = []
             momenta: list[Tensor] = []
             self._init_group(group, weights, grads, momenta)
+            if not weights:
+                # No matrix had a gradient, and torch's ``foreach`` functions refuse empty lists.
+                continue
             momentum = group["momentum"]
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
