@@ -6,22 +6,19 @@ It ends within ten minutes, needs nothing but this repository (models have rando
 bundled), and writes every figure to DIR/gpu.jsonl as soon as it is known, so that a run that is cut
 off has shown something. ``--smoke`` runs every part on any machine with models of two small layers.
 
-On the lent machines (one H100 or H200, python 3.12) these packages were missing when this was
-written; 5 MB of wheels bring them. Here, in the root of the repository:
+A machine without a network may lack some packages; 5 MB of wheels bring them (python 3.12):
 
-    echo /.whl/ >> .git/info/exclude
     python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \\
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --implementation cp \\
         annotated-types datasets dill loky multiprocess pydantic pydantic-core typing-inspection
 
-Then ``run`` with carry=[".whl"], timeout_s=600 and this command:
+With ``.whl`` copied there:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
     export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
-    python3 benchmarks/gpu.py --out $OUT
+    python3 benchmarks/gpu.py --out DIR
 
-They had torch 2.11, below the 2.13 that maskwise asks for: what that torch lacks is named in the
-first line, and is not measured.
+With a torch below 2.13 some paths are missing: the first line names them, and they are not measured.
 
 Both sides train the same weights on the same documents, without dropout in attention (ragged
 attention has none) and in bfloat16. Ours reads packed rows, document by document; ``Trainer`` pads.
