@@ -18,7 +18,7 @@ With ``.whl`` copied there:
     export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
     python3 benchmarks/gpu.py --out DIR
 
-With a torch below 2.13 some paths are missing: the first line names them, and they are not measured.
+With a torch below 2.13 some paths are missing. The first line names them; they are not measured.
 
 Both sides train the same weights on the same documents, without dropout in attention (ragged
 attention has none) and in bfloat16. Ours reads packed rows, document by document; ``Trainer`` pads.
