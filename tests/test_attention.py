@@ -19,6 +19,7 @@ from maskwise.objectives import Denoising, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs
 from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import Document
+from training_tools import GEMMA
 
 SENTENCE = "the cat sat on a mat while two dogs ran after one red ball in our green garden"
 WORDS = SENTENCE.split()
@@ -66,19 +67,9 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
 }
 SEQ2SEQ["mt5"] = SEQ2SEQ["t5"]
 SEQ2SEQ["umt5"] = SEQ2SEQ["t5"]
-GEMMA = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
-    # Documents are longer, and scores so small a cap that it changes them.
-    "sliding_window": 4,
-    "attn_logit_softcapping": 0.5,
-}
-SEQ2SEQ["t5gemma"] = {"encoder": GEMMA, "decoder": GEMMA | {"hidden_size": 24}}
+# So small a cap changes the scores.
+CAPPED = GEMMA | {"attn_logit_softcapping": 0.5}
+SEQ2SEQ["t5gemma"] = {"encoder": CAPPED, "decoder": CAPPED | {"hidden_size": 24}}
 SEPARATING = [name for name, family in ENCODERS.items() if family.separates]
 ARCHITECTURES = {"esm-1b": "esm"}
 """Of variants of a family."""

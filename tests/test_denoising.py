@@ -24,6 +24,7 @@ from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_t
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.weights import decoder_weights, encoder_weights, head_weights
 from tiny import maskwise, write_inputs
+from training_tools import GEMMA
 
 TEXTS = [
     "The cat sat on the mat and looked at the dog.",
@@ -39,25 +40,15 @@ BART = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 64,
 }
-GEMMA = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
-    "sliding_window": 4,
-    # Small, so that a head without the cap is another one.
-    "final_logit_softcapping": 3.0,
-}
+# Small, so that a head without the cap is another one.
+CAPPED = GEMMA | {"final_logit_softcapping": 3.0}
 SIZES: dict[str, dict[str, Any]] = {
     "bart": BART,
     "pegasus": BART,  # a family without an adapter of its own
     # As many layers as the decoder has: transformers 5.23 cannot generate otherwise.
     "t5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
     "umt5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
-    "t5gemma": {"encoder": GEMMA, "decoder": GEMMA},
+    "t5gemma": {"encoder": CAPPED, "decoder": CAPPED},
 }
 SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
 
@@ -259,7 +250,7 @@ def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: 
     wide, heads = 32, SIZES[architecture]
     inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
     if architecture == "t5gemma":
-        inner = GEMMA["head_dim"] * GEMMA["num_key_value_heads"]
+        inner = CAPPED["head_dim"] * CAPPED["num_key_value_heads"]
     bias = 2 * wide if architecture == "bart" else 0
     assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
     looked_up = {

@@ -159,6 +159,19 @@ def counts(language: Language) -> Tensor:
     return torch.bincount(language.ids.flatten(), minlength=FIRST + WORDS)
 
 
+GEMMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+}
+"""Of T5Gemma's encoder or decoder; its window is shorter than documents."""
+
+
 def tiny_bart() -> BartForConditionalGeneration:
     torch.manual_seed(0)
     config = BartConfig(

@@ -265,7 +265,7 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish pending writes of states and leave the model and torch as they were."""
+        """Finish pending writes of states and restore the patched methods."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
         if self.states:
