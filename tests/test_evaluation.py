@@ -417,7 +417,7 @@ def write(path: Path, lines: list[Any]) -> Path:
             Pairs.read,
             "a.jsonl",
             [{"sentence_good": "a", "sentence_bad": 3}],
-            "row 1 of .*: sentence_bad is no text; got 3",
+            "row 1 of .*: sentence_bad is not text; got 3",
         ),
         (Pairs.read, "a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
         (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* no sentence_bad"),
@@ -599,7 +599,7 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(
-        MaskwiseError, match=r"a measure of token \(held-out loss\) is no number; got nan"
+        MaskwiseError, match=r"a measure of token \(held-out loss\) is not a number; got nan"
     ):
         evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()

@@ -575,7 +575,9 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
     monkeypatch.setattr("maskwise.tasks.judge.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
     spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
-    with pytest.raises(MaskwiseError, match="task 'sts-zero-shot' on test is no number; got nan"):
+    with pytest.raises(
+        MaskwiseError, match="task 'sts-zero-shot' on test is not a number; got nan"
+    ):
         evaluate_tasks(
             "bundled:encoder", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out"
         )

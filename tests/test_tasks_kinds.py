@@ -315,17 +315,17 @@ BAD = {
         {"context": "a b", "question": "q", "answers": ["zzz"]},
         "row 1 of .* the answer is not in the context; got zzz",
     ),
-    "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is no text"),
+    "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is not text"),
     "odd answers": ({"context": "a", "question": "q", "answers": [3]}, "cannot read the answers"),
     "one choice": ({"question": "q", "choices": ["x"], "answer": 0}, "at least two choices; got 1"),
     "none of them": (
         {"question": "q", "choices": ["x", "y"], "answer": 7},
-        "the answer is none of 2 choices; got 7",
+        "the answer is not among the 2 choices; got 7",
     ),
     "no answer column": ({"question": "q", "choices": ["x", "y"]}, "has no label column"),
     "no number": (
         {"sentence1": "a", "sentence2": "b", "score": "high"},
-        "the score is no number; got high",
+        "the score is not a number; got high",
     ),
     "one score": (
         {"sentence1": "a", "sentence2": "b", "score": 2},

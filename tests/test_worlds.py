@@ -427,7 +427,7 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     [
         (
             [{"question": " ", "answers": ["a"]}],
-            "the question is no text; got ' '; allowed: a string",
+            "the question is not text; got ' '; allowed: a string",
         ),
         ([{"question": "who?", "reply": "a"}], "has no label column; got question, reply"),
         ([{"question": "who?", "answers": [3]}], "cannot read the answers"),

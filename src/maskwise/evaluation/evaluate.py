@@ -214,7 +214,7 @@ def evaluate(
             name = f"{record['name']} ({record['metric']})"
         # NaN in a record would pass every later comparison unnoticed.
         if not math.isfinite(value):
-            raise MaskwiseError(f"a measure of {name} is no number", got=value, do=DAMAGED)
+            raise MaskwiseError(f"a measure of {name} is not a number", got=value, do=DAMAGED)
     return records
 
 

@@ -170,7 +170,7 @@ class Pairs(TestSet):
                         f"{where} has no {column}", got=got, allowed=f"{GOOD}, {BAD}"
                     )
                 if not isinstance(record[column], str) or not record[column].strip():
-                    raise MaskwiseError(f"{where}: {column} is no text", got=repr(record[column]))
+                    raise MaskwiseError(f"{where}: {column} is not text", got=repr(record[column]))
         group = next((column for column in GROUPS if column in records[0]), "")
         kept = evenly(records, items)
         return cls(

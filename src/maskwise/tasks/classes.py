@@ -1,7 +1,7 @@
 """Kinds of tasks that predict a class of a text or of every word, several labels, or a number.
 
-Numbers are standardised by the mean and the deviation of train, so that one learning rate fits
-every scale.
+Numbers are standardised by the mean and standard deviation of train, so that one learning rate
+works for every scale.
 """
 
 from __future__ import annotations
@@ -74,11 +74,10 @@ class TextRow(Row):
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     """Read a record with one text or two and one label, or return the reason to skip it."""
-    text = require_text(record.get(columns.text or ""), "text", where)
-    pair = None
+    text, pair, label = columns.cells(record)
+    require_text(text, "text", where)
     if columns.pair:
-        pair = require_text(record.get(columns.pair), "second text", where)
-    label = record.get(columns.label or "")
+        require_text(pair, "second text", where)
     if isinstance(label, list | dict):
         do = "name kind='multi-label', or another column"
         raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
@@ -102,7 +101,7 @@ def text_classes(rows: Rows, where: str) -> Names:
     """Return the different classes of texts.
 
     Raises:
-        MaskwiseError: a single class, or more than 20 and more than one per two rows.
+        MaskwiseError: a single class, or more than 20 classes with fewer than two rows each.
     """
     labels = distinct(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
@@ -114,10 +113,9 @@ def text_classes(rows: Rows, where: str) -> Names:
 
 
 def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
-    """Return classes as numbers; −1 (``UNSEEN``) for a class that train lacks."""
-    number_of_class = {label: number for number, label in enumerate(task.labels)}
+    """Return the number of each class; −1 (``UNSEEN``) for a class that train lacks."""
     classes = all_classes(task.splits[split])
-    return np.array([number_of_class.get(name, UNSEEN) for name in classes], dtype=np.int64)
+    return np.array([task.numbers.get(name, UNSEEN) for name in classes], dtype=np.int64)
 
 
 def class_baseline(task: Task) -> float:
@@ -126,7 +124,7 @@ def class_baseline(task: Task) -> float:
     frequent, _ = counts.most_common(1)[0]
     answers = np.full(task.test_items, task.labels.index(frequent))
     always = task.score("test", answers)
-    # Where classes are balanced, any constant answer has a lower macro-F1 than a random one.
+    # On balanced classes random answers have a higher macro-F1 than any constant answer.
     by_chance = any_class(task.gold("test"), len(task.labels), task.metric)
     return max(always, by_chance)
 
@@ -155,7 +153,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# A column whose texts have more different parts between bars or semicolons holds no labels.
+# With more different parts between bars or semicolons, a column is taken for texts, not labels.
 MOST_LABELS = 200
 
 
@@ -177,10 +175,10 @@ SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"
 
 
 def _has_several(records: Records, given: Columns) -> bool:
-    """Recognise lists of labels, or few labels joined by bars or semicolons, with a text."""
+    """Recognise a text with lists of labels, or with a few labels joined by bars or semicolons."""
     label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
     text = first_in(TEXT, records[0]) or given.text or ""
-    # The first record merges the columns of all of them, so the second one is the first real row.
+    # The first record is merged from all rows, so the first real row is the second record.
     if label is None or (len(records) > 1 and not isinstance(records[1].get(text), str)):
         return False
     whole = set()
@@ -190,17 +188,17 @@ def _has_several(records: Records, given: Columns) -> bool:
             return True
         if isinstance(value, str):
             whole.add(value)
-    # Each different text is split once: there are far fewer of them than rows.
+    # Splitting each different text once is fast, because most rows repeat a text.
     parts = {part for text in whole for part in _BETWEEN_LABELS.split(text)}
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
 def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | str:
-    text = require_text(record.get(columns.text or ""), "text", where)
-    value = record.get(columns.label or "")
+    text, _, value = columns.cells(record)
+    require_text(text, "text", where)
     if isinstance(value, str):
-        # An empty text is a row to which no label applies, unlike a missing value.
+        # In contrast to a missing value, an empty text says that no label applies.
         value = _BETWEEN_LABELS.split(value)
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
@@ -215,16 +213,17 @@ def _several_labels(rows: Rows, where: str) -> Names:
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
     """Return (N, K) ones and zeros; a label that the task lacks has no column."""
-    number = {name: place for place, name in enumerate(task.labels)}
-    gold = np.zeros((len(task.splits[split]), len(number)), dtype=np.int64)
-    for place, row in enumerate(task.splits[split]):
-        known = [number[name] for name in row.names if name in number]
-        gold[place, known] = 1
+    rows = task.splits[split]
+    gold = np.zeros((len(rows), len(task.labels)), dtype=np.int64)
+    for place, row in enumerate(rows):
+        for name in row.names:
+            if name in task.numbers:
+                gold[place, task.numbers[name]] = 1
     return gold
 
 
 def _several_baseline(task: Task) -> float:
-    """Score the labels that more than half of train has, or the most frequent one."""
+    """Score the labels of more than half of the training rows, or else the most frequent one."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
@@ -256,7 +255,7 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Up to so many different whole numbers are classes; see also ``files.are_numbered``.
+# Whole numbers with at most this many values are classes; see also ``files.are_numbered``.
 MOST_CLASSES = 20
 
 
@@ -322,8 +321,7 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     cells = [record.get(column or "") for record in records]
     # Sorted, so that an error always names the same label.
     labels = sorted({str(cell) for cell in cells if label_of(cell) is not None})
-    # Texts are refused before numbers are read, because the error about "$5" must not come up for
-    # a column that also has labels such as "cheap".
+    # A column with labels such as "cheap" has classes, so its "$5" must not raise an error.
     if not all(map(may_be_number, labels)):
         return False
     values = {require_number(label, f"column {column!r}") for label in labels}
@@ -386,8 +384,7 @@ def _has_words(records: Records, given: Columns) -> bool:
 
 
 def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str:
-    tokens = record.get(columns.text or "")
-    tags = record.get(columns.label or "")
+    tokens, _, tags = columns.cells(record)
     if tags is None:
         return NO_LABEL
     if not isinstance(tokens, list) or not isinstance(tags, list):
@@ -403,7 +400,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if any(isinstance(tag, list | dict) for tag in tags):
         raise MaskwiseError(f"{where}: a word has one tag", got=tags)
     names = labels_in(tags)
-    # A word without a tag would have to be left out, which changes what its neighbours mean.
+    # Leaving out the untagged word alone would change the meaning of the words around it.
     if len(names) < len(tags):
         return NO_LABEL
     return TaggedRow(tokens, names)
@@ -412,8 +409,8 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
 def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     """Predict the tag of a word at its first token.
 
-    A word without any token, or whose first token is cut off, counts as lost and as wrong: leaving
-    it out would reward short rows and coarse tokenizers.
+    A word without tokens, or whose first token is cut off, is lost: it counts as wrong. Leaving it
+    out would reward a small ``max_length`` and tokenizers that drop characters.
     """
     rows = task.splits[split]
     encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)

@@ -38,6 +38,10 @@ class Columns(NamedTuple):
     pair: str | None = None
     label: str | None = None
 
+    def cells(self, record: Record) -> list[Any]:
+        """Return the cells of text, pair and label; None for a missing column."""
+        return [record.get(column or "") for column in self]
+
 
 class UsualColumns(NamedTuple):
     """Column names that published data sets use, the most likely first.
@@ -109,7 +113,7 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
         MaskwiseError: the cell holds no text.
     """
     if not isinstance(value, str) or (filled and not value.strip()):
-        raise MaskwiseError(f"{where}: the {what} is no text", got=repr(value), allowed="a string")
+        raise MaskwiseError(f"{where}: the {what} is not text", got=repr(value), allowed="a string")
     return value
 
 
@@ -228,7 +232,7 @@ def require_number(label: object, where: str) -> float:
     value = number_of(label)
     if value is not None:
         return value
-    what = f"{where}: the score is no number"
+    what = f"{where}: the score is not a number"
     do = f"check the label column; if it stands for no score, say so: missing={label!r}"
     if may_be_number(label):
         what = f"{where}: the label is not written as a number"

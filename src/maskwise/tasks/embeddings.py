@@ -32,7 +32,7 @@ from maskwise.text.labelled import Record
 
 # By split, (N, H) embeddings of all texts of its rows. The two texts of a pair are adjacent.
 ByText = Mapping[str, Tensor]
-# An evaluator object of sentence-transformers, which is no dependency.
+# An evaluator object. sentence-transformers is not a dependency, so its type is not known here.
 SentenceEvaluator = Any
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
@@ -46,7 +46,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
     features = {split: _features(task, split, each) for split, each in vectors.items()}
     best_score = -np.inf
-    # From the strongest penalty on, which stays if a weaker one is only as good.
+    # Penalties become weaker, so a tie keeps the strongest one.
     for penalty in PENALTIES:
         classifier = LogisticRegression(C=penalty, max_iter=300)
         with warnings.catch_warnings():
@@ -116,8 +116,9 @@ class PairedRow(Row):
 
 
 def _paired_row(record: Record, columns: Columns, where: str) -> PairedRow | str:
-    query = require_text(record.get(columns.text or ""), "title", where)
-    passage = require_text(record.get(columns.pair or ""), "text", where)
+    query, passage, _ = columns.cells(record)
+    require_text(query, "title", where)
+    require_text(passage, "text", where)
     if not (query.strip() and passage.strip()):
         return NO_TEXT
     return PairedRow(query, passage)

@@ -1,8 +1,8 @@
 """Read the records of a task by split, from files, a folder, the hub, or an invented world.
 
-The words in the name of a file tell its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
-``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. Published tables without column names are described
-here, so that their users only give the folder.
+A word in the name of a file is its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. This module knows the columns of some published
+tables without a header, so that users need only give the folder.
 
 Rows are cut into train, dev and test by a hash of a text, so that equal texts stay together, and a
 row stays where it is when others are added. Questions about one text stay together. The labels of
@@ -89,7 +89,7 @@ _WITHOUT_HEADER = {
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
 # Columns of a text that several questions may share, and columns of their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-# Fewer articles might all be on one side of a cut.
+# With fewer articles, a split could end up empty.
 MANY_ARTICLES = 20
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ def read_splits(
         return {"all": records}
     by_name: dict[str, list[Record]] = {}
     for record in records:
-        # JSON may hold a list here, which is no key.
+        # In JSON this may be a list, which is not hashable.
         split = str(record["split"])
         if split not in _SPLIT_OF:
             raise unknown_name(f"split in {spec}", split, _SPLIT_OF)

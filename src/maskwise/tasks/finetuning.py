@@ -145,8 +145,6 @@ class Score(Judged):
     steps: int
     seconds: float
     seed: int
-    items: list[float] | None
-    """The score of every test item, for kinds with an interval over items."""
     counts: list[list[float]] | None
     """See ``Task.row_counts``."""
 

@@ -212,15 +212,15 @@ def task_record(
         record["others"][name] = fmean(score["others"][name] for score in scores)
     if tried:
         record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
-    if first["items"] is not None:
-        by_run = [score["items"] or [] for score in scores]
-        means = [fmean(item) for item in zip(*by_run, strict=True)]
-        record["interval"] = list(bootstrap_interval(means))
-        record["item_sd"] = pstdev(means)
     if first["counts"] is not None:
-        counts = [score["counts"] or [] for score in scores]
+        counts = np.array([score["counts"] for score in scores])
+        if task.kind.item_interval:
+            # Answers in words count as (score, 1).
+            means = list(map(fmean, counts[:, :, 0].T.tolist()))
+            record["interval"] = list(bootstrap_interval(means))
+            record["item_sd"] = pstdev(means)
         clusters = [row.key for row in task.splits["test"]]
-        record["item_error"] = error_of_items(np.mean(counts, axis=0), clusters)
+        record["item_error"] = error_of_items(counts.mean(0), clusters)
     return record
 
 
@@ -336,11 +336,8 @@ def finetune(
         if folder is not None and checkpoints:
             save_checkpoint(folder / "checkpoint", network, tokenizer)
     test = answers["test"]
-    items: list[float] | None = None
-    if task.kind.item_interval:
-        items = task.item_scores("test", test).tolist()
-        if folder is not None:
-            write_lines(folder / PREDICTIONS, task.predictions("test", test))
+    if task.kind.item_interval and folder is not None:
+        write_lines(folder / PREDICTIONS, task.predictions("test", test))
     counts = task.row_counts("test", test)
     dev = None
     if "dev" in answers:
@@ -358,7 +355,6 @@ def finetune(
         "seconds": time.perf_counter() - began,
         "seed": seed,
         "notes": notes,
-        "items": items,
         "counts": None if counts is None else counts.tolist(),
     }
 

@@ -1,8 +1,8 @@
 """Metrics of tasks: pure functions of right answers (``gold``) and given answers.
 
 Classes are integers, similarities are numbers, and answers to questions are texts. −1 in ``gold``
-(a class that train lacks) and −2 in ``answer`` (a word that was cut off) never match, and so count
-as wrong.
+(a class that train lacks) and −2 in ``answer`` (a word that was cut off) match nothing, so these
+items count as wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the share of equal items, in [0, 1]."""
     right = np.asarray(gold)
     answered = np.asarray(answer)
-    assert right.shape == answered.shape and right.ndim == 1, "gold and answer have one number each"
+    assert right.shape == answered.shape and right.ndim == 1, "gold and answer are N classes each"
     return float(np.mean(right == answered))
 
 
@@ -40,13 +40,13 @@ def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     from sklearn.metrics import f1_score
 
     classes = np.union1d(gold, answer)
-    # LOST is no class: an F1 of 0 for it would count every lost word twice.
+    # LOST is not a class: its F1 of 0 would count every lost word twice.
     classes = classes[classes != LOST]
     return float(f1_score(gold, answer, labels=classes, average="macro"))
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """Return the expected score of uniformly random classes, or 0 if the metric is another one.
+    """Return the expected accuracy or macro-F1 of uniformly random classes; 0 for other metrics.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -59,13 +59,13 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
     if metric == "macro-f1":
         answered = len(gold) / classes
         f1 = 2 * hits / (sizes + answered)
-        # In ``macro_f1`` unseen classes are one more class, whose F1 is 0.
+        # ``macro_f1`` counts UNSEEN as one more class, whose F1 is 0.
         return float(f1.sum() / (classes + (UNSEEN in gold)))
     return 0.0
 
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the F1 over all pairs of a row and a label, from (N, K) ones and zeros."""
+    """Return the F1 over all pairs of a row and a label, given (N, K) ones and zeros."""
     from sklearn.metrics import f1_score
 
     right = np.asarray(gold)
@@ -88,7 +88,7 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
     ranks = np.asarray(answer, dtype=np.float64)
-    # Embeddings that are NaN give the rank 0, which is no hit.
+    # Embeddings that are NaN give the rank 0, which counts as a miss.
     reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
     return float(reciprocals.mean())
 
@@ -122,7 +122,7 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
 def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDArray[np.float64]:
     """Return (N, 2) for each sentence: twice its hits, and its entities in gold and answer.
 
-    F1 is the ratio of the sums.
+    F1 is the ratio of the two sums.
     """
     right = entities(gold, starts)
     given = entities(answer, starts)
@@ -139,7 +139,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
     found = set()
     sentences = set(np.asarray(starts).tolist())
     words = np.asarray(tags, dtype=str).tolist()
-    # The first word of the entity that is open, if any.
+    # The first word of the current entity, if any.
     first: int | None = None
     prefix = "O"
     kind = ""
@@ -188,7 +188,7 @@ def normalise(text: str) -> str:
     >>> normalise("The  Cat's!")
     'cats'
     """
-    # Punctuation first, as in the official script: "a.m." becomes "am" before articles go.
+    # Punctuation first, as in the official script: "a.m." becomes "am", which has no article.
     words = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", words).split())
 
@@ -209,7 +209,7 @@ def shared_words(rights: Sequence[str], answer: str) -> float:
     for right in rights:
         expected = normalise(right).split()
         shared = (Counter(given) & Counter(expected)).total()
-        # As in the official script, texts that are empty once normalised ("the") have an F1 of 0.
+        # As in the official script, texts without words after normalisation ("the") have F1 0.
         if shared:
             best = max(best, 2 * shared / (len(given) + len(expected)))
     return best
@@ -240,7 +240,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # One call computes all measures of a pair, and they are asked for one after the other.
+    # One call computes all measures of a pair, and the caller asks for one at a time.
     return _scorer().score(right, answer)
 
 
@@ -251,7 +251,7 @@ def _scorer() -> RougeScorer:
     return RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
 
 
-# Metrics of one answer in words. A test set is scored by the mean over its items.
+# Metrics of one answer in words. The score of a test set is their mean.
 ITEMS: dict[str, Item] = {
     "exact-match": same_words,
     "f1": shared_words,
@@ -281,7 +281,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    # scipy refuses samples without variance.
+    # scipy refuses a single item, and rounds the means of equal ones.
     if len(scores) < 2 or not np.ptp(scores):
         mean = float(scores.mean())
         return mean, mean
@@ -298,7 +298,7 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
     0.05
 
     Args:
-        counts: (N, 2) what each row adds to the numerator and the denominator of the score.
+        counts: (N, 2) what each row adds to the numerator and to the denominator of the score.
         clusters: (N,) the cluster of each row. Rows of one cluster are drawn together, such as the
             questions about one text.
         resamples: how many test sets are drawn.
@@ -313,7 +313,7 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
     for _ in range(resamples):
         drawn = rng.integers(0, len(sums), len(sums))
         numerator, denominator = sums[drawn].sum(0)
-        # A drawn test set without any entity has a score of 0, not of NaN.
+        # A resampled test set without any entity has a score of 0, not NaN.
         scores.append(numerator / max(denominator, 1e-300))
     return float(np.std(scores))
 

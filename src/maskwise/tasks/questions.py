@@ -1,9 +1,9 @@
 """Kinds of tasks that answer questions by a span of a context, or by one of several choices.
 
-Published data has half a dozen layouts. A ``MarkedRow`` reads answers from SQuAD's JSON or from the
-hub's columns: a start that is slightly wrong is moved to the nearest occurrence, and an answer that
-does not occur is refused. A ``ChoiceRow`` reads the right choice as a text, a letter, or an index
-from 0; a text counts before an index.
+Published data has half a dozen formats. ``MarkedRow`` has answers from SQuAD's JSON or from the
+hub's columns: a start that is slightly wrong is moved to the nearest occurrence of the answer, and
+an answer that does not occur is an error. ``ChoiceRow`` has the right choice, which files give as a
+text, a letter, or an index from 0. A number that is also the text of a choice is read as that text.
 
 A long context is read in windows, which overlap by a quarter of their room, so that an answer of up
 to that length is whole in one of them. Training marks the answer where it is whole, and [CLS] in
@@ -148,9 +148,9 @@ def _has_context(records: Records, given: Columns) -> bool:
 
 
 def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str:
-    context, question, answers = (record.get(column or "") for column in columns)
-    context = require_text(context, "context", where, filled=True)
-    question = require_text(question, "question", where, filled=True)
+    context, question, answers = columns.cells(record)
+    require_text(context, "context", where, filled=True)
+    require_text(question, "question", where, filled=True)
     pairs = read_answers(answers, where)
     if not pairs:
         return NO_ANSWER
@@ -263,7 +263,7 @@ class Windows(Data):
         for rows, batch in batches(self, device):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
-            # A span outside the context has no text, so its tokens must never win.
+            # Tokens outside the context have no text, so they must never win.
             logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
             start, end = logits.unbind(-1)
             values, first, last = best_spans(start, end)
@@ -333,11 +333,10 @@ def _has_choices(records: Records, given: Columns) -> bool:
 
 
 def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str:
-    question = require_text(record.get(columns.text or ""), "question", where)
-    context = record.get(columns.pair or "")
+    question, context, answer = columns.cells(record)
+    require_text(question, "question", where)
     if context is not None:
         require_text(context, "context", where)
-    answer = record.get(columns.label or "")
     names, choices = choices_of(record)
     texts = [require_text(choice, "choice", where) for choice in choices]
     if len(texts) < 2:
@@ -347,7 +346,7 @@ def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str
         return NO_LABEL
     right = right_choice(label, names, texts, may_be_text=isinstance(answer, str))
     if right is None:
-        what = f"{where}: the answer is none of {len(texts)} choices"
+        what = f"{where}: the answer is not among the {len(texts)} choices"
         allowed = "a place from 0, a letter from A, or the text of a choice"
         do = f"if it stands for no answer, say so: missing={label!r}"
         raise MaskwiseError(what, got=answer, allowed=allowed, do=do)

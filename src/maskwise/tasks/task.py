@@ -135,8 +135,8 @@ class TaskKind:
     objective: type[Objective] | None = None
     """The training loss."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
-    """Turns a split into tensors, which also read the answers off a model. It may change the
-    truncation of the cutter, which is made anew for each split."""
+    """Turns a split into tensors, whose ``answers`` run a model on them. It may change the
+    truncation of the cutter, because each split gets a new one."""
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
     """Frozen kinds: answers on dev and test, from (N, H) embeddings of the texts of each split."""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -246,6 +246,11 @@ class Task:
         text = json.dumps(content, sort_keys=True, default=lambda row: row.content)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each class, by name."""
+        return {name: number for number, name in enumerate(self.labels)}
+
     @property
     def frozen(self) -> bool:
         """Whether the encoder stays as it is, so that nothing is trained and nothing is random."""
@@ -263,9 +268,9 @@ class Task:
 
     @cached_property
     def majority(self) -> float | None:
-        """The test score of the best answers that ignore the text; None if these depend on the
-        tokenizer. The answers are the most frequent one, or random ones, which are better where
-        classes are balanced.
+        """The test score of the best answers that ignore the text; None if it depends on the
+        tokenizer. The answers are always the most frequent class, or random classes, which score
+        higher if the classes are balanced.
         """
         return self.kind.baseline(self)
 
@@ -293,7 +298,7 @@ class Task:
         if self.labels:
             fields["num_labels"] = len(self.labels)
             fields["id2label"] = dict(enumerate(self.labels))
-            fields["label2id"] = {name: number for number, name in enumerate(self.labels)}
+            fields["label2id"] = dict(self.numbers)
         return {**fields, **self.kind.config}
 
     # Scores
@@ -316,7 +321,7 @@ class Task:
         metric = metric or self.metric
         score = self.score(split, answers, metric)
         if not math.isfinite(score):
-            what = f"the {metric} of task {self.name!r} on {split} is no number"
+            what = f"the {metric} of task {self.name!r} on {split} is not a number"
             got = f"{score}: the model's answers are not finite"
             raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
         return score
@@ -327,16 +332,10 @@ class Task:
         pairs = zip(self.gold(split), texts, strict=True)
         return np.array([ITEMS[metric](rights, text) for rights, text in pairs])
 
-    def item_scores(self, split: str, answers: Answers) -> Floats:
-        """Return (N,) the score of each answer in words by the task's metric, with its mean."""
-        if self.metric == NATS:
-            return nats_of_items(np.asarray(answers, dtype=object))
-        return self.text_scores(split, answers, self.metric)
-
     def row_counts(self, split: str, answers: Answers) -> Floats | None:
         """Return (N, 2) what each row adds to the numerator and the denominator of the score.
 
-        None if the metric is no ratio of sums.
+        Answers in words add their score and 1. None if the metric is not a ratio of sums.
         """
         if not self.kind.item_error:
             return None
@@ -345,7 +344,10 @@ class Task:
         if self.metric == ENTITY_F1:
             return entity_counts(*self._tags(split, answers))
         if isinstance(gold, list):
-            scores = self.item_scores(split, answers)
+            if self.metric == NATS:
+                scores = nats_of_items(np.asarray(answers, dtype=object))
+            else:
+                scores = self.text_scores(split, answers, self.metric)
             return np.column_stack([scores, np.ones(len(rows))])
         if self.metric != "accuracy":
             return None

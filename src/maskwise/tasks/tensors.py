@@ -1,8 +1,9 @@
 """Rows of tasks as tensors, and batches of them.
 
-Sequences are concatenated without padding, and a batch is one gather. The rows of a training batch
-are a function of (seed, step). Within windows of a few steps, rows of similar length share a batch,
-which halves the padding. A task is tokenised once per process for each tokenizer and length.
+Sequences are concatenated without padding, so that a batch is a single gather. The rows of a
+training batch are a function of (seed, step). Within windows of a few steps, rows of similar length
+share a batch, which halves the padding. A task is tokenised once per process for each tokenizer and
+length.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Trainable(ABC):
 
 
 class Data(Trainable):
-    """One split as tensors, and how to read answers off a model."""
+    """One split as tensors, and the method that gets the model's answers to it."""
 
     @property
     def lost(self) -> int:
@@ -238,7 +239,7 @@ class TaskSource:
         rows = torch.cat(parts)
         by_length = self.data.lengths[rows].argsort(stable=True)
         plan = torch.stack([rows, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
-        # Without this, training would meet the short rows of a window before the long ones.
+        # Without the permutation, each window would begin with its short rows.
         return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:

@@ -63,8 +63,9 @@ class QARow(Row):
 
 
 def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
-    question = require_text(record.get(columns.text or ""), "question", where, filled=True)
-    answers = [text for text, _ in read_answers(record.get(columns.label or ""), where)]
+    question, _, cell = columns.cells(record)
+    require_text(question, "question", where, filled=True)
+    answers = [text for text, _ in read_answers(cell, where)]
     if not answers:
         return NO_ANSWER
     return QARow(question, answers, relation_of(record))
@@ -243,17 +244,16 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
     if columns.text not in record:
         got = ", ".join(record) or "no columns"
         raise MaskwiseError(f"{where} has no column {columns.text!r}", got=got)
-    text = record[columns.text]
+    text, group, _ = columns.cells(record)
     # A list of texts holds the sentences of a document.
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
         text = " ".join(text)
-    text = require_text(text, "text", where)
+    require_text(text, "text", where)
     rights = _right_texts(record, columns.label or "", where)
     if not text.strip():
         return NO_TEXT
     if not rights:
         return NO_ANSWER
-    group = record.get(columns.pair or "")
     if group is not None:
         group = str(group)
     return WrittenRow(text, rights, group, relation_of(record))
@@ -290,7 +290,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         length_penalty: the score of a hypothesis is divided by its length to this power.
 
     Raises:
-        MaskwiseError: fewer than one beam, no room for an answer, or a penalty that is no number.
+        MaskwiseError: fewer than one beam, no room for an answer, or a penalty that is not finite.
     """
     whole_number("beams of a task", beams, least=1)
     whole_number("max_target of a task", max_target, least=3)
