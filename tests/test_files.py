@@ -78,27 +78,24 @@ def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
 def test_any_quoting(line: str) -> None:
     table = read_table(
         "\n".join(["'text',label" if line[0] == "'" else "text,label", line, line]) + "\n",
-        Path("t"),
-        usual=",",
+        Path("t.csv"),
     )
     assert table == 2 * [{"text": 'He said "no", twice', "label": "1"}]
 
 
 def test_a_cell_may_hold_a_long_document() -> None:
     long = "A long document. " * 9000
-    table = read_table(
-        f'text,label\n"He said ""yes"", then left.",1\n"{long}",2\n', Path("t"), usual=","
-    )
+    table = read_table(f'text,label\n"He said ""yes"", then left.",1\n"{long}",2\n', Path("t.csv"))
     assert [row["label"] for row in table] == ["1", "2"] and table[1]["text"] == long
 
 
 def test_tabs_may_be_quoted_or_hold_lone_marks() -> None:
-    quoted = read_table('text\tlabel\n"a ""b"""\t1\n"c"\t2\n', Path("t"), usual="\t")
+    quoted = read_table('text\tlabel\n"a ""b"""\t1\n"c"\t2\n', Path("t"))
     assert [row["text"] for row in quoted] == ['a "b"', "c"]
-    lone = read_table('text\tlabel\n"a lone mark\t1\nand " here\t2\n', Path("t"), usual="\t")
+    lone = read_table('text\tlabel\n"a lone mark\t1\nand " here\t2\n', Path("t"))
     assert [row["text"] for row in lone] == ['"a lone mark', 'and " here']
     with pytest.raises(MaskwiseError, match="row 3 of t has 3 columns; allowed: 2 columns"):
-        read_table("text;label\na;1\nb;c;2\n", Path("t"), usual=";")
+        read_table("text\tlabel\na\t1\nb\tc\t2\n", Path("t"))
 
 
 def test_nested_fields(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import Losses, values_of
-from maskwise.learning.loop import learn_meta, learn_policy, losses_of
+from maskwise.learning.loop import learn_policy, losses_of, new_learner
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
@@ -77,11 +77,11 @@ def learner(**settings) -> MetaLearner:
     return MetaLearner(losses, policy, examples("train"), examples("dev"), made, TRAINING)
 
 
-def learn(settings: MetaSettings, **how):
+def learn(settings: MetaSettings, *, folder: Path | None = None, **how):
     """Learn from the world's questions, but for what is said."""
     given = {"policy": None, "task": load_task(WORLD), "texts": texts(), "model": small_model()}
     given |= {"tokenizer": tokenizer(), "training": TRAINING, "length": 32, "max_length": 16}
-    return learn_meta(settings, **given | how, quiet=True)[0]
+    return learn_policy(new_learner(settings, **given | how), folder, quiet=True)
 
 
 def is_reset(learner: MetaLearner) -> bool:
@@ -449,11 +449,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 
 @pytest.mark.process
 def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch.distributed as dist
-
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MaskwiseError, match="multiple of the processes; got 8 for 3"):
         learner()
     with pytest.raises(MaskwiseError, match="the exact gradient runs on one process only"):

@@ -23,7 +23,7 @@ from maskwise.masking import Masker
 from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
 from maskwise.text.prepared import HELD_OUT_CHARACTERS
 from maskwise.text.readers import LONG_LINE, NOT_UTF8, Fields, Skip
-from maskwise.text.rows import is_held_out
+from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.shards import BEGINNING
 from maskwise.text.stream import BlockMaker
@@ -316,7 +316,9 @@ def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
                 pieces.update(block.rows.pieces.example_ids.tolist())
     assert set(first) <= set(pieces) and len(pieces) - len(first) < 20  # those of less than a batch
     held = [
-        d for d in read_documents(folder, keep_repeated=True) if is_held_out(text_id(d.text), 0.1)
+        d
+        for d in read_documents(folder, keep_repeated=True)
+        if text_id(d.text) < held_out_below(0.1)
     ]
     assert held and not {text_id(f"{d.id}\0{0}") for d in held} & set(pieces)
 
@@ -509,7 +511,7 @@ def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
     facts = Prepared.begin(tmp_path / "data", corpus, tokenizer)
     data = Prepared.open(tmp_path / "data")
     documents = list(read_documents(folder, keep_repeated=True))
-    held = {text_id(d.id) for d in documents if is_held_out(text_id(d.text), 0.2)}
+    held = {text_id(d.id) for d in documents if text_id(d.text) < held_out_below(0.2)}
     assert set(data.held_out.documents.tolist()) == held and facts["held_out_rows"] == len(
         data.held_out
     )

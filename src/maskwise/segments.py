@@ -101,6 +101,17 @@ def sums_within(values: Array, counts_P: Array) -> Array:
     return total[1:] - np.repeat(before_P, counts_P)
 
 
+LEAST_LOGIT = -60.0
+"""Lower bound of a logit below the highest of its piece: no weight is 0, and e⁻⁶⁰ never counts."""
+
+
+def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
+    """(N,) exp(logit), divided by the largest of the piece so that nothing overflows."""
+    top_P = np.full(pieces, -np.inf)
+    np.maximum.at(top_P, piece, logit)
+    return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
+
+
 class Framed(NamedTuple):
     """The places of P pieces, with their special tokens, in the line of B·L tokens of their rows.
 

@@ -23,7 +23,7 @@ from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, changes
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
-from maskwise.text.words import classify, is_white, words_in
+from maskwise.text.words import classify, codes_of, is_white, join_texts, words_in
 
 Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -88,14 +88,11 @@ class Words(NamedTuple):
 
 def words_of(texts: Sequence[str]) -> Words:
     """Find and hash all words of one or more texts."""
-    # A line end after every text keeps the words of two texts apart.
-    sizes = _sizes(texts) + 1
-    base = np.cumsum(sizes) - sizes
-    joined = "".join(text + "\n" for text in texts)
+    joined, base = join_texts(texts)
     kinds = classify(joined)
     start, end = words_in(kinds)
     folded = fold(joined)
-    codes = _codes(folded)
+    codes = codes_of(folded)
     text = np.searchsorted(base, start, side="right") - 1
     lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
     # The part after an apostrophe inside a word is not a word of a phrase: don't, women's.
@@ -125,18 +122,10 @@ def fold(text: str) -> str:
 
 def keys_of(words: Sequence[str]) -> Keys:
     """(W,) the hashes of words that are strings."""
-    codes = _codes("".join(fold(word) + "\n" for word in words))
-    sizes = _sizes(words)
-    end = np.cumsum(sizes + 1) - 1
-    return _hashes(codes, end - sizes, end)
-
-
-def _sizes(texts: Sequence[str]) -> Ints:
-    return np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-
-
-def _codes(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    joined, start = join_texts(list(map(fold, words)))
+    # Each word ends at its line break, right before the next word.
+    end = np.append(start[1:], len(joined)) - 1
+    return _hashes(codes_of(joined), start, end)
 
 
 def _hashes(codes: NDArray[np.uint32], start: Ints, end: Ints) -> Keys:
@@ -269,13 +258,13 @@ def find(keys: Array, wanted: Array) -> Ints:
     return np.where(keys[place] == wanted, place, -1)
 
 
-def joined(left: Ints, right: Ints) -> Keys:
+def pair_keys(left: Ints, right: Ints) -> Keys:
     """Pack pairs of numbers below 2³² into keys, the left numbers in the upper 32 bits."""
     return (left.astype(np.uint64) << _HALF) | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
-    """Unpack the left and the right numbers of keys from ``joined``."""
+    """Unpack the left and the right numbers of keys from ``pair_keys``."""
     return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)
 
 

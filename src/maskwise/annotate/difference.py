@@ -34,7 +34,7 @@ from maskwise.annotate.counts import Floats, Ints, Table, Vocabulary, blocks, fo
 from maskwise.annotate.weights import WordWeights
 from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
-from maskwise.segments import changes
+from maskwise.segments import changes, offsets
 from maskwise.text import load_tokenizer, read_documents
 
 Matrix = NDArray[np.float32]
@@ -177,7 +177,7 @@ def _from_checkpoint(words: Sequence[str], path: Path) -> Matrix:
     tokens = [ids or [0] for ids in encoded["input_ids"]]
     lengths = np.array(list(map(len, tokens)))
     vectors = _input_embeddings(path)[np.concatenate(tokens)]
-    sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
+    sums = np.add.reduceat(vectors, offsets(lengths), axis=0)
     return np.asarray(sums / lengths[:, None], dtype=np.float32)
 
 

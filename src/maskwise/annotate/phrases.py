@@ -27,7 +27,6 @@ Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,15 +47,15 @@ from maskwise.annotate.counts import (
     blocks,
     find,
     halves,
-    joined,
     mixed,
+    pair_keys,
     read_table,
     words_of,
     write_table,
 )
 from maskwise.errors import MaskwiseError
-from maskwise.folders import read_json
-from maskwise.segments import changes
+from maskwise.folders import read_json, write_json
+from maskwise.segments import changes, offsets
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.readers import lines_of
@@ -176,7 +175,7 @@ class Phrases:
             **floors,
             "paper": self._paper,
         }
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / FACTS, facts)
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -253,7 +252,7 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
         got = phrases[words.text[np.argmin(words.plain)]]
         raise MaskwiseError("phrases must not have punctuation", got=got)
     lengths = np.bincount(words.text, minlength=len(phrases))
-    first = np.cumsum(lengths) - lengths
+    first = offsets(lengths)
     keys = {}
     for n in np.unique(lengths[lengths > 1]).tolist():
         keys[n] = np.unique(_gram_keys(words.key, n)[first[lengths == n]])
@@ -397,7 +396,7 @@ def _pairs(ids: Ints) -> Keys:
     """The keys of the n-grams that begin at each place, from the ids of (n−1)-grams."""
     following = np.append(ids[1:], -1)
     border = np.where(ids == -2, _DOCUMENT, _BORDER)
-    return np.where((ids >= 0) & (following >= 0), joined(ids, following), border)
+    return np.where((ids >= 0) & (following >= 0), pair_keys(ids, following), border)
 
 
 def _identify(
@@ -412,7 +411,7 @@ def _identify(
         number = np.cumsum(block == _DOCUMENT)
         place = find(keys, block)
         here = place >= 0
-        pairs = np.unique(joined(number[here], place[here]))
+        pairs = np.unique(pair_keys(number[here], place[here]))
         documents += np.bincount(halves(pairs)[1], minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]

@@ -30,7 +30,7 @@ from maskwise.annotate.tagger import cut_text
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document
 from maskwise.text.layers import Annotator, CharSpans, Fitted, Layer, check_spans
-from maskwise.text.words import classify, word_starts
+from maskwise.text.words import classify, join_texts, word_starts
 
 PART_CHARACTERS = 100_000
 SURE_FAILURES = 8
@@ -286,9 +286,7 @@ def shard_facts(
         texts: N texts.
         found: the spans of each text by layer.
     """
-    sizes = np.array([len(text) + 1 for text in texts], dtype=np.int64)
-    base = np.cumsum(sizes) - sizes
-    joined = "".join(text + "\n" for text in texts)
+    joined, base = join_texts(texts)
     begins = []
     for text, origin in zip(texts, base, strict=True):
         # Part by part, because classifying takes 60 bytes per character.

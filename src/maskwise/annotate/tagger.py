@@ -33,7 +33,7 @@ from maskwise.segments import changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.words import LETTER, classify
+from maskwise.text.words import LETTER, classify, codes_of
 
 VERSION = "salient-2"
 SALIENT = Layer("spans", ("name", "date", "number"))
@@ -122,7 +122,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     end = tokens.end
     if not len(start):
         return CharSpans.of((), SALIENT)
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    codes = codes_of(text)
     lines = np.cumsum(codes == ord("\n"))
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)

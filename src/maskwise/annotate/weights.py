@@ -6,7 +6,6 @@ annotating looks words up in lower case. Cost: 0.5 µs per word. ``difference.py
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -27,12 +26,13 @@ from maskwise.annotate.counts import (
     blocks,
     find,
     halves,
-    joined,
     keys_of,
+    pair_keys,
     read_table,
     write_table,
 )
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_json
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import VERSION
@@ -104,7 +104,7 @@ class WordWeights(ABC):
     ) -> str:
         """Write the table and its facts; ``needed`` are arguments of the spec that reads it."""
         write_table(folder / FILE, columns)
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "facts.json", facts)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -323,7 +323,7 @@ def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple
 def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
     left = ids[at]
     right = ids[at + distance]
-    return joined(np.minimum(left, right), np.maximum(left, right))
+    return pair_keys(np.minimum(left, right), np.maximum(left, right))
 
 
 def sentences_of(words: Words) -> Ints:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
-from maskwise.segments import changes, framed, listed
+from maskwise.segments import LEAST_LOGIT, changes, framed, listed, weights_within
 from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
@@ -37,8 +36,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 VERSION = "learned-1"
-LEAST_LOGIT = -60.0
-"""Floor of a logit below the highest of its text, and log of the least weight: none is 0."""
 
 
 class Learned:
@@ -80,9 +77,12 @@ class Learned:
         """A digest of the policy's files and of the rules in this module."""
         if self.folder is None:
             return "of the run"
-        names = ("config.json", "model.safetensors", "tokenizer.json")
-        paths = [self.folder / name for name in names]
-        return digest(VERSION, WORDS_VERSION, self.spans, *filter(Path.is_file, paths))
+        files = []
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            path = self.folder / name
+            if path.is_file():
+                files.append(path)
+        return digest(VERSION, WORDS_VERSION, self.spans, *files)
 
     @cached_property
     def policy(self) -> PolicyModel:
@@ -96,7 +96,7 @@ class Learned:
         """Return the layers of each text; see `Annotator`."""
         annotated = []
         for scores in score_words(self.policy, texts, spans=self.spans):
-            # The types in which a store keeps layers.
+            # A store keeps layers in these types.
             start = scores.start.astype(np.int32)
             end = scores.end.astype(np.int32)
             weight = scores.weight.astype(np.float32)
@@ -162,7 +162,8 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
         return None
     pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)
     text_T = np.repeat(np.arange(len(texts)), sizes)
-    piece_T = np.repeat(np.arange(len(pieces)), np.diff(pieces.offsets))
+    tokens_P = np.diff(pieces.offsets)
+    piece_T = np.repeat(np.arange(len(pieces)), tokens_P)
     word_id_T = pieces.columns["word_ids"]
     in_word = np.flatnonzero(word_id_T >= 0)
     # Word ids restart in every text, so windows are compared as well.
@@ -195,7 +196,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     windows = read_windows(texts, policy)
     if windows is None:
         none = np.zeros(0, np.int64)
-        empty = TextScores(none, none, np.zeros(0), np.zeros((0, 2), np.int64), np.zeros(0))
+        no_spans = np.zeros((0, 2), np.int64)
+        empty = TextScores(none, none, np.zeros(0), no_spans, np.zeros(0))
         return [empty] * len(texts)
     text_W = windows.text
     logits_TC = _logits(policy, windows.pieces)
@@ -209,9 +211,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     if policy.config.head == "tokens":
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
-        top = np.full(len(texts), -np.inf)
-        np.maximum.at(top, text_W, logit_W)
-        weight_W = np.exp(np.maximum(logit_W - top[text_W], LEAST_LOGIT))
+        weight_W = weights_within(logit_W, text_W, pieces=len(texts))
         chance_PWK = _softmax(logit_W, real_PW)[..., None]
     else:
         first_PW = _softmax(logits_TC[windows.open, 0], real_PW)
@@ -226,15 +226,24 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
 
     piece_S, word_S, more_S, score_S = best_spans(chance_PWK, spans)
     first_S = word_S + np.searchsorted(windows.piece, piece_S)
-    spans_S = np.stack([windows.start[first_S], windows.end[first_S + more_S]], axis=1)
-    word_edges = np.searchsorted(text_W, np.arange(len(texts) + 1))
-    span_edges = np.searchsorted(text_W[first_S], np.arange(len(texts) + 1))
+    last_S = first_S + more_S
+    spans_S = np.stack([windows.start[first_S], windows.end[last_S]], axis=1)
+    # Words and spans are in text order, so those of a text lie between two edges.
+    text_numbers = np.arange(len(texts) + 1)
+    word_edges = np.searchsorted(text_W, text_numbers)
+    span_edges = np.searchsorted(text_W[first_S], text_numbers)
     scores = []
     for number in range(len(texts)):
         words = slice(*word_edges[number : number + 2])
         best = slice(*span_edges[number : number + 2])
-        start, end = windows.start[words], windows.end[words]
-        scores.append(TextScores(start, end, weight_W[words], spans_S[best], score_S[best]))
+        text_scores = TextScores(
+            start=windows.start[words],
+            end=windows.end[words],
+            weight=weight_W[words],
+            spans=spans_S[best],
+            score=score_S[best],
+        )
+        scores.append(text_scores)
     return scores
 
 
@@ -265,13 +274,16 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
         positive = np.flatnonzero(score > 0)
         if not len(positive):
             break
-        found.append(np.stack([positive, i[positive], k[positive], score[positive]]))
+        chosen = np.stack([np.arange(pieces), i, k, score])
+        found.append(chosen[:, positive])
         # Spans that overlap the chosen one cannot be chosen in later rounds.
         j = (i + k)[:, None, None]
         i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
     columns = np.concatenate(found, axis=1)
-    columns = columns[:, np.lexsort((columns[1], columns[0]))]
+    # By piece, then by first word.
+    order = np.lexsort((columns[1], columns[0]))
+    columns = columns[:, order]
     piece, first, further = columns[:3].astype(np.int64)
     return piece, first, further, columns[3]
 
@@ -308,14 +320,16 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     """(T, C) the logits of every token."""
     flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
-    logits = torch.zeros(len(flat.ids), COLUMNS[policy.config.head], dtype=torch.float64)
+    outputs = COLUMNS[policy.config.head]
+    logits = torch.zeros(len(flat.ids), outputs, dtype=torch.float64)
     policy.eval()
     device = next(policy.parameters()).device
     for rows, batch in batches(flat, device):
         at, real = flat.at(rows)
         out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
         # The output of a head for tokens has no last dimension.
-        logits[at[real]] = out.reshape(*at.shape, -1)[real]
+        out_BLC = out.reshape(*at.shape, outputs)
+        logits[at[real]] = out_BLC[real]
     return logits.numpy()[place]
 
 
@@ -325,5 +339,6 @@ def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
     logit_PW[real_PW] = logit_W
     top = logit_PW.max(axis=1, keepdims=True)
     # A window without words has −∞ alone, and −∞ − −∞ is NaN.
-    weight = np.exp(logit_PW - np.where(np.isfinite(top), top, 0.0))
+    top[np.isneginf(top)] = 0.0
+    weight = np.exp(logit_PW - top)
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)

@@ -103,8 +103,10 @@ def _means(
     means = np.bincount(place, weights) / counts
     found = {}
     for at in np.argsort(-means, kind="stable").tolist():
-        if counts[at] >= least:
-            found[str(unique[at])] = (round(float(means[at]), 3), int(counts[at]))
+        count = int(counts[at])
+        if count >= least:
+            mean = round(float(means[at]), 3)
+            found[str(unique[at])] = (mean, count)
     return found
 
 
@@ -115,7 +117,9 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
         measures: of the policy, by name; ``salient`` holds those of the salient spans, the
             baseline.
     """
-    facts = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
+    facts = []
+    for name, choice in choices.items():
+        facts.append(f"| {name} | `{choice}` |")
     # Only some measures exist for the baseline; the others leave its cell empty.
     salient = measures.get("salient", {})
     rows = []
@@ -123,10 +127,15 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
         if name != "salient":
             baseline = _figure(salient.get(name, ""))
             rows.append(f"| {name} | {_figure(value)} | {baseline} |")
+    words = []
+    for word, (mean, _) in shown["words"].items():
+        words.append(f"{word} ({mean:.1f})")
+    tags = []
+    for tag, (mean, _) in shown["tags"].items():
+        tags.append(f"{tag} {mean:.2f}")
+    facts_table = "\n".join(facts)
     figures = "\n".join(rows)
-    words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
-    tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
-    examples = "\n".join(f"> {_with_bold(words)}\n" for words in shown["examples"])
+    examples = "\n".join(f"> {_with_bold(words_of_text)}\n" for words_of_text in shown["examples"])
     return f"""---
 library_name: maskwise
 tags: [maskwise, masking-policy]
@@ -140,7 +149,7 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 | choice | value |
 |---|---|
-{facts}
+{facts_table}
 
 ## On texts that it has not learned from
 
@@ -152,8 +161,8 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 Weights average 1 over a text.
 
-- Heaviest words, of those that occur {LEAST_COUNT} times: {words or "none"}
-- Mean weight by part of speech: {tags or "none"}
+- Heaviest words, of those that occur {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Mean weight by part of speech: {", ".join(tags) or "none"}
 
 Words of three times the mean weight and more are in bold:
 

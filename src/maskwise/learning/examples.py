@@ -113,8 +113,12 @@ def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[in
         questions = [row.texts[0] for row in rows]
         return find_contexts(questions, [row.rights for row in rows], texts), texts
     # A context that several rows share is listed once.
-    place_of = {str(context): place for place, context in enumerate(dict.fromkeys(given))}
-    return [[place_of[str(context)]] for context in given], list(place_of)
+    place_of: dict[str, int] = {}
+    places = []
+    for context in map(str, given):
+        place = place_of.setdefault(context, len(place_of))
+        places.append([place])
+    return places, list(place_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +246,8 @@ def answers_in(
     """(L,) int8: 1 at the tokens of a context that are part of a right answer."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     # The tokenizer does not cut the text here, but ``word_ids`` belong to a context that was cut.
-    begin, end = np.array(encoded["offset_mapping"])[: len(word_ids)].T
+    offsets = np.array(encoded["offset_mapping"])
+    begin, end = offsets[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):

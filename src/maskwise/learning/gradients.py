@@ -191,15 +191,17 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
         slopes = _grad(loss, list(now.values()), create_graph=True)
-        slope = dict(zip(now, slopes, strict=True))
-        now = {name: value - rate * slope[name] for name, value in now.items()}
-    value = outer(now, None)
+        after = {}
+        for (name, value), slope in zip(now.items(), slopes, strict=True):
+            after[name] = value - rate * slope
+        now = after
+    total = outer(now, None)
     real_masks = [mask for mask in masks if mask is not None]
     # The gradients come in the order of the tensors: those of masks first, then those of rates.
-    gradients = iter(_grad(value, [*real_masks, *rates]))
+    gradients = iter(_grad(total, [*real_masks, *rates]))
     of_masks = [None if mask is None else next(gradients) for mask in masks]
     of_rates = [float(gradient) for gradient in gradients]
-    return MetaGradient(float(value.detach()), inner, of_masks, of_rates)
+    return MetaGradient(float(total.detach()), inner, of_masks, of_rates)
 
 
 def _finite_difference(
@@ -259,7 +261,9 @@ def slope_of(
         ``of_theta``), and that with respect to the mask of this rank's rows (without a mask, a
         tensor that means nothing).
     """
-    leaves = {name: value.detach().requires_grad_(of_theta) for name, value in theta.items()}
+    leaves = {}
+    for name, parameter in theta.items():
+        leaves[name] = parameter.detach().requires_grad_(of_theta)
     mask = _leaf(mask)
     value = loss(leaves, mask)
     wanted: list[Tensor] = []
@@ -297,11 +301,17 @@ def values_of(module: nn.Module) -> Parameters:
 
 def shifted(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
     """Return θ + factor·direction."""
-    return {name: value + factor * direction[name] for name, value in theta.items()}
+    moved = {}
+    for name, value in theta.items():
+        moved[name] = value + factor * direction[name]
+    return moved
 
 
 def _dot(a: Parameters, b: Parameters) -> float:
-    parts = [(wide(a[name]) * wide(b[name])).sum() for name in a]
+    parts = []
+    for name in a:
+        product = wide(a[name]) * wide(b[name])
+        parts.append(product.sum())
     return float(torch.stack(parts).sum())
 
 

@@ -126,7 +126,8 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
         questions.setdefault(context, []).append(tuple(present))
     marked = []
     for context, asked in questions.items():
-        marked.append(Marked(context, tuple(sorted(spans[context])), tuple(asked)))
+        in_order = sorted(spans[context])
+        marked.append(Marked(context, tuple(in_order), tuple(asked)))
     return marked
 
 
@@ -175,7 +176,10 @@ def classifier_labels(
     places: list[Place] = []
     for text, label in rows:
         # The whole text first: (0, 0) drops nothing.
-        for start, end in [(0, 0), *(place for _, place in placed_words(text))]:
+        dropped = [(0, 0)]
+        for _, place in placed_words(text):
+            dropped.append(place)
+        for start, end in dropped:
             shown.append(text[:start] + text[end:])
             classes.append(label)
             places.append((start, end))
@@ -189,7 +193,10 @@ def classifier_labels(
             spans.append([])
         elif whole - probability >= drop:
             spans[-1].append(place)
-    return [Marked(text, tuple(found)) for (text, _), found in zip(rows, spans, strict=True)]
+    marked = []
+    for (text, _), found in zip(rows, spans, strict=True):
+        marked.append(Marked(text, tuple(found)))
+    return marked
 
 
 # From a task
@@ -224,9 +231,8 @@ def labels_of(
     if labels is None:
         labels = _of_task(load_task(spec), kind, texts, drop, classifier)
     if labels.kind == "target-words":
-        marked = list(chain.from_iterable(labels.splits.values()))
-        labelled = [each for each in marked if each.spans]
-        share = len(labelled) / max(1, len(marked))
+        total = sum(map(len, labels.splits.values()))
+        share = (total - labels.counts[NO_SHARED_WORD]) / total
         if share < LEAST_LABELLED:
             raise MaskwiseError(
                 f"the targets of task {spec} share hardly a word with their sources: labels would "

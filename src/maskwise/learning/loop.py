@@ -6,10 +6,9 @@ The learner itself, one outer step at a time, is in ``maskwise.learning.meta``.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -31,11 +30,11 @@ from maskwise.training.log import Metrics, Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Watch: TypeAlias = Callable[[Any], list[list[float]]]
+Watch: TypeAlias = Callable[[PolicyModel], list[list[float]]]
 """Policy → its weights of the words of some texts, for ``metrics.jsonl``."""
 
 
-def learn_meta(
+def new_learner(
     settings: MetaSettings,
     *,
     policy: PolicyModel,
@@ -46,12 +45,8 @@ def learn_meta(
     training: TrainingSettings,
     length: int,
     max_length: int = 64,
-    folder: Path | None = None,
-    quiet: bool = False,
-    watch: Watch | None = None,
-    title: str = "learning a policy",
-) -> tuple[Point, Counter[str]]:
-    """Learn a policy in place by the meta-gradient.
+) -> MetaLearner:
+    """Build the learner of a policy by the meta-gradient, for `learn_policy`.
 
     Args:
         policy: scores tokens.
@@ -61,10 +56,6 @@ def learn_meta(
         training: of the model's ordinary steps.
         length: maximum tokens of a context.
         max_length: tokens of a row of the task.
-        folder, quiet, watch, title: see ``learn_policy``.
-
-    Returns:
-        The final progress, and the number of dropped train rows, by reason.
 
     Raises:
         MaskwiseError: a task without a loss, or that does not fit the model; no context for any of
@@ -80,11 +71,7 @@ def learn_meta(
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
     # An accelerator sets up the processes of torchrun; here it only names the device.
     device = new_accelerator(training, None).device
-    learner = MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
-    dropped = Counter[str]()
-    if train.without:
-        dropped["rows of train whose answers are in no text"] = train.without
-    return learn_policy(learner, folder, quiet=quiet, watch=watch, title=title), dropped
+    return MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
 
 
 def losses_of(
@@ -166,11 +153,12 @@ def learn_policy(
                 if now.step % s.eval_every and now.step < s.steps:
                     continue
                 mean = float(np.mean(outers))
-                evaluated = _evaluated(learner, mean)
+                gain = learner.gain_of(learner.average)
+                evaluated = _evaluated(learner, mean, gain)
                 if watch and writes:
                     evaluated["weights"] = watch(learner.average)
                 _write(metrics, evaluated)
-                progress.note(outer=mean, gain=evaluated["gain"])
+                progress.note(outer=mean, gain=gain)
                 learner.slopes = Slopes()
                 outers = []
                 if folder and writes:
@@ -191,18 +179,18 @@ def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     metrics.write(known)
 
 
-def _evaluated(learner: MetaLearner, outer: float) -> dict[str, Any]:
-    """Evaluate the average policy, keep it if it is the best, and decide whether to stop.
+def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, object]:
+    """Keep the average policy if it is the best so far, and decide whether to stop.
 
     Args:
         outer: mean outer loss since the last evaluation.
+        gain: gain of the average policy on dev.
 
     Returns:
         Figures for the log.
     """
     s = learner.settings
     now = learner.now
-    gain = learner.gain_of(learner.average)
     now.waited += 1
     if gain > now.gain:
         now.best = now.step

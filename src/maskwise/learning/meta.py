@@ -28,6 +28,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold, permutation
@@ -43,6 +44,7 @@ from maskwise.learning.gradients import (
     values_of,
     wide,
 )
+from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
 from maskwise.training import TrainingSettings
@@ -137,7 +139,7 @@ class MetaLearner:
     def __init__(
         self,
         losses: Losses,
-        policy: nn.Module,
+        policy: PolicyModel,
         train: Examples,
         dev: Examples,
         settings: MetaSettings,
@@ -148,11 +150,8 @@ class MetaLearner:
         self.train = train
         self.dev = dev
         self.settings = settings
-        self.rank = 0
-        self.ranks = 1
-        if dist.is_initialized():
-            self.rank = dist.get_rank()
-            self.ranks = dist.get_world_size()
+        self.rank = rank_here()
+        self.ranks = ranks_here()
         if settings.batch_size % self.ranks:
             what = "learning.meta.batch_size must be a multiple of the processes"
             raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
@@ -170,9 +169,10 @@ class MetaLearner:
         self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.slopes = Slopes()
         self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
+        theta: Parameters = dict(losses.named_parameters())
         for number in range(settings.warm):
             loss = self._task_loss(self._rows(number, order=2))
-            self._descend(loss(dict(losses.named_parameters()), None))
+            self._descend(loss(theta, None))
         self._clear_optimizers()
         self.start = values_of(losses)
 

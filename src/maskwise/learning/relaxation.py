@@ -28,12 +28,10 @@ from maskwise.masking import AnnotatedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import Selection, select
+from maskwise.segments import LEAST_LOGIT, weights_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SPREAD = 60.0
-"""Logits are clipped to this distance below the highest of their piece: e⁻⁶⁰ is never chosen."""
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     length = length_U.cpu().double()
     piece = piece_U.cpu()
     budget = budget_P.cpu().double()
-    weight = _below_top(logit, piece, len(budget)).clamp(min=-SPREAD).exp()
+    weight = _below_top(logit, piece, len(budget)).clamp(min=LEAST_LOGIT).exp()
 
     def total(values_U: Tensor) -> Tensor:
         return values_U.new_zeros(len(budget)).index_add(0, piece, values_U)
@@ -91,7 +89,8 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
-    p = torch.where(solvable[piece], p, (budget > 0).double()[piece])
+    all_or_none = (budget > 0).double()
+    p = torch.where(solvable[piece], p, all_or_none[piece])
     return p.to(logit_U.dtype).to(logit_U.device)
 
 
@@ -155,7 +154,8 @@ class Choice:
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         if smooth:
             return self.spread(p_U)
-        return self.spread(self.chosen_U.to(p_U.dtype) + p_U - p_U.detach())
+        hard_U = self.chosen_U.to(p_U.dtype)
+        return self.spread(hard_U + p_U - p_U.detach())
 
     def hard(self) -> Tensor:
         """(B, L) 1.0 where a token was chosen, else 0.0."""
@@ -198,9 +198,7 @@ def choose(
         got = float(logit_U[~finite][0])
         do = "lower learning.meta.learning_rate"
         raise Overflow("a score of the policy is not finite", got=got, do=do)
-    top_P = np.full(len(batch.begin), -np.inf)
-    np.maximum.at(top_P, parts.piece, logit_U)
-    weight_U = np.exp(np.maximum(logit_U - top_P[parts.piece], -SPREAD))
+    weight_U = weights_within(logit_U, parts.piece, pieces=len(batch.begin))
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 

@@ -7,7 +7,6 @@ masks before and after learning), and ``try-N/`` for each of several tries.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
 from maskwise.learning.card import policy_card, show, weights_of, weights_shown
 from maskwise.learning.labels import Confidence, Labels, labels_of
-from maskwise.learning.loop import learn_meta
+from maskwise.learning.loop import learn_policy, new_learner
 from maskwise.learning.meta import Point
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
@@ -57,13 +56,13 @@ class Made(NamedTuple):
         policy: with the weights of the best step.
         before: weights of the words of some texts, before learning.
         end: the final progress.
-        left_out: number of dropped train rows, by reason.
+        without: number of train rows that were dropped because no text has their answers.
     """
 
     policy: PolicyModel
     before: list[NDArray[np.float64]]
     end: Point
-    left_out: Counter[str]
+    without: int
 
     def figures(self) -> Measures:
         return {
@@ -193,7 +192,9 @@ class Lesson:
         made.policy.cpu()
         measures = made.figures()
         measures["tries"] = [result.figures() for result in results]
-        measures["left_out"] = dict(made.left_out)
+        measures["left_out"] = {}
+        if made.without:
+            measures["left_out"]["rows of train whose answers are in no text"] = made.without
         if labels:
             measures |= _measured(made.policy, labels)
         return self._keep(made.policy, measures, texts=shown, before=made.before)
@@ -222,7 +223,7 @@ class Lesson:
             tokenizer, length, kind=self.kind, seed=self.seed, log_unigram=log_unigram
         )
         before = weights_of(policy, shown)
-        end, left_out = learn_meta(
+        learner = new_learner(
             self.learning.meta.model_copy(update={"seed": seed}),
             policy=policy,
             task=task,
@@ -232,12 +233,10 @@ class Lesson:
             training=self.training,
             length=length,
             max_length=self.finetune.max_length,
-            folder=folder,
-            quiet=self.quiet,
-            watch=partial(weights_shown, shown),
-            title=title,
         )
-        return Made(policy, before, end, left_out)
+        watch = partial(weights_shown, shown)
+        end = learn_policy(learner, folder, quiet=self.quiet, watch=watch, title=title)
+        return Made(policy, before, end, learner.train.without)
 
     def _keep(
         self,

@@ -132,7 +132,8 @@ class PolicyModel(
         if encoder is None:
             encoder = _new_encoder(config)
         self.encoder = encoder
-        self.head = nn.Linear(int(config.encoder["hidden_size"]), COLUMNS[config.head])
+        hidden_size = int(config.encoder["hidden_size"])
+        self.head = nn.Linear(hidden_size, COLUMNS[config.head])
         # A new policy masks all words alike, so that its first masks are random ones.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -200,8 +201,10 @@ class PolicyModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls it."""
-        # safetensors refuses tensors that are not contiguous.
-        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        weights = {}
+        for name, value in self.state_dict().items():
+            # safetensors refuses tensors that are not contiguous.
+            weights[name] = value.cpu().contiguous()
         save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -290,7 +293,8 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
 
 def _described(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the fields of a configuration as JSON values, without its path."""
-    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    text = json.dumps(config.to_dict(), default=str)
+    fields: dict[str, Any] = json.loads(text)
     fields.pop("_name_or_path", None)
     return fields
 

@@ -87,7 +87,10 @@ class LabelledWindows(Trainable):
         at, real = self.flat.at(rows)
         targets = torch.where(real.unsqueeze(-1), self.targets[at], 0.0)
         labels = torch.where(targets > 0, targets, float(IGNORE))
-        return {**self.flat.batch(rows), "labels": labels, "inside": real & self.inside[at]}
+        batch = self.flat.batch(rows)
+        batch["labels"] = labels
+        batch["inside"] = real & self.inside[at]
+        return batch
 
     @classmethod
     def of(cls, marked: Sequence[Marked], policy: PolicyModel) -> Self:
@@ -102,7 +105,8 @@ class LabelledWindows(Trainable):
         pieces = windows.pieces
         config = policy.config
         counts = Counter[str]()
-        targets_TC = np.zeros((int(pieces.offsets[-1]), COLUMNS[config.head]), np.float32)
+        tokens = int(pieces.offsets[-1])
+        targets_TC = np.zeros((tokens, COLUMNS[config.head]), np.float32)
         for first, last in _labelled_words(windows, marked):
             begin = windows.open[first]
             end = windows.close[last]
@@ -303,7 +307,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
         for answers in each.questions:
             hits.append(not exact.isdisjoint(map(normalise, answers)))
             # ``occurrences`` finds labels in any case, so answers are compared without case too.
-            covered.append(any(answer.strip().casefold() in inside for answer in answers))
+            folded = {answer.strip().casefold() for answer in answers}
+            covered.append(not inside.isdisjoint(folded))
     return {
         "recall": float(np.mean(hits)),
         "covered": float(np.mean(covered)),
@@ -313,7 +318,10 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
 
 
 def _words_in(text: str, spans: Spans) -> int:
-    return sum(len(text[start:end].split()) for start, end in spans)
+    words = 0
+    for start, end in spans:
+        words += len(text[start:end].split())
+    return words
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from maskwise.samplers.base import (
     Losses,
@@ -51,7 +50,7 @@ def sampler(
         chance: the chance level of each arm, for samplers that divide by it.
         steps: steps of the run. Samplers that learn scale their defaults to it.
     """
-    further: dict[str, dict[str, Any]] = {
+    further: dict[str, dict[str, object]] = {
         "loss-proportional": {"steps": steps, "chance": chance},
         "mometas": {"steps": steps},
         "mometas-plus": {"steps": steps},

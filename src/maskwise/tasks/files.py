@@ -36,10 +36,10 @@ from maskwise.text.labelled import (
     READERS,
     Record,
     ending_of,
+    read_cells,
     read_hub,
     read_records,
     read_text,
-    read_tsv,
 )
 from maskwise.text.readers import lines_of
 from maskwise.text.worlds import read_world
@@ -156,11 +156,11 @@ def _read_file(path: Path, header: bool) -> list[Record]:
     for pattern, names in _WITHOUT_HEADER.items():
         if header and re.match(pattern, where):
             # Not strict: rows of STS-B may have further cells.
-            rows = read_tsv(path, header=False)
+            rows = read_cells(path, header=False)
             return [dict(zip(names, row.values())) for row in rows]
     # The tables of SICK and MRPC end in .txt.
     if ending_of(path) is None and path.name.lower().removesuffix(".gz").endswith(".txt"):
-        return read_tsv(path, header=header)
+        return read_cells(path, header=header)
     return read_records(path, header=header)
 
 

@@ -105,15 +105,18 @@ class Documents:
     def __iter__(self) -> Iterator[Document]:
         self.read = 0
         self.skipped = Counter()
-        return islice(self._documents(), self.limit)
+        return islice(self._counted(), self.limit)
 
-    def _documents(self) -> Iterator[Document]:
-        documents: Iterator[Document] = chain.from_iterable(map(self._parts, self.open_records()))
+    def _counted(self) -> Iterator[Document]:
+        documents = self._documents()
         if not self.keep_repeated:
             documents = self._distinct(documents)
         for document in documents:
             self.read += 1
             yield document
+
+    def _documents(self) -> Iterator[Document]:
+        return chain.from_iterable(map(self._parts, self.open_records()))
 
     def _distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Leave out texts that came before."""
@@ -185,11 +188,6 @@ class Joined(Documents):
         super().__init__(tuple, name=name, fields=parts[0].fields)
 
     def _documents(self) -> Iterator[Document]:
-        for document in self._distinct(self._numbered()):
-            self.read += 1
-            yield document
-
-    def _numbered(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
                 # An attribute, because a document stays a pair of name and text.

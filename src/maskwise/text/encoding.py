@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
+from maskwise.segments import Array
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
     codes_of,
@@ -31,7 +32,6 @@ from maskwise.text.words import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Array = NDArray[Any]
 Ids = NDArray[np.int64]
 NO_TEXTS = "texts must be a list of strings"
 LEAST_ID = -(2**63)

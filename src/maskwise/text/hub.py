@@ -52,7 +52,7 @@ def hub_parts(source: str) -> tuple[str, str, str]:
     return name, config, split or "train"
 
 
-def load_hub(source: str, name: str, config: str, **how: Any) -> Any:
+def load_hub(source: str, name: str, config: str, **how: object) -> Any:
     """Load a data set from the hub, or raise one line that says why not."""
     import datasets
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +52,7 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
     if ending is None:
         raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
     if ending in TABLES:
-        return TABLES[ending](path, header=header)
+        return read_cells(path, header=header)
     return READERS[ending](path)
 
 
@@ -176,12 +175,9 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     return records
 
 
-def _read_table(path: Path, *, header: bool = True, usual: str) -> list[Record]:
-    return read_table(read_text(path), path, usual=usual, header=header)
-
-
-read_tsv = partial(_read_table, usual="\t")
-"""Read cells between tabs; quotation marks count only if nearly every row has quoted cells."""
+def read_cells(path: Path, *, header: bool = True) -> list[Record]:
+    """Read a table; in one of tabs, quotes count only if nearly every row has quoted cells."""
+    return read_table(read_text(path), path, header=header)
 
 
 def _read_parquet(path: Path) -> list[Record]:
@@ -376,15 +372,12 @@ def _malformed_span(span: object, labels: Sequence[str]) -> MaskwiseError:
     return MaskwiseError("a span of another form", got=span, allowed=allowed)
 
 
-TABLES: dict[str, Callable[..., list[Record]]] = {
-    ".csv": partial(_read_table, usual=","),
-    ".tsv": read_tsv,
-}
+TABLES = (".csv", ".tsv")
 READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _read_json_lines,
     ".jsonlines": _read_json_lines,
     ".json": _read_json,
-    **TABLES,
+    **dict.fromkeys(TABLES, read_cells),
     ".conllu": _read_conllu_records,
     ".conll": _read_conll_records,
     ".conll.txt": _read_conll_records,

@@ -101,7 +101,23 @@ class CharSpans(NamedTuple):
         return cls(start, end, value)
 
 
-class Annotator(Protocol):
+class Layered(Protocol):
+    """An annotator, or a store of its output."""
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
+        ...
+
+    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+        """Return the spans of each text by layer. Empty texts and noise are no error.
+
+        Long texts are passed in parts, except to a class with ``whole_texts = True``.
+        """
+        ...
+
+
+class Annotator(Layered, Protocol):
     """Makes layers of texts. Its output for a text depends on that text alone."""
 
     @property
@@ -110,20 +126,8 @@ class Annotator(Protocol):
         ...
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
-        """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
-        ...
-
-    @property
     def version(self) -> str:
         """Hash (`digest`) of all inputs besides texts: settings, rules, weights, vocabulary."""
-        ...
-
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """Return the spans of each text by layer. Empty texts and noise are no error.
-
-        Long texts are passed in parts, except to a class with ``whole_texts = True``.
-        """
         ...
 
 
@@ -168,15 +172,6 @@ def digest(*parts: object) -> str:
         # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
-
-
-class Layered(Protocol):
-    """An annotator, or a store of its output."""
-
-    @property
-    def layers(self) -> Mapping[str, Layer]: ...
-
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]: ...
 
 
 def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer") -> None:

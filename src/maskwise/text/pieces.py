@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import changes, counts_within, framed, sums_within
+from maskwise.segments import Array, changes, counts_within, framed, offsets, sums_within
 from maskwise.text.columns import INDEX, read_columns, require_length, undamaged, write_columns
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # These columns have a value for each piece; others have one for each token.
@@ -132,7 +131,7 @@ class PieceBatch(NamedTuple):
     def _words_of_rows(self, rows: int) -> Ints:
         """Return (T,) word numbers that continue from one piece of a row to the next."""
         words = self.columns["word_ids"].astype(np.int64)
-        first_token_P = np.cumsum(self.lengths) - self.lengths
+        first_token_P = offsets(self.lengths)
         # The word numbers of a piece begin at 0, so the largest one tells how many there are.
         words_P = np.maximum.reduceat(words, first_token_P) + 1
         pieces_of_row = counts_within(self.rows, rows)

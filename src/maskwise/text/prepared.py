@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class Prepared:
         tokenizer: PreTrainedTokenizerFast,
         *,
         layers: Layered | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Write the folder of a stream, of which only the beginning is read.
 
         Returns:

@@ -308,10 +308,7 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     with opened(path) as file:
         # Bad bytes stay in their cells, so that only their rows are skipped.
         text = file.read().decode("utf-8-sig", "surrogateescape")
-    usual = "\t"
-    if ".csv" in path.name.lower():
-        usual = ","
-    rows = read_table(text, path, usual=usual)
+    rows = read_table(text, path)
     if rows:
         wanted([*rows[0]], fields, str(path))
     return numbered_rows(rows, name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -229,7 +229,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     if not 0 < held_out < 1:
         what = "held_out must be a share of the documents"
         raise MaskwiseError(what, got=held_out, allowed="0 < held_out < 1")
-    out = is_held_out(pieces.documents, held_out)
+    out = pieces.documents < held_out_below(held_out)
     sides = []
     for name, side in (("training", ~out), ("held-out", out)):
         if not side.any():
@@ -244,10 +244,10 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     return training, held
 
 
-def is_held_out(names: int | Array, share: float) -> Any:
-    """Tell which documents are held out, by the hashes of their names (`text_id`)."""
+def held_out_below(share: float) -> int:
+    """Return the number below which the hash of a held-out document's name is (`text_id`)."""
     # The hashes are uniform below 2⁶³.
-    return names < int(share * 2**63)
+    return int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from tokenizers import AddedToken
@@ -13,12 +13,15 @@ from tokenizers import AddedToken
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.readers import Fields, whole_name
-from maskwise.text.rows import is_held_out
+from maskwise.text.rows import held_out_below
 from maskwise.text.shards import Shard, rename_alike, shards_of
 from maskwise.text.stream import read_shards
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import text_id, word_rule
 from maskwise.text.worlds import read_world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class CorpusSettings(BaseModel):
@@ -248,7 +251,7 @@ class TokenizerSettings(BaseModel):
     sentinels: int = Field(0, ge=0)
     """Extra tokens <extra_id_0>, <extra_id_1>, … of a new tokenizer, for the corruption t5."""
 
-    def tokenizer(self, documents: Iterable[Document]) -> Any:
+    def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
             # Mask tokens and words are required where they are used.
@@ -262,7 +265,9 @@ class TokenizerSettings(BaseModel):
         return tokenizer
 
 
-def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int:
+def most_held_out(
+    corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast | None, *, enough: int
+) -> int:
     """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
 
     Two neighbouring pieces of a document are together longer than a row. A tokenizer that is still
@@ -273,7 +278,7 @@ def most_held_out(corpus: CorpusSettings, tokenizer: Any, *, enough: int) -> int
     longest = 16 * enough * corpus.length
     most = 0
     for document in corpus.documents():
-        if not is_held_out(text_id(whole_name(document.id)), corpus.held_out):
+        if text_id(whole_name(document.id)) >= held_out_below(corpus.held_out):
             continue
         if len(document.text) > longest:
             return enough

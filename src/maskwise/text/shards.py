@@ -334,5 +334,5 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     return [FileShard(file, name, fields) for name, file in files.items()]
 
 
-def _shards_of_dataset(dataset: Any, name: str, fields: Fields) -> list[Shard]:
+def _shards_of_dataset(dataset: IterableDataset, name: str, fields: Fields) -> list[Shard]:
     return [DatasetShard(dataset, number, name, fields) for number in range(dataset.num_shards)]

@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,16 +29,13 @@ from maskwise.text.readers import (
     PartName,
     Record,
 )
-from maskwise.text.rows import Rows, is_held_out, require_in_vocabulary
+from maskwise.text.rows import Rows, held_out_below, require_in_vocabulary
 from maskwise.text.shards import BEGINNING, MEGABYTE, Chunk, Shard
 from maskwise.text.tokenizers import tokenise
 from maskwise.text.words import text_id
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
     from transformers import PreTrainedTokenizerFast
-
-    StreamSource: TypeAlias = str | Path | Sequence[str | Path] | IterableDataset
 
 
 class Block(NamedTuple):
@@ -98,7 +94,7 @@ class BlockMaker:
         key = document.text
         if isinstance(document.id, PartName):
             key = document.id.whole
-        return bool(is_held_out(text_id(key), self.held_out))
+        return text_id(key) < held_out_below(self.held_out)
 
 
 @dataclass(frozen=True, eq=False)

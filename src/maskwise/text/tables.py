@@ -24,36 +24,38 @@ QUOTED_SHARE = 0.9
 Record = dict[str, Any]
 
 
-def read_table(text: str, path: Path, *, usual: str, header: bool = True) -> list[Record]:
+def read_table(text: str, path: Path, *, header: bool = True) -> list[Record]:
     """Read a table as records by the names of its columns; without a header: "1", "2", ….
 
     Args:
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
-        path: its name in messages.
-        usual: the separator that its ending promises; it is taken where it fits.
+        path: its name in messages; its ending promises commas (.csv), or else tabs, which are
+            taken where they fit.
         header: whether the first row has the names of the columns.
 
     Raises:
         MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not
             close.
 
-    >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"), usual=",")
+    >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
     [{'text': 'rain; wind', 'score': '3,5'}]
     """
+    usual = "\t"
+    if ".csv" in path.name.lower():
+        usual = ","
     separator = separator_of(text, usual=usual)
     if separator == "\t" and not _is_quoted(text):
         rows = [line.split("\t") for line in _lines(text)]
         return list(_records(path, rows, separator, header=header))
-    try:
-        return list(_records(path, _cells(text, separator), separator, header=header))
-    except csv.Error as error:
-        failure = error
-    # Quotation marks inside a cell may be escaped, not doubled.
-    try:
-        escaped = _cells(text, separator, escape="\\")
-        return list(_records(path, escaped, separator, header=header))
-    except csv.Error:
-        raise MaskwiseError(f"{path} is not a table: {failure}") from failure
+    failures = []
+    # Quotation marks inside a cell are doubled, or else escaped.
+    for escape in (None, "\\"):
+        try:
+            cells = _cells(text, separator, escape=escape)
+            return list(_records(path, cells, separator, header=header))
+        except csv.Error as error:
+            failures.append(error)
+    raise MaskwiseError(f"{path} is not a table: {failures[0]}") from failures[0]
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:

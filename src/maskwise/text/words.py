@@ -79,6 +79,15 @@ def codes_of(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
+def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
+    """Join N texts, each followed by a line break; also return (N,) where each text begins.
+
+    No word and no run of marks crosses a line break, so the texts stay apart.
+    """
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
+    return "".join(text + "\n" for text in texts), np.cumsum(sizes) - sizes
+
+
 def classify(text: str) -> Classes:
     """(C,) class of every character."""
     codes = codes_of(text)
@@ -302,10 +311,7 @@ def place_tokens(
     content = np.ones(len(offsets), dtype=bool)
     if special is not None:
         content = ~special
-    # Line breaks separate the texts, because no word and no run of marks crosses one.
-    joined = "".join(text + "\n" for text in texts)
-    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
-    base = np.cumsum(sizes) - sizes
+    joined, base = join_texts(texts)
     shift = np.repeat(base, lengths)
     start = offsets[:, 0] + shift
     end = offsets[:, 1] + shift

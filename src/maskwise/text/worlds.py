@@ -37,7 +37,7 @@ DEV_SHARE = 0.1
 RUN = "run"
 
 Row = TypeVar("Row")
-Question = dict[str, Any]
+Question = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,6 @@ class World(ABC):
     """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
     """Least and greatest values of options that are numbers."""
-    flags: ClassVar[tuple[str, ...]] = ()
-    """Options that are true or false."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -67,7 +65,7 @@ class World(ABC):
                     finite_number(what, value, least=low, most=high)
             elif option.name == "seed" and value != RUN:
                 whole_number(what, value, do=f"or take {RUN!r}")
-            elif option.name in self.flags and type(value) is not bool:
+            elif isinstance(option.default, bool) and type(value) is not bool:
                 raise MaskwiseError(what, got=value, allowed="True or False")
 
     def __str__(self) -> str:
@@ -211,7 +209,6 @@ class FactWorld(World):
         "fillers": (0, 100),
         "decoys": (0, 100),
     }
-    flags = ("friends", "others", "tags")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -293,7 +290,8 @@ class FactWorld(World):
             questions[split] = []
             for person, asked in product(people, self.answers):
                 question = f"what {asked} {person['name']}?"
-                row = {"question": question, "answers": [person[asked]], "relation": asked}
+                row: Question = {"question": question, "answers": [person[asked]]}
+                row["relation"] = asked
                 questions[split].append(row)
         return questions
 
@@ -377,7 +375,7 @@ class CausalWorld(World):
         if len(answers) < self.asked:
             what = "this causalworld has fewer different questions"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
-        rows = []
+        rows: list[Question] = []
         for question, answer in answers.items():
             rows.append({"question": question, "answers": [answer]})
         return _split(rows)
