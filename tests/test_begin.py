@@ -163,7 +163,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert maskwise("study", "--new", "mine.txt", "labels.csv") == 0
     assert "maskwise check mine.yaml" in capfd.readouterr().out
     lines = Path("mine.yaml").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 20 and sum("#" in line for line in lines) >= 5
+    assert len(lines) <= 21 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
     assert (
         written.tasks == ("labels.csv(train_rows=200)",)
@@ -171,6 +171,9 @@ def test_a_recipe_is_written_for_a_file_or_two(
         and len(written.study.pairs) == 1
     )
     assert (written.model.pretrained == "bundled:encoder") == english
+    # The arms differ in one setting, so that a verdict has one explanation.
+    first, second = written.study.arms.values()
+    assert first.keys() == second.keys() == {"masking.ratio"}
     assert recipe_for(str(texts)).corpus.source == str(texts)
     assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
     assert "exists already" in capfd.readouterr().err

@@ -5,6 +5,7 @@ work.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, parse_value, read_recipe, shipped
+from maskwise.recipe.reading import apply_overrides
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -275,6 +277,61 @@ def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
         "intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]
     ).study
     assert study.pairs == [("own", REFERENCE), ("salient", "own")]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "arms", "baseline", "pairs"),
+    [
+        ("continual", ["study.arms.words-30=null"], "token-15 token-30", "token-30", 2),
+        ("continual", ["study.arms.words-30=none"], "token-15 token-30", "token-30", 2),
+        ("continual", ["study.arms=words-30, token-15"], "token-15 words-30", "token-15", 1),
+        ("continual", ["study.arms=[token-15, words-30]"], "token-15 words-30", "token-15", 1),
+        ("factworld", ["study.arms.oracle=null"], "random salient", "random", 1),
+        ("ptw", ["study.arms.words=null"], "ptw ptw-faithful", "ptw", 1),
+        ("quick-start", ["study.arms.token-15=null"], "decay-45-15", "decay-45-15", 1),
+    ],
+)
+def test_an_arm_is_left_out_by_an_override(
+    name: str, overrides: list[str], arms: str, baseline: str, pairs: int
+) -> None:
+    recipe = read_recipe(name, overrides)
+    assert [*recipe.study.arms] == arms.split() and recipe.baseline == baseline
+    assert len(recipe.study.pairs) == pairs
+    # No setting names an arm that is left out.
+    assert {*chain(*recipe.study.pairs)} <= {*recipe.study.arms, REFERENCE}
+
+
+def test_every_arm_of_every_recipe_can_be_left_out() -> None:
+    for name in shipped():
+        arms = read_recipe(name).study.arms
+        for arm in arms:
+            if len(arms) > 1:
+                left = read_recipe(name, [f"study.arms.{arm}=null"]).study
+                assert [*left.arms] == [other for other in arms if other != arm]
+
+
+def test_a_gate_keeps_what_it_closes_among_the_arms_that_are_left() -> None:
+    gate = {"contrast": ["a", "b"], "closes": [["c", "b"], ["d", "b"]]}
+    study = {"arms": {name: {} for name in "abcd"}, "gate": gate}
+    apply_overrides({"study": study}, ["study.arms.d=null"])
+    assert study["gate"] == {"contrast": ["a", "b"], "closes": [["c", "b"]]}
+    apply_overrides({"study": study}, ["study.arms.a=null"])
+    assert "gate" not in study
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("study.arms.words-3=null", "unknown arm to leave out 'words-3'.*mean 'words-30'"),
+        ("study.arms=words-3", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
+        ("study.baseline=words-3", "unknown arm in study.baseline 'words-3'; allowed: token-15"),
+    ],
+)
+def test_an_unknown_arm_that_is_left_out_is_named(override: str, said: str) -> None:
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe("continual", [override])
+    with pytest.raises(MaskwiseError, match="no arm is left"):
+        read_recipe("general-encoder", ["study.arms.token-30=null"])
 
 
 def test_other_arms_over_a_search_that_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import recipe_path
 from maskwise.recipe.overrides import Plain, merged, parse_override, put, read_yaml
 from maskwise.recipe.recipe import Recipe, validate
@@ -27,17 +27,63 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     10
     """
     settings = _settings(source)
-    changes = dict(map(parse_override, overrides))
-    old_arms = _arms(settings)
-    for key, value in changes.items():
-        put(settings, key, value)
-    # Other settings of the file may name arms that the override dropped.
-    if "study.arms" in changes:
-        _forget_arms(settings["study"], old=old_arms, overridden=set(changes))
+    apply_overrides(settings, overrides)
     recipe = validate(settings, origin=str(source))
     for name in recipe.study.arms:
         _check_arm(recipe, name)
     return recipe
+
+
+def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
+    """Change nested settings by ``key=value``; arms can be left out, as in any recipe.
+
+    ``study.arms.tsdae=null`` leaves out one arm, and ``study.arms=a,b`` all but these. Baseline,
+    contrasts and gate then follow the remaining arms.
+
+    Raises:
+        MaskwiseError: an override without a key or value, or an unknown arm.
+
+    >>> arms = {"a": {}, "b": {}, "c": {}}
+    >>> settings = {"study": {"arms": arms, "baseline": "a", "contrasts": [["b", "a"]]}}
+    >>> apply_overrides(settings, ["study.arms.b=null"]); settings
+    {'study': {'arms': {'a': {}, 'c': {}}, 'baseline': 'a', 'contrasts': [['c', 'a']]}}
+    """
+    changes = dict(map(parse_override, overrides))
+    old_arms = _arms(settings)
+    for key, value in changes.items():
+        arm = key.removeprefix("study.arms.")
+        if key == "study.arms":
+            value = _chosen_arms(settings, value)
+        elif arm != key and "." not in arm and value in (None, "none"):
+            _leave_out(settings, arm)
+            continue
+        put(settings, key, value)
+    # Other settings of the file may name arms that were dropped.
+    if "study.arms" in changes or old_arms - _arms(settings):
+        _forget_arms(settings["study"], old=old_arms, overridden=set(changes))
+
+
+def _chosen_arms(settings: Plain, value: object) -> object:
+    """Read ``a,b`` or ``[a, b]`` as the arms of these names; anything else is returned as it is."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    known = _arms(settings)
+    if not known or not isinstance(value, list):
+        return value
+    for name in value:
+        if name not in known:
+            raise unknown_name("arm in study.arms", name, known)
+    return {name: changes for name, changes in settings["study"]["arms"].items() if name in value}
+
+
+def _leave_out(settings: Plain, arm: str) -> None:
+    known = _arms(settings)
+    if arm not in known:
+        do = f"for a new arm that changes nothing: study.arms.{arm}={{}}"
+        raise unknown_name("arm to leave out", arm, known, do=do)
+    if known == {arm}:
+        raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
+    del settings["study"]["arms"][arm]
 
 
 def _arms(settings: Plain) -> set[str]:
@@ -124,19 +170,23 @@ def _read(path: Path) -> object:
 
 
 def _forget_arms(study: Plain, *, old: set[str], overridden: set[str]) -> None:
-    """Drop settings that name arms which an override of ``study.arms`` removed.
+    """Drop settings that name arms which an override removed.
 
-    If it adds no arm, the contrasts of the remaining arms stay.
+    If it adds no arm, the contrasts of the remaining arms stay. If none stays, and all of them had
+    one baseline, every remaining arm is compared with it.
     """
     arms = _arms({"study": study})
     removed = old - arms
+    gate = study.get("gate")
+    if isinstance(gate, dict) and isinstance(gate.get("closes"), list):
+        gate["closes"] = [pair for pair in gate["closes"] if not removed & _names(pair)]
     dropped = [key for key in ("baseline", "gate", "share") if removed & _names(study.get(key))]
     if arms - old:
         dropped += ["contrasts", "transfer"]
     elif isinstance(study.get("contrasts"), list) and "study.contrasts" not in overridden:
         contrasts = [pair for pair in study["contrasts"] if not removed & _names(pair)]
         # An empty list would mean no contrasts; None means the default ones.
-        study["contrasts"] = contrasts or None
+        study["contrasts"] = contrasts or _same_baseline(study, removed)
     for key in dropped:
         if f"study.{key}" not in overridden:
             study.pop(key, None)
@@ -147,6 +197,15 @@ def _forget_arms(study: Plain, *, old: set[str], overridden: set[str]) -> None:
         if isinstance(own, dict):
             for arm in set(own) - arms:
                 del own[arm]
+
+
+def _same_baseline(study: Plain, removed: set[str]) -> list[list[str]] | None:
+    """Compare every arm with the one baseline that all contrasts had; None if it was removed."""
+    baselines = {pair[-1] for pair in study["contrasts"] if isinstance(pair, list) and pair}
+    if len(baselines) != 1 or baselines & removed:
+        return None
+    (baseline,) = baselines
+    return [[arm, baseline] for arm in study["arms"] if arm != baseline] or None
 
 
 def _names(value: object) -> set[str]:

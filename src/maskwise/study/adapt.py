@@ -33,7 +33,8 @@ from maskwise.models import (
     without_advice,
 )
 from maskwise.recipe import Recipe, validate
-from maskwise.recipe.overrides import Plain, nested, parse_override, put
+from maskwise.recipe.overrides import Plain, nested
+from maskwise.recipe.reading import apply_overrides
 from maskwise.specs import with_options
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at
@@ -152,8 +153,7 @@ def adapt_recipe(
         for name, arm in arms.items():
             arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
     settings["study"]["arms"] = arms
-    for override in overrides:
-        put(settings, *parse_override(override))
+    apply_overrides(settings, overrides)
     return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
 
 
