@@ -240,7 +240,7 @@ def test_heads_go_on_from_phase_to_phase(tmp_path: Path) -> None:
     )
     further, _ = run(spec="single(mlm)", arms={"mlm": {}, "atd": {}, "dtd": {}}, steps=1)
     new = further.heads()["dtd.head.weight"].clone()
-    further.go_on(tmp_path / "heads.safetensors")
+    further.load_heads(tmp_path / "heads.safetensors")
     assert torch.equal(further.heads()["atd.head.weight"], trained.heads()["atd.head.weight"])
     assert torch.equal(further.heads()["dtd.head.weight"], new)
 

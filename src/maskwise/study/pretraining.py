@@ -310,7 +310,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
     # The checkpoint of an earlier phase has trained heads.
     if heads.is_file():
-        joined.go_on(heads)
+        joined.load_heads(heads)
     chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
     rank = rank_here()
     ranks = ranks_here()

@@ -1,19 +1,21 @@
 """Training on several arms: a sampler draws whose batch comes next, and learns from probes.
 
-An arm is an objective with its masking, over one shared model. Each has its own source, so it reads
-its own rows (packed blocks, or a text a row) in its own order. Schedules follow the step of the
+An arm is an objective with its masking; all arms share one model. Each arm has a source of its own,
+with its layout (packed blocks, or one text a row) and its order. Schedules follow the step of the
 run, not of the arm.
 
-A probe is held-out rows, masked once: the same examples and masks before and after, but other rows
-for every run. (MOMETAS as released measures fresh examples with fresh masks each time; that noise
-is larger than the change.) It is measured in two halves, whose agreement estimates the noise of the
-reward (``samplers.base.reliability``). Its cost, a forward pass of 64 rows for each arm (96 for
-``cse``) every ``sampler.every`` steps, is logged. Rules are probed too if there are enough rows, so
-that a study can show their effect on every objective; that is evaluation, and no cost.
+A probe is a set of held-out rows, masked once, so that the losses before and after some updates are
+those of the same examples and masks; each run has other rows. (The released code of MOMETAS draws
+new examples and masks each time, and that noise is larger than the change.) A probe is measured in
+two halves, whose agreement estimates the noise of the reward (``samplers.base.reliability``). Its
+cost is logged: a forward pass of 64 rows for each arm (96 for ``cse``) every ``sampler.every``
+steps. Rules are probed too if there are enough rows, to show their effect on every objective; this
+counts as evaluation, not as a cost of training.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -42,10 +44,10 @@ PROBE_SEED = 0x9208
 
 
 class Arms(Objective):
-    """The losses of the arm that a batch is for.
+    """Several objectives over one model; a batch is scored by the objective that it is for.
 
     Args:
-        arms: by name; all have the same ``model`` and their own heads.
+        arms: by name; all have the same ``model``, but separate heads.
     """
 
     def __init__(self, arms: Mapping[str, Objective]):
@@ -63,17 +65,17 @@ class Arms(Objective):
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> dict[str, Tensor]:
-        """The parameters outside the model, by arm; they are not part of its checkpoint."""
-        own = {id(p) for p in self.model.parameters()}
-        found = {}
+        """The parameters of the heads, by arm; the checkpoint of the model does not have them."""
+        of_model = set(self.model.parameters())
+        heads = {}
         for name in self.names:
             for key, value in self.arm(name).named_parameters():
-                if id(value) not in own:
-                    found[f"{name}.{key}"] = value.detach()
-        return found
+                if value not in of_model:
+                    heads[f"{name}.{key}"] = value.detach()
+        return heads
 
-    def go_on(self, file: Path) -> None:
-        """Load heads saved by an earlier run, for arms of the same name."""
+    def load_heads(self, file: Path) -> None:
+        """Load heads that an earlier run saved for arms of the same name."""
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
@@ -83,16 +85,16 @@ class Arms(Objective):
 
 
 class ArmsSource:
-    """Batches of the arm that is drawn.
+    """Batches of the arm that the sampler draws at each step.
 
     Args:
         sources: by arm.
         sampler: over the same arms.
-        settings: for the number of steps.
+        settings: the source of the number of steps.
 
     Attributes:
-        untaught: the maskers before any policy learns. Probes mask with them, because a resumed run
-            makes its probe anew and must find the same masks.
+        untaught: copies of the maskers before any policy learns. Probes use them, because a resumed
+            run makes its probe again and needs the same masks.
     """
 
     def __init__(
@@ -102,51 +104,51 @@ class ArmsSource:
         self.sources = sources
         self.sampler = sampler
         self.settings = settings
-        # Copied now, before the first update of a policy.
         self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
-        # Facts are alike for all arms.
+        # All sources have the same kinds of facts.
         first = next(iter(sources.values()))
         self.facts = first.facts
         self.summarise = first.summarise
 
     @property
     def ahead(self) -> int:
-        """One step, or none where the sampler or a policy learns."""
+        """One step, or none if the sampler or a policy learns."""
         return 0 if self.sampler.every or self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
         arm = self.sampler.draw(step, self.settings.steps)
-        made = self.sources[arm].batches(step, rank=rank, ranks=ranks)
-        for batch in made:
+        batches = self.sources[arm].batches(step, rank=rank, ranks=ranks)
+        for batch in batches:
             batch.arm = arm
-        return made
+        return batches
 
     def learners(self) -> dict[str, Learner]:
-        """The policies that learn, each from the batches of its own arm."""
-        found = {}
+        """The policies that learn, each from the batches of its arm."""
+        learners = {}
         for arm, source in self.sources.items():
             for name, learner in source.learners().items():
                 learner.arm = arm
-                found[f"{arm} {name}"] = learner
-        return found
+                learners[f"{arm} {name}"] = learner
+        return learners
 
     def places(self) -> dict[str, Learner]:
-        """What remembers the position of streams; arms that read the same rows share one."""
-        found = {}
+        """The streams, whose positions are saved; arms with the same rows share one."""
+        streams: dict[str, Learner] = {}
         for source in self.sources.values():
-            found.update(source.places())
-        return found
+            streams |= source.places()
+        return streams
 
 
 def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """Rows of an arm's probe over all ranks, rounded up so that halves are equal on every rank.
+    """The rows of an arm's probe over all ranks: ``wanted``, rounded up to equal halves on each.
 
     With ``twins`` (an objective that reads half of the rows twice) each half has an even number of
-    at least four on every rank.
+    rows on every rank, at least four.
     """
-    unit = (4 if twins else 2) * ranks
-    return max(-(-wanted // unit), 2 if twins else 1) * unit
+    least = 2 if twins else 1
+    unit = 2 * least * ranks
+    return max(math.ceil(wanted / unit), least) * unit
 
 
 class Probe:
@@ -154,15 +156,15 @@ class Probe:
 
     Args:
         objective: the arms.
-        sources: by arm; what is trained on.
-        maskers: by arm; None: those of ``sources``. See ``ArmsSource.untaught``.
+        sources: the training data, by arm.
         held_out: by arm, rows that are never trained on.
         sizes: by arm, rows over all ranks (``probe_rows``).
-        skip: by arm, indices of held-out rows that evaluate the model, and are not used here.
-        total_steps: of the run: masks are those of its middle.
-        seed: of the run: every run has its own rows.
-        fresh: other rows and masks each time, and no dropout for ``cse``, as in the released code.
+        skip: by arm, indices of held-out rows that are kept for the evaluation of the model.
+        total_steps: the steps of the run. Masks have the ratio of its middle.
+        seed: the seed of the run, which selects the rows.
+        fresh: use other rows and masks each time, and no dropout for ``cse``, as the released code.
         rank, ranks: each rank measures its share of the rows.
+        maskers: by arm (``ArmsSource.untaught``); None: the maskers of ``sources``.
 
     Raises:
         MaskwiseError: too few rows for an arm, or documents that are in the training data too.
@@ -203,26 +205,31 @@ class Probe:
             both = np.intersect1d(source.rows.documents, held_out[arm].documents)
             if len(both):
                 what = f"the probe of arm {arm!r} and its training data share documents"
-                raise MaskwiseError(what, got=len(both), do="give the probe text of its own")
+                raise MaskwiseError(what, got=len(both), do="probe with other documents")
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: for each half the arms' sums (``_counted``) of this rank's rows.
+        """(2, 4, K) on the device: for each half, the sums (``_counted``) of this rank's rows.
 
         Args:
-            turn: index of the probe in the run, for fresh ones.
+            turn: the index of the probe in the run; ignored unless probes are ``fresh``.
         """
-        parts = []
+        if not self.fresh:
+            turn = 0
+        sums = []
         # Only the host's generator is restored: every training step seeds the device's.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
-                # Dropout (cse) and replacements (rtd) are equal before and after.
-                torch.manual_seed(fold(PROBE_SEED, turn if self.fresh else 0))
-                halves = self._batches(arm, turn) if self.fresh else self.batches[arm]
-                one = self.objective.arm(arm)
-                with one.without_dropout() if self.fresh else nullcontext():
-                    parts.append(torch.stack([_counted(half, one(half)) for half in halves]))
-        return torch.stack(parts, 2)
+                if self.fresh:
+                    self.batches[arm] = self._batches(arm, turn)
+                # The dropout of ``cse`` and the replacements of ``rtd`` must not change in between.
+                torch.manual_seed(fold(PROBE_SEED, turn))
+                objective = self.objective.arm(arm)
+                dropout = objective.without_dropout() if self.fresh else nullcontext()
+                with dropout:
+                    halves = [_counted(half, objective(half)) for half in self.batches[arm]]
+                sums.append(torch.stack(halves))
+        return torch.stack(sums, 2)
 
     def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
         """The two halves of an arm's probe."""
@@ -231,22 +238,21 @@ class Probe:
             rows = rows.roll(-(fold(PROBE_SEED, turn) % len(rows)))
         chosen = rows[: self.sizes[arm]]
         device = next(self.objective.parameters()).device
+        middle = self.total_steps // 2
         halves = []
         for half in (chosen[::2], chosen[1::2]):
             pieces: Any = self.held_out[arm].batch(half[self.rank :: self.ranks])
-            middle = self.total_steps // 2
-            masker = self.maskers[arm]
-            batch = masker(pieces, step=middle, total_steps=self.total_steps, epoch=turn)
+            batch = self.maskers[arm](pieces, step=middle, total_steps=self.total_steps, epoch=turn)
             halves.append(batch.to(device))
         return halves
 
 
 class SamplerLearner(Learner):
-    """Teaches a sampler from probes, every ``sampler.every`` updates.
+    """Updates a sampler from probes, every ``sampler.every`` updates of the model.
 
     Args:
-        sampler: that learns, or follows a rule.
-        probe: makes a ``Probe`` once the model is on its device; None: probe nothing.
+        sampler: one that learns, or follows a rule.
+        probe: makes a ``Probe`` once the model is on its device; None: no probes.
         watched_every: updates between two probes of a rule; 0: none.
     """
 
@@ -280,7 +286,8 @@ class SamplerLearner(Learner):
 
     def after(self, now: Point) -> None:
         self.now = now
-        if self.seen:  # one step, in any number of micro-batches
+        if self.seen:
+            # All micro-batches of a step are of one arm, and count as one step.
             self.steps[0, self.seen[-1][0]] += 1
         if self.every and now.done % self.every == 0:
             self._learn(now)
@@ -293,20 +300,20 @@ class SamplerLearner(Learner):
         """Add up what all ranks have seen; waits for the device, and every rank calls this."""
         if not self.seen:
             return
-        own = torch.zeros_like(self.line_sums[:4])
-        arms = torch.tensor([arm for arm, _ in self.seen])
-        own.index_add_(1, arms, torch.stack([sums for _, sums in self.seen], 1).cpu().double())
-        # Every rank draws the same arm, so steps are not added up.
-        both = torch.cat([self.now.agree(own), self.steps])
-        self.line_sums = self.line_sums + both
-        self.run_sums = self.run_sums + both
+        arms, sums = zip(*self.seen)
+        by_arm = torch.zeros_like(self.line_sums[:4])
+        by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
+        # Every rank draws the same arm, so steps are not summed over ranks.
+        new = torch.cat([self.now.agree(by_arm), self.steps])
+        self.line_sums = self.line_sums + new
+        self.run_sums = self.run_sums + new
         self.seen = []
         self.steps = torch.zeros_like(self.steps)
 
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
-        # Made late, because the model must be on its device.
+        # Only now is the model on its device.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
@@ -321,23 +328,21 @@ class SamplerLearner(Learner):
         self.clock[0] = now.done
 
     def _teach(self, losses: Tensor) -> None:
-        """Update the sampler, and note the reward on either half."""
+        """Update the sampler, and record the rewards on the two halves."""
         sampler = self.sampler
         rewards = [sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
         # Rules have no reward.
         if None not in rewards:
             self.rewards = torch.cat([self.rewards, self.rewards.new_tensor([rewards])])
         sampler.update(self.before[0], losses[0])
-        # A line of metrics may cover several updates; each note appears once.
-        self.notes += [note for note in sampler.notes if note not in self.notes]
+        # A line of metrics may cover several updates of the sampler; each note appears once.
+        self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
 
     def facts(self) -> Mapping[str, object]:
-        """By arm: ``probabilities``, and since the last line ``arm_losses`` and ``arm_steps``; then
-        ``probe_losses`` of ``probe_step``, and ``notes``; of samplers that learn ``probe_seconds``
-        so far, their share of the run, and the ``reliability`` of the reward so far."""
+        """The sampler's fields in a line of metrics; docs/files.md describes them."""
         self._take_in()
         total, divisor, _, _, steps = self.line_sums
-        # Of the next step; after the last one shares may have come to nothing.
+        # The probabilities of the next step; after the last step, schedules may have ended at 0.
         step = min(self.now.done, self.now.total_steps - 1)
         probabilities = self.sampler.probabilities(step, self.now.total_steps)
         found: dict[str, object] = {
@@ -367,19 +372,24 @@ class SamplerLearner(Learner):
         named = zip(self.sampler.arms, values.tolist(), strict=True)
         return {name: round(value, 6) for name, value in named if value == value}
 
-    def spent(self) -> dict[str, dict[str, Any]]:
-        """By arm over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and of the
-        probes that taught.
+    def spent(self) -> dict[str, dict[str, int]]:
+        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and those of
+        the probes from which the sampler learned.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
-        counts = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
-        return {arm: dict(zip(names, own)) for arm, own in zip(self.sampler.arms, counts)}
+        counts_K = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
+        spent = {}
+        for arm, counts in zip(self.sampler.arms, counts_K):
+            spent[arm] = dict(zip(names, counts))
+        return spent
 
     def state_dict(self) -> dict[str, Tensor]:
         self._take_in()
-        own = {name: getattr(self, name) for name in self.kept}
-        return own | {f"sampler.{name}": t for name, t in self.sampler.state_dict().items()}
+        state = {name: getattr(self, name) for name in self.kept}
+        for name, value in self.sampler.state_dict().items():
+            state[f"sampler.{name}"] = value
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.seen = []
@@ -394,9 +404,9 @@ class SamplerLearner(Learner):
 
 
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
-    """(4,) on the device: losses, their divisor, targets, and tokens of the text that were read.
+    """(4,) on the device: the sum of losses, its divisor, targets, and tokens of the text.
 
-    The last three are whole numbers below 2²⁴, which single precision holds.
+    The last three are whole numbers below 2²⁴, so they are exact in single precision.
     """
     loss = outcome.loss.detach()
     counts = (outcome.targets, counted(batch.targets, loss), counted(batch.tokens, loss))
@@ -404,11 +414,11 @@ def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
 
 
 def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
-    """Raise if fewer of the held-out rows are ``free`` than a probe has."""
+    """Raise if a probe needs more held-out rows than are ``free``."""
     if free < size:
         raise MaskwiseError(
             f"the probe of arm {arm!r} has too few held-out rows",
-            got=f"{free} of {of}: others judge the model",
+            got=f"{free} of {of}: the others are for evaluation",
             allowed=f"≥ {size}",
             do="raise corpus.held_out, or lower evaluation.rows",
         )

@@ -1,10 +1,10 @@
-"""What the loop reads: masked batches, one step ahead.
+"""The input of the training loop: masked batches, made one step ahead.
 
 A source makes the batches of a step on the host, as a function of (seed, step, rank), so a schedule
-acts at the exact step and a resumed run finds its batches at once. ``look_ahead`` makes the next
-step's batches in a thread while the device works on this one's, counts their targets, and copies
-them to the device without blocking. A source whose masks depend on the losses of the last step (a
-policy or sampler that learns) has ``ahead = 0``. A source need not know its length.
+acts at the exact step and a resumed run gets its batches without reading earlier ones. While the
+device works on a step, ``look_ahead`` makes the batches of the next step in a thread, counts their
+targets, and copies them to the device without blocking. If masks depend on the losses of the last
+step (a policy or sampler that learns), the source has ``ahead = 0``. A source has no length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from maskwise.masking import MaskedBatch
+from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
@@ -29,15 +29,15 @@ from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
 Batch: TypeAlias = Any
-"""A ``MaskedBatch``, or a dict of tensors with ``labels``, −100 at no target."""
+"""A ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no target."""
 
 
 class Source(Protocol):
-    """Where batches come from."""
+    """Makes the batches of each step."""
 
     @property
     def ahead(self) -> int:
-        """Steps that batches may be made ahead; 0 where they depend on the last step's losses."""
+        """How many steps early batches may be made; 0 if they depend on the last losses."""
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Statistics of batches, which are summed between two lines of metrics."""
+        """Statistics of batches, which are summed from one line of metrics to the next."""
         ...
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Step(NamedTuple):
     """One update.
 
     Attributes:
-        number: of the step, from 0.
-        batches: its micro-batches for this rank, on the device.
-        targets: number of targets in them.
-        facts: ``Source.facts`` of them.
-        counted: divisor of the losses: targets, or in masked diffusion eligible tokens.
-        sums: ``targets``, ``counted`` and ``asked`` (to stop) of all ranks.
+        number: the number of the step, from 0.
+        batches: the micro-batches of this rank, on the device.
+        targets: the number of targets in the batches.
+        facts: the ``Source.facts`` of the batches.
+        counted: the divisor of the losses: targets, or in masked diffusion eligible tokens.
+        sums: ``targets``, ``counted`` and ``asked`` (to stop) over all ranks.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Step(NamedTuple):
 
 
 Summed: TypeAlias = Callable[[Mapping[str, float]], dict[str, float]]
-"""From this rank's numbers to their sums over all ranks; every rank calls it."""
+"""Sums numbers over all ranks; every rank calls it."""
 
 
 def look_ahead(
@@ -90,7 +90,10 @@ def look_ahead(
     """The steps of a training, each made ``source.ahead`` steps early.
 
     Args:
-        summed: adds up counts over ranks, so that no step waits for the other hosts.
+        source: makes the batches.
+        steps: the numbers of the steps.
+        rank, ranks, device: those of this process.
+        summed: sums counts over ranks, early, so that no step waits for the other hosts.
         asked: whether this rank was asked to stop.
 
     Raises:
@@ -98,20 +101,22 @@ def look_ahead(
     """
     lane = Lane(device) if copies_aside(device) else None
 
-    def send(batches: Sequence[Batch]) -> tuple[list[Batch], object]:
-        if lane is None:
-            return [there(batch, device) for batch in batches], None
-        return lane.send(lambda: [there(batch, device) for batch in batches])
-
     def make(number: int) -> tuple[Step, object]:
         batches = source.batches(number, rank=rank, ranks=ranks)
         targets = counted = 0
         for batch in batches:
-            count = batch.targets if isinstance(batch, MaskedBatch) else targets_of(batch)
-            divisor = batch.counted if isinstance(batch, MaskedBatch) else None
+            if isinstance(batch, MaskedBatch):
+                count = batch.targets
+                counted += count if batch.counted is None else batch.counted
+            else:
+                count = int((batch["labels"] != IGNORE).sum())
+                counted += count
             targets += count
-            counted += count if divisor is None else divisor
-        sent, mark = send(batches)
+
+        def send() -> list[Batch]:
+            return [there(batch, device) for batch in batches]
+
+        sent, mark = lane.send(send) if lane else (send(), None)
         sums = summed({"targets": targets, "counted": counted, "asked": asked()})
         return Step(number, sent, targets, source.facts(batches), counted, sums), mark
 
@@ -135,11 +140,6 @@ def look_ahead(
             yield received(*ready)
 
 
-def targets_of(batch: Mapping[str, Tensor]) -> int:
-    """The number of labels to predict in a plain dict of model inputs."""
-    return int((batch["labels"] != IGNORE).sum())
-
-
 def there(batch: Batch, device: torch.device | str) -> Batch:
     """A batch on a device."""
     return batch.to(device) if isinstance(batch, MaskedBatch) else moved(batch, device)
@@ -149,10 +149,10 @@ class MaskedSource:
     """Masked batches from the rows of a corpus.
 
     Args:
-        rows: of a corpus, or of a stream, which has its own order and shares.
-        masker: what makes batches of them.
+        rows: the rows of a corpus, or of a stream, which has its own order and shares.
+        masker: makes batches of rows.
         settings: batch size, steps, seed.
-        shares: of the sources of a mix, by name; empty if all rows have one source.
+        shares: the shares of the sources of a mix, by name; empty if there is one source.
 
     Raises:
         MaskwiseError: fewer rows than one batch.
@@ -181,7 +181,7 @@ class MaskedSource:
 
     @property
     def ahead(self) -> int:
-        """One step, or none where the policy learns."""
+        """One step, or none if the policy learns."""
         return 0 if self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
@@ -191,30 +191,29 @@ class MaskedSource:
         # Micro-batches first, then ranks: each rank gets an equal slice of every micro-batch.
         by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
         when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
-        made = []
+        batches = []
         for part, place in by_rank[:, :, rank].unbind(1):
-            if getattr(self.masker, "places", False):
+            if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
             pieces: Any = self.rows.batch(part)
             batch = self.masker(pieces, **when)
             # The log shows the realised shares of a mix.
             batch.sources = self.order.counts(part)
-            made.append(batch)
-        return made
+            batches.append(batch)
+        return batches
 
     def learners(self) -> dict[str, Learner]:
         """The policy, if it learns; see ``learners_of``."""
         return learners_of(self.masker)
 
     def places(self) -> dict[str, Learner]:
-        """What remembers the position of a stream, to be saved with the run; empty for a corpus."""
+        """The stream, whose position is saved with the run; empty for a corpus."""
         if not isinstance(self.rows, StreamedRows):
             return {}
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums to log: tokens read, eligible and chosen ones, the ratio asked for, rows by source;
-        and for the speed positions with and without padding, and Σ length² of the pieces."""
+        """Sums for ``summarise`` and for the speed; ``squares`` is Σ length² of the pieces."""
         sums = Counter({f"rows of {name}": 0.0 for name in self.order.names})
         for batch in batches:
             line = batch.source
@@ -237,17 +236,16 @@ class MaskedSource:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}
         total = max(1.0, sum(rows.values()))
         shares = {name: round(count / total, 6) for name, count in rows.items()}
-        return {
-            **({"sources": shares} if shares else {}),
-            "tokens": int(sums["tokens"]),
-            "ratio": sums["chosen"] / max(1.0, sums["eligible"]),
-            "scheduled_ratio": sums["asked"] / max(1.0, sums["rows"]),
-            "padding": 1 - sums["present"] / max(1.0, sums["positions"]),
-        }
+        summary: dict[str, Any] = {"sources": shares} if shares else {}
+        summary["tokens"] = int(sums["tokens"])
+        summary["ratio"] = sums["chosen"] / max(1.0, sums["eligible"])
+        summary["scheduled_ratio"] = sums["asked"] / max(1.0, sums["rows"])
+        summary["padding"] = 1 - sums["present"] / max(1.0, sums["positions"])
+        return summary
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Indices of rows of similar width, widest first, in groups of at most ``tokens`` positions."""
+    """Yield numbers of rows of similar width, widest first, with at most ``tokens`` positions."""
     order = width.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):

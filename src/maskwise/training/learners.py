@@ -1,22 +1,22 @@
 """What learns while the model trains: a policy's weights, a sampler's logits.
 
-A learner sees every micro-batch (``observe``) and changes itself once an update (``after``). Ranks
-must agree on masks and arms, so what a learner takes from other ranks are sums in float64 on the
-host, rounded. What it needs at every update it offers (``offer``), so that one exchange serves all
-learners, at once or a step late. ``Point.agree`` is for what is seldom needed: it waits for the
-device. The state is saved with the run's, so that a resumed run continues bit for bit.
+A learner reads every micro-batch (``observe``) and updates itself once per step (``after``). Ranks
+must agree on masks and arms, so learners use sums over all ranks, rounded, in float64 on the host.
+Sums that are needed at every step are offered (``offer``): one exchange serves all learners, at
+once or a step late. ``Point.agree`` is for rare sums, because it waits for the device. States are
+saved with the run, so that a resumed run continues bit for bit.
 
-A policy that learns from its effect (REINFORCE) needs no more than this protocol:
+This protocol is enough for a policy that learns from its effect (REINFORCE):
 
-    def observe(self, batch, outcome):          # the batch has its units and the log-probability
-        self.log_probability += batch.log_probability …             # of the choice that was made
+    def observe(self, batch, outcome):          # the batch has the log-probability of its mask
+        self.log_probability += batch.log_probability
 
     def after(self, now):                       # the weights have just changed
-        loss = self.objective(self.probe)       # given by ``meet``; held-out rows, masked once
+        loss = self.objective(self.probe)       # ``meet`` set both; the probe is masked once
         reward = self.loss_before − loss
         self.gradient = now.agree(reward · ∇ log_probability)
 
-and a source with ``ahead = 0``, because step t + 1 depends on the losses of step t.
+It needs a source with ``ahead = 0``, because step t + 1 depends on the losses of step t.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Agree = Callable[[Tensor], Tensor]
 
 
 class Point(NamedTuple):
-    """Where a training stands when its learners learn.
+    """The progress of a training when its learners learn.
 
     Attributes:
-        done: number of updates; 0 before the first of a new run.
-        total_steps: updates in all.
-        agree: sums over all ranks, on the host; waits for the device.
-        sums: over all ranks, of what the learner offered (``Learner.offer``): at this update, or at
-            the one before where learners are a step late. None: nothing has arrived.
+        done: completed updates; 0 before the first update of a new run.
+        total_steps: updates of the whole run.
+        agree: sums a tensor over all ranks, on the host; waits for the device.
+        sums: the sums over all ranks of what the learner offered (``Learner.offer``) at this
+            update, or at the previous one if learners are a step late; None before the first.
     """
 
     done: int
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 class Start(Protocol):
-    """Adds up over ranks: at once, or with ``start`` while the host goes on."""
+    """Sums over ranks: at once, or with ``start`` while the host continues."""
 
     def __call__(self, own: Tensor) -> Tensor: ...
 
@@ -62,12 +62,12 @@ class Start(Protocol):
 
 
 class Exchange:
-    """Lets learners learn from what they offer, in one exchange between ranks for all of them.
+    """Gives all learners the sums over ranks of what they offer, in a single exchange.
 
     Args:
-        agree: adds up over ranks.
-        late: whether sums are used at the next update. Nobody then waits for the update that has
-            just been started: its sums come while the next one is computed.
+        agree: sums over ranks.
+        late: whether sums are used at the next update, so that they arrive while it is computed and
+            nothing waits for the update that has just been started.
     """
 
     def __init__(self, agree: Start, *, late: bool = False):
@@ -79,9 +79,9 @@ class Exchange:
         """Call ``after`` of all learners."""
         offered = {}
         for name, learner in learners.items():
-            own = learner.offer(now)
-            if own is not None:
-                offered[name] = own
+            local = learner.offer(now)
+            if local is not None:
+                offered[name] = local
         arriving = self._started(offered)
         if self.late:
             arriving, self.pending = self.pending, arriving
@@ -92,18 +92,20 @@ class Exchange:
     def _started(self, offered: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
         if not offered:
             return dict
-        line = torch.cat([own.flatten() for own in offered.values()])
-        arrived = self.agree.start(line)
+        arrived = self.agree.start(torch.cat([local.flatten() for local in offered.values()]))
 
         def parts() -> dict[str, Tensor]:
-            sizes = [own.numel() for own in offered.values()]
-            split = zip(offered.items(), arrived().split(sizes), strict=True)
-            return {name: part.view(own.shape) for (name, own), part in split}
+            line = arrived()
+            sums = {}
+            for name, local in offered.items():
+                sums[name] = line[: local.numel()].view(local.shape)
+                line = line[local.numel() :]
+            return sums
 
         return parts
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums that are still to be used."""
+        """The sums that no learner has used yet."""
         return self.pending()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -124,11 +126,15 @@ def states(learners: Mapping[str, Learner | Exchange]) -> dict[str, Tensor]:
 
 
 def restore(learners: Mapping[str, Learner | Exchange], flat: Mapping[str, Tensor]) -> None:
-    """The inverse of ``states``."""
+    """Load the result of ``states``."""
     for name, learner in learners.items():
-        prefix = f"{name}."  # an arm's name may contain dots
-        own = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
-        learner.load_state_dict(own)
+        state = {}
+        # Names of arms may contain dots, so keys cannot be split at the first one.
+        prefix = f"{name}."
+        for key, value in flat.items():
+            if key.startswith(prefix):
+                state[key.removeprefix(prefix)] = value
+        learner.load_state_dict(state)
 
 
 def learners_of(masker: object) -> dict[str, Learner]:
@@ -137,10 +143,11 @@ def learners_of(masker: object) -> dict[str, Learner]:
     Raises:
         MaskwiseError: a corruption that changes lengths, so that losses have no place in the text.
     """
-    learner = masker.policy.learner() if isinstance(masker, Masker) else None
+    if not isinstance(masker, Masker):
+        return {}
+    learner = masker.policy.learner()
     if learner is None:
         return {}
-    assert isinstance(masker, Masker)
     if not masker.corruption.keeps_length:
         what = f"policy {masker.policy} learns from losses at the places of tokens"
         got = f"corruption {masker.corruption}"

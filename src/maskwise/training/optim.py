@@ -1,6 +1,7 @@
-"""Optimisers, and the learning rate: a function of (step, steps), which needs no saving.
+"""Optimisers, and the learning rate: a function of (step, steps), so checkpoints need not save it.
 
-Muon iterates over all matrices of one shape together; torch's goes matrix by matrix, in bfloat16.
+Muon here iterates over all matrices of one shape together; torch.optim.Muon updates one matrix at a
+time, in bfloat16.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CURVES: Mapping[str, Callable[[float], float]] = {
     "wsd": lambda fallen: 1 - math.sqrt(fallen),
     "constant": lambda fallen: 1.0,
 }
-"""The remaining share of the peak, as a function of the share of the way down."""
+"""The share of the peak rate, as a function of the completed share of the decay."""
 
 
 def rate_factor(
@@ -37,27 +38,30 @@ def rate_factor(
     """The learning rate at ``step`` of ``steps`` as a share of its peak; always above 0.
 
     Args:
-        warmup: share of the steps over which it rises.
-        decay: the curve along which it falls: linear, cosine, 1-sqrt or constant; ``wsd`` is 1-sqrt
-            over the last tenth (Hägele et al. 2024, arXiv:2405.18392).
-        decay_share: share of the last steps over which it falls; None: all, or a tenth for ``wsd``.
+        warmup: the share of the steps over which the rate rises.
+        decay: a key of ``CURVES``; ``wsd`` is 1-sqrt over the last tenth of the steps (Hägele et
+            al. 2024, arXiv:2405.18392).
+        decay_share: the share of the steps, the last ones, over which the rate falls; None: all, or
+            a tenth for ``wsd``.
 
     >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
     >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     rise = warmup * steps
-    up = min(1.0, (step + 1) / rise) if rise else 1.0
-    share = decay_share or (COOLDOWN if decay == "wsd" else 1.0)
-    fallen = max(0.0, (step / steps - (1 - share)) / share)  # of the way down, below 1
-    return up * CURVES[decay](fallen)
+    risen = min(1.0, (step + 1) / rise) if rise else 1.0
+    share = decay_share
+    if share is None:
+        share = COOLDOWN if decay == "wsd" else 1.0
+    fallen = max(0.0, (step / steps - (1 - share)) / share)
+    return risen * CURVES[decay](fallen)
 
 
 class Optimizers:
-    """One or two torch optimisers, stepped together; the rate is set anew at every step.
+    """One or two torch optimisers, stepped together; every step sets their rates.
 
     Args:
-        module: whose parameters to train.
+        module: the objective, whose trainable parameters are updated.
         settings: rates, betas, decay.
 
     Raises:
@@ -66,20 +70,29 @@ class Optimizers:
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         self.settings = settings
-        trained = [p for p in module.parameters() if p.requires_grad]
-        matrices = hidden_matrices(module) if settings.optimizer == "muon" else []
-        if settings.optimizer == "muon" and not matrices:
-            what = "optimizer muon trains the matrices of a model's blocks, and there are none"
-            got = type(getattr(module, "model", module)).__name__
-            raise MaskwiseError(f"{what} that are trained", got=got, do="use optimizer: adamw")
-        chosen = set(matrices)
-        rest = [p for p in trained if p not in chosen]
-        decayed = [p for p in rest if p.ndim > 1]
-        plain = [p for p in rest if p.ndim <= 1]
-        decay, rate = settings.weight_decay, settings.learning_rate
-        groups = [{"params": decayed, "weight_decay": decay}] if decayed else []
-        if plain:
-            groups.append({"params": plain, "weight_decay": 0.0})
+        matrices: list[Tensor] = []
+        if settings.optimizer == "muon":
+            matrices = hidden_matrices(module)
+            if not matrices:
+                what = "optimizer muon needs trainable matrices in the blocks of a model"
+                got = type(model_of(module)).__name__
+                raise MaskwiseError(what, got=got, do="use optimizer: adamw")
+        by_muon = set(matrices)
+        decayed = []
+        plain = []
+        for parameter in module.parameters():
+            if not parameter.requires_grad or parameter in by_muon:
+                continue
+            if parameter.ndim > 1:
+                decayed.append(parameter)
+            else:
+                plain.append(parameter)
+        decay = settings.weight_decay
+        rate = settings.learning_rate
+        groups = [
+            {"params": decayed, "weight_decay": decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
         self.members: list[torch.optim.Optimizer] = [adamw]
         self.peaks = [rate]
@@ -90,7 +103,7 @@ class Optimizers:
             self.peaks.append(rate)
 
     def set_rate(self, step: int) -> float:
-        """Set the rates for ``step``; returns AdamW's."""
+        """Set the rates for ``step``, and return AdamW's."""
         s = self.settings
         factor = rate_factor(
             step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share
@@ -106,7 +119,7 @@ class Optimizers:
         Args:
             sound: a bool on the device; if false, nothing changes. The host does not wait for it.
         """
-        # As a gradient scaler does: torch's fused AdamW and our Muon read it on the device.
+        # torch's gradient scaler sets the same attribute. Fused AdamW reads it on the device.
         skipped = None if sound is None else (~sound).float()
         for member in self.members:
             member.found_inf = skipped  # type: ignore[attr-defined]
@@ -118,7 +131,7 @@ class Optimizers:
 
 
 def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of optimisers as flat names and tensors, to be saved without pickle."""
+    """The state of optimisers as one dict of tensors, which is saved without pickle."""
     flat = {}
     for number, member in enumerate(members):
         for index, entry in member.state_dict()["state"].items():
@@ -144,16 +157,16 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tens
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The matrices that Muon trains: weights that map hidden states to hidden states.
 
-    These are the linear maps in a model's blocks and, of a language model, the transform in its
-    prediction head: left to AdamW at the rate of the embeddings, that one matrix kept tiny models
-    on the plateau (docs/decisions/0004-laboratory.md). Embeddings, their projection, the output
-    layer, poolers and classifiers stay with AdamW. Widths cannot tell these apart: a hidden size
-    may equal the number of positions, and a task may have more classes than the model is wide.
+    These are the linear layers in the blocks of a model and the transform in the prediction head of
+    a language model: at AdamW's rate, this one matrix kept tiny models on the plateau
+    (docs/decisions/0004-laboratory.md). AdamW trains embeddings, their projection, the output
+    layer, poolers and classifiers. Widths cannot tell these apart: a hidden size may equal the
+    number of positions, and a task may have more classes than the model is wide.
     """
     linear = []
     for block in blocks_of(module):
         linear += [m for m in block.modules() if isinstance(m, nn.Linear)]
-    model: Any = module if hasattr(module, "config") else getattr(module, "model", module)
+    model: Any = model_of(module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         known = {output, *encoder_of(model).modules()}
@@ -166,11 +179,19 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     return [weight for weight in weights if weight.requires_grad and weight not in others]
 
 
-class BatchedMuon(torch.optim.Muon):
-    """torch.optim.Muon, faster: matrices of one shape together, on a CPU in single precision.
+def model_of(module: nn.Module) -> nn.Module:
+    """The transformers model of an objective, or the module itself if it has none."""
+    if hasattr(module, "config") or not hasattr(module, "model"):
+        return module
+    assert isinstance(module.model, nn.Module)
+    return module.model
 
-    State is that of ``torch.optim.Muon``, so that either loads what the other saved. Source: Jordan
-    et al. 2024, https://kellerjordan.github.io/posts/muon/.
+
+class BatchedMuon(torch.optim.Muon):
+    """A faster torch.optim.Muon: matrices of one shape together, in single precision on a CPU.
+
+    The state is the same, so that each of the two loads what the other saved. Source: Jordan et al.
+    2024, https://kellerjordan.github.io/posts/muon/.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
@@ -184,7 +205,7 @@ class BatchedMuon(torch.optim.Muon):
     """A scalar, 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
 
     turn: Callable[..., Tensor]
-    """``orthogonal``, perhaps compiled."""
+    """``orthogonal``, compiled if asked for."""
 
     def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
         super().__init__(matrices, **options)
@@ -204,15 +225,15 @@ class BatchedMuon(torch.optim.Muon):
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
             if sound is not None:
-                # To skip, use the momentum as its own gradient, decay by 1 and add 0: no copies,
-                # and no host sync.
+                # To skip an update without a copy or a host sync: the momentum replaces the
+                # gradient, weights decay by the factor 1, and the update is 0.
                 for mean, grad in zip(map(local, momenta), map(local, grads), strict=True):
                     torch.where(sound, grad, mean, out=grad)
                 kept = torch.where(sound, kept, 1.0)
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
             torch._foreach_mul_([local(weight) for weight in weights], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
-            # A matrix and another's transpose have the same shape.
+            # Matrices and transposed ones of equal size are iterated together.
             shapes = defaultdict(list)
             for weight, update in zip(weights, updates):
                 shapes[tuple(sorted(weight.shape))].append((weight, update))
@@ -222,10 +243,10 @@ class BatchedMuon(torch.optim.Muon):
     def _update(
         self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
     ) -> None:
-        # Of sharded matrices each rank needs the whole update, and takes its part.
+        # Every rank computes the whole update of a sharded matrix, and uses its part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
-        # One batched iteration is much faster than one for each matrix.
+        # Batched products are much faster than products of one matrix at a time.
         turned = self.turn(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for (weight, _), update in zip(pairs, turned):
             rows, columns = weight.shape
@@ -241,15 +262,15 @@ class BatchedMuon(torch.optim.Muon):
 def orthogonal(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """The nearest orthogonal matrices, roughly: singular values between .7 and 1.2.
+    """Approximate the nearest orthogonal matrices: singular values become .7 to 1.2.
 
     Args:
-        matrices: [count, n, m], n ≤ m.
-        coefficients: of x, x³ and x⁵ in the quintic that is iterated.
+        matrices: (N, n, m), n ≤ m.
+        coefficients: those of x, x³ and x⁵ in the polynomial that is iterated.
         steps: iterations.
-        eps: lower bound of the norm that divides.
+        eps: the least norm to divide by.
     """
-    # Most CPUs emulate bfloat16 matrix products; single precision took a quarter of their time.
+    # Most CPUs emulate bfloat16 matrix products; single precision took a quarter of the time.
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     a, b, c = coefficients

@@ -1,6 +1,6 @@
-"""Which rows come next: the order of an epoch, and the mix of several sources.
+"""The order of rows: in an epoch, and in a mix of several sources.
 
-All are functions of (seed, step), so that a run resumes without reading what came before.
+All orders are functions of (seed, step), so a resumed run need not read the rows before its step.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from maskwise.keys import fold, permutation
 from maskwise.training.settings import TrainingSettings
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together, which removes most padding."""
+"""Batches whose rows are sorted by length together; this removes most padding."""
 
 WHOLE = 1 << 40
-"""Shares of a mix are integers out of this many parts, so that counting never rounds."""
+"""The denominator of shares, which are integers so that counts have no rounding errors."""
 
 SHUFFLE = 0x5A6E
 
@@ -30,7 +30,8 @@ def order_of(
     """(size,) int64: the order of ``size`` rows in an epoch.
 
     Args:
-        lengths: (size,) of the rows, to fill batches of ``batch_size`` with rows of similar length.
+        lengths: (size,) the lengths of rows, if batches are to have rows of similar length.
+        batch_size: rows in a batch.
 
     >>> sorted(order_of(4, 2, seed=0).tolist())
     [0, 1, 2, 3]
@@ -53,8 +54,9 @@ class Epochs:
     """The rows of one source, epoch by epoch; an incomplete last batch of an epoch is dropped.
 
     Args:
-        size: number of rows.
-        lengths: (size,) of the rows, to group rows of similar length.
+        size: the number of rows.
+        settings: batch size and seed.
+        lengths: (size,) the lengths of rows, if batches are to have rows of similar length.
 
     Raises:
         MaskwiseError: fewer rows than one batch.
@@ -66,13 +68,14 @@ class Epochs:
         require_batch(size, settings)
         self.batch_size = settings.batch_size
         self.per_epoch = size // settings.batch_size
-        # Drawing the order of ten million rows takes .14 s, so the last one is kept.
-        self.order = lru_cache(1)(
-            partial(order_of, size, seed=settings.seed, lengths=lengths, batch_size=self.batch_size)
+        order = partial(
+            order_of, size, seed=settings.seed, lengths=lengths, batch_size=self.batch_size
         )
+        # Drawing the order of ten million rows takes .14 s, so the last one is cached.
+        self.order = lru_cache(1)(order)
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """(batch size,) int64: the rows of a step; and their epoch."""
+        """The rows of a step, (batch size,) int64, and their epoch."""
         epoch, place = divmod(step, self.per_epoch)
         return self.order(epoch)[place * self.batch_size :][: self.batch_size], epoch
 
@@ -81,7 +84,7 @@ class Epochs:
         return step % self.per_epoch * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """No counts, because all rows have the same source."""
+        """An empty dict, because all rows have the same source."""
         return {}
 
 
@@ -97,15 +100,15 @@ def require_batch(size: int, settings: TrainingSettings) -> None:
 
 
 class Mix:
-    """The rows of several sources in fixed shares, each with its own order and epochs.
+    """The rows of several sources in fixed shares; each source has its own order and epochs.
 
-    How many of the first n rows come from each source is a function of n. Every prefix of a run has
-    the right shares within half a row for two sources, one row for three, and 1.6 rows, as
-    measured, for a hundred.
+    The number of rows from each source among the first n rows is a function of n. In every prefix
+    of a run it differs from the exact share by at most half a row for two sources, one row for
+    three, and 1.6 rows (measured) for a hundred.
 
     Args:
         shares: by name; they sum to 1.
-        sizes: rows of each source, which are concatenated.
+        sizes: the number of rows of each source. The rows of all sources are concatenated.
         settings: batch size and seed.
 
     Raises:
@@ -135,7 +138,7 @@ class Mix:
         return begin + order_of(size, epoch, seed=fold(self.seed, number))
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """(batch size,) int64: the rows of a step; sources have no common epoch."""
+        """The rows of a step, (batch size,) int64, and None: sources have no common epoch."""
         rows = []
         for number, (before, after) in enumerate(taken(step, self.batch_size, self.parts)):
             place = torch.arange(before, after)
@@ -157,7 +160,7 @@ class Mix:
 
 
 def mixed(size: int, *, seed: int, step: int) -> Tensor:
-    """The order of the rows in a batch of a mix, so that each rank gets some of every source."""
+    """The order of the rows in a batch of a mix, which gives each rank rows of every source."""
     return permutation(size, seed=fold(seed, SHUFFLE), epoch=step)
 
 
@@ -168,16 +171,15 @@ def parts_of(shares: Mapping[str, float]) -> list[int]:
 
 def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
     """For each source, its first row in a step and the first row after the step."""
-    return list(
-        zip(apportioned(step * size, parts), apportioned((step + 1) * size, parts), strict=True)
-    )
+    first = apportioned(step * size, parts)
+    end = apportioned((step + 1) * size, parts)
+    return list(zip(first, end, strict=True))
 
 
 def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
-    """How many of the first ``rows`` rows come from each source; one number grows with each row.
+    """The number of rows from each source among the first ``rows`` rows; none ever falls.
 
-    Sources are split into two halves of similar weight, recursively, and each split rounds one
-    number.
+    Sources are split recursively into two parts of similar weight, and each split rounds once.
 
     >>> [apportioned(rows, [2, 1]) for rows in range(5)]
     [[0, 0], [1, 0], [1, 1], [2, 1], [3, 1]]
