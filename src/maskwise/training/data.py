@@ -236,7 +236,7 @@ class MaskedSource:
         rows = {name: sums[f"rows of {name}"] for name in self.order.names}
         total = max(1.0, sum(rows.values()))
         shares = {name: round(count / total, 6) for name, count in rows.items()}
-        summary: dict[str, Any] = {"sources": shares} if shares else {}
+        summary: dict[str, object] = {"sources": shares} if shares else {}
         summary["tokens"] = int(sums["tokens"])
         summary["ratio"] = sums["chosen"] / max(1.0, sums["eligible"])
         summary["scheduled_ratio"] = sums["asked"] / max(1.0, sums["rows"])

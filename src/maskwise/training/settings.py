@@ -1,4 +1,4 @@
-"""What the loop can be told. Every field has its unit and what it does to the others."""
+"""The settings of a training run, each with its unit and its effect on other settings."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 NOTHING: dict[str, JsonValue] = {"changes": "nothing"}
-"""Mark of a setting that changes no weight: it is no part of a stage's name. (A training that
-finished under one ``on_nan`` is the same under every other, or could not have finished.)
+"""Marks a setting that changes no weight, so that the names of stages leave it out. (A training
+that finished has the same weights under any ``on_nan``.)
 """
 ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
-"""Mark of a setting that changes speed or memory, and weights by rounding only."""
+"""Marks a setting that changes speed or memory, and weights only by rounding."""
 
 
 class TrainingSettings(BaseModel):
@@ -47,15 +47,15 @@ class TrainingSettings(BaseModel):
     """Rows per update, over all ranks and micro-batches together."""
 
     accumulate: int = Field(1, ge=1, json_schema_extra=ROUNDING)
-    """Micro-batches per update. Changes memory, not the result: every target weighs the same. There
-    are two exceptions: ``cse`` tells a twin only from the others of its micro-batch, and ``rtd``
-    weighs its detector by the shares of a micro-batch."""
+    """Micro-batches per update. Changes memory, not the result, because every target has the same
+    weight. There are two exceptions: ``cse`` contrasts a twin only with its micro-batch, and
+    ``rtd`` weights its detector by the shares of a micro-batch."""
 
     group_by_length: bool = False
-    """Batches of rows of similar length: less padding, where rows are single documents."""
+    """Batches have rows of similar length: less padding, if rows are single documents."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: Muon for the matrices of the blocks, AdamW for all else."""
+    """``muon``: Muon for the matrices of the blocks, AdamW for the other parameters."""
 
     learning_rate: float = Field(5e-4, gt=0)
     """Peak rate of AdamW."""
@@ -64,7 +64,7 @@ class TrainingSettings(BaseModel):
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.98)
-    """How much of its means of the gradient and of its square AdamW keeps from step to step."""
+    """AdamW's decay rates of the running means of the gradient and of its square."""
 
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled; not applied to biases, norms and other vectors."""
@@ -73,27 +73,26 @@ class TrainingSettings(BaseModel):
     """Share of the steps over which the learning rate rises from 0."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
-    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps,
-    those of the warm-up too, which is a factor of its own: the largest rate is a little below the
-    peak (but see ``decay_share``). ``wsd`` (warm-up, stable, decay) stays at the peak and falls
-    over the last tenth of the steps as 1 − √.
+    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps
+    (see ``decay_share``) and are multiplied by the warm-up, so that the highest rate is a little
+    below the peak. ``wsd`` (warm-up, stable, decay) stays at the peak and falls over the last tenth
+    of the steps as 1 − √.
     """
 
     decay_share: float | None = Field(None, gt=0, le=1)
-    """Share of the steps, the last ones, over which the rate falls; before them it stays at the
-    peak. None: all, or a tenth for ``wsd``."""
+    """Share of the steps, at the end, over which the rate falls; before them it stays at the peak.
+    None: all steps, or a tenth for ``wsd``."""
 
     lag: int = Field(0, ge=0, le=1)
-    """Updates by which a policy that learns from losses learns late. With 1 no step waits for the
-    losses of the one before, which on an accelerator costs it the time to mask and copy a batch."""
-
-    freeze: Literal["none", "encoder"] = "none"
-    """``encoder``: train the heads only, on an encoder that stays as it is, and without its
-    dropout.
+    """Updates after which a policy that learns from losses uses them. With 1, no step waits for the
+    losses of the previous one; on an accelerator this wait takes the time to mask and copy a batch.
     """
 
+    freeze: Literal["none", "encoder"] = "none"
+    """``encoder``: train only the heads, on a frozen encoder without dropout."""
+
     clip: float = Field(1.0, ge=0)
-    """Largest gradient norm, over all parameters; 0 for none."""
+    """Largest gradient norm, over all parameters; 0: no clipping."""
 
     precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
     """``auto``: bf16 autocast where the hardware trains faster in it (GPUs that multiply it,
@@ -101,17 +100,16 @@ class TrainingSettings(BaseModel):
     """
 
     activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
-    """Keep only what goes into each block of the model, and compute the rest again in the backward
-    pass: a third more work and much less memory. The result is the same."""
+    """Keep only the inputs of each block, and recompute the activations in the backward pass: a
+    third more work and much less memory. The result is the same."""
 
     compile: bool = Field(False, json_schema_extra=ROUNDING)
     """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer.
     """
 
     shard: bool = Field(False, json_schema_extra=ROUNDING)
-    """On several processes: every one keeps a share of the weights, gradients and optimiser states
-    (FSDP2), in place of a copy of them (DDP). ``accelerate launch --use_fsdp`` asks for the
-    same."""
+    """With several processes, each keeps a shard of weights, gradients and optimiser states (FSDP2)
+    instead of a copy of them (DDP). ``accelerate launch --use_fsdp`` has the same effect."""
 
     seed: int = 0
     """The seed of the initialisation, the order, dropout, and (in pre-training) the masks."""
@@ -123,24 +121,24 @@ class TrainingSettings(BaseModel):
     """Steps between evaluations; 0: only at the end."""
 
     save_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
-    """Steps between states to resume from; 0: none. A state keeps what was summed up since the last
-    line of metrics.
+    """Steps between states to resume from; 0: none. A state includes what was summed up since the
+    last line of metrics.
     """
 
     keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
-    """How many of the newest states are kept; the newest may turn out damaged."""
+    """How many of the newest states are kept, in case the newest is damaged."""
 
     keep_best: bool = Field(False, json_schema_extra=NOTHING)
     """Also keep the checkpoint with the lowest held-out loss (the mean over its masks), as
-    ``best/``. It is looked for at every evaluation, so set ``eval_every`` too."""
+    ``best/``. Every evaluation is compared, so set ``eval_every`` too."""
 
     on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
-    """What a loss or gradient that is not finite does. ``stop``: an error that names the step.
-    ``skip``: its update is left out."""
+    """What happens if a loss or gradient is not finite. ``stop``: an error names the step.
+    ``skip``: this update is skipped."""
 
     workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
-    """Processes that tokenise a stream ahead (``corpus.stream``), for each rank; 0: the training
-    process does. Changes no result."""
+    """Processes per rank that tokenise a stream ahead (``corpus.stream``); 0: the training process
+    tokenises it. Changes no result."""
 
     trackers: tuple[str, ...] = Field((), json_schema_extra=NOTHING)
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
@@ -152,8 +150,9 @@ class TrainingSettings(BaseModel):
         >>> sorted(TrainingSettings.that_change("rounding"))[:2]
         ['accumulate', 'activation_checkpointing']
         """
-        marks = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        return {name for name, mark in marks.items() if mark in [{"changes": e} for e in effects]}
+        marks = [{"changes": effect} for effect in effects]
+        fields = cls.model_fields.items()
+        return {name for name, field in fields if field.json_schema_extra in marks}
 
     @field_validator("on_nan", mode="before")
     @classmethod

@@ -76,10 +76,15 @@ class Meter:
         self.tokens += tokens
         if self.rate is None:
             return
-        arm = step.batches[0].arm if isinstance(self.objective, Arms) else ""
-        if arm not in self.per_arm:  # counting weights takes as long as a small step
-            one = self.objective.arm(arm) if isinstance(self.objective, Arms) else self.objective
-            self.per_arm[arm] = self._trained(one.work(1, 0)), self._trained(one.work(0, 1))
+        arm = ""
+        objective = self.objective
+        if isinstance(objective, Arms):
+            arm = step.batches[0].arm
+            objective = objective.arm(arm)
+        # Counting weights takes as long as a small step.
+        if arm not in self.per_arm:
+            per_token = self._trained(objective.work(1, 0))
+            self.per_arm[arm] = per_token, self._trained(objective.work(0, 1))
         per_token, per_target = self.per_arm[arm]
         config = self.objective.model.config
         attention = Work(attention_work(config, tokens, step.facts.get("squares", 0.0)))
@@ -135,15 +140,13 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def measured_rate(
-    device: torch.device, dtype: torch.dtype, seconds: float = MEASURE_SECONDS
-) -> float:
-    """The best rate within so many seconds, because other work only slows the products down."""
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate within ``MEASURE_SECONDS``, because other work only slows products down."""
     size = SIZES.get(device.type, 8192)
     matrix = torch.randn(size, size, device=device).to(dtype)
     products = 10 if device.type == "cuda" else 1
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + MEASURE_SECONDS
     while len(times) < 3 or time.perf_counter() < end:  # the first ones warm up
         began = time.perf_counter()
         for _ in range(products):
