@@ -256,9 +256,13 @@ def test_other_arms_take_baseline_and_contrasts_with_them():
     assert read_recipe("ratios", [arms, "study.baseline=b"]).study.pairs == [("a", "b")]
     assert read_recipe("ratios", ["study.contrasts=[[b, a]]", arms]).study.pairs == [("b", "a")]
     with pytest.raises(
-        MaskwiseError, match=r"unknown arm in study\.baseline 'token-15'; allowed: a, b"
+        MaskwiseError, match=r"unknown arm in study\.baseline '15 %'; allowed: a, b"
     ):
-        read_recipe("quick-start", [arms, "study.baseline=token-15"])
+        read_recipe("quick-start", [arms, "study.baseline=15 %"])
+    # A held-out loss may not suit other arms.
+    assert read_recipe("quick-start").study.outcome == "heldout:token@0.15"
+    assert read_recipe("quick-start", [arms]).study.outcome is None
+    assert read_recipe("ratios").study.outcome is None
 
 
 def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
@@ -514,10 +518,9 @@ def test_only_arms_masked_by_a_learned_policy_learn_one():
 
 def test_a_gate_against_the_start_stays_with_its_arms(tmp_path):
     path = tmp_path / "gated.yaml"
-    path.write_text("extends: quick-start\nstudy: {gate: [decay-45-15, no-pretraining]}\n")
+    path.write_text("extends: quick-start\nstudy: {gate: [45 → 15 %, no-pretraining]}\n")
     arms = (
-        "study.arms={token-15: {masking.ratio: 0.15}, decay-45-15: {masking.ratio: "
-        "'linear(0.45, 0.15)'}}"
+        "study.arms={15 %: {masking.ratio: 0.15}, 45 → 15 %: {masking.ratio: 'linear(0.45, 0.15)'}}"
     )
     assert read_recipe(path, [arms]).study.gate == read_recipe(path).study.gate is not None
 

@@ -100,6 +100,50 @@ def test_one_side_above_the_floor_and_one_at_it_is_an_answer():
     assert "floor" not in codes(rows["heldout:token"])
 
 
+def near_the_floor(*, steps: dict[str, float], **study: Any) -> dict:
+    """The summary of a study that is decided by a loss with token-15 at the floor."""
+    levels = {"token-15": 6.2, "token-30": 4.0}
+    more = [
+        heldout_record(arm, s, "token", level + 0.001 * s)
+        for arm, level in levels.items()
+        for s in range(8)
+    ]
+    records = [cost_record(arm, s, steps=count) for arm, count in steps.items() for s in range(8)]
+    return judged(more=more, records=records, outcome="heldout:token", **study)["summary"]
+
+
+def test_a_named_outcome_decides_and_says_how_far_a_side_at_the_floor_carries():
+    summary = near_the_floor(steps={"token-15": 450, "token-30": 450})
+    (row,) = primary_rows(summary)
+    assert (row["outcome"], row["verdict"], row["better"]) == ("heldout:token", "decided", "arm")
+    facts = facts_of(row, "near-floor")
+    assert (facts["arms"], facts["when"]) == (["token-15"], "after 450 steps")
+    assert "450 steps" in summary["headline"] and "token-15" in summary["headline"]
+    assert "tasks" in {other["outcome"] for other in summary["contrasts"] if other["p"] is None}
+    assert {"use", "near-floor"} <= set(advice_codes([row]))
+    # The steps are those of the arm at the floor, or unknown.
+    summary = near_the_floor(steps={"token-15": 300, "token-30": 450})
+    assert facts_of(primary_rows(summary)[0], "near-floor")["when"] == "after 300 steps"
+    summary = near_the_floor(steps={})
+    assert facts_of(primary_rows(summary)[0], "near-floor")["when"] == "at this length"
+
+
+def test_a_loss_above_the_floor_or_void_has_no_note_on_its_reach():
+    for levels in ({"token-15": 4.1, "token-30": 4.0}, {"token-15": 6.2, "token-30": 6.1}):
+        assert "near-floor" not in codes(at_levels(levels)["heldout:token"])
+
+
+def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
+    more = [score_record("no-pretraining", s, "task-0", 0.3) for s in range(8)]
+    gate = {"contrast": ["token-30", "no-pretraining"], "closes": [["token-30", "token-15"]]}
+    lines = [heldout_record(arm, s, "token", 4.0) for arm in CLEAR for s in range(8)]
+    found, scores = study_of(CLEAR, facts=False)
+    found |= {"outcome": "heldout:token", "gate": gate, "reference": "no pre-training"}
+    summary = summarise([*scores, *run_facts(found), *more, *lines], found)
+    rows = {row["baseline"]: row["outcome"] for row in primary_rows(summary)}
+    assert rows == {"no-pretraining": "tasks", "token-15": "heldout:token"}
+
+
 @pytest.mark.parametrize(("gap", "floor"), [(0.29, True), (0.31, False)])
 def test_the_floor_is_three_tenths_of_a_nat_below_unigram(gap, floor):
     rows = at_levels({"token-15": 6.276 - gap, "token-30": 6.276 - gap})

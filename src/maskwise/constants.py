@@ -80,6 +80,14 @@ def overlap_words(overlapping: int, items: int, task: str) -> str:
     return f"{overlapping:,} of {items:,} test items of {task} also {occur} in the corpus"
 
 
+COSTS = {
+    "steps": "steps",
+    "tokens": "tokens read",
+    "targets": "targets (tokens to predict)",
+    "flops": "FLOPs",
+}
+"""The quantities that a training spends, in words."""
+
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
 CORRELATIONS = ("spearman", "pearson", "matthews")

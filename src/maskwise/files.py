@@ -104,6 +104,8 @@ class Study(TypedDict, total=False):
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
+    outcome: NotRequired[str | None]
+    """The outcome that decides, if the recipe names one."""
     match: Matching | None
     companions: list[float]
     margin: NotRequired[float | None]

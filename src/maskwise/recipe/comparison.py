@@ -151,6 +151,12 @@ class StudySettings(Settings):
     """
     contrasts: tuple[Pair, ...] | None = None
     """The primary contrasts, as [arm, baseline], at most six; None: all arms with the baseline."""
+    outcome: str | None = None
+    """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
+    mean over ``evaluation.ratios``. None: the tasks if there are any, else the loss on the arm's
+    own kind of mask. A contrast with a side that lacks it (a new model without training) is
+    decided as by None.
+    """
     match: Literal["steps", "targets", "flops"] = "steps"
     """The quantity that is equal for all arms. For targets and FLOPs ``training.steps`` are derived
     from the baseline's.

@@ -24,7 +24,7 @@ Plain = dict[str, Any]
 MOST_VALUES = 100_000
 """Limit of the values in one YAML text, aliases expanded: 30 lines may expand to 10⁹ values."""
 
-NAMES_ARMS = ("baseline", "contrasts", "gate", "search", "share", "transfer")
+NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
 
 ARM_PARTS = (

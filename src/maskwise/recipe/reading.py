@@ -182,7 +182,8 @@ def _forget_arms(study: Plain, *, old: set[str], overridden: set[str]) -> None:
         gate["closes"] = [pair for pair in gate["closes"] if not removed & _names(pair)]
     dropped = [key for key in ("baseline", "gate", "share") if removed & _names(study.get(key))]
     if arms - old:
-        dropped += ["contrasts", "transfer"]
+        # The outcome may not suit other arms, such as a loss with arms of other units.
+        dropped += ["contrasts", "outcome", "transfer"]
     elif isinstance(study.get("contrasts"), list) and "study.contrasts" not in overridden:
         contrasts = [pair for pair in study["contrasts"] if not removed & _names(pair)]
         # An empty list would mean no contrasts; None means the default ones.

@@ -62,7 +62,8 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         for (kind, _), rows in groups.items():
             if kind == wanted:
                 views.append(_forest(kind, rows, colours, common))
-    return sorted(views, key=lambda view: not view["primary"])
+    # The question comes first, its gate second, and what explains them last.
+    return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
 def _kind_of(row: Contrast) -> str:
@@ -109,6 +110,7 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequ
         "title": title,
         "note": note,
         "primary": primary,
+        "asked": any(row["primary"] and "gate" not in row for row in contrasts),
         "rows": lines,
         "unit": amounts[0].unit,
         "reach": f"{reach:.2g}" if means else None,

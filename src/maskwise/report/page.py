@@ -131,9 +131,14 @@ def _story(folder: Folder) -> View | None:
     by = "by held-out loss and what needs no fine-tuning"
     if study["tasks"]:
         by = f"on {', '.join(study['tasks'])}"
+    outcome = study.get("outcome")
+    if outcome:
+        by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
     compared = [f"{ways} to pre-train, {runs} of each with the same seeds, judged {by}."]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"All arms spent equal {summary['matched_by']}.")
+    # A gate is passed before the question is asked, but the answer is read first.
+    rows.sort(key=lambda row: "gate" in row)
     # Rows of earlier rules have no scope.
     scopes = {row.get("scope") for row in rows}
     if len(scopes) == 1:
@@ -178,6 +183,9 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
     summary = folder.summary["arms"].get(arm)
     if summary and summary["gap_nats"] is not None and summary["gap_nats"] < PLATEAU_NATS:
         floor = summary["gap_nats"]
+    if summary and "targets" in summary["compute"]:
+        spent = summary["compute"]
+        words += f" · {spent['targets'] / spent['steps']:,.0f} targets a step"
     return {
         "name": arm,
         "colour": colour,

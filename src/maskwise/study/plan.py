@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, product
 
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.files import Record
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
@@ -165,12 +165,23 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def require_arms(recipe: Recipe) -> None:
-    """Refuse a recipe without arms."""
+    """Refuse a recipe without arms, or with an outcome that it does not measure."""
     if not recipe.study.arms:
         raise MaskwiseError(
             f"recipe {recipe.name!r} compares nothing",
             do="give it study.arms, or use maskwise pretrain",
         )
+    evaluation = recipe.links()[-1].evaluation
+    known = []
+    for masks in evaluation.masks:
+        known.append(f"heldout:{masks}")
+        # One ratio is its own mean.
+        if len(evaluation.ratios) > 1:
+            known += [f"heldout:{masks}@{ratio:g}" for ratio in evaluation.ratios]
+    outcome = recipe.study.outcome
+    # The losses of encoder–decoders name the output format, too: "heldout:span sentinels".
+    if outcome and outcome.split()[0] not in known:
+        raise unknown_name("outcome in study.outcome", outcome, known)
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:

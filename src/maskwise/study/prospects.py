@@ -70,7 +70,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
         MaskwiseError: ``study.noise`` names a folder without a study.
 
     >>> from maskwise.recipe import read_recipe
-    >>> [prospect] = prospects_of(read_recipe("quick-start"))
+    >>> gate, prospect = prospects_of(read_recipe("quick-start"))
     >>> prospect["runs"], prospect["decidable"], prospect["fewest_runs"]
     (6, True, 6)
     """
@@ -117,7 +117,8 @@ def _known_noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], N
     given = recipe.study.noise
     pairs = recipe.study.pairs
     if isinstance(given, float):
-        noise = _noise(given, "study.noise", points=bool(recipe.tasks))
+        points = bool(recipe.tasks) and not recipe.study.outcome
+        noise = _noise(given, "study.noise", points=points)
         return dict.fromkeys(pairs, noise)
     if given is not None:
         return _measured(Path(given), pairs)

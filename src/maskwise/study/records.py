@@ -35,9 +35,8 @@ from maskwise.tasks.judge import PREDICTIONS
 from maskwise.training.speed import cpu_name
 from maskwise.weights import memory
 
-RESULTS = (
-    *("records.jsonl", "samples.json", "timings.jsonl", "summary.json", PREDICTIONS, "report.html"),
-)
+TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
+RESULTS = (*TABLES, PREDICTIONS, "report.html")
 """The files of a finished study. If another study is run in the folder, they are removed."""
 
 
@@ -48,7 +47,6 @@ RESULTS = (
 def describe(recipe: Recipe, design: Design) -> Study:
     """Describe a study for study.json, as far as its plans are known."""
     study = recipe.study
-    tasks = [load_task(spec) for spec in recipe.tasks]
     reference = None
     if REFERENCE in design.arms:
         reference = reference_words(baseline_of(recipe))
@@ -58,6 +56,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     search: Search | None = None
     if study.search:
         search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
+    tasks = map(load_task, recipe.tasks)
     # The report reads these keys and not the recipe, whose format changes more often.
     described: Study = {
         "name": recipe.name,
@@ -74,6 +73,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "arms": {name: _arm_facts(name, design) for name in study.arms},
         "seconds": None,
         "contrasts": study.primary,
+        "outcome": study.outcome,
         "match": {"by": study.match, "arms": {}},
         "companions": list(study.companions),
         "margin": study.margin,
@@ -201,14 +201,14 @@ def _look(study: Mapping[str, Any]) -> Look:
     """Count the runs and tests on which a verdict on this study is based."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
-    contrasts = len(_asked(study))
-    return {"runs": len(seeds), "seeds": seeds, "contrasts": contrasts, "looks": looks}
+    return {"runs": len(seeds), "seeds": seeds, "contrasts": len(_asked(study)), "looks": looks}
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
     """Whether settings changed that may lead to another verdict on the same runs."""
+    keys = ("outcome", "margin", "gate", "search", "match")
     old, new = _settings(before["recipe"]), _settings(study["recipe"])
-    if any(old.get(key) != new.get(key) for key in ("margin", "gate", "search", "match")):
+    if any(old.get(key) != new.get(key) for key in keys):
         return True
     # Files of older versions lack some of these.
     same = (before.get(key, study.get(key)) == study.get(key) for key in ("helps", "baseline"))

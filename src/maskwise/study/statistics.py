@@ -36,6 +36,8 @@ DRAWS = 100_000
 """The number of random splits for more runs, drawn with a fixed seed."""
 P_FROM_RUNS = 6
 """The fewest runs with a p value: the smallest p of 5 runs is .0625."""
+CHANCE_MARGIN = 0.02
+"""How far above chance a score may be by luck if the number of items is unknown."""
 MOST_RUNS = 300
 """The most runs that ``runs_to_decide`` considers."""
 # Nodes of an integral over [-1, 1]. They take 20 ms to compute, so once per process.
@@ -290,6 +292,22 @@ def _detectable_effect(runs: int, alpha: float) -> float:
 def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> float:
     """Return the smallest true difference decided with power .8, in the unit of ``sd``."""
     return sd * _detectable_effect(runs, alpha)
+
+
+def best_guess(chance: float, items: int | None, *, share: bool) -> float:
+    """Return the highest mean score of guessing: chance + 2 standard errors over test items.
+
+    >>> round(best_guess(0.5, 100, share=True), 3)
+    0.6
+    """
+    if not items:
+        return chance + CHANCE_MARGIN
+    # A correlation of n independent pairs has a variance of about 1 / n.
+    variance = 1.0
+    if share:
+        # A chance level outside of 0 to 1 is that of another metric.
+        variance = max(chance * (1 - chance), 0.0)
+    return chance + 2 * math.sqrt(variance / items)
 
 
 def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int | None:

@@ -94,8 +94,9 @@ def primary_pairs(study: Study) -> list[tuple[str, str]]:
 def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     """Make the rows of a pair: all tasks first, then each task, held-out loss and evaluation.
 
-    Without tasks the primary row is the held-out loss on the arm's own kind of mask. If no held-out
-    loss can compare the arms, it is the first evaluation with a chance level.
+    The primary row is the outcome that the study names, if both sides have it. Otherwise it is all
+    tasks; without tasks, the held-out loss on the arm's own kind of mask. If no held-out loss can
+    compare the arms, it is the first evaluation with a chance level.
     """
     both = []
     for name in (*table.heldout, *table.evaluations):
@@ -109,6 +110,9 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = tasks + scores + own
     primary = next(iter(candidates), None)
+    asked = table.study.get("outcome")
+    if asked in tasks + both:
+        primary = asked
     compute = _compute(table, arm, baseline)
     return [
         _compared(table, arm, baseline, name, compute, primary=name == primary)

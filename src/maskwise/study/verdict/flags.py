@@ -2,17 +2,11 @@
 
 A flag is raised where its test returns facts. These facts fill its sentence and are written next to
 it in summary.json, so that the page, the terminal, a notebook and a script agree.
-
-| effect | what it does |
-|---|---|
-| invalid | the row is *not comparable* |
-| caps | the verdict is at most *open* |
-| notes | the verdict stays; a reader should know it |
+An invalid flag makes the row *not comparable*, a cap makes it at most *open*, a note changes none.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -20,6 +14,7 @@ from typing import TypeAlias
 
 from maskwise.constants import (
     CORRELATIONS,
+    COSTS,
     FIXED,
     NATS,
     OTHER_TASKS,
@@ -33,19 +28,10 @@ from maskwise.constants import (
 from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, RaisedFlag, Record
 from maskwise.study.outcomes import TOLERANCE, Outcomes, is_loss
-from maskwise.study.statistics import can_decide
+from maskwise.study.statistics import best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
-
-CHANCE_MARGIN = 0.02
-"""How far above chance a score may be by luck if the number of items is unknown."""
-COSTS = {
-    "steps": "steps",
-    "tokens": "tokens read",
-    "targets": "targets (tokens to predict)",
-    "flops": "FLOPs",
-}
 
 
 @dataclass(frozen=True)
@@ -77,9 +63,7 @@ def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[Rai
         # The sentence names arms in words; the facts keep the names of study.json.
         words = " and ".join(names.get(arm, arm) for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
-        found.append(
-            {"code": flag.code, "effect": flag.effect, "sentence": sentence, "facts": facts}
-        )
+        found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
     return found
 
 
@@ -111,30 +95,43 @@ def _differs(what: str) -> Test:
     return test
 
 
-def _at_floor(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the arms whose held-out loss shows no learning, if that leaves no answer."""
-    if not is_loss(row["outcome"]):
-        return None
-    gaps: dict[str, float] = {}
-    sides_at_floor = 0
-    for side in _pair(row):
-        low = {}
-        for arm in table.trained(side) or [side]:
-            gap = table.gap_nats(arm)
-            if gap is not None and gap < PLATEAU_NATS:
-                low[arm] = gap
-        if low:
-            sides_at_floor += 1
-        gaps |= low
-    if sides_at_floor == 1:
-        # One side at the floor and one above it is an answer, unless an arm fell back to it.
-        starts = {arm: table.gap_nats(arm, of=REFERENCE) for arm in gaps}
-        gaps = {arm: gap for arm, gap in gaps.items() if (starts[arm] or 0) >= PLATEAU_NATS}
-    if not gaps:
-        return None
-    rounded = [round(gap, 3) for gap in gaps.values()]
-    words = with_minus(" and ".join(f"{gap:+.3f}" for gap in rounded))
-    return {"arms": list(gaps), "gaps": rounded, "words": words, "floor": PLATEAU_NATS}
+def _at_floor(*, answer: bool) -> Test:
+    """Make the test of arms whose held-out loss shows no learning.
+
+    That is an answer if only one side is at the floor, and none of its arms started above it.
+    """
+
+    def test(row: Contrast, table: Outcomes) -> Facts | None:
+        if not is_loss(row["outcome"]):
+            return None
+        gaps: dict[str, float] = {}
+        fallen: dict[str, float] = {}
+        sides_at_floor = 0
+        for side in _pair(row):
+            before = len(gaps)
+            for arm in table.trained(side) or [side]:
+                gap = table.gap_nats(arm)
+                if gap is None or gap >= PLATEAU_NATS:
+                    continue
+                gaps[arm] = gap
+                if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
+                    fallen[arm] = gap
+            sides_at_floor += len(gaps) > before
+        if sides_at_floor == 1 and not answer:
+            gaps = fallen
+        # An untrained model at the floor says nothing about the length of a training.
+        if not gaps or (answer and (fallen or sides_at_floor == 2 or REFERENCE in gaps)):
+            return None
+        rounded = [round(gap, 3) for gap in gaps.values()]
+        words = with_minus(" and ".join(f"{gap:+.3f}" for gap in rounded))
+        steps = table.mean("cost:steps", next(iter(gaps)))
+        when = "at this length"
+        if steps:
+            when = f"after {steps:,.0f} steps"
+        facts = {"arms": list(gaps), "gaps": rounded, "words": words, "floor": PLATEAU_NATS}
+        return {**facts, "when": when}
+
+    return test
 
 
 def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
@@ -153,14 +150,8 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
         return False
     if not measure.higher_is_better:
         return mean >= chance
-    if not measure.items:
-        return mean <= chance + CHANCE_MARGIN
-    # Of a share; a chance level outside of 0 to 1 is that of another metric.
-    variance = max(chance * (1 - chance), 0.0)
-    if measure.metric in CORRELATIONS:
-        # A correlation of n independent pairs has a variance of about 1 / n.
-        variance = 1.0
-    return mean <= chance + 2 * math.sqrt(variance / measure.items)
+    share = measure.metric not in CORRELATIONS
+    return mean <= best_guess(chance, measure.items, share=share)
 
 
 # Flags that cap a verdict at open
@@ -366,7 +357,7 @@ FLAGS = (
     Flag(
         "floor",
         "invalid",
-        _at_floor,
+        _at_floor(answer=False),
         "{arms} predicted held-out text hardly better than word frequencies ({words} nats; "
         "{floor} is the least that shows learning)",
         "Train longer or mask more; where the loss is worse than that of word frequencies, use "
@@ -394,6 +385,13 @@ FLAGS = (
         "one search served all seeds and chose different settings for {arms}, so the difference "
         "may be one of settings",
         "Run the study again: every seed now chooses its own settings (study.search).",
+    ),
+    Flag(
+        "near-floor",
+        "notes",
+        _at_floor(answer=True),
+        "{when}, {arms} had hardly left word frequencies; this says nothing of longer training",
+        "Train longer (training.steps) to see whether the difference remains.",
     ),
     Flag(
         "missing-runs",

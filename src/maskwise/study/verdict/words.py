@@ -34,6 +34,8 @@ HEADLINES = {
     "ahead": "open: {first} is {amount} ahead of {second} {where}.",
     "equal": "open: {arm} and {baseline} are equal {where}.",
 }
+LEARNED_MORE = "{first} learned more than {second}: {amount} of held-out loss (decided, p = {p})."
+"""The headline of a decided loss whose other side learned little more than word frequencies."""
 
 
 def outcome_words(outcome: str) -> str:
@@ -208,7 +210,18 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, study: Study) -> s
     # Against several baselines, or the model as it is, "keep" has no single object.
     if all_worse and baselines == {row["baseline"]} - {REFERENCE}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
-    return _capital(_fill(templates, row, names, brief=True), row)
+    reach = _reach(row)
+    if reach:
+        templates = {**templates, "decided": LEARNED_MORE}
+    return _capital(_fill(templates, row, names, brief=True), row) + reach
+
+
+def _reach(row: Contrast) -> str:
+    """Return what a side at the floor of word frequencies leaves open; "" without one."""
+    for flag in row["flags"]:
+        if flag["code"] == "near-floor":
+            return f" {_capital(flag['sentence'], row)}."
+    return ""
 
 
 def advice_of(
@@ -257,8 +270,9 @@ def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
         winners = [row for row in decided if row["better"] == "arm"]
         base = names.get(baseline, baseline)
         if winners:
-            arm = max(winners, key=lambda row: abs(row["mean"] or 0))["arm"]
-            advice.append(("use", f"Use {names.get(arm, arm)} rather than {base}{apart}."))
+            best = max(winners, key=lambda row: abs(row["mean"] or 0))
+            arm = names.get(best["arm"], best["arm"])
+            advice.append(("use", f"Use {arm} rather than {base}{apart}.{_reach(best)}"))
         elif decided:
             worse = "1 arm is" if len(decided) == 1 else f"{len(decided)} arms are"
             advice.append(("keep", f"Keep {base}: {worse} decided to be worse, and none better."))
