@@ -297,3 +297,30 @@ def test_attention_with_dropout_is_that_of_torch(
     monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
     found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that drops nothing, a block in training equals one in evaluation; and another
+    model of the family keeps torch's dropout."""
+    net = bart()
+    other = bart().get_encoder().layers[0].train()
+    states = torch.randn(2, 5, net.config.d_model, generator=torch.manual_seed(0))
+    blocks = [net.get_encoder().layers[0], net.get_decoder().layers[0]]
+    expected = [block.eval()(states, None) for block in blocks]
+    for block in (*blocks, other):
+        block.dropout = 0.25
+    asked: list[float] = []
+
+    def kept(values: torch.Tensor, rate: float) -> torch.Tensor:
+        asked.append(rate)
+        return values
+
+    monkeypatch.setattr(attention, "dropped", kept)
+    attention.quicken(net)
+    for block, output in zip(blocks, expected, strict=True):
+        assert torch.equal(block.train()(states, None), output)
+    assert asked == [0.25, 0.0, 0.25] * 2, "after attention, activation and the second layer"
+    assert not torch.equal(other(states, None), expected[0])
+    attention.restore(net)
+    assert not torch.equal(blocks[0](states, None), expected[0])
+    assert len(asked) == 6

@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from inspect import unwrap
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -358,16 +360,66 @@ def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
     return dropped(values, layer.p)
 
 
+def _dropout(values: Tensor, p: float, training: bool) -> Tensor:
+    """``torch.nn.functional.dropout`` by ``dropped``."""
+    if not training:
+        return values
+    return dropped(values, p)
+
+
+class _Replaced:
+    """A Python module with one name replaced."""
+
+    def __init__(self, module: ModuleType, **replaced: object):
+        self.__dict__.update(replaced)
+        self._module = module
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
+
+
+def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
+    """The forward pass of a class of blocks with ``dropped`` for torch's function.
+
+    None if it does not call ``nn.functional.dropout``. It is the same code, with other globals.
+    """
+    # Around it is transformers' activation checkpointing.
+    forward = unwrap(kind.forward)
+    assert isinstance(forward, FunctionType)
+    named = {"nn", "functional", "dropout"} <= set(forward.__code__.co_names)
+    if not named or forward.__globals__.get("nn") is not nn:
+        return None
+    functional = _Replaced(nn.functional, dropout=_dropout)
+    names = {**forward.__globals__, "nn": _Replaced(nn, functional=functional)}
+    fast = FunctionType(
+        forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    fast.__kwdefaults__ = forward.__kwdefaults__
+    return fast
+
+
+def _calls_torch(layer: nn.Module) -> bool:
+    """Whether a layer is a block that drops values by torch's function, as BART's do."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not isinstance(layer, GradientCheckpointingLayer) or layer.gradient_checkpointing:
+        return False
+    return _fast_forward(type(layer)) is not None
+
+
 def quicken(module: nn.Module) -> None:
-    """Patch every ``nn.Dropout`` of a module to use ``dropped``; see ``restore``."""
+    """Patch dropout layers, and blocks that call torch's dropout, to use ``dropped``; see
+    ``restore``."""
     for layer in module.modules():
+        # Patched in the instance, so that ``restore`` needs only to delete it.
         if isinstance(layer, nn.Dropout):
-            # Patched in the instance, so that ``restore`` needs only to delete it.
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
+        elif _calls_torch(layer):
+            layer.forward = MethodType(_fast_forward(type(layer)), layer)  # type: ignore
 
 
 def restore(module: nn.Module) -> None:
     """Undo ``quicken``."""
     for layer in module.modules():
-        if isinstance(layer, nn.Dropout):
+        if isinstance(layer, nn.Dropout) or _calls_torch(layer):
             layer.__dict__.pop("forward", None)

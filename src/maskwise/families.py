@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from maskwise.attention import Documents, separate
 from maskwise.errors import MaskwiseError
@@ -232,7 +233,8 @@ def chain(*names: str) -> Head:
 
 
 def _bart(model: Any, states: Tensor) -> Tensor:
-    return model.lm_head(states) + model.final_logits_bias
+    # Added afterwards, as transformers does, the bias would need a second array of logits.
+    return linear(states, model.lm_head.weight, model.final_logits_bias[0])
 
 
 def _scaled(where: str) -> Head:
