@@ -1,5 +1,6 @@
 """Clocks for the benches in this folder: seconds of a step without start-up, of whole runs and
-inside a training.
+inside a training. How noisy the machine was is said by ``maskwise.bench.Noise``: call ``probe()``
+between repetitions, and keep ``report()`` and ``spread(…)`` with the figures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from maskwise.bench import Noise
 from maskwise.masking.policies.base import Learner
 from maskwise.training.engine import best_device
 from maskwise.training.learners import Point
@@ -36,9 +38,28 @@ def seconds_per_step(
         contestants: what to call with a number of steps, by name; they take turns.
         clock: by default the processor's time.
     """
+    seconds, results = repeated_steps(contestants, steps=steps, rounds=rounds, clock=clock)
+    return {name: median(values) for name, values in seconds.items()}, results
+
+
+def repeated_steps(
+    contestants: Mapping[str, Callable[[int], Result]],
+    *,
+    steps: int,
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+    noise: Noise | None = None,
+) -> tuple[dict[str, list[float]], dict[str, Result]]:
+    """Like ``seconds_per_step``, with the seconds of every round.
+
+    Args:
+        noise: is probed before each round and after the last.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     results: dict[str, Result] = {}
     for _ in range(rounds):
+        if noise:
+            noise.probe()
         for name, call in contestants.items():
             spent = []
             for count in (steps, 2 * steps):
@@ -47,7 +68,9 @@ def seconds_per_step(
                 results[name] = call(count)
                 spent.append(clock() - start)
             seconds[name].append((spent[1] - spent[0]) / steps)
-    return {name: median(values) for name, values in seconds.items()}, results
+    if noise:
+        noise.probe()
+    return seconds, results
 
 
 class Clock(Learner):

@@ -8,7 +8,9 @@ The peer runs in single precision, and in bfloat16 where the hardware trains fas
 its default. Two kinds of text: *full* rows, and *varied* ones, where the peer pads documents of any
 length and ours packs them and reads each alone. On an accelerator rows are full, and both are also
 compiled. Wall-clock time of a step is taken inside a run, after its first steps; medians over the
-rounds. So the machine has to be quiet: neighbours cost the faster contestant more.
+rounds, of which each has all contestants. So the machine has to be quiet: neighbours cost the
+faster contestant more. How quiet it was is said by load averages, by a fixed piece of work between
+rounds, and by the spread of each figure. The whole ends within ten minutes.
 
 Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of
 ``training.speed``: the FLOPs of a step (matrix products forward and backward, attention within
@@ -39,7 +41,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.bench import surroundings
+from maskwise.bench import Noise, spread, surroundings
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -109,9 +111,7 @@ ON_ACCELERATOR = tuple(
     _base(a, length) for length in (512, 128, 1024) for a in ("bert", "modernbert")
 )
 SECONDS = 540.0
-"""On an accelerator no contestant starts later than this: the whole bench takes ten minutes at the
-most.
-"""
+"""No contestant starts later than this: the whole bench takes ten minutes at the most."""
 
 
 def bench_train(
@@ -128,18 +128,20 @@ def bench_train(
         device: "cpu" or "cuda"; None: the accelerator, if there is one. Ours runs on the best that
             there is.
         shapes: what is trained; those of the device if not said.
-        rounds: how often each contestant is timed; on a CPU twice, on an accelerator once.
+        rounds: how often each contestant is timed; on a CPU three times, on an accelerator once.
         documents: of the bundled Wikipedia.
-        seconds: after which no contestant starts, on an accelerator.
+        seconds: after which no contestant starts.
 
     Returns:
-        "contestants": for each shape, text and contestant its ``ms_per_step``,
-        ``tokens_per_second``, ``memory_gib``, the last ``loss``, its time per token over that of
-        our fastest (``ours_over_it``), and for ours its ``mfu``, and what masking
-        (``masking_share``) and drawing an arm (``sampler_share``) take of a step's time, beside
-        which they are done; "left_out": contestants for which no time was left; "matmul_flops": a
-        second; "waits_in_a_step": how often the host waited for an accelerator in a step (None on a
-        CPU).
+        "contestants": for each shape, text and contestant its ``ms_per_step`` (a median),
+        ``spread`` (the range of the rounds over it), ``rounds``, ``tokens_per_second``,
+        ``memory_gib``, the last ``loss``, its time per token over that of our fastest
+        (``ours_over_it``), the least and most of it in a round (``ours_over_it_range``),
+        and for ours its ``mfu``, and what masking (``masking_share``) and drawing an arm
+        (``sampler_share``) take of a step's time, beside which they are done; "left_out":
+        contestants for which no time was left; "matmul_flops": a second; "waits_in_a_step": how
+        often the host waited for an accelerator in a step (None on a CPU); "noise": see
+        ``maskwise.bench.Noise``.
 
     Raises:
         MaskwiseError: a device that is not there.
@@ -166,20 +168,26 @@ def bench_train(
         for contest in contests
         for name in contestants(compiled=compiled)
     ]
+    rounds = rounds or (1 if accelerated else 3)
     left_out = []
-    for contest, name in track(
-        turns * (rounds or 2 - accelerated), "timing models", console=Console(stderr=True)
+    noise = Noise()
+    for number, (contest, name) in enumerate(
+        track(turns * rounds, "timing models", console=Console(stderr=True))
     ):
-        if accelerated and time.perf_counter() - began > seconds:
-            left_out.append(f"{contest.shape.name}: {name}")
+        if number % len(turns) == 0:
+            noise.probe()
+        if time.perf_counter() - began > seconds:
+            left_out.append(f"{contest.shape.name}, {contest.text}: {name}")
         else:
             contest.time(name)
+    noise.probe()
     return {
         "vocabulary": len(tokenizer),
         "contestants": [line for contest in contests for line in contest.lines()],
         "left_out": left_out,
         "matmul_flops": rate,
         "waits_in_a_step": contests[0].waits() if accelerated else None,
+        "noise": noise.report(),
         "hardware": surroundings(["torch", "transformers", "accelerate"])
         | {"device": _name_of(best)},
     }
@@ -296,10 +304,7 @@ class Contest:
         }
         per_step = {name: median(seconds) for name, seconds in self.seconds.items()}
         per_token = {name: seconds / tokens[name.split()[0]] for name, seconds in per_step.items()}
-        ours = min(
-            (spent for name, spent in per_token.items() if name.startswith(OURS)),
-            default=float("nan"),
-        )
+        fastest = self.fastest(per_token)
         for name, seconds in per_step.items():
             line = {
                 "size": self.shape.name,
@@ -307,11 +312,26 @@ class Contest:
                 "text": self.text,
                 "name": name,
                 "ms_per_step": round(1000 * seconds, 2),
+                "spread": spread(self.seconds[name]),
+                "rounds": len(self.seconds[name]),
                 "tokens_per_second": round(1 / per_token[name]),
                 **self.facts[name],
-                "ours_over_it": round(per_token[name] / ours, 2),
+                "ours_over_it": None,
+                "ours_over_it_range": None,
             }
+            if fastest:
+                scale = tokens[OURS] / tokens[name.split()[0]]
+                pairs = zip(self.seconds[name], self.seconds[fastest])
+                ratios = [scale * its / ours for its, ours in pairs]
+                line["ours_over_it"] = round(per_token[name] / per_token[fastest], 2)
+                line["ours_over_it_range"] = [round(min(ratios), 2), round(max(ratios), 2)]
             yield line | (self._shares(seconds) if name.startswith(OURS) else {})
+
+    @staticmethod
+    def fastest(per_token: dict[str, float]) -> str | None:
+        """The fastest of ours; None if none was timed."""
+        ours = [name for name in per_token if name.startswith(OURS)]
+        return min(ours, key=per_token.__getitem__, default=None)
 
     def _shares(self, seconds: float, steps: int = 4) -> dict[str, float]:
         """Shares of a step of ours: the hardware's multiplications, and what the host does beside

@@ -12,14 +12,14 @@ import torch
 import train as train_bench
 from rich.console import Console
 
-from maskwise.bench import bench_mask, render_mask
+from maskwise.bench import bench_mask, render_mask, spread
 from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES
 
 
 @pytest.mark.slow
 def test_bench_mask_times_every_member_beside_the_peer() -> None:
-    result = json.loads(json.dumps(bench_mask(batches=2, vocab_size=1000)))
+    result = json.loads(json.dumps(bench_mask(batches=2, repetitions=2, vocab_size=1000)))
     names = {r["name"] for r in result["results"]}
     assert {f"maskwise, {name}" for name in POLICIES} | {
         "transformers",
@@ -34,10 +34,13 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
     }
     assert simple == layouts | {("documents", 4096)}
     assert all(r["milliseconds"] > 0 and r["times_random"] > 0 for r in result["results"])
+    assert all(r["spread"] > 0 for r in result["results"])
+    assert result["repetitions"] == 2 and len(result["noise"]["probe_milliseconds"]) == 3
     console = Console(width=80, record=True)
     console.print(render_mask(result))
     shown = console.export_text()
     assert "…" not in shown, "names are folded, not cut"
+    assert "load average" in shown and "fixed piece of work" in shown
     assert "8 × 4096" in shown and result["hardware"]["processor"] in shown
 
 
@@ -46,7 +49,7 @@ def test_bench_train_times_both_on_both_texts() -> None:
     them all.
     """
     small = train_bench._bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
-    result = train_bench.bench_train(shapes=[small], rounds=1, vocabulary=512, documents=120)
+    result = train_bench.bench_train(shapes=[small], rounds=2, vocabulary=512, documents=120)
     names = {row["name"] for row in result["contestants"]}
     assert {"maskwise", "transformers.Trainer fp32"} <= names and result["matmul_flops"] > 1e8
     assert len(result["contestants"]) == 2 * len(names)
@@ -55,9 +58,25 @@ def test_bench_train_times_both_on_both_texts() -> None:
     for row in result["contestants"]:
         assert ("mfu" in row) == (row["name"] == "maskwise")  # two steps are too few for a figure
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
+        assert row["rounds"] == 2 and row["spread"] > 0
+        least, most = row["ours_over_it_range"]
+        assert least <= row["ours_over_it"] <= most
         if row["name"] == "maskwise":
             assert row["mfu"] > 0 and row["masking_share"] > 0 and row["sampler_share"] > 0
-    assert not result["left_out"]
+    assert not result["left_out"] and len(result["noise"]["probe_milliseconds"]) == 3
+
+
+def test_after_its_time_the_training_bench_starts_nothing() -> None:
+    small = train_bench._bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
+    result = train_bench.bench_train(
+        shapes=[small], rounds=3, vocabulary=300, documents=60, seconds=-1
+    )
+    assert result["contestants"] == []
+    assert len(result["left_out"]) == 3 * 2 * len([*train_bench.contestants(compiled=False)])
+
+
+def test_the_spread_is_the_range_over_the_median() -> None:
+    assert spread([2.0, 4.0, 5.0]) == 0.75
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])

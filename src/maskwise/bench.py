@@ -5,7 +5,8 @@ rows of five documents; packed rows of sentences of 20 tokens. All contestants g
 transformers' collator as lists of dicts, with character offsets for whole words, ours as tensors.
 
 Times are processor seconds of one thread, since wall time on a shared machine measures other
-processes. Contestants take turns, because other processes share the caches, too.
+processes. Contestants take turns, because other processes share the caches, too. Everything is
+timed three times, and the spread is shown beside how busy the machine was.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from operator import itemgetter
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
@@ -50,6 +53,10 @@ POLICY_FOR = {
     "permute-sentences": "sentence",
 }
 """The policy under which a corruption is timed; token for the others."""
+SECONDS = 420.0
+"""No repetition starts later than this; one takes half a minute on a quiet machine."""
+PROBED = 1_000_000
+"""Numbers that the probe of ``Noise`` sorts."""
 DIFFUSION: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -58,18 +65,23 @@ DIFFUSION: dict[str, dict[str, Any]] = {
 }
 
 
-def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
+def bench_mask(
+    *, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192, seconds: float = SECONDS
+) -> dict[str, Any]:
     """Time every policy and corruption at 32 × 512, tokens and whole words also in other shapes.
 
     Args:
-        batches: timed batches of each contestant (a tenth of it for the long rows).
+        batches: timed batches of each contestant in a repetition (a tenth of it for long rows).
+        repetitions: how often everything is timed.
         vocab_size: size of the WordPiece that is trained.
+        seconds: after which no repetition starts.
 
     Returns:
         ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
-        ``milliseconds`` (median processor time of a batch), ``tokens_per_second``, ``times_random``
-        and ``times_whole_word`` (the speed relative to the peer's random and whole-word masking);
-        and ``hardware``.
+        ``milliseconds`` (processor time of a batch: the median of the medians of the repetitions),
+        ``spread`` (their range over their median), ``tokens_per_second``, ``times_random`` and
+        ``times_whole_word`` (the speed relative to the peer's random and whole-word masking);
+        ``repetitions`` that were done, ``noise`` (see ``Noise``), and ``hardware``.
 
     Raises:
         AssertionError: a timed result masks a special token, or misses its ratio.
@@ -83,17 +95,43 @@ def bench_mask(*, batches: int = 60, vocab_size: int = 8192) -> dict[str, Any]:
         maskers = _maskers(vocabulary)
         whole_word = {"whole-word": maskers["whole-word"]}
         simple = {"token": maskers["token"], **whole_word}
-        results = _contest(sample, maskers, batches, 32, 512, "documents")
-        for layout in LAYOUTS:
-            for length in (128, 512):
-                if (layout, length) != ("documents", 512):
-                    results += _contest(sample, simple, batches, 32, length, layout)
         few = max(3, batches // 10)
-        results += _contest(sample, whole_word, few, 8, 4096, "documents")
-        hardware = surroundings(("torch", "transformers", "numpy", "maskwise"))
-        return {"results": results, "hardware": hardware}
+        began = time.perf_counter()
+        usual = Shape(32, 512, "documents")
+        noise = Noise()
+        noise.probe()
+        timed: Timed = {}
+        for repetition in track(range(repetitions), "timing", console=Console(stderr=True)):
+            if repetition and time.perf_counter() - began > seconds:
+                break
+            _contest(timed, sample, maskers, batches, usual)
+            for layout in LAYOUTS:
+                for length in (128, 512):
+                    shape = Shape(32, length, layout)
+                    if shape != usual:
+                        _contest(timed, sample, simple, batches, shape)
+            _contest(timed, sample, whole_word, few, Shape(8, 4096, "documents"))
+            noise.probe()
+        return {
+            "results": _results(timed),
+            "repetitions": len(noise.milliseconds) - 1,
+            "noise": noise.report(),
+            "hardware": surroundings(("torch", "transformers", "numpy", "maskwise")),
+        }
     finally:
         torch.set_num_threads(threads)
+
+
+class Shape(NamedTuple):
+    """What batches look like."""
+
+    rows: int
+    length: int
+    layout: str
+
+
+Timed = dict[tuple[str, Shape], list[float]]
+"""Seconds of a batch in every repetition, by contestant."""
 
 
 class Sample:
@@ -178,10 +216,10 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
 
 
 def _contest(
-    sample: Sample, maskers: dict[str, Masker], number: int, rows: int, length: int, layout: str
-) -> list[dict[str, Any]]:
-    """Time the maskers and transformers' collator on batches of one shape."""
-    batches = sample.batches(rows, length, layout)
+    timed: Timed, sample: Sample, maskers: dict[str, Masker], number: int, shape: Shape
+) -> None:
+    """Time the maskers and transformers' collator once more on batches of one shape."""
+    batches = sample.batches(*shape)
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
         calls[f"maskwise, {name}"] = partial(_mask, masker, batches)
@@ -200,24 +238,30 @@ def _contest(
         share = float(masked.selected.sum() / may.sum())
         # Each piece rounds its budget, so batches of many short pieces are less exact.
         bound = 0.02
-        if layout == "documents" and length >= 512:
+        if shape.layout == "documents" and shape.length >= 512:
             bound = 0.005
         if name in ("maskwise, token", "maskwise, whole-word"):
             assert abs(share - RATIO) < bound, f"{name}: masks {share:.3f}"
 
     seconds = in_turn(calls, batches=number, check=check)
-    results = []
     for name, spent in seconds.items():
+        timed.setdefault((name, shape), []).append(spent)
+
+
+def _results(timed: Timed) -> list[dict[str, Any]]:
+    """Summarise the repetitions, contestant by contestant."""
+    results = []
+    for (name, shape), seconds in timed.items():
+        spent = median(seconds)
         results.append(
             {
                 "name": name,
-                "layout": layout,
-                "rows": rows,
-                "length": length,
+                **shape._asdict(),
                 "milliseconds": round(spent * 1e3, 4),
-                "tokens_per_second": round(rows * length / spent),
-                "times_random": round(seconds[PEER] / spent, 2),
-                "times_whole_word": round(seconds[PEER_WORDS] / spent, 2),
+                "spread": spread(seconds),
+                "tokens_per_second": round(shape.rows * shape.length / spent),
+                "times_random": round(median(timed[PEER, shape]) / spent, 2),
+                "times_whole_word": round(median(timed[PEER_WORDS, shape]) / spent, 2),
             }
         )
     return results
@@ -303,6 +347,58 @@ def in_turn(
     return {name: median(spent) for name, spent in seconds.items()}
 
 
+class Noise:
+    """How busy the machine is with other work during a bench.
+
+    A fixed piece of work, the probe, always takes the same time on a quiet machine.
+
+    >>> noise = Noise()
+    >>> for repetition in range(3):
+    ...     noise.probe()
+    >>> sorted(noise.report())
+    ['load_after', 'load_before', 'probe_milliseconds', 'probe_spread']
+    """
+
+    def __init__(self) -> None:
+        self.numbers = np.random.default_rng(0).random(PROBED)
+        self.before = _load()
+        self.milliseconds: list[float] = []
+        # The first call is slower on any machine.
+        np.sort(self.numbers)
+
+    def probe(self) -> None:
+        """Time the fixed work once, by the wall clock."""
+        began = time.perf_counter()
+        for _ in range(3):
+            np.sort(self.numbers)
+        self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
+
+    def report(self) -> dict[str, object]:
+        """Return load averages (of the last minute), times of the probe, and their spread."""
+        return {
+            "load_before": self.before,
+            "load_after": _load(),
+            "probe_milliseconds": self.milliseconds,
+            "probe_spread": spread(self.milliseconds),
+        }
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the range of repeated measurements relative to their median.
+
+    >>> spread([10.0, 11.0, 12.0])
+    0.182
+    """
+    return round((max(values) - min(values)) / median(values), 3)
+
+
+def _load() -> float | None:
+    """Return the load average of the last minute; None: unknown, as on Windows."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    return round(os.getloadavg()[0], 2)
+
+
 def surroundings(packages: Sequence[str]) -> dict[str, object]:
     """Return the processor, threads, versions and date on which figures depend."""
     return {
@@ -321,9 +417,21 @@ def render_mask(result: dict[str, Any]) -> RenderableType:
     """Draw the figures as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
-    caption = "× random, × whole words: speed relative to the peer's random and whole-word masking"
+    noise = result["noise"]
+    widest = max(map(itemgetter("spread"), result["results"]))
+    lines = [
+        "× random, × whole words: speed over the peer's random and whole-word masking",
+        f"{result['repetitions']} repetitions: figures varied by up to {widest:.0%}",
+        f"load average {noise['load_before']} before, {noise['load_after']} after; "
+        f"a fixed piece of work: {noise['probe_spread']:.0%}",
+    ]
     table = Table(
-        title=title, title_justify="left", caption=caption, box=None, padding=(0, 1, 0, 0)
+        title=title,
+        title_justify="left",
+        caption="\n".join(lines),
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("contestant", min_width=22)
     table.add_column("rows")
