@@ -153,8 +153,11 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
 
 def nearest(vectors: Matrix, anchors: Ints) -> Floats:
     """(W,) each word's cosine to the nearest anchor, at least 0; 0 for words without a vector."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-    return (unit @ unit[anchors].T).max(1).clip(min=0).astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # Words without a vector have the norm 0.
+    unit = vectors / norms.clip(min=1e-12)
+    cosines = unit @ unit[anchors].T
+    return cosines.max(1).clip(min=0).astype(np.float64)
 
 
 def vectors_of(words: Sequence[str], source: Path) -> Matrix:

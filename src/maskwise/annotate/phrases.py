@@ -31,31 +31,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from maskwise.annotate.counts import (
     RULES,
+    Counted,
     Floats,
     Ints,
     Keys,
-    Spill,
-    Table,
-    Vocabulary,
     Words,
     blocks,
+    count_ngrams,
     find,
-    halves,
     mixed,
-    pair_keys,
     read_table,
     words_of,
     write_table,
 )
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
-from maskwise.segments import changes, offsets
+from maskwise.segments import offsets
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.readers import lines_of
@@ -191,19 +188,19 @@ class Phrases:
 
 
 def vocabulary_size(words: int) -> int:
-    """Phrases for a corpus of this many words."""
+    """Return the usual number of phrases for a corpus of ``words`` words."""
     return round(800_000 * (words / 2.6e9) ** 0.5)
 
 
 def read_phrases(path: Path) -> list[str]:
-    """The phrases of a saved vocabulary, or of a text file with one a line."""
+    """Read the phrases of a saved vocabulary, or of a text file with a phrase on each line."""
     if path.is_dir():
         phrases: list[str] = read_table(path / FILE, "phrase")["phrase"].to_pylist()
         return phrases
     try:
         lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        do = "give the folder of a fit, or a UTF-8 text file with one phrase a line"
+        do = "give the folder of a fit, or a UTF-8 text file with a phrase on each line"
         raise MaskwiseError(f"cannot read the phrases {path}: {error}", do=do) from None
     return [line.strip() for line in lines if line.strip()]
 
@@ -216,25 +213,29 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
     """
     ranked: list[tuple[float, int, Phrase]] = []
     scores = score_ngrams(counted, paper=paper)
-    inside = np.zeros(0, dtype=np.int64)  # (n+1)-grams that are phrases or fragments
+    # Ids of the (n + 1)-grams that are phrases or fragments.
+    inside = np.zeros(0, dtype=np.int64)
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        longer = np.zeros(
-            len(level.keys), dtype=np.int64
-        )  # largest count of an (n+1)-gram around each
+        # The largest count of an (n + 1)-gram of ``inside`` that contains the n-gram.
+        longer = np.zeros(len(level.keys), dtype=np.int64)
         if len(inside):
             above = counted.levels[n]
             for part in above.parts(inside):
                 np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
-        best = np.argsort(np.where(fragment, np.inf, -scores[n]), kind="stable")
-        best = best[: min(round(size * SHARES[n]), int((~fragment).sum()))]
+        # Fragments come last, and are cut off.
+        cost = np.where(fragment, np.inf, -scores[n])
+        most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
+        best = np.argsort(cost, kind="stable")[:most]
         inside = np.union1d(best, np.flatnonzero(fragment))
         texts = counted.texts(n, best)
-        columns = (level.counts[best], level.documents[best], scores[n][best])
-        facts = zip(*(column.tolist() for column in columns))
-        for rank, (text, fact) in enumerate(zip(texts, facts, strict=True)):
-            ranked.append((rank / SHARES[n], n, Phrase(text, n, *fact)))
+        counts = level.counts[best].tolist()
+        documents = level.documents[best].tolist()
+        best_scores = scores[n][best].tolist()
+        for rank, facts in enumerate(zip(texts, counts, documents, best_scores, strict=True)):
+            text, *figures = facts
+            ranked.append((rank / SHARES[n], n, Phrase(text, n, *figures)))
     ranked.sort(key=lambda entry: entry[:2])
     return [phrase for _, _, phrase in ranked]
 
@@ -244,7 +245,7 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
 
 
 def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
-    """The hashes of phrases by their number of words; single words are left out."""
+    """Hash phrases, by their number of words; single words are left out."""
     if not phrases:
         return {}
     words = words_of(phrases)
@@ -255,12 +256,13 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
     first = offsets(lengths)
     keys = {}
     for n in np.unique(lengths[lengths > 1]).tolist():
-        keys[n] = np.unique(_gram_keys(words.key, n)[first[lengths == n]])
+        grams = _gram_keys(words.key, n)
+        keys[n] = np.unique(grams[first[lengths == n]])
     return keys
 
 
 def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
-    """The phrases of each text: the longest first, among equally long ones the leftmost."""
+    """Find the phrases of each text: the longest first, among equally long ones the leftmost."""
     size = len(words.key)
     # Words between two borders have one number; a punctuation mark has its own.
     border = words.fresh | ~words.plain
@@ -275,8 +277,9 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
         unbroken = stretch[n - 1 :] == stretch[: size - n + 1]
         free = used[n:] == used[: size - n + 1]
         at = np.flatnonzero(unbroken & free)
-        at = at[find(keys[n], _gram_keys(words.key, n)[at]) >= 0]
-        at = leftmost(at, n)
+        grams = _gram_keys(words.key, n)[at]
+        is_phrase = find(keys[n], grams) >= 0
+        at = leftmost(at[is_phrase], n)
         length_at[at] = n
         taken[(at[:, None] + np.arange(n)).ravel()] = True
     at = np.flatnonzero(length_at)
@@ -298,152 +301,44 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
     """(W,) hashes of the n words from each place on; meaningless at the last n − 1."""
     total = keys
     for skip in range(1, n):
-        total = mixed(total) + np.append(keys[skip:], np.zeros(min(skip, len(keys)), keys.dtype))
+        total = mixed(total)
+        total[:-skip] += keys[skip:]
     return total
 
 
-# Counting and scoring n-grams
+# Scoring n-grams
 # -------------------------------------------------------------------------------------------
-#
-# Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only
-# pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So rare
-# n-grams are kept for one length only. The text is read once and kept as ids in a temporary file,
-# 16 bytes a word. N-grams never cross punctuation, the end of a line or of a document.
-#
-# Counts are exact as long as the candidates of one length fit the table of 15 million (9 million
-# words of Wikipedia have 1.4 million). Beyond that ``Counted.lost`` says by how much any count may
-# be too low; with a table of 300,000 for these words it was 7, and 98 % of the phrases were the
-# same.
-
-# Marks in the spilled keys; no pair of ids is as large. Their ids are −1 and −2.
-_BORDER, _DOCUMENT = np.uint64(2**64 - 1), np.uint64(2**64 - 2)
-
-
-class Level(NamedTuple):
-    """The G frequent n-grams of one length, by ascending key; an n-gram's place here is its id."""
-
-    # a word's hash; of longer ones, the ids of its first and its last n−1 words, 32 bits each
-    keys: Keys
-    counts: Ints
-    documents: Ints  # the number of texts it occurs in
-
-    def parts(self, ids: Ints) -> tuple[Ints, Ints]:
-        """The ids of the first and of the last n−1 words of these n-grams, one level below."""
-        return halves(self.keys[ids])
-
-
-class Counted(NamedTuple):
-    """Frequent n-grams of a corpus by length from 1, its number of words, largest count error."""
-
-    levels: list[Level]
-    total: int
-    lost: int
-    names: Vocabulary
-
-    def texts(self, length: int, ids: Ints) -> list[str]:
-        """The n-grams themselves, words with a space between them."""
-        level = self.levels[length - 1]
-        if length == 1:
-            return self.names.names(level.keys[ids])
-        heads, tails = level.parts(ids)
-        last_words = [text.rpartition(" ")[2] for text in self.texts(length - 1, tails)]
-        return [f"{head} {word}" for head, word in zip(self.texts(length - 1, heads), last_words)]
-
-
-def count_ngrams(
-    texts: Iterable[str],
-    folder: Path,
-    *,
-    min_count: int = 10,
-    min_documents: int = 1,
-    longest: int = 5,
-) -> Counted:
-    """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times.
-
-    Args:
-        texts: one document each; read once.
-        folder: for temporary files.
-    """
-    names = Vocabulary()
-    corpus = Spill(folder)
-    for words in blocks(texts):
-        names.count(words, words.plain)
-        corpus.write(_bordered(words))
-    ids, level = _identify(corpus, names, folder, min_count, min_documents)
-    levels = [level]
-    lost = names.lost
-    for _ in range(2, longest + 1):
-        table = Table()
-        pairs = Spill(folder)
-        for block in ids:
-            keys = _pairs(block)
-            table.add(keys[keys < _DOCUMENT])
-            pairs.write(keys)
-        ids, level = _identify(pairs, table, folder, min_count, min_documents)
-        levels.append(level)
-        lost = max(lost, table.lost)
-    return Counted(levels, names.total, lost, names)
-
-
-def _bordered(words: Words) -> Keys:
-    """Keys of words in order, with a border for punctuation and before each line and document."""
-    keys = np.where(words.plain, words.key, _BORDER)
-    at = np.flatnonzero(words.fresh)
-    return np.insert(keys, at, np.where(changes(words.text[at]), _DOCUMENT, _BORDER))
-
-
-def _pairs(ids: Ints) -> Keys:
-    """The keys of the n-grams that begin at each place, from the ids of (n−1)-grams."""
-    following = np.append(ids[1:], -1)
-    border = np.where(ids == -2, _DOCUMENT, _BORDER)
-    return np.where((ids >= 0) & (following >= 0), pair_keys(ids, following), border)
-
-
-def _identify(
-    corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
-) -> tuple[Spill, Level]:
-    """Return the corpus with ids in place of keys, and the frequent n-grams with these ids."""
-    frequent = table.counts > min_count
-    keys = table.keys[frequent]
-    documents = np.zeros(len(keys), dtype=np.int64)
-    for block in corpus:
-        # A document lies in one block, so its n-grams can be made distinct block by block.
-        number = np.cumsum(block == _DOCUMENT)
-        place = find(keys, block)
-        here = place >= 0
-        pairs = np.unique(pair_keys(number[here], place[here]))
-        documents += np.bincount(halves(pairs)[1], minlength=len(keys))
-    kept = documents >= min_documents
-    keys = keys[kept]
-    ids = Spill(folder)
-    for block in corpus:
-        ids.write(np.where(block == _DOCUMENT, -2, find(keys, block)))
-    return ids, Level(keys, table.counts[frequent][kept], documents[kept])
 
 
 def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
-    """The score of every n-gram by its id, from length 2: higher means a stronger phrase.
+    """Score every n-gram from length 2 on, by length and id; phrases have high scores.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
-    With one log p(w) it is equation 3 of the paper (``paper=True``); the second one favours
-    frequent n-grams and made the published lists. p = count / words of the corpus.
+    where p = count / words of the corpus. Equation 3 of the paper has log p(w) only once
+    (``paper=True``). The factor 2 favours frequent n-grams, and made the published lists.
     """
-    # best[n − 1]: the largest Σ log p over all ways to cut an n-gram, or not to. A cut after the
-    # first k words is worth log p of those and the best of the rest.
+    # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, the uncut one
+    # included. A cut after k words adds log p of these k and the best value of the others.
     log_p = [np.log(level.counts / counted.total) for level in counted.levels]
     best = [log_p[0]]
     scores = {}
     for n in range(2, len(counted.levels) + 1):
         every = np.arange(len(log_p[n - 1]))
-        heads = [every]  # heads[k], tails[k]: ids of the first and the last n − k words
+        # heads[k] and tails[k] are the ids of the first and of the last n − k words.
+        heads = [every]
         tails = [every]
         for length in range(n, 1, -1):
             level = counted.levels[length - 1]
             heads.append(level.parts(heads[-1])[0])
             tails.append(level.parts(tails[-1])[1])
-        cuts = [log_p[k - 1][heads[n - k]] + best[n - k - 1][tails[k]] for k in range(1, n)]
+        cuts = []
+        for k in range(1, n):
+            first_words = log_p[k - 1][heads[n - k]]
+            other_words = best[n - k - 1][tails[k]]
+            cuts.append(first_words + other_words)
         cut = np.max(cuts, axis=0)
-        scores[n] = (1 if paper else 2) * log_p[n - 1] - cut
+        factor = 1 if paper else 2
+        scores[n] = factor * log_p[n - 1] - cut
         best.append(np.maximum(log_p[n - 1], cut))
     return scores

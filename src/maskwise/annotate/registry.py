@@ -21,7 +21,7 @@ from maskwise.text.worlds import WORLDS
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """The layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
+    """Annotate the layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
     module = import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
@@ -46,7 +46,7 @@ ANNOTATORS: dict[str, Callable[..., Annotator]] = {
 
 
 def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
-    """``pos(model="en_core_web_sm")`` → the annotator.
+    """Build an annotator from a string such as ``pos(model="en_core_web_sm")``.
 
     >>> spans = annotator("words").annotate(["Owls fly."])[0]["words"]
     >>> spans.start.tolist(), spans.end.tolist()
@@ -59,7 +59,9 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     Raises:
         MaskwiseError: an unknown name, or arguments that it does not take.
     """
-    table = ANNOTATORS | ({"function": Function} if functions else {})
+    table = dict(ANNOTATORS)
+    if functions:
+        table["function"] = Function
     built: Annotator = build("annotator", spec, table)
     return built
 

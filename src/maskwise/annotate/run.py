@@ -155,7 +155,10 @@ def annotate_corpus(
             # Workers import while this process reads the corpus.
             pool.warm(jobs or 1, imports=imports)
 
-        before = _last_manifest(out)
+        before = None
+        # A missing or damaged manifest is written anew.
+        with suppress(MaskwiseError):
+            before = Manifest.load(out)
         # Only hashes of the texts are kept, so that a corpus may be larger than memory.
         shards = []
         for contents in cut_shards(bars.track(documents, description="reading")):
@@ -167,21 +170,25 @@ def annotate_corpus(
         wanted = [_fitted(each, corpus, documents, out, bars) for each in wanted]
         parts = {each.spec: each.part for each in wanted}
         facts: dict[str, list[Facts]] = {}
-        # files of an interrupted run count as made, those of a damaged manifest do not
+        # Files of an interrupted run count as made, those of a damaged manifest do not.
         recounted = before is not None or not (out / MANIFEST).is_file()
-        old = before.files if before else set()
+        old = set[str]()
+        if before:
+            old = before.files
         made = 0
         for spec, part in parts.items():
             facts[spec] = []
             for shard in shards:
                 path = out / "shards" / part.file(shard.key)
-                facts[spec].append(stored_facts(path))
-                made += not facts[spec][-1] or (recounted and path.name not in old)
+                found = stored_facts(path)
+                facts[spec].append(found)
+                made += not found or (recounted and path.name not in old)
 
         # Annotators that lack the same shard read it together: its texts are sent once.
         missing = []
         for number in range(len(shards)):
-            missing.append(tuple(spec for spec in parts if not facts[spec][number]))
+            lacking = [spec for spec in parts if not facts[spec][number]]
+            missing.append(tuple(lacking))
         characters = sum(shard.characters for shard, specs in zip(shards, missing) if specs)
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
@@ -207,7 +214,9 @@ def annotate_corpus(
         }
         write_json(out / "summary.json", summary)
         # The manifest is written last: a store without it is unfinished.
-        kept = _kept(before, parts.values()) if before and before.corpus == corpus else []
+        kept = []
+        if before and before.corpus == corpus:
+            kept = _kept(before, parts.values())
         manifest = Manifest(
             documents.name,
             corpus,
@@ -219,7 +228,8 @@ def annotate_corpus(
         write_whole(out / MANIFEST, manifest.to_json())
         named = manifest.files
         for path in (out / "shards").iterdir():
-            if path.name not in named:  # of earlier texts, or of another version
+            # A file of earlier texts, or of another version.
+            if path.name not in named:
                 path.unlink()
     return summary
 
@@ -279,7 +289,8 @@ def _fitted(
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
-    folder = (out / "fitted" / f"{unfitted.name}-{digest(unfitted.version, corpus)}").resolve()
+    key = digest(unfitted.version, corpus)
+    folder = (out / "fitted" / f"{unfitted.name}-{key}").resolve()
     # A missing folder counts as damaged.
     if damage(folder):
         title = f"counting for {unfitted.name}"
@@ -299,13 +310,6 @@ def _fitted(
 
 # The folder
 # -------------------------------------------------------------------------------------------
-
-
-def _last_manifest(out: Path) -> Manifest | None:
-    """Load the manifest of the last finished run; None if it is missing or damaged."""
-    with suppress(MaskwiseError):
-        return Manifest.load(out)
-    return None
 
 
 def _require_nothing_lost(

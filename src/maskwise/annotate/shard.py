@@ -251,7 +251,9 @@ def _annotate_text(
             do = "the same command resumes"
             raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
         failures[line] += 1
-        none = {name: CharSpans.of([], layer) for name, layer in maker.layers.items()}
+        none = {}
+        for name, layer in maker.layers.items():
+            none[name] = CharSpans.of([], layer)
         return [none] * len(parts)
 
 
@@ -291,11 +293,13 @@ def shard_facts(
     for text, origin in zip(texts, base, strict=True):
         # Part by part, because classifying takes 60 bytes per character.
         for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")):
-            begins.append(np.flatnonzero(word_starts(classify(text[start:end]))) + origin + start)
+            kinds = classify(text[start:end])
+            begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
     words = np.concatenate(begins)
     counted = {}
     for name, layer in layers.items():
-        counted[name] = _layer_facts(joined, base, [spans[name] for spans in found], layer, words)
+        spans_of_layer = [spans[name] for spans in found]
+        counted[name] = _layer_facts(joined, base, spans_of_layer, layer, words)
     return {
         "documents": len(texts),
         "characters": len(joined) - len(texts),
@@ -335,11 +339,15 @@ def _layer_facts(
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a loop here would take longer than the annotators.
-    pairs = Counter(zip(map(str, codes[short].tolist()), map(joined.__getitem__, cuts)))
+    short_texts = map(joined.__getitem__, cuts)
+    short_codes = map(str, codes[short].tolist())
+    pairs = Counter(zip(short_codes, short_texts))
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for (code, text), number in pairs.items():
         counts[code][text] = number
-    top = {code: dict(_most_common(counts[code], layer)) for code in sorted(counts, key=int)}
+    top = {}
+    for code in sorted(counts, key=int):
+        top[code] = dict(_most_common(counts[code], layer))
     return {**facts, "labels": labels, "top": top}
 
 
@@ -361,6 +369,7 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     for name, layer in maker.layers.items():
         parts = [facts["layers"][name] for facts in shards]
         layers[name] = _summary(parts, name, layer, words)
+    # ``notice`` is optional, like ``whole_texts``.
     notice = maker.notice if hasattr(maker, "notice") else None
     return {"notice": notice, "failures": dict(failures), "layers": layers}
 

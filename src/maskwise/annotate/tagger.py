@@ -158,8 +158,10 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     last = np.append(begin[1:], len(kind)) - 1
     is_salient = kind[begin] != NONE
     # Taggers may tag emoji and stray marks as PROPN; they are no names.
-    for at in np.flatnonzero(is_salient & (classify(text)[start[begin]] != LETTER)):
-        is_salient[at] = any(map(str.isalnum, text[start[begin[at]] : end[last[at]]]))
+    first_class = classify(text)[start[begin]]
+    for at in np.flatnonzero(is_salient & (first_class != LETTER)):
+        span = text[start[begin[at]] : end[last[at]]]
+        is_salient[at] = any(map(str.isalnum, span))
     begin = begin[is_salient]
     return CharSpans(start[begin], end[last[is_salient]], kind[begin])
 
@@ -362,7 +364,10 @@ def one_pass(specs: Sequence[str]) -> list[str]:
     calls = [parse_call(spec) for spec in specs]
     joined = []
     for call in calls:
-        twin = Call("salient" if call.name == "pos" else "pos", kwargs=call.kwargs)
+        other = "pos"
+        if call.name == "pos":
+            other = "salient"
+        twin = Call(other, kwargs=call.kwargs)
         if call.name not in ("pos", "salient") or twin not in calls:
             joined.append(call.written)
         elif call.name == "pos":

@@ -33,7 +33,6 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.tasks.tensors import TaskSource, Trainable
-from maskwise.text.layers import CharSpans
 from maskwise.training import TrainingSettings, train
 from maskwise.training.loop import Training
 
@@ -228,7 +227,10 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
     questions = sum(len(each.questions) for each in marked)
     salient: list[Spans] = [[]] * len(texts)
     if questions:
-        salient = [_pairs(layers["salient"]) for layers in annotator("salient").annotate(texts)]
+        salient = []
+        for layers in annotator("salient").annotate(texts):
+            found = layers["salient"]
+            salient.append(list(zip(found.start.tolist(), found.end.tolist())))
     counts = [max(1, len(spans)) for spans in salient]
 
     weight = labelled_words = words = 0.0
@@ -271,10 +273,6 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
         shorter.append(_within(each.text, spans, words=_words_in(each.text, baseline)))
     measures["covered_in_as_many_words"] = found_among(marked, shorter)["covered"]
     return measures
-
-
-def _pairs(spans: CharSpans) -> Spans:
-    return list(zip(spans.start.tolist(), spans.end.tolist()))
 
 
 def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, float]:

@@ -83,7 +83,9 @@ class Sampler:
 
     def probed_rows(self, *, twins: bool) -> int:
         """Return the rows of an arm's probe: half as many again if it reads half of them twice."""
-        return self.rows * 3 // 2 if twins else self.rows
+        if twins:
+            return self.rows * 3 // 2
+        return self.rows
 
     def named(self, chosen: Tensor) -> list[str]:
         """Return the names of the arms for which ``chosen`` (K,) is true."""
@@ -124,7 +126,9 @@ class Single(Sampler):
 
     def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
         super().__init__(arms, seed=seed)
-        arm = self.arms[0] if arm is None else str(arm)
+        if arm is None:
+            arm = self.arms[0]
+        arm = str(arm)
         if arm not in self.arms:
             raise unknown_name("arm", arm, self.arms)
         self.share = torch.tensor([name == arm for name in self.arms]).double()
@@ -143,6 +147,7 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
+            # A step after the last one, as in a probe at the end, belongs to the last arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the total number of steps")
@@ -227,7 +232,9 @@ class LossProportional(Sampler):
         super().__init__(arms, seed=seed)
         self.every = interval(every, steps)
         self.rows = probe_size(rows)
-        self.chance = self.vector([1.0] * len(arms) if chance is None else chance)
+        if chance is None:
+            chance = [1.0] * len(arms)
+        self.chance = self.vector(chance)
         if not (self.chance > 0).all():
             what = "sampler loss-proportional: chance levels"
             raise MaskwiseError(what, got=chance, allowed="above 0")

@@ -138,7 +138,9 @@ class Learned(Sampler):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
-        self.rollout = {step: self.arms[arm] for step, arm in state["rollout"].T.tolist()}
+        self.rollout = {}
+        for step, arm in state["rollout"].T.tolist():
+            self.rollout[step] = self.arms[arm]
 
 
 class Mometas(Learned):
@@ -195,16 +197,25 @@ class Mometas(Learned):
         if rows is None:
             rows = 128 if faithful else 64
         super().__init__(arms, every=every, rows=rows, seed=seed)
-        scale = every / PUBLISHED_EVERY if scaled else 1.0
-        self.lr = 0.1 / scale**0.5 if lr is None else lr
-        self.entropy = 2.0 * scale if entropy is None else entropy
+        scale = 1.0
+        if scaled:
+            scale = every / PUBLISHED_EVERY
+        if lr is None:
+            lr = 0.1 / scale**0.5
+        if entropy is None:
+            entropy = 2.0 * scale
+        self.lr = lr
+        self.entropy = entropy
         self.faithful = faithful
-        if self.lr <= 0 or self.entropy < 0:
+        if lr <= 0 or entropy < 0:
             got = f"lr {lr}, entropy {entropy}"
             raise MaskwiseError("sampler mometas", got=got, allowed="lr > 0, entropy ≥ 0")
 
     def probed_rows(self, *, twins: bool) -> int:
-        return self.rows if self.faithful else super().probed_rows(twins=twins)
+        # The released code reads its rows once.
+        if self.faithful:
+            return self.rows
+        return super().probed_rows(twins=twins)
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         diverged = self.named(self.diverged(before, after))
@@ -312,10 +323,12 @@ class MometasPlus(Learned):
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
-        self.weight = self.weight * torch.tensor([keep, keep**2], dtype=torch.float64) + 1
+        decay = torch.tensor([keep, keep**2], dtype=torch.float64)
+        self.weight = self.weight * decay + 1
         self.sums = keep * self.sums + new
         self.products = keep * self.products + torch.outer(new, new)
-        self.logits = (1 - self.lr) * self.logits + self.lr * self.credit() / self.entropy
+        target = self.credit() / self.entropy
+        self.logits = (1 - self.lr) * self.logits + self.lr * target
         return self.logits
 
     def credit(self) -> Tensor:
@@ -337,7 +350,8 @@ class MometasPlus(Learned):
         slope = inverse @ cross
         explained = min(max(float(cross @ slope), 0.0), 0.999)
         # The F statistic of the regression: explained over unexplained variance.
-        f = explained / (1 - explained) * (count - arms) / max(1, arms - 1)
+        freedom = (count - arms) / max(1, arms - 1)
+        f = explained / (1 - explained) * freedom
         if f <= 1:
             return torch.zeros_like(self.logits)
         z = slope / (inverse.diagonal() / count).sqrt()

@@ -269,7 +269,7 @@ class _Surfaces:
             self.bytes_by_char = {char: byte for byte, char in bytes_to_unicode().items()}
         self.known: dict[int, bytes] = {}
 
-    def annotate(self, ids: Ids) -> dict[str, Any]:
+    def annotate(self, ids: Ids) -> dict[str, object]:
         """Return the words and the name of a row; special tokens have −1."""
         # The same byte order on every machine, because masks depend on names.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()

@@ -115,7 +115,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
         raise MaskwiseError(f"{path} is not UTF-8 text (byte {error.start})", do=do) from None
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     """Return the value of a JSON text; None if it is not JSON."""
     try:
         return json.loads(text)
@@ -237,9 +237,10 @@ def _read_conll_records(path: Path) -> list[Record]:
         tags = []
         for row in rows:
             # Universal NER's columns are number, token, tag and two names of annotators.
-            numbered = is_iob2 and len(row) == 5
-            tokens.append(row[1] if numbered else row[0])
-            tags.append(row[2] if numbered else row[-1])
+            if is_iob2 and len(row) == 5:
+                row = row[1:3]
+            tokens.append(row[0])
+            tags.append(row[-1])
         records.append({"tokens": tokens, "tags": tags})
     return records
 

@@ -182,7 +182,9 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
             type of values than the layer has, or codes without a label.
     """
     start, end, value = spans
-    fits = len(start) == len(end) and (start < end).all() and (start[1:] >= end[:-1]).all()
+    fits = len(start) == len(end) and (start < end).all()
+    # Sorted and apart: each span begins at or after the end of the one before.
+    fits = fits and (start[1:] >= end[:-1]).all()
     if fits and len(start):
         # Sorted spans lie between the first start and the last end.
         fits = start[0] >= 0 and end[-1] <= size

@@ -357,8 +357,10 @@ def _cut(
         columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
 
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
-    rare = {NO_TOKENS: int((lengths == 0).sum()), LONG_WORDS: int((long & opens).sum())}
-    for reason, number in rare.items():
+    without_tokens = int((lengths == 0).sum())
+    long_words = int((long & opens).sum())
+    # Counted only if there are any, so that reports stay short.
+    for reason, number in ((NO_TOKENS, without_tokens), (LONG_WORDS, long_words)):
         if number:
             counts[reason] += number
     # Parts of a long document have its name, so that they stay on one side of a split.

@@ -107,7 +107,9 @@ class Rows:
     def tokens(self) -> int:
         """Number of tokens that are not padding, special ones included."""
         pieces = len(self.order)
-        texts = len(self) if self.layout == "joined" else pieces
+        texts = pieces
+        if self.layout == "joined":
+            texts = len(self)
         total = int(self.lengths.sum())
         if self.pieces.frame.first >= 0:
             total += texts

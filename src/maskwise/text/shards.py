@@ -119,8 +119,6 @@ class FileShard(Shard):
     """A file of JSON lines, of plain text, or a Parquet file."""
 
     def __init__(self, path: Path, name: str, fields: Fields):
-        if known_ending(path) not in ENDINGS:
-            raise MaskwiseError(f"a stream cannot be read from {path}", allowed=", ".join(ENDINGS))
         self.path = path
         self.name = name
         self.fields = fields
@@ -311,9 +309,7 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-    if path.is_file():
-        return [FileShard(path, path.name, fields)]
-    if path.is_dir():
+    if path.exists():
         files = files_in(path, ENDINGS)
     else:
         matches = [Path(name) for name in glob.glob(str(path), recursive=True)]

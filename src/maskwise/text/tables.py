@@ -132,8 +132,10 @@ def _is_quoted(text: str) -> bool:
     lines = [line for line in _head(text)[1:] if line.strip()]
     quoted = 0
     for line in lines:
-        cells = line.split("\t")
-        quoted += any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+        for cell in line.split("\t"):
+            if len(cell) > 1 and cell[0] == cell[-1] == '"':
+                quoted += 1
+                break
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
 

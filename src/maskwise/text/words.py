@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.segments import changes
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -340,8 +341,7 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
     lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
     # Byte fallback cuts a wide space into several tokens, whose last one is not alone.
-    same_as_before = (start[1:] == start[:-1]) & (end[1:] == end[:-1])
-    lone[1:] &= ~same_as_before
+    lone[1:] &= changes(start, end)[1:]
     lone[-1:] = False
     return lone
 

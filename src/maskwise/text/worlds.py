@@ -144,7 +144,9 @@ class World(ABC):
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """Return the spans of its own texts; none for any other text."""
-        none = {name: CharSpans.of([], layer) for name, layer in self.layers.items()}
+        none = {}
+        for name, layer in self.layers.items():
+            none[name] = CharSpans.of([], layer)
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
