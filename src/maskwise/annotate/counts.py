@@ -264,9 +264,7 @@ def pair_keys(left: Ints, right: Ints) -> Keys:
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
     """Unpack the left and the right numbers of keys from ``pair_keys``."""
-    left = keys >> _HALF
-    right = keys & _LOW
-    return left.astype(np.int64), right.astype(np.int64)
+    return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)
 
 
 class Spill:

@@ -117,9 +117,7 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
         measures: of the policy, by name; ``salient`` holds those of the salient spans, the
             baseline.
     """
-    facts = []
-    for name, choice in choices.items():
-        facts.append(f"| {name} | `{choice}` |")
+    facts = "\n".join(f"| {name} | `{choice}` |" for name, choice in choices.items())
     # Only some measures exist for the baseline; the others leave its cell empty.
     salient = measures.get("salient", {})
     rows = []
@@ -127,13 +125,8 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
         if name != "salient":
             baseline = _figure(salient.get(name, ""))
             rows.append(f"| {name} | {_figure(value)} | {baseline} |")
-    words = []
-    for word, (mean, _) in shown["words"].items():
-        words.append(f"{word} ({mean:.1f})")
-    tags = []
-    for tag, (mean, _) in shown["tags"].items():
-        tags.append(f"{tag} {mean:.2f}")
-    facts_table = "\n".join(facts)
+    words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
+    tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
     figures = "\n".join(rows)
     examples = "\n".join(f"> {_with_bold(words_of_text)}\n" for words_of_text in shown["examples"])
     return f"""---
@@ -149,7 +142,7 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 | choice | value |
 |---|---|
-{facts_table}
+{facts}
 
 ## On texts that it has not learned from
 
@@ -161,8 +154,8 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 Weights average 1 over a text.
 
-- Heaviest words, of those that occur {LEAST_COUNT} times: {", ".join(words) or "none"}
-- Mean weight by part of speech: {", ".join(tags) or "none"}
+- Heaviest words, of those that occur {LEAST_COUNT} times: {words or "none"}
+- Mean weight by part of speech: {tags or "none"}
 
 Words of three times the mean weight and more are in bold:
 

@@ -301,10 +301,7 @@ def values_of(module: nn.Module) -> Parameters:
 
 def shifted(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
     """Return θ + factor·direction."""
-    moved = {}
-    for name, value in theta.items():
-        moved[name] = value + factor * direction[name]
-    return moved
+    return {name: value + factor * direction[name] for name, value in theta.items()}
 
 
 def _dot(a: Parameters, b: Parameters) -> float:

@@ -176,10 +176,7 @@ def classifier_labels(
     places: list[Place] = []
     for text, label in rows:
         # The whole text first: (0, 0) drops nothing.
-        dropped = [(0, 0)]
-        for _, place in placed_words(text):
-            dropped.append(place)
-        for start, end in dropped:
+        for start, end in [(0, 0), *(place for _, place in placed_words(text))]:
             shown.append(text[:start] + text[end:])
             classes.append(label)
             places.append((start, end))
@@ -193,10 +190,7 @@ def classifier_labels(
             spans.append([])
         elif whole - probability >= drop:
             spans[-1].append(place)
-    marked = []
-    for (text, _), found in zip(rows, spans, strict=True):
-        marked.append(Marked(text, tuple(found)))
-    return marked
+    return [Marked(text, tuple(found)) for (text, _), found in zip(rows, spans, strict=True)]
 
 
 # From a task

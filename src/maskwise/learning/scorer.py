@@ -201,10 +201,8 @@ class PolicyModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls it."""
-        weights = {}
-        for name, value in self.state_dict().items():
-            # safetensors refuses tensors that are not contiguous.
-            weights[name] = value.cpu().contiguous()
+        # safetensors refuses tensors that are not contiguous.
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")

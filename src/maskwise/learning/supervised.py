@@ -316,10 +316,7 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
 
 
 def _words_in(text: str, spans: Spans) -> int:
-    words = 0
-    for start, end in spans:
-        words += len(text[start:end].split())
-    return words
+    return sum(len(text[start:end].split()) for start, end in spans)
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:
