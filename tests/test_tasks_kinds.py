@@ -33,6 +33,7 @@ from maskwise.tasks import (
     finetune,
     load_task,
     task_record,
+    tensors,
 )
 from maskwise.tasks.classes import ScoredRow, TextRow
 from maskwise.tasks.columns import UsualColumns
@@ -49,6 +50,7 @@ from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans, gold_texts
 from maskwise.tasks.task import Row, TaskKind
 from maskwise.tasks.tensors import Data, batches, embed
 from maskwise.text import train_tokenizer
+from maskwise.training import TrainingSettings
 from tiny import read_lines, write_lines
 
 LEXICON = (
@@ -735,3 +737,28 @@ def test_pooling_by_dev_needs_dev_rows(tmp_path):
         load_task(
             write_lines(tmp_path / "p.jsonl", rows), kind="zero-shot-similarity", pooling="dev"
         )
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_rows_are_hashed_only_where_a_kind_chooses(
+    chooses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = torch.arange(0, 13, 3)
+    ids = torch.arange(12)
+    hashed: list[tuple[int, ...]] = []
+
+    class Rows(tensors.Trainable):
+        def batch(self, rows: torch.Tensor) -> tensors.Batch:
+            return {**self.flat.batch(rows), "labels": rows}
+
+    def fold(*numbers: int) -> int:
+        hashed.append(numbers)
+        return 0
+
+    monkeypatch.setattr(Rows, "chooses", chooses)
+    monkeypatch.setattr(tensors, "fold", fold)
+    rows = Rows(tensors.Flat(ids, torch.zeros_like(ids), starts, pad=0))
+    source = tensors.TaskSource(rows, TrainingSettings(steps=2, batch_size=2))
+    (batch,) = source.batches(0, rank=0, ranks=1)
+    assert len(batch["labels"]) == 2
+    assert len(hashed) == (2 if chooses else 0)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -104,6 +104,9 @@ class Trainable(ABC):
     """
 
     flat: Flat
+
+    chooses: ClassVar[bool] = False
+    """Whether a row may have several targets, of which each epoch takes one."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -247,8 +250,13 @@ class TaskSource:
         seed = self.settings.seed
         micro_batches = []
         for part in self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]:
+            rows = part[:, 0]
+            if not self.data.chooses:
+                # Draws are hashed in Python, row by row.
+                micro_batches.append(self.data.batch(rows))
+                continue
             draws = [fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()]
-            micro_batches.append(self.data.training_batch(part[:, 0], torch.tensor(draws)))
+            micro_batches.append(self.data.training_batch(rows, torch.tensor(draws)))
         return micro_batches
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:

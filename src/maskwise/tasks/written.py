@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -385,6 +385,8 @@ class Written(Data):
     backend: Tokenizer
     search: Settings
     cut: list[str]
+
+    chooses: ClassVar[bool] = True
 
     def notes(self) -> list[str]:
         return self.cut
