@@ -6,21 +6,27 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import most_tokens
+from maskwise.models import load_config
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
     adapt_recipe,
     answer_of,
     best_arm,
     kept_of,
+    plan_lines,
     save_adapted,
     write_pairs,
 )
+from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.tasks import load_task
 from tiny import WORDS, load_json, maskwise, write_lines
@@ -40,14 +46,20 @@ def texts(tmp_path: Path) -> Path:
 
 def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
-    assert [*recipe.study.arms] == ["token-15", "words-30", "tsdae"] and recipe.study.seeds == 6
+    assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6
     with pytest.raises(
         MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"
     ):
         adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
     assert prospects_of(recipe)[0]["decidable"]  # without a search
-    assert recipe.training.learning_rate == 1e-3 and recipe.arm("tsdae", seed=0).judged_on() == ()
+    pairs = tmp_path / "pairs.jsonl"
+    others = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, arms=["tsdae", "token-30"])
+    assert [*others.study.arms] == ["tsdae", "token-30"]
+    assert others.study.pairs == [("tsdae", "no-pretraining")]
+    assert recipe.training.learning_rate == 1e-3 and others.arm("tsdae", seed=0).judged_on() == ()
+    with pytest.raises(MaskwiseError, match=r"unknown arm 'words'; allowed: .*words-30"):
+        adapt_recipe("bundled:encoder", str(texts), pairs=pairs, arms=["words"])
     task = load_task(recipe.tasks[0])
     assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1
     learned = adapt_recipe(
@@ -70,13 +82,16 @@ def test_adapt_answers_and_saves_both_folders(
     ]
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out]
+    command += ["--arms", "words-30,token-15,tsdae"]
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
-    assert capfd.readouterr().out.lstrip().startswith("stages")
+    printed = capfd.readouterr()
+    assert printed.out.lstrip().startswith("stages")
+    assert "min in all" in printed.err and "GiB" in printed.err
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
-    assert "steps a run" in said["answer"]
+    assert "steps a run" in said["answer"] and said["next"].startswith("Next: ")
     scores = {
         line["arm"]
         for line in map(json.loads, (out / "records.jsonl").open())
@@ -203,6 +218,46 @@ def test_the_steps_reach_the_phase_of_a_new_head(
             head,
             steps,
         ]
+    # one training of the head for all runs, and further training of each
+    counted: dict[str, set[str]] = {"none": set(), "encoder": set()}
+    for stage in make_plan(recipe).stages():
+        if stage.kind == "pretrain":
+            counted[stage.what["training"]["freeze"]].add(stage.name)
+    assert (len(counted["encoder"]), len(counted["none"])) == (1, 6)
+    given = adapt_recipe(
+        "bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", head_steps=7
+    )
+    assert given.arm("words-30", seed=0).links()[0].training.steps == 7
+
+
+def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
+    texts: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.jsonl"
+    lines = []
+    for number in range(60):
+        text = f"{number:03} " + "word " * (20 + 180 * (number % 2))
+        lines.append({"text": text, "label": number % 2})
+    write_lines(labels, lines)
+    recipe = adapt_recipe("bundled:encoder", str(texts), [str(labels)])
+    tokenizer = AutoTokenizer.from_pretrained(resolve_start("bundled:encoder"))
+    longest = max(len(tokenizer(line["text"])["input_ids"]) for line in lines)
+    room = most_tokens(load_config("bundled:encoder", kind=None))
+    assert longest > 200 and recipe.finetune.max_length == min(longest, room)
+    plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
+    plan["stages"] = {"pretrain": {"seconds": 12000.0}}
+    lines_of = partial(plan_lines, recipe, plan)
+    assert "about 122 min" in lines_of(7200)[0] and "1.5 GiB" in lines_of(7200)[0]
+    # 100 of the 6,000 seconds of training have to go
+    assert "--steps 590 fits" in lines_of(7200)[-1]
+    assert "finetune.steps=250" in lines_of(1800)[-1]
+    short = adapt_recipe(
+        "bundled:encoder", str(texts), [str(labels)], overrides=["finetune.max_length=64"]
+    )
+    assert any("% of the rows" in line for line in plan_lines(short, plan, 1e9))
+    assert plan_lines(short, plan | {"seconds": None, "unknown": ["learn"]}, 1e9) == [
+        "Time unknown: learn could not be timed."
+    ]
 
 
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
@@ -211,6 +266,7 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
         "primary": True,
         "outcome": "tasks",
         "sentence": "One is better.",
+        "arm": "words-30",
     }
     for verdict, better, begins in (
         ("decided", "arm", "Yes, further training helps. One is better. It costs"),

@@ -13,7 +13,7 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan
-from maskwise.study.forecast import CHANGE_NO_TIME, Forecast
+from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.live import LiveTable
 from maskwise.study.outlook import outlook_of
 from maskwise.study.plan import Plan
@@ -123,6 +123,17 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
     assert planned["unknown"] == []
 
 
+def test_the_end_is_that_of_a_pool(recipe: Path) -> None:
+    """A head of 10 s is needed by three trainings of 4 s; two workers."""
+    first, *others = [Stage("pretrain", {"n": n}) for n in range(4)]
+    after = [Stage("pretrain", other.what, (first.name,)) for other in others]
+    planned = {stage.name: stage for stage in (first, *after)}
+    seconds = dict.fromkeys(planned, 4.0) | {first.name: 10.0}
+    assert until_end(planned, seconds, 2) == 18.0
+    assert until_end(planned, seconds, 1) == 22.0
+    assert until_end(planned, {}, 2) == 0.0
+
+
 # The table
 # ----------------------------------------------------------------------------
 
@@ -153,6 +164,23 @@ def test_a_plan_begins_with_a_line_of_what_it_will_take(
         pass
     said = capfd.readouterr().err
     assert f"0 of {len(forecast.named)} stages" in said and "about" in said
+
+
+def test_a_log_has_a_line_a_minute(
+    recipe: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = LiveTable(make_plan(read_recipe(recipe, SMALL)), tmp_path, jobs=1, quiet=False)
+    now = [table.began]
+    monkeypatch.setattr("maskwise.study.live.time.perf_counter", lambda: now[0])
+    printed = []
+    for seconds in (0, 59, 60, 61, 119, 121):
+        now[0] = table.began + seconds
+        table.update((), ())
+        printed.append(bool(capfd.readouterr().err))
+    assert printed == [False, False, True, False, False, True]
 
 
 def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(error.format_message())
     if code == INTERRUPTED:
-        err_console.print("\ninterrupted; the same command goes on where it stopped")
+        err_console.print("\ninterrupted; run the same command to resume")
     if code in CODES and not rank_here():
         err_console.print(f"ended by {CODES[code]}; the same command goes on where it stopped")
     sys.exit(code if isinstance(code, int) else 0)

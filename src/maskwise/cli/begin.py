@@ -18,6 +18,7 @@ from maskwise.cli.terminal import (
     Json,
     Out,
     Overrides,
+    err_console,
     out_console,
     print_json,
     print_plan,
@@ -106,17 +107,24 @@ def adapt(
         list[str] | None,
         typer.Option("--task", help="A file of labels to fine-tune on. Repeatable."),
     ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Some of words-30, token-15, token-30, tsdae, by commas.")
+    ] = "words-30",
     policy: Annotated[
         str | None,
         typer.Option(help="A folder of maskwise learn: one more arm masks by it."),
     ] = None,
-    steps: Annotated[
-        int,
-        typer.Option(min=1, help="Further training steps; a new head gets at most 600 before."),
-    ] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the further training.")] = 600,
+    head_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of a new head, once for all runs; at most 600 by default."),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
     ] = 6,
+    minutes: Annotated[
+        float, typer.Option("--time", min=1, help="Minutes; if more are needed, a way is named.")
+    ] = 120.0,
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
     dry_run: DryRun = False,
@@ -129,6 +137,7 @@ def adapt(
     """
     from maskwise import study as room
     from maskwise.study import adapt as steps_of
+    from maskwise.study.timing import Probe
 
     # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:
@@ -136,28 +145,41 @@ def adapt(
             model,
             texts,
             task or (),
+            arms=arms.split(","),
             policy=policy,
             steps=steps,
+            head_steps=head_steps,
             seeds=seeds,
             pairs=out.parent / f"{out.name}-pairs.jsonl",
             aside=Path(aside) if dry_run else None,
             overrides=overrides or (),
         )
-        if dry_run:
-            plan = room.dry_run(recipe, out, jobs=jobs)
-            print_json(plan) if as_json else print_plan(plan)
-            return
+        if dry_run or not as_json:
+            first = recipe.arm(recipe.baseline or "", seed=0).links()[0]
+            probe = Probe(first, Path(aside))
+            plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
+            lines = steps_of.plan_lines(recipe, plan, 60 * minutes)
+    if dry_run:
+        print_json(plan) if as_json else print_plan(plan)
+    if not as_json:
+        for line in lines:
+            say(line, to=err_console)
+    if dry_run:
+        return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = steps_of.best_arm(out)
     folders = steps_of.save_adapted(out, best) if best else ()
     answer = steps_of.answer_of(result, recipe)
+    next_step = steps_of.next_of(result, out)
     if as_json:
         saved = [str(folder) for folder in folders]
-        print_json({**result, "answer": answer, "best": best, "folders": saved})
+        facts = {"answer": answer, "next": next_step, "best": best, "folders": saved}
+        print_json({**result, **facts})
     else:
         say(answer, "bold")
         kept = steps_of.kept_of(best, folders, helps=steps_of.arm_that_helps(result))
         say(f"{kept} Page: {result['report']}")
+        say(next_step)
     raise typer.Exit(bool(result["failures"]))
 
 

@@ -79,7 +79,8 @@ class Recipe(Settings):
     phases: tuple[Plain, ...] | None = None
     """Trainings one after the other, each from the checkpoint of the one before. Of each: the
     settings in which it differs from the recipe (corpus, masking, objectives, training), as in
-    ``[{}, {corpus.length: 256}]``. null: one.
+    ``[{}, {corpus.length: 256}]``. null: one. All runs share a phase with a ``training.seed``,
+    and the phases before it, if these have one as well.
     """
     intermediate: Plain | None = None
     """The short form of two phases, ``phases: [{}, …]``: the settings in which the second one
@@ -349,6 +350,9 @@ class Recipe(Settings):
             # With the same seed, the order and the masks of the first phase would repeat.
             if n:
                 seed = fold(seed, n)
+            # A phase with a seed is the same training in all runs, so it is trained once.
+            if "seed" in changes.get("training", {}):
+                seed = link.training.seed
             links.append(link.model_copy(update=parts).seeded(seed))
         return tuple(links)
 
@@ -422,7 +426,8 @@ def _phase(changes: object, name: str) -> object:
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        require_changeable(key, PHASE_PARTS, who=name)
+        if key != "training.seed":
+            require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 

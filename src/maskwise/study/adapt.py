@@ -1,18 +1,19 @@
 """Continue pre-training an encoder on the user's text: does it help, by how much, at what cost?
 
-The study has one primary contrast, ``words-30`` against the unchanged model. Checkpoints are
+By default one arm is trained, ``words-30``, and compared with the unchanged model. Checkpoints are
 evaluated on the user's tasks, or without tasks by matching titles to texts. If the model has no
-head for filling masks, a head is trained on the frozen encoder first, once for all arms.
+head for filling masks, a head is trained on the frozen encoder first, once for all runs.
 
     no further training     the unchanged model
-    token-15                single tokens at 15 %, the usual choice
     words-30                whole words at 30 %, the best choice in our studies
+    token-15, token-30      single tokens; 15 % is the usual choice
     tsdae                   a decoder restores the text from a sentence vector
     learned                 the policy in a folder, if one is given
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
-from maskwise.errors import MaskwiseError, duration
+from maskwise.errors import MaskwiseError, duration, unknown_name
 from maskwise.families import most_tokens, require_kind
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.models import (
@@ -36,14 +37,29 @@ from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested
 from maskwise.recipe.reading import apply_overrides
 from maskwise.specs import with_options
+from maskwise.study.outlook import row_sizes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at
+from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer, read_documents
 
 BEST = "words-30"
-STEPS, WARM_STEPS = 600, 600
-"""Steps of the further training, and the most steps of a new head before it."""
+STEPS, HEAD_STEPS = 600, 600
+"""Steps of the further training, and by default the most steps of a new head before it."""
+ARMS: dict[str, Plain] = {
+    BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
+    "token-15": {"masking.ratio": 0.15},
+    "token-30": {"masking.ratio": 0.30},
+    "tsdae": {"objectives": {"tsdae": {}}},
+}
+ROW_TOKENS = 128
+USUAL_TOKENS = 512
+FITTING_SHARE = 0.99
+"""Texts are packed into rows of 128 tokens. Labelled rows are not cut up to 512, nor 99 % of them:
+a few longer rows would need much memory."""
+# Fewer steps of further training are not advised.
+LEAST_STEPS = 100
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Titles and texts that evaluate embeddings if there is no task."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
@@ -67,8 +83,10 @@ def adapt_recipe(
     texts: str,
     tasks: Sequence[str] = (),
     *,
+    arms: Sequence[str] = (BEST,),
     policy: str | None = None,
     steps: int = STEPS,
+    head_steps: int | None = None,
     seeds: int = 6,
     pairs: Path | None = None,
     aside: Path | None = None,
@@ -80,15 +98,15 @@ def adapt_recipe(
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
         texts: a corpus, as ``read_documents`` takes it.
         tasks: files of labels; without any, titles and texts are written to ``pairs``.
+        arms: names in ``ARMS``; the first is compared with the unchanged model.
         policy: the folder of a learned policy, which adds an arm.
-        steps: steps of the further training; a new head is trained for as many steps before it,
-            at most ``WARM_STEPS``.
-        pairs: a file for the titles and texts.
-        aside: a folder for the pairs of a dry run (``write_pairs``).
+        steps: steps of the further training.
+        head_steps: steps of a new head before it; None: as ``steps``, at most ``HEAD_STEPS``.
+        pairs, aside: as in ``write_pairs``, for the titles and texts.
         overrides: ``key=value`` settings, which replace those of the recipe.
 
     Raises:
-        MaskwiseError: a model, text or task that cannot be read, or neither tasks nor titles.
+        MaskwiseError: bad input, or neither tasks nor titles.
     """
     config = load_config(model, kind=None)
     do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
@@ -112,49 +130,102 @@ def adapt_recipe(
         "eval_every": max(1, steps // 4),
         "save_every": max(1, steps // 4),
     }
-    arms: dict[str, Plain] = {
-        "token-15": {"masking.ratio": 0.15},
-        BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
-        "tsdae": {"objectives": {"tsdae": {}}},
-    }
+    changes: dict[str, Plain] = {}
+    for name in arms:
+        if name not in ARMS:
+            raise unknown_name("arm", name, ARMS)
+        changes[name] = ARMS[name]
     # Whole words are found by blanks, so other scripts get spans of tokens.
-    if not facts.spaced:
-        arms[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
+    if BEST in changes and not facts.spaced:
+        changes[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
-        arms["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
+        changes["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
+    contrast = [arms[0], REFERENCE]
+    room = most_tokens(config)
     settings: Plain = {
         "name": "adapt",
         "description": f"Does it help {model} to go on with {texts}?",
         "corpus": {
             "source": texts,
             "text_field": facts.text_field,
-            "length": min(128, most_tokens(config)),
+            "length": min(ROW_TOKENS, room),
         },
         "model": {"pretrained": model},
         "masking": {"corruption": "mask-only"},
         "training": training,
         "evaluation": {"rows": 128, "ratios": [0.15]},
         "tasks": list(tasks),
-        "finetune": {"seeds": 1, "max_length": min(128, most_tokens(config))},
+        "finetune": {"seeds": 1, "max_length": min(_longest(model, tasks), room)},
         "study": {
             "seeds": seeds,
-            "baseline": "token-15",
-            "contrasts": [[BEST, REFERENCE]],
+            "contrasts": [contrast],
             # The unchanged model has no settings to tune, so it is not part of a search.
-            "gate": [BEST, REFERENCE],
+            "gate": contrast,
         },
     }
     if warm:
-        head = {"freeze": "encoder", "steps": min(WARM_STEPS, steps), "optimizer": "muon"}
+        head_steps = head_steps or min(HEAD_STEPS, steps)
+        # With a seed of its own the head is trained once, for the runs of all arms and seeds.
+        head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
         # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
-        # All arms share the training of the head, and differ in the second phase.
-        for name, arm in arms.items():
-            arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
-    settings["study"]["arms"] = arms
+        for name, arm in changes.items():
+            changes[name] = {f"phases.1.{key}": value for key, value in arm.items()}
+    settings["study"]["arms"] = changes
     apply_overrides(settings, overrides)
     return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+
+
+def _longest(model: str, tasks: Sequence[str]) -> int:
+    """Find the length that nearly all labelled rows fit into."""
+    tokenizer = load_tokenizer(model)
+    longest = ROW_TOKENS
+    for spec in tasks:
+        sizes = sorted(row_sizes(load_task(spec), tokenizer)) or [0]
+        most = sizes[math.ceil(FITTING_SHARE * (len(sizes) - 1))]
+        # Batches are padded to their longest row, so a higher limit costs little.
+        longest = max(longest, most, min(sizes[-1], USUAL_TOKENS))
+    return longest
+
+
+def plan_lines(recipe: Recipe, plan: Plain, limit_seconds: float) -> list[str]:
+    """State what a study takes: time, memory, rows that are cut, and how it becomes shorter.
+
+    Args:
+        plan: ``dry_run`` of the recipe.
+        limit_seconds: if it takes longer, the steps that fit are named.
+    """
+    seconds = plan["seconds"]
+    if seconds is None:
+        return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
+    memory = plan["memory_gib"] or 0.0
+    total = f"about {math.ceil(seconds / 60)} min in all, {plan['jobs']} stages at once"
+    lines = [f"Time: {total}; memory: {memory:.1f} GiB for each."]
+    most = recipe.finetune.max_length
+    tokenizer = load_tokenizer(recipe.tokenizer_name or "")
+    for spec in recipe.tasks:
+        sizes = row_sizes(load_task(spec), tokenizer)
+        cut = len([*filter(most.__lt__, sizes)])
+        if cut:
+            share = f"{cut / len(sizes):.1%} of the rows of {spec}"
+            lines.append(f"{share} have more than {most} tokens and are cut.")
+    if seconds <= limit_seconds:
+        return lines
+    over = f"That is more than --time ({limit_seconds / 60:.0f} min)."
+    if len(recipe.study.arms) > 1:
+        return [
+            *lines,
+            f"{over} Fewer --arms take less: each is {len(recipe.study.seed_list)} runs.",
+        ]
+    # The trainings grow with the steps; all else stays.
+    training = plan["stages"]["pretrain"]["seconds"] / plan["jobs"]
+    steps = recipe.training.steps
+    fitting = 10 * int(steps * (1 - (seconds - limit_seconds) / max(1.0, training)) / 10)
+    if fitting < LEAST_STEPS:
+        do = "--task 'FILE(train_rows=200)', finetune.steps=250 or corpus.length=64"
+        return [*lines, f"{over} Fewer steps are not enough; add {do}."]
+    return [*lines, f"{over} The same command with --steps {fitting} fits."]
 
 
 def write_pairs(
@@ -228,9 +299,18 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     if row["verdict"] == "not comparable":
         return row["sentence"]
     answer = ANSWERS.get((row["verdict"], row["better"]), "Open, these runs cannot tell.")
-    steps = sum(link.training.steps for link in recipe.arm(BEST, seed=0).links())
-    cost = f"It costs {steps:,} steps a run; the study took {duration(result['seconds'])}."
-    return f"{answer} {row['sentence']} {cost}"
+    *head, last = recipe.arm(row["arm"], seed=0).links()
+    cost = f"It costs {last.training.steps:,} steps a run"
+    if head:
+        cost += f" and {head[0].training.steps:,} of a new head once"
+    return f"{answer} {row['sentence']} {cost}; the study took {duration(result['seconds'])}."
+
+
+def next_of(result: Plain, out: Path) -> str:
+    """Say what to do after the answer."""
+    if arm_that_helps(result):
+        return f"Next: fine-tune {out / 'model'} in place of your model."
+    return f"Next: {' '.join(result['advice']) or 'keep your model as it is.'}"
 
 
 def arm_that_helps(result: Plain) -> str | None:
@@ -255,7 +335,7 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
     Args:
         best: the arm with the best mean, if it is better than the model.
         folders: where it was saved.
-        helps: the arm that the study decided to be better, if any.
+        helps: the arm that was decided to be better, if any.
     """
     if best is None:
         return "No arm has a better mean than the model as it is: nothing is saved."

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
 
@@ -27,7 +28,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_study, shared_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
-from maskwise.study.plan import stages_of
+from maskwise.study.plan import Plan, stages_of
 from maskwise.study.stages import STAGE, Stage
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import best_device, fast_bf16
@@ -39,6 +40,9 @@ CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
 }
 """Training settings that do not change the time of a step. All others are part of the key, so a
 setting added later makes a time unknown rather than wrong."""
+
+START_SECONDS = 8.0
+"""Seconds until the workers of a study have imported torch."""
 
 ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
@@ -227,8 +231,7 @@ def summary(
 
     Returns:
         By kind of stage ``done``, ``to_do`` and ``seconds`` of work; the kinds whose time is
-        unknown; and a lower bound of the seconds until the end: all jobs are busy, but nothing is
-        faster than the longest chain of stages.
+        unknown; and the seconds until the end (``until_end``), None if a kind is unknown.
     """
     kinds: dict[str, Plain] = {}
     unknown = []
@@ -239,16 +242,38 @@ def summary(
         kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
         if total(left) is None:
             unknown.append(kind)
-    work = total(seconds.values())
-    if work is None:
+    if unknown:
         return kinds, unknown, None
-    # When each stage ends if it starts as soon as the stages it needs are done.
-    ends: dict[str, float] = {}
-    for name, own in seconds.items():
-        before = [ends.get(need, 0.0) for need in planned[name].needs]
-        ends[name] = max(before, default=0.0) + (own or 0.0)
-    longest = max(ends.values(), default=0.0)
-    return kinds, unknown, round(max(work / jobs, longest), 1)
+    if not seconds:
+        return kinds, unknown, 0.0
+    return kinds, unknown, round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+
+
+def until_end(
+    planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int
+) -> float:
+    """Simulate the scheduler: a free worker takes the first stage whose needs are done.
+
+    Args:
+        planned: stages by name.
+        seconds: of every stage that is left, in the order in which they are started; None, for
+            unknown, counts as 0.
+        jobs: number of workers.
+    """
+    waiting = list(seconds)
+    unfinished = set(seconds)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while unfinished:
+        for name in list(waiting):
+            if len(running) == jobs:
+                break
+            if unfinished.isdisjoint(planned[name].needs):
+                heappush(running, (now + (seconds[name] or 0.0), name))
+                waiting.remove(name)
+        now, ended = heappop(running)
+        unfinished.remove(ended)
+    return now
 
 
 # A dry run
@@ -263,19 +288,23 @@ def dry_run(
     engine: str = "local",
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
+    probe: Callable[[list[Plan], Forecast], None] | None = None,
 ) -> Plain:
     """List what ``run_study`` with the same arguments would do; nothing is written or trained.
 
     Searching and matching have not happened yet: runs after a search are counted at the first
     point of the grid, and matched runs with their steps as written.
 
+    Args:
+        probe: times stages that the forecast does not know (``timing.Probe``).
+
     Returns:
         ``plans``: purpose, runs and stages to do of each. ``phases``: the trainings of a run in
         order, with the arms that share them and their costs (``_phases``). ``stages``: by kind
         ``done``, ``to_do`` and ``seconds`` of work (None if no similar stage was timed).
-        ``seconds``: until the end with ``jobs`` at once, None if unknown. ``unknown``: kinds
-        without a time. ``contrasts``: what each can decide (``prospects``). ``notes``: what may
-        still change.
+        ``seconds``: until the end with ``jobs`` at once, None if unknown. ``memory_gib``: of a
+        process, None if unknown. ``unknown``: kinds without a time. ``contrasts``: what each can
+        decide (``prospects``). ``notes``: what may still change.
 
     Raises:
         MaskwiseError: bad input, the same as in ``run_study``.
@@ -296,7 +325,10 @@ def dry_run(
     for name, result in results.items():
         if result:
             forecast.add(name, result["seconds"])
-    left = {name: forecast.seconds(name) for name in planned if not results[name]}
+    todo = [name for name in planned if not results[name]]
+    if probe and None in map(forecast.seconds, todo):
+        probe(plans, forecast)
+    left = {name: forecast.seconds(name) for name in todo}
     kinds, unknown, seconds = summary(planned, left, jobs)
     listed = []
     new = set(left)
@@ -313,6 +345,7 @@ def dry_run(
         "phases": list(_phases(design, left)),
         "stages": kinds,
         "seconds": seconds,
+        "memory_gib": forecast.memory_gib(),
         "unknown": unknown,
         "contrasts": prospects_of(recipe, out),
         "notes": notes + list(_notes(recipe, design)),
@@ -326,13 +359,14 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
     ``length``, ``tokens`` (at most) and ``flops``; its number of ``runs``, how many of them are
     ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
     """
-    arms: dict[tuple[int, Stage], list[str]] = {}
+    arms: dict[tuple[int, Stage], dict[str, None]] = {}
     recipes: dict[Stage, Recipe] = {}
     for run in design.runs:
         if not run.compared:
             continue
         for phase, stage in enumerate(run.trainings):
-            arms.setdefault((phase, stage), []).append(run.arm)
+            # Runs of all seeds may share a training.
+            arms.setdefault((phase, stage), {})[run.arm] = None
             recipes[stage] = run.recipe
     # Trainings of different seeds that the same arms share are one line of the table.
     lines: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from maskwise.errors import duration
 from maskwise.recipe.overrides import Plain
-from maskwise.study.forecast import Forecast
+from maskwise.study.forecast import Forecast, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import Stage
 
@@ -28,6 +28,8 @@ RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": 
 LEGEND = Text(
     "text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim"
 )
+LINE_SECONDS = 60.0
+"""The longest time between two lines in a log without a terminal."""
 TAIL_BYTES = 1 << 18
 """Bytes read from the end of metrics.jsonl, twice a second. Lines with many weights are long."""
 
@@ -66,6 +68,7 @@ class LiveTable:
         for name in self.named:
             self.done(name)
         self.printed = len(self.finished)
+        self.printed_at = self.began
 
     def __enter__(self) -> LiveTable:
         if self.shows:
@@ -91,16 +94,17 @@ class LiveTable:
             self.forecast.add(name, result["seconds"])
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
-        """Draw the new state; without a terminal, print a line for each tenth of the work."""
+        """Draw the new state; without a terminal, print a line for each tenth and each minute."""
         now = time.perf_counter()
         total = len(self.named)
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
-        # Ten lines are enough for a log, however many stages there are.
         tenth = len(self.finished) * 10 // total > self.printed * 10 // total
-        if self.quiet or not (self.shows or tenth):
+        due = tenth or now - self.printed_at >= LINE_SECONDS
+        if self.quiet or not (self.shows or due):
             return
         self.printed = len(self.finished)
+        self.printed_at = now
         self.lines = {name: self.last_line(name) for name in running}
         if self.shows:
             self.live.update(Group(self.summary(), self._table(), LEGEND))
@@ -146,27 +150,27 @@ class LiveTable:
         return Text(line, no_wrap=True)
 
     def left(self) -> tuple[float, bool]:
-        """Sum up the seconds until the end; False if the time of some stage is unknown."""
+        """Forecast the seconds until the end; False if the time of some stage is unknown."""
         for name, line in self.lines.items():
             if line:
                 self.forecast.running(name, line["seconds"] / line["step"])
-        total = 0.0
         complete = True
         now = time.perf_counter()
-        for name in self.named:
+        left: dict[str, float | None] = {}
+        # Stages that run keep their workers, so they come first.
+        for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.finished or name in self.errors:
                 continue
             whole = self.forecast.seconds(name)
             if whole is None:
                 complete = False
+                left[name] = None
             # A resumed training did some of its steps before this process started.
             elif self.lines.get(name):
-                total += whole * (1 - self._share(name))
+                left[name] = whole * (1 - self._share(name))
             else:
-                total += max(0.0, whole - (now - self.first_seen.get(name, now)))
-        # Workers that share cores are assumed to be as fast as when the times were taken.
-        workers = len(self.first_seen) or self.jobs
-        return total / workers, complete
+                left[name] = max(0.0, whole - (now - self.first_seen.get(name, now)))
+        return until_end(self.named, left, self.jobs), complete
 
     def _share(self, name: str) -> float:
         """The share of its steps that a training has done."""

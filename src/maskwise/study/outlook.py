@@ -29,7 +29,7 @@ from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import recipe_for
-from maskwise.study.timing import START_SECONDS, Sample, Samples, take_sample, time_stages
+from maskwise.study.timing import Sample, Samples, take_sample, time_stages
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.pieces import UNKNOWN
@@ -42,8 +42,8 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
-MEASURED_ROWS = 200
-"""Rows of a split whose tokens are counted."""
+MEASURED_ROWS = 1000
+"""Rows of a split whose tokens are counted, at most."""
 MOST_PASSES = 8
 """Above this number of passes over a text overfitting is likely."""
 
@@ -322,7 +322,6 @@ class Outlook:
         memory = forecast.memory_gib()
         line = f"unknown: nothing like {', '.join(unknown)} was timed here yet"
         if seconds is not None:
-            seconds = round(START_SECONDS + seconds, 1)
             line = f"about {duration(seconds)} with {jobs} stages at once"
             if memory is not None:
                 line += f", {memory:.1f} GiB for each of them"
@@ -407,7 +406,7 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | 
 def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     most_tokens = link.finetune.max_length
     labels = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
-    sizes = _sizes(task, tokenizer)
+    sizes = row_sizes(task, tokenizer)
     cut = sum(size > most_tokens for size in sizes)
     return {
         **task.facts(),
@@ -422,12 +421,16 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
     }
 
 
-def _sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Count the tokens of the first rows of a task; none if long rows are read in windows."""
+def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Count the tokens of rows of a task; none if long rows are read in windows."""
     if task.kind.windows:
         return []
-    rows = [*task.splits["train"][:MEASURED_ROWS], *task.splits.get("test", ())[:MEASURED_ROWS]]
-    texts = [row.texts for row in rows]
+    texts = []
+    for split in ("train", "test"):
+        rows = task.splits.get(split, ())
+        # Files may be sorted, so the rows are taken evenly.
+        every = -(-len(rows) // MEASURED_ROWS) or 1
+        texts += [row.texts for row in rows[::every]]
     # Tasks without fine-tuning embed every text alone.
     if task.frozen:
         texts = [(text,) for text in chain.from_iterable(texts)]

@@ -7,7 +7,6 @@ the folders of the stages, so the same command resumes after any interruption.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -73,13 +72,13 @@ def execute(
     stages = stages.resolve()
     # If one of these fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
-    table = LiveTable(plan, stages, jobs=jobs or os.cpu_count() or 1, quiet=quiet)
     waiting = {stage.name: stage for stage in todo}
     running: dict[Future[Plain], Stage] = {}
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, stages=str(stages))
     pool = open_pool(function, engine=engine, jobs=jobs, gpu=True)
+    table = LiveTable(plan, stages, jobs=pool.places, quiet=quiet)
     with pool, table:
         while waiting or running:
             unfinished = {*waiting, *(stage.name for stage in running.values())}

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 SAMPLE_CHARACTERS = 600_000
 """Size of the sample of a text."""
 SECONDS = 25.0
-"""Time limit: no further stage is timed after it, and its time stays unknown."""
+"""Time limit of ``check``: no further stage is timed after it, and its time stays unknown."""
+PROBE_SECONDS = 60.0
+"""Time limit of a dry run."""
 STEPS, STEP_SECONDS = 12, 6.0
 """Timed steps of a training, and the time limit after which fewer are enough (at least 2)."""
 ITEMS = 48
@@ -54,8 +56,6 @@ MOST_TOKENS_A_WORD = 30
 """A text with more has no blanks, so its words cannot be counted."""
 TRIED_RATES = 3
 """Extra fine-tunings of ``finetune.search_rate``."""
-START_SECONDS = 8.0
-"""Seconds until the workers of a study have imported torch."""
 
 Entry = dict[str, float]
 """The timed seconds of a stage, as ``Forecast.keep`` takes them."""
@@ -191,7 +191,33 @@ class Samples:
 # -------------------------------------------------------------------------------------------
 
 
-def time_stages(plans: Iterable[Plan], samples: Samples, forecast: Forecast) -> None:
+class Probe:
+    """Times the stages that a forecast does not know, for ``dry_run``.
+
+    Args:
+        link: a training, whose text is sampled at the first call.
+        folder: for samples.
+    """
+
+    def __init__(self, link: Recipe, folder: Path):
+        self.link = link
+        self.folder = folder
+        self.samples: Samples | None = None
+
+    def __call__(self, plans: Iterable[Plan], forecast: Forecast) -> None:
+        if self.samples is None:
+            sample = take_sample(self.link, self.folder / "data")
+            self.samples = Samples(self.link, sample, self.folder)
+        time_stages(plans, self.samples, forecast, most_seconds=PROBE_SECONDS)
+
+
+def time_stages(
+    plans: Iterable[Plan],
+    samples: Samples,
+    forecast: Forecast,
+    *,
+    most_seconds: float = SECONDS,
+) -> None:
     """Time the stages that a forecast does not know yet, the trainings first."""
     works: dict[str, tuple[Stage, Recipe]] = {}
     for run in chain.from_iterable(plan.runs for plan in plans):
@@ -200,7 +226,7 @@ def time_stages(plans: Iterable[Plan], samples: Samples, forecast: Forecast) -> 
         for stage in run.stages:
             # Stages after the trainings work on the model of the last one.
             works.setdefault(stage.name, (stage, trained.get(stage.name, links[-1])))
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + most_seconds
     # Trainings take most of a study, so they are timed while there is time.
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
         for name, (stage, link) in works.items():
