@@ -71,21 +71,16 @@ class Recipe(Settings):
     """The training objective: ``mlm``, ``diffusion`` (mlm at random rates) or ``clm`` (next tokens)
     for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives over one encoder, by the names of their arms; none: ``objective`` alone.
-    """
+    """Several objectives of one encoder, by the names of their arms; none: ``objective`` alone."""
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or a learned one such as mometas."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings one after the other, each from the checkpoint of the one before. Of each: the
-    settings in which it differs from the recipe (corpus, masking, objectives, training), as in
-    ``[{}, {corpus.length: 256}]``. null: one. All runs share a phase with a ``training.seed``,
-    and the phases before it, if these have one as well.
-    """
+    """Trainings one after the other, each from the checkpoint of the one before: the settings in
+    which it differs from the recipe, as in ``[{}, {corpus.length: 256}]``. null: one. Runs share a
+    first phase with a ``training.seed``."""
     intermediate: Plain | None = None
-    """The short form of two phases, ``phases: [{}, …]``: the settings in which the second one
-    differs. null: none.
-    """
+    """The short form of two phases, ``phases: [{}, …]``: how the second one differs. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
