@@ -1,20 +1,20 @@
 """Cloze questions about facts as in LAMA (Petroni et al. 2019), for any vocabulary.
 
-A fact is a sentence with one [MASK], and the answer. The sentence is the template of the relation
-with the subject filled in, if a template is known; else ``masked_sentences``, or the first of the
+A fact has an answer and a sentence with one [MASK]. If the relation has a template, the sentence is
+this template with the subject filled in; otherwise it is ``masked_sentences``, or the first of the
 ``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
 ``relations.jsonl`` next to the file.
 
 Each answer is ranked twice:
 
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
-  of k pieces replaces k [MASK]s and is scored by the chain rule from left to right, log p(piece j |
-  sentence, pieces before j, later ones masked);
-- among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token. Such
-  facts differ by vocabulary, so only models with the same tokenizer can be compared.
+  of k tokens takes the place of k [MASK]s. Its score is log p by the chain rule, from left to
+  right; the tokens to the right of the predicted one are masked;
+- among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token.
+  Which facts these are depends on the tokenizer, so compare only models with the same one.
 
-Other right answers to the same question do not count against a model. Ties share the middle rank.
-``chance`` is the score of ranking answers by their frequency, whatever the question.
+Other right answers to the same question are left out of the ranking. Ties share the middle rank.
+``chance`` is the score of a ranking by the frequency of answers, which ignores the question.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Bools = NDArray[np.bool_]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK] for ``answer``. ``others`` are right answers, too."""
+    """A question: ``text`` has one [MASK] for ``answer``. ``others`` are further right answers."""
 
     relation: str
     subject: str
@@ -113,7 +113,7 @@ class Cloze(TestSet):
         Raises:
             MaskwiseError: an empty or unreadable file, a missing column, or a fact without text.
         """
-        # With two, a part could hold a single answer, which is always right.
+        # With two candidates, a part could have a single answer, which would always be right.
         if candidates < 3:
             raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
         records = read_set(path)
@@ -130,7 +130,7 @@ class Cloze(TestSet):
                 if id(record) in used:
                     raise
                 continue
-            # Facts that are not used have right answers to the same questions, too.
+            # Facts outside the sample may be right answers to questions in it.
             right.setdefault(fact.text, set()).add(fact.answer)
             if id(record) not in used:
                 continue
@@ -175,7 +175,7 @@ class Cloze(TestSet):
                 ranks_open += open_ranks(model, part, vocabulary)
                 for question, row in zip(part, scores):
                     ranks.append(rank_of(row, question.gold, question.right))
-                    # Candidates are sorted by frequency, so falling numbers rank them by it.
+                    # Candidates are sorted by frequency, so these scores rank them by frequency.
                     falling = -np.arange(float(len(row)))
                     chance.append(rank_of(falling, question.gold, question.right))
                     if len(question.pieces) == 1:
@@ -315,15 +315,17 @@ def questions_of(
     rights: dict[str, set[str]] = {}
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
-        # Byte-level tokens include the space before a word, so the space belongs to the answer.
+        # Byte-level tokenizers join a word with the space before it: it belongs to the answer.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
         rights.setdefault(fact.text, set()).update([fact.answer, *fact.others])
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    # An answer is the pair of its tokens without and with a space before it. Each sentence shows
-    # all candidates as it shows its own answer.
     words = sorted(set().union(*rights.values()))
-    answers = dict(zip(words, zip(_pieces(words, "", tokenizer), _pieces(words, "x", tokenizer))))
+    without_space = _pieces(words, "", tokenizer)
+    with_space = _pieces(words, "x", tokenizer)
+    # The tokens of an answer without and with a space before it. A sentence needs one of the two,
+    # for its answer and for all other candidates.
+    answers = dict(zip(words, zip(without_space, with_space)))
     longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     kept = []
@@ -365,7 +367,7 @@ def questions_of(
 
 
 def _pieces(answers: list[str], word: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
-    """Tokenise answers as they would be after a word and a space, or without either."""
+    """Tokenise answers after ``word`` and a space, or alone if ``word`` is empty."""
     texts = [f"{word} {answer}" if word else answer for answer in answers]
     pieces = []
     for encoding in tokenizer(texts, add_special_tokens=False).encodings:

@@ -44,7 +44,7 @@ class AnnotatedBatch:
         example_id: (P,) int64, the permanent name of each piece.
         layers: (T,) arrays by name, such as ``word_ids``; negative where a token has no value.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
-        plan: the longest row allowed, where rows hold several pieces; None: no limit.
+        plan: the most tokens of a row, if rows hold several pieces; None: no limit.
         apart: whether attention must not cross pieces.
     """
 
@@ -238,7 +238,7 @@ class MaskedBatch:
 
     @classmethod
     def unmasked(cls, source: AnnotatedBatch, labels: Tensor, targets: int) -> MaskedBatch:
-        """Make a batch of the unchanged text, with labels of the caller."""
+        """Make a batch of the unchanged text with the given labels."""
         attention = None
         if source.attention_mask is not None:
             attention = source.tensor("attention_mask")
@@ -261,7 +261,7 @@ class MaskedBatch:
 
     @cached_property
     def tokens(self) -> int:
-        """Content tokens of the source; if a decoder writes, tokens that the encoder reads."""
+        """How many tokens the encoder reads if a decoder writes the labels; else content tokens."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
@@ -306,14 +306,14 @@ class MaskedBatch:
 
     @cached_property
     def written(self) -> Tensor | None:
-        """(B, L'') int64: like ``documents``, for labels that a decoder writes."""
+        """(B, L'') int64: ``documents`` for the labels that a decoder writes; else None."""
         if self.documents is None or self.spans is None or self.spans.labels is None:
             return None
         return self._in_rows(self.spans.labels)
 
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """``ends_of`` the ``documents`` and of ``written``."""
+        """The results of ``ends_of`` for ``documents`` and for ``written``."""
         return ends_of(self.documents), ends_of(self.written)
 
     @cached_property
@@ -331,12 +331,12 @@ class MaskedBatch:
         there = replace(self, **{name: moved(getattr(self, name), device) for name in names})
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Computed on the host before the copy: on the device, the step would wait for the result.
+        # Compute these on the host: on the device, the step would have to wait for the results.
         for name in ("where", "documents", "written", "ends"):
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    # No subclass of Mapping: the Trainer and data loaders rebuild mappings as plain dicts.
+    # Not a subclass of Mapping, which the Trainer and data loaders would rebuild as a plain dict.
     def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:
@@ -349,7 +349,7 @@ class MaskedBatch:
     def __getitem__(self, name: str) -> Tensor:
         if name in self.extras:
             return self.extras[name]
-        # Other attributes are found, too: ``batch["attention_mask"]`` is None without padding.
+        # Any attribute will do: ``batch["attention_mask"]`` is None without padding.
         if not hasattr(self, name):
             raise KeyError(name)
         return getattr(self, name)

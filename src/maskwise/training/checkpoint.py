@@ -1,8 +1,8 @@
 """Checkpoints: states to resume from, the best model so far, and folders for transformers.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
-optimisers as safetensors, the rest as JSON; nothing is pickled. A step waits for the copies in
-memory, not for the disk. One state is written at a time, by a thread.
+optimiser states as safetensors, everything else as JSON, and no pickle. Training waits until the
+tensors are copied in memory; a thread writes them to disk, one state at a time.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ LEARNED = "learners.safetensors"
 
 
 class Totals(BaseModel):
-    """What a run has done so far, over all ranks.
+    """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: trained on.
-        loss: mean of the last window with targets; None before the first.
-        seconds: spent, including those before a stop.
-        lines: of ``metrics.jsonl``; None in states that do not count them.
+        tokens, targets: how many the model was trained on.
+        loss: the loss in the last line of metrics that had targets; None if there is none.
+        seconds: the duration, including the time before a stop.
+        lines: the number of lines in ``metrics.jsonl``; None in old states, which lack it.
         skipped: updates that were skipped because they were not finite.
-        losses, sums: accumulated since the last line of metrics.
+        losses, sums: those since the last line of metrics.
     """
 
     tokens: int = 0
@@ -60,8 +60,8 @@ class State(Totals):
     """``state.json`` of a state to resume from, after ``step`` updates.
 
     Attributes:
-        settings: those that the run's result depends on.
-        bits: what rounding depends on, such as the number of threads.
+        settings: the settings on which the result depends.
+        bits: the conditions on which rounding depends, such as the number of threads.
     """
 
     model_config = ConfigDict(strict=True)
@@ -75,8 +75,8 @@ class States:
     """The states of one run.
 
     Args:
-        folder: their parent.
-        keep: number of states that are kept; the newest may turn out damaged.
+        folder: the parent of the states.
+        keep: how many states are kept, in case the newest is damaged.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -96,7 +96,9 @@ class States:
         """
         # One state at a time, which bounds the memory of copies.
         self.wait()
-        copies = {name: {k: copied(t) for k, t in file.items()} for name, file in files.items()}
+        copies = {}
+        for name, tensors in files.items():
+            copies[name] = {key: copied(tensor) for key, tensor in tensors.items()}
         self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
@@ -105,7 +107,7 @@ class States:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything is written, or raise why it could not be."""
+        """Wait until everything is written, or raise the error of the thread."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -122,7 +124,7 @@ class States:
 
         newest = self.path(state.step)
         write_folder(newest, fill)
-        # Later states are damaged, and must not displace whole ones.
+        # States of later steps are damaged, and must not displace intact ones.
         older = [path for path in self._paths() if path <= newest]
         for path in self._paths():
             if path not in older[: self.keep]:
@@ -134,7 +136,7 @@ class States:
     def newest(self, say: Callable[[str], None]) -> State | None:
         """The newest undamaged state, or None; ``say`` prints which ones are skipped."""
         for path in self._paths():
-            # A hash of every file tells whether the disk or a kill damaged it.
+            # The manifest has a hash of every file, so that damage by a kill or the disk is found.
             wrong = damage(path)
             if wrong is None:
                 try:
@@ -150,8 +152,12 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings that differ, each with its old value."""
-    return ", ".join(f"{k} {v} (was {before.get(k)})" for k, v in now.items() if before.get(k) != v)
+    """List the settings that differ, each with its old value."""
+    changed = []
+    for name, value in now.items():
+        if before.get(name) != value:
+            changed.append(f"{name} {value} (was {before.get(name)})")
+    return ", ".join(changed)
 
 
 class Best:
@@ -180,7 +186,11 @@ class Best:
         Args:
             lines: of its evaluation; those with a ``loss`` count.
         """
-        losses = [loss for line in lines if isinstance(loss := line.get("loss"), float)]
+        losses = []
+        for line in lines:
+            loss = line.get("loss")
+            if isinstance(loss, float):
+                losses.append(loss)
         loss = fmean(losses) if losses else math.nan
         if loss < self.loss:
             self.save(self.folder)
@@ -215,12 +225,13 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():
             model.save_pretrained(target, state_dict=weights)
-        # Whether the tokenizer was loaded offline must not change the bytes.
+        # These say whether the tokenizer was loaded offline, which must not change the file.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
         room = most_tokens(model.config)
-        if room < UNLIMITED:  # truncation=True cuts where positions end
+        # With this, truncation=True cuts at the last position of the model.
+        if room < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)
         if card:

@@ -24,7 +24,7 @@ from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.devices import Lane, copies_aside
 from maskwise.training.learners import Learner, learners_of
-from maskwise.training.order import Epochs, Mix, require_batch
+from maskwise.training.order import Epochs, Mix
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 
@@ -173,7 +173,6 @@ class MaskedSource:
         if isinstance(rows, StreamedRows):
             self.order = rows
         elif shares:
-            require_batch(len(rows), settings)
             self.order = Mix(shares, rows.by_source(len(shares)), settings)
         else:
             lengths = torch.from_numpy(rows.lengths) if settings.group_by_length else None

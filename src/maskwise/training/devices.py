@@ -1,8 +1,7 @@
-"""Copies between the host and an accelerator that nobody waits for.
+"""Copies between the host and an accelerator that block neither of them.
 
-A copy waits for what was started before it on the same stream, which is a whole step. Batches
-therefore go to the device on a stream of their own, and sums come back into pinned memory, where
-they are read a step later.
+A copy waits for all work that was started before it on the same stream, here for a whole step. So
+batches are copied on a separate stream, and sums are copied to pinned memory and read a step later.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ def copies_aside(device: torch.device | str) -> bool:
 
 
 class Lane:
-    """A stream for copies to a device, beside that of its work."""
+    """A stream for copies to a device, separate from the stream of its work."""
 
     def __init__(self, device: torch.device | str):
         self.stream: Any = torch.cuda.Stream(device)
 
     def send(self, make: Callable[[], Result]) -> tuple[Result, object]:
-        """Call a function whose copies go this way; returns its result, and a mark of its end."""
+        """Call a function that copies on this stream; return its result and an event at its end."""
         with torch.cuda.stream(self.stream):
             result = make()
             return result, self.stream.record_event()
 
     def receive(self, sent: object, mark: Any) -> None:
-        """Let the work that follows wait for what was sent; the host does not."""
+        """Make the work that follows on the device wait for a copy; the host does not wait."""
         current = torch.cuda.current_stream()
         current.wait_event(mark)
         for tensor in tensors_of(sent):
-            # Otherwise its memory is used again as soon as the host forgets it.
+            # Otherwise the memory could be reused while the device still reads it.
             tensor.record_stream(current)
 
 
@@ -58,7 +57,7 @@ def tensors_of(value: object) -> Iterator[Tensor]:
 
 
 def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to copy a tensor to the host; returns a function that waits for it."""
+    """Start to copy a tensor to the host, and return a function that waits for it."""
     if not copies_aside(tensor.device):
         here = tensor.cpu()
         return lambda: here
@@ -74,7 +73,7 @@ def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def new_event() -> Callable[[], None]:
-    """Mark the end of the work so far; returns a function with which the host waits for it."""
+    """Record an event after all work so far, and return a function that waits for it."""
     event = torch.cuda.Event()
     event.record()
     wait: Callable[[], None] = event.synchronize

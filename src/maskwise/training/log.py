@@ -1,7 +1,7 @@
 """Training logs: lines of ``metrics.jsonl``, trackers, and a progress bar.
 
-Between two lines everything is accumulated: losses as tensors on the device, counts on the host. At
-a line the host waits for the device, and a loss or gradient that is not finite ends the run.
+Between two lines, losses are collected as tensors on the device and counts on the host. To write a
+line the host waits for the device, and a loss or gradient that is not finite ends the run.
 docs/files.md documents the fields of a line.
 """
 
@@ -29,15 +29,15 @@ from maskwise.training.learners import Learner
 from maskwise.training.speed import Meter
 
 Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
-"""From the number of updates done to lines of metrics."""
+"""Takes the number of completed updates, and returns lines of metrics."""
 
 MOST_SKIPPED = 20
-"""Updates in a row that may be skipped; a model with more does not recover."""
+"""Updates in a row that may be skipped; after more, a model does not recover."""
 
 EMPTY_STEPS = 50
-"""A run without any target after these steps is stopped, if it asked for enough of them."""
+"""A run without any target after this many steps is stopped, if targets were expected."""
 SURE_TARGETS = 10
-"""With this many targets expected, having none is not chance."""
+"""If this many targets were expected, having none is not chance."""
 
 
 class NotFinite(MaskwiseError):
@@ -45,13 +45,13 @@ class NotFinite(MaskwiseError):
 
 
 class Log:
-    """The log of one run; a context that closes its file and its bar.
+    """The log of one run; a context manager that closes its file and its progress bar.
 
     Args:
-        engine: what trains.
-        source: its facts are summed and summarised.
+        engine: the engine of the run.
+        source: summarises the facts of its batches.
         learners: their facts are added to each line.
-        title: of the progress bar.
+        title: the title of the progress bar.
         quiet: show no progress bar.
     """
 
@@ -71,7 +71,8 @@ class Log:
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        if not engine.first:  # sums over all ranks in a saved state belong to the first one
+        # A saved state has the sums of all ranks, so only the first rank continues them.
+        if not engine.first:
             self.totals.losses = []
             self.totals.sums = {}
         self.skipped_in_a_row = 0
@@ -80,7 +81,7 @@ class Log:
         lost = (self.totals.lines or 0) - self.metrics.lines
         if path and lost > 0:
             lines = f"{lost} of {self.totals.lines} lines"
-            engine.say(f"{path} has lost {lines}: curves will have a gap")
+            engine.say(f"{path} has lost {lines}, so curves will have a gap")
         self.meter = Meter(
             engine.objective,
             engine.device,
@@ -124,7 +125,7 @@ class Log:
         totals.sums = dict.fromkeys(totals.sums, 0.0)
         # Metrics cover exactly the steps since the last line, also after a resume.
         facts = self.source.summarise(sums)
-        # Without targets, as where a ratio has fallen to 0, there is no loss.
+        # Without targets, as when a ratio has fallen to 0, there is no loss.
         mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
         if mean is not None:
             totals.loss = mean
@@ -144,8 +145,8 @@ class Log:
         speed = self.meter.read(left=self.settings.steps - done)
         learned: dict[str, object] = {}
         for learner in self.learners.values():
-            prefix = f"{learner.arm} " if learner.arm else ""
-            learned |= {f"{prefix}{name}": value for name, value in learner.facts().items()}
+            for name, value in learner.facts().items():
+                learned[f"{learner.arm} {name}".lstrip()] = value
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
         self._write({"kind": "train", "step": done, **line, **learned, **late})
         shares = {f"source/{name}": share for name, share in line.get("sources", {}).items()}
@@ -156,7 +157,7 @@ class Log:
         self.progress.note(rate, **shown)
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
-        """Losses and sums since the last line, over all ranks; here the host waits for the device.
+        """Return losses and sums since the last line, over all ranks; waits for the device.
 
         Raises:
             NotFinite: see ``line``.
@@ -169,8 +170,10 @@ class Log:
             values += [*update.losses, update.norm]
             sizes.append(len(update.losses) + 1)
         parts = [part.tolist() for part in torch.stack(values).cpu().split(sizes)]
+        wrong: dict[str, float] = {}
+        for number, part in enumerate(parts):
+            wrong[f"{number:09}"] = not all(map(math.isfinite, part))
         # All ranks skip an update that is not finite on one of them.
-        wrong = {f"{n:09}": not all(map(math.isfinite, part)) for n, part in enumerate(parts)}
         bad = self.engine.summed(wrong).values()
         first = done - len(self.window) + 1
         for step, (update, part, unsound) in enumerate(zip(self.window, parts, bad), start=first):
@@ -184,14 +187,14 @@ class Log:
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
-        # Every rank has other losses; only their sum is logged.
+        # Each rank has losses of its own; only their sum is logged.
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates and write the lines; whether one says ``enough``."""
-        # Evaluation would lower the speed of training.
+        """Evaluate after ``done`` updates, write the lines, and return if one has ``enough``."""
+        # The time of an evaluation must not count for the speed of training.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
@@ -200,23 +203,23 @@ class Log:
         return any(line.get("enough") for line in lines)
 
     def _track(self, prefix: str, line: Mapping[str, object], done: int) -> None:
-        """Send the numbers of a line to the trackers, which take nothing else."""
+        """Send the numbers of a line to the trackers, which accept nothing else."""
         numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
         self.engine.accelerator.log(numbers, step=done)
 
     def so_far(self) -> Totals:
-        """The totals of this moment, with what ``read`` has accumulated since the last line."""
+        """The current totals, with what ``read`` has collected since the last line."""
         return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
     def read(self, done: int) -> None:
-        """Read what came after the last line for ``so_far``; every rank calls this.
+        """Read the losses since the last line, for ``so_far``; every rank calls this.
 
         Raises:
             NotFinite: see ``line``.
         """
         if self.window:
             losses, sums = self._read(done)
-            # These are sums over all ranks now, so only the first keeps them for the next line.
+            # These are sums over all ranks, so only the first rank keeps them for the next line.
             self.window = []
             self.totals.losses = losses if self.engine.first else []
             self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
@@ -227,7 +230,13 @@ class Log:
 
 
 def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
-    """The error for an update with these losses and, last, its gradient norm."""
+    """Return the error for an update.
+
+    Args:
+        values: the losses of its micro-batches, then the gradient norm.
+        step: the step of the update.
+        rate: the learning rate.
+    """
     *losses, norm = values
     unsound = [loss for loss in losses if not math.isfinite(loss)]
     what = f"the {'loss' if unsound else 'gradient'} is not finite at step {step}"
@@ -243,12 +252,12 @@ class Metrics:
     """Lines of JSON in a file.
 
     Args:
-        path: the file; None writes nothing.
+        path: the file; None: write nothing.
         keep_until: lines of later steps are dropped, because a resumed run writes them again; a new
             run (0) starts with an empty file.
 
     Attributes:
-        lines: their number.
+        lines: the number of lines.
     """
 
     def __init__(self, path: Path | None, *, keep_until: int = 0):
@@ -259,7 +268,8 @@ class Metrics:
         kept = read_lines(path) if keep_until else []
         kept = [line for line in kept if _step(line) <= keep_until]
         write_lines(path, kept)
-        with writing(path):  # unbuffered, because a buffer is written again when the disk is full
+        # Unbuffered: on a full disk, a buffer would be written again on closing.
+        with writing(path):
             self.file = path.open("ab", buffering=0)
         self.lines = len(kept)
 
@@ -268,7 +278,8 @@ class Metrics:
             return
         rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with writing(self.path):
-            while rest:  # a nearly full disk takes a part, and then raises
+            # A nearly full disk accepts a part of the line before it raises an error.
+            while rest:
                 rest = rest[self.file.write(rest) :]
         self.lines += 1
 
@@ -281,9 +292,9 @@ class Progress:
     """A bar over steps with rate and time left; hidden without a terminal.
 
     Args:
-        title: at its left.
-        total: steps in all.
-        start: steps done before.
+        title: the text to its left.
+        total: the steps of the run.
+        start: the steps before this call, if the run is resumed.
         hidden: show nothing.
     """
 

@@ -1,9 +1,9 @@
 """The training loop, for pre-training, intermediate pre-training and fine-tuning.
 
     for step in look_ahead(source):         # its batches were masked during the last step
-        engine.update(step)                 # every target of all ranks and micro-batches is equal
-        learners learn                      # a policy's weights, a sampler, alike on all ranks
-        log; at times evaluate, and save a state to resume from
+        engine.update(step)                 # every target of every rank has the same weight
+        learners learn                      # the weights of policies and samplers, on all ranks
+        log; now and then evaluate, and save a state to resume from
 
 Everything random is a function of (seed, step, rank), so a resumed run continues bit for bit.
 """
@@ -30,11 +30,11 @@ from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
-"""In the folder of a run while it trains. The lock of a process that died is free."""
+"""A file in the folder of a run while it trains. If its process dies, the lock is free again."""
 
 
 class Training(TypedDict):
-    """Summary of a training; ``loss`` is the mean of the last window with targets, in nats."""
+    """The summary of a training; ``loss`` is that of the last line with targets, in nats."""
 
     steps: int
     seconds: float
@@ -61,11 +61,11 @@ def train(
         objective: a module that turns a batch into (sum of losses, number of targets).
         source: makes the batches of a step.
         settings: see ``TrainingSettings``.
-        folder: for ``metrics.jsonl`` and states to resume from; None: keep nothing.
-        learners: what learns from the losses, by name.
-        evaluate: called with the number of updates; returns lines of metrics, of which one with
+        folder: the folder of ``metrics.jsonl`` and states to resume from; None: keep nothing.
+        learners: policies and samplers that learn from the losses, by name.
+        evaluate: called with the number of updates; returns lines of metrics. A line with
             ``enough`` ends the training.
-        title: of the progress bar.
+        title: the title of the progress bar.
         quiet: show no progress bar.
 
     Raises:
@@ -95,12 +95,10 @@ def train(
             exchange.teach(learners, Point(done, steps, agree))
 
         for learner in learners.values():
-            trained = (
-                objective.arm(learner.arm)
-                if isinstance(objective, Arms) and learner.arm
-                else objective
-            )
-            learner.meet(trained)
+            if isinstance(objective, Arms) and learner.arm:
+                learner.meet(objective.arm(learner.arm))
+            else:
+                learner.meet(objective)
         if engine.start:
             restore(kept, engine.learned)
         else:
@@ -132,7 +130,7 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
-            # Several ranks must stop at the same step, so they agree when its batches are made.
+            # All ranks must stop at the same step: they agree while its batches are made.
             stopped = asked.number if engine.ranks == 1 else update.asked
             if stopped:
                 stop(engine, log, kept, asked, done)
@@ -142,7 +140,7 @@ def train(
             if enough:
                 break
         if evaluate and not enough and judged != steps:
-            # A signal came at the last step, whose state is evaluated again.
+            # After a signal at the last step, the resumed run has only this evaluation to do.
             log.judged(steps, evaluate, write=engine.start != steps)
         engine.finish()
         total = log.so_far()
@@ -157,7 +155,7 @@ def train(
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:
-    """Keep other runs out of a folder; the first rank does it for all."""
+    """Lock a folder against other runs, on the first rank."""
     if folder is None or rank_here():
         return nullcontext()
     return claim(folder, "another run trains into", lock=LOCK, stays=False)
@@ -170,7 +168,7 @@ def stop(
     asked: Asked,
     done: int,
 ) -> None:
-    """Save a state and end the program, as a signal asked for.
+    """Save a state and end the program after a signal.
 
     Raises:
         SystemExit: 128 + the signal's number.

@@ -65,7 +65,13 @@ class Epochs:
     names: Sequence[str] = ()
 
     def __init__(self, size: int, settings: TrainingSettings, *, lengths: Tensor | None = None):
-        require_batch(size, settings)
+        if size < settings.batch_size:
+            raise MaskwiseError(
+                "the corpus is smaller than one batch",
+                got=f"{size} rows",
+                allowed=f"at least batch_size = {settings.batch_size}",
+                do="use more text, or a smaller batch_size",
+            )
         self.batch_size = settings.batch_size
         self.per_epoch = size // settings.batch_size
         order = partial(
@@ -86,17 +92,6 @@ class Epochs:
     def counts(self, rows: Tensor) -> dict[str, int]:
         """An empty dict, because all rows have the same source."""
         return {}
-
-
-def require_batch(size: int, settings: TrainingSettings) -> None:
-    """Raise if there are fewer rows than one batch."""
-    if size < settings.batch_size:
-        raise MaskwiseError(
-            "the corpus is smaller than one batch",
-            got=f"{size} rows",
-            allowed=f"at least batch_size = {settings.batch_size}",
-            do="use more text, or a smaller batch_size",
-        )
 
 
 class Mix:

@@ -3,10 +3,11 @@
     epoch → shards in a random order → chunks → blocks of rows, each in a random order → batches
 
 Both orders are functions of (seed, epoch), so the rows of a step do not depend on the number of
-workers or ranks. Their position in the text is not known without reading, so it is kept for recent
-steps and saved with the run; a resumed run makes one block anew. Without a saved position the
-stream is read from its beginning, slowly and with the same result. Every rank reads and tokenises
-the whole stream and takes its rows of each batch; where that is too slow, prepare the corpus.
+workers or ranks. To find the position of a step in the text, the text before it has to be read. So
+the positions of recent steps are kept and saved with the run, and a resumed run makes only one
+block again. Without a saved position, the stream is read from its beginning: slowly, but with the
+same result. Every rank reads and tokenises the whole stream, and uses its rows of each batch. If
+this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -40,14 +42,14 @@ SHARDS, ROWS = 0x54A2, 0x2035
 
 
 class Position(NamedTuple):
-    """How far the rows of a source were read.
+    """A position in the rows of a source.
 
     Attributes:
-        epoch: of the source.
-        shard: its index in the order of that epoch.
-        place: of the chunk in the shard.
-        block: number of the chunk's block in the epoch.
-        row: rows of the block that were used.
+        epoch: the epoch of the source.
+        shard: the index of the shard in the order of this epoch.
+        place: the place of the chunk in the shard.
+        block: the number of the chunk's block in the epoch.
+        row: how many rows of the block were used.
     """
 
     epoch: int = 0
@@ -66,14 +68,14 @@ class Ended(Exception):
 
 
 class Ahead:
-    """Makes blocks of chunks in worker processes, some chunks ahead.
+    """Turns chunks into blocks in worker processes, some chunks ahead.
 
-    The first block is made in this process while the workers start; so is that of a worker that
+    This process makes the first block, while the workers start, and the blocks of workers that
     died.
 
     Args:
-        make: makes a block; must be picklable.
-        workers: processes; 0: make all blocks here.
+        make: makes a block of a chunk; must be picklable.
+        workers: the number of processes; 0: this process makes all blocks.
     """
 
     def __init__(self, make: Callable[[Chunk], Block], workers: int):
@@ -82,10 +84,10 @@ class Ahead:
         self.pool = LocalPool(make, jobs=workers) if workers else None
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[tuple[Position, Block | None]]:
-        """The blocks of chunks in their order; None at the end of an epoch."""
+        """Yield the blocks of chunks in order, with their positions; None ends an epoch."""
         waiting: deque[tuple[Position, Chunk | None, Future[Block] | None]] = deque()
         for number, (at, chunk) in enumerate(chunks):
-            # The first block is made here, as the workers take seconds to start.
+            # The workers take seconds to start, so the first block is made here.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
             waiting.append((at, chunk, future))
             if len(waiting) > self.workers:
@@ -101,7 +103,7 @@ class Ahead:
         try:
             return at, future.result() if future else self.make(chunk)
         except Failure as failure:
-            # Bad text fails everywhere; a dead worker does not.
+            # Bad text would fail here too; the chunk of a dead worker would not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
             return at, self.make(chunk)
@@ -113,13 +115,13 @@ class Ahead:
 
 
 class Flow:
-    """The rows of one source from any position.
+    """The rows of one source, from any position.
 
     Args:
-        shards: of the source.
-        stream: how they are shuffled, and whether they repeat.
-        seed: of the order.
-        ahead: makes their blocks.
+        shards: the shards of the source.
+        stream: says how they are shuffled, and whether they repeat.
+        seed: the seed of both orders.
+        ahead: makes the blocks.
     """
 
     def __init__(self, shards: Sequence[Shard], stream: Stream, *, seed: int, ahead: Ahead):
@@ -137,10 +139,11 @@ class Flow:
         self._order = np.zeros(0, np.int64)
 
     def take(self, count: int, *, together: bool) -> list[tuple[Rows, Ints]]:
-        """The next rows, as numbers of rows of blocks.
+        """Return the next rows: blocks, and the numbers of rows in them.
 
         Args:
-            together: in one epoch; the rest of an epoch that ends before is dropped.
+            count: how many rows.
+            together: take all rows from one epoch, and drop the rest of an epoch that is too short.
 
         Raises:
             MaskwiseError: an epoch has too few rows.
@@ -175,7 +178,7 @@ class Flow:
         return parts
 
     def _next_block(self) -> bool:
-        """Move on to the next block; False at the end of an epoch."""
+        """Go to the next block; return False at the end of an epoch."""
         position, block = next(self._blocks, (None, None))
         if position is None:
             raise Ended
@@ -196,7 +199,7 @@ class Flow:
         return [self.shards[number] for number in order]
 
     def _read(self, at: Position) -> Iterator[Marked]:
-        """The chunks from a position on, over all epochs if the stream repeats."""
+        """Yield the chunks from a position on, of all epochs if the stream repeats."""
         while True:
             for number, shard in enumerate(self._shards(at.epoch)):
                 if number < at.shard:
@@ -223,11 +226,11 @@ class StreamedRows(Learner):
     Args:
         stream: the text.
         settings: batch size, steps, seed, and number of workers.
-        shares: of the sources of a mix, by name; empty for one source.
+        shares: the shares of the sources of a mix, by name; empty if there is one source.
 
     Attributes:
         names: the sources of a mix.
-        length, layout: of the rows.
+        length, layout: those of the rows.
     """
 
     documents = np.zeros(0, np.int64)
@@ -249,7 +252,7 @@ class StreamedRows(Learner):
         if shares:
             sources = [stream.sources[name] for name in shares]
         else:
-            sources = [[shard for shards in stream.sources.values() for shard in shards]]
+            sources = [list(chain.from_iterable(stream.sources.values()))]
         self.flows = [
             Flow(shards, stream, seed=fold(settings.seed, number), ahead=self.ahead)
             for number, shards in enumerate(sources)
@@ -266,7 +269,7 @@ class StreamedRows(Learner):
     # Rows
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows of a step as their places in its batch; and their epoch, None in a mix.
+        """Return the places of a step's rows in its batch, and their epoch (None in a mix).
 
         Raises:
             MaskwiseError: a shard cannot be read, the stream ends early or has too few rows.
@@ -281,7 +284,7 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the run; where an epoch began is not known."""
+        """The index of the step's first row in the run, since starts of epochs are not known."""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
@@ -300,11 +303,11 @@ class StreamedRows(Learner):
         self._part = np.repeat(np.arange(len(numbers)), [len(rows) for rows in numbers])
         self._row = np.concatenate(numbers)
         self.next += 1
-        # The oldest mark stays, to read again from there.
+        # The oldest mark stays, in case an earlier step is asked for.
         first = min(self.marks)
-        old = [mark for mark in self.marks if first < mark < self.next - KEPT_MARKS]
-        for mark in old:
-            del self.marks[mark]
+        for mark in list(self.marks):
+            if first < mark < self.next - KEPT_MARKS:
+                del self.marks[mark]
         self.marks[self.next] = self._positions()
 
     def _go_to(self, mark: int) -> None:
@@ -314,7 +317,7 @@ class StreamedRows(Learner):
         self._drawn = []
 
     def batch(self, rows: Tensor) -> PieceBatch:
-        """The pieces of some rows of the step that was drawn last."""
+        """Return the pieces of some rows of the step that was drawn last."""
         at = np.asarray(rows)
         # Consecutive rows of one block are read together.
         part = self._part[at]

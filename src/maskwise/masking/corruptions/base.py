@@ -1,4 +1,4 @@
-"""The base of corruptions, and those that leave every token in its place."""
+"""The base class of corruptions, and the corruptions that leave every token in its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskwise.masking.select import Selection, require_known
 from maskwise.masking.vocabulary import Vocabulary
 
 Tail: TypeAlias = "Array | int | None"
-"""Ids to append, one for all pieces or (P,); None appends nothing."""
+"""An id to append to every piece, or (P,) ids; None: append nothing."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Corrupted:
         labels: one per token of ``input_ids``, or a separate text, see ``label_lengths``.
         lengths: (P,) new tokens of each piece; None: every token kept its place.
         label_lengths: (P,) labels of each piece, if they are a separate text; else None.
-        text: (T',) bool, tokens that may be cut off (not the special ones), if lengths changed.
+        text: (T',) bool, the tokens that may be cut off, not the special ones, if lengths changed.
         extras: (T',) model inputs of the moved tokens.
     """
 
@@ -41,14 +41,14 @@ class Corrupted:
 
 
 class Corruption(ABC):
-    """Base of all corruptions, small frozen dataclasses.
+    """The base of all corruptions, which are small frozen dataclasses.
 
     Only selected tokens are corrupted; special tokens stay in place. A piece without a selected
-    token is returned unchanged and without targets, except for ``detect``, where 0 is an answer.
+    token is unchanged and has no targets, except with ``detect``, where its targets are 0.
     """
 
     shows_mask: ClassVar[bool] = True
-    """Whether it needs a mask token."""
+    """Whether the tokenizer must have a mask token."""
 
     targets: ClassVar[tuple[str, ...]] = ()
     """The allowed values of ``target``; empty if there is no choice."""
@@ -68,7 +68,7 @@ class Corruption(ABC):
 
     @property
     def detects(self) -> bool:
-        """Whether labels are 0 and 1 (was it corrupted?) instead of tokens."""
+        """Whether labels say if a token was corrupted (1) or not (0)."""
         return self.target == "detect"
 
     @property
@@ -98,18 +98,18 @@ class Corruption(ABC):
         """
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Raise if the tokenizer lacks what this corruption shows."""
+        """Raise if the tokenizer lacks a token that this corruption needs."""
         if self.shows_mask:
             vocabulary.require_mask()
 
 
 class Line:
-    """A new line: the tokens that remain, with new tokens before some of them.
+    """A line from which tokens are removed, and into which new ones are inserted.
 
     Args:
         batch: the old line.
-        stay: (T,) bool, the tokens that remain.
-        leads: (T,) bool, the tokens, remaining or not, before which a new token is put.
+        stay: (T,) bool, the tokens that are not removed.
+        leads: (T,) bool, the tokens, removed or not, before which a new token is inserted.
     """
 
     def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
@@ -120,7 +120,7 @@ class Line:
         self.lengths = batch.count(stay) + batch.count(leads)
 
     def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """Take (T,) values along the new line; ``new`` are the values of the new tokens."""
+        """Arrange (T,) values like the tokens; ``new`` are the values of the inserted tokens."""
         if new is None:
             new = values
         return interleaved(new, values).take(self.at)
@@ -128,15 +128,15 @@ class Line:
     def shown(
         self, input_ids: Array, labels: Array, label_lengths: Array | None = None
     ) -> Corrupted:
-        """Add the extras of the tokens; a new token has the extras of the next token."""
+        """Add the model inputs; an inserted token has those of the token after it."""
         extras = moved_extras(self.batch, self)
         text = self(self.batch.content, True)
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> dict[str, Array]:
-    """Move the model inputs of tokens."""
-    # Without position_ids the model counts the new positions itself.
+    """Move the model inputs, such as token types, with their tokens."""
+    # Without position_ids, the model numbers the new positions.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 
 
@@ -170,7 +170,7 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
     if target == "full":
         asked = masked_pieces(batch, chosen)
         if batch.packed:
-            # Special tokens between documents belong to neither.
+            # Special tokens between two documents belong to neither of them.
             line = np.arange(len(asked))
             asked &= line >= batch.first.take(batch.piece)
             asked &= line <= last_content(batch).take(batch.piece)
@@ -178,12 +178,12 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
 
 
 def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[Array, Array]:
-    """Labels and their lengths (P,): the original text of masked pieces, closed by ``eos``."""
+    """Return labels and their lengths (P,): the original text of masked pieces, then ``eos``."""
     line = Line(batch, masked_pieces(batch, chosen))
     labels = line(batch.input_ids)
     if eos is None:
         return labels, line.lengths
-    # Most texts end with a special token already; a second one would teach the model to repeat it.
+    # Most texts already end with a special token. A second one would teach the model to repeat it.
     last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
     open_P = (line.lengths > 0) & (last_P != eos)
     return ended(labels, line.lengths, open_P, eos)
@@ -192,21 +192,21 @@ def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[A
 def removed_text(
     batch: AnnotatedBatch, chosen: Array, leads: Array | None, lead: Array | int, *tails: Tail
 ) -> tuple[Array, Array]:
-    """Labels and their lengths (P,): the selected tokens, and ``tails`` after each masked piece.
+    """Return labels and their lengths (P,): the selected tokens and, after each piece, ``tails``.
 
     Args:
         batch: the line before corruption.
         chosen: (T,) bool, the selected tokens.
-        leads: (T,) bool, the tokens before which a lead is put; None for no leads.
-        lead: (T,) the leads at their places, or one for all.
-        tails: ids to append to each piece, one for all or (P,); None appends nothing.
+        leads: (T,) bool, the tokens before which ``lead`` is inserted; None for no leads.
+        lead: the id to insert, or (T,) ids.
+        tails: ids to append to each masked piece.
     """
     line = Line(batch, chosen, leads)
     return ended(line(batch.input_ids, lead), line.lengths, line.lengths > 0, *tails)
 
 
 def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple[Array, Array]:
-    """Append ids (one for all, or (P,)) to the labels of the pieces where ``closes_P`` is True."""
+    """Append each tail to the labels of the pieces where ``closes_P`` is True."""
     for tail in tails:
         if tail is not None:
             ids = np.broadcast_to(tail, closes_P.shape)[closes_P]
@@ -251,7 +251,7 @@ class Bert(Corruption):
         labels[at] = original
         input_ids = batch.input_ids.copy()
         input_ids[at] = vocabulary.require_mask()
-        # Most tokens stay masked; the others get their token back, or a random one.
+        # Most tokens stay masked; the others get the original token back, or a random one.
         other = np.flatnonzero(~within(draw, self.mask))
         shown = original[other]
         if self.random:
@@ -265,7 +265,7 @@ class Bert(Corruption):
                 again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
                 number = below(again, len(ordinary))
             else:
-                # Within its share the draw is uniform, so that it can choose the token too.
+                # The draw is uniform within its share, so it can also select the token.
                 number = split(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
@@ -298,7 +298,7 @@ class Replace(Corruption):
         at = np.flatnonzero(choice.tokens)
         original = batch.input_ids[at]
         ordinary = vocabulary.ordinary
-        # The draw excludes one token, the original: numbers from its place on move up by one.
+        # Skip the original token: numbers from its index on move up by one.
         draw = batch.draw(keys, Purpose.REPLACE, at)
         number = below(draw, max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
