@@ -4,16 +4,16 @@ Units of a piece are sorted by their keys (an exponential race, ``−log(u) / we
 weights the draws themselves) and taken from the front. The budget decides where to stop:
 
 ``exact``
-    Never more tokens than the budget. A unit that does not fit is skipped and later ones are tried.
-    This favours short units where units are long for the budget (at 64 tokens and 15 %: words of
-    one token are chosen with probability .200, the longest with .105).
+    Never more tokens than the budget. A unit that does not fit is skipped, and later units are
+    tried. This favours short units if the budget is small (at 64 tokens and 15 %, words of one
+    token are selected with probability .200, the longest with .105).
 ``expected``
-    The unit at the border is taken with probability (tokens left) / (its length). Whole units, at
-    most one unit over, expectation equal to the budget, inclusion nearly even.
+    The unit at the border is taken with probability (tokens left) / (its length). Units stay whole,
+    the budget is exceeded by at most one unit and met on average, and inclusion is nearly even.
 ``bernoulli``
-    Every unit independently with probability min(1, ratio × weight). There is no fixed budget. If
-    units are single tokens, the first by key are added until ``min_targets`` is reached; ``fill``
-    only decides whether units of weight 0 may be added.
+    Each unit is selected independently with probability min(1, ratio × weight); there is no fixed
+    budget. Single tokens are added in the order of their keys until ``min_targets`` is reached, and
+    ``fill`` decides only whether tokens of weight 0 may be added.
 
 Cost: one sort of all units of the batch and some twenty passes over them; on text, ``exact`` makes
 two or three more passes over the units after the border.
@@ -42,12 +42,12 @@ BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 VISITS = ("random", "complement", "coverage")
 
-# The low bits of a weighted key hold the number of its unit: a piece has at most 2²⁰ units.
+# The low bits of a weighted key are the number of its unit, so a piece has at most 2²⁰ units.
 _NUMBER_MASK = (1 << 20) - 1
-# Weights are clipped, so that no race overflows a float64.
+# Weights are clipped, so that no key overflows a float64.
 _LIGHTEST = 2.0**-900
 _HEAVIEST = 2.0**900
-# Units of weight 0 get this weight where they may fill the budget: they come after all others.
+# Units of weight 0 that may fill the budget get this weight, so they come after all others.
 _FILLING = 2.0**-1000
 
 
@@ -91,8 +91,9 @@ def select(
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
         keys: the draws of these pieces.
         budget: one of ``BUDGETS``.
-        fill: what happens to budget that units of positive weight cannot use: ``none`` (unused),
-            ``random`` (units of weight 0, evenly), ``skip-row`` (the piece is not masked at all).
+        fill: one of ``FILLS``, for budget that units of positive weight cannot use: ``none`` (it
+            stays unused), ``random`` (take units of weight 0, evenly), ``skip-row`` (do not mask
+            the piece).
         min_targets: the least budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``
             it only holds for single tokens: adding whole units would distort their
             probabilities.
@@ -104,7 +105,7 @@ def select(
     require_known("fill", fill, FILLS)
     tokens_P = units.tokens_P
     wanted_P = ratio_P * tokens_P
-    # A piece too short for half a target may stay without any.
+    # A piece with an expectation below half a target may have no target.
     floor_P = np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
     may_fill = fill == "random"
     if budget == "bernoulli":

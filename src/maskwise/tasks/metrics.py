@@ -69,8 +69,7 @@ def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     from sklearn.metrics import f1_score
 
     right = np.asarray(gold)
-    answered = np.asarray(answer)
-    return float(f1_score(right, answered, average="micro", zero_division=0))
+    return float(f1_score(right, np.asarray(answer), average="micro", zero_division=0))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:

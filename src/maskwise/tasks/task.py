@@ -328,8 +328,7 @@ class Task:
 
     def text_scores(self, split: str, answers: Answers, metric: str) -> Floats:
         """Return (N,) the score of each answer in words."""
-        texts = np.asarray(answers, dtype=object)
-        pairs = zip(self.gold(split), texts, strict=True)
+        pairs = zip(self.gold(split), np.asarray(answers, dtype=object), strict=True)
         return np.array([ITEMS[metric](rights, text) for rights, text in pairs])
 
     def row_counts(self, split: str, answers: Answers) -> Floats | None:

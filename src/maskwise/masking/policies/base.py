@@ -1,4 +1,4 @@
-"""The base of policies: a policy cuts pieces into units and weighs them, but selects none."""
+"""The base of policies. A policy cuts pieces into weighted units; it does not select them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, for schedules and policies that change over training.
+    """The time of a mask, for schedules and policies that change over training.
 
     Attributes:
         ratio: (P,) float64, the current ratios, for policies whose units depend on them.
@@ -69,10 +69,10 @@ class Learner:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
     def offer(self, now: Any) -> Tensor | None:
-        """Return the sums of this rank that ``after`` needs of all, on the device; None: none.
+        """Return numbers of this rank, on the device, to be summed over all ranks; None: none.
 
-        Called before ``after``, which gets those of all ranks as ``now.sums``. Every rank offers as
-        many numbers at the same update.
+        ``after`` is called next, with the sums as ``now.sums``. At an update, every rank must offer
+        equally many numbers.
         """
         return None
 
@@ -92,7 +92,7 @@ class Learner:
 
 
 class Policy(ABC):
-    """Base of all policies, small frozen dataclasses that can be compared and printed."""
+    """The base of all policies, which are small frozen dataclasses."""
 
     @property
     def splits_budget(self) -> bool:
@@ -132,7 +132,7 @@ class Policy(ABC):
         return ratio_P
 
     def judged_on(self) -> tuple[str, ...]:
-        """The kinds of held-out masks that evaluate a model trained with this policy."""
+        """The held-out masks on which a model trained with this policy is evaluated."""
         layers = self.layers()
         if "word_ids" in layers:
             return ("whole-word",)
@@ -145,7 +145,7 @@ class Policy(ABC):
         return ()
 
     def annotators(self) -> tuple[str, ...]:
-        """The annotators of layers that a corpus need not name in its recipe."""
+        """The annotators that are added to a corpus, without being named in the recipe."""
         return ()
 
     def learner(self) -> Learner | None:
@@ -189,7 +189,7 @@ def weigh(units: Units, weight_T: Array) -> Units:
         MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
     """
     weight = weight_T[units.tokens].astype(np.float64)
-    # Checked before the mean, in which a negative weight could disappear.
+    # Check before taking the mean, in which a negative weight could disappear.
     check_weights(weight)
     if not units.by_token:
         total = np.bincount(units.unit, weights=weight, minlength=len(units.piece))

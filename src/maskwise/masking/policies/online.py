@@ -1,9 +1,9 @@
-"""Policies that learn weights from the losses of the run, by groups or by types of tokens.
+"""Policies that learn weights from the losses of the run, for groups or types of tokens.
 
 A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket).
-All weights start equal, and stay equal in a collator, which sees no losses. The host waits for the
-losses of a step before it makes the next masks. Weights depend on the text, so masked diffusion
-with these policies has no likelihood.
+All weights are equal at the start, and stay equal in a collator, which gets no losses. The host
+waits for the losses of a step before it makes the next masks. Weights depend on the text, so masked
+diffusion with these policies has no likelihood.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LEAST = 0.01
 class Weights:
     """The current weights, set by a learner; None before the first losses.
 
-    A policy is frozen, so what changes is an object of its own.
+    Policies are frozen dataclasses, so they keep what changes in this object.
     """
 
     current: Array | None = None
@@ -54,7 +54,7 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
     centred = (loss_C - mean).where(seen_C, 0.0)
     variance = (centred**2).sum() / (count - 1).clamp(min=1)
     spread = variance.sqrt()
-    # The spread of equal losses may be a rounding error, which must not decide weights.
+    # The spread of equal losses may be a rounding error, which must not determine weights.
     differ = spread > 1e-12 * loss_C.abs().max()
     weight = (2 * centred / spread.where(differ, 1.0)).sigmoid()
     return weight.where(seen_C & differ, UNKNOWN)
@@ -102,7 +102,7 @@ class GroupWeighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        # The last weight is that of tokens of no group, whose number is −1.
+        # Tokens without a group have the number −1, which indexes the last weight.
         weight_G = np.full(len(self.names) + 1, UNKNOWN)
         if self.weights.current is not None:
             weight_G[:-1] = self.weights.current
@@ -146,7 +146,7 @@ class GroupLearner(Learner):
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
         loss_M = widest(outcome.losses)
         group_BL = moved(batch.source.tensor(self.policy.layer), loss_M.device)
-        # Losses of tokens of no group go into one more column, which is dropped.
+        # The losses of tokens without a group are summed in an extra column, which is dropped.
         groups = len(self.policy.names)
         group_M = group_BL[outcome.where.unbind(1)].long()
         group_M = group_M.where(group_M >= 0, groups)
@@ -288,7 +288,7 @@ class TypeLearner(Learner):
         losses = widest(outcome.losses)
         right = outcome.right
         if right is None:
-            # Above probability 1/2 an answer is certainly the likeliest one.
+            # An answer with a probability above 1/2 is always the likeliest one.
             right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
         if self.sums_3V is None:

@@ -30,9 +30,9 @@ class Span(Policy):
 
     Consecutive spans fill a ring of the piece's words, the last one cut to fit, and the ring is
     opened at a random place. So every place in a piece is masked equally often with every budget.
-    (Spans cut at the ends of the piece would be shorter, and short units are favoured.) The first
-    and the last words of a piece may be one unit. Special tokens, and words with an [UNK], stay
-    visible inside a span.
+    (Without a ring, spans at the ends of a piece would be shorter, and selection favours short
+    units.) The first and the last words of a piece may be in one unit. Special tokens, and words
+    with an [UNK], stay visible inside a span.
 
     Selects: spans of equal weight; with p = .2 and max_words = 10, lengths average 3.80 words
         before selection. ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART;
