@@ -379,3 +379,24 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     assert maskwise("inspect", "some text here", "--html", tmp_path / "file" / "page.html") == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "policies"], "nothing is left half-written"),
+        (["pretrain", "quick-start"], "the same command resumes"),
+    ],
+)
+def test_after_ctrl_c_a_command_says_what_is_kept(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskwise.cli.app", interrupt)
+    assert maskwise(*arguments) == 130
+    assert said in capfd.readouterr().err

@@ -98,7 +98,7 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
     name = signal.Signals(number).name
     assert run.returncode == code and "Traceback" not in err
     assert f"{name}: saved the state of step " in err
-    assert f"ended by {name}; the same command goes on where it stopped" in err
+    assert f"ended by {name}; finished stages and saved states are kept" in err
     assert list((out / "resume").iterdir()) and not list(out.rglob("*.partial"))
     assert maskwise(*arguments, "--out", out, "--json") == 0
     for file in ("model.safetensors", "manifest.json"):
@@ -127,7 +127,7 @@ def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(
     _, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 143 and "Traceback" not in err, err
     assert "SIGTERM: saved the state of step " in err
-    assert "ended by SIGTERM; the same command goes on where it stopped" in err
+    assert "ended by SIGTERM; finished stages and saved states are kept" in err
     assert list(out.glob("stages/pretrain-*/resume/step-*")) and not list(out.rglob("*.partial"))
     assert maskwise(*arguments, "--out", out, "--json") == 0
     assert (out / "records.jsonl").read_bytes() == (

@@ -371,3 +371,10 @@ def test_lists_show_no_address(capsys):
         m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
     ]
     assert arguments.endswith("faithful=False")
+
+
+def test_the_tokenizer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert maskwise("inspect", "the cat sat", "--policy", "token") == 0
+    assert "tokenizer: bundled:encoder" in capsys.readouterr().out
+    [shown] = inspect_text("the cat", "token", {}, tokenizer="bundled:seq2seq")
+    assert shown.as_dict()["tokenizer"] == "bundled:seq2seq"

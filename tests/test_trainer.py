@@ -355,6 +355,17 @@ def test_denoising_with_a_decoder(tmp_path: Path) -> None:
     assert made.evaluate()["eval_targets"] > 0
 
 
+def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    """BART trained on labels that stand at the tokens, without a word."""
+    with pytest.raises(mw.MaskwiseError) as caught:
+        trainer(bart(), arguments(tmp_path), masker=mw.Masker(tokenizer()))
+    assert "Bert" in caught.value.got and 'corruption="infill"' in caught.value.do
+    with pytest.raises(mw.MaskwiseError) as caught:
+        masker = mw.Masker(tokenizer(), corruption="infill")
+        trainer(model("bert"), arguments(tmp_path), masker=masker)
+    assert 'corruption="bert"' in caught.value.do
+
+
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     masker = mw.Masker(tokenizer())
     with pytest.raises(

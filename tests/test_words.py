@@ -8,13 +8,15 @@ import unicodedata
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from maskwise import Masker
 from maskwise.errors import MaskwiseError
-from maskwise.text import annotate_rows, encode, train_tokenizer, word_ids
+from maskwise.text import annotate_rows, encode, load_tokenizer, train_tokenizer, word_ids
 from maskwise.text.words import classify, is_white, word_starts
 
 SENTENCES = [
@@ -388,3 +390,46 @@ def test_encode_and_annotate_rows_refuse(tokenizer):
     with pytest.raises(MaskwiseError) as raised:
         annotate_rows({"body": ["a"]}, tokenizer)
     assert raised.value.got == "body" and "text_field" in raised.value.do
+
+
+# Further layers of rows
+# ----------------------------------------------------------------------------
+
+CURIE = "Marie Curie was born in Warsaw in 1867."
+
+
+def test_rows_get_layers_by_name() -> None:
+    tokenizer = load_tokenizer("bundled:encoder")
+    [row] = encode(tokenizer, [CURIE], layers=["salient", "pos"])
+    assert {len(row[name]) for name in ("input_ids", "salient", "salient_label", "pos")} == {
+        len(row["input_ids"])
+    }
+    named = [number >= 0 for number in row["salient"]]
+    words = {word for word, inside in zip(row["word_ids"], named) if inside}
+    # Marie, Curie and 1867; the small recogniser may miss Warsaw.
+    assert {0, 1, 7} <= words and not words & {2, 3, 4, 6, 8}
+    blocks = annotate_rows({"input_ids": [row["input_ids"]]}, tokenizer, layers=["salient"])
+    inside = {n for n, number in zip(blocks["word_ids"][0], blocks["salient"][0]) if number >= 0}
+    assert {0, 1, 7} <= inside
+    batch = Masker(tokenizer, policy="salient", ratio=0.5)([row])
+    assert batch.targets and not batch.selected[0][~torch.tensor(named)].any()
+
+
+def test_layers_are_cut_with_their_row() -> None:
+    tokenizer = load_tokenizer("bundled:encoder")
+    [whole] = encode(tokenizer, [CURIE], layers=["pos"])
+    [cut] = encode(tokenizer, [CURIE], layers=["pos"], max_length=8)
+    assert cut["pos"] == [*whole["pos"][:7], -1] and len(cut["input_ids"]) == 8
+    empty = annotate_rows({"input_ids": []}, tokenizer, layers="salient")
+    assert empty["salient"] == empty["salient_label"] == []
+
+
+def test_layers_that_cannot_be_made_are_refused_with_what_to_call() -> None:
+    tokenizer = load_tokenizer("bundled:encoder")
+    with pytest.raises(MaskwiseError, match="annotate_corpus"):
+        encode(tokenizer, [CURIE], layers=["phrases"])
+    with pytest.raises(MaskwiseError, match="did you mean 'salient'"):
+        encode(tokenizer, [CURIE], layers=["salent"])
+    [row] = encode(tokenizer, [CURIE])
+    with pytest.raises(MaskwiseError, match=r"layers=\['salient'\]"):
+        Masker(tokenizer, policy="salient")([row])

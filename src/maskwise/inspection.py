@@ -38,6 +38,7 @@ from maskwise.text.words import flat_offsets, number_words, place_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BUNDLED = "bundled:encoder"
 SOME_MORE = 16
 """Tokens that a model may write beyond the length of the target."""
 STYLES = {
@@ -202,12 +203,14 @@ class Inspected:
     corruption: str
     text: str
     shown: Shown
+    tokenizer: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         shown = self.shown
         facts: dict[str, Any] = {
             "policy": self.policy,
             "corruption": self.corruption,
+            "tokenizer": self.tokenizer,
             "text": self.text,
             "ratio": shown.ratio,
             "whole_words": shown.whole,
@@ -288,6 +291,8 @@ def inspect_text(
         loaded = light_tokenizer(tokenizer)
     settings = {**settings, "corruption": shown_as}
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
+    # A reader who sees other tokens than expected looks for the reason here.
+    used = tokenizer or model or BUNDLED
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)
@@ -303,7 +308,7 @@ def inspect_text(
                 total_steps=total_steps,
                 model=network,
             )
-            inspected.append(Inspected(spec, shown_as, plain, shown))
+            inspected.append(Inspected(spec, shown_as, plain, shown, used))
     return inspected
 
 
@@ -419,6 +424,9 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
             name = BRACKETS[state].format(label)
         legend.append(name, style=STYLES[state]).append("  ")
     parts: list[RenderableType] = [legend.append("\n")]
+    inspected = list(inspected)
+    if inspected:
+        parts.append(Text(f"tokenizer: {inspected[0].tokenizer}\n", style="dim"))
     for entry in inspected:
         shown = entry.shown
         parts.append(Text.assemble((entry.policy, "bold"), f"   {entry.headline}"))

@@ -76,7 +76,8 @@ class MaskingTrainer(Trainer):
         more: as for ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``: it does both itself.
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``: it does both itself; a
+            corruption that does not fit the model.
     """
 
     # Trainer.training_step would divide the loss by the micro-batches otherwise.
@@ -116,6 +117,24 @@ class MaskingTrainer(Trainer):
         self._targets = 0
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
+        for each in (self.masker, self.evaluation_masker):
+            self._check_fit(each)
+
+    def _check_fit(self, masker: Masker) -> None:
+        """Refuse labels that the model cannot predict: it would train on them without an error."""
+        name = type(self.model).__name__
+        writes = masker.corruption.writes is not None
+        if self._decodes and not writes:
+            what = f"{name} has a decoder, and these labels are no text to write"
+            fitting = "infill"
+            if masker.vocabulary.sentinels:
+                fitting = "t5"
+            do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
+            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+        if isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
+            what = f"{name} has no decoder, and these labels are a text to write"
+            do = 'give masker=Masker(tokenizer, corruption="bert")'
+            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``."""

@@ -52,6 +52,9 @@ app.command("list")(views.list_names)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors of the operating system if nothing more can be written."""
 
+RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
+"""The commands that resume from their folder."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -91,10 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(error.format_message())
     if code == INTERRUPTED:
-        err_console.print("\ninterrupted; run the same command to resume")
+        err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
-        err_console.print(f"ended by {CODES[code]}; the same command goes on where it stopped")
+        err_console.print(f"ended by {CODES[code]}; {_kept(arguments)}", soft_wrap=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _kept(arguments: Sequence[str] | None) -> str:
+    """Say what an interrupted command leaves, and how to resume it."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if arguments and arguments[0] in RESUMED:
+        return "finished stages and saved states are kept, and the same command resumes from them"
+    return "nothing is left half-written; run the command again"
 
 
 def _let_go_of_stdout() -> None:

@@ -153,9 +153,13 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is None:
-            do = "name its annotator in corpus.layers, or add the column to the rows"
-            if name == "word_ids":
-                do = "make the rows with maskwise.encode(tokenizer, texts)"
+            do = "make the rows with maskwise.encode(tokenizer, texts)"
+            if name != "word_ids":
+                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
+                do = (
+                    f"make the rows with maskwise.encode(tokenizer, texts, layers=[{maker!r}]), or "
+                    "add the column; in a recipe, name its annotator in corpus.layers"
+                )
             got = "rows without layers"
             if self.layers:
                 got = f"layers {sorted(self.layers)}"

@@ -9,7 +9,8 @@ Cost: nearly all of it is the tokenizer's; for rows of tokens, a look-up and som
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array
+from maskwise.text.layers import Annotator, Fitted, align, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
     codes_of,
@@ -44,6 +46,7 @@ def encode(
     *,
     max_length: int | None = None,
     ids: Iterable[int] | None = None,
+    layers: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Encode texts as rows for a `Masker`, special tokens included.
 
@@ -54,10 +57,12 @@ def encode(
             truncated, and a word that is cut gets −1, because half a word must not be masked.
         ids: the example ids, from which masks are drawn; by default hashes of the texts
             (`text_id`).
+        layers: annotators of further layers, such as ``salient`` and ``pos``, which use the bundled
+            tagger. Phrases are counted first: ``stored("FOLDER")`` of ``annotate_corpus``.
 
     Returns:
-        For each text lists under "input_ids", "attention_mask" and "word_ids", and an int under
-        "example_id".
+        For each text lists under "input_ids", "attention_mask", "word_ids" and the names of the
+        layers, and an int under "example_id".
 
     Raises:
         MaskwiseError: a slow tokenizer, anything but texts, another number of ids, or a
@@ -70,6 +75,7 @@ def encode(
     """
     _require_fast(tokenizer)
     texts = _checked(texts)
+    annotators = _annotators(layers)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
     if ids is None:
@@ -95,20 +101,54 @@ def encode(
     # "[MASK]" in a text is a control token, too.
     written = np.isin(np.concatenate(tokens), special_ids(tokenizer))
     special = np.concatenate(added) | written
-    words = number_words(place_tokens(texts, offsets, lengths, special=special))
-    words_of_rows = np.split(words, np.cumsum(lengths)[:-1])
+    placed = place_tokens(texts, offsets, lengths, special=special)
+    words = number_words(placed)
+    found: dict[str, Array] = {}
+    for maker in annotators:
+        found |= align(maker.annotate(texts), maker.layers, placed, words)
+    ends = np.cumsum(lengths)[:-1]
+    words_of_rows = np.split(words, ends)
+    layers_of_rows: dict[str, list[Array]] = {}
+    for layer, values in found.items():
+        layers_of_rows[layer] = np.split(values, ends)
     rows = []
-    for name, all_ids, frame, all_words in zip(names, tokens, added, words_of_rows):
-        row_ids, row_words = _truncated(all_ids, all_words, frame, max_length)
-        rows.append(
-            {
-                "input_ids": row_ids.tolist(),
-                "attention_mask": [1] * len(row_ids),
-                "word_ids": row_words.tolist(),
-                "example_id": name,
-            }
-        )
+    for n, name in enumerate(names):
+        dropped = _dropped(added[n], max_length)
+        row_ids = np.delete(tokens[n], dropped)
+        row_words = np.delete(_without_cut_word(words_of_rows[n], dropped), dropped)
+        row = {
+            "input_ids": row_ids.tolist(),
+            "attention_mask": [1] * len(row_ids),
+            "word_ids": row_words.tolist(),
+            "example_id": name,
+        }
+        for layer, parts in layers_of_rows.items():
+            row[layer] = np.delete(parts[n], dropped).tolist()
+        rows.append(row)
     return rows
+
+
+def _annotators(specs: Iterable[str]) -> list[Annotator]:
+    """Make the annotators of ``layers``.
+
+    Raises:
+        MaskwiseError: an unknown name, or an annotator that has not counted its corpus yet.
+    """
+    if isinstance(specs, str):
+        specs = [specs]
+    # Annotators import this package, so it cannot import them at the top.
+    registry = import_module("maskwise.annotate.registry")
+    annotators = []
+    for spec in specs:
+        maker = registry.annotator(spec)
+        if isinstance(maker, Fitted) and not maker.fitted:
+            do = (
+                f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
+                """layers=['stored("FOLDER")']"""
+            )
+            raise MaskwiseError(f"{spec} counts over a whole corpus first", do=do)
+        annotators.append(maker)
+    return annotators
 
 
 def _require_fast(tokenizer: object) -> None:
@@ -139,21 +179,27 @@ def _checked(texts: object) -> list[str]:
     return found
 
 
-def _truncated(ids: Array, words: Array, added: Array, limit: int | None) -> tuple[Array, Array]:
-    """Keep the added tokens and the first of the text; a word that is cut gets −1."""
-    if limit is None or len(ids) <= limit:
-        return ids, words
+def _dropped(added: Array, limit: int | None) -> Array:
+    """Return the places beyond the limit; the tokens that the tokenizer added are kept."""
+    if limit is None or len(added) <= limit:
+        return np.zeros(0, np.int64)
     content = np.flatnonzero(~added)
-    room = limit - (len(ids) - len(content))
+    room = limit - (len(added) - len(content))
     if room < 1:
         allowed = f"> {limit - room}"
         raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=allowed)
-    dropped = content[room:]
+    return content[room:]
+
+
+def _without_cut_word(words: Array, dropped: Array) -> Array:
+    """Give −1 to a word whose end is dropped."""
+    if not len(dropped):
+        return words
     # If the word of the first dropped token began before it, the word is cut.
     cut = words[dropped[0]]
-    if cut >= 0:
-        words = np.where(words == cut, -1, words)
-    return np.delete(ids, dropped), np.delete(words, dropped)
+    if cut < 0:
+        return words
+    return np.where(words == cut, -1, words)
 
 
 def annotate_rows(
@@ -162,8 +208,9 @@ def annotate_rows(
     *,
     text_field: str = "text",
     max_length: int | None = None,
+    layers: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Add "word_ids" and "example_id" to a batch, for ``datasets.map`` (batched or not).
+    """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
 
     Rows of tokens may be lines, or blocks of a fixed length that were cut out of joined texts, as
     in run_mlm. Their words are found in the characters of their tokens, so each part of a word that
@@ -175,6 +222,8 @@ def annotate_rows(
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
         max_length: as in ``encode``; not used for rows of tokens.
+        layers: as in ``encode``. Rows of tokens are annotated as the text that their tokens spell,
+            which an uncased tokenizer has made lower case: names are found better in texts.
 
     Returns:
         All columns of the batch, with "word_ids" (as long as the row, −1 for no word) and
@@ -198,15 +247,18 @@ def annotate_rows(
         surfaces = _Surfaces(tokenizer)
         if alone:
             rows = [rows]
-        made = [surfaces.annotate(_token_ids(row)) for row in rows]
-        # An empty batch gets both columns, because datasets.map wants the same in every batch.
+        annotators = _annotators(layers)
+        made = [surfaces.annotate(_token_ids(row), annotators) for row in rows]
+        # An empty batch gets all columns, because datasets.map wants the same in every batch.
         names = ["word_ids", "example_id"]
+        for maker in annotators:
+            names += token_layers(maker.layers)
     elif text_field in batch:
         texts = batch[text_field]
         alone = isinstance(texts, str)
         if alone:
             texts = [texts]
-        made = encode(tokenizer, texts, max_length=max_length)
+        made = encode(tokenizer, texts, max_length=max_length, layers=layers)
         names = []
         if made:
             names = list(made[0])
@@ -269,8 +321,8 @@ class _Surfaces:
             self.bytes_by_char = {char: byte for byte, char in bytes_to_unicode().items()}
         self.known: dict[int, bytes] = {}
 
-    def annotate(self, ids: Ids) -> dict[str, object]:
-        """Return the words and the name of a row; special tokens have −1."""
+    def annotate(self, ids: Ids, annotators: Sequence[Annotator]) -> dict[str, object]:
+        """Return the words, the name and the layers of a row; special tokens have −1."""
         # The same byte order on every machine, because masks depend on names.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
         name = int.from_bytes(digest, "little") >> 1
@@ -284,8 +336,15 @@ class _Surfaces:
         # A row may begin inside a character, whose bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array([len(part) for part in parts], dtype=int)
-        words = word_ids(text, _offsets(codes_of(text), sizes), special=special)
-        return {"word_ids": words.tolist(), "example_id": name}
+        offsets = _offsets(codes_of(text), sizes)
+        words = word_ids(text, offsets, special=special)
+        row: dict[str, object] = {"word_ids": words.tolist(), "example_id": name}
+        placed = place_tokens([text], offsets, np.array([len(tokens)]), special=special)
+        for maker in annotators:
+            found = align(maker.annotate([text]), maker.layers, placed, words)
+            for layer, values in found.items():
+                row[layer] = values.tolist()
+        return row
 
     def _bytes(self, token: int) -> bytes:
         if token in self.special:
