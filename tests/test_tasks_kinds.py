@@ -751,13 +751,17 @@ def test_rows_are_hashed_only_where_a_kind_chooses(
         def batch(self, rows: torch.Tensor) -> tensors.Batch:
             return {**self.flat.batch(rows), "labels": rows}
 
+    class Choosing(Rows):
+        def training_batch(self, planned: torch.Tensor, seed: int) -> tensors.Batch:
+            return {"labels": tensors.draws_of(planned, seed)}
+
     def fold(*numbers: int) -> int:
         hashed.append(numbers)
         return 0
 
-    monkeypatch.setattr(Rows, "chooses", chooses)
     monkeypatch.setattr(tensors, "fold", fold)
-    rows = Rows(tensors.Flat(ids, torch.zeros_like(ids), starts, pad=0))
+    made = Choosing if chooses else Rows
+    rows = made(tensors.Flat(ids, torch.zeros_like(ids), starts, pad=0))
     source = tensors.TaskSource(rows, TrainingSettings(steps=2, batch_size=2))
     (batch,) = source.batches(0, rank=0, ranks=1)
     assert len(batch["labels"]) == 2

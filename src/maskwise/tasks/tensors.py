@@ -14,8 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
 Batch: TypeAlias = dict[str, Tensor]
 # Steps whose rows are sorted by length together.
 WINDOW_STEPS = 16
-# Keeps the draws of targets independent of all other draws with the same seed.
-CHOICE = 0xC401CE
+CHOICE = 0xC401CE  # draws of targets, apart from all others of a seed
 # Padded tokens in one batch of evaluation.
 EVAL_TOKENS = 8192
-# Share of rows that may be cut without a note.
-MOST_CUT = 0.05
+MOST_CUT = 0.05  # share of rows that may be cut without a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +103,6 @@ class Trainable(ABC):
 
     flat: Flat
 
-    chooses: ClassVar[bool] = False
-    """Whether a row may have several targets, of which each epoch takes one."""
-
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -120,9 +115,9 @@ class Trainable(ABC):
     def batch(self, rows: Tensor) -> Batch:
         """Return model inputs and labels of rows."""
 
-    def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
-        """Choose among several targets of a row by ``draws`` (B,), random integers ≥ 0."""
-        return self.batch(rows)
+    def training_batch(self, planned: Tensor, seed: int) -> Batch:
+        """Return ``batch`` of rows with their epochs (B, 2), to choose among several targets."""
+        return self.batch(planned[:, 0])
 
 
 class Data(Trainable):
@@ -203,6 +198,12 @@ class Encoded(Data):
         return torch.where(self.place < 0, LOST, answers[self.place])
 
 
+def draws_of(planned: Tensor, seed: int) -> Tensor:
+    """(B,) random integers ≥ 0 for rows with their epochs (B, 2), hashed in Python one by one."""
+    rows, epochs = planned.T.tolist()
+    return torch.tensor(list(map(fold, repeat(seed), epochs, rows, repeat(CHOICE))))
+
+
 class TaskSource:
     """Training batches of a task: all rows in a new order every epoch.
 
@@ -247,17 +248,8 @@ class TaskSource:
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
         """Return the micro-batches of a step for a rank."""
-        seed = self.settings.seed
-        micro_batches = []
-        for part in self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]:
-            rows = part[:, 0]
-            if not self.data.chooses:
-                # Draws are hashed in Python, row by row.
-                micro_batches.append(self.data.batch(rows))
-                continue
-            draws = [fold(seed, epoch, row, CHOICE) for row, epoch in part.tolist()]
-            micro_batches.append(self.data.training_batch(rows, torch.tensor(draws)))
-        return micro_batches
+        parts = self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
+        return [self.data.training_batch(part, self.settings.seed) for part in parts]
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Count the tokens, squared lengths and padded positions of batches."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
@@ -27,6 +27,7 @@ from maskwise.families import check_room, masked_logits, require_kind, start_tok
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Denoising, MaskedLanguageModelling
 from maskwise.objectives.denoising import generated
+from maskwise.tasks import tensors
 from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_TEXT,
@@ -386,8 +387,6 @@ class Written(Data):
     search: Settings
     cut: list[str]
 
-    chooses: ClassVar[bool] = True
-
     def notes(self) -> list[str]:
         return self.cut
 
@@ -399,9 +398,10 @@ class Written(Data):
         """Return (B, L) input_ids and attention_mask, and labels (B, L'): the first answers."""
         return self._batch(rows, self.first[rows])
 
-    def training_batch(self, rows: Tensor, draws: Tensor) -> Batch:
-        """Return the same with answers chosen by the draws."""
-        chosen = draws % self.first.diff()[rows]
+    def training_batch(self, planned: Tensor, seed: int) -> Batch:
+        """Return the same with answers chosen at random in every epoch."""
+        rows = planned[:, 0]
+        chosen = tensors.draws_of(planned, seed) % self.first.diff()[rows]
         return self._batch(rows, self.first[rows] + chosen)
 
     def _batch(self, rows: Tensor, answers: Tensor) -> Batch:
