@@ -163,7 +163,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert maskwise("study", "--new", "mine.txt", "labels.csv") == 0
     assert "maskwise check mine.yaml" in capfd.readouterr().out
     lines = Path("mine.yaml").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 21 and sum("#" in line for line in lines) >= 5
+    assert len(lines) <= 22 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
     assert (
         written.tasks == ("labels.csv(train_rows=200)",)
@@ -171,6 +171,8 @@ def test_a_recipe_is_written_for_a_file_or_two(
         and len(written.study.pairs) == 1
     )
     assert (written.model.pretrained == "bundled:encoder") == english
+    # The same masks measure both arms, and a loss has less noise than scores of few items.
+    assert written.study.outcome == "heldout:token" and "token" in written.evaluation.masks
     # The arms differ in one setting, so that a verdict has one explanation.
     first, second = written.study.arms.values()
     assert first.keys() == second.keys() == {"masking.ratio"}
