@@ -218,10 +218,11 @@ def plan_lines(recipe: Recipe, plan: Plain, limit_seconds: float) -> list[str]:
             *lines,
             f"{over} Fewer --arms take less: each is {len(recipe.study.seed_list)} runs.",
         ]
-    # The trainings grow with the steps; all else stays.
-    training = plan["stages"]["pretrain"]["seconds"] / plan["jobs"]
+    # The trainings grow with the steps, apart from their evaluations, a tenth at most; all else
+    # stays.
+    training = 0.9 * plan["stages"]["pretrain"]["seconds"] / plan["jobs"]
     steps = recipe.training.steps
-    fitting = 10 * int(steps * (1 - (seconds - limit_seconds) / max(1.0, training)) / 10)
+    fitting = 10 * int(steps * (1 - (seconds - limit_seconds) / (training or 1.0)) / 10)
     if fitting < LEAST_STEPS:
         do = "--task 'FILE(train_rows=200)', finetune.steps=250 or corpus.length=64"
         return [*lines, f"{over} Fewer steps are not enough; add {do}."]
