@@ -155,8 +155,8 @@ def _read_file(path: Path, header: bool) -> list[Record]:
     where = path.absolute().as_posix()
     for pattern, names in _WITHOUT_HEADER.items():
         if header and re.match(pattern, where):
-            # Not strict: rows of STS-B may have further cells.
-            rows = read_cells(path, header=False)
+            # STS-B's .csv files have tabs, and some of their rows have further cells.
+            rows = read_cells(path, header=False, usual="\t")
             return [dict(zip(names, row.values())) for row in rows]
     # The tables of SICK and MRPC end in .txt.
     if ending_of(path) is None and path.name.lower().removesuffix(".gz").endswith(".txt"):

@@ -175,9 +175,9 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     return records
 
 
-def read_cells(path: Path, *, header: bool = True) -> list[Record]:
+def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
     """Read a table; in one of tabs, quotes count only if nearly every row has quoted cells."""
-    return read_table(read_text(path), path, header=header)
+    return read_table(read_text(path), path, header=header, usual=usual)
 
 
 def _read_parquet(path: Path) -> list[Record]:

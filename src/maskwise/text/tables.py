@@ -24,14 +24,16 @@ QUOTED_SHARE = 0.9
 Record = dict[str, Any]
 
 
-def read_table(text: str, path: Path, *, header: bool = True) -> list[Record]:
+def read_table(
+    text: str, path: Path, *, header: bool = True, usual: str | None = None
+) -> list[Record]:
     """Read a table as records by the names of its columns; without a header: "1", "2", ….
 
     Args:
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
-        path: its name in messages; its ending promises commas (.csv), or else tabs, which are
-            taken where they fit.
+        path: its name, for errors and the usual separator.
         header: whether the first row has the names of the columns.
+        usual: the separator to use if it fits; None: commas for .csv, tabs for other files.
 
     Raises:
         MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not
@@ -40,9 +42,8 @@ def read_table(text: str, path: Path, *, header: bool = True) -> list[Record]:
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
     [{'text': 'rain; wind', 'score': '3,5'}]
     """
-    usual = "\t"
-    if ".csv" in path.name.lower():
-        usual = ","
+    if usual is None:
+        usual = "," if ".csv" in path.name.lower() else "\t"
     separator = separator_of(text, usual=usual)
     if separator == "\t" and not _is_quoted(text):
         rows = [line.split("\t") for line in _lines(text)]
