@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -70,6 +71,8 @@ TINY = {
 FORMATS = {"spans": "infill(target='spans')", "full text": "infill"}
 LENGTH, BATCH_SIZE = 128, 32
 DOCUMENTS = 80
+MOST_SECONDS = 240.0
+"""Of a format; after this time only epochs that are complete count, at least one."""
 WARM = 1
 """Epochs before the first that is measured."""
 
@@ -118,8 +121,9 @@ class Runner:
     def __init__(self, line: Connection):
         self.line = line
 
-    def step_done(self) -> None:
-        self.line.send(time.process_time())
+    def step_done(self, tokens: int) -> None:
+        """Report all tokens so far, and wait."""
+        self.line.send((time.process_time(), tokens))
         self.line.recv()
 
 
@@ -137,20 +141,24 @@ class OurRunner(Learner):
 
     def after(self, now: Point) -> None:
         # Called once before the first step, too.
-        self.runner.step_done()
+        self.runner.step_done(sum(self.tokens))
 
 
 class PeerRunner(TrainerCallback):
     """A runner for ``Trainer``."""
 
-    def __init__(self, runner: Runner):
+    def __init__(self, runner: Runner, tokens: int, per_epoch: int):
         self.runner = runner
+        self.tokens = tokens
+        self.per_epoch = per_epoch
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.runner.step_done()
+        # Right at the ends of epochs, which are all that is looked at.
+        self.runner.step_done(self.tokens * state.global_step // self.per_epoch)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.runner.step_done()
+        # Right at the ends of epochs, which are all that is looked at.
+        self.runner.step_done(self.tokens * state.global_step // self.per_epoch)
 
 
 @dataclass
@@ -197,11 +205,12 @@ class Contest:
             examples.append({"input_ids": shown, "labels": labels[labels >= 0].tolist()})
         return examples
 
-    def ours(self, who: str, runner: Runner) -> list[int]:
-        """Train with our loop; returns the tokens of each epoch."""
+    def ours(self, who: str, runner: Runner) -> None:
+        """Train with our loop."""
         rows = self.rows[who]
         per_epoch = len(rows) // BATCH_SIZE
         steps = self.epochs * per_epoch
+        runner.line.send(per_epoch)
         settings = TrainingSettings(
             steps=steps,
             batch_size=BATCH_SIZE,
@@ -212,14 +221,15 @@ class Contest:
         objective = Denoising(self.model())
         source = MaskedSource(rows, self.masker, settings)
         train(objective, source, settings, learners={"turns": turns}, quiet=True)
-        starts = range(0, steps, per_epoch)
-        return [sum(turns.tokens[start : start + per_epoch]) for start in starts]
 
-    def peer(self, runner: Runner) -> list[int]:
-        """Train with transformers' loop; returns the tokens of each epoch."""
+    def peer(self, runner: Runner) -> None:
+        """Train with transformers' loop."""
         network = self.model()
         examples = self.examples()
-        steps = self.epochs * len(examples) // BATCH_SIZE
+        per_epoch = len(examples) // BATCH_SIZE
+        steps = self.epochs * per_epoch
+        runner.line.send(per_epoch)
+        tokens = sum(len(row["input_ids"]) + len(row["labels"]) for row in examples)
         with tempfile.TemporaryDirectory() as folder:
             arguments = Seq2SeqTrainingArguments(
                 folder,
@@ -241,10 +251,8 @@ class Contest:
                 train_dataset=examples,
             )
             trainer.pop_callback(PrinterCallback)
-            trainer.add_callback(PeerRunner(runner))
+            trainer.add_callback(PeerRunner(runner, tokens, per_epoch))
             trainer.train()
-        tokens = sum(len(row["input_ids"]) + len(row["labels"]) for row in examples)
-        return [tokens] * self.epochs
 
 
 def contestant(line: Connection, who: str, family: str, wanted: str, epochs: int) -> None:
@@ -252,9 +260,12 @@ def contestant(line: Connection, who: str, family: str, wanted: str, epochs: int
     torch.set_num_threads(1)
     contest = Contest(family, wanted, epochs)
     runner = Runner(line)
-    tokens = contest.peer(runner) if who == PEER else contest.ours(who, runner)
+    if who == PEER:
+        contest.peer(runner)
+    else:
+        contest.ours(who, runner)
     # After the last step, where its turn would be.
-    line.send(tokens)
+    line.send(None)
 
 
 class Turns:
@@ -268,33 +279,34 @@ class Turns:
         )
         self.process.start()
         other.close()
-        self.spent: list[float] = []
-        self.tokens: list[int] | None = None
+        self.per_epoch = int(self.line.recv())
+        self.after: list[tuple[float, int]] = [self.line.recv()]
+        self.done = False
 
     def turn(self) -> None:
         """Let it make one step, if it has one left."""
-        if self.tokens is not None:
+        if self.done:
             return
-        if self.spent:
-            self.line.send(None)
+        self.line.send(None)
         answer = self.line.recv()
-        if isinstance(answer, float):
-            self.spent.append(answer)
+        if answer is None:
+            self.done = True
         else:
-            self.tokens = answer
-            self.process.join()
+            self.after.append(answer)
 
-    def epochs(self) -> list[tuple[float, int]]:
-        """Processor seconds of a step, and tokens a second, of each measured epoch."""
-        assert self.tokens is not None
-        per_epoch = (len(self.spent) - 1) // len(self.tokens)
-        measured = []
-        for epoch in range(WARM, len(self.tokens)):
-            began = self.spent[epoch * per_epoch]
-            ended = self.spent[(epoch + 1) * per_epoch]
-            seconds = ended - began
-            measured.append((seconds / per_epoch, round(self.tokens[epoch] / seconds)))
-        return measured
+    def measured(self) -> list[tuple[float, int]]:
+        """Processor seconds of a step, and tokens a second, of each epoch that was completed."""
+        marks = self.after[WARM * self.per_epoch :: self.per_epoch]
+        figures = []
+        for before, now in pairwise(marks):
+            seconds = now[0] - before[0]
+            figures.append((seconds / self.per_epoch, round((now[1] - before[1]) / seconds)))
+        return figures
+
+    def end(self) -> None:
+        """End the process, also one that waits for a turn."""
+        self.process.terminate()
+        self.process.join()
 
 
 def contest_of(
@@ -303,20 +315,28 @@ def contest_of(
     """The figures of all contestants in one format."""
     epochs = WARM + repetitions
     processes = {who: Turns(who, family, wanted, epochs) for who in CONTESTANTS}
+    longest = max(process.per_epoch for process in processes.values())
     began = time.perf_counter()
     said = 0.0
     steps = 0
-    while any(process.tokens is None for process in processes.values()):
+    while not all(process.done for process in processes.values()):
         for process in processes.values():
             process.turn()
         if steps % 20 == 0:
             noise.probe()
         steps += 1
         seconds = time.perf_counter() - began
+        if seconds > MOST_SECONDS and steps > 2 * longest:
+            say(f"{family}, {wanted}: the machine is busy, so fewer epochs were measured")
+            break
         if seconds > said + 30:
             said = seconds
             say(f"{family}, {wanted}: {steps} turns, {seconds:.0f} s")
-    measured = {who: process.epochs() for who, process in processes.items()}
+    every = {who: process.measured() for who, process in processes.items()}
+    complete = min(map(len, every.values()))
+    measured = {who: epochs[:complete] for who, epochs in every.items()}
+    for process in processes.values():
+        process.end()
     rates = {who: [rate for _, rate in epochs] for who, epochs in measured.items()}
     lines = []
     for who, figures in measured.items():
@@ -328,6 +348,7 @@ def contest_of(
                 "name": who,
                 "ms_per_step": round(1000 * median(seconds for seconds, _ in figures), 1),
                 "tokens_per_second": round(median(rates[who])),
+                "repetitions": complete,
                 "spread": spread(rates[who]),
                 "rate_over_peer": round(median(ratios), 3),
                 "rate_over_peer_range": [round(min(ratios), 3), round(max(ratios), 3)],
@@ -374,7 +395,6 @@ def bench_seq2seq(
         lines += contest_of(family, wanted, repetitions=repetitions, noise=noise, say=say)
     return {
         "batch": f"{BATCH_SIZE} x {LENGTH}",
-        "repetitions": repetitions,
         "contestants": lines,
         "formats": [work_of(family, wanted) for wanted in FORMATS],
         "precision": "bf16" if fast_bf16() else "float32",
