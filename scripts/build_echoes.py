@@ -9,6 +9,7 @@ learned to look at the other copy knows every word that is whole there; nothing 
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import random
@@ -33,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

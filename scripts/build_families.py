@@ -11,6 +11,7 @@ pairs.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import random
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -4,6 +4,7 @@ are.
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections import Counter
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskwise import attention
@@ -324,3 +326,24 @@ def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch)
     attention.restore(net)
     assert not torch.equal(blocks[0](states, None), expected[0])
     assert len(asked) == 6
+
+
+def test_unwrap_leaves_the_setting_of_torch_that_nobody_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(symbolic_shapes, "use_duck_shape", False)
+    wrapping.unwrap(made("mlm")[0])
+    assert symbolic_shapes.use_duck_shape is False
+
+
+@pytest.mark.parametrize("name", ["echoes", "evaluation", "families"])
+def test_help_of_a_builder_writes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("written")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr("sys.argv", ["build", "--help"])
+    script = Path(__file__).parents[1] / "scripts" / f"build_{name}.py"
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # seconds to import: the functions below import them where th
     from torch.distributed.tensor import DTensor
 
 _meshes: list[DeviceMesh] = []
+_duck_shapes: list[bool] = []
+"""Torch's own setting, while a training has changed it."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
@@ -81,6 +83,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
         # Otherwise a length that happens to equal the width is taken for it, and is not dynamic.
+        if not _duck_shapes:
+            _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
     for block in blocks:
         # Compiled first, so that checkpointing repeats the compiled pass.
@@ -98,7 +102,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 def unwrap(objective: nn.Module) -> None:
     """Undo ``wrap``, and Accelerate's wrapping of the objective's forward pass."""
     restore(objective)
-    symbolic_shapes.use_duck_shape = True
+    if _duck_shapes:
+        symbolic_shapes.use_duck_shape = _duck_shapes.pop()
     for part in (objective, *blocks_of(objective)):
         part.__dict__.pop("forward", None)
         part.__dict__.pop("_original_forward", None)
