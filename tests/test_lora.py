@@ -165,7 +165,7 @@ def test_decoders_and_machines_without_peft_are_refused(
 
     with pytest.raises(MaskwiseError, match="needs an encoder; got bart"):
         Lora().check(bart().config)
-    monkeypatch.setattr("maskwise.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("maskwise.errors.find_spec", lambda name: None)
     more: list[Any] = ["model.adapter=lora", "--out", tmp_path / "out"]
     assert maskwise("study", write_inputs(tmp_path), *more) == 2
     assert "pip install 'maskwise[lora]'" in " ".join(capsys.readouterr().err.split())

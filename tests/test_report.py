@@ -9,7 +9,7 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
-from maskwise.report import compare_studies, page, summary_of, write_report
+from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart
 from maskwise.report.forest import forest_groups
 from maskwise.report.page import page_content, vega_code
@@ -74,15 +74,38 @@ def test_a_study_makes_one_file_with_everything(folder):
 
 def test_a_page_is_made_where_the_code_of_charts_cannot_be(folder, monkeypatch):
     """Under a limit of address space V8 ends its process, with a signal."""
-    monkeypatch.setattr(page, "VEGA", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    page._made_vega.cache_clear()
+    monkeypatch.setattr(drawing, "VEGA", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    drawing.made_vega.cache_clear()
     try:
         text = write_report(folder).read_text("utf-8")
     finally:
-        page._made_vega.cache_clear()
-    assert "There are no charts, because their code could not be made (signal 9," in text
+        drawing.made_vega.cache_clear()
+    assert "exit code -9" in text
     assert 'id="chart-' not in text and "vegaEmbed" not in text
     assert len(text) < 300_000 and "<table" in text
+
+
+@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
+def test_tables_stand_in_place_of_charts_without_the_extra(folder, monkeypatch, missing):
+    monkeypatch.setattr("maskwise.errors.find_spec", lambda name: None if name == missing else 1)
+    drawing.made_vega.cache_clear()
+    try:
+        content = page_content(read_folder(folder))
+        text = write_report(folder).read_text("utf-8")
+    finally:
+        drawing.made_vega.cache_clear()
+    assert "pip install &#39;maskwise[report]&#39;" in text and "vegaEmbed" not in text
+    for _, by_arm in read_folder(folder).numbers("score").items():
+        for arm in content["colours"]:
+            assert all(f"<td>{value:.4g}</td>" in text for value in by_arm[arm].values())
+    assert text.count('class="dataframe"') > len(content["scores"])
+
+
+def test_a_table_of_a_curve_ends_where_the_curve_ends():
+    points = [{"arm": "a", "step": step, "value": 1 / step} for step in range(10, 510, 10)]
+    html = drawing.table_of(points, "arm", across="step")["html"]
+    assert "<th>500</th>" in html and "<td>0.002</td>" in html
+    assert html.count("<td>") <= drawing.MOST_COLUMNS
 
 
 def test_nothing_is_loaded_from_anywhere(folder):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from seqeval.metrics import f1_score as seqeval_f1
+from sklearn.metrics import f1_score, matthews_corrcoef
 from tokenizers import Tokenizer
 from torch.nn.functional import one_hot
 from transformers import (
@@ -101,6 +102,25 @@ def test_metrics_of_libraries_are_their_formulas(seed):
     assert METRICS["label-macro-f1"](several, said) == pytest.approx(
         (2 * both[:3] / sizes[:3]).mean()
     )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_of_classes_equal_those_of_scikit_learn(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows, classes = draw.integers(5, 200), draw.integers(1, 7)
+    right, given = draw.integers(-1, classes, rows), draw.integers(LOST, classes, rows)
+    labels = np.setdiff1d(np.union1d(right, given), [LOST])
+    theirs = f1_score(right, given, labels=labels, average="macro")
+    assert METRICS["macro-f1"](right, given) == pytest.approx(theirs)
+    assert METRICS["matthews"](right, given) == pytest.approx(matthews_corrcoef(right, given))
+    right, given = draw.random((2, rows, 4)) < 0.4
+    theirs = f1_score(right, given, average="micro", zero_division=0)
+    assert METRICS["label-micro-f1"](right, given) == theirs
+    occurring = np.flatnonzero(right.any(0) | given.any(0))
+    theirs = f1_score(right, given, labels=occurring, average="macro")
+    assert METRICS["label-macro-f1"](right, given) == theirs
+    empty = np.zeros((3, 2), dtype=bool)
+    assert METRICS["label-micro-f1"](empty, empty) == 0 == METRICS["label-macro-f1"](empty, empty)
 
 
 def test_a_constant_has_no_correlation():

@@ -9,10 +9,24 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from numbers import Integral, Real
 
 LONGEST = 400
 """Characters of each part of an error's message."""
+
+
+EXTRAS = {
+    "altair": "report",
+    "vl_convert": "report",
+    "spacy": "annotate",
+    "sklearn": "tasks",
+    "rouge_score": "tasks",
+    "ray": "ray",
+    "peft": "lora",
+    "sentence_transformers": "sentence-transformers",
+}
+"""Libraries that only some users need, and the extra of maskwise that installs them."""
 
 
 class MaskwiseError(ValueError):
@@ -65,6 +79,28 @@ def unknown_name(
         do = f"{hint} {do}" if do else hint
     what = f"unknown {shortened(kind, 150)} {shortened(repr(name), 150)}"
     return MaskwiseError(what, allowed=", ".join(names), do=do)
+
+
+def install_command(module: str) -> str | None:
+    """Return the command that installs an optional library, a key of `EXTRAS`.
+
+    None if it is installed.
+    """
+    if find_spec(module):
+        return None
+    return f"pip install 'maskwise[{EXTRAS[module]}]'"
+
+
+def require_library(module: str, *, use: str) -> None:
+    """Raise unless an optional library is installed. Call it before work starts.
+
+    Args:
+        module: a key of `EXTRAS`.
+        use: what needs it, such as "the metric rouge-1".
+    """
+    command = install_command(module)
+    if command:
+        raise MaskwiseError(f"{use} needs {module}, which is not installed", do=command)
 
 
 def whole_number(

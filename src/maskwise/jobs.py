@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_library, unknown_name
 from maskwise.signals import leave_when_asked
 
 Task = TypeVar("Task")
@@ -399,10 +399,9 @@ ENGINES: dict[str, Callable[..., Pool[Any, Any]]] = {"local": LocalPool, "ray": 
 def _quiet_ray() -> ModuleType:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
-    try:
-        import ray
-    except ImportError:
-        raise MaskwiseError("--engine ray needs Ray", do="pip install 'maskwise[ray]'") from None
+    require_library("ray", use="--engine ray")
+    import ray
+
     # Otherwise Ray prints lost nodes on stdout, which must contain nothing but JSON with --json.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray

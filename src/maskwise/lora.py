@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError, require_library, whole_number
 from maskwise.families import encoder_of, require_kind
 from maskwise.keys import fold
 from maskwise.specs import build
@@ -52,9 +51,7 @@ class Lora:
         """Raise unless such updates can be added to a model of this configuration."""
         do = "leave out model.adapter: LoRA is for encoders here"
         require_kind(config, "encoder", use="model.adapter", do=do)
-        if find_spec("peft") is None:
-            do = "pip install 'maskwise[lora]'"
-            raise MaskwiseError("model.adapter needs peft, which is not installed", do=do)
+        require_library("peft", use="model.adapter")
 
     def add(self, model: PreTrainedModel, *, seed: int) -> None:
         """Replace the linear layers in the blocks of a model's encoder, and freeze the rest of it.

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError, first_line
+from maskwise.errors import MaskwiseError, first_line, require_library
 from maskwise.segments import changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
@@ -217,6 +217,7 @@ class SpacyPipeline:
     """Modules that take seconds to import in a worker."""
 
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
+        require_library("spacy", use=layers[0])
         self.name = layers[0]
         self.layers = {name: {"pos": POS, "salient": SALIENT}[name] for name in layers}
         self.folder = _folder(model)

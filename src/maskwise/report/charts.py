@@ -21,6 +21,7 @@ from maskwise.report.drawing import (
     dot_chart,
     gain_chart,
     line_chart,
+    vega_code,
 )
 from maskwise.report.forest import outcome_label
 from maskwise.report.reading import Folder, Line
@@ -147,7 +148,7 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
         )
     if not rows:
         return None
-    spec = gain_chart(points, colours, over=folder.reference) if points else None
+    spec = gain_chart(points, colours, over=folder.reference) if points and vega_code() else None
     return {"rows": rows, "spec": spec}
 
 

@@ -1,5 +1,7 @@
 """The look of charts: turns plain rows into Vega-Lite dictionaries, drawn in the browser.
 
+Where altair or the code of Vega is missing, the rows become tables.
+
 All charts have no frame, a faint grid, and one colour per arm (Okabe–Ito, which colour-blind
 readers can tell apart; the baseline is slate). Every run has its dot, because a bar of means would
 hide how few runs there are; many runs become faint lines under the mean of their arm.
@@ -7,12 +9,22 @@ hide how few runs there are; many runs become faint lines under the mean of thei
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any, TypeAlias
 
-import altair as alt
+from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
+from maskwise.errors import install_command
+
+# The extra "report" installs it. Without it no function below that needs it is called.
+with suppress(ModuleNotFoundError):
+    import altair as alt
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
@@ -40,6 +52,42 @@ Point: TypeAlias = Mapping[str, object]
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 LABELLED: Spec = {"color": LABEL, "fontSize": 12}
 
+VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
+MOST_COLUMNS = 8
+
+
+@cache
+def made_vega() -> tuple[str, str]:
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and why it is empty if so."""
+    command = install_command("altair") or install_command("vl_convert")
+    if command:
+        return "", command
+    # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
+    made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
+    if made.returncode:
+        return "", f"their code could not be made: exit code {made.returncode}"
+    # In HTML the first "</script" would end the element, even within a string.
+    return made.stdout.decode().replace("</script", "<\\/script"), ""
+
+
+def vega_code() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
+    return made_vega()[0]
+
+
+def table_of(points: Sequence[Point], *names: str, across: str) -> Spec:
+    """Return a table of means, for a page without charts.
+
+    Args:
+        names: the keys of the points that name a row.
+        across: the key whose values are the columns: at most `MOST_COLUMNS`, evenly taken.
+    """
+    table = DataFrame(points).pivot_table("value", list(names), across)
+    stride = math.ceil(table.shape[1] / MOST_COLUMNS)
+    # From the end, because the last column is the end of training.
+    table = table.iloc[:, ::-stride].iloc[:, ::-1]
+    return {"html": table.to_html(na_rep="–", float_format="%.4g")}
+
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
     """Give the baseline slate, and the other arms the colours of the palette in turn."""
@@ -65,6 +113,8 @@ def dot_chart(
         plateau: the unigram loss, which is always drawn, with a band below it.
         percent: whether values are shares, written in per cent.
     """
+    if not vega_code():
+        return table_of(rows, "arm", across="seed")
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
     values = [float(str(row["value"])) for row in rows]
@@ -138,6 +188,8 @@ def choice_chart(
 
     A thin line joins the lengths of a seed; a thick line is the mean of an arm.
     """
+    if not vega_code():
+        return table_of(rows, "measure", "arm", across="fraction")
     menus = [_menu("measure", measures, "Quality "), _menu("by", quantities, "against ")]
     # An expression that Vega evaluates in the browser when a menu changes.
     pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
@@ -196,6 +248,8 @@ def line_chart(
         rule: the position of a dashed line, and ``label`` its text.
         legend: whether the chart has its own legend; the page has one for all arms.
     """
+    if not vega_code():
+        return table_of(rows, "arm", across=x)
     data = _data(rows)
     colour = _arm_colour(colours, legend=legend)
     across = "tokens read" if x == "tokens" else x

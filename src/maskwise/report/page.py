@@ -8,12 +8,9 @@ code.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, median
@@ -34,14 +31,13 @@ from maskwise.report.charts import (
     transfer_view,
     weight_charts,
 )
-from maskwise.report.drawing import SLATE, Colours, View, arm_colours
+from maskwise.report.drawing import SLATE, Colours, View, arm_colours, made_vega, vega_code
 from maskwise.report.forest import common_notes, forest_groups, outcome_label
 from maskwise.report.objectives import objectives_view
 from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import choices, evaluation_table, score_table, task_table
 
-VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
-NO_CHARTS = "There are no charts, because their code could not be made"
+NO_CHARTS = "Tables of means stand in place of charts"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_NAMED = 6
 """The most missing runs that are listed by name."""
@@ -233,7 +229,7 @@ def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
     study = folder.study
     lines = list[str]()
     if not vega_code():
-        lines.append(f"{NO_CHARTS} ({_made_vega()[1]}).")
+        lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
         why = "the study is still running, or was stopped; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
@@ -370,27 +366,6 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
         parts.append(f"{100 * fmean(paddings):.0f} % of the positions padding")
     parts.append(f"at most {max(speed['memory_gib'] for speed in speeds):.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
-
-
-@cache
-def _made_vega() -> tuple[str, str]:
-    """Return the code, and if it is empty the reason."""
-    # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
-    made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
-    # In HTML the first "</script" would end the element, even within a string.
-    code = made.stdout.decode().replace("</script", "<\\/script")
-    if not made.returncode:
-        return code, ""
-    said = made.stderr.decode(errors="replace").split("\n")
-    why = f"signal {-made.returncode}, as where memory is limited"
-    if made.returncode > 0:
-        why = [line.strip() for line in ["no error text", *said] if line.strip()][-1]
-    return "", why
-
-
-def vega_code() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
-    return _made_vega()[0]
 
 
 def environment() -> jinja2.Environment:

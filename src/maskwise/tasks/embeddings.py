@@ -1,7 +1,7 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
 
 They classify texts by logistic regression, measure the similarity of texts by their cosine, find
-the text for a title, or run evaluators of sentence-transformers (which has to be installed). A
+the text for a title, or run evaluators of sentence-transformers. A
 recipe names an evaluator, as in ``FILE(kind='evaluator', evaluator='triplet')``; Python takes any
 evaluator object (``evaluator_task``). All texts are embedded once, and evaluators look the vectors
 up.
@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import unknown_name
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
-from maskwise.tasks.columns import NO_TEXT, Columns, Names, UsualColumns, number_of, require_text
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
@@ -83,6 +83,7 @@ SENTENCE_EMBEDDING = replace(
     name="sentence-embedding",
     suffix="-embedding",
     answers=_classified,
+    library="sklearn",
 )
 
 
@@ -200,7 +201,7 @@ def evaluator_kind(evaluator: SentenceEvaluator = "triplet") -> TaskKind:
         metrics=("evaluator",),
         columns=UsualColumns(("anchor", "sentence1")),
         row=partial(_evaluated_row, evaluator),
-        labels=_check_installed,
+        library="sentence_transformers",
         gold=lambda task, split: np.array([]),
         baseline=lambda task: None,
         answers=partial(_evaluated, evaluator),
@@ -228,21 +229,6 @@ def _evaluated_row(
     return EvaluatedRow(tuple(cells))
 
 
-def _check_installed(rows: object, where: str) -> Names:
-    # The kind's ``labels``, which loading calls: a missing package is found before any training.
-    _evaluation_module()
-    return ()
-
-
-def _evaluation_module() -> Any:
-    try:
-        return import_module("sentence_transformers.evaluation")
-    except ImportError as error:
-        what = "tasks of kind evaluator need sentence-transformers"
-        do = "pip install sentence-transformers"
-        raise MaskwiseError(what, got=str(error), do=do) from error
-
-
 def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByAnswer:
     scores = {}
     for split, each in vectors.items():
@@ -255,7 +241,7 @@ def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByA
             arguments = {}
             for place, argument in enumerate(columns.values()):
                 arguments[argument] = [row.cells[place] for row in rows]
-            made = getattr(_evaluation_module(), name)(**arguments)
+            made = getattr(import_module("sentence_transformers.evaluation"), name)(**arguments)
         scores[split] = [_primary(made, _Model(known))]
     return scores
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
-from maskwise.errors import MaskwiseError, counted
+from maskwise.errors import MaskwiseError, counted, require_library
 from maskwise.files import TaskFacts
 from maskwise.tasks.columns import Columns, Names, Records, UsualColumns
 from maskwise.tasks.metrics import (
@@ -144,6 +144,8 @@ class TaskKind:
     check_model: Callable[[PreTrainedConfig], None] | None = None
     """Raises an error for the configuration of a model that cannot learn such tasks."""
 
+    library: str | None = None
+    """A library that is not installed with maskwise itself: a key of ``errors.EXTRAS``."""
     suffix: str = ""
     """Appended to the task's name, for kinds that evaluate the same data differently."""
     needs_train: bool = True
@@ -226,6 +228,13 @@ class Task:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: Names = ()
     pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        # A missing library is found here, before any training.
+        if self.kind.library:
+            require_library(self.kind.library, use=f"task {self.name}")
+        if self.metric.startswith("rouge"):
+            require_library("rouge_score", use=self.metric)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Task) and self.fingerprint == other.fingerprint

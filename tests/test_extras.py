@@ -1,0 +1,68 @@
+"""Libraries of the extras: what is missing is named, before any work, with its command."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maskwise import errors
+from maskwise.annotate import tagger
+from maskwise.errors import EXTRAS, MaskwiseError, install_command, require_library
+from maskwise.tasks import load_task
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+GENERATION = "trivia(kind='generation', metric='rouge-1')"
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Hides a library from the check."""
+
+    def hide(missing: str) -> None:
+        def find(name: str) -> object:
+            return None if name == missing else importlib.util.find_spec(name)
+
+        monkeypatch.setattr(errors, "find_spec", find)
+
+    return hide
+
+
+@pytest.mark.parametrize("module", EXTRAS)
+def test_every_library_belongs_to_an_extra_of_the_project_and_to_all(module: str) -> None:
+    extra = EXTRAS[module]
+    names = " ".join(PROJECT["optional-dependencies"][extra])
+    renamed = {"sklearn": "scikit-learn"}
+    assert renamed.get(module, module.replace("_", "-")) in names
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert extra in everything.partition("[")[2].rstrip("]").split(",")
+    assert not any(name in " ".join(PROJECT["dependencies"]) for name in (module, *renamed))
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("sklearn", lambda: load_task("trivia(kind='sentence-embedding', train_rows=50)")),
+        ("rouge_score", lambda: load_task(GENERATION)),
+        ("spacy", tagger.salient),
+    ],
+)
+def test_what_is_missing_is_named_with_its_command(
+    module: str, use: Callable[[], object], without: Callable[[str], None]
+) -> None:
+    use()
+    load_task.__globals__["_LOADED"].clear()
+    without(module)
+    with pytest.raises(MaskwiseError) as raised:
+        use()
+    assert raised.value.do == f"pip install 'maskwise[{EXTRAS[module]}]'"
+    assert module in raised.value.what
+
+
+def test_an_installed_library_needs_no_command() -> None:
+    assert install_command("sklearn") is None
+    require_library("sklearn", use="a test")
