@@ -391,7 +391,7 @@ def test_ctrl_c_on_ray_leaves_a_study_that_goes_on(finished, recipe, tmp_path, m
     wait_for(lambda: unfinished(out) or study.poll() is not None)
     os.killpg(study.pid, signal.SIGINT)
     _, err = study.communicate(timeout=PATIENCE)
-    assert study.returncode == 130 and "goes on" in err and "Traceback" not in err
+    assert study.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
     study = start(*arguments, "--json")
     printed, err = study.communicate(timeout=PATIENCE)
     assert study.returncode == 0 and json.loads(printed)["baseline"] == "token-15" and err == ""

@@ -28,9 +28,9 @@ def write_triplets(folder: Path) -> Path:
 
 def test_the_score_is_what_the_evaluator_says_of_the_same_vectors(tmp_path: Path) -> None:
     task = load_task(f"{write_triplets(tmp_path)}(kind='evaluator', evaluator='triplet')")
-    near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    # the last anchor is nearer to its negative
-    vectors = torch.stack([near, near, far] * 3 + [near, far, near])
+    # The last anchor is nearer to its negative (.89) than to its positive (.80).
+    a, b, c, d = torch.tensor([[1.0, 0.0], [0.9, 0.436], [0.0, 1.0], [0.6, 0.8]])
+    vectors = torch.stack([a, b, c, b, a, d, c, d, a, d, c, b])
     assert task.score("test", task.kind.answers(task, {"test": vectors})["test"]) == 0.75
 
 

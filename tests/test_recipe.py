@@ -292,7 +292,6 @@ def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
         ("continual", ["study.arms=[token-15, words-30]"], "token-15 words-30", "token-15", 1),
         ("factworld", ["study.arms.oracle=null"], "random salient", "random", 1),
         ("ptw", ["study.arms.words=null"], "ptw ptw-faithful", "ptw", 1),
-        ("quick-start", ["study.arms.token-15=null"], "decay-45-15", "decay-45-15", 1),
     ],
 )
 def test_an_arm_is_left_out_by_an_override(

@@ -76,11 +76,10 @@ class Recipe(Settings):
     """Which of the objectives trains at each step: a rule, or a learned one such as mometas."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings one after the other, each from the checkpoint of the one before: the settings in
-    which it differs from the recipe, as in ``[{}, {corpus.length: 256}]``. null: one. Runs share a
-    first phase with a ``training.seed``."""
+    """Trainings in order, each from the last checkpoint: how each differs from the recipe, as in
+    ``[{}, {corpus.length: 256}]``. Runs share a first phase with a ``training.seed``."""
     intermediate: Plain | None = None
-    """The short form of two phases, ``phases: [{}, …]``: how the second one differs. null: none."""
+    """Short for two phases, ``phases: [{}, …]``: how the second one differs. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
@@ -119,7 +118,7 @@ class Recipe(Settings):
         if isinstance(value, list | tuple):
             if not value:
                 raise MaskwiseError("the list is empty", allowed="≥ 1 phase, or null for one")
-            return [_phase(phase or {}, f"phases.{n}") for n, phase in enumerate(value)]
+            return [_phase(phase or {}, f"phases.{n}", len(value)) for n, phase in enumerate(value)]
         return value
 
     @field_validator("objectives", mode="before")
@@ -415,13 +414,14 @@ class Recipe(Settings):
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _phase(changes: object, name: str) -> object:
+def _phase(changes: object, name: str, phases: int = 1) -> object:
     """Return the settings of a phase, nested."""
     # pydantic refuses anything but a dict, with the place.
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        if key != "training.seed":
+        # Runs may share their first phase; if they shared the last one, they were no replicates.
+        if not (key == "training.seed" and name == "phases.0" and phases > 1):
             require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 

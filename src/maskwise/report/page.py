@@ -253,7 +253,7 @@ def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
         if lacking and len(lacking) == len(runs):
             lines.append(f"No run has a {what}.")
         elif lacking:
-            lines.append(f"{len(lacking)} of {len(runs)} runs without a {what}: {named}.")
+            lines.append(f"{len(lacking)} of {len(runs)} runs have no {what}: {named}.")
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
