@@ -328,7 +328,9 @@ def _interrupted(study: tuple[Any, ...], out: Path) -> None:
     wait_for(lambda: _lines(out) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in the group
     _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
+    assert (
+        process.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
+    )
     wait_for(lambda: not in_group(process.pid))
 
 
