@@ -16,7 +16,8 @@ import yaml
 
 import maskwise as mw
 from maskwise.cli import main
-from maskwise.recipe import read_recipe, shipped, validate
+from maskwise.cli.views import names_in
+from maskwise.recipe import Recipe, read_recipe, shipped, validate
 from training_tools import model, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,6 +300,36 @@ def test_the_tour_names_every_room() -> None:
     named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
     assert [room for room in rooms - named if room.endswith("/")] == []
     assert sorted(named - rooms) == []
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    """The hook of mkdocs that writes the reference."""
+    pytest.importorskip("griffe")
+    return runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+
+
+def test_every_key_of_a_recipe_is_described(reference: dict[str, Any]) -> None:
+    keys = {key.name: key for key in reference["keys_of"](Recipe)}
+    assert [name for name, key in keys.items() if not key.what] == []
+    assert keys["training.decay"].allowed == "linear, cosine, 1-sqrt, wsd, constant"
+    assert (keys["corpus.held_out"].default, keys["corpus.held_out"].allowed) == (
+        "0.02",
+        "> 0, < 0.5",
+    )
+
+
+def test_the_reference_has_every_option_and_name(reference: dict[str, Any]) -> None:
+    """The options are those that the pages show, whose names another test compares with --help."""
+    page = reference["commands_page"]()
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    for _, (name, *words) in COMMANDS:
+        options = [word for word in words if word.startswith("--")]
+        assert [word for word in options if f"{word}`" not in sections[name]] == []
+    names = reference["names_page"]()
+    assert ">>>" not in names
+    for table in reference["TABLES"]:
+        assert [name for name in names_in(table) if f"\n### {name}\n" not in names] == []
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.py")), ids=name)

@@ -61,7 +61,7 @@ class ByText:
 
 
 def words() -> ByText:
-    """Annotate words, by the rules of words.py."""
+    """Annotate words: runs of letters and digits, and every symbol and ideograph by itself."""
 
     def find(text: str) -> Found:
         start, end = words_in(classify(text))

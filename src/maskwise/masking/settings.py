@@ -38,11 +38,22 @@ class MaskingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
+    """Which tokens are masked together, and how likely each unit is: a name of ``list policies``.
+    """
     ratio: str | float = 0.15
+    """Share of the eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
+    0.15)``."""
     budget: str = "expected"
+    """How strictly the ratio is met. ``expected``: at most one unit over the budget, the budget on
+    average. ``exact``: never over it; a unit that does not fit is skipped. ``bernoulli``: each unit
+    by itself, with probability ratio × weight."""
     fill: str = "none"
+    """What becomes of budget that units of positive weight cannot use. ``none``: it is left.
+    ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
     corruption: str = "bert"
+    """What the model sees instead, and what it predicts: a name of ``list corruptions``."""
     min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
+    """The fewest masked tokens of a piece of text whose budget is at least half a token."""
     predict: str | float = 1.0
     """The largest share of each row's tokens on which the loss is taken."""
     keep: str | None = None

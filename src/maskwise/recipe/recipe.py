@@ -1,7 +1,7 @@
 """A whole experiment as one record of settings, and the recipes of its arms, runs and phases.
 
-A recipe is frozen and holds the settings of its file. Each change makes another recipe, which is
-validated as a whole. ``links`` adds the settings that objectives and policies imply.
+A recipe is frozen: each change makes another one, which is validated as a whole. ``links`` adds the
+settings that objectives and policies imply.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ class Recipe(Settings):
     """
 
     name: str = "recipe"
+    """Name of the study, in files and on its page. One that ends in -control needs a gate."""
     description: str = ""
+    """What the study asks, for its page."""
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
     objective: str = "mlm"
-    """The training objective: ``mlm``, ``diffusion`` (mlm at random rates) or ``clm`` (next tokens)
-    for encoders, ``denoise`` for encoder–decoders."""
+    """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
     """Several objectives of one encoder, by the names of their arms; none: ``objective`` alone."""
     sampler: str = "uniform"
     """Which of the objectives trains at each step: a rule, or a learned one such as mometas."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings in order, each from the last checkpoint: how each differs from the recipe, as in
-    ``[{}, {corpus.length: 256}]``. Runs share a first phase with a ``training.seed``."""
+    """Trainings in order, each from the last checkpoint: ``[{}, {corpus.length: 256}]``."""
     intermediate: Plain | None = None
     """Short for two phases, ``phases: [{}, …]``: how the second one differs. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()

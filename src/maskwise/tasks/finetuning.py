@@ -34,6 +34,7 @@ class FinetuneSettings(BaseModel):
     """Optimiser updates, whatever the size of the task."""
 
     batch_size: int = Field(16, ge=1)
+    """Rows per update."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak rate of AdamW. None: by model size, from 3e-3 (a million weights) to 5e-5 (110 million).
     """
@@ -48,6 +49,7 @@ class FinetuneSettings(BaseModel):
     """Peak rate of Muon; used with ``optimizer: muon`` only."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon``: Muon for the matrices of the blocks, AdamW for the other parameters."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
@@ -60,7 +62,9 @@ class FinetuneSettings(BaseModel):
     """Scores on dev without an improvement after which training stops; needs ``eval_every``."""
 
     weight_decay: float = Field(0.01, ge=0)
+    """Decoupled; not applied to biases, norms and other vectors."""
     precision: Literal["auto", "no", "bf16"] = "auto"
+    """As ``training.precision``."""
     max_length: int = Field(64, ge=3)
     """Tokens. Longer rows are cut, and words cut off count as wrong; contexts of questions are read
     in windows.

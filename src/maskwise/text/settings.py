@@ -246,10 +246,13 @@ class TokenizerSettings(BaseModel):
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
     """Tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
     k: int = Field(3, ge=1, le=12)
+    """Letters in a token of the kind ``k-mer``."""
     vocab_size: int = Field(2048, ge=64)
+    """Tokens of a new tokenizer, at most."""
     lowercase: bool = True
+    """Whether a new tokenizer makes letters small, and removes accents (``wordpiece``)."""
     sentinels: int = Field(0, ge=0)
-    """Extra tokens <extra_id_0>, <extra_id_1>, … of a new tokenizer, for the corruption t5."""
+    """Extra tokens ``<extra_id_0>``, … of a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""

@@ -212,6 +212,7 @@ class ModelSettings(BaseModel):
     pretrained: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (installed). None: new weights."""
     architecture: str = "modernbert"
+    """Name of a new model's architecture in transformers, such as bert or t5."""
     settings: Fields = {}
     """Fields of the architecture's configuration, such as hidden_size."""
     unigram_bias: bool = True

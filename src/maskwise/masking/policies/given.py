@@ -124,12 +124,18 @@ def marked_or_rest(marked: Array, rest: Array) -> Array:
 
 
 def salient(rest: str = "word") -> SpanLayer:
-    """Mask salient spans (names, dates) of the layer ``salient``; ``fill`` decides on the rest."""
+    """Mask salient spans (names, dates) of the layer ``salient``; ``fill`` decides on the rest.
+
+    Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4.
+    """
     return SpanLayer("salient", rest)
 
 
 def phrase(rest: str = "word") -> SpanLayer:
-    """Mask phrases of the layer ``phrase`` and, with equal weight, other words (PMI-Masking)."""
+    """Mask phrases of the layer ``phrase`` and, with equal weight, other words (PMI-Masking).
+
+    Source: Levine et al. 2021 (arXiv 2010.01825).
+    """
     return SpanLayer("phrase", rest, 1.0)
 
 
@@ -195,12 +201,18 @@ class Weighted(CutPolicy):
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that predict their context, by the layer ``informativeness`` (InforMask)."""
+    """Prefer words that predict their context, by the layer ``informativeness`` (InforMask).
+
+    Source: Sadeq et al. 2022 (arXiv 2210.11771).
+    """
     return Weighted("informativeness", units, power)
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words typical of the corpus, by the layer ``difference`` (Difference-Masking)."""
+    """Prefer words typical of the corpus, by the layer ``difference`` (Difference-Masking).
+
+    Source: Wilf et al. 2023 (arXiv 2305.14577).
+    """
     return Weighted("difference", units, power)
 
 

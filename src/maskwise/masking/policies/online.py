@@ -217,7 +217,10 @@ class GroupLearner(Learner):
 def pos_weighted(
     units: str = "word", half_life_steps: float | None = None, faithful: bool = False
 ) -> GroupWeighted:
-    """Weigh words by the loss of their part of speech (PTW)."""
+    """Weigh words by the loss of their part of speech (PTW), as ``group-weighted(pos)``.
+
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3.
+    """
     return GroupWeighted("pos", UPOS, units, half_life_steps, faithful)
 
 

@@ -1,0 +1,150 @@
+"""A hook of mkdocs: writes the reference of recipe keys, commands and names from the source.
+
+``recipe.md`` has every key of a recipe, ``commands.md`` every option, ``names.md`` every policy,
+schedule, corruption, objective, sampler and annotator.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args, get_origin
+
+import griffe
+import typer
+from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+
+from maskwise.cli import app
+from maskwise.cli.views import INTERNAL, describe_table, names_in
+from maskwise.recipe import Recipe
+
+TABLES = ("policies", "schedules", "corruptions", "objectives", "samplers", "annotators")
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+class Key(NamedTuple):
+    """A key of a recipe. One that holds others has no default."""
+
+    name: str
+    default: str
+    allowed: str
+    what: str
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the three pages."""
+    pages = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
+    """Yield the keys of a group of settings, each followed by the keys of a group within it."""
+    documented = griffe.load(settings.__module__)[settings.__name__]
+    schema = settings.model_json_schema()["properties"]
+    for name, field in settings.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        groups = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+        docstring = documented[name].docstring or griffe.Docstring("")
+        if not groups:
+            default = json.dumps(schema[name].get("default"), ensure_ascii=False)
+            yield Key(before + name, default, _allowed(schema[name]), docstring.value)
+            continue
+        text = docstring.value or inspect.getdoc(groups[0]) or ""
+        yield Key(before + name, "", "", text.partition("\n\n")[0])
+        within = (
+            f"{before}{name}.NAME." if get_origin(field.annotation) is dict else f"{before}{name}."
+        )
+        # the training and fine-tuning of a policy have the same keys as a recipe's
+        if not before or name not in Recipe.model_fields:
+            yield from keys_of(groups[0], within)
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """Return the values or the range that a JSON schema allows."""
+    one = schema.get("anyOf", [schema])[0]
+    if "enum" in one:
+        return ", ".join(one["enum"])
+    return ", ".join(f"{sign} {one[limit]}" for limit, sign in LIMITS.items() if limit in one)
+
+
+def recipe_page() -> str:
+    """Return a table of the keys of each section of a recipe."""
+    sections: dict[str, list[Key]] = {"": []}
+    for key in keys_of(Recipe):
+        section, dot, _ = key.name.partition(".")
+        sections.setdefault(section if dot else "", []).append(key)
+    lines = ["# Recipe keys", "", "Every key may be left out. `null` is a value too: no value."]
+    for section, keys in sections.items():
+        lines += ["", f"## {section or 'Recipe'}", ""]
+        lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+        for key in keys:
+            default = f"`{key.default}`" if key.default else ""
+            what = key.what.replace("None:", "null:")
+            lines.append(_row(f"`{key.name}`", default, key.allowed, what))
+    return "\n".join(lines)
+
+
+def commands_page() -> str:
+    """Return what each command does, and a table of its arguments and options."""
+    lines = ["# Commands", "", "`maskwise COMMAND --help` shows the same."]
+    for name, command in typer.main.get_command(app).commands.items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            command.help,
+            "",
+            "| option | default | meaning |",
+            "|---|---|---|",
+        ]
+        for option in command.params:
+            shown = (
+                ", ".join(option.opts) if option.opts[0].startswith("-") else option.name.upper()
+            )
+            default = "required" if option.required else str(option.default)
+            if default in ("None", "False"):
+                default = ""
+            lines.append(_row(f"`{shown}`", default, option.help or ""))
+    return "\n".join(lines)
+
+
+def names_page() -> str:
+    """Return the docstring of every name that a recipe may use."""
+    lines = [
+        "# Names",
+        "",
+        "Recipes, options and Python take these names, with arguments as in `span(p=0.2)`.",
+    ]
+    for table in TABLES:
+        lines += ["", f"## {table.capitalize()}"]
+        members = names_in(table)
+        for row in describe_table(table):
+            arguments = f"({row['arguments']})" if row["arguments"] else ""
+            lines += ["", f"### {row['name']}", ""]
+            if arguments:
+                lines += [f"`{row['name']}{arguments}`", ""]
+            lines.append(_markdown(inspect.getdoc(members[row["name"]]) or ""))
+    return "\n".join(lines)
+
+
+def _markdown(docstring: str) -> str:
+    """Return a docstring without examples and errors, its sections as items of a list."""
+    text = re.sub(r"^>>> .*?(?:\n\n|\Z)", "", docstring, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^Raises:\n(?:    .*\n?)+", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        rf"^    (?:{'|'.join(INTERNAL)}): .*(?:\n {{8}}.*)*\n?", "", text, flags=re.MULTILINE
+    )
+    text = re.sub(r"^(?:Args|Attributes):\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.MULTILINE)
+    return re.sub(r"^([A-Z]\w+): ", r"- *\1:* ", text, flags=re.MULTILINE)
+
+
+def _row(*cells: str) -> str:
+    """Return a row of a table, each cell on one line."""
+    plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(plain)} |"
