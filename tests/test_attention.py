@@ -19,6 +19,7 @@ from maskwise.objectives import Denoising, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs
 from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import Document
+from maskwise.training import MaskedSource, TrainingSettings, train
 from training_tools import GEMMA
 
 SENTENCE = "the cat sat on a mat while two dogs ran after one red ball in our green garden"
@@ -109,6 +110,18 @@ def places(batch: Any) -> dict[tuple[int, int], tuple[int, int]]:
         for at in range(len(source.input_ids))
         if source.content[at]
     }
+
+
+def test_a_training_leaves_no_hook_on_an_encoder(rows: Rows, tokenizer: Any) -> None:
+    """ESM's embeddings are scaled by documents with one."""
+    model = build("esm", tokenizer)
+    chosen = TrainingSettings(steps=1, batch_size=2, precision="no")
+    source = MaskedSource(rows, Masker(tokenizer), chosen)
+    objective = MaskedLanguageModelling(model)
+    objective(source.batches(0, rank=0, ranks=1)[0])
+    assert model.esm._forward_pre_hooks
+    train(objective, source, chosen, quiet=True)
+    assert not model.esm._forward_pre_hooks and not model.esm._forward_pre_hooks_with_kwargs
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
@@ -18,12 +19,16 @@ from maskwise.lora import Lora, lora, merged
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
+from maskwise.study.costs import flops
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
 from maskwise.text import encode
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.data import Step
 from maskwise.training.optim import hidden_matrices
+from maskwise.training.settings import ModelSettings
+from maskwise.training.speed import Meter
 from test_training import DATA
 from tiny import maskwise, read_lines, write_inputs
 from training_tools import model, tokenizer
@@ -74,6 +79,34 @@ def test_only_updates_and_the_head_are_trained_and_the_sum_is_an_ordinary_model(
     after = encoder_of(again).state_dict(prefix=prefix)
     moved = [name for name, weight in after.items() if not torch.equal(weight, before[name])]
     assert moved and all(any(step.isdigit() for step in name.split(".")) for name in moved)
+
+
+def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
+    """Against torch's own count of matrix products; the first block needs no gradient of its
+    input, which the formula ignores."""
+    network = model("bert", hidden_size=64, intermediate_size=256, num_hidden_layers=12)
+    network.set_attn_implementation("eager")
+    whole = flops(300, 60, MaskedLanguageModelling(network))
+    recipe = ModelSettings(architecture="bert", adapter="lora(rank=4)")
+    empty = MaskedLanguageModelling(recipe.empty(network.config))
+    Lora(rank=4).add(network, seed=0)
+    objective = MaskedLanguageModelling(network)
+    ids = torch.randint(5, 40, (10, 30))
+    labels = torch.full_like(ids, -100)
+    labels[:, ::5] = 7
+    with FlopCounterMode(display=False) as counter:
+        objective({"input_ids": ids, "labels": labels}).loss.backward()
+    counted = 0
+    for operation, number in counter.get_flop_counts()["Global"].items():
+        if "bmm" not in str(operation):
+            counted += number
+    found = flops(300, 60, objective)
+    assert counted == pytest.approx(found, rel=0.05)
+    assert found < 0.8 * whole
+    assert flops(300, 60, empty) == found
+    meter = Meter(objective, torch.device("cpu"), "no", ranks=1, frozen=False, known=True)
+    meter.add(Step(0, [], 60, {"tokens": 300.0}, 60))
+    assert meter.flops == pytest.approx(found, rel=1e-6)
 
 
 def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:

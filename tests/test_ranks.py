@@ -20,13 +20,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.diffusion import Noising
-from maskwise.objectives import MaskedLanguageModelling, objective
+from maskwise.objectives import MaskedLanguageModelling, Objective, Outcome, objective
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.engine import Engine
+from maskwise.training.engine import Engine, new_accelerator
 from maskwise.training.wrapping import ACCELERATE, distinct, gathered, local
 from processes import two_ranks
 from test_faults import Poisonous, Spoiled
@@ -268,6 +268,32 @@ def test_all_ranks_skip_what_is_not_finite_on_one(tmp_path: Path) -> None:
             line["skipped"] for line in lines(tmp_path / f"skip-{shard}") if line["kind"] == "train"
         ]
         assert skipped == [0, 0, 1, 2, 2, 2]
+
+
+def groups_of_ranks(folder: Path) -> None:
+    new_accelerator(settings(), None)
+    before = dict(dist.distributed_c10d._world.pg_map)
+    for _ in range(2):
+        trained("mlm", steps=2)
+    assert dist.distributed_c10d._world.pg_map == before
+    with pytest.raises(MaskwiseError, match="there are none"):
+        Engine(Plain(), settings(activation_checkpointing=True))
+    assert dist.distributed_c10d._world.pg_map == before
+
+
+class Plain(Objective):
+    """An objective without a transformers model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, batch: Any) -> Outcome:
+        return Outcome.of(self.layer(torch.ones(2)))
+
+
+def test_a_training_ends_the_process_groups_that_it_made(tmp_path: Path) -> None:
+    two_ranks(groups_of_ranks, tmp_path)
 
 
 def refused_ranks(folder: Path) -> None:

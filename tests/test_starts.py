@@ -208,6 +208,13 @@ def test_what_is_shipped_can_be_trained_without_maskwise(name, auto):
     )
 
 
+def test_a_folder_that_changed_under_its_name_is_looked_at_again(tmp_path):
+    folder = headless(tmp_path / "encoder")
+    assert not has_head(str(folder))
+    save(folder, model("bert"))
+    assert has_head(str(folder))
+
+
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert"])
 def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     architecture, tmp_path, capfd

@@ -7,6 +7,7 @@ from __future__ import annotations
 import runpy
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,37 @@ def test_activations_computed_twice_give_the_same_gradients(architecture: str) -
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def parts_of(trainee: torch.nn.Module) -> list[dict[str, Any]]:
+    """What stands in the modules themselves, where a patched method would."""
+    return [
+        {name: value for name, value in vars(part).items() if not name.startswith("_")}
+        for part in trainee.modules()
+    ]
+
+
+def unlike_the_state(trainee: Any, folder: Path) -> dict[str, Any]:
+    chosen = settings(save_every=1, steps=2)
+    train(trainee, MaskedSource(DATA, Masker(tokenizer()), chosen), chosen, folder=folder)
+    return {"save_every": 1, "steps": 2, "learning_rate": 0.5}
+
+
+def without_compiler(trainee: Any, folder: Path) -> dict[str, Any]:
+    return {"compile": True}
+
+
+@pytest.mark.parametrize("fails", [unlike_the_state, without_compiler])
+def test_an_engine_that_cannot_start_leaves_the_model_as_it_was(
+    fails: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    trainee, _ = made("mlm")
+    chosen = settings(**fails(trainee, tmp_path))
+    before = parts_of(trainee)
+    with pytest.raises(MaskwiseError):
+        Engine(trainee, chosen, tmp_path)
+    assert parts_of(trainee) == before
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):

@@ -113,8 +113,7 @@ def _scale_by_document(
 ) -> tuple[tuple[None], dict[str, Any]] | None:
     """Before ESM's encoder: scale the embeddings by the masks of each document, not of the row.
 
-    A row of several documents would give each of them the scale of all. With ``inputs_embeds``,
-    transformers leaves scaling and positions to the caller.
+    With ``inputs_embeds``, transformers leaves scaling and positions to the caller.
     """
     documents = named.get("documents")
     if documents is None:
@@ -134,6 +133,14 @@ def _scale_by_document(
     scaled = (words * scale.unsqueeze(-1)).to(words.dtype)
     embedded = table(inputs_embeds=scaled, position_ids=named["position_ids"])
     return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
+
+
+def release(module: nn.Module) -> None:
+    """Remove what ``Adapter.apart`` left on the models of a module."""
+    for part in module.modules():
+        for number, hook in [*part._forward_pre_hooks.items()]:
+            if hook is _scale_by_document:
+                del part._forward_pre_hooks[number], part._forward_pre_hooks_with_kwargs[number]
 
 
 @contextlib.contextmanager

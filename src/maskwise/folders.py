@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems without locks."""
+FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
+"""Name, time of change in nanoseconds, and size of files: changes where one of them does."""
 RELEASE_SECONDS = 0.2
 """How long to retry a lock: another process may be removing its file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
@@ -193,6 +195,18 @@ def file_hash(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_state(path: Path) -> FilesState:
+    """Name, time of change and size of a file, or of the files in a folder."""
+    path = path.absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    state = []
+    for file in files:
+        if file.is_file():
+            facts = file.stat()
+            state.append((str(file), facts.st_mtime_ns, facts.st_size))
+    return tuple(state)
 
 
 @contextmanager

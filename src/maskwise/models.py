@@ -44,16 +44,13 @@ from maskwise.families import (
     require_kind,
     start_token,
 )
+from maskwise.folders import FilesState, files_state
 from maskwise.keys import fold
-from maskwise.starts import find_start, find_weights
-from maskwise.weights import check_finite, check_size
+from maskwise.starts import find_start, find_weights, resolve_start
+from maskwise.weights import check_finite, check_size, quieten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-QUIET = 0.1
-"""Initial weight of a new head's layer norm. At 1 the noise of a random head costs 0.4 nats more
-than word frequencies on a sentence encoder (benchmarks/recipes/continual-minilm.yaml)."""
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
 """The warning where a new head is trained together with the encoder."""
@@ -308,13 +305,18 @@ def load_model(
         raise MaskwiseError(what, do=do)
     if lacking:
         _start_bias(model, log_unigram)
-        _quieten(model, lacking)
+        quieten(model, lacking)
     return model
 
 
-@cache
 def has_head(name: str) -> bool:
     """Whether a checkpoint has a prediction head."""
+    # Reading it takes a moment, and checks of a study ask for every arm.
+    return _has_head(name, files_state(Path(resolve_start(name))))
+
+
+@cache
+def _has_head(name: str, state: FilesState) -> bool:
     auto = language_model(load_config(name, kind=None))
     with without_advice():
         return not _lacking(auto, name, find_weights(name))
@@ -440,11 +442,3 @@ def _loading(name: str | Path) -> Iterator[None]:
     except Exception as error:  # a damaged file raises those of json, safetensors and transformers
         what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
         raise MaskwiseError(what) from None
-
-
-def _quieten(model: PreTrainedModel, lacking: list[str]) -> None:
-    """Scale the norms among new weights to ``QUIET``, so that the head begins near its bias."""
-    with torch.no_grad():
-        for name in lacking:
-            if name.endswith("weight") and model.get_parameter(name).ndim == 1:
-                model.get_parameter(name).fill_(QUIET)

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, prediction_head
+from maskwise.families import encoder_of, prediction_head, release
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
@@ -141,7 +141,11 @@ class MaskingTrainer(Trainer):
         # Every training counts its steps from 0; a resumed one takes ``_learned`` from its state.
         self._learned = -1
         self._shown.clear()
-        return super().train(*args, **more)
+        try:
+            return super().train(*args, **more)
+        finally:
+            assert self.model is not None
+            release(self.model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -31,7 +31,7 @@ from maskwise.evaluation.scoring import (
     pseudo_perplexity,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
-from maskwise.families import check_fit, most_tokens, require_kind
+from maskwise.families import check_fit, most_tokens, release, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
@@ -205,6 +205,7 @@ def evaluate(
     for test_set in sets.values():
         records += test_set.score(model, data.tokenizer)
     model.train(was_training)
+    release(model)
     for record in records:
         if record["kind"] == "heldout":
             value = record["loss"]

@@ -46,9 +46,20 @@ class Work(NamedTuple):
         return sum(self)
 
 
-def trained(work: Work, *, frozen: bool = False) -> int:
-    """FLOPs of a forward and a backward pass; ``frozen``: through a frozen encoder."""
-    return int(2 * work.body + 6 * work.head + 4 * work.tied) if frozen else int(6 * work.all)
+def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
+    """FLOPs of a forward and a backward pass.
+
+    Args:
+        frozen: whether gradients end at the encoder, which is not trained.
+        held: the share of the encoder's weights that gradients pass without changing them.
+    """
+    if frozen:
+        return int(2 * work.body + 6 * work.head + 4 * work.tied)
+    # Weights that are not trained need no gradient of their own.
+    spared = held * work.body
+    if held:
+        spared += work.tied
+    return int(6 * work.all - 2 * spared)
 
 
 NO_DOCUMENTS = "its attention cannot keep documents apart"

@@ -5,13 +5,14 @@ objectives can be compared.
 
 Each weight takes 2 FLOPs a token forward and 4 backward: 2 for the gradient of its input and 2 for
 its own gradient. A frozen encoder runs forward only, and a vocabulary matrix tied to it costs 4 a
-target. ``body`` counts the weights of the encoder without its embeddings, which are looked up.
-``head`` counts the prediction head with its vocabulary matrix, even if that is tied to the
-embeddings; it runs on gathered targets only, so a higher ratio costs more. ``Objective.work``
-defines which weights work for which tokens (sentence contrast reads a text twice, replaced-token
-detection also runs a generator), and every step counts for the objective that was drawn. Probes of
-a sampler cost 2 instead of 6. Not counted: attention scores (2·L·H a token and layer, a few per
-cent at the lengths used here), padding, the optimiser, evaluation.
+target. So do the weights that LoRA leaves as they are. ``body`` counts the weights of the encoder
+without its embeddings, which are looked up. ``head`` counts the prediction head with its vocabulary
+matrix, even if that is tied to the embeddings; it runs on gathered targets only, so a higher ratio
+costs more. ``Objective.work`` defines which weights work for which tokens (sentence contrast reads
+a text twice, replaced-token detection also runs a generator), and every step counts for the
+objective that was drawn. Probes of a sampler cost 2 instead of 6. Not counted: attention scores
+(2·L·H a token and layer, a few per cent at the lengths used here), padding, the optimiser,
+evaluation.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
 from maskwise.training.arms import Arms
+from maskwise.weights import held_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +47,7 @@ def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False
         targets: the tokens that it predicts.
         frozen: whether only the heads are trained.
     """
-    return trained(one.work(tokens, targets), frozen=frozen)
+    return trained(one.work(tokens, targets), frozen=frozen, held=held_share(one.model))
 
 
 def without_weights(spec: str, network: PreTrainedModel) -> Objective:
@@ -64,9 +66,10 @@ def flops_of_arms(
         frozen: whether only the heads are trained.
     """
     steps = probes = 0
+    held = held_share(arms.model)
     for name, counts in spent.items():
         work = arms.arm(name).work
-        steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen)
+        steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen, held=held)
         # Probes run forward only.
         probes += int(2 * work(counts["probe_tokens"], counts["probe_targets"]).all)
     return steps, probes

@@ -32,7 +32,6 @@ import numpy as np
 from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
-from maskwise.models import empty_model
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step, without_weights
@@ -373,7 +372,7 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # A policy that learns is measured with its initial weights.
     source = masked_source(data, link, config)
-    return per_step(source, without_weights(link.objective, empty_model(config)))
+    return per_step(source, without_weights(link.objective, link.model.empty(config)))
 
 
 @lru_cache(maxsize=4)

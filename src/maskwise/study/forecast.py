@@ -21,7 +21,6 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
-from maskwise.models import empty_model
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -384,7 +383,7 @@ def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Pla
             "steps": training.steps,
             "batch_size": training.batch_size,
             "length": link.corpus.length,
-            **expected(link, empty_model(start_of(recipe)[1])),
+            **expected(link, recipe.model.empty(start_of(recipe)[1])),
             "runs": len(stages),
             "to_do": len(left),
             "seconds": total(left),

@@ -21,7 +21,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.folders import looked_in
+from maskwise.folders import FilesState, files_state, looked_in
 from maskwise.tasks.classes import (
     REGRESSION,
     SEQUENCE_CLASSIFICATION,
@@ -133,16 +133,9 @@ def read_splits(
     return _by_split(spec, by_name)
 
 
-def state_of(spec: str) -> list[tuple[str, int, int]]:
+def state_of(spec: str) -> FilesState:
     """Return name, time and size of the files of a task; nothing for an invented world."""
-    path = _path(spec).absolute()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    state = []
-    for file in files:
-        if file.is_file():
-            stat = file.stat()
-            state.append((str(file), stat.st_mtime_ns, stat.st_size))
-    return state
+    return files_state(_path(spec))
 
 
 def _path(spec: str) -> Path:

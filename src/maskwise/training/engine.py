@@ -108,24 +108,38 @@ class Engine:
         self.device = self.accelerator.device
         self.first = self.accelerator.is_main_process
         check_batch_size(settings, self.ranks)
-        # Counts are exchanged over gloo, so that the host does not wait for the GPU.
-        separate = self.ranks > 1 and self.device.type != "cpu"
-        self.hosts = dist.new_group(backend="gloo") if separate else None
-        # Of the thread that makes batches, whose messages must not mix with the others.
-        self.ahead = dist.new_group(backend="gloo") if self.ranks > 1 else None
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             what = "training.shard takes one objective: probes of several need all weights at once"
             raise MaskwiseError(what, do="leave it out (every process keeps a copy)")
-        objective.to(self.device)
+        self.states: States | None = None
+        self.hosts = self.ahead = None
         self.matmul_precision = torch.get_float32_matmul_precision()
+        try:
+            self._prepare()
+        except BaseException:
+            # The caller has no engine to close.
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Change the objective for training and load the newest state; ``close`` undoes it."""
+        objective = self.objective
+        settings = self.settings
+        folder = self.folder
+        # Counts are exchanged over gloo, so that the host does not wait for the GPU.
+        if self.ranks > 1 and self.device.type != "cpu":
+            self.hosts = dist.new_group(backend="gloo")
+        # Of the thread that makes batches, whose messages must not mix with the others.
+        if self.ranks > 1:
+            self.ahead = dist.new_group(backend="gloo")
+        objective.to(self.device)
         if self.device.type != "cpu":
             # What autocast leaves in single precision is ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
         if settings.freeze == "encoder":
-            freeze_encoder(objective)
+            wrapping.freeze_encoder(objective)
         wrapping.wrap(objective, settings, self.accelerator.autocast)
-        self.states: States | None = None
         if folder and self.first:
             sweep(folder)
         if folder and settings.save_every:
@@ -265,11 +279,15 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish pending writes of states and restore the patched methods."""
+        """Finish pending writes of states, restore what was patched, and end the gloo groups."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
+        for group in (self.hosts, self.ahead):
+            # ``leave`` has ended all groups, if a signal ended the training.
+            if group is not None and dist.is_initialized():
+                dist.destroy_process_group(group)
 
     def _load_weights(self, state: State) -> None:
         """Load weights, or raise for a state of other settings or of another model."""
@@ -328,14 +346,6 @@ def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
     if size % (settings.accumulate * ranks):
         what = "batch_size must be a multiple of accumulate × processes"
         raise MaskwiseError(what, got=f"{size} for {settings.accumulate} × {ranks}")
-
-
-def freeze_encoder(objective: Objective) -> None:
-    """Exclude the encoder from training, with an output matrix that is tied to its embeddings."""
-    encoder_of(objective.model).requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in objective.parameters()):
-        got = type(objective.model).__name__
-        raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

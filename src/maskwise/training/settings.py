@@ -14,6 +14,7 @@ from maskwise.lora import lora
 from maskwise.models import (
     Fields,
     config_of,
+    empty_model,
     load_config,
     load_model,
     new_config,
@@ -312,6 +313,13 @@ class ModelSettings(BaseModel):
             for part in (config, *(getattr(config, name) for name in config.sub_configs)):
                 setattr(part, own[0], self.changed_dropout)
         return config
+
+    def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """The model to train without memory for its weights, for counting them."""
+        network = empty_model(config)
+        if self.adapter:
+            lora(self.adapter).add(network, seed=0)
+        return network
 
     def model(
         self,

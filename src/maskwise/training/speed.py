@@ -25,7 +25,7 @@ from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
 from maskwise.training.arms import Arms
 from maskwise.training.data import Step
-from maskwise.weights import attention_work
+from maskwise.weights import attention_work, held_share
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
@@ -61,6 +61,7 @@ class Meter:
         # The work of an objective without a transformers model is not known.
         counted = known and hasattr(objective, "model")
         self.rate = matmul_rate(device, precision) if counted else None
+        self.held = held_share(objective.model) if counted else 0.0
         self.per_arm: dict[str, tuple[int, int]] = {}
         self._start()
 
@@ -83,15 +84,16 @@ class Meter:
             objective = objective.arm(arm)
         # Counting weights takes as long as a small step.
         if arm not in self.per_arm:
-            per_token = self._trained(objective.work(1, 0))
-            self.per_arm[arm] = per_token, self._trained(objective.work(0, 1))
+            per_token = self._trained(objective.work(1, 0), held=self.held)
+            per_target = self._trained(objective.work(0, 1), held=self.held)
+            self.per_arm[arm] = per_token, per_target
         per_token, per_target = self.per_arm[arm]
         config = self.objective.model.config
         attention = Work(attention_work(config, tokens, step.facts.get("squares", 0.0)))
         self.flops += per_token * tokens + per_target * step.targets + self._trained(attention)
 
-    def _trained(self, work: Work) -> int:
-        return trained(work, frozen=self.frozen)
+    def _trained(self, work: Work, *, held: float = 0.0) -> int:
+        return trained(work, frozen=self.frozen, held=held)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskwise.attention import Documents, MaskKey, quicken, restore, separate
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of
+from maskwise.families import adapter_of, encoder_of, release
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -99,9 +99,18 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
             part.compile_head()
 
 
+def freeze_encoder(objective: Objective) -> None:
+    """Exclude the encoder from training, with an output matrix that is tied to its embeddings."""
+    encoder_of(objective.model).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in objective.parameters()):
+        got = type(objective.model).__name__
+        raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+
+
 def unwrap(objective: nn.Module) -> None:
     """Undo ``wrap``, and Accelerate's wrapping of the objective's forward pass."""
     restore(objective)
+    release(objective)
     if _duck_shapes:
         symbolic_shapes.use_duck_shape = _duck_shapes.pop()
     for part in (objective, *blocks_of(objective)):
