@@ -38,11 +38,12 @@ bench: venv ## speed beside the peers; alone on the machine, please
 venv: $(INSTALLED)
 
 # Redone only when its inputs change; torch is pinned in constraints.txt.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml packages/maskwise-data/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "maskwise needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e packages/maskwise-data -e '.[dev]'
 	@touch $@
 
 clean:

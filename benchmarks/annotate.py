@@ -38,9 +38,10 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.tagger import NAME, SHIPPED, SpacyPipeline
+from maskwise.annotate.tagger import NAME, SpacyPipeline
 from maskwise.bench import in_turn, surroundings
 from maskwise.constants import UPOS
+from maskwise.folders import bundled_file
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.labelled import (
     POS,
@@ -50,6 +51,7 @@ from maskwise.text.labelled import (
 )
 from maskwise.text.layers import CharSpans
 
+SHIPPED = bundled_file("tagger-en")
 GOLD = Path(__file__).parents[2] / "shared" / "data"
 TAGGED = {"UD-EWT test": "ud_english_ewt/en_ewt-ud-test.conllu.gz"}
 NAMED: dict[str, tuple[str, int, int]] = {  # file, column of the token, column of the tag

@@ -1,8 +1,8 @@
-"""Cuts the data that maskwise ships out of larger public data sets: `python scripts/build_data.py
-SOURCE`.
+"""Cuts the data of maskwise and maskwise-data out of public data sets:
+`python scripts/build_data.py SOURCE`.
 
 SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (their
-origin and licences: src/maskwise/data/README.md). Nothing is drawn at random: rows are taken at
+origin and licences: README.md beside the data). Nothing is drawn at random: rows are taken at
 even distances, and gzip gets no time stamp, so a second run writes the same bytes (another zlib may
 compress the same rows differently). Only licences that allow it (CC BY, CC BY-SA) are shipped, and
 a few megabytes in all.
@@ -22,7 +22,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from conll import read_columns
 
-TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data"
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
+# What the quick start needs stands in the wheel of maskwise.
+QUICK_START = {"wikipedia": ROOT / "src/maskwise/data", "ud_ewt_pos": ROOT / "src/maskwise/data"}
 WIKIPEDIA_STRIDE = 8
 
 # Frequent intents whose names say what they are: the near-twins among the 77 measure annotators
@@ -224,7 +227,7 @@ def rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
 
 def write(name: str, content: Iterable[Row]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
-    path = TARGET / f"{name}.jsonl.gz"
+    path = QUICK_START.get(name, TARGET) / f"{name}.jsonl.gz"
     path.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
     print(f"{path.name}: {len(lines)} rows, {path.stat().st_size / 1e6:.2f} MB")
 

@@ -4,7 +4,7 @@ can be learned.
 A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has
 learned to look at the other copy knows every word that is whole there; nothing else can be known.
 
-    python scripts/build_echoes.py   # writes src/maskwise/data/echoes.jsonl.gz, always the same
+    python scripts/build_echoes.py   # writes echoes.jsonl.gz of maskwise-data, always the same
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 TEXTS, WORDS, LENGTH = 3000, 200, 31
 """How many texts; different words; words of a text, said twice (64 tokens with [CLS] and [SEP])."""
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
-OUT = Path(__file__).resolve().parent.parent / "src" / "maskwise" / "data" / "echoes.jsonl.gz"
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "packages/maskwise-data/src/maskwise_data" / "echoes.jsonl.gz"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Writes src/maskwise/data/pairs.jsonl.gz: minimal pairs of English, made here from a few
+"""Writes pairs.jsonl.gz of maskwise-data: minimal pairs of English, made here from a few
 templates.
 
     python scripts/build_evaluation.py
@@ -18,7 +18,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-TARGET = Path(__file__).parent.parent / "src" / "maskwise" / "data" / "pairs.jsonl.gz"
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "packages/maskwise-data/src/maskwise_data" / "pairs.jsonl.gz"
 
 NOUNS = [
     ("river", "rivers"),

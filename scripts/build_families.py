@@ -6,7 +6,7 @@ that of a column far away, by a rule of the family. Sequences lose or gain a few
 columns shift. What can be learned beyond letter frequencies is thus the family, and within it the
 pairs.
 
-    python scripts/build_families.py   # writes src/maskwise/data/families.jsonl.gz, always the same
+    python scripts/build_families.py   # writes families.jsonl.gz of maskwise-data, always the same
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ FREQUENCY = [
 ]
 """Per cent of each letter in Swiss-Prot, rounded."""
 FAMILIES, SEQUENCES = 16, 160
-OUT = Path(__file__).resolve().parent.parent / "src" / "maskwise" / "data" / "families.jsonl.gz"
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "packages/maskwise-data/src/maskwise_data" / "families.jsonl.gz"
 
 
 def family(draw: random.Random) -> list[str]:

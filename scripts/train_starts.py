@@ -2,7 +2,7 @@
 hour of one core.
 
 SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences:
-src/maskwise/data/encoder-en/README.md). The recipes are `general-encoder` and `general-seq2seq`, as
+README.md beside the model). The recipes are `general-encoder` and `general-seq2seq`, as
 anybody would run them; what is shipped is the checkpoint in half precision, which is loaded as
 single precision again. A second run on the same machine, with the same thread count, writes the
 same bytes.
@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from maskwise.models import load_model
 
-DATA = Path(__file__).parent.parent / "src" / "maskwise" / "data"
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "packages/maskwise-data/src/maskwise_data"
 TARGETS = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
 TEXTS = ("wikipedia_en", "wikinews_en")
 

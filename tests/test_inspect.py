@@ -375,6 +375,6 @@ def test_lists_show_no_address(capsys):
 
 def test_the_tokenizer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert maskwise("inspect", "the cat sat", "--policy", "token") == 0
-    assert "tokenizer: bundled:encoder" in capsys.readouterr().out
+    assert "tokenizer: bundled:tokenizer" in capsys.readouterr().out
     [shown] = inspect_text("the cat", "token", {}, tokenizer="bundled:seq2seq")
     assert shown.as_dict()["tokenizer"] == "bundled:seq2seq"

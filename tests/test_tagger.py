@@ -22,11 +22,13 @@ from spacy.training import Example
 
 from maskwise.annotate import tagger as tagger_module
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.tagger import SALIENT, SHIPPED, SpacyPipeline, one_pass
+from maskwise.annotate.tagger import SALIENT, SpacyPipeline, one_pass
 from maskwise.errors import MaskwiseError
+from maskwise.folders import bundled_file
 from maskwise.text.labelled import POS, given_spans, read_conllu
 from maskwise.text.layers import CharSpans, check_spans
 
+SHIPPED = bundled_file("tagger-en")
 GOLD = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -10,7 +10,7 @@ Five choices, each independent of the others: *what* may be masked (policy), *ho
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.1.0rc1"
 
 if TYPE_CHECKING:
     from maskwise import samplers

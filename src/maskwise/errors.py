@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from numbers import Integral, Real
+from pathlib import Path
 
 LONGEST = 400
 """Characters of each part of an error's message."""
@@ -25,8 +26,12 @@ EXTRAS = {
     "ray": "ray",
     "peft": "lora",
     "sentence_transformers": "sentence-transformers",
+    "maskwise_data": "data",
 }
 """Libraries that only some users need, and the extra of maskwise that installs them."""
+
+CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
+"""Where a checkout has the distribution maskwise-data."""
 
 
 class MaskwiseError(ValueError):
@@ -88,7 +93,12 @@ def install_command(module: str) -> str | None:
     """
     if find_spec(module):
         return None
-    return f"pip install 'maskwise[{EXTRAS[module]}]'"
+    if module != "maskwise_data":
+        return f"pip install 'maskwise[{EXTRAS[module]}]'"
+    # a checkout has the data that fit its code
+    if CHECKOUT.is_dir():
+        return f"pip install -e {CHECKOUT}"
+    return "pip install maskwise-data"
 
 
 def require_library(module: str, *, use: str) -> None:

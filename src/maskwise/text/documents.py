@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
-from maskwise.folders import looked_in
+from maskwise.folders import bundled_file, looked_in
 from maskwise.text.hub import hub_dataset, saved_dataset
 from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
@@ -392,14 +392,15 @@ def batches(
 
 
 def bundled_path(name: str) -> Path:
-    """Return the file of a sample that comes with maskwise, gzipped JSON lines; see docs/data.md.
+    """Return the file of a bundled sample, gzipped JSON lines; see docs/data.md.
 
     Raises:
-        MaskwiseError: a name that is not in `BUNDLED`.
+        MaskwiseError: a name that is not in `BUNDLED`, or a sample of maskwise-data, which is not
+            installed.
     """
     if name not in BUNDLED:
         raise unknown_name("bundled data", name, BUNDLED)
-    return Path(__file__).parent.parent / "data" / f"{name}.jsonl.gz"
+    return bundled_file(f"{name}.jsonl.gz")
 
 
 def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:

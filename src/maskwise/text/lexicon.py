@@ -6,10 +6,11 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from maskwise.folders import bundled_file
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
 """Attributes of a person that can be asked for. A job is no named entity; the others are."""
@@ -31,8 +32,8 @@ Piece = tuple[str, str]
 @cache
 def language() -> dict[str, Any]:
     """Return templates of sentences, words, and the parts of names."""
-    path = Path(__file__).parent.parent / "data" / "worlds.yaml"
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    text = bundled_file("worlds.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
 
 
 @cache

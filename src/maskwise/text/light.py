@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from maskwise.starts import find_start
 from maskwise.text.tokenizers import MOST_TOKENS, load_tokenizer
 
+DEFAULT = "bundled:tokenizer"
+"""It is read where no tokenizer is named."""
 SPECIAL = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -74,13 +76,13 @@ class LightTokenizer:
 
 
 def light_tokenizer(name: str | None) -> Any:
-    """Load a tokenizer without transformers if possible; None: the bundled encoder's."""
-    tokenizer = LightTokenizer.read(Path(find_start(name or "bundled:encoder")))
+    """Load a tokenizer without transformers if possible; None: ``DEFAULT``."""
+    tokenizer = LightTokenizer.read(Path(find_start(name or DEFAULT)))
     if tokenizer is None:
         assert name is not None
         return load_tokenizer(name, needs_mask=False)
     if not name:
-        # T5's and UL2's corruptions need tokens that the bundled encoder does not have.
+        # T5's and UL2's corruptions need tokens that the bundled tokenizer does not have.
         sentinels = [f"<extra_id_{number}>" for number in range(100)]
         tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])
     return tokenizer

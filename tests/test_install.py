@@ -1,0 +1,183 @@
+"""What is installed: the wheel of maskwise is small and enough to mask, train and inspect. The
+other models and texts are in maskwise-data, and an error names the command that installs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+import maskwise
+from maskwise import errors
+from maskwise.errors import MaskwiseError, require_library
+from maskwise.evaluation.sets import BUNDLED_SETS
+from maskwise.folders import bundled_file
+from maskwise.inspection import inspect_text
+from maskwise.starts import BUNDLED, TOKENIZER_FILES, resolve_start
+from maskwise.study.stages import start_fingerprint
+from maskwise.text.documents import BUNDLED as TEXTS
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src"
+DATA = ROOT / "packages" / "maskwise-data"
+BYTES = 8_000_000
+SAMPLES = [f"{name}.jsonl.gz" for name in (*TEXTS, *BUNDLED_SETS)]
+NAMES = [*SAMPLES, *BUNDLED.values(), "tagger-en", "worlds.yaml"]
+
+
+def files_of(package: Path) -> set[str]:
+    """The files that hatchling puts into a wheel: all but those that git ignores."""
+    found = [path for path in package.rglob("*") if path.is_file()]
+    kept = [path for path in found if "__pycache__" not in path.parts]
+    return {path.relative_to(package.parent).as_posix() for path in kept}
+
+
+def compressed_bytes(names: set[str], source: Path) -> int:
+    return sum(len(zlib.compress((source / name).read_bytes())) for name in names)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment with the wheel of maskwise, but without maskwise-data and a checkout."""
+
+    def find(name: str) -> object:
+        return None if name == "maskwise_data" else importlib.util.find_spec(name)
+
+    monkeypatch.setattr(errors, "find_spec", find)
+    monkeypatch.setattr(errors, "CHECKOUT", ROOT / "nowhere")
+
+
+# The two distributions
+# ----------------------------------------------------------------------------
+
+
+def test_the_wheel_is_small_and_has_the_data_of_the_quick_start() -> None:
+    names = files_of(SOURCE / "maskwise")
+    assert compressed_bytes(names, SOURCE) <= BYTES
+    assert {"maskwise/data/wikipedia.jsonl.gz", "maskwise/data/README.md"} <= names
+
+
+def test_each_bundled_file_is_in_one_distribution() -> None:
+    def where(folder: Path) -> set[str]:
+        return {name for name in NAMES if (folder / name).exists()}
+
+    ours = where(SOURCE / "maskwise" / "data")
+    others = where(DATA / "src" / "maskwise_data")
+    assert ours == {"wikipedia.jsonl.gz", "ud_ewt_pos.jsonl.gz", "worlds.yaml", "tokenizer-en"}
+    assert ours.isdisjoint(others)
+    assert ours | others == set(NAMES)
+
+
+def test_the_bundled_tokenizer_is_that_of_the_encoder() -> None:
+    prints = {
+        start_fingerprint(f"bundled:{name}", TOKENIZER_FILES) for name in ("encoder", "tokenizer")
+    }
+    assert len(prints) == 1
+
+
+def test_both_distributions_have_the_version_of_the_package() -> None:
+    for folder in (ROOT, DATA):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        assert project["version"] == maskwise.__version__
+
+
+# Without maskwise-data
+# ----------------------------------------------------------------------------
+
+
+def test_the_wheel_alone_finds_its_own_files(alone: None) -> None:
+    assert bundled_file("wikipedia.jsonl.gz").is_file()
+    (found,) = inspect_text("Marie Curie was born in Warsaw.", "token", {})
+    assert found.tokenizer == "bundled:tokenizer"
+
+
+@pytest.mark.parametrize("name", ["encoder", "seq2seq"])
+def test_what_is_missing_names_one_command(name: str, alone: None) -> None:
+    with pytest.raises(MaskwiseError) as raised:
+        resolve_start(f"bundled:{name}")
+    assert raised.value.do == "pip install maskwise-data"
+    assert BUNDLED[name] in raised.value.what
+
+
+def test_in_a_checkout_the_command_installs_from_there(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(MaskwiseError) as raised:
+        require_library("maskwise_data", use="a test")
+    assert raised.value.do == f"pip install -e {DATA}"
+
+
+def test_an_older_maskwise_data_is_named() -> None:
+    with pytest.raises(MaskwiseError) as raised:
+        bundled_file("of-tomorrow.jsonl.gz")
+    assert "of-tomorrow" in str(raised.value) and "pip install" in str(raised.value.do)
+
+
+# The wheel in an empty environment
+# ----------------------------------------------------------------------------
+
+SCRIPT = """
+import torch
+import maskwise as mw
+from maskwise.text.tokenizers import load_tokenizer
+
+tokenizer = load_tokenizer("bundled:tokenizer")
+rows = mw.encode(tokenizer, ["Marie Curie was born in Warsaw in 1867."])
+batch = mw.Masker(tokenizer, policy="whole-word", ratio=0.3)(rows, step=0, total_steps=1)
+assert (batch.labels != -100).any()
+"""
+PRETRAIN = [
+    *("pretrain", "quick-start", "corpus.limit=200", "training.steps=4", "training.eval_every=2"),
+    *("training.save_every=2", "evaluation.rows=8", "tasks=[]", "--out", "one"),
+]
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_masks_trains_and_inspects(tmp_path: Path) -> None:
+    """It takes minutes, an index of packages, and the room of torch."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(*command: object, code: int = 0) -> str:
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run(sys.executable, "-m", "venv", "empty")
+    python, command = tmp_path / "empty/bin/python", tmp_path / "empty/bin/maskwise"
+    pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", ROOT)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.stat().st_size <= BYTES
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == files_of(SOURCE / "maskwise")
+
+    run(*pip, "install", "-c", ROOT / "constraints.txt", wheel)
+    installed = json.loads(run(*pip, "list", "--format", "json"))
+    names = {package["name"] for package in installed}
+    assert "maskwise" in names and names.isdisjoint({"maskwise-data", "spacy", "altair"})
+
+    run(python, "-c", SCRIPT)
+    assert "bundled:tokenizer" in run(command, "inspect", "Marie Curie was born in Warsaw.")
+    run(command, *PRETRAIN)
+    assert (tmp_path / "one/checkpoint/model.safetensors").is_file()
+    missing = run(command, "finetune", "bundled:encoder", "--task", "ud-pos", code=2)
+    assert "pip install maskwise-data" in missing
