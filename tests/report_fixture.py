@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import maskwise
 from maskwise.study.verdict import summarise
 from maskwise.study.verdict.words import advice_of
 
@@ -27,7 +28,7 @@ def make_study(
     return {
         "name": "quick-start",
         "description": "Does masking more of the text make a better small model?",
-        "maskwise": "0.1.0",
+        "maskwise": maskwise.__version__,
         "started": "2026-11-20T08:20:00Z",
         "versions": {
             "python": "3.11.9",
