@@ -26,12 +26,16 @@ from maskwise.jobs import Pool
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.detection import smaller
+from maskwise.recipe import read_recipe
 from maskwise.samplers import sampler
 from maskwise.study import scheduler
-from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
+from maskwise.study.pretraining import learning
+from maskwise.study.stages import prepare_stage
+from maskwise.study.work import run_stage
+from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, look_ahead, speed, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
-from tiny import maskwise, read_lines, write_inputs
+from tiny import SMALLER, maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
 LAYOUTS = ("document", "packed")
@@ -309,6 +313,31 @@ def test_a_policy_that_learns_a_step_late_waits_for_nothing(policy: str) -> None
         if device is not None:
             assert not device.waits and not device.pageable
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["token", "whole-word", *WAITING])
+def test_the_recipe_for_a_gpu_waits_for_nothing(policy: str, tmp_path: Path) -> None:
+    few = ["corpus.limit=40", "corpus.held_out=0.4", f"masking.policy={policy}"]
+    few += ["training.steps=4", "training.batch_size=8", "training.log_every=4"]
+    recipe = read_recipe("one-gpu", [*SMALLER, *few]).arm("token-30", seed=0)
+    stage = prepare_stage(recipe)
+    run_stage(stage, tmp_path)
+    data = Prepared.open(stage.folder(tmp_path) / "data")
+    waits = {}
+    for lag in (1, 0):
+        training = recipe.training.model_copy(update={"lag": lag})
+        link = recipe.model_copy(update={"training": training})
+        frequencies = torch.zeros(len(data.tokenizer))
+        network = link.model.model(
+            data.tokenizer, data.training.length, kind=link.kind, seed=0, log_unigram=frequencies
+        )
+        made = learning(network, data, link)
+        with accelerator() as device:
+            train(made.objective, made.source, training, learners=made.learners, quiet=True)
+        assert not device.pageable
+        waits[lag] = device.waits.total()
+    assert waits[1] == 0
+    assert bool(waits[0]) == (policy in WAITING)
 
 
 def test_batches_are_copied_beside_the_work() -> None:

@@ -22,7 +22,7 @@ from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
-from tiny import find_recipe, maskwise, write_inputs
+from tiny import SMALLER, find_recipe, maskwise, write_inputs
 
 BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))
 
@@ -78,6 +78,8 @@ def test_every_recipe_trains(name, tmp_path):
     ]
     if not whole.model.pretrained and whole.model.settings.get("num_hidden_layers", 2) <= 4:
         small.append("tokenizer.vocab_size=300")
+    if whole.training.compile:
+        small += SMALLER
     recipe = read_recipe(file, small)
     # Muon takes most of the time: one arm is enough
     quick = read_recipe(file, [*small, "training.optimizer=adamw"])

@@ -83,6 +83,17 @@ def write_inputs(folder: Path) -> Path:
     return path
 
 
+SMALLER = [
+    "corpus.length=32",
+    "tokenizer.vocab_size=300",
+    "model.settings={hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 2, "
+    "intermediate_size: 48}",
+    "training.accumulate=2",
+    "training.compile=false",
+]
+"""A recipe for accelerators, on a processor."""
+
+
 def find_recipe(name: str) -> Path:
     """A shipped recipe, or one of benchmarks/recipes."""
     path = Path(__file__).parent.parent / "benchmarks" / "recipes" / f"{name}.yaml"
