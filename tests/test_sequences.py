@@ -223,6 +223,14 @@ def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Pat
     assert run_pretrain(each, tmp_path / "words", quiet=True)["targets"] > 500
 
 
+@pytest.mark.parametrize("architecture", ["esm", "esmc"])
+def test_a_new_protein_model_is_checked_before_its_tokenizer_is_trained(
+    proteins: str, architecture: str
+) -> None:
+    """Its configuration names the tokenizer's mask token."""
+    assert check_inputs(recipe(proteins, model={"architecture": architecture})) == []
+
+
 def test_prompts_are_kept_and_must_leave_something(tmp_path: Path) -> None:
     made = annotator("prompt(until='? ')").annotate(["Who? Ada did.", "Nobody asked."])
     assert [spans["prompt"].start.tolist() for spans in made] == [[0], []]

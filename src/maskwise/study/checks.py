@@ -440,8 +440,8 @@ class _Untrained:
     pad_token_id = 0
     cls_token_id = 2
     sep_token_id = 3
-    bos_token_id = None
-    eos_token_id = None
+    mask_token_id = 4
+    bos_token_id = eos_token_id = None
 
     def __init__(self, settings: TokenizerSettings):
         self.size = settings.vocab_size + settings.sentinels

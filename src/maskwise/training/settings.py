@@ -309,8 +309,9 @@ class ModelSettings(BaseModel):
             if own is None:
                 what = f"{config.model_type} has no dropout of attention alone"
                 raise MaskwiseError(what, do="leave out model.attention_dropout")
-            # T5Gemma's layers read the configurations of their parts.
-            for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            # T5Gemma's layers read the configurations of their parts. ESM's part may be None.
+            parts = [getattr(config, name) for name in config.sub_configs]
+            for part in filter(None, [config, *parts]):
                 setattr(part, own[0], self.changed_dropout)
         return config
 
