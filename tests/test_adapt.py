@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from maskwise.cli.begin import plan_lines
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
@@ -21,13 +23,16 @@ from maskwise.study.adapt import (
     adapt_recipe,
     answer_of,
     best_arm,
+    cut_rows,
     kept_of,
-    plan_lines,
+    next_of,
     save_adapted,
+    smaller_plan,
     write_pairs,
 )
 from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
+from maskwise.study.timing import _TIMERS
 from maskwise.tasks import load_task
 from tiny import WORDS, load_json, maskwise, write_lines
 
@@ -87,11 +92,19 @@ def test_adapt_answers_and_saves_both_folders(
     # a table; JSON where it is asked for
     printed = capfd.readouterr()
     assert printed.out.lstrip().startswith("stages")
-    assert "min in all" in printed.err and "GiB" in printed.err
+    assert "min in all" in printed.out and "GiB" in printed.out
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
-    assert "steps a run" in said["answer"] and said["next"].startswith("Next: ")
+    assert "steps a run" in said["answer"] and said["next"].startswith(
+        "Next: 6 runs are the fewest"
+    )
+    again = shlex.split(said["next"].split(": ")[-1])
+    assert (
+        str(texts) in again and again[again.index("--out") :][1] == str(out) and str(out) in again
+    )
+    assert maskwise(*again[1:], "--dry-run", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
     scores = {
         line["arm"]
         for line in map(json.loads, (out / "records.jsonl").open())
@@ -241,23 +254,74 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
     write_lines(labels, lines)
     recipe = adapt_recipe("bundled:encoder", str(texts), [str(labels)])
     tokenizer = AutoTokenizer.from_pretrained(resolve_start("bundled:encoder"))
-    longest = max(len(tokenizer(line["text"])["input_ids"]) for line in lines)
+    sizes = [len(tokenizer(line["text"])["input_ids"]) for line in lines]
     room = most_tokens(load_config("bundled:encoder", kind=None))
-    assert longest > 200 and recipe.finetune.max_length == min(longest, room)
-    plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
-    plan["stages"] = {"pretrain": {"seconds": 12000.0}}
-    lines_of = partial(plan_lines, recipe, plan)
-    assert "about 122 min" in lines_of(7200)[0] and "1.5 GiB" in lines_of(7200)[0]
-    # 100 of the 5,400 seconds that grow with the steps have to go
-    assert "--steps 580 fits" in lines_of(7200)[-1]
-    assert "finetune.steps=250" in lines_of(1800)[-1]
+    assert max(sizes) > 200 and recipe.finetune.max_length == min(max(sizes), room)
+    # The rows of the dev split are not measured.
+    assert 0.4 < cut_rows(recipe)["labels"] < 0.6
     short = adapt_recipe(
         "bundled:encoder", str(texts), [str(labels)], overrides=["finetune.max_length=64"]
     )
-    assert any("% of the rows" in line for line in plan_lines(short, plan, 1e9))
-    assert plan_lines(short, plan | {"seconds": None, "unknown": ["learn"]}, 1e9) == [
+    (share,) = cut_rows(short).values()
+    plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
+    plan |= {"cut": cut_rows(short), "max_length": 64}
+    first, cut = plan_lines(plan, 120)
+    assert "about 122 min" in first and "1.5 GiB" in first
+    assert cut.startswith(f"{share:.1%} of the rows of") and "64 tokens" in cut
+    assert plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, 120) == [
         "Time unknown: learn could not be timed."
     ]
+    assert "nothing smaller" in plan_lines(plan | {"smaller": None}, 120)[-1]
+
+
+def test_the_smaller_plan_is_the_least_change_that_fits(texts: Path, tmp_path: Path) -> None:
+    recipe = adapt_recipe(
+        "bundled:encoder", str(texts), pairs=tmp_path / "p.jsonl", arms=["token-15", "tsdae"]
+    )
+
+    def seconds_of(overrides: list[str], steps: int) -> float:
+        assert overrides[0] == "study.arms=token-15"
+        # A new head takes no longer above 600 steps, so the time is no straight line.
+        tuning = 100 if "finetune.steps=250" in overrides else 1000
+        return 10 * steps + 5 * min(steps, 300) + tuning
+
+    small = smaller_plan(recipe, seconds_of, 5000)
+    assert small is not None and 4700 < small["seconds"] <= 5000
+    assert small["seconds"] == seconds_of(small["overrides"], small["steps"])
+    assert small["overrides"] == ["study.arms=token-15"]
+    tuned = smaller_plan(recipe, seconds_of, 2000)
+    assert tuned is not None and "finetune.steps=250" in tuned["overrides"]
+    assert smaller_plan(recipe, seconds_of, 500) is None
+
+
+def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every step takes a second, so that a plan takes hours.
+    entry = {"start": 0.0, "step": 1.0, "judge": 0.0, "memory_gib": 0.5}
+    for kind, seconds in (
+        ("pretrain", {}),
+        ("finetune", {"seconds": 1}),
+        ("evaluate", {"seconds": 1}),
+    ):
+        timer = partial(lambda entry, *_: entry, seconds or entry)
+        monkeypatch.setitem(_TIMERS, kind, timer)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = tmp_path / "my texts.jsonl"
+    text.write_bytes(texts.read_bytes())
+    command = ["adapt", "bundled:encoder", text, "--out", tmp_path / "my out", "--time", 20]
+    assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run", "--json") == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
+    assert [*plan["cut"].values()] == [0.0]
+    assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run") == 0
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[-1] == plan["smaller"]["command"]
+    program, *words = shlex.split(printed[-1])
+    assert program == "maskwise" and str(text) in words
+    assert maskwise(*words, "--dry-run", "--json") == 0
+    again = json.loads(capfd.readouterr().out)
+    assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
 
 
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
@@ -272,11 +336,52 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
         ("decided", "arm", "Yes, further training helps. One is better. It costs"),
         ("decided", "baseline", "No, further training harms"),
         ("no difference that matters", None, "No, it makes"),
-        ("open", None, "Open"),
+        ("open", None, "These runs cannot tell"),
         ("not comparable", None, "One is better."),
     ):
         result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
         assert answer_of(result, recipe).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("row", "failures", "ends"),
+    [
+        (
+            ("decided", "arm", 6, None),
+            [],
+            ["maskwise", "finetune", "o 1/model", "--task", "a b.csv"],
+        ),
+        (
+            ("decided", "baseline", 6, None),
+            [],
+            ["finetune", "bundled:encoder", "--task", "a b.csv"],
+        ),
+        (
+            ("no difference that matters", None, 6, None),
+            [],
+            ["bundled:encoder", "--task", "a b.csv"],
+        ),
+        (("open", None, 3, 9), [], ["same", "6"]),
+        (("open", None, 6, 8), [], ["study.seeds=[6,7,8,9,10,11,12,13]", "o 1-2"]),
+        (("open", None, 6, None), [], ["training.steps=1200", "o 1-2"]),
+        (("not comparable", None, 6, None), [], ["finetune.search_rate=true", "o 1-2"]),
+        (("not comparable", None, 0, None), [{}], ["same"]),
+    ],
+)
+def test_the_next_step_is_a_complete_command(
+    texts: Path, tmp_path: Path, row: Any, failures: Any, ends: list[str]
+) -> None:
+    names = ("verdict", "better", "n", "runs_to_decide")
+    line = {**dict(zip(names, row)), "primary": True, "outcome": "tasks", "arm": "words-30"}
+    result = {"contrasts": [line], "failures": failures}
+    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
+
+    def command(change: str = "same", **options: object) -> str:
+        return shlex.join([change, *map(str, options.values())])
+
+    said = next_of(result, recipe, ["a b.csv"], Path("o 1"), command)
+    assert said.startswith("Next: ") and shlex.split(said)[-len(ends) :] == ends
+    assert next_of(result, recipe, [], Path("o 1"), command).startswith("Next: ")
 
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:

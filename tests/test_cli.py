@@ -386,6 +386,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capfd):
     [
         (["list", "policies"], "nothing is left half-written"),
         (["pretrain", "quick-start"], "the same command resumes"),
+        (["adapt", "m", "a b.txt"], "resumes from them: maskwise adapt m 'a b.txt'"),
+        (["adapt", "m", "a b.txt", "--dry-run"], "nothing is left half-written"),
     ],
 )
 def test_after_ctrl_c_a_command_says_what_is_kept(

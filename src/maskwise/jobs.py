@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from maskwise.errors import MaskwiseError, first_line, require_library, unknown_name
-from maskwise.signals import leave_when_asked
+from maskwise.signals import Asked, leave_when_asked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -290,6 +290,7 @@ class _Worker:
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """The main loop of a local worker."""
     leave_when_asked()
+    Asked.said = False
     # The watch starts first, because the imports of the function take seconds.
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)

@@ -34,12 +34,17 @@ class Asked:
     A signal that was not ``served`` is raised again at the end of the context. Python delivers
     signals only to the main thread; in any other thread this does nothing.
 
+    Attributes:
+        said: whether a training says that it was stopped; workers leave that to their parent.
+
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)
     ...     asked.served = True
     >>> asked.number == signal.SIGUSR1
     True
     """
+
+    said = True
 
     def __init__(self) -> None:
         self.number = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -104,9 +105,12 @@ def _kept(arguments: Sequence[str] | None) -> str:
     """Say what an interrupted command leaves, and how to resume it."""
     if arguments is None:
         arguments = sys.argv[1:]
-    if arguments and arguments[0] in RESUMED:
-        return "finished stages and saved states are kept, and the same command resumes from them"
-    return "nothing is left half-written; run the command again"
+    again = shlex.join(["maskwise", *arguments])
+    if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
+        return f"nothing is left half-written; run the command again: {again}"
+    kept = "finished stages and saved states are kept, and the same command resumes from them"
+    # torchrun is a part of the command, and is not seen here.
+    return kept if "WORLD_SIZE" in os.environ else f"{kept}: {again}"
 
 
 def _let_go_of_stdout() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.padding import Padding
@@ -18,6 +19,7 @@ from maskwise.cli.terminal import (
     Json,
     Out,
     Overrides,
+    command_of,
     err_console,
     out_console,
     print_json,
@@ -28,6 +30,9 @@ from maskwise.cli.terminal import (
 from maskwise.errors import MaskwiseError
 from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
 from maskwise.specs import split_options
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
 
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
@@ -98,6 +103,7 @@ def check(
 
 
 def adapt(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")
     ],
@@ -139,38 +145,61 @@ def adapt(
     from maskwise.study import adapt as steps_of
     from maskwise.study.timing import Probe
 
+    given = overrides or []
+
+    def command(*changes: str, **options: object) -> str:
+        return command_of(context, overrides=[*given, *changes], **options)
+
     # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:
-        recipe = steps_of.adapt_recipe(
-            model,
-            texts,
-            task or (),
-            arms=arms.split(","),
-            policy=policy,
-            steps=steps,
-            head_steps=head_steps,
-            seeds=seeds,
-            pairs=out.parent / f"{out.name}-pairs.jsonl",
-            aside=Path(aside) if dry_run else None,
-            overrides=overrides or (),
-        )
+
+        def recipe_with(changes: list[str], steps: int) -> Recipe:
+            return steps_of.adapt_recipe(
+                model,
+                texts,
+                task or (),
+                arms=arms.split(","),
+                policy=policy,
+                steps=steps,
+                head_steps=head_steps,
+                seeds=seeds,
+                pairs=out.parent / f"{out.name}-pairs.jsonl",
+                aside=Path(aside) if dry_run else None,
+                overrides=[*given, *changes],
+            )
+
+        def seconds_of(changes: list[str], steps: int) -> float:
+            changed = recipe_with(changes, steps)
+            return room.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
+
+        recipe = recipe_with([], steps)
         if dry_run or not as_json:
             first = recipe.arm(recipe.baseline or "", seed=0).links()[0]
             probe = Probe(first, Path(aside))
             plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
-            lines = steps_of.plan_lines(recipe, plan, 60 * minutes)
+            plan["max_length"] = recipe.finetune.max_length
+            plan["cut"] = steps_of.cut_rows(recipe)
+            if (plan["seconds"] or 0.0) > 60 * minutes:
+                smaller = steps_of.smaller_plan(recipe, seconds_of, 60 * minutes)
+                plan["smaller"] = smaller
+                if smaller:
+                    smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
+    if dry_run and as_json:
+        print_json(plan)
+        return
     if dry_run:
-        print_json(plan) if as_json else print_plan(plan)
+        print_plan(plan)
     if not as_json:
-        for line in lines:
-            say(line, to=err_console)
+        for line in plan_lines(plan, minutes):
+            say(line, to=out_console if dry_run else err_console)
     if dry_run:
         return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = steps_of.best_arm(out)
     folders = steps_of.save_adapted(out, best) if best else ()
     answer = steps_of.answer_of(result, recipe)
-    next_step = steps_of.next_of(result, out)
+
+    next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
         saved = [str(folder) for folder in folders]
         facts = {"answer": answer, "next": next_step, "best": best, "folders": saved}
@@ -181,6 +210,27 @@ def adapt(
         say(f"{kept} Page: {result['report']}")
         say(next_step)
     raise typer.Exit(bool(result["failures"]))
+
+
+def plan_lines(plan: dict[str, Any], limit_minutes: float) -> list[str]:
+    """Put the plan of adapt into words: its time, its memory, cut rows, and a smaller plan."""
+    if plan["seconds"] is None:
+        return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
+    minutes = math.ceil(plan["seconds"] / 60)
+    total = f"about {minutes} min in all, {plan['jobs']} stages at once"
+    lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB for each."]
+    for task, share in plan["cut"].items():
+        if share:
+            rows = f"{share:.1%} of the rows of {task}"
+            lines.append(f"{rows} have more than {plan['max_length']} tokens and are cut.")
+    if "smaller" not in plan:
+        return lines
+    over = f"That is more than --time ({limit_minutes:g} min)"
+    smaller = plan["smaller"]
+    if smaller is None:
+        return [*lines, f"{over}, and nothing smaller fits. Use fewer labelled rows."]
+    minutes = math.ceil(smaller["seconds"] / 60)
+    return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
 
 
 def print_outlook(facts: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,6 +37,21 @@ DryRun = Annotated[
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
 TextField = Annotated[str, typer.Option(help="The field with the text, in files with fields.")]
+
+
+def command_of(context: typer.Context, **changes: object) -> str:
+    """Write the given command with some parameters changed; flags and defaults are left out."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = changes.get(name, context.params[name])
+        if value in (None, parameter.default) or isinstance(value, bool):
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if parameter.param_type_name == "option":
+                words.append(parameter.opts[0])
+            words.append(f"{one:g}" if isinstance(one, float) else str(one))
+    return shlex.join(words)
 
 
 def print_json(value: object) -> None:

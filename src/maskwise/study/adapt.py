@@ -14,17 +14,15 @@ head for filling masks, a head is trained on the frozen encoder first, once for 
 from __future__ import annotations
 
 import math
-import re
+import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, duration, unknown_name
 from maskwise.families import most_tokens, require_kind
-from maskwise.folders import CARD, read_json, read_lines, write_json, write_lines, write_whole
+from maskwise.folders import CARD, read_json, read_lines, write_json, write_whole
 from maskwise.models import (
     has_head,
     load_config,
@@ -37,12 +35,13 @@ from maskwise.recipe import Recipe, validate
 from maskwise.recipe.overrides import Plain, nested
 from maskwise.recipe.reading import apply_overrides
 from maskwise.specs import with_options
-from maskwise.study.outlook import row_sizes
+from maskwise.study.outlook import cut_share, row_sizes
 from maskwise.study.stages import DONE
-from maskwise.study.starter import look_at
+from maskwise.study.starter import look_at, write_pairs
+from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
-from maskwise.text import load_tokenizer, read_documents
+from maskwise.text import load_tokenizer
 
 BEST = "words-30"
 STEPS, HEAD_STEPS = 600, 600
@@ -60,8 +59,8 @@ FITTING_SHARE = 0.99
 a few longer rows would need much memory."""
 # Fewer steps of further training are not advised.
 LEAST_STEPS = 100
-MOST_PAIRS, LEAST_PAIRS = 500, 20
-"""Titles and texts that evaluate embeddings if there is no task."""
+SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
+"""Overrides that make a study shorter if fewer steps are not enough."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
 """Learning rates of AdamW by the number of weights: of the bundled encoder, MiniLM, and the usual
 rates of larger encoders."""
@@ -75,7 +74,6 @@ Vectors of sentences: the encoder below with the mean over its tokens.
 `SentenceTransformer(FOLDER)` loads it.
 
 """
-_SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 
 def adapt_recipe(
@@ -189,96 +187,46 @@ def _longest(model: str, tasks: Sequence[str]) -> int:
     return longest
 
 
-def plan_lines(recipe: Recipe, plan: Plain, limit_seconds: float) -> list[str]:
-    """State what a study takes: time, memory, rows that are cut, and how it becomes shorter.
-
-    Args:
-        plan: ``dry_run`` of the recipe.
-        limit_seconds: if it takes longer, the steps that fit are named.
-    """
-    seconds = plan["seconds"]
-    if seconds is None:
-        return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
-    memory = plan["memory_gib"] or 0.0
-    total = f"about {math.ceil(seconds / 60)} min in all, {plan['jobs']} stages at once"
-    lines = [f"Time: {total}; memory: {memory:.1f} GiB for each."]
-    most = recipe.finetune.max_length
+def cut_rows(recipe: Recipe) -> dict[str, float]:
+    """Return by task the share of labelled rows that are cut."""
     tokenizer = load_tokenizer(recipe.tokenizer_name or "")
+    shares = {}
     for spec in recipe.tasks:
-        sizes = row_sizes(load_task(spec), tokenizer)
-        cut = len([*filter(most.__lt__, sizes)])
-        if cut:
-            share = f"{cut / len(sizes):.1%} of the rows of {spec}"
-            lines.append(f"{share} have more than {most} tokens and are cut.")
-    if seconds <= limit_seconds:
-        return lines
-    over = f"That is more than --time ({limit_seconds / 60:.0f} min)."
-    if len(recipe.study.arms) > 1:
-        return [
-            *lines,
-            f"{over} Fewer --arms take less: each is {len(recipe.study.seed_list)} runs.",
-        ]
-    # The trainings grow with the steps, apart from their evaluations, a tenth at most; all else
-    # stays.
-    training = 0.9 * plan["stages"]["pretrain"]["seconds"] / plan["jobs"]
-    steps = recipe.training.steps
-    fitting = 10 * int(steps * (1 - (seconds - limit_seconds) / (training or 1.0)) / 10)
-    if fitting < LEAST_STEPS:
-        do = "--task 'FILE(train_rows=200)', finetune.steps=250 or corpus.length=64"
-        return [*lines, f"{over} Fewer steps are not enough; add {do}."]
-    return [*lines, f"{over} The same command with --steps {fitting} fits."]
+        task = load_task(spec)
+        shares[task.name] = cut_share(row_sizes(task, tokenizer), recipe.finetune.max_length)
+    return shares
 
 
-def write_pairs(
-    texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
-) -> Path:
-    """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+def smaller_plan(
+    recipe: Recipe, seconds_of: Callable[[list[str], int], float], limit_seconds: float
+) -> Plain | None:
+    """Find ``overrides`` and ``steps`` with which a study takes no longer than a limit.
 
     Args:
-        target: the file; it is not written again if it has these pairs already.
-        aside: a folder to write to instead, if ``target`` may belong to an earlier study.
+        seconds_of: forecasts the study with some overrides and steps.
 
     Returns:
-        The file with the pairs.
-
-    Raises:
-        MaskwiseError: too few texts of more than one sentence.
+        Both, and the ``seconds``; None if nothing smaller fits.
     """
-    lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
-    if len(lines) < LEAST_PAIRS:
-        raise MaskwiseError(
-            "there is nothing to judge by: no task, and hardly a text with a title or two "
-            "sentences",
-            got=f"{len(lines)} texts",
-            allowed=f"≥ {LEAST_PAIRS}",
-            do="give --task FILE",
-        )
-    if [*read_lines(target)] == lines:
-        return target
-    if aside is not None:
-        target = aside / target.name
-    write_lines(target, lines)
-    return target
-
-
-def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
-    titles = read_documents(texts, text_field="title", keep_repeated=True)
-    named = {}
-    # A table without a column of titles is refused.
-    with suppress(MaskwiseError):
-        named = {document.id: document.text for document in islice(titles, 20_000)}
-    for document in read_documents(texts, text_field=text_field):
-        title = named.get(document.id, "")
-        text = document.text
-        if not title or title == text:
-            title, text = _first_sentence(text)
-        if len(title) > 5 and len(text) > 50:
-            yield {"query": title[:300], "passage": text[:1500]}
-
-
-def _first_sentence(text: str) -> tuple[str, str]:
-    parts = _SENTENCE.split(text.strip(), maxsplit=1)
-    return (parts[0], parts[1]) if len(parts) == 2 else ("", text)
+    least = min(LEAST_STEPS, recipe.training.steps)
+    changes: list[str] = []
+    if len(recipe.study.arms) > 1:
+        changes.append(f"study.arms={recipe.study.pairs[0][0]}")
+    # Fewer steps come first, because they change nothing else.
+    for shorter in ([], *SHORTER):
+        changes += shorter
+        shortest = seconds_of(changes, least)
+        if shortest > limit_seconds:
+            continue
+        steps = recipe.training.steps
+        seconds = seconds_of(changes, steps)
+        while seconds > limit_seconds and steps > least:
+            # In between, the time grows with the steps.
+            share = (limit_seconds - shortest) / (seconds - shortest)
+            steps = least + 10 * int(share * (steps - least) / 10)
+            seconds = seconds_of(changes, steps)
+        return {"overrides": changes, "steps": steps, "seconds": seconds}
+    return None
 
 
 # The answer
@@ -299,7 +247,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         return "Nothing was compared."
     if row["verdict"] == "not comparable":
         return row["sentence"]
-    answer = ANSWERS.get((row["verdict"], row["better"]), "Open, these runs cannot tell.")
+    answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell.")
     *head, last = recipe.arm(row["arm"], seed=0).links()
     cost = f"It costs {last.training.steps:,} steps a run"
     if head:
@@ -307,11 +255,46 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     return f"{answer} {row['sentence']} {cost}; the study took {duration(result['seconds'])}."
 
 
-def next_of(result: Plain, out: Path) -> str:
-    """Say what to do after the answer."""
-    if arm_that_helps(result):
-        return f"Next: fine-tune {out / 'model'} in place of your model."
-    return f"Next: {' '.join(result['advice']) or 'keep your model as it is.'}"
+def next_of(
+    result: Plain, recipe: Recipe, tasks: Sequence[str], out: Path, command: Callable[..., str]
+) -> str:
+    """Say what to do after the answer, with a complete command.
+
+    Args:
+        tasks: files of labels, as the user gave them.
+        command: writes the given command with another override, and with other options.
+    """
+    row = _primary(result)
+    model = str(recipe.model.pretrained)
+    if result["failures"] or row is None:
+        return f"Next: repair what failed; this repeats only that: {command()}"
+    verdict = row["verdict"]
+    if verdict == "open" and not can_decide(row["n"], 1):
+        enough = command(seeds=P_FROM_RUNS)
+        return f"Next: {P_FROM_RUNS} runs are the fewest that decide; this adds runs: {enough}"
+    if verdict in ("decided", "no difference that matters"):
+        keep = f"keep {model}"
+        if arm_that_helps(result):
+            model = str(out / "model")
+            keep = f"use {model} in place of {recipe.model.pretrained}"
+        if not tasks:
+            return f"Next: {keep}."
+        options = [word for task in tasks for word in ("--task", task)]
+        return f"Next: {keep}: {shlex.join(['maskwise', 'finetune', model, *options])}"
+    why = "more runs would not decide, more steps may"
+    change = f"training.steps={2 * recipe.training.steps}"
+    if verdict == "not comparable" and tasks:
+        why = "fine-tuning learned nothing, at another rate it may"
+        change = "finetune.search_rate=true"
+    elif row["runs_to_decide"]:
+        # Testing again after more runs inflates the error rate, so other seeds are taken.
+        first = max(recipe.study.seed_list) + 1
+        seeds = range(first, first + row["runs_to_decide"])
+        why = "this decides if the difference is as large as it looks"
+        change = f"study.seeds=[{','.join(map(str, seeds))}]"
+    # A second study keeps the first one.
+    second = out.with_name(f"{out.name}-2")
+    return f"Next: keep {model} for now; {why}: {command(change, out=second)}"
 
 
 def arm_that_helps(result: Plain) -> str | None:

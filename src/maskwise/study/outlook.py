@@ -407,7 +407,6 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
     most_tokens = link.finetune.max_length
     labels = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
     sizes = row_sizes(task, tokenizer)
-    cut = sum(size > most_tokens for size in sizes)
     return {
         **task.facts(),
         "rows": {split: len(rows) for split, rows in task.splits.items()},
@@ -415,7 +414,7 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
         "most": max(labels.values(), default=0) / max(1, labels.total()),
         "majority": task.majority,
         "skipped": dict(task.skipped),
-        "cut": cut / max(1, len(sizes)),
+        "cut": cut_share(sizes, most_tokens),
         "longest": max(sizes, default=0),
         "max_length": most_tokens,
     }
@@ -434,4 +433,14 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # Tasks without fine-tuning embed every text alone.
     if task.frozen:
         texts = [(text,) for text in chain.from_iterable(texts)]
-    return [len(tokenizer(*parts)["input_ids"]) for parts in texts if 1 <= len(parts) <= 2]
+    sizes = []
+    for parts in texts:
+        if 1 <= len(parts) <= 2:
+            # Otherwise the tokenizer prints that a row is too long for the model.
+            sizes.append(len(tokenizer(*parts, verbose=False)["input_ids"]))
+    return sizes
+
+
+def cut_share(sizes: Sequence[int], most_tokens: int) -> float:
+    """Return the share of rows that are longer than what a model reads."""
+    return sum(size > most_tokens for size in sizes) / max(1, len(sizes))

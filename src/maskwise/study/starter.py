@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,8 +25,10 @@ from jinja2 import Environment, PackageLoader
 from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
+from maskwise.folders import read_lines, write_lines
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe, shipped
+from maskwise.recipe.overrides import Plain
 from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.columns import AMONG_OTHERS
@@ -52,6 +56,11 @@ take about ten minutes on two cores."""
 
 STEP_TOKENS = 768
 """Tokens that a model reads in a step of a first study."""
+
+MOST_PAIRS, LEAST_PAIRS = 500, 20
+"""Titles and texts that evaluate embeddings if there is no task."""
+
+_SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 MOST_LETTERS, LONGEST = 40, 256
 """A text without blanks and with at most this many different characters is a sequence of letters,
@@ -262,3 +271,59 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
         written = Path(folder) / f"{name_of(subject)}.yaml"
         written.write_text(starter(subject), encoding="utf-8")
         return read_recipe(written, overrides)
+
+
+# Pairs of a text, in place of a task
+# ------------------------------------------------------------------------------------------------
+
+
+def write_pairs(
+    texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
+) -> Path:
+    """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+
+    Args:
+        target: the file; it is not written again if it has these pairs already.
+        aside: a folder to write to instead, if ``target`` may belong to an earlier study.
+
+    Returns:
+        The file with the pairs.
+
+    Raises:
+        MaskwiseError: too few texts of more than one sentence.
+    """
+    lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
+    if len(lines) < LEAST_PAIRS:
+        raise MaskwiseError(
+            "there is nothing to judge by: no task, and hardly a text with a title or two "
+            "sentences",
+            got=f"{len(lines)} texts",
+            allowed=f"≥ {LEAST_PAIRS}",
+            do="give --task FILE",
+        )
+    if [*read_lines(target)] == lines:
+        return target
+    if aside is not None:
+        target = aside / target.name
+    write_lines(target, lines)
+    return target
+
+
+def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
+    titles = read_documents(texts, text_field="title", keep_repeated=True)
+    named = {}
+    # A table without a column of titles is refused.
+    with suppress(MaskwiseError):
+        named = {document.id: document.text for document in islice(titles, 20_000)}
+    for document in read_documents(texts, text_field=text_field):
+        title = named.get(document.id, "")
+        text = document.text
+        if not title or title == text:
+            title, text = _first_sentence(text)
+        if len(title) > 5 and len(text) > 50:
+            yield {"query": title[:300], "passage": text[:1500]}
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    parts = _SENTENCE.split(text.strip(), maxsplit=1)
+    return (parts[0], parts[1]) if len(parts) == 2 else ("", text)

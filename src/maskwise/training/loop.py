@@ -181,10 +181,13 @@ def stop(
         log.read(done)
         engine.save(done, log.so_far(), states(learners))
         engine.wait()
-        folder = engine.states.folder
-        engine.say(f"{name}: saved the state of step {done} in {folder}; the same call resumes it")
+        where = (
+            f"saved the state of step {done} in {engine.states.folder}; the same call resumes it"
+        )
     else:
-        engine.say(f"{name}: ended at step {done} without a state: training.save_every is 0")
+        where = f"ended at step {done} without a state: training.save_every is 0"
+    if asked.said:
+        engine.say(f"{name}: {where}")
     engine.finish()
     engine.wrapped = None
     leave()
