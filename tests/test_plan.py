@@ -821,11 +821,10 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
 # ----------------------------------------------------------------------------
 
 
-def test_an_outcome_that_is_not_measured_is_refused_before_any_work():
-    recipe = read_recipe("quick-start", ["study.outcome=heldout:token@0.2"])
-    with pytest.raises(
-        MaskwiseError, match=r"unknown outcome in study\.outcome 'heldout:token@0\.2'"
-    ):
+@pytest.mark.parametrize("outcome", ["heldout:token@0.2", "' '", "heldout:token sentinels"])
+def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
+    recipe = read_recipe("quick-start", [f"study.outcome={outcome}"])
+    with pytest.raises(MaskwiseError, match=r"unknown outcome in study\.outcome"):
         make_plan(recipe)
 
 

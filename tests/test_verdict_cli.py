@@ -10,6 +10,7 @@ from rich.console import Console
 from maskwise.cli import main
 from maskwise.cli import terminal as printing
 from maskwise.study.verdict import summarise
+from maskwise.study.verdict.words import advice_of
 from report_fixture import (
     make_metrics,
     make_records,
@@ -142,3 +143,22 @@ def test_an_evaluation_is_not_called_held_out_loss(terminal):
     }
     lines = terminal({"contrasts": [row | {"flags": []}], "headline": "", "advice": []})
     assert "pairs (accuracy)" in lines[1] and "+2.3 points" in lines[1]
+
+
+def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    cell = "x" * 300
+    printing.print_table(("a long head", "another"), [(cell, cell)])
+    out = capfd.readouterr().out
+    assert "…" not in out and f"{cell}  {cell}" in out
+
+
+def test_the_row_of_a_gate_is_marked_and_arms_with_one_name_are_named_once(monkeypatch) -> None:
+    study = make_study(runs=6, arms=ARMS, search=None)
+    records = [line for line in make_records(study, ARMS) if line["kind"] != "selection"]
+    row = primary_rows(summarise(records, study))[0]
+    assert "gate" not in str(printing._cells(row)[-1])
+    assert str(printing._cells({**row, "gate": True})[-1]).endswith(", gate")
+    hopeless = {**row, "detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
+    both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
+    advice = dict(advice_of(both, {"a": "masking 45 %", "b": "masking 45 %"}))
+    assert advice["no-more-seeds"].count("masking 45 %") == 1

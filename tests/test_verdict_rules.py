@@ -12,7 +12,7 @@ import pytest
 
 from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.recipe import validate
 from maskwise.study import records as study_records
 from maskwise.study.prospects import prospect_lines, prospects_of
@@ -546,6 +546,12 @@ def test_with_noise_the_smallest_effect_and_the_runs_are_named():
     )
     assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
     assert len(prospect_lines([one])) == 2
+
+
+def test_the_noise_of_an_outcome_is_not_that_of_a_contrast_judged_by_tasks():
+    gate, other = prospects_of(read_recipe("quick-start", ["study.noise=0.02"]))
+    assert other["noise"] == 0.02 and other["unit"] == "nats"
+    assert gate["noise"] is None and "no-pretraining" in (gate["arm"], gate["baseline"])
 
 
 def test_an_earlier_study_tells_the_noise(tmp_path):

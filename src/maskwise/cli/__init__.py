@@ -110,7 +110,9 @@ def _kept(arguments: Sequence[str] | None) -> str:
         return f"nothing is left half-written; run the command again: {again}"
     kept = "finished stages and saved states are kept, and the same command resumes from them"
     # torchrun is a part of the command, and is not seen here.
-    return kept if "WORLD_SIZE" in os.environ else f"{kept}: {again}"
+    if "WORLD_SIZE" not in os.environ:
+        kept += f": {again}"
+    return kept
 
 
 def _let_go_of_stdout() -> None:

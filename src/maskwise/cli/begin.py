@@ -33,6 +33,7 @@ from maskwise.specs import split_options
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
+    from maskwise.recipe.overrides import Plain
 
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
@@ -189,9 +190,13 @@ def adapt(
         return
     if dry_run:
         print_plan(plan)
+    # Of a dry run the plan is the result.
+    console = err_console
+    if dry_run:
+        console = out_console
     if not as_json:
         for line in plan_lines(plan, minutes):
-            say(line, to=out_console if dry_run else err_console)
+            say(line, to=console)
     if dry_run:
         return
     result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
@@ -212,7 +217,7 @@ def adapt(
     raise typer.Exit(bool(result["failures"]))
 
 
-def plan_lines(plan: dict[str, Any], limit_minutes: float) -> list[str]:
+def plan_lines(plan: Plain, limit_minutes: float) -> list[str]:
     """Put the plan of adapt into words: its time, its memory, cut rows, and a smaller plan."""
     if plan["seconds"] is None:
         return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]

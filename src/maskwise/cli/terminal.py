@@ -16,6 +16,7 @@ from rich.text import Text
 
 from maskwise.errors import duration
 
+PIPE_WIDTH = 10_000
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -47,10 +48,13 @@ def command_of(context: typer.Context, **changes: object) -> str:
         value = changes.get(name, context.params[name])
         if value in (None, parameter.default) or isinstance(value, bool):
             continue
-        for one in value if isinstance(value, list | tuple) else [value]:
+        values = [value]
+        if isinstance(value, list | tuple):
+            values = [*value]
+        for one in values:
             if parameter.param_type_name == "option":
                 words.append(parameter.opts[0])
-            words.append(f"{one:g}" if isinstance(one, float) else str(one))
+            words.append(str(one))
     return shlex.join(words)
 
 
@@ -79,7 +83,11 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
                 cell = Text(cell)
             cells.append(cell)
         table.add_row(*cells)
-    out_console.print(table)
+    # A file or a pipe has no width, so nothing is cut.
+    console = out_console
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
 
 
 def has_colours() -> bool:
@@ -193,6 +201,8 @@ def _cells(row: Any) -> list[str | Text]:
         verdict += f", {row['scope']}"
     # The words begin with "on" or "in", which the head of the column makes superfluous.
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
+    if row.get("gate"):
+        verdict += ", gate"
     coloured = Text(verdict, COLOURS[row["verdict"]])
     return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
 

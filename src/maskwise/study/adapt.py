@@ -279,8 +279,10 @@ def next_of(
             keep = f"use {model} in place of {recipe.model.pretrained}"
         if not tasks:
             return f"Next: {keep}."
-        options = [word for task in tasks for word in ("--task", task)]
-        return f"Next: {keep}: {shlex.join(['maskwise', 'finetune', model, *options])}"
+        words = ["maskwise", "finetune", model]
+        for task in tasks:
+            words += ["--task", task]
+        return f"Next: {keep}: {shlex.join(words)}"
     why = "more runs would not decide, more steps may"
     change = f"training.steps={2 * recipe.training.steps}"
     if verdict == "not comparable" and tasks:
@@ -407,16 +409,15 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
 
 def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
     """Write the configuration that sentence-transformers needs: modules and mean pooling."""
-    kinds = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
-    pooling = {f"pooling_mode_{kind}": kind == "mean_tokens" for kind in kinds}
     module = "sentence_transformers.models"
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"{module}.{kind}"}
-        for n, (path, kind) in enumerate(modules)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
     ]
-    write_json(folder / "modules.json", listed)
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling})
+    write_json(folder / "modules.json", modules)
+    # Other modes of pooling are off by default.
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False}
     )

@@ -74,7 +74,7 @@ class LiveTable:
         if self.shows:
             self.live.start()
         elif not self.quiet:
-            self.console.print(self.summary())
+            self.console.print(self.summary(), soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +109,7 @@ class LiveTable:
         if self.shows:
             self.live.update(Group(self.summary(), self._table(), LEGEND))
         else:
-            self.console.print(self.summary())
+            self.console.print(self.summary(), soft_wrap=True)
 
     def last_line(self, name: str) -> Plain:
         """Read the last training line in metrics.jsonl; empty before the first."""

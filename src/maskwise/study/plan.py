@@ -173,14 +173,17 @@ def require_arms(recipe: Recipe) -> None:
         )
     evaluation = recipe.links()[-1].evaluation
     known = []
-    for masks in evaluation.masks:
-        known.append(f"heldout:{masks}")
+    # The losses of encoder–decoders name the output format, too.
+    formats = [""]
+    if recipe.links()[-1].kind != "encoder":
+        formats = [" sentinels", " spans", " full"]
+    for masks, written in product(evaluation.masks, formats):
+        known.append(f"heldout:{masks}{written}")
         # One ratio is its own mean.
         if len(evaluation.ratios) > 1:
-            known += [f"heldout:{masks}@{ratio:g}" for ratio in evaluation.ratios]
+            known += [f"heldout:{masks}{written}@{ratio:g}" for ratio in evaluation.ratios]
     outcome = recipe.study.outcome
-    # The losses of encoder–decoders name the output format, too: "heldout:span sentinels".
-    if outcome and outcome.split()[0] not in known:
+    if outcome is not None and outcome not in known:
         raise unknown_name("outcome in study.outcome", outcome, known)
 
 

@@ -14,7 +14,7 @@ from typing import TypedDict, cast
 
 import numpy as np
 
-from maskwise.constants import NATS
+from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
@@ -118,6 +118,9 @@ def _known_noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], N
     pairs = recipe.study.pairs
     if isinstance(given, float):
         points = bool(recipe.tasks) and not recipe.study.outcome
+        # A side that lacks the outcome is judged by the tasks, whose noise this is not.
+        if recipe.study.outcome and recipe.tasks and recipe.model.pretrained is None:
+            pairs = [pair for pair in pairs if REFERENCE not in pair]
         noise = _noise(given, "study.noise", points=points)
         return dict.fromkeys(pairs, noise)
     if given is not None:

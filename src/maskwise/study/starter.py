@@ -319,11 +319,6 @@ def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
         title = named.get(document.id, "")
         text = document.text
         if not title or title == text:
-            title, text = _first_sentence(text)
+            title, _, text = _SENTENCE.sub("\0", text.strip(), count=1).partition("\0")
         if len(title) > 5 and len(text) > 50:
             yield {"query": title[:300], "passage": text[:1500]}
-
-
-def _first_sentence(text: str) -> tuple[str, str]:
-    parts = _SENTENCE.split(text.strip(), maxsplit=1)
-    return (parts[0], parts[1]) if len(parts) == 2 else ("", text)

@@ -241,12 +241,13 @@ def advice_of(
     elif any(row["n"] == 1 for row in rows):
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
         advice.append(("add-seeds", f"Add seeds: {runs}."))
-    hopeless = []
+    # Two arms may be called alike.
+    hopeless = {}
     for row in rows:
         # Fewer runs than a test needs cannot show how small a difference is.
         planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
-            hopeless.append(names.get(row["arm"], row["arm"]))
+            hopeless[names.get(row["arm"], row["arm"])] = True
     if hopeless:
         why = "the difference is too small to detect with this much noise"
         advice.append(("no-more-seeds", f"Do not add runs for {', '.join(hopeless)}: {why}."))
