@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from maskwise import folders, jobs
+from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, open_pool
 from maskwise.recipe import Recipe
@@ -25,7 +26,16 @@ from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
 from maskwise.study.scheduler import execute
 from processes import PATIENCE, wait_for, workers
-from tiny import load_json, maskwise, records_of, start, worker_length, worker_task, write_inputs
+from tiny import (
+    load_json,
+    maskwise,
+    records_of,
+    start,
+    worker_card,
+    worker_length,
+    worker_task,
+    write_inputs,
+)
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
@@ -222,6 +232,29 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
         pytest.raises(MaskwiseError, match=r"code 7\); was there enough"),
     ):
         list(pool.results(["die"]))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [(None, 2, ["0", "1"]), ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]), ("3", 1, ["3"])],
+)
+def test_workers_share_the_cards_evenly(visible, count, names, monkeypatch):
+    """Four stages at once on two cards, or on one."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert LocalPool(worker_length, jobs=None, gpu=True).places == jobs_here() == count
+    with open_pool(worker_card, jobs=4, gpu=True) as pool:
+        pool.warm(4)
+        wait_for(lambda: len(pool.idle) == 4)
+        assert pool.submit(0).result(PATIENCE) in names
+        found = [worker.card for worker in pool.workers]
+    assert sorted(found) == sorted(names * (4 // count))
+    # Workers of other commands, and of machines without cards, see what their parent sees.
+    with open_pool(worker_card, jobs=1) as pool:
+        assert [card for _, card in pool.results([0])] == [visible]
 
 
 IMPORTS = """

@@ -12,7 +12,7 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, make_plan
+from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.live import LiveTable
 from maskwise.study.outlook import outlook_of
@@ -121,6 +121,15 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
     assert keys[0] != keys[1] and set(keys) <= entries.timed.keys()
     planned = dry_run(read_recipe(recipe, asked), Path("none"), jobs=1)
     assert planned["unknown"] == []
+
+
+def test_a_step_that_would_fill_the_memory_is_not_timed(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
+    monkeypatch.setattr(timing, "memory", lambda: 1000)
+    unknown = outlook_of(str(recipe), asked)["time"]["unknown"]
+    assert unknown == ["pretrain"]
 
 
 def test_the_end_is_that_of_a_pool(recipe: Path) -> None:

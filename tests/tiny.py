@@ -156,6 +156,10 @@ def worker_task(what: Any) -> Any:
     return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
 
 
+def worker_card(_: Any) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def worker_length(text: Any) -> int:
     return len(text)
 

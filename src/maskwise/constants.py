@@ -111,6 +111,20 @@ def ranks_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def cards_here() -> list[str]:
+    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return named.split(",")[:count]
+
+
+def jobs_here() -> int:
+    """Stages of a study at once on this machine: one for each CUDA device, or for each core."""
+    return len(cards_here()) or os.cpu_count() or 1
+
+
 ORANGE = (0xE6, 0x9F, 0x00)
 BLUE = (0x56, 0xB4, 0xE9)
 

@@ -31,8 +31,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
+from maskwise.constants import cards_here
 from maskwise.errors import MaskwiseError, first_line, require_library, unknown_name
-from maskwise.signals import Asked, leave_when_asked
+from maskwise.signals import Asked, leave_when_asked, leave_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,7 +42,6 @@ Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
 """Time for a worker to finish a step and save its state before it is killed."""
-WATCH_SECONDS = 0.2
 STORE_BYTES = 100 * 2**20
 """Ray's object store in a cluster that we start; tasks are small."""
 # Prefixes of the environment variables of Ray workers: places of models, and rounding.
@@ -76,7 +76,7 @@ class Pool(ABC, Generic[Task, Result]):
     Args:
         function: a function that can be pickled, such as one at the top of a module.
         jobs: tasks at once; None: as many as there are cores (or GPUs).
-        gpu: reserve a GPU for each task if the cluster has any.
+        gpu: give each task one GPU, if there is any; with more jobs than GPUs, local ones share.
     """
 
     @property
@@ -180,20 +180,22 @@ _load = cache(pickle.loads)
 
 
 # Processes on this machine
-# ---------------------------------------------------------------------------------
 
 
 class LocalPool(Pool[Task, Result]):
     """Up to ``jobs`` processes on this machine, each served by a thread of this process.
 
-    Workers are new interpreters and not forks, so scripts need no ``if __name__ == "__main__":``.
-    They are reused, because importing torch takes seconds.
+    Workers are new interpreters, so scripts need no ``if __name__ == "__main__":``, and are reused.
     """
 
     def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
         # Pickled once: every worker gets the same bytes.
         self.function = pickle.dumps(function)
-        self.jobs = jobs or os.cpu_count() or 1
+        self.cards: list[str] = []
+        if gpu:
+            self.cards = cards_here()
+        self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
+        self.hiring = threading.Lock()
         self.workers: list[_Worker] = []
         self.idle: list[_Worker] = []
         self.closed = False
@@ -239,8 +241,12 @@ class LocalPool(Pool[Task, Result]):
         return self._hire()
 
     def _hire(self, *imports: str) -> _Worker:
-        worker = _Worker(self.function, imports)
-        self.workers.append(worker)
+        with self.hiring:
+            # Several workers may share a card; each has only one.
+            taken = [worker.card for worker in self.workers]
+            card = min(self.cards, key=taken.count, default=None)
+            worker = _Worker(self.function, imports, card)
+            self.workers.append(worker)
         # The pool may have been closed while the worker started.
         if self.closed:
             worker.process.terminate()
@@ -269,7 +275,11 @@ class LocalPool(Pool[Task, Result]):
 class _Worker:
     """A process that calls the pool's function on every task it gets through ``pipe``."""
 
-    def __init__(self, function: bytes, imports: tuple[str, ...]):
+    def __init__(self, function: bytes, imports: tuple[str, ...], card: str | None):
+        self.card = card
+        environment = os.environ | ONE_THREAD
+        if card is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = card
         self.pipe, theirs = multiprocessing.Pipe()
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -279,7 +289,7 @@ class _Worker:
             pass_fds=[theirs.fileno()],
             # Otherwise a worker would read what is typed into the study's terminal.
             stdin=subprocess.DEVNULL,
-            env=os.environ | ONE_THREAD | {"PYTHONPATH": modules},
+            env=environment | {"PYTHONPATH": modules},
         )
         theirs.close()
         # If the worker has died already, the first task reports it.
@@ -292,7 +302,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     leave_when_asked()
     Asked.said = False
     # The watch starts first, because the imports of the function take seconds.
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     code = 0
     try:
@@ -313,18 +323,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     os._exit(code)
 
 
-def _leave_with(parent: int) -> None:
-    """End this process within two seconds of its parent's end."""
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    # The signal is handled between steps, and not at all during an import.
-    time.sleep(1.0)
-    os._exit(1)
-
-
 # A Ray cluster
-# ---------------------------------------------------------------------------------------------
 
 
 class RayPool(Pool[Task, Result]):

@@ -7,13 +7,16 @@ SIGTERM some seconds before it kills (KillWait), and SIGUSR1 earlier if the job 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 # Windows has no SIGUSR1.
 ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))
+WATCH_SECONDS = 0.2
 CODES = {128 + number: number.name for number in ASKED}
 """Exit codes, and the signals that they stand for."""
 
@@ -22,6 +25,16 @@ def leave_when_asked() -> None:
     """Make these signals raise SystemExit, so that files are closed and temporary ones removed."""
     for number in ASKED:
         signal.signal(number, _leave)
+
+
+def leave_with(parent: int) -> None:
+    """End this process within two seconds of its parent's end."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    # The signal is handled between steps, and not at all during an import.
+    time.sleep(1.0)
+    os._exit(1)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -30,7 +30,7 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes at once; all cores (GPUs on Ray) by default.")
+    int | None, typer.Option(min=1, help="Processes at once; all cores by default, or all GPUs.")
 ]
 Engine = Annotated[str, typer.Option(help="Where work runs: local, or ray (a cluster).")]
 DryRun = Annotated[

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from statistics import median
 
 import torch
 
+from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.objectives import objective_class
@@ -312,7 +312,7 @@ def dry_run(
     from maskwise.study.prospects import prospects_of
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or jobs_here()
     with _view(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())

@@ -8,7 +8,6 @@ Nothing is written except the cache of times. Cost: less than 30 seconds.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from maskwise.constants import accuracy_misleads
+from maskwise.constants import accuracy_misleads, jobs_here
 from maskwise.errors import MaskwiseError, counted, duration
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -313,7 +312,7 @@ class Outlook:
         # A text may be too short for a single training row.
         if timing and len(sample.rows):
             time_stages(plans, Samples(self.first, sample, folder), forecast)
-        jobs = os.cpu_count() or 1
+        jobs = jobs_here()
         left = {name: forecast.seconds(name) for name in planned}
         kinds, unknown, seconds = summary(planned, left, jobs)
         stages = {}

@@ -53,7 +53,7 @@ def run_study(
     Args:
         recipe: a recipe with arms.
         out: the study's folder; a study that is there is resumed.
-        jobs: stages at once; None: as many as there are cores.
+        jobs: stages at once; None: as many as there are GPUs here, or else cores.
         quiet: show no live table.
         engine: where stages run: local or ray.
         retries: how often a stage is retried if its failure may pass.

@@ -22,6 +22,8 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
+from maskwise.families import width_of
+from maskwise.objectives import Objective
 from maskwise.recipe import Recipe
 from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Plan
@@ -38,6 +40,8 @@ from maskwise.text.worlds import of_run
 from maskwise.training import train
 from maskwise.training.engine import best_device
 from maskwise.training.speed import peak_memory
+from maskwise.training.wrapping import blocks_of
+from maskwise.weights import memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -305,10 +309,24 @@ def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
     )
 
 
+def _require_memory(link: Recipe, objective: Objective) -> None:
+    """Refuse a step that would fill this machine's memory, by the formula in docs/scaling.md."""
+    training = link.training
+    here = memory()
+    if here is None or best_device().type != "cpu" or training.activation_checkpointing:
+        return
+    tokens = training.batch_size // training.accumulate * link.corpus.length
+    size = 4 * 34 * tokens * width_of(objective.model) * len(blocks_of(objective))
+    if size > here:
+        got = f"about {size / 1e9:,.0f} GB"
+        raise MaskwiseError("a step does not fit into memory", got=got, do="raise accumulate")
+
+
 def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     began = _now()
     network = _network(link, data)
     made = learning(network, data, link)
+    _require_memory(link, made.objective)
     start = _now() - began
     clock = _Clock()
     # The clock is called by evaluations, so there is one after every step. Saving would add to
