@@ -29,6 +29,7 @@ matrix product reaches here.
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import json
 import os
@@ -76,8 +77,8 @@ SMALL = {
     "intermediate_size": 48,
     "vocab_size": 512,
 }
-BATCH = 131_072
-"""Tokens of a step."""
+BATCH = 65_536
+"""Tokens of a step; a side that runs out of memory gets half as many, and its line says so."""
 COPIED = 1 << 30
 """Bytes that are copied to measure the memory's rate."""
 
@@ -110,6 +111,7 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
     with (out / "gpu.jsonl").open("w", encoding="utf-8") as file, compiler(smoke):
         for name, part in bench.parts(out):
             line: dict[str, Any] = {"part": name}
+            free_memory()
             start = time.perf_counter()
             if start - began > seconds:
                 line["left_out"] = "no time"
@@ -126,6 +128,13 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
             sys.stderr.write(f"{time.perf_counter() - began:5.0f} s  {name}\n")
     Console(width=120).print(render(lines))
     return lines
+
+
+def free_memory() -> None:
+    """Give back what models of earlier parts held, also those that hang in reference cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -196,13 +205,14 @@ class Bench:
 
     def contest(self, shape: train.Shape) -> train.Contest:
         """The texts and the weights that both sides train; made once for each shape."""
-        if shape.name not in self.contests:
+        key = f"{shape.name}, {shape.batch_size}"
+        if key not in self.contests:
             made = train.Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
             columns = made.rows[train.OURS].pieces.columns
             # A made-up part of speech for every word: the cost does not depend on which.
             columns["pos"] = columns["word_ids"] % len(UPOS)
-            self.contests[shape.name] = made
-        return self.contests[shape.name]
+            self.contests[key] = made
+        return self.contests[key]
 
     # Parts
 
@@ -239,7 +249,15 @@ class Bench:
     def timed(self, shape: train.Shape, name: str) -> dict[str, Any]:
         """Time, tokens of text a second, MFU, memory and the last loss."""
         contest = self.contest(shape)
-        contest.time(name)
+        try:
+            contest.time(name)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        if not fits:
+            # Outside of the handler, whose traceback holds the tensors of the failed step.
+            free_memory()
+            return self.timed(shape._replace(batch_size=shape.batch_size // 2), name)
         line = next(line for line in contest.lines() if line["name"] == name)
         del line["ours_over_it"], line["ours_over_it_range"]
         # The work of a token is the same for both sides: padding and what is done twice is waste.

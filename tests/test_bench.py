@@ -137,6 +137,22 @@ def test_on_a_gpu_what_was_promised_is_measured_first(tmp_path: Path) -> None:
     assert len(both) == 2 * 3 * 2 * 2
 
 
+def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = gpu_bench.Bench(smoke=True)
+    shape = bench.shape("bert", 128)
+    plain = train_bench.Contest.time
+
+    def full(contest: train_bench.Contest, name: str) -> None:
+        if contest.shape.batch_size > 2:
+            raise torch.OutOfMemoryError
+        plain(contest, name)
+
+    monkeypatch.setattr(train_bench.Contest, "time", full)
+    line = bench.timed(shape, train_bench.OURS)
+    assert shape.batch_size == 4 and line["batch"].startswith("2 × ")
+    assert line["tokens_per_second"] > 0
+
+
 def test_a_part_without_time_is_named(tmp_path: Path) -> None:
     lines = gpu_bench.bench(tmp_path, seconds=-1, smoke=True)
     assert {line["left_out"] for line in lines} == {"no time"}
