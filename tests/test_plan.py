@@ -591,20 +591,17 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         assert dry_run(read_recipe(recipe, more), tmp_path / "out")["plans"]
 
 
-def test_matched_arms_have_one_text_at_all_points_of_a_search(recipe, tmp_path, done):
-    """A point whose text was not there yet had the steps as written; the same call again trained
-    other runs.
+def test_matched_arms_may_try_several_texts(recipe, tmp_path, fake):
+    """The texts of all points are prepared first. A point whose text was not there yet would have
+    the steps as written, and the same call again would train other runs.
     """
-    rates, texts = "{training.learning_rate: [0.1, 0.2]}", "{corpus.limit: [20, 40]}"
-    for grid, more in ((texts, []), (rates, ["masking.policy=learned", "learning={method: meta}"])):
-        with pytest.raises(
-            MaskwiseError, match=r"study.match targets wants one text for arm 'token-15'"
-        ):
-            asked = ["study.match=targets", f"study.search={{grid: {grid}}}", *more]
-            compare(recipe, asked, tmp_path / "out")
-        assert not done
-    asked = ["study.match=targets", f"study.search={{grid: {rates}}}"]
-    assert dry_run(read_recipe(recipe, asked), tmp_path / "out")["plans"]
+    search = "study.search={grid: {corpus.held_out: [0.1, 0.3]}}"
+    asked = [*QUICK, "tasks=[]", "study.match=targets", search, "study.seeds=1"]
+    compare(recipe, asked, tmp_path / "out")
+    stages = len(fake)
+    assert [name.split("-")[0] for name in fake[:2]] == ["prepare", "prepare"]
+    compare(recipe, asked, tmp_path / "out")
+    assert len(fake) == stages
 
 
 def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):

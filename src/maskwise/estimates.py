@@ -33,6 +33,12 @@ class Shown:
         """The mean without its sign: "2.1 accuracy points"."""
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
+    def figure(self) -> str:
+        """The mean with its sign: "+2.1"; "" where it is unknown."""
+        if self.mean is None:
+            return ""
+        return with_minus(f"{self.mean:+.{self.digits}f}")
+
     def ends(self, *, ahead: bool = False) -> str:
         """The interval, "−0.4 to 4.6"; with ``ahead``, for the better of the two sides."""
         low = self.low or 0.0

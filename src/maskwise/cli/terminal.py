@@ -174,21 +174,13 @@ def _cells(row: Any) -> list[str | Text]:
 
     # The page has the same units.
     amount = shown(row)
-    figures = []
-    for figure in (amount.mean, amount.low, amount.high):
-        if figure is None:
-            figures.append("")
-        else:
-            figures.append(f"{figure:+.{amount.digits}f}".replace("-", "−"))
-    mean, low, high = figures
+    mean = amount.figure()
     if mean:
-        unit = amount.unit
-        if unit.endswith("points"):
-            unit = "points"
+        unit = "points" if amount.unit.endswith("points") else amount.unit
         mean = f"{mean} {unit}"
     interval = "needs 6 runs"
-    if low:
-        interval = f"{low} to {high}"
+    if amount.low is not None:
+        interval = amount.ends()
     p = ""
     if row["p_adjusted"] is not None:
         p = f"{row['p_adjusted']:.2g}"

@@ -185,6 +185,8 @@ class Yaml(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
+        # Constructed anew for each alias of an anchor, so that overrides change one of them alone.
+        self.constructed_objects.pop(node, None)
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
@@ -226,20 +228,11 @@ def read_yaml(text: str) -> object:
         # Counted before construction: a merge key (<<) copies the values of its aliases.
         if _count(root, {}) > MOST_VALUES:
             raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
-        return _unshared(loader.construct_document(root))
+        return loader.construct_document(root)
     except RecursionError:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
     finally:
         loader.dispose()
-
-
-def _unshared(value: Any) -> Any:
-    """Copy a value, so that an anchor and its aliases become separate objects."""
-    if isinstance(value, dict):
-        return {key: _unshared(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_unshared(part) for part in value]
-    return value
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

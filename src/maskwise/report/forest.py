@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from maskwise.constants import DIFFUSION
-from maskwise.estimates import Shown, shown, with_minus
+from maskwise.estimates import Shown, shown
 from maskwise.files import Contrast
 from maskwise.report.drawing import SLATE, Colours, View
 
@@ -126,8 +126,7 @@ def _places(amount: Shown, reach: float) -> View:
             part = max(-1.0, min(1.0, value / reach))
             places[name] = round(50 + 50 * part, 2)
             places[f"{name}_cut"] = abs(value) > reach
-    if amount.mean is not None:
-        places["figure"] = with_minus(f"{amount.mean:+.{amount.digits}f}")
+    places["figure"] = amount.figure()
     if amount.low is not None:
         places["interval"] = amount.ends()
     return places

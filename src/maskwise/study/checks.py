@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,29 +223,6 @@ def _check_matching(recipe: Recipe) -> None:
                 got=f"study.match {study.match}",
                 do="leave out study.match",
             )
-        points: list[Mapping[str, object]] = [{}]
-        if study.search:
-            points += study.search.points_of(name)
-        texts = {_texts(recipe.arm(name, seed=0, more=point)) for point in points}
-        # Texts are prepared for the arm as written, before the points of a search are planned.
-        if len(texts) > 1:
-            raise MaskwiseError(
-                f"study.match {study.match} wants one text for arm {name!r}, "
-                "and study.search tries several",
-                got=f"grid {', '.join(points[1])}",
-                do="search settings that leave the text as it is, or leave out study.match",
-            )
-
-
-def _texts(arm: Recipe) -> tuple[str, ...]:
-    """Identify the texts of an arm."""
-    links = arm.links()
-    names = [prepare_stage(link.unlearned()).name for link in links]
-    # A text that a learned policy scores also depends on how that is learned.
-    if arm.learning and any(link.learns for link in links):
-        names.append(arm.learning.model_dump_json())
-        names += [link.training.model_dump_json() for link in links]
-    return tuple(names)
 
 
 def _check_search(recipe: Recipe, search: SearchSettings, load: Load) -> None:

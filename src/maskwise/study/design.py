@@ -86,10 +86,14 @@ class Design:
     def plans(self) -> Iterator[Plan]:
         """Yield the plans; each must be done before the next one is asked for."""
         study = self.recipe.study
-        # Matched lengths depend on the texts, so these are prepared first.
+        # Matched lengths depend on the texts, so these are prepared first, for all points of a grid.
         if study.match != "steps":
             seed = study.seed_list[0]
-            runs = [make_run(self.recipe, arm, seed, contents={}) for arm in study.arms]
+            runs = []
+            for arm in study.arms:
+                points = study.search.points_of(arm) if study.search else []
+                for point in [{}, *points]:
+                    runs.append(make_run(self.recipe, arm, seed, contents={}, more=point))
             yield Plan(tuple(_texts_of(run) for run in runs), "texts")
             spent = self._spent(self.baseline, {})
             self.budget = sum(spent) if spent else None

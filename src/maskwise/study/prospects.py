@@ -24,7 +24,7 @@ from maskwise.study.statistics import (
     detectable_difference,
     fewest_runs,
     look_weight,
-    power_of,
+    powers,
     runs_to_decide,
 )
 from maskwise.study.verdict.contrasts import compare, primary_pairs
@@ -93,9 +93,6 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
         if noise["noise"] and study.margin:
             scale = 100 if noise["unit"] == "points" else 1
             margin_runs = runs_to_decide(sd, scale * study.margin, alpha=alpha)
-        power = {}
-        for effect in ("1", "1.5"):
-            power[effect] = round(power_of(1.0, float(effect), runs, alpha=alpha), 2)
         prospects.append(
             {
                 "arm": arm,
@@ -103,7 +100,7 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
                 "runs": runs,
                 "decidable": runs >= fewest,
                 "fewest_runs": fewest,
-                "power": power,
+                "power": powers(runs, alpha=alpha),
                 **noise,
                 "detectable": detectable_difference(sd, max(runs, fewest), alpha=alpha),
                 "margin_runs": margin_runs,

@@ -270,6 +270,11 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
     return float(WEIGHTS @ power / 2)
 
 
+def powers(runs: int, *, alpha: float) -> dict[str, float]:
+    """Return the power for a true difference of 1 and of 1.5 spreads between paired runs."""
+    return {f"{size:g}": round(power_of(1.0, size, runs, alpha=alpha), 2) for size in (1, 1.5)}
+
+
 @cache
 def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
     """Return the rejection thresholds of the t test, one per quantile of the sample SD.

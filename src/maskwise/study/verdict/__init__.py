@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.files import RULES, Contrast, Look, Planned, Record, Study, Summary, TaskUse
 from maskwise.study.outcomes import Outcomes
-from maskwise.study.statistics import ALPHA, look_weight, power_of
+from maskwise.study.statistics import ALPHA, look_weight, powers
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
 from maskwise.study.verdict.gains import efficiency, gain_shares, transfer_cells
 from maskwise.study.verdict.words import (
@@ -156,7 +156,4 @@ def _planned(study: Study) -> Planned:
     if gate_of(study):
         contrasts -= 1
     alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
-    power = {}
-    for effect in (1, 1.5):
-        power[f"{effect:g}"] = round(power_of(1.0, effect, runs, alpha=alpha), 2)
-    return {"runs": runs, "contrasts": contrasts, "power": power}
+    return {"runs": runs, "contrasts": contrasts, "power": powers(runs, alpha=alpha)}
