@@ -176,7 +176,9 @@ def _cells(row: Any) -> list[str | Text]:
     amount = shown(row)
     mean = amount.figure()
     if mean:
-        unit = "points" if amount.unit.endswith("points") else amount.unit
+        unit = amount.unit
+        if unit.endswith("points"):
+            unit = "points"
         mean = f"{mean} {unit}"
     interval = "needs 6 runs"
     if amount.low is not None:

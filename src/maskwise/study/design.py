@@ -86,13 +86,15 @@ class Design:
     def plans(self) -> Iterator[Plan]:
         """Yield the plans; each must be done before the next one is asked for."""
         study = self.recipe.study
-        # Matched lengths depend on the texts, so these are prepared first, for all points of a grid.
+        # Matched lengths depend on the texts, so those of all points are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
-                points = study.search.points_of(arm) if study.search else []
-                for point in [{}, *points]:
+                points: list[Plain] = [{}]
+                if study.search:
+                    points += study.search.points_of(arm)
+                for point in points:
                     runs.append(make_run(self.recipe, arm, seed, contents={}, more=point))
             yield Plan(tuple(_texts_of(run) for run in runs), "texts")
             spent = self._spent(self.baseline, {})

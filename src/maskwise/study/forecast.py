@@ -218,9 +218,7 @@ def total(seconds: Iterable[float | None]) -> float | None:
     return round(work, 1)
 
 
-def summary(
-    planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int
-) -> tuple[dict[str, Plain], list[str], float | None]:
+def summary(planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> Plain:
     """Sum up the work that is left.
 
     Args:
@@ -229,8 +227,9 @@ def summary(
         jobs: number of stages run in parallel.
 
     Returns:
-        By kind of stage ``done``, ``to_do`` and ``seconds`` of work; the kinds whose time is
-        unknown; and the seconds until the end (``until_end``), None if a kind is unknown.
+        ``stages``: by kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the kinds
+        whose time is unknown. ``seconds``: until the end (``until_end``), None if a kind is
+        unknown.
     """
     kinds: dict[str, Plain] = {}
     unknown = []
@@ -241,11 +240,12 @@ def summary(
         kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
         if total(left) is None:
             unknown.append(kind)
-    if unknown:
-        return kinds, unknown, None
+    left = None
     if not seconds:
-        return kinds, unknown, 0.0
-    return kinds, unknown, round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+        left = 0.0
+    elif not unknown:
+        left = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+    return {"stages": kinds, "unknown": unknown, "seconds": left}
 
 
 def until_end(
@@ -328,7 +328,6 @@ def dry_run(
     if probe and None in map(forecast.seconds, todo):
         probe(plans, forecast)
     left = {name: forecast.seconds(name) for name in todo}
-    kinds, unknown, seconds = summary(planned, left, jobs)
     listed = []
     new = set(left)
     # A stage that several plans share is done by the first of them.
@@ -342,10 +341,8 @@ def dry_run(
         "jobs": jobs,
         "plans": listed,
         "phases": list(_phases(design, left)),
-        "stages": kinds,
-        "seconds": seconds,
+        **summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
-        "unknown": unknown,
         "contrasts": prospects_of(recipe, out),
         "notes": notes + list(_notes(recipe, design)),
     }

@@ -314,14 +314,15 @@ class Outlook:
             time_stages(plans, Samples(self.first, sample, folder), forecast)
         jobs = jobs_here()
         left = {name: forecast.seconds(name) for name in planned}
-        kinds, unknown, seconds = summary(planned, left, jobs)
-        stages = {}
-        for kind, counts in kinds.items():
-            stages[kind] = {"stages": counts["to_do"], "seconds": counts["seconds"]}
+        found = summary(planned, left, jobs)
+        for counts in found["stages"].values():
+            # Nothing is done yet.
+            counts["stages"] = counts.pop("to_do")
+            del counts["done"]
         memory = forecast.memory_gib()
-        line = f"unknown: nothing like {', '.join(unknown)} was timed here yet"
-        if seconds is not None:
-            line = f"about {duration(seconds)} with {jobs} stages at once"
+        line = f"unknown: nothing like {', '.join(found['unknown'])} was timed here yet"
+        if found["seconds"] is not None:
+            line = f"about {duration(found['seconds'])} with {jobs} stages at once"
             if memory is not None:
                 line += f", {memory:.1f} GiB for each of them"
         runs = {plan.purpose: len(plan.runs) for plan in plans}
@@ -329,14 +330,7 @@ class Outlook:
             listed = [f"{count} runs ({purpose})" for purpose, count in runs.items()]
             line = ", ".join([*listed, line])
         self.lines.append(("time", line))
-        self.facts["time"] = {
-            "jobs": jobs,
-            "runs": runs,
-            "stages": stages,
-            "unknown": unknown,
-            "seconds": seconds,
-            "memory_gib": memory,
-        }
+        self.facts["time"] = {"jobs": jobs, "runs": runs, **found, "memory_gib": memory}
 
 
 def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
