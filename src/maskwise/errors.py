@@ -175,6 +175,12 @@ def counted(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
 
+def plural(number: int, what: str) -> str:
+    """Return "1 run" or "6 runs"."""
+    ending = "" if number == 1 else "s"
+    return f"{number} {what}{ending}"
+
+
 def duration(seconds: float | None) -> str:
     """Format a time in seconds, minutes or hours.
 

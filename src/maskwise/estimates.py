@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from maskwise.constants import NATS
+from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import Contrast, Estimate
 
 SPREADS = "spreads between seeds"
@@ -89,3 +89,19 @@ def shown(row: Contrast) -> Shown:
 def with_minus(text: str) -> str:
     """Replace the hyphen before a number by a minus sign."""
     return re.sub(r"-(?=[\d.])", "−", text)
+
+
+def outcome_label(outcome: str) -> str:
+    """Return an outcome as a label: "token masks, 15 %", "facts (hits@1)"."""
+    kind, _, rest = outcome.partition(":")
+    if kind == "evaluation":
+        name, _, metric = rest.rpartition(":")
+        return f"{name} ({metric})"
+    if kind != "heldout":
+        return outcome
+    masks, _, ratio = rest.partition("@")
+    if masks == DIFFUSION:
+        return "bound of masked diffusion"
+    if ratio:
+        return f"{masks} masks, {100 * float(ratio):g} %"
+    return f"{masks} masks"

@@ -12,6 +12,7 @@ from itertools import chain
 from statistics import fmean, median
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
+from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
@@ -23,7 +24,6 @@ from maskwise.report.drawing import (
     line_chart,
     vega_code,
 )
-from maskwise.report.forest import outcome_label
 from maskwise.report.reading import Folder, Line
 
 MOST_POINTS = 200

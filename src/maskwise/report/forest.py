@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from maskwise.constants import DIFFUSION
-from maskwise.estimates import Shown, shown
+from maskwise.estimates import Shown, outcome_label, shown
 from maskwise.files import Contrast
 from maskwise.report.drawing import SLATE, Colours, View
 
@@ -152,19 +151,3 @@ def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
         return []
     first, *others = [_notes(row) for row in rows]
     return [note for note in first if all(note in notes for notes in others)]
-
-
-def outcome_label(outcome: str) -> str:
-    """Return an outcome as a label: "token masks, 15 %", "facts (hits@1)"."""
-    kind, _, rest = outcome.partition(":")
-    if kind == "evaluation":
-        name, _, metric = rest.rpartition(":")
-        return f"{name} ({metric})"
-    if kind != "heldout":
-        return outcome
-    masks, _, ratio = rest.partition("@")
-    if masks == DIFFUSION:
-        return "bound of masked diffusion"
-    if ratio:
-        return f"{masks} masks, {100 * float(ratio):g} %"
-    return f"{masks} masks"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import chain
 from statistics import fmean
 
+from maskwise.errors import plural
 from maskwise.report.charts import mean, thin
 from maskwise.report.drawing import GROUPS, Colours, View, line_chart
 from maskwise.report.reading import Folder, Line
@@ -144,7 +145,4 @@ def _notes(lines: list[Line]) -> list[str]:
             # Notes that differ only in the figures at their end are counted together.
             beginning, *_ = re.split(r"[,;]|: never", note)
             counts[beginning] += 1
-    return [
-        f"{note} (1 time)" if times == 1 else f"{note} ({times} times)"
-        for note, times in counts.most_common(MOST_NOTES)
-    ]
+    return [f"{note} ({plural(times, 'time')})" for note, times in counts.most_common(MOST_NOTES)]

@@ -19,8 +19,8 @@ import jinja2
 
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words
-from maskwise.errors import duration
-from maskwise.estimates import with_minus
+from maskwise.errors import duration, plural
+from maskwise.estimates import outcome_label, with_minus
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -32,7 +32,7 @@ from maskwise.report.charts import (
     weight_charts,
 )
 from maskwise.report.drawing import SLATE, Colours, View, arm_colours, made_vega, vega_code
-from maskwise.report.forest import common_notes, forest_groups, outcome_label
+from maskwise.report.forest import common_notes, forest_groups
 from maskwise.report.objectives import objectives_view
 from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import choices, evaluation_table, score_table, task_table
@@ -122,8 +122,8 @@ def _story(folder: Folder) -> View | None:
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
-    ways = _count(len(folder.arms), "way")
-    runs = _count(len(study["seeds"]), "run")
+    ways = plural(len(folder.arms), "way")
+    runs = plural(len(study["seeds"]), "run")
     by = "by held-out loss and what needs no fine-tuning"
     if study["tasks"]:
         by = f"on {', '.join(study['tasks'])}"
@@ -154,7 +154,7 @@ def _power(folder: Folder) -> str:
     # Summaries of earlier rules have no plan.
     if planned is None:
         return ""
-    contrasts = _count(planned["contrasts"], "comparison")
+    contrasts = plural(planned["contrasts"], "comparison")
     power = planned["power"]
     if not any(power.values()):
         return f"So few runs cannot decide {contrasts}."
@@ -163,10 +163,6 @@ def _power(folder: Folder) -> str:
         f"With {contrasts}, a true difference is decided with probability "
         f"{' and '.join(chances)} between paired runs."
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> View:
@@ -257,7 +253,7 @@ def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
-        lines.append(f"{_count(folder.unread, 'line')} of records.jsonl cannot be used.")
+        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be used.")
     # Another version may read or judge the same files differently.
     made = study["maskwise"]
     if made and made != __version__:

@@ -22,6 +22,7 @@ first is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -164,17 +165,12 @@ class Design:
         trained = self.baseline if arm == REFERENCE else arm
         length = self._length(trained, setting, fraction)
         contents = {} if by == "held-out" else self.contents
-        return make_run(
-            self.recipe,
-            arm,
-            seed,
-            contents=contents,
-            more=setting | length,
-            evaluated=by != "dev",
-            fraction=fraction,
-            setting=setting,
-            role=role,
+        more = setting | length
+        evaluated = by != "dev"
+        run = make_run(
+            self.recipe, arm, seed, contents=contents, more=more, evaluated=evaluated, role=role
         )
+        return replace(run, fraction=fraction, setting=setting)
 
     # Matching
     # --------------------------------------------------------------------------------------------

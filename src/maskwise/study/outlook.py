@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from maskwise.constants import accuracy_misleads, jobs_here
-from maskwise.errors import MaskwiseError, counted, duration
+from maskwise.errors import MaskwiseError, counted, duration, plural
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -289,7 +289,7 @@ class Outlook:
         short = [prospect for prospect in prospects if not prospect["decidable"]]
         if short:
             runs = len(self.recipe.study.seed_list)
-            contrasts = "1 contrast" if len(short) == 1 else f"{len(short)} contrasts"
+            contrasts = plural(len(short), "contrast")
             fewest = max(prospect["fewest_runs"] for prospect in short)
             what = f"{runs} runs of each arm cannot decide {contrasts}"
             self.doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")

@@ -227,8 +227,6 @@ def make_run(
     contents: Mapping[str, str],
     more: Mapping[str, object] | None = None,
     evaluated: bool = True,
-    fraction: float = 1.0,
-    setting: Plain | None = None,
     role: str = "",
 ) -> Run:
     """Plan the stages of one run.
@@ -237,7 +235,7 @@ def make_run(
         contents: ``task_contents`` of the tasks that evaluate the run.
         more: settings to change in addition to the arm's.
         evaluated: whether to evaluate the checkpoint without fine-tuning, too.
-        fraction, setting, role: as in ``Run``.
+        role: as in ``Run``.
     """
     # The reference is the start of the baseline's runs.
     reference = arm == REFERENCE
@@ -287,8 +285,6 @@ def make_run(
         evaluated=evaluation,
         tasks=tasks,
         overlaps=tuple(dict.fromkeys(overlaps)),
-        fraction=fraction,
-        setting=setting or {},
         role=role,
     )
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from maskwise.constants import DIFFUSION, REFERENCE
-from maskwise.estimates import SPREADS, shown, with_minus
+from maskwise.errors import plural
+from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
 from maskwise.files import Contrast, Study
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
@@ -40,20 +41,14 @@ LEARNED_MORE = "{first} learned more than {second}: {amount} of held-out loss (d
 
 def outcome_words(outcome: str) -> str:
     """Return an outcome as a phrase of a sentence: "on the tasks"."""
-    kind, _, rest = outcome.partition(":")
+    label = outcome_label(outcome)
     if outcome == "tasks":
         return "on the tasks"
     if outcome == f"heldout:{DIFFUSION}":
-        return "in the bound of masked diffusion"
-    if kind == "heldout":
-        masks, _, ratio = rest.partition("@")
-        if ratio:
-            return f"in held-out loss ({masks} masks, {100 * float(ratio):g} %)"
-        return f"in held-out loss ({masks} masks)"
-    if kind == "evaluation":
-        name, _, metric = rest.rpartition(":")
-        return f"on {name} ({metric})"
-    return f"on {outcome}"
+        return f"in the {label}"
+    if outcome.startswith("heldout:"):
+        return f"in held-out loss ({label})"
+    return f"on {label}"
 
 
 # A row
@@ -99,7 +94,7 @@ def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: b
 def _facts(row: Contrast, *, brief: bool) -> str:
     """Return the numbers of a row: runs, intervals, p, and the scope of the verdict."""
     amount = shown(row)
-    runs = f"{_count(row['n'], 'run')} each"
+    runs = f"{plural(row['n'], 'run')} each"
     if row["compute"]["matched"]:
         runs += f", equal {row['compute']['by']}"
     facts = [runs]
@@ -294,7 +289,7 @@ def _more_runs(
             return "next-look", f"Continue to the next planned look: {at}."
     # Runs that could decide nothing have spent no error rate, so more may be added.
     if not looks and not can_decide(runs, len(rows)):
-        few = f"{_count(runs, 'run')} of each arm can decide nothing here"
+        few = f"{plural(runs, 'run')} of each arm can decide nothing here"
         enough = f"{needed} would, if the difference is as large as it looks (study.seeds)"
         return "add-seeds", f"Add seeds: {few}; {enough}."
     return "new-study", (
@@ -302,10 +297,6 @@ def _more_runs(
         f"with different seeds and {needed} runs of each arm, or plan interim analyses with "
         "study.looks."
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _capital(text: str, row: Contrast) -> str:
