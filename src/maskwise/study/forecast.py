@@ -240,12 +240,12 @@ def summary(planned: Mapping[str, Stage], seconds: Mapping[str, float | None], j
         kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
         if total(left) is None:
             unknown.append(kind)
-    left = None
+    until: float | None = None
     if not seconds:
-        left = 0.0
+        until = 0.0
     elif not unknown:
-        left = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
-    return {"stages": kinds, "unknown": unknown, "seconds": left}
+        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+    return {"stages": kinds, "unknown": unknown, "seconds": until}
 
 
 def until_end(
