@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from masking_tools import FIRST, masker, row, vocabulary
 from masking_tools import tokenizer as word_tokenizer
-from maskwise import Masker
+from maskwise import Masker, PackedCollator, corrupt
 from maskwise.errors import MaskwiseError
 from maskwise.masking import schedules
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
@@ -469,3 +469,20 @@ def test_numbers_that_a_recipe_names_are_of_their_type(setting: str, spec: str, 
     with refused(spec.partition("(")[0], got):
         masker(**{setting: spec})
     assert masker("span(max_words=3, poisson=None)").policy == masker("span(max_words=3)").policy
+
+
+@pytest.mark.parametrize("bad", [5, None, "no-such-thing", [], object()], ids=str)
+def test_what_is_no_tensor_no_model_and_no_names_is_one_line(bad: Any) -> None:
+    ids = torch.ones(1, 3, dtype=torch.long)
+    calls: dict[str, Callable[[], object]] = {
+        "input_ids": lambda: corrupt(bad, ids, 3),
+        "loss_mask": lambda: corrupt(ids, bad, 3),
+    }
+    if bad is not None:
+        calls["model"] = lambda: PackedCollator(masker(), model=bad)
+    if not isinstance(bad, str | list):
+        calls["layers"] = lambda: encode(word_tokenizer(), ["a"], layers=bad)
+    for name, call in calls.items():
+        with pytest.raises(MaskwiseError) as error:
+            call()
+        assert error.value.what == name and "\n" not in str(error.value)

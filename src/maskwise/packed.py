@@ -82,6 +82,8 @@ class PackedCollator:
                 stacklevel=2,
             )
             return
+        if not isinstance(model, torch.nn.Module):
+            raise MaskwiseError("model", got=model, allowed="a loaded model, or None")
         config = model.config
         self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)

@@ -395,6 +395,9 @@ def corrupt(
     """
     import torch
 
+    for name, tensor in (("input_ids", input_ids), ("loss_mask", loss_mask)):
+        if not isinstance(tensor, torch.Tensor):
+            raise MaskwiseError(name, got=tensor, allowed="a tensor of shape (B, L)")
     if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
         got = f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}"
         raise MaskwiseError("input_ids and loss_mask need one shape (B, L)", got=got)

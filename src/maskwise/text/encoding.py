@@ -136,6 +136,8 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
     """
     if isinstance(specs, str):
         specs = [specs]
+    if not isinstance(specs, Iterable):
+        raise MaskwiseError("layers", got=specs, allowed="names of annotators, such as ['salient']")
     # Annotators import this package, so it cannot import them at the top.
     registry = import_module("maskwise.annotate.registry")
     annotators = []
