@@ -471,7 +471,9 @@ def test_numbers_that_a_recipe_names_are_of_their_type(setting: str, spec: str, 
     assert masker("span(max_words=3, poisson=None)").policy == masker("span(max_words=3)").policy
 
 
-@pytest.mark.parametrize("bad", [5, None, "no-such-thing", [], object()], ids=str)
+@pytest.mark.parametrize(
+    "bad", [5, None, "no-such-thing", [], object()], ids=lambda bad: type(bad).__name__
+)
 def test_what_is_no_tensor_no_model_and_no_names_is_one_line(bad: Any) -> None:
     ids = torch.ones(1, 3, dtype=torch.long)
     calls: dict[str, Callable[[], object]] = {
