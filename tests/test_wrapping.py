@@ -360,12 +360,11 @@ def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch)
     assert len(asked) == 6
 
 
-def test_unwrap_leaves_the_setting_of_torch_that_nobody_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(symbolic_shapes, "use_duck_shape", False)
-    wrapping.unwrap(made("mlm")[0])
-    assert symbolic_shapes.use_duck_shape is False
+def test_unwrap_leaves_the_setting_of_torch_that_nobody_changed() -> None:
+    # pytest's monkeypatch would delete the setting: torch keeps it outside the module's __dict__.
+    with symbolic_shapes.patch(use_duck_shape=False):
+        wrapping.unwrap(made("mlm")[0])
+        assert symbolic_shapes.use_duck_shape is False
 
 
 @pytest.mark.parametrize("name", ["echoes", "evaluation", "families"])
