@@ -34,7 +34,9 @@ def wait_for(event: Callable[[], object]) -> None:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that still run."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    # Each thread has a list of the processes that it started itself.
+    lists = [_read(str(path)) for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in b" ".join(lists).split()]
 
 
 def workers(pid: int) -> list[int]:

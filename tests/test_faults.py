@@ -487,5 +487,7 @@ def signalled_rank(folder: Path) -> None:
 @pytest.mark.slow
 def test_all_ranks_end_at_the_same_step(tmp_path: Path) -> None:
     two_ranks(signalled_rank, tmp_path)
-    assert states(tmp_path) == [3, 5]
-    assert trained(tmp_path)[1]["resumed_at"] == 5
+    # The signal comes after step 4; at most two steps are made ahead of it.
+    first, last = states(tmp_path)
+    assert first == 3 and last in (5, 6)
+    assert trained(tmp_path)[1]["resumed_at"] == last
