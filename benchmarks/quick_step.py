@@ -1,12 +1,18 @@
 """What a step of the quick start costs, beside an earlier commit: pre-training (12 × 64 tokens) and
-fine-tuning.
+fine-tuning. With ``--trainer``: what fine-tuning costs beside transformers' ``Trainer``.
 
     python benchmarks/quick_step.py [COMMIT] [--rounds N]     # default: before the work on speed
+    OMP_NUM_THREADS=1 python benchmarks/quick_step.py --trainer --rounds 3
 
 Both source trees take turns, a few steps each, in two processes with one thread that live as long
 as the bench: so neighbours on the machine and its clock hit both alike. A turn's figure is the
 processor time of its fastest step, which a busy machine moves least; the ratio is the median over
 the turns. Losses after the same steps show that both learn alike.
+
+Beside ``Trainer`` all contestants start from the same weights and train in turn, in one process and
+in single precision, on the rows of a classification task. Rates are tokens of the text, without
+padding: a second of wall-clock time, and of this process's processor time, which neighbours on the
+machine move less.
 """
 
 from __future__ import annotations
@@ -17,11 +23,30 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from timing import Clock, PeerClock
+from transformers import (
+    BertConfig,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
+from maskwise.bench import Noise, spread, surroundings
+from maskwise.tasks import FinetuneSettings, load_task
+from maskwise.tasks.judge import load_network
+from maskwise.tasks.tensors import Encoded, TaskSource, encode
+from maskwise.text import train_tokenizer
+from maskwise.training import train
 from maskwise.training.speed import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +120,11 @@ def main() -> None:
     parser.add_argument("commit", nargs="?", default=BEFORE)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--trainer", action="store_true", help="fine-tuning beside Trainer")
     given = parser.parse_args()
+    if given.trainer:
+        sys.stdout.write(json.dumps(beside_trainer(rounds=given.rounds), indent=1) + "\n")
+        return
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
             ["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True
@@ -150,6 +179,194 @@ def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) ->
     ratios = [now / before for now, before in zip(turns["now"], turns["before"], strict=True)]
     spent = {f"ms_{name}": round(1000 * median(seconds), 1) for name, seconds in turns.items()}
     return {**spent, "now_over_before": round(median(ratios), 3), "losses": losses}
+
+
+# Fine-tuning beside Trainer
+
+OURS = "maskwise"
+PEERS = {"Trainer": "random", "Trainer, grouped by length": "group_by_length"}
+"""Contestants of transformers, with the order of their rows."""
+SIZES = {"tiny (2 × 128)": (2, 128), "mini (4 × 256)": (4, 256)}
+WARM, TIMED = 16, 64
+"""Steps before the clock starts, and steps that are timed: whole windows of our order."""
+MAX_LENGTH = 64
+
+
+class ProcessorClock(Clock):
+    """A ``Clock`` that notes the processor time of this process, too."""
+
+    def __init__(self, warm: int, last: int):
+        super().__init__(warm, last)
+        self.spent: dict[int, float] = {}
+
+    def tick(self, done: int) -> None:
+        super().tick(done)
+        self.spent[done] = time.process_time()
+
+
+class CountingCollator(DataCollatorWithPadding):
+    """Notes the tokens and positions of every batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer)
+        self.counts: list[tuple[int, int]] = []
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        batch = super().__call__(features)
+        mask = batch["attention_mask"]
+        self.counts.append((int(mask.sum()), mask.numel()))
+        return batch
+
+
+class Finetuning:
+    """One model and task: all contestants fine-tune the same weights, one after the other.
+
+    Args:
+        layers, width: of a BERT.
+        warm, timed: steps before the clock starts, and steps that are timed.
+        task: a classification task.
+    """
+
+    def __init__(self, layers: int, width: int, *, warm: int, timed: int, task: str):
+        self.warm = warm
+        self.last = warm + timed
+        self.task = load_task(task)
+        texts = [row.text for row in self.task.splits["train"]]
+        self.tokenizer = train_tokenizer(texts, vocab_size=1024)
+        self.config = BertConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            intermediate_size=4 * width,
+        )
+        self.settings = FinetuneSettings(precision="no", max_length=MAX_LENGTH)
+        self.data = encode(self.task, self.tokenizer, max_length=MAX_LENGTH)["train"]
+        # For each contestant and round: seconds, processor seconds, tokens, positions, loss.
+        self.rounds: dict[str, list[tuple[float, float, int, int, float]]] = {}
+
+    def network(self) -> PreTrainedModel:
+        """The model that all contestants begin with."""
+        return load_network(
+            None, self.task, self.tokenizer, config=self.config, max_length=MAX_LENGTH, seed=0
+        )
+
+    def time(self, name: str) -> None:
+        """Let a contestant train, and keep what it took."""
+        clock = ProcessorClock(self.warm, self.last)
+        side = self._ours if name == OURS else self._theirs
+        counts, loss = side(clock, name)
+        tokens, positions = map(sum, zip(*counts[self.warm : self.last], strict=True))
+        seconds = clock.times[self.last] - clock.times[self.warm]
+        spent = clock.spent[self.last] - clock.spent[self.warm]
+        self.rounds.setdefault(name, []).append((seconds, spent, tokens, positions, loss))
+
+    def _ours(self, clock: ProcessorClock, name: str) -> tuple[list[tuple[int, int]], float]:
+        settings = self.settings.training(self.task, seed=0)
+        settings = settings.model_copy(update={"steps": self.last, "log_every": self.last})
+        source = TaskSource(self.data, settings)
+        objective = self.task.kind.objective(self.network())
+        loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
+        assert loss is not None
+        lengths = [self.data.lengths[source.rows(step)] for step in range(self.last)]
+        counts = [(int(each.sum()), len(each) * int(each.max())) for each in lengths]
+        return counts, loss
+
+    def _theirs(self, clock: ProcessorClock, name: str) -> tuple[list[tuple[int, int]], float]:
+        assert isinstance(self.data, Encoded)
+        ids = self.data.flat.ids.split(self.data.lengths.tolist())
+        rows = [
+            {"input_ids": each.tolist(), "labels": int(label)}
+            for each, label in zip(ids, self.data.targets, strict=True)
+        ]
+        ours = self.settings.training(self.task, seed=0)
+        collator = CountingCollator(self.tokenizer)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder,
+                max_steps=self.last,
+                per_device_train_batch_size=ours.batch_size,
+                learning_rate=ours.learning_rate,
+                weight_decay=ours.weight_decay,
+                max_grad_norm=ours.clip,
+                train_sampling_strategy=PEERS[name],
+                optim="adamw_torch_fused",
+                use_cpu=True,
+                # Rows are in memory: workers would only compete for the core.
+                dataloader_num_workers=0,
+                dataloader_pin_memory=False,
+                logging_steps=self.last,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = Trainer(self.network(), arguments, data_collator=collator, train_dataset=rows)
+            trainer.pop_callback(PrinterCallback)
+            trainer.add_callback(PeerClock(clock))
+            loss = float(trainer.train().training_loss)
+        return collator.counts, loss
+
+    def lines(self) -> Iterator[dict[str, object]]:
+        """What was measured, contestant by contestant; rates are tokens a second."""
+        ours = self.rounds[OURS]
+        for name, rounds in self.rounds.items():
+            line: dict[str, object] = {"name": name, "loss": round(rounds[-1][4], 3)}
+            tokens = sum(each[2] for each in rounds)
+            line["padding"] = round(1 - tokens / sum(each[3] for each in rounds), 3)
+            for clock, part in {"wall": 0, "processor": 1}.items():
+                rates = [each[2] / each[part] for each in rounds]
+                their = [each[2] / each[part] for each in ours]
+                ratios = [mine / its for mine, its in zip(their, rates, strict=True)]
+                line[clock] = {
+                    "median": round(median(rates)),
+                    "best": round(max(rates)),
+                    "spread": spread(rates),
+                    "ours_over_it": round(median(ratios), 2),
+                    "ours_over_it_range": [round(min(ratios), 2), round(max(ratios), 2)],
+                    "best_over_best": round(max(their) / max(rates), 2),
+                }
+            yield line
+
+
+def beside_trainer(
+    *,
+    rounds: int = 3,
+    warm: int = WARM,
+    timed: int = TIMED,
+    sizes: Sequence[str] = tuple(SIZES),
+    task: str = "banking77",
+) -> dict[str, object]:
+    """Fine-tune in turn, and compare tokens of text a second.
+
+    Args:
+        rounds: how often each contestant is timed.
+        warm, timed: steps before the clock starts, and steps that are timed.
+        sizes: of ``SIZES``.
+        task: a classification task, whose rows are trained on.
+
+    Returns:
+        for each size its contestants: rates by either clock (the ``median`` and the ``best`` of the
+        rounds, and their ``spread``), and ours over theirs in each round; "noise": see
+        ``maskwise.bench.Noise``.
+    """
+    noise = Noise()
+    found = {}
+    for size in sizes:
+        layers, width = SIZES[size]
+        contest = Finetuning(layers, width, warm=warm, timed=timed, task=task)
+        for _ in range(rounds):
+            noise.probe()
+            for name in (OURS, *PEERS):
+                contest.time(name)
+        found[size] = list(contest.lines())
+    noise.probe()
+    return {
+        "task": task,
+        "rounds": rounds,
+        "sizes": found,
+        "noise": noise.report(),
+        "hardware": surroundings(["torch", "transformers", "accelerate"]),
+    }
 
 
 if __name__ == "__main__":

@@ -287,6 +287,7 @@ class Contest:
                 bf16="bf16" in name,
                 dataloader_pin_memory=not on_cpu,
                 dataloader_num_workers=0 if on_cpu else 4,
+                dataloader_persistent_workers=not on_cpu,
                 optim="adamw_torch_fused",
                 torch_compile=name.endswith("compiled"),
             )

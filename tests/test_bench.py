@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gpu as gpu_bench
 import pytest
+import quick_step
 import torch
 import train as train_bench
 from rich.console import Console
@@ -73,6 +74,27 @@ def test_after_its_time_the_training_bench_starts_nothing() -> None:
     )
     assert result["contestants"] == []
     assert len(result["left_out"]) == 3 * 2 * len([*train_bench.contestants(compiled=False)])
+
+
+def test_fine_tuning_is_timed_beside_the_trainer_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quick_step.SIZES, "small", (1, 64))
+    found = quick_step.beside_trainer(
+        rounds=2, warm=1, timed=3, sizes=["small"], task="banking77(train_rows=80)"
+    )
+    ours, random, grouped = found["sizes"]["small"]
+    assert [ours["name"], random["name"]] == ["maskwise", "Trainer"]
+    # Rows of similar length need less padding; Trainer groups those of larger data sets only.
+    assert random["padding"] > 2 * ours["padding"]
+    for line in (ours, random, grouped):
+        for clock in ("wall", "processor"):
+            figures = line[clock]
+            least, most = figures["ours_over_it_range"]
+            assert least <= figures["ours_over_it"] <= most
+            assert figures["best"] >= figures["median"] > 0
+    assert ours["wall"]["ours_over_it_range"] == [1, 1]
+    # Three steps from the same weights have nearly the same loss.
+    assert ours["loss"] == pytest.approx(random["loss"], rel=0.2)
+    assert len(found["noise"]["probe_milliseconds"]) == 3
 
 
 def test_the_spread_is_the_range_over_the_median() -> None:

@@ -469,7 +469,7 @@ def test_single_precision_is_fast_on_a_device_and_exact_elsewhere() -> None:
 MISSING = """
 import signal, sys
 from transformers import BertForMaskedLM, Trainer  # what they need of a system is their own affair
-for name in ("fcntl", "resource"):
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "tty"):
     sys.modules[name] = None
 del signal.SIGUSR1
 # as Windows has it
@@ -477,6 +477,8 @@ signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1
 import maskwise as mw, maskwise.training, maskwise.study
 from maskwise.signals import ASKED
 assert mw.MaskingTrainer and ASKED == (signal.SIGTERM,)
+for name in ("trainer", "packed", "masking.collator", "masking.diffusion", "lora", "inspection"):
+    assert f"maskwise.{name}" in sys.modules or __import__(f"maskwise.{name}")
 import os
 del os.sysconf
 from maskwise.weights import check_size

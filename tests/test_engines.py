@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from maskwise import folders, jobs
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, open_pool
+from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.live import LiveTable
@@ -255,6 +257,41 @@ def test_workers_share_the_cards_evenly(visible, count, names, monkeypatch):
     # Workers of other commands, and of machines without cards, see what their parent sees.
     with open_pool(worker_card, jobs=1) as pool:
         assert [card for _, card in pool.results([0])] == [visible]
+
+
+@pytest.mark.parametrize(
+    ("cards", "given", "share", "places"),
+    [
+        (2.0, None, 1, 2),
+        (2.0, 1, 1, 1),
+        (2.0, 8, 1 / 4, 8),
+        (2.0, 3, 1 / 2, 3),
+        (1.0, 6, 1 / 6, 6),
+        (0.0, 8, 0, 8),
+    ],
+)
+def test_stages_on_ray_share_the_cards_as_local_ones_do(cards, given, share, places, monkeypatch):
+    """With a stand-in for Ray, which keeps what a task asks for."""
+    asked = {}
+
+    def remote(**options):
+        asked.update(options)
+        return lambda function: SimpleNamespace(remote=function)
+
+    resources = {"CPU": 16.0} | ({"GPU": cards} if cards else {})
+    ray = SimpleNamespace(
+        is_initialized=lambda: True, cluster_resources=lambda: resources, remote=remote
+    )
+    monkeypatch.setattr(jobs, "_quiet_ray", lambda: ray)
+    pool = RayPool(len, jobs=given, gpu=True)
+    assert (asked["num_cpus"], asked["num_gpus"], pool.places) == (1, share, places)
+    if not cards:
+        return
+    # A local pool puts equally many on its fullest card.
+    local = Counter(index % int(cards) for index in range(given or int(cards)))
+    assert round(1 / share) == max(local.values())
+    RayPool(len, jobs=given)
+    assert asked["num_gpus"] == 0, "other commands ask for no card"
 
 
 IMPORTS = """

@@ -223,6 +223,8 @@ def test_the_example_for_lightning_trains(monkeypatch: pytest.MonkeyPatch) -> No
             pass
 
         def fit(self, module: Any, loader: DataLoader) -> None:
+            # Lightning leaves the mode of a model as it is.
+            assert module.model.training and module.model.bert.training
             optimizer = module.configure_optimizers()
             for number, line in enumerate(loader):
                 optimizer.zero_grad()
@@ -235,7 +237,8 @@ def test_the_example_for_lightning_trains(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "lightning", lightning)
     page = Path(__file__).parent.parent / "docs" / "drop-ins.md"
     [block] = [b for b in blocks_of(page) if "import lightning" in b.text]
-    names = {"tokenizer": tokenizer(), "model": model("bert"), "texts": TEXTS * 4, "mw": mw}
+    # As ``from_pretrained`` gives it.
+    names = {"tokenizer": tokenizer(), "model": model("bert").eval(), "texts": TEXTS * 4, "mw": mw}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(compile(block.text, page.name, "exec"), names)

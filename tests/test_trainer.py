@@ -310,6 +310,40 @@ def test_packed_rows_are_trained_on_as_single_ones(architecture: str, tmp_path: 
         )
 
 
+@pytest.mark.parametrize("after", ["evaluate", "predict", "train"])
+def test_esm_computes_as_before_once_the_trainer_is_done(after: str, tmp_path: Path) -> None:
+    """Its embeddings are scaled by documents with a hook, as long as packed rows are read."""
+    rows = []
+    for i in (0, 2):
+        texts = [[*map(int, DATA[i + k]["input_ids"])] for k in (0, 1)]
+        names = [i] * len(texts[0]) + [i + 1] * len(texts[1])
+        rows.append({"input_ids": texts[0] + texts[1], "example_id": names})
+    net = model("esm", token_dropout=True).eval()
+    plain = mw.Masker(tokenizer(), ratio=0.5, corruption="mask-only")([DATA[i] for i in range(4)])
+    seen: list[bool] = []
+
+    class Watched(mw.MaskingTrainer):
+        def _token_losses(self, *args: Any, **more: Any) -> Any:
+            hooks = self.model.esm._forward_pre_hooks
+            seen.append(any("scale" in hook.__name__ for hook in hooks.values()))
+            return super()._token_losses(*args, **more)
+
+    made = Watched(
+        net,
+        # Without a rate of learning, training leaves the weights as they are.
+        arguments(tmp_path, learning_rate=0.0, weight_decay=0.0, eval_strategy="steps"),
+        masker=mw.Masker(tokenizer(), ratio=0.5, corruption="mask-only"),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    before = net(**dict(plain)).logits.detach()
+    {"evaluate": made.evaluate, "predict": lambda: made.predict(rows), "train": made.train}[after]()
+    assert seen and all(seen)
+    assert not net.esm._forward_pre_hooks and not net.esm._forward_pre_hooks_with_kwargs
+    assert "forward" not in vars(net) and "forward" not in vars(net.esm)
+    assert torch.equal(net.eval()(**dict(plain)).logits, before)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "convbert"])
 def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> None:
     """Where maskwise knows the head: the logits of a training step are those of the targets."""

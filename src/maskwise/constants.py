@@ -1,5 +1,6 @@
 """Constants that several packages share. It imports none of them, so any module may import it."""
 
+import math
 import os
 
 UPOS = (
@@ -123,6 +124,18 @@ def cards_here() -> list[str]:
 def jobs_here() -> int:
     """Stages of a study at once on this machine: one for each CUDA device, or for each core."""
     return len(cards_here()) or os.cpu_count() or 1
+
+
+def share_of_card(jobs: int | None, cards: float) -> float:
+    """The part of a GPU for each of ``jobs`` tasks, spread evenly over ``cards``; 0 without any.
+
+    >>> share_of_card(8, 2.0), share_of_card(3, 2.0), share_of_card(None, 2.0), share_of_card(8, 0)
+    (0.25, 0.5, 1.0, 0.0)
+    """
+    if not cards:
+        return 0.0
+    on_fullest_card = math.ceil((jobs or 1) / cards)
+    return 1 / max(1, on_fullest_card)
 
 
 ORANGE = (0xE6, 0x9F, 0x00)

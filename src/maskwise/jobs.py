@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
-from maskwise.constants import cards_here
+from maskwise.constants import cards_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_library, unknown_name
 from maskwise.signals import Asked, leave_when_asked, leave_with
 
@@ -76,7 +76,7 @@ class Pool(ABC, Generic[Task, Result]):
     Args:
         function: a function that can be pickled, such as one at the top of a module.
         jobs: tasks at once; None: as many as there are cores (or GPUs).
-        gpu: give each task one GPU, if there is any; with more jobs than GPUs, local ones share.
+        gpu: give each task one GPU, if there is any; with more jobs than GPUs, tasks share them.
     """
 
     @property
@@ -329,9 +329,9 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 class RayPool(Pool[Task, Result]):
     """A pool on a Ray cluster; see ``Pool``.
 
-    Each task gets one core or one GPU of any free machine. The pool joins the cluster at
-    RAY_ADDRESS, or one that runs on this machine, or starts one here (RAY_ADDRESS "local" always
-    starts one). A task may run twice at once, because a lost node may still be alive.
+    Each task gets one core, and a GPU or a share of one. The pool joins the cluster at RAY_ADDRESS,
+    or one that runs on this machine, or starts one here (RAY_ADDRESS "local" always starts one). A
+    task may run twice at once, because a lost node may still be alive.
 
     Raises:
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
@@ -343,12 +343,14 @@ class RayPool(Pool[Task, Result]):
         self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
-        has_gpus = self.ray.cluster_resources().get("GPU")
-        self.unit = "GPU" if gpu and has_gpus else "CPU"
+        cards = 0.0
+        if gpu:
+            cards = self.ray.cluster_resources().get("GPU", 0.0)
+        self.unit = "GPU" if cards else "CPU"
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         remote = self.ray.remote(
             num_cpus=1,
-            num_gpus=int(self.unit == "GPU"),
+            num_gpus=share_of_card(jobs, cards),
             # The study retries stages itself.
             max_retries=0,
             runtime_env={"env_vars": carried | ONE_THREAD},
@@ -377,15 +379,14 @@ class RayPool(Pool[Task, Result]):
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
         """Pass the result or failure of a task to our future; called by Ray when it ends."""
+        result = None
         try:
             result, failure = answer.result()
         # maskwise could not be imported on the node.
         except self.ray.exceptions.RayTaskError as error:
-            result = None
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
             lost = f"a worker or its machine was lost: {_first_sentence(error)}"
-            result = None
             failure = Failure(lost, passing=True)
         if failure:
             future.set_exception(failure)
@@ -423,8 +424,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where no cluster answers."""
-    # Ray itself would try for minutes and print about it.
+    """Refuse an address where no cluster answers; Ray would try for minutes and print about it."""
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()

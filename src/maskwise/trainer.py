@@ -237,7 +237,13 @@ class MaskingTrainer(Trainer):
         """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
         self._loss_sum = 0.0
         self._targets = 0
-        output = super().evaluation_loop(*args, **more)
+        try:
+            output = super().evaluation_loop(*args, **more)
+        finally:
+            # A training goes on with the model, and releases it at its end.
+            if not self.is_in_train:
+                assert self.model is not None
+                release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
         metrics[f"{prefix}_loss"] = self._loss_sum / max(1, self._targets)
