@@ -23,22 +23,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from timing import Clock, PeerClock
+from timing import Clock, time_trainer
 from transformers import (
     BertConfig,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
 )
 
 from maskwise.bench import Noise, spread, surroundings
@@ -192,18 +188,6 @@ WARM, TIMED = 16, 64
 MAX_LENGTH = 64
 
 
-class ProcessorClock(Clock):
-    """A ``Clock`` that notes the processor time of this process, too."""
-
-    def __init__(self, warm: int, last: int):
-        super().__init__(warm, last)
-        self.spent: dict[int, float] = {}
-
-    def tick(self, done: int) -> None:
-        super().tick(done)
-        self.spent[done] = time.process_time()
-
-
 class CountingCollator(DataCollatorWithPadding):
     """Notes the tokens and positions of every batch."""
 
@@ -253,7 +237,7 @@ class Finetuning:
 
     def time(self, name: str) -> None:
         """Let a contestant train, and keep what it took."""
-        clock = ProcessorClock(self.warm, self.last)
+        clock = Clock(self.warm, self.last)
         side = self._ours if name == OURS else self._theirs
         counts, loss = side(clock, name)
         tokens, positions = map(sum, zip(*counts[self.warm : self.last], strict=True))
@@ -261,7 +245,7 @@ class Finetuning:
         spent = clock.spent[self.last] - clock.spent[self.warm]
         self.rounds.setdefault(name, []).append((seconds, spent, tokens, positions, loss))
 
-    def _ours(self, clock: ProcessorClock, name: str) -> tuple[list[tuple[int, int]], float]:
+    def _ours(self, clock: Clock, name: str) -> tuple[list[tuple[int, int]], float]:
         settings = self.settings.training(self.task, seed=0)
         settings = settings.model_copy(update={"steps": self.last, "log_every": self.last})
         source = TaskSource(self.data, settings)
@@ -272,7 +256,7 @@ class Finetuning:
         counts = [(int(each.sum()), len(each) * int(each.max())) for each in lengths]
         return counts, loss
 
-    def _theirs(self, clock: ProcessorClock, name: str) -> tuple[list[tuple[int, int]], float]:
+    def _theirs(self, clock: Clock, name: str) -> tuple[list[tuple[int, int]], float]:
         assert isinstance(self.data, Encoded)
         ids = self.data.flat.ids.split(self.data.lengths.tolist())
         rows = [
@@ -281,29 +265,21 @@ class Finetuning:
         ]
         ours = self.settings.training(self.task, seed=0)
         collator = CountingCollator(self.tokenizer)
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder,
-                max_steps=self.last,
-                per_device_train_batch_size=ours.batch_size,
-                learning_rate=ours.learning_rate,
-                weight_decay=ours.weight_decay,
-                max_grad_norm=ours.clip,
-                train_sampling_strategy=PEERS[name],
-                optim="adamw_torch_fused",
-                use_cpu=True,
-                # Rows are in memory: workers would only compete for the core.
-                dataloader_num_workers=0,
-                dataloader_pin_memory=False,
-                logging_steps=self.last,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            )
-            trainer = Trainer(self.network(), arguments, data_collator=collator, train_dataset=rows)
-            trainer.pop_callback(PrinterCallback)
-            trainer.add_callback(PeerClock(clock))
-            loss = float(trainer.train().training_loss)
+        loss = time_trainer(
+            clock,
+            self.network(),
+            rows,
+            collator,
+            batch_size=ours.batch_size,
+            learning_rate=ours.learning_rate,
+            weight_decay=ours.weight_decay,
+            max_grad_norm=ours.clip,
+            train_sampling_strategy=PEERS[name],
+            use_cpu=True,
+            # Rows are in memory: workers would only compete for the core.
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+        )
         return collator.counts, loss
 
     def lines(self) -> Iterator[dict[str, object]]:

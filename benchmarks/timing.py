@@ -6,13 +6,21 @@ between repetitions, and keep ``report()`` and ``spread(…)`` with the figures.
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from maskwise.bench import Noise
 from maskwise.masking.policies.base import Learner
@@ -82,11 +90,13 @@ class Clock(Learner):
 
     Attributes:
         device: that is waited for at both.
+        times, spent: wall-clock and this process's processor seconds at both.
     """
 
     def __init__(self, warm: int, last: int):
         self.warm, self.last, self.device = warm, last, best_device()
         self.times: dict[int, float] = {}
+        self.spent: dict[int, float] = {}
 
     def tick(self, done: int) -> None:
         """Note the time, if it is one of the two."""
@@ -94,6 +104,7 @@ class Clock(Learner):
             if self.device.type != "cpu":
                 torch.accelerator.synchronize()
             self.times[done] = time.perf_counter()
+            self.spent[done] = time.process_time()
 
     @property
     def seconds_per_step(self) -> float:
@@ -111,6 +122,43 @@ class PeerClock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.clock.tick(state.global_step)
+
+
+def time_trainer(
+    clock: Clock,
+    model: PreTrainedModel,
+    rows: Sequence[Mapping[str, Any]],
+    collator: Callable[[list[dict[str, Any]]], Any],
+    *,
+    batch_size: int,
+    **arguments: Any,
+) -> float:
+    """Let transformers' ``Trainer`` make ``clock.last`` updates.
+
+    Args:
+        clock: takes the time.
+        arguments: of ``TrainingArguments``, beyond those that every bench sets: fused AdamW, no
+            logging, no checkpoints.
+
+    Returns:
+        The mean loss of its steps.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = TrainingArguments(
+            folder,
+            max_steps=clock.last,
+            per_device_train_batch_size=batch_size,
+            optim="adamw_torch_fused",
+            logging_steps=clock.last,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **arguments,
+        )
+        trainer = Trainer(model, chosen, data_collator=collator, train_dataset=rows)
+        trainer.pop_callback(PrinterCallback)
+        trainer.add_callback(PeerClock(clock))
+        return float(trainer.train().training_loss)
 
 
 def processor_seconds(call: Callable[[], object]) -> float:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,13 +32,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.progress import track
-from timing import Clock, PeerClock
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from timing import Clock, time_trainer
+from transformers import DataCollatorForLanguageModeling
 
 from maskwise.bench import Noise, spread, surroundings
 from maskwise.errors import MaskwiseError
@@ -274,28 +268,19 @@ class Contest:
             for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
         ]
         on_cpu = clock.device.type == "cpu"
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder,
-                max_steps=clock.last,
-                per_device_train_batch_size=size,
-                report_to="none",
-                save_strategy="no",
-                logging_steps=clock.last,
-                disable_tqdm=True,
-                use_cpu=on_cpu,
-                bf16="bf16" in name,
-                dataloader_pin_memory=not on_cpu,
-                dataloader_num_workers=0 if on_cpu else 4,
-                dataloader_persistent_workers=not on_cpu,
-                optim="adamw_torch_fused",
-                torch_compile=name.endswith("compiled"),
-            )
-            collator = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO)
-            trainer = Trainer(self.model(), arguments, data_collator=collator, train_dataset=texts)
-            trainer.pop_callback(PrinterCallback)
-            trainer.add_callback(PeerClock(clock))
-            return float(trainer.train().training_loss)
+        return time_trainer(
+            clock,
+            self.model(),
+            texts,
+            DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO),
+            batch_size=size,
+            use_cpu=on_cpu,
+            bf16="bf16" in name,
+            dataloader_pin_memory=not on_cpu,
+            dataloader_num_workers=0 if on_cpu else 4,
+            dataloader_persistent_workers=not on_cpu,
+            torch_compile=name.endswith("compiled"),
+        )
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was measured, contestant by contestant."""

@@ -4,6 +4,8 @@ stood alone.
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from maskwise import attention
 from maskwise.attention import Documents
-from maskwise.evaluation import HeldOut
+from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate
+from maskwise.evaluation.evaluate import Text
 from maskwise.families import ENCODERS, adapter_of, masked_logits
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -122,6 +125,29 @@ def test_a_training_leaves_no_hook_on_an_encoder(rows: Rows, tokenizer: Any) -> 
     assert model.esm._forward_pre_hooks
     train(objective, source, chosen, quiet=True)
     assert not model.esm._forward_pre_hooks and not model.esm._forward_pre_hooks_with_kwargs
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_evaluation_leaves_no_hook_and_no_mode_on_an_encoder(
+    fails: bool, rows: Rows, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("esm", tokenizer).train()
+    seen = []
+
+    class Watched(HeldOut):
+        def __call__(self, *args: Any, **more: Any) -> Any:
+            found = super().__call__(*args, **more)
+            seen.append(len(model.esm._forward_pre_hooks))
+            if fails:
+                raise KeyboardInterrupt
+            return found
+
+    monkeypatch.setattr(sys.modules["maskwise.evaluation.evaluate"], "HeldOut", Watched)
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        evaluate(model, Text(tokenizer, rows), EvaluationSettings(rows=2, masks="token"))
+    assert seen and all(seen)
+    assert not model.esm._forward_pre_hooks and not model.esm._forward_pre_hooks_with_kwargs
+    assert model.training
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -135,7 +135,7 @@ def share_of_card(jobs: int | None, cards: float) -> float:
     if not cards:
         return 0.0
     on_fullest_card = math.ceil((jobs or 1) / cards)
-    return 1 / max(1, on_fullest_card)
+    return 1 / on_fullest_card
 
 
 ORANGE = (0xE6, 0x9F, 0x00)

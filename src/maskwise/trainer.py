@@ -240,7 +240,7 @@ class MaskingTrainer(Trainer):
         try:
             output = super().evaluation_loop(*args, **more)
         finally:
-            # A training goes on with the model, and releases it at its end.
+            # During training, train() still needs the hooks and removes them at its end.
             if not self.is_in_train:
                 assert self.model is not None
                 release(self.model)

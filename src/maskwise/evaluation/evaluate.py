@@ -200,12 +200,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     records: Records = []
-    if data.held_out is not None:
-        records += _held_out(model, data, data.held_out, settings)
-    for test_set in sets.values():
-        records += test_set.score(model, data.tokenizer)
-    model.train(was_training)
-    release(model)
+    try:
+        if data.held_out is not None:
+            records += _held_out(model, data, data.held_out, settings)
+        for test_set in sets.values():
+            records += test_set.score(model, data.tokenizer)
+    finally:
+        model.train(was_training)
+        release(model)
     for record in records:
         if record["kind"] == "heldout":
             value = record["loss"]
