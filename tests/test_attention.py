@@ -144,7 +144,7 @@ def test_an_evaluation_leaves_no_hook_and_no_mode_on_an_encoder(
 
     monkeypatch.setattr(sys.modules["maskwise.evaluation.evaluate"], "HeldOut", Watched)
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        evaluate(model, Text(tokenizer, rows), EvaluationSettings(rows=2, masks="token"))
+        evaluate(model, Text(tokenizer, rows), EvaluationSettings(rows=2))
     assert seen and all(seen)
     assert not model.esm._forward_pre_hooks and not model.esm._forward_pre_hooks_with_kwargs
     assert model.training
