@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all check docs format bench venv clean
+.PHONY: demo demo-short test test-all test-wheel check docs format bench venv clean
 
 demo: venv ## mask 45 % of the tokens at first and 15 % at last, or 15 % all the time? ends with a page to look at
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -18,6 +18,9 @@ test: venv ## fast tests, offline
 
 test-all: venv ## slow tests too; those that need ../shared skip without it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
+
+test-wheel: venv ## build both distributions, and try the wheel of maskwise alone in an empty environment
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 tests/test_install.py
 
 check: venv docs ## format, lint, types, import direction, the shape of the house, and the pages of docs/
 	$(BIN)/ruff format --check src tests scripts benchmarks

@@ -163,15 +163,20 @@ def test_the_wheel_alone_masks_trains_and_inspects(tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", "empty")
     python, command = tmp_path / "empty/bin/python", tmp_path / "empty/bin/maskwise"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", ROOT)
-    (wheel,) = (tmp_path / "wheels").iterdir()
+    run(*pip, "install", "build")
+    # build makes the sdist, and the wheel from the sdist.
+    run(python, "-m", "build", "--outdir", "built", ROOT)
+    (wheel,) = (tmp_path / "built").glob("*.whl")
     assert wheel.stat().st_size <= BYTES
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == files_of(SOURCE / "maskwise")
+    run(python, "-m", "build", "--outdir", "data", DATA)
+    (data,) = (tmp_path / "data").glob("*.whl")
 
     run(*pip, "install", "-c", ROOT / "constraints.txt", wheel)
-    installed = json.loads(run(*pip, "list", "--format", "json"))
+    # With --quiet, pip prints no list.
+    installed = json.loads(run(*pip[:3], "list", "--format", "json", pip[-1]))
     names = {package["name"] for package in installed}
     assert "maskwise" in names and names.isdisjoint({"maskwise-data", "spacy", "altair"})
 
@@ -181,3 +186,6 @@ def test_the_wheel_alone_masks_trains_and_inspects(tmp_path: Path) -> None:
     assert (tmp_path / "one/checkpoint/model.safetensors").is_file()
     missing = run(command, "finetune", "bundled:encoder", "--task", "ud-pos", code=2)
     assert "pip install maskwise-data" in missing
+
+    run(*pip, "install", "--no-deps", data)
+    run(command, "inspect", "Marie Curie was born in Warsaw.", "--tokenizer", "bundled:encoder")

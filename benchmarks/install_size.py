@@ -1,0 +1,62 @@
+"""How large an environment is with maskwise and each of its extras: megabytes and distributions.
+
+    python benchmarks/install_size.py [EXTRA …] > install-size.json     # default: none, and all
+
+Every environment is new, and constraints.txt holds, so torch is the build that pip finds here. It
+takes minutes and some gigabytes, which are deleted at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "packages" / "maskwise-data"
+
+
+def megabytes(folder: Path) -> float:
+    """The size of all files, links apart."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return round(sum(path.stat().st_size for path in files) / 1e6, 1)
+
+
+def measure(extra: str, folder: Path) -> dict[str, object]:
+    """Install maskwise with an extra ("": none), and weigh what is there then."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    empty = megabytes(folder)
+    began = time.perf_counter()
+    wanted = [f"{ROOT}[{extra}]", DATA] if extra in ("all", "data") else [f"{ROOT}[{extra}]"]
+    install = [*pip, "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", *wanted]
+    subprocess.run(install, check=True)
+    seconds = time.perf_counter() - began
+    listed = subprocess.run(
+        [*pip, "list", "--format", "json"], check=True, capture_output=True, text=True
+    )
+    tools = {"pip", "setuptools"}
+    names = [line["name"] for line in json.loads(listed.stdout) if line["name"] not in tools]
+    return {
+        "extra": extra or "(none)",
+        "megabytes": round(megabytes(folder) - empty, 1),
+        "distributions": len(names),
+        "install_seconds": round(seconds),
+    }
+
+
+def main(extras: list[str]) -> None:
+    lines = []
+    for extra in extras or ["", "all"]:
+        with TemporaryDirectory() as folder:
+            lines.append(measure(extra, Path(folder) / "new"))
+    machine = {"python": platform.python_version(), "system": platform.platform()}
+    sys.stdout.write(json.dumps({"environments": lines, **machine}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
