@@ -32,8 +32,10 @@ def measure(extra: str, folder: Path) -> dict[str, object]:
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     empty = megabytes(folder)
     began = time.perf_counter()
-    wanted = [f"{ROOT}[{extra}]", DATA] if extra in ("all", "data") else [f"{ROOT}[{extra}]"]
-    install = [*pip, "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", *wanted]
+    wanted = [f"{ROOT}[{extra}]" if extra else str(ROOT)]
+    if extra in ("all", "data"):
+        wanted.append(str(DATA))
+    install = [*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", *wanted]
     subprocess.run(install, check=True)
     seconds = time.perf_counter() - began
     listed = subprocess.run(
