@@ -9,6 +9,7 @@ from pathlib import Path
 import gpu as gpu_bench
 import pytest
 import quick_step
+import seq2seq_parts
 import torch
 import train as train_bench
 from rich.console import Console
@@ -178,3 +179,15 @@ def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatc
 def test_a_part_without_time_is_named(tmp_path: Path) -> None:
     lines = gpu_bench.bench(tmp_path, seconds=-1, smoke=True)
     assert {line["left_out"] for line in lines} == {"no time"}
+
+
+@pytest.mark.parametrize("who", [seq2seq_parts.PEER, "maskwise, packed rows"])
+def test_the_parts_of_a_step_add_up(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seq2seq.DOCUMENTS", 40)
+    monkeypatch.setattr(seq2seq_parts, "EPOCHS", 2)
+    figures = seq2seq_parts.parts_of("bart", "spans", who)
+    parts = {part: figures[part] for part in seq2seq_parts.PARTS}
+    assert sum(parts.values()) == pytest.approx(figures["sum"], abs=0.1)
+    # Both halves are seen in both directions, and the loss is more than the optimiser.
+    assert all(parts[part] > 0.5 for part in parts if "encoder" in part or "decoder" in part)
+    assert parts["head and loss"] > parts["optimiser"] > 0
