@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 from maskwise.files import Record, Study
 from maskwise.study.design import choose
 from maskwise.study.statistics import look_weights, ratio_interval
-from maskwise.study.verdict import summarise
-from maskwise.study.verdict.gains import learned_something
+from maskwise.study.verdict import learned_something, summarise
 
 Array = NDArray[np.float64]
 

@@ -25,8 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
-from maskwise.study.live import LiveTable
-from maskwise.study.scheduler import execute
+from maskwise.study.scheduler import LiveTable, execute
 from processes import PATIENCE, wait_for, workers
 from tiny import (
     load_json,

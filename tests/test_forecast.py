@@ -14,9 +14,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
-from maskwise.study.live import LiveTable
 from maskwise.study.outlook import outlook_of
 from maskwise.study.plan import Plan
+from maskwise.study.scheduler import LiveTable
 from maskwise.study.stages import Stage
 from maskwise.training import TrainingSettings
 from tiny import maskwise, write_inputs
@@ -183,7 +183,7 @@ def test_a_log_has_a_line_a_minute(
 ) -> None:
     table = LiveTable(make_plan(read_recipe(recipe, SMALL)), tmp_path, jobs=1, quiet=False)
     now = [table.began]
-    monkeypatch.setattr("maskwise.study.live.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("maskwise.study.scheduler.time.perf_counter", lambda: now[0])
     printed = []
     for seconds in (0, 59, 60, 61, 119, 121):
         now[0] = table.began + seconds

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskwise.study.verdict import summarise
-from maskwise.study.verdict.gains import crossing
+from maskwise.study.verdict import crossing, summarise
 from report_fixture import (
     COST,
     cost_record,

@@ -75,8 +75,9 @@ class SearchSettings(Settings):
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
         if len(self.points) < 2:
-            what = "study.search.grid has nothing to choose from"
-            raise MaskwiseError(what, got=self.grid, allowed="≥ 2 points")
+            raise MaskwiseError(
+                "study.search.grid has nothing to choose from", got=self.grid, allowed="≥ 2 points"
+            )
         return self
 
     @property
@@ -224,24 +225,35 @@ class StudySettings(Settings):
             # Runs that chose a setting are lucky, so they must not be the compared ones.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
-                what = f"with a search the compared runs have seeds + {FRESH_RUN:,}"
-                do = f"give seeds below {FRESH_RUN:,}"
-                raise MaskwiseError(what, got=sorted(shared), do=do)
+                raise MaskwiseError(
+                    f"with a search the compared runs have seeds + {FRESH_RUN:,}",
+                    got=sorted(shared),
+                    do=f"give seeds below {FRESH_RUN:,}",
+                )
         if self.looks and len(self.seed_list) not in self.looks:
-            what = "study.seeds is not one of study.looks"
-            raise MaskwiseError(what, got=len(self.seed_list), allowed=list(self.looks))
+            raise MaskwiseError(
+                "study.seeds is not one of study.looks",
+                got=len(self.seed_list),
+                allowed=list(self.looks),
+            )
         # The gate is tested at its own level, so it does not count among the primary contrasts.
         tested = self.pairs
         if self.gate is not None:
             tested = tested[1:]
         for pair in self.closed:
             if pair not in tested:
-                what = "study.gate.closes names a pair that is not a primary contrast"
-                raise MaskwiseError(what, got=pair, allowed=tested)
+                raise MaskwiseError(
+                    "study.gate.closes names a pair that is not a primary contrast",
+                    got=pair,
+                    allowed=tested,
+                )
         if len(tested) > MOST_PRIMARY:
-            what = "too many primary contrasts"
-            do = "name the ones that matter in study.contrasts"
-            raise MaskwiseError(what, got=len(tested), allowed=f"at most {MOST_PRIMARY}", do=do)
+            raise MaskwiseError(
+                "too many primary contrasts",
+                got=len(tested),
+                allowed=f"at most {MOST_PRIMARY}",
+                do="name the ones that matter in study.contrasts",
+            )
         return self
 
     def _check_names(self) -> None:
@@ -263,8 +275,9 @@ class StudySettings(Settings):
             named.append(("share", self.share))
         for setting, (arm, baseline) in named:
             if arm == baseline:
-                what = f"study.{setting} names two different arms"
-                raise MaskwiseError(what, got=[arm, baseline])
+                raise MaskwiseError(
+                    f"study.{setting} names two different arms", got=[arm, baseline]
+                )
         if self.search:
             named.append(("search.own", [*self.search.own]))
         if self.baseline is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, get_args
 
 import yaml
@@ -77,8 +78,9 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
             group[key] = {}
         group = group[key]
         if not isinstance(group, dict | list):
-            got = f"{part} is a value, not a group of settings"
-            raise MaskwiseError(f"cannot set {dotted}", got=got)
+            raise MaskwiseError(
+                f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
+            )
     key = _key(group, last, dotted)
     if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
         return
@@ -90,9 +92,21 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
     if isinstance(group, dict):
         return part
     if not part.isdecimal() or int(part) >= len(group):
-        what = f"cannot set {dotted}: entries of a list are counted from 0"
-        raise MaskwiseError(what, got=part, allowed=list(range(len(group))))
+        raise MaskwiseError(
+            f"cannot set {dotted}: entries of a list are counted from 0",
+            got=part,
+            allowed=list(range(len(group))),
+        )
     return int(part)
+
+
+@contextmanager
+def blamed(place: str) -> Iterator[None]:
+    """Put the place of a mistake before the message of its error."""
+    try:
+        yield
+    except MaskwiseError as error:
+        raise MaskwiseError(f"{place}: {error}") from None
 
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
@@ -161,8 +175,9 @@ def parse_override(text: str) -> tuple[str, object]:
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        do = "for example training.steps=500"
-        raise MaskwiseError("an override is key=value", got=text, do=do)
+        raise MaskwiseError(
+            "an override is key=value", got=text, do="for example training.steps=500"
+        )
     return key.strip(), parse_value(value)
 
 

@@ -79,8 +79,12 @@ def _chosen_arms(settings: Plain, value: object) -> object:
 def _leave_out(settings: Plain, arm: str) -> None:
     known = _arms(settings)
     if arm not in known:
-        do = f"for a new arm that changes nothing: study.arms.{arm}={{}}"
-        raise unknown_name("arm to leave out", arm, known, do=do)
+        raise unknown_name(
+            "arm to leave out",
+            arm,
+            known,
+            do=f"for a new arm that changes nothing: study.arms.{arm}={{}}",
+        )
     if known == {arm}:
         raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
     del settings["study"]["arms"][arm]
@@ -104,17 +108,21 @@ def _check_arm(recipe: Recipe, name: str) -> None:
     for point in points:
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
-            what = f"arm {name!r} trains on several objectives, which are matched by steps"
-            raise MaskwiseError(what, got=f"study.match {match}")
+            raise MaskwiseError(
+                f"arm {name!r} trains on several objectives, which are matched by steps",
+                got=f"study.match {match}",
+            )
     # A grid does not change the kinds of masks, so the last point serves for all.
     kinds = set()
     for link in links:
         kinds |= {kind.split()[0] for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):
-        what = f"nothing is measured of arm {name!r}: no tasks, and no held-out masks of its kind"
-        got = f"evaluation.masks {list(masks)}"
-        raise MaskwiseError(what, got=got, allowed=" or ".join(sorted(kinds)) or "tasks")
+        raise MaskwiseError(
+            f"nothing is measured of arm {name!r}: no tasks, and no held-out masks of its kind",
+            got=f"evaluation.masks {list(masks)}",
+            allowed=" or ".join(sorted(kinds)) or "tasks",
+        )
 
 
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
@@ -122,15 +130,20 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     path = recipe_path(source)
     chain = (*extending, path.resolve())
     if path.resolve() in extending:
-        names = " → ".join(file.name for file in chain)
-        raise MaskwiseError("recipes extend each other in a circle", got=names)
+        raise MaskwiseError(
+            "recipes extend each other in a circle", got=" → ".join(file.name for file in chain)
+        )
     settings = _read(path)
     if settings is None:
-        do = "write settings into it, or name a shipped recipe: maskwise list recipes"
-        raise MaskwiseError(f"{path} is no recipe", got="no settings", do=do)
+        raise MaskwiseError(
+            f"{path} is no recipe",
+            got="no settings",
+            do="write settings into it, or name a shipped recipe: maskwise list recipes",
+        )
     if not isinstance(settings, dict):
-        got = type(settings).__name__
-        raise MaskwiseError(f"{path} is not a recipe", got=got, allowed="keys and values")
+        raise MaskwiseError(
+            f"{path} is not a recipe", got=type(settings).__name__, allowed="keys and values"
+        )
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from itertools import chain
 
 import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
@@ -36,6 +36,7 @@ from maskwise.recipe.overrides import (
     ARM_PARTS,
     PHASE_PARTS,
     Plain,
+    blamed,
     explain,
     leaves,
     nested,
@@ -92,10 +93,8 @@ class Recipe(Settings):
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
         # Annotators are built here, so that a wrong name fails before any work; none loads a model.
-        try:
+        with blamed("layers"):
             check_names([annotator(spec) for spec in corpus.annotators])
-        except MaskwiseError as error:
-            raise MaskwiseError(f"layers: {error}") from None
         return corpus
 
     @field_validator("objective")
@@ -103,13 +102,17 @@ class Recipe(Settings):
     def _alone(cls, value: str) -> str:
         objective_class(value)
         if value not in ALONE:
-            do = f"list it with others: objectives: {{{value}: {{}}, mlm: {{}}}}"
-            raise MaskwiseError("objective", got=value, allowed=", ".join(ALONE), do=do)
+            raise MaskwiseError(
+                "objective",
+                got=value,
+                allowed=", ".join(ALONE),
+                do=f"list it with others: objectives: {{{value}: {{}}, mlm: {{}}}}",
+            )
         return value
 
     @field_validator("intermediate", "phases", mode="before")
     @classmethod
-    def _nested(cls, value: Any, info: ValidationInfo) -> Any:
+    def _nested(cls, value: object, info: ValidationInfo) -> object:
         """Changes by dotted name as nested settings; ``none`` in an arm removes the phases."""
         if value == "none":
             return None
@@ -123,16 +126,14 @@ class Recipe(Settings):
 
     @field_validator("objectives", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: object) -> object:
         """Read ``atd:`` as the objective of that name, and ``mlm-40: mlm`` as mlm."""
         if not isinstance(value, Mapping):
             return value
         arms = {}
         for name, arm in value.items():
-            if isinstance(arm, Mapping):
-                arms[name] = {"objective": name, **arm}
-            else:
-                arms[name] = {"objective": arm or name}
+            changes = arm if isinstance(arm, Mapping) else {"objective": arm or name}
+            arms[name] = {"objective": name, **changes}
         return arms
 
     @model_validator(mode="after")
@@ -140,55 +141,67 @@ class Recipe(Settings):
         if self.objectives:
             sampler(self.sampler, list(self.objectives))
             if self.study.match != "steps":
-                what = "trainings on several objectives are matched by steps"
-                raise MaskwiseError(what, got=f"study.match {self.study.match}")
+                raise MaskwiseError(
+                    "trainings on several objectives are matched by steps",
+                    got=f"study.match {self.study.match}",
+                )
         elif self.sampler != "uniform":
-            got = f"sampler {self.sampler}"
-            raise MaskwiseError("a sampler needs objectives to choose from", got=got)
+            raise MaskwiseError(
+                "a sampler needs objectives to choose from", got=f"sampler {self.sampler}"
+            )
         # One encoder (or encoder–decoder) is shared by all objectives.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
-            got = " and ".join(f"{name} ({kind})" for kind, name in kinds.items())
-            raise MaskwiseError("objectives are for models of one kind", got=got)
-        try:
-            who = f"objective {self.objective}"
-            require_fit(self._masking.corruption, objective_class(self.objective), who=who)
-        except MaskwiseError as error:
-            raise MaskwiseError(f"masking.corruption: {error}") from None
+            raise MaskwiseError(
+                "objectives are for models of one kind",
+                got=" and ".join(f"{name} ({kind})" for kind, name in kinds.items()),
+            )
+        with blamed("masking.corruption"):
+            only = objective_class(self.objective)
+            require_fit(self._masking.corruption, only, who=f"objective {self.objective}")
         self.remarks()
         # A control without a gate could pass without finding the difference that it must find.
         if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
-            what = f"{self.name} is a positive control by its name, and has no gate"
-            do = "name the arm that must win and its baseline: study.gate: [oracle, baseline]"
-            raise MaskwiseError(what, do=do)
-        search = self.study.search
-        if search and search.by == "dev" and not self.tasks:
-            do = "name tasks, or search by held-out"
-            raise MaskwiseError("study.search.by: dev needs tasks", do=do)
+            raise MaskwiseError(
+                f"{self.name} is a positive control by its name, and has no gate",
+                do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
+            )
+        if self.study.search and self.study.search.by == "dev" and not self.tasks:
+            raise MaskwiseError(
+                "study.search.by: dev needs tasks", do="name tasks, or search by held-out"
+            )
         self._check_phases()
         return self
 
     def _check_phases(self) -> None:
         """Refuse phases that cannot train the model of the first one."""
         if self.phases is not None and self.intermediate is not None:
-            what = "intermediate is the short form of two phases, and this recipe has phases"
-            raise MaskwiseError(what, do="make it the last of the phases")
+            raise MaskwiseError(
+                "intermediate is the short form of two phases, and this recipe has phases",
+                do="make it the last of the phases",
+            )
         links = self.links()
         positions = links[0].corpus.length
         for setting, link in zip(self.settings_of("corpus.length"), links):
             length = link.corpus.length
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
-                what = "rows of a stream or a mix are not grouped by length"
-                raise MaskwiseError(what, do="leave out training.group_by_length")
+                raise MaskwiseError(
+                    "rows of a stream or a mix are not grouped by length",
+                    do="leave out training.group_by_length",
+                )
             if link.kind != self.kind:
-                got = f"objective {link.objective}, which trains an {link.kind}"
-                raise MaskwiseError(f"all phases train one model, an {self.kind}", got=got)
+                raise MaskwiseError(
+                    f"all phases train one model, an {self.kind}",
+                    got=f"objective {link.objective}, which trains an {link.kind}",
+                )
             if self.has_new_positions and length > positions:
-                what = f"{setting} is more than the positions that a new model has"
-                do = f"or give it more: model.settings.max_position_embeddings={length}"
-                allowed = f"≤ corpus.length = {positions}"
-                raise MaskwiseError(what, got=length, allowed=allowed, do=do)
+                raise MaskwiseError(
+                    f"{setting} is more than the positions that a new model has",
+                    got=length,
+                    allowed=f"≤ corpus.length = {positions}",
+                    do=f"or give it more: model.settings.max_position_embeddings={length}",
+                )
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
@@ -210,10 +223,8 @@ class Recipe(Settings):
         """
         remarks = []
         for name, (kind, masking) in self._masked.items():
-            try:
+            with blamed(name):
                 remark = kind.check(masking)
-            except MaskwiseError as error:
-                raise MaskwiseError(f"{name}: {error}") from None
             if remark:
                 remarks.append(f"{name}: {remark}")
         return remarks
@@ -236,14 +247,11 @@ class Recipe(Settings):
     @property
     def masked_by(self) -> list[str]:
         """The policies whose masks are predicted: the recipe's if any objective uses it."""
-        common = self.masking.policy
-        policies = []
-        for kind, masking in self._masked.values():
-            if kind.inherits:
-                policies.append(masking["policy"])
-        if common in policies:
-            return [common]
-        return list(dict.fromkeys(policies))
+        masked = self._masked.values()
+        policies = dict.fromkeys(masking["policy"] for kind, masking in masked if kind.inherits)
+        if self.masking.policy in policies:
+            return [self.masking.policy]
+        return list(policies)
 
     @property
     def kind(self) -> Kind:
@@ -322,8 +330,7 @@ class Recipe(Settings):
         """The held-out masks of all arms, with diffusion's if any arm trains on it."""
         masks = self.evaluation.masks
         arms = [arm.get("objective") for arm in self.study.arms.values()]
-        diffuses = self._diffuses or DIFFUSION in arms
-        if diffuses and DIFFUSION not in masks:
+        if DIFFUSION not in masks and (self._diffuses or DIFFUSION in arms):
             return (*masks, DIFFUSION)
         return masks
 
@@ -331,33 +338,32 @@ class Recipe(Settings):
         """Return the recipe of each phase, complete and without phases."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
         links = []
-        for n, (setting, changes) in enumerate(zip(self.settings_of(""), self._changes)):
+        for n, (prefix, changes) in enumerate(self._changes.items()):
             link = alone
             if changes:
-                link = _changed(alone._said("study", "tasks"), changes, origin=setting.rstrip("."))
+                link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
             parts = {
                 "masking": link._masking,
                 "corpus": link.corpus.model_copy(update={"layers": link._layers}),
                 "evaluation": link.evaluation.model_copy(update={"masks": link._masks}),
             }
-            seed = self.training.seed
-            # With the same seed, the order and the masks of the first phase would repeat.
-            if n:
-                seed = fold(seed, n)
             # A phase with a seed is the same training in all runs, so it is trained once.
             if "seed" in changes.get("training", {}):
                 seed = link.training.seed
+            # With the same seed, the order and the masks of the first phase would repeat.
+            else:
+                seed = fold(self.training.seed, n) if n else self.training.seed
             links.append(link.model_copy(update=parts).seeded(seed))
         return tuple(links)
 
     @property
-    def _changes(self) -> tuple[Plain, ...]:
-        """The settings in which each phase differs from the recipe."""
+    def _changes(self) -> dict[str, Plain]:
+        """How each phase differs from the recipe, by the prefix of the phase's settings."""
         if self.phases is not None:
-            return self.phases
+            return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
         if self.intermediate is not None:
-            return ({}, self.intermediate)
-        return ({},)
+            return {"": {}, "intermediate.": self.intermediate}
+        return {"": {}}
 
     def settings_of(self, name: str) -> tuple[str, ...]:
         """Return the dotted name of a setting in each phase.
@@ -365,11 +371,7 @@ class Recipe(Settings):
         >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
         ('training.steps', 'intermediate.training.steps')
         """
-        if self.phases is not None:
-            return tuple(f"phases.{n}.{name}" for n in range(len(self.phases)))
-        if self.intermediate is not None:
-            return (name, f"intermediate.{name}")
-        return (name,)
+        return tuple(f"{prefix}{name}" for prefix in self._changes)
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
         """Return the recipe of one run: the arm's overrides, those of ``more``, and the seed.
@@ -394,10 +396,8 @@ class Recipe(Settings):
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
         plain["evaluation"]["masks"] = self._masks
         # Arms share one text, except for a policy that a run learns and another arm may not need.
-        learned = Learned().annotators()
-        plain["corpus"]["layers"] = [
-            spec for spec in self._layers if spec in self.corpus.layers or spec not in learned
-        ]
+        removed = {*Learned().annotators()} - {*self.corpus.layers}
+        plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
         return plain
 
     def seeded(self, seed: int) -> Recipe:
@@ -407,9 +407,9 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """Write the recipe with all defaults, as a file that ``read_recipe`` reads."""
         plain = self.model_dump(mode="json")
-        changes = (*self.study.arms.values(), *self._changes)
         # An arm's objective could not replace a default of masking that is written.
-        if self._diffuses or any("objective" in change for change in changes):
+        changes = chain(self.study.arms.values(), self._changes.values())
+        if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 

@@ -84,9 +84,10 @@ def check_study(
         seeds = planned
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
-        allowed = f"some of {', '.join(map(str, planned))}"
         raise MaskwiseError(
-            "seeds to run that are not in study.seeds", got=foreign, allowed=allowed
+            "seeds to run that are not in study.seeds",
+            got=foreign,
+            allowed=f"some of {', '.join(map(str, planned))}",
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)
@@ -99,8 +100,9 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
         return None
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        what = "the folder of shared stages is a file"
-        raise MaskwiseError(what, got=str(folder), do="give a folder")
+        raise MaskwiseError(
+            "the folder of shared stages is a file", got=str(folder), do="give a folder"
+        )
     return folder
 
 
@@ -178,8 +180,11 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
             allowed = f"≤ {room}"
             if room == links[0].corpus.length:
                 allowed = f"≤ corpus.length = {room}"
-            what = "finetune.max_length is more than the positions that a new model has"
-            raise MaskwiseError(what, got=length, allowed=allowed)
+            raise MaskwiseError(
+                "finetune.max_length is more than the positions that a new model has",
+                got=length,
+                allowed=allowed,
+            )
     for link in links:
         yield from _check_text(link)
         if arm.tokenizer_name:

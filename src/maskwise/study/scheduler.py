@@ -7,19 +7,26 @@ the folders of the stages, so the same command resumes after any interruption.
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-from maskwise.errors import MaskwiseError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
-from maskwise.study.live import LiveTable
+from maskwise.study.forecast import Forecast, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import run_stage
@@ -175,3 +182,187 @@ def only_copy(folder: Path) -> Iterator[None]:
 
 def to_task(stage: Stage) -> Task:
     return {"name": stage.name, "stage": stage.as_dict()}
+
+
+# A running study as a table of arms × seeds with the time left, or as plain lines
+# ---------------------------------------------------------------------------------------------
+
+
+RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
+"""The cell of a running stage by kind; other kinds show the name of the kind."""
+LEGEND = Text(
+    "text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim"
+)
+LINE_SECONDS = 60.0
+"""The longest time between two lines in a log without a terminal."""
+TAIL_BYTES = 1 << 18
+"""Bytes read from the end of metrics.jsonl, twice a second. Lines with many weights are long."""
+
+
+class LiveTable:
+    """Shows a plan while it runs.
+
+    The state is read from the folders of stages, so stages on other machines are shown, too.
+
+    Args:
+        plan: the plan that runs.
+        stages: the folder of the stages.
+        jobs: how many stages run at once.
+        quiet: show nothing.
+    """
+
+    def __init__(self, plan: Plan, stages: Path, *, jobs: int, quiet: bool):
+        self.plan = plan
+        self.stages = stages
+        self.jobs = jobs
+        self.quiet = quiet
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+        # Logs of batch jobs get plain lines.
+        self.shows = self.console.is_terminal and not quiet
+        self.began = time.perf_counter()
+        self.named = {stage.name: stage for stage in plan.stages()}
+        self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
+        # Several runs may have one label, such as points of a search whose keys end alike.
+        for run in plan.runs:
+            cell = self.cells.setdefault((run.row, run.seed), {})
+            cell |= {stage.name: stage for stage in run.stages}
+        self.forecast = Forecast(self.named)
+        self.finished: set[str] = set()
+        self.first_seen: dict[str, float] = {}
+        self.lines: dict[str, Plain] = {}
+        self.errors: Collection[str] = ()
+        for name in self.named:
+            self.done(name)
+        self.printed = len(self.finished)
+        self.printed_at = self.began
+
+    def __enter__(self) -> LiveTable:
+        if self.shows:
+            self.live.start()
+        elif not self.quiet:
+            self.console.print(self.summary(), soft_wrap=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shows:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the table that is not overwritten."""
+        if not self.quiet:
+            self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+
+    def done(self, name: str) -> None:
+        """Mark a stage as finished if its result is there."""
+        result = self.named[name].result(self.stages)
+        if result is not None:
+            self.finished.add(name)
+            self.forecast.add(name, result["seconds"])
+
+    def update(self, running: Collection[str], errors: Collection[str]) -> None:
+        """Draw the new state; without a terminal, print a line for each tenth and each minute."""
+        now = time.perf_counter()
+        total = len(self.named)
+        self.first_seen = {name: self.first_seen.get(name, now) for name in running}
+        self.errors = errors
+        tenth = len(self.finished) * 10 // total > self.printed * 10 // total
+        due = tenth or now - self.printed_at >= LINE_SECONDS
+        if self.quiet or not (self.shows or due):
+            return
+        self.printed = len(self.finished)
+        self.printed_at = now
+        self.lines = {name: self.last_line(name) for name in running}
+        if self.shows:
+            self.live.update(Group(self.summary(), self._table(), LEGEND))
+        else:
+            self.console.print(self.summary(), soft_wrap=True)
+
+    def last_line(self, name: str) -> Plain:
+        """Read the last training line in metrics.jsonl; empty before the first."""
+        metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
+        try:
+            with metrics.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL_BYTES))
+                lines = file.read().splitlines()
+        except OSError:
+            return {}
+        # Lines of evaluations come between lines of training.
+        for line in reversed(lines):
+            # The first line may be cut by TAIL_BYTES, and the last one is perhaps half written.
+            with suppress(ValueError):
+                found: Plain = json.loads(line)
+                if found["kind"] == "train":
+                    return found
+        return {}
+
+    def summary(self) -> Text:
+        left, complete = self.left()
+        speed = sum(line["tokens"] / line["seconds"] for line in self.lines.values() if line)
+        parts = [f"{len(self.finished)} of {len(self.named)} stages"]
+        if self.errors:
+            parts.append(f"{len(self.errors)} failed")
+        parts.append(duration(time.perf_counter() - self.began))
+        if speed:
+            parts.append(f"{speed:,.0f} tokens/s")
+        # Before any stage has finished, a partial sum would be far too low.
+        if left and complete:
+            parts.append(f"about {duration(left)} left")
+        elif left and self.finished:
+            parts.append(f"more than {duration(left)} left")
+        line = ", ".join(parts)
+        if self.plan.purpose != "main":
+            line = f"{self.plan.purpose}: {line}"
+        return Text(line, no_wrap=True)
+
+    def left(self) -> tuple[float, bool]:
+        """Forecast the seconds until the end; False if the time of some stage is unknown."""
+        for name, line in self.lines.items():
+            if line:
+                self.forecast.running(name, line["seconds"] / line["step"])
+        complete = True
+        now = time.perf_counter()
+        left: dict[str, float | None] = {}
+        # Stages that run keep their workers, so they come first.
+        for name in dict.fromkeys([*self.first_seen, *self.named]):
+            if name in self.finished or name in self.errors:
+                continue
+            whole = self.forecast.seconds(name)
+            if whole is None:
+                complete = False
+                left[name] = None
+            # A resumed training did some of its steps before this process started.
+            elif self.lines.get(name):
+                left[name] = whole * (1 - self._share(name))
+            else:
+                left[name] = max(0.0, whole - (now - self.first_seen.get(name, now)))
+        return until_end(self.named, left, self.jobs), complete
+
+    def _share(self, name: str) -> float:
+        """The share of its steps that a training has done."""
+        return min(1.0, self.lines[name]["step"] / self.named[name].what["training"]["steps"])
+
+    def _table(self) -> Table:
+        seeds = sorted({seed for _, seed in self.cells})
+        table = Table("arm", box=None, padding=(0, 2, 0, 0))
+        for seed in seeds:
+            table.add_column(f"seed {seed}", no_wrap=True)
+        for row in dict.fromkeys(row for row, _ in self.cells):
+            table.add_row(Text(row), *(self.cell(row, seed) for seed in seeds))
+        return table
+
+    def cell(self, row: str, seed: int) -> Text:
+        """The state of the runs of a row with a seed."""
+        stages = self.cells.get((row, seed), {})
+        if not stages.keys().isdisjoint(self.errors):
+            return Text("failed", "red")
+        for name, stage in stages.items():
+            if self.lines.get(name):
+                return Text(f"{self._share(name):.0%}".replace("%", " %"), "cyan")
+            if name in self.first_seen:
+                return Text(RUNNING.get(stage.kind, stage.kind), "cyan")
+        done = len(stages.keys() & self.finished)
+        if done == len(stages):
+            return Text("done", "green")
+        return Text(f"{done}/{len(stages)}", "dim")

@@ -318,8 +318,11 @@ def _require_memory(link: Recipe, objective: Objective) -> None:
     tokens = training.batch_size // training.accumulate * link.corpus.length
     size = 4 * 34 * tokens * width_of(objective.model) * len(blocks_of(objective))
     if size > here:
-        got = f"about {size / 1e9:,.0f} GB"
-        raise MaskwiseError("a step does not fit into memory", got=got, do="raise accumulate")
+        raise MaskwiseError(
+            "a step does not fit into memory",
+            got=f"about {size / 1e9:,.0f} GB",
+            do="raise accumulate",
+        )
 
 
 def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:

@@ -3,25 +3,53 @@
 The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed; tasks are
 standardised and averaged within each run before any statistic, so seeds x tasks are never pooled.
 Reading order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tests, verdicts),
-``flags`` (what invalidates, caps or qualifies a row), ``words`` (sentences), ``gains`` (further
-tables). A summary takes 10 to 50 milliseconds.
+``flags`` (what invalidates, caps or qualifies a row), ``words`` (sentences). A summary takes 10 to
+50 milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise, product
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.files import RULES, Contrast, Look, Planned, Record, Study, Summary, TaskUse
-from maskwise.study.outcomes import Outcomes
-from maskwise.study.statistics import ALPHA, look_weight, powers
+from maskwise.estimates import with_minus
+from maskwise.files import (
+    RULES,
+    Contrast,
+    Crossing,
+    Efficiency,
+    GainShare,
+    Look,
+    Planned,
+    Point,
+    Record,
+    Study,
+    Summary,
+    TaskUse,
+    TransferCell,
+)
+from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes
+from maskwise.study.statistics import (
+    ALPHA,
+    binomial_interval,
+    estimated,
+    look_weight,
+    powers,
+    ratio_interval,
+)
 from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
-from maskwise.study.verdict.gains import efficiency, gain_shares, transfer_cells
 from maskwise.study.verdict.words import (
     Names,
     advice_of,
     headline_row,
     headline_sentence,
+    outcome_words,
     row_sentence,
 )
 
@@ -157,3 +185,253 @@ def _planned(study: Study) -> Planned:
         contrasts -= 1
     alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
     return {"runs": runs, "contrasts": contrasts, "power": powers(runs, alpha=alpha)}
+
+
+# Tables that are described and not tested: gain shares, transfer, quality against compute
+# ---------------------------------------------------------------------------------------------
+
+
+LEARNS = 0.25
+FAILED = 0.1
+"""Thresholds as fractions of the oracle's mean gain."""
+
+
+# Shares of a gain
+
+
+def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list[GainShare]:
+    """Return how much of the gain of ``best`` over ``baseline`` every other arm has, by task.
+
+    Without tasks the gains are in held-out losses.
+    """
+    arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
+    pairs = product(table.tasks or table.heldout, arms)
+    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome, arm in pairs]
+
+
+def _gain_share(
+    table: Outcomes, arm: str, best: str, baseline: str, outcome: str, names: Names
+) -> GainShare:
+    gains = _gains(table, outcome, arm, baseline)
+    best_gains = _gains(table, outcome, best, baseline)
+    paired = np.isfinite(gains + best_gains)
+    gains = gains[paired]
+    best_gains = best_gains[paired]
+    where = outcome_words(outcome)
+    row: GainShare = {
+        "arm": arm,
+        "best": best,
+        "baseline": baseline,
+        "n": len(gains),
+        "failed": 0,
+        "failed_low": None,
+        "failed_high": None,
+        "task": outcome if outcome in table.tasks else where.removeprefix("in "),
+        "share": None,
+        "low": None,
+        "high": None,
+        "sentence": "",
+    }
+    base = names.get(baseline, baseline)
+    reason = _why_none(table, arm, best, baseline, outcome)
+    if reason is not None:
+        row["sentence"] = f"No share of {arm} {where}: {reason}."
+        return row
+    if not len(gains) or best_gains.mean() <= 0:
+        row["sentence"] = f"{best} does not improve on {base} {where}: there is no gain to share."
+        return row
+    learned = learned_something(gains, best_gains)
+    count = int(learned.sum())
+    row["failed"] = row["n"] - count
+    failed_ends = binomial_interval(row["failed"], row["n"])
+    row["failed_low"], row["failed_high"] = failed_ends
+    share = float(gains[learned].mean() / best_gains[learned].mean())
+    row["share"] = share
+    interval = "no interval"
+    # One pair has no variance.
+    ends = ratio_interval(gains[learned], best_gains[learned]) if count > 1 else None
+    if ends:
+        row["low"], row["high"] = ends
+        interval = f"95 % interval {_percent(*ends)}"
+    failed = ""
+    if row["failed"]:
+        runs = f"{row['failed']} of {row['n']} runs failed"
+        failed = f"; {runs} (95 % interval {_percent(*failed_ends)})"
+    gained = f"{_percent(share)} of what {best} adds to {base} {where}"
+    runs = f"in the {count} runs that learned something ({interval})"
+    row["sentence"] = f"{arm} has {gained} {runs}{failed}."
+    return row
+
+
+def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
+    """Return which runs did not fail outright, as a boolean array of shape (runs,).
+
+    A learned policy fails outright in some runs. No interval for the mean over failed and other
+    runs has the right coverage: with one failure in ten, Fieller's covers 67 % at ten runs. So a
+    share and its interval are those of the runs that learned something, and the number of failed
+    runs has an exact binomial interval. A run fails if it gains no more than ``FAILED`` of the
+    oracle's mean gain in an arm whose better half gains more than ``LEARNS``. A rule that searches
+    for gaps between runs would miss failures in every third study of 20 runs.
+
+    >>> best_gains = np.full(6, 0.7)
+    >>> learned_something(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6]), best_gains).tolist()
+    [False, True, True, True, True, True]
+
+    Args:
+        gains: the gain of an arm over the baseline, by pair of runs.
+        best_gains: the gain of the oracle, in the same pairs.
+    """
+    shares = gains / best_gains.mean()
+    better_half = np.sort(shares)[len(shares) // 2 :]
+    # An arm that gains little in all its runs has no failed ones.
+    return (shares > FAILED) | (better_half.mean() <= LEARNS)
+
+
+def _gains(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
+    """Return the gain of an arm over the baseline by seed; positive is better."""
+    differences = table.runs(outcome, arm) - table.runs(outcome, baseline)
+    return differences if table.measures[outcome].higher_is_better else -differences
+
+
+def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
+    """Return why there is no share, or None."""
+    gate = table.gate
+    if gate and (best, baseline) == (gate["arm"], gate["baseline"]):
+        return "the positive control failed"
+    if (best, baseline) in table.closed or (arm, baseline) in table.closed:
+        return "the positive control failed"
+    if len(table.formats(arm, best)) > 1:
+        return "the arms write different output formats"
+    for name in (arm, best):
+        code = table.incomparable(name, baseline, outcome)
+        if code:
+            return f"its losses are not comparable ({code.replace('-', ' ')})"
+    return None
+
+
+def _percent(*shares: float) -> str:
+    return with_minus(" to ".join(f"{100 * share:.0f} %" for share in shares))
+
+
+# Transfer
+
+
+def transfer_cells(
+    table: Outcomes, learned: Mapping[str, str], baseline: str
+) -> list[TransferCell]:
+    """Return the gain of every learned policy over the baseline on every task.
+
+    Args:
+        learned: for each arm, the task that its policy was learned from.
+    """
+    cells: list[TransferCell] = []
+    for (arm, source), task in product(learned.items(), table.tasks):
+        gains = _gains(table, task, arm, baseline)
+        gains = gains[np.isfinite(gains)]
+        cell: TransferCell = {
+            "arm": arm,
+            "learned_from": source,
+            "task": task,
+            "n": len(gains),
+            **estimated(gains),
+        }
+        cells.append(cell)
+    return cells
+
+
+# Quality against compute
+
+
+def efficiency(table: Outcomes, pairs: Sequence[tuple[str, str]]) -> Efficiency:
+    """Return every run's quality and compute, and where arms reach the baseline's final quality.
+
+    Companion runs are runs with a fraction of the steps. For each seed the arm's qualities at its
+    lengths are joined by straight lines over compute. A first crossing is where these lines reach
+    the final quality of the baseline, as a share of the baseline's compute. On a noisy curve it
+    comes too early; under a concave curve, where straight lines lie below it, too late.
+    """
+    crossings: list[Crossing] = []
+    if len(table.lengths) > 1:
+        for arm, baseline in pairs:
+            crossings += _crossings(table, arm, baseline)
+    return {"points": _points(table), "crossings": crossings}
+
+
+def _crossings(table: Outcomes, arm: str, baseline: str) -> list[Crossing]:
+    """Return the first crossings of a pair, in its tasks and in the losses that compare it."""
+    outcomes = ["tasks"] if table.tasks else []
+    if REFERENCE not in (arm, baseline):
+        for name in table.own_heldout(arm):
+            if name in table.measures and not table.incomparable(arm, baseline, name):
+                outcomes.append(name)
+    crossings: list[Crossing] = []
+    for outcome, by in product(outcomes, QUANTITIES):
+        shares = _first_crossings(table, arm, baseline, outcome, f"cost:{by}")
+        if shares:
+            crossings.append(
+                {"arm": arm, "baseline": baseline, "outcome": outcome, "by": by, "shares": shares}
+            )
+    return crossings
+
+
+def _first_crossings(
+    table: Outcomes, arm: str, baseline: str, outcome: str, cost: str
+) -> dict[str, float | None]:
+    """Return the first crossing by seed; None if the quality is never reached.
+
+    A seed that lacks a length is left out.
+    """
+    if cost not in table.values:
+        return {}
+    sign = 1 if table.measures[outcome].higher_is_better else -1
+    place = table.arms.index(arm)
+    quality = sign * table.values[outcome][:, place]
+    compute = table.values[cost][:, place]
+    goals = sign * table.runs(outcome, baseline)
+    spent = table.runs(cost, baseline)
+    known = np.isfinite(quality + compute).all(axis=0) & np.isfinite(goals + spent)
+    shares: dict[str, float | None] = {}
+    for seed in np.flatnonzero(known):
+        points = sorted(zip(compute[:, seed].tolist(), quality[:, seed].tolist()))
+        at = crossing(points, float(goals[seed]))
+        share = None if at is None else at / float(spent[seed])
+        shares[str(table.study["seeds"][seed])] = share
+    return shares
+
+
+def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None:
+    """Return where the line through (compute, quality) points first reaches goal, or None.
+
+    >>> crossing([(1, 0.4), (2, 0.5)], 0.45)
+    1.5
+    """
+    first, quality = points[0]
+    if quality >= goal:
+        return first
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y1 >= goal:
+            part = (goal - y0) / (y1 - y0)
+            return float(x0 + part * (x1 - x0))
+    return None
+
+
+def _points(table: Outcomes) -> list[Point]:
+    """Return every run of every length: unscaled scores, their mean, losses, and compute."""
+    outcomes = [*table.tasks, *table.heldout, *table.evaluations]
+    points: list[Point] = []
+    for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
+        place = table.place(line)
+        values: dict[str, float] = {}
+        for name in outcomes:
+            value = float(table.values[name][place])
+            if math.isfinite(value):
+                values[name] = value
+        scores = [values[task] for task in table.tasks if task in values]
+        # A mean over some of the tasks would not compare with that of other runs.
+        if len(scores) > 1 and len(scores) == len(table.tasks):
+            values = {"mean over tasks": float(np.mean(scores)), **values}
+        spent = {key: value for key, value in line.items() if key in QUANTITIES and value}
+        if values and spent:
+            run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
+            points.append(cast(Point, {**run, **spent, "values": values}))
+    return points
