@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from maskwise.evaluation import generate
 from maskwise.masking import batch
 from maskwise.tasks import judge
-from maskwise.training import data, devices
-from maskwise.training.devices import tensors_of
+from maskwise.training import data
+from maskwise.training.data import tensors_of
 from maskwise.training.log import Log
 
 GPU = torch.cuda.is_available()
@@ -263,7 +263,7 @@ def accelerator() -> Iterator[Device]:
                 patch.setattr(user, "best_device", lambda: DEVICE)
             patch.setattr(batch, "PINNING", (DEVICE.type,))
             patch.setattr(data, "Lane", lambda device: FakeLane(mode))
-            patch.setattr(devices, "new_event", lambda: fake_event(mode))
+            patch.setattr(data, "new_event", lambda: fake_event(mode))
             patch.setattr(
                 sys.modules["torch.optim.adam"],
                 "_device_dtype_check_for_fused",

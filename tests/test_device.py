@@ -267,7 +267,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",
-        "maskwise/training/devices.py",
+        "maskwise/training/data.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",
     }
@@ -275,9 +275,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 WAITING = {
-    "group-weighted(layer=word_ids, groups=40)": {
-        "for the last update, maskwise/training/devices.py"
-    },
+    "group-weighted(layer=word_ids, groups=40)": {"for the last update, maskwise/training/data.py"},
 }
 """Policies whose next masks follow from the last losses: what they wait for. All others wait for
 nothing.

@@ -23,8 +23,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
-from maskwise.objectives.boundary import LONGEST, SpanBoundary
 from maskwise.objectives.detection import ReplacedTokenDetection
+from maskwise.objectives.mlm import LONGEST, SpanBoundary
 from training_tools import Language, config, model
 from training_tools import tokenizer as language_tokenizer
 

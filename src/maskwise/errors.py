@@ -86,6 +86,12 @@ def unknown_name(
     return MaskwiseError(what, allowed=", ".join(names), do=do)
 
 
+def require_known(setting: str, name: str, known: tuple[str, ...]) -> None:
+    """Raise unless ``name`` is one of the known names."""
+    if name not in known:
+        raise unknown_name(setting, name, known)
+
+
 def install_command(module: str) -> str | None:
     """Return the command that installs an optional library, a key of `EXTRAS`.
 

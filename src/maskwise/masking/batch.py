@@ -381,6 +381,11 @@ def widest(values: Tensor) -> Tensor:
     return values.double() if values.is_cpu else values.float()
 
 
+def copies_aside(device: torch.device | str) -> bool:
+    """Whether a device copies pinned memory while it computes."""
+    return str(device).split(":")[0] in PINNING
+
+
 def moved(value: Any, device: torch.device | str) -> Any:
     """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None."""
     if isinstance(value, dict):
@@ -390,7 +395,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
     if value is None:
         return None
     # Only from pinned memory does CUDA copy without making the host wait.
-    if str(device).split(":")[0] in PINNING and value.is_cpu:
+    if copies_aside(device) and value.is_cpu:
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
 

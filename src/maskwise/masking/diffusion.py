@@ -46,16 +46,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.keys import Array, Keys, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions.base import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule, Spec, schedule
-from maskwise.masking.select import Selection, require_known, up_to
+from maskwise.masking.select import Selection, up_to, visit_of
 from maskwise.masking.units import Units, reached
-from maskwise.masking.visits import visit_of
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:

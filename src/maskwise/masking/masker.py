@@ -6,11 +6,15 @@ It works in numpy, on the host, in O(B·L) memory; only its input and its result
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch, Spans
@@ -18,11 +22,23 @@ from maskwise.masking.corruptions import Corrupted, Corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.select import BUDGETS, FILLS, VISITS, Selection, require_known, select
-from maskwise.masking.visits import check_visits, coverage, stretch, visit_of
+from maskwise.masking.select import (
+    BUDGETS,
+    FILLS,
+    VISITS,
+    Selection,
+    check_visits,
+    coverage,
+    select,
+    stretch,
+    visit_of,
+)
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import first_within, offsets, rank_within
 from maskwise.specs import Call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``; no piece has more tokens."""
@@ -317,3 +333,59 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[dict[s
         written = {"labels": shown.labels, "label piece": pieces.repeat(shown.label_lengths)}
         rows |= in_rows(written, tokens_of_rows(shown.label_lengths))
     return rows, cut
+
+
+_CHECKS: dict[str, Callable[..., object]] = {
+    "policy": policies.policy,
+    "ratio": schedules.schedule,
+    "predict": schedules.schedule,
+    "corruption": corruptions.corruption,
+    "budget": partial(require_known, "budget", known=BUDGETS),
+    "fill": partial(require_known, "fill", known=FILLS),
+    "visits": partial(require_known, "visits", known=VISITS),
+}
+
+
+class MaskingSettings(BaseModel):
+    """The settings of a masker.
+
+    >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
+    'bert'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: str = "token"
+    """Which tokens are masked together, and how likely each unit is: a name of ``list policies``.
+    """
+    ratio: str | float = 0.15
+    """Share of the eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
+    0.15)``."""
+    budget: str = "expected"
+    """How strictly the ratio is met. ``expected``: at most one unit over the budget, the budget on
+    average. ``exact``: never over it; a unit that does not fit is skipped. ``bernoulli``: each unit
+    by itself, with probability ratio × weight."""
+    fill: str = "none"
+    """What becomes of budget that units of positive weight cannot use. ``none``: it is left.
+    ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
+    corruption: str = "bert"
+    """What the model sees instead, and what it predicts: a name of ``list corruptions``."""
+    min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
+    """The fewest masked tokens of a piece of text whose budget is at least half a token."""
+    predict: str | float = 1.0
+    """The largest share of each row's tokens on which the loss is taken."""
+    keep: str | None = None
+    """A layer whose tokens are never masked, such as ``prompt``."""
+    visits: str = "random"
+    """How a row's masks in different epochs depend on each other: random, complement (each second
+    visit masks what the first left) or coverage (over 1/ratio epochs every unit is masked once)."""
+
+    @field_validator(*_CHECKS)
+    @classmethod
+    def _known(cls, value: str | float, info: ValidationInfo) -> str | float:
+        _CHECKS[str(info.field_name)](value)
+        return value
+
+    def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
+        """Build the masker."""
+        return Masker(tokenizer, **self.model_dump(), seed=seed)

@@ -12,19 +12,22 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.settings import MaskingSettings
+from maskwise.masking.masker import MaskingSettings
 from maskwise.objectives.base import Objective, Outcome
-from maskwise.objectives.boundary import SpanBoundary
-from maskwise.objectives.clm import CausalLanguageModelling
 from maskwise.objectives.contrastive import ContrastiveSentences
-from maskwise.objectives.denoising import Denoising, predicting
+from maskwise.objectives.denoising import Denoising, DenoisingAutoencoder, predicting
 from maskwise.objectives.detection import (
     AddedTokenDetection,
     DeletedTokenDetection,
     ReplacedTokenDetection,
 )
-from maskwise.objectives.diffusion import MaskedDiffusion
-from maskwise.objectives.mlm import EntityMaskedLanguageModelling, MaskedLanguageModelling
+from maskwise.objectives.mlm import (
+    CausalLanguageModelling,
+    EntityMaskedLanguageModelling,
+    MaskedDiffusion,
+    MaskedLanguageModelling,
+    SpanBoundary,
+)
 from maskwise.objectives.tasks import (
     Classification,
     MultiLabel,
@@ -32,7 +35,6 @@ from maskwise.objectives.tasks import (
     Regression,
     SpanQuestionAnswering,
 )
-from maskwise.objectives.tsdae import DenoisingAutoencoder
 from maskwise.specs import Call, build, parse_call
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from maskwise.families import Kind
 from maskwise.keys import fold
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
+from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import Learned, policy
-from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import (
     MaskedDiffusion,
     Objective,

@@ -38,8 +38,7 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
-from maskwise.training.data import Batch, Step
-from maskwise.training.devices import coming_back
+from maskwise.training.data import Batch, Step, coming_back
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
 

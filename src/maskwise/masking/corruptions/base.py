@@ -9,10 +9,10 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.keys import Array, Keys, Purpose, below, split, within
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
-from maskwise.masking.select import Selection, require_known
+from maskwise.masking.select import Selection
 from maskwise.masking.vocabulary import Vocabulary
 
 Tail: TypeAlias = "Array | int | None"

@@ -8,10 +8,16 @@ contract suite tests it like the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from maskwise.errors import MaskwiseError
+from maskwise.keys import Array, Keys, Purpose
+from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.policies.given import (
     Frequency,
@@ -27,14 +33,14 @@ from maskwise.masking.policies.given import (
     salient,
     sentence,
 )
-from maskwise.masking.policies.mixture import Mixture
 from maskwise.masking.policies.online import (
     GroupWeighted,
     TypeWeighted,
     pos_weighted,
 )
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
-from maskwise.masking.schedules import schedule
+from maskwise.masking.schedules import Schedule, schedule
+from maskwise.masking.units import Units
 from maskwise.specs import Call, build
 
 
@@ -84,6 +90,119 @@ def policy(spec: Policy | str | Call) -> Policy:
     if str(spec).startswith("entropy-weighted"):
         raise MaskwiseError("policy entropy-weighted is gone", do="take type-weighted(by=loss)")
     return build("policy", spec, POLICIES)
+
+
+@dataclass(frozen=True)
+class Mixture(Policy):
+    """One member per document piece, drawn by hash.
+
+    Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
+        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
+        and ends with random tokens.
+    Guarantee: as for the drawn member. A member whose share is 0 at a step is not used.
+    Cost: the sum of the members' costs, because every member cuts all pieces.
+    Source: new here; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
+    """
+
+    members: tuple[Policy, ...]
+    shares: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
+            allowed = "two or more policies, none a mixture"
+            raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
+        if any(member.learner() is not None for member in self.members):
+            what = "policy mixture: a member that learns from losses would learn nothing"
+            raise MaskwiseError(what, got=self.members, do="use it alone")
+        if len(self.shares) != len(self.members):
+            got = f"{len(self.shares)} shares for {len(self.members)} policies"
+            raise MaskwiseError("policy mixture: every member needs a share", got=got)
+
+    # A piece may draw any member, so a property holds for a mixture if it holds for one of them.
+    @property
+    def splits_budget(self) -> bool:
+        return any(member.splits_budget for member in self.members)
+
+    @property
+    def needs_ratio(self) -> bool:
+        return any(member.needs_ratio for member in self.members)
+
+    @property
+    def unit_kind(self) -> UnitKind:
+        kinds = {member.unit_kind for member in self.members}
+        return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE
+
+    def judged_on(self) -> tuple[str, ...]:
+        return tuple(sorted(_union(member.judged_on() for member in self.members)))
+
+    def layers(self) -> tuple[str, ...]:
+        return _union(member.layers() for member in self.members)
+
+    def annotators(self) -> tuple[str, ...]:
+        return _union(member.annotators() for member in self.members)
+
+    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+        ratios = [member.ratios(ratio_P, keys, moment) for member in self.members]
+        return np.stack(ratios)[self.drawn(keys, moment), np.arange(len(ratio_P))]
+
+    def drawn(self, keys: Keys, moment: Moment) -> Array:
+        """(P,) int64: the member that each piece draws."""
+        edges = np.cumsum(self.current(moment))
+        return np.searchsorted(edges[:-1], keys.per_piece(Purpose.MIXTURE), side="right")
+
+    def current(self, moment: Moment) -> list[float]:
+        """The members' shares at this step; they sum to 1."""
+        shares = [share(moment.step, moment.total_steps) for share in self.shares]
+        total = sum(shares)
+        if not total:
+            raise MaskwiseError("policy mixture: all shares are 0", got=f"step {moment.step}")
+        return [share / total for share in shares]
+
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        drawn_P = self.drawn(keys, moment)
+        tokens, unit, piece, number, weights = [], [], [], [], []
+        before = 0
+        weighted = False
+        for i, share in enumerate(self.current(moment)):
+            if share == 0:
+                continue
+            units = _numbered(self.members[i].cut(batch, keys, moment))
+            units = units.kept((drawn_P == i).take(units.piece))
+            tokens.append(units.tokens)
+            unit.append(units.unit + before)
+            piece.append(units.piece)
+            number.append(units.number)
+            before += len(units.piece)
+            weight = units.weight
+            if weight is None:
+                weight = np.ones(len(units.piece))
+            else:
+                weighted = True
+            weights.append(weight)
+        return Units.of_tokens(
+            batch,
+            np.concatenate(tokens),
+            np.concatenate(unit),
+            np.concatenate(piece),
+            np.concatenate(number),
+            np.concatenate(weights) if weighted else None,
+        )
+
+
+def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """All names without repetitions, in their order."""
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
+
+
+def _numbered(units: Units) -> Units:
+    """Number single tokens by their rank among the content tokens, as spans number their units."""
+    if not units.by_token:
+        return units
+    batch = units.batch
+    content = np.flatnonzero(batch.content)
+    before_P = content.searchsorted(batch.begin)
+    rank = content.searchsorted(units.tokens) - before_P.take(units.piece)
+    return replace(units, number=rank.astype(np.int32))
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.gather import read_numbers
@@ -25,7 +25,6 @@ from maskwise.masking.policies.base import (
     units_by,
     weigh,
 )
-from maskwise.masking.select import require_known
 from maskwise.masking.units import Units, check_weights, runs
 from maskwise.segments import first_of, first_within
 from maskwise.specs import Call

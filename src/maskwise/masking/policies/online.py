@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
 from maskwise.masking.policies.base import CutPolicy, Learner, Moment, units_by, weigh
-from maskwise.masking.select import require_known
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 

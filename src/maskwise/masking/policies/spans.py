@@ -9,11 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
-from maskwise.masking.select import require_known
 from maskwise.masking.units import Units, find_runs
 from maskwise.segments import changes, first_within, listed, offsets, rank_within, sums_within
 
