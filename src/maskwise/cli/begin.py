@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,7 +145,7 @@ def adapt(
     """
     from maskwise import study as room
     from maskwise.study import adapt as steps_of
-    from maskwise.study.timing import Probe
+    from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
 
     given = overrides or []
 
@@ -176,7 +177,8 @@ def adapt(
         recipe = recipe_with([], steps)
         if dry_run or not as_json:
             first = recipe.arm(recipe.baseline or "", seed=0).links()[0]
-            probe = Probe(first, Path(aside))
+            samples = Samples(first, Path(aside))
+            probe = partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
             plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)

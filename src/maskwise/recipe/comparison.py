@@ -291,6 +291,12 @@ class StudySettings(Settings):
                 if name not in known:
                     raise unknown_name(f"arm in study.{setting}", name, known)
 
+    def points_of(self, arm: str) -> list[Plain]:
+        """Return the points of the search for an arm; a single empty one without a search."""
+        if self.search is None:
+            return [{}]
+        return self.search.points_of(arm)
+
     @property
     def seed_list(self) -> tuple[int, ...]:
         """The seeds of each arm's runs; with a search, of the runs that choose."""

@@ -100,12 +100,8 @@ def _arms(settings: Plain) -> set[str]:
 
 def _check_arm(recipe: Recipe, name: str) -> None:
     """Validate an arm at every point of the search, and that it has an outcome."""
-    search = recipe.study.search
     match = recipe.study.match
-    points: list[Plain] = [{}]
-    if search:
-        points = search.points_of(name)
-    for point in points:
+    for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(

@@ -311,8 +311,7 @@ def _primary(result: Plain) -> Plain | None:
     """Find the primary contrast on the tasks, or without tasks the first one."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     on_tasks = [row for row in rows if row["outcome"] == "tasks"]
-    found = on_tasks + rows
-    return found[0] if found else None
+    return next(iter(on_tasks + rows), None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:

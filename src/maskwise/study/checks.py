@@ -120,7 +120,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
     load = cache(load_task)
     notes: list[str] = []
     for name in recipe.study.arms:
-        for point in search.points_of(name) if search else [{}]:
+        for point in recipe.study.points_of(name):
             notes += _check_arm(recipe.arm(name, seed=0, more=point), load)
     if not recipe.study.arms:
         notes += _check_arm(recipe, load)

@@ -38,6 +38,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step, without_weights
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.pretraining import masked_source
+from maskwise.study.stages import named
 from maskwise.study.work import open_text
 from maskwise.text import Prepared
 
@@ -142,8 +143,7 @@ class Design:
         runs = []
         for arm in arms:
             if (arm, seed) not in self.failed:
-                setting = self.chosen.get((arm, seed))
-                runs.append(self._run(arm, fresh, setting, fraction=fraction))
+                runs.append(self._run(arm, fresh, self.chosen.get((arm, seed)), fraction=fraction))
         return runs
 
     def _run(
@@ -261,7 +261,7 @@ class Design:
 
 def _texts_of(run: Run) -> Run:
     """Reduce a run to its texts and the stages they need, such as the learning of a policy."""
-    needed = {stage.name for stage in run.texts}
+    needed = set(named(run.texts))
     # In reverse order every stage comes before the stages it needs.
     for stage in reversed(run.chain):
         if stage.name in needed:

@@ -28,7 +28,7 @@ from maskwise.study.checks import check_study, shared_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, stages_of
-from maskwise.study.stages import STAGE, Stage
+from maskwise.study.stages import STAGE, Stage, named
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import best_device, fast_bf16
 from maskwise.training.speed import cache_folder, cpu_name
@@ -185,8 +185,7 @@ class Forecast:
         if stage.kind == "learn":
             parts.append(settings.get("steps"))
         if stage.kind == "pretrain":
-            evaluation = stage.how.get("evaluation", {})
-            parts.append([evaluation.get("rows"), stage.how.get("workers")])
+            parts.append([stage.how.get("evaluation", {}).get("rows"), stage.how.get("workers")])
         return parts
 
 
@@ -317,7 +316,7 @@ def dry_run(
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())
         planned = stages_of(plans)
-        known = {stage.name: stage for stage in stages_in(stages)}
+        known = named(stages_in(stages))
         # Stages of other recipes in these folders may be similar, so they give times, too.
         forecast = Forecast(known | planned)
         results = {name: stage.result(stages) for name, stage in forecast.named.items()}
@@ -332,7 +331,7 @@ def dry_run(
     new = set(left)
     # A stage that several plans share is done by the first of them.
     for plan in plans:
-        own = new.intersection(stage.name for stage in plan.stages())
+        own = new.intersection(named(plan.stages()))
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
         new -= own
     return {

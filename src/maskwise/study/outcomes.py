@@ -47,6 +47,11 @@ class Measure:
     chance: float | None = None
     items: int | None = None
 
+    @property
+    def sign(self) -> int:
+        """The factor that makes higher values better."""
+        return 1 if self.higher_is_better else -1
+
 
 class Outcomes:
     """The numbers of a study's runs, and the properties of its arms and outcomes.
@@ -137,10 +142,11 @@ class Outcomes:
 
     def place(self, record: Record) -> tuple[int, int, int]:
         """Return the index of a record's run in the arrays."""
-        length = self.lengths.index(record.get("fraction", 1.0))
-        arm = self.arms.index(record["arm"])
-        seed = self.study["seeds"].index(record["seed"])
-        return length, arm, seed
+        return (
+            self.lengths.index(record.get("fraction", 1.0)),
+            self.arms.index(record["arm"]),
+            self.study["seeds"].index(record["seed"]),
+        )
 
     def _read_scores(self) -> None:
         for line in self.lines["score"]:
@@ -244,12 +250,12 @@ class Outcomes:
         """Fill in the two sides of transfer: means over arms that learned from the task, or not."""
         own_side = self.arms.index(OWN_TASK)
         other_side = self.arms.index(OTHER_TASKS)
+        places = np.array([self.arms.index(arm) for arm in learned])
+        sources = np.array([*learned.values()])
         for task in self.tasks:
-            own = [self.arms.index(arm) for arm, source in learned.items() if source == task]
-            others = [self.arms.index(arm) for arm, source in learned.items() if source != task]
             runs = self.values[task]
-            runs[:, own_side] = runs[:, own].mean(axis=1)
-            runs[:, other_side] = runs[:, others].mean(axis=1)
+            runs[:, own_side] = runs[:, places[sources == task]].mean(axis=1)
+            runs[:, other_side] = runs[:, places[sources != task]].mean(axis=1)
 
     def _average_tasks(self) -> None:
         scales = {}
@@ -277,8 +283,7 @@ class Outcomes:
         """Average signed tasks within each run."""
         scaled = []
         for task in tasks:
-            sign = 1 if self.measures[task].higher_is_better else -1
-            scaled.append(self.values[task] * sign / scales.get(task, 1.0))
+            scaled.append(self.values[task] * self.measures[task].sign / scales.get(task, 1.0))
         mean: Numbers = np.mean(scaled, axis=0)
         return mean
 
@@ -293,8 +298,7 @@ class Outcomes:
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
         # Scores change in steps of one item: if equal by chance, they must not give an SD near 0.
         items = self.measures[task].items
-        floor = 1 / items if items else 1e-3
-        return max(sd, floor)
+        return max(sd, 1 / (items or 1000))
 
     def _helped(self, task: str) -> float | None:
         """Return the share of seeds in which the mean of all arms on dev beats the untrained model.
@@ -308,9 +312,7 @@ class Outcomes:
         if not known.any():
             return None
         gains = np.nanmean(arms[:, known], axis=0) - start[known]
-        if not self.measures[task].higher_is_better:
-            gains = -gains
-        return float(np.mean(gains > 0))
+        return float(np.mean(self.measures[task].sign * gains > 0))
 
     # Queries about arms and outcomes
 
@@ -335,12 +337,8 @@ class Outcomes:
 
     def compute(self, arm: str) -> dict[str, float]:
         """Return the mean cost of a full run by quantity, where it was measured."""
-        spent = {}
-        for quantity in QUANTITIES:
-            cost = self.mean(f"cost:{quantity}", arm)
-            if cost is not None:
-                spent[quantity] = cost
-        return spent
+        costs = {quantity: self.mean(f"cost:{quantity}", arm) for quantity in QUANTITIES}
+        return {quantity: cost for quantity, cost in costs.items() if cost is not None}
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
         """Return how far the loss on an arm's masks is below that of word frequencies.
@@ -388,7 +386,9 @@ class Outcomes:
     def units(self, arm: str) -> str:
         """Return what the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
         facts = self.study["arms"].get(arm)
-        return facts.get("units", facts["policy"]) if facts else "token"
+        if facts is None:
+            return "token"
+        return facts.get("units", facts["policy"])
 
     def own_heldout(self, arm: str) -> list[str]:
         """Return the held-out losses on the arm's own kind of mask.

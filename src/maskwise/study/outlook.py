@@ -28,7 +28,7 @@ from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.starter import recipe_for
-from maskwise.study.timing import Sample, Samples, take_sample, time_stages
+from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.pieces import UNKNOWN
@@ -294,11 +294,10 @@ class Outlook:
             what = f"{runs} runs of each arm cannot decide {contrasts}"
             self.doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
 
-    def time(self, sample: Sample, folder: Path, *, timing: bool) -> None:
+    def time(self, samples: Samples, *, timing: bool) -> None:
         """Forecast the time, after timing stages that were not timed here before.
 
         Args:
-            folder: for further samples.
             timing: whether to time stages.
         """
         recipe = self.recipe
@@ -306,12 +305,12 @@ class Outlook:
         if not self.arms:
             single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
             recipe = recipe.model_copy(update={"study": single})
-        plans = list(Design(recipe, folder / "stages", forecast=True).plans())
+        plans = list(Design(recipe, samples.folder / "stages", forecast=True).plans())
         planned = stages_of(plans)
         forecast = Forecast(planned)
         # A text may be too short for a single training row.
-        if timing and len(sample.rows):
-            time_stages(plans, Samples(self.first, sample, folder), forecast)
+        if timing and len(samples.first.rows):
+            time_stages(plans, forecast, samples=samples)
         jobs = jobs_here()
         left = {name: forecast.seconds(name) for name in planned}
         found = summary(planned, left, jobs)
@@ -355,12 +354,13 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     for note in check_inputs(recipe):
         outlook.doubt(note)
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        sample = take_sample(outlook.first, Path(name) / "data")
+        samples = Samples(outlook.first, Path(name))
+        sample = samples.first
         outlook.text(sample)
         trainable = outlook.training(sample, outlook.model(sample))
         outlook.tasks(sample.data.tokenizer)
         outlook.contrasts()
-        outlook.time(sample, Path(name), timing=timing and trainable)
+        outlook.time(samples, timing=timing and trainable)
     found = {"recipe": recipe.to_yaml(), "doubts": outlook.doubts, "lines": outlook.lines}
     return outlook.facts | found
 

@@ -19,6 +19,7 @@ from maskwise.study.stages import (
     evaluate_stage,
     finetune_stage,
     learn_stage,
+    named,
     overlap_stage,
     prepare_stage,
     pretrain_stage,
@@ -80,8 +81,8 @@ class Run:
     @property
     def texts(self) -> list[Stage]:
         """The text of every training, in order; for the reference its only text."""
-        named = {stage.name: stage for stage in self.chain}
-        texts = [named[training.needs[0]] for training in self.trainings]
+        by_name = named(self.chain)
+        texts = [by_name[training.needs[0]] for training in self.trainings]
         return texts or [self.chain[0]]
 
     @property
@@ -142,8 +143,7 @@ class Plan:
 
 def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
     """The stages of several plans by name."""
-    every = chain.from_iterable(plan.stages() for plan in plans)
-    return {stage.name: stage for stage in every}
+    return named(chain.from_iterable(plan.stages() for plan in plans))
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -159,8 +159,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     require_arms(recipe)
     contents = task_contents(recipe)
-    arms = arms_of(recipe, contents)
-    pairs = product(recipe.study.seed_list, arms)
+    pairs = product(recipe.study.seed_list, arms_of(recipe, contents))
     return Plan(tuple(make_run(recipe, arm, seed, contents=contents) for seed, arm in pairs))
 
 

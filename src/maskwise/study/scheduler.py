@@ -15,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -28,7 +27,7 @@ from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
 from maskwise.study.forecast import Forecast, until_end
 from maskwise.study.plan import Plan
-from maskwise.study.stages import DONE, Stage
+from maskwise.study.stages import DONE, Stage, named
 from maskwise.study.work import run_stage
 
 RETRIES = 2
@@ -37,11 +36,8 @@ PAUSE_SECONDS = 2.0
 """Before the first retry; doubled for each further retry."""
 
 
-class Task(TypedDict):
-    """The message to a worker: a stage as plain values, and the name it must have there, too."""
-
-    name: str
-    stage: Plain
+Task = tuple[str, Plain]
+"""The message to a worker: the name that a stage must have there, too, and its plain values."""
 
 
 def execute(
@@ -79,7 +75,7 @@ def execute(
     stages = stages.resolve()
     # If one of these fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
-    waiting = {stage.name: stage for stage in todo}
+    waiting = named(todo)
     running: dict[Future[Plain], Stage] = {}
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
@@ -88,7 +84,7 @@ def execute(
     table = LiveTable(plan, stages, jobs=pool.places, quiet=quiet)
     with pool, table:
         while waiting or running:
-            unfinished = {*waiting, *(stage.name for stage in running.values())}
+            unfinished = waiting.keys() | named(running.values())
             for name, stage in list(waiting.items()):
                 broken = [need for need in stage.needs if need in errors]
                 if broken:
@@ -99,7 +95,7 @@ def execute(
                 paused = time.monotonic() < not_before[name]
                 # Stages are not queued in the pool, so that stages of the first runs start first.
                 if ready and not paused and len(running) < pool.places:
-                    running[pool.submit(to_task(stage))] = waiting.pop(name)
+                    running[pool.submit((name, stage.as_dict()))] = waiting.pop(name)
             # Every stage that is left waits for its retry.
             if not running:
                 time.sleep(0.1)
@@ -124,7 +120,7 @@ def execute(
                     table.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
             # The time limit of ``wait`` redraws the table twice a second, also if no stage ends.
-            table.update({stage.name for stage in running.values()}, errors)
+            table.update(named(running.values()), errors)
     return errors
 
 
@@ -152,9 +148,10 @@ def do_stage(task: Task, *, stages: str) -> Plain:
         MaskwiseError: the worker's libraries or numerics give the stage another name.
         FileNotFoundError: a stage that it needs is not visible on this machine.
     """
-    stage = Stage.from_dict(task["stage"])
+    name, plain = task
+    stage = Stage.from_dict(plain)
     folder = Path(stages)
-    if stage.name != task["name"]:
+    if stage.name != name:
         raise MaskwiseError(
             "this machine has other versions of maskwise or its libraries, or another bf16",
             do="use like machines",
@@ -178,10 +175,6 @@ def only_copy(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def to_task(stage: Stage) -> Task:
-    return {"name": stage.name, "stage": stage.as_dict()}
 
 
 # A running study as a table of arms × seeds with the time left, or as plain lines
@@ -221,12 +214,12 @@ class LiveTable:
         # Logs of batch jobs get plain lines.
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
-        self.named = {stage.name: stage for stage in plan.stages()}
+        self.named = named(plan.stages())
         self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
         # Several runs may have one label, such as points of a search whose keys end alike.
         for run in plan.runs:
             cell = self.cells.setdefault((run.row, run.seed), {})
-            cell |= {stage.name: stage for stage in run.stages}
+            cell |= named(run.stages)
         self.forecast = Forecast(self.named)
         self.finished: set[str] = set()
         self.first_seen: dict[str, float] = {}

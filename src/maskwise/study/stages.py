@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -114,6 +115,11 @@ class Stage:
     def from_dict(cls, plain: Plain) -> Stage:
         """Restore a stage from the values of ``as_dict``."""
         return cls(**{**plain, "needs": tuple(plain["needs"])})
+
+
+def named(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """Return stages by name, in their order."""
+    return {stage.name: stage for stage in stages}
 
 
 def _digest(value: object) -> str:

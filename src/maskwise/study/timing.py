@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -150,7 +151,7 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
         try:
             return Prepared.make(
                 folder / f"{share}",
-                tokenise(sample, tokenizer, layers=store),
+                tokenise(sample, tokenizer, layers=store, words=corpus.words),
                 tokenizer,
                 length=corpus.length,
                 layout=corpus.row_layout,
@@ -165,17 +166,24 @@ class Samples:
     """Samples for all trainings of a recipe, each with the row length and tokenizer it needs.
 
     Args:
-        first: the training whose text ``sample`` was taken from.
-        folder: for further samples.
+        link: the training whose text is counted.
+        folder: for the samples.
     """
 
-    def __init__(self, first: Recipe, sample: Sample, folder: Path):
+    def __init__(self, link: Recipe, folder: Path):
+        self.link = link
         self.folder = folder
-        self.seconds = sample.characters * sample.seconds
-        self.prepared = {self._key(first.unlearned()): sample.data}
+        self.prepared: dict[tuple[object, ...], Prepared] = {}
+
+    @cached_property
+    def first(self) -> Sample:
+        """The sample whose text is counted, taken when it is first needed."""
+        sample = take_sample(self.link, self.folder / "data")
+        self.prepared[self._key(self.link.unlearned())] = sample.data
+        return sample
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample in the rows of a training."""
+        """Return a sample in the rows of a training; the first sample has been taken."""
         link = link.unlearned()
         key = self._key(link)
         if key not in self.prepared:
@@ -195,34 +203,16 @@ class Samples:
 # -------------------------------------------------------------------------------------------
 
 
-class Probe:
-    """Times the stages that a forecast does not know, for ``dry_run``.
-
-    Args:
-        link: a training, whose text is sampled at the first call.
-        folder: for samples.
-    """
-
-    def __init__(self, link: Recipe, folder: Path):
-        self.link = link
-        self.folder = folder
-        self.samples: Samples | None = None
-
-    def __call__(self, plans: Iterable[Plan], forecast: Forecast) -> None:
-        if self.samples is None:
-            sample = take_sample(self.link, self.folder / "data")
-            self.samples = Samples(self.link, sample, self.folder)
-        time_stages(plans, self.samples, forecast, most_seconds=PROBE_SECONDS)
-
-
 def time_stages(
     plans: Iterable[Plan],
-    samples: Samples,
     forecast: Forecast,
     *,
+    samples: Samples,
     most_seconds: float = SECONDS,
 ) -> None:
     """Time the stages that a forecast does not know yet, the trainings first."""
+    sample = samples.first
+    seconds = sample.characters * sample.seconds
     works: dict[str, tuple[Stage, Recipe]] = {}
     for run in chain.from_iterable(plan.runs for plan in plans):
         links = run.recipe.links()
@@ -238,10 +228,10 @@ def time_stages(
                 continue
             if kind == "prepare":
                 # Preparing the sample was timed already, and scales with the characters.
-                forecast.keep(name, {"seconds": samples.seconds})
+                forecast.keep(name, {"seconds": seconds})
             elif kind == "overlap":
                 # Splitting a text into words takes about half as long as tokenising it.
-                forecast.keep(name, {"seconds": samples.seconds / 2})
+                forecast.keep(name, {"seconds": seconds / 2})
             # An evaluation comes last and is short; without it the whole time would be unknown.
             elif kind == "evaluate" or time.perf_counter() < end:
                 # If the sample has too few rows for a stage, its time stays unknown.

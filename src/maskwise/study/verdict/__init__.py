@@ -290,7 +290,7 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
 def _gains(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
     """Return the gain of an arm over the baseline by seed; positive is better."""
     differences = table.runs(outcome, arm) - table.runs(outcome, baseline)
-    return differences if table.measures[outcome].higher_is_better else -differences
+    return table.measures[outcome].sign * differences
 
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
@@ -383,7 +383,7 @@ def _first_crossings(
     """
     if cost not in table.values:
         return {}
-    sign = 1 if table.measures[outcome].higher_is_better else -1
+    sign = table.measures[outcome].sign
     place = table.arms.index(arm)
     quality = sign * table.values[outcome][:, place]
     compute = table.values[cost][:, place]
@@ -394,8 +394,9 @@ def _first_crossings(
     for seed in np.flatnonzero(known):
         points = sorted(zip(compute[:, seed].tolist(), quality[:, seed].tolist()))
         at = crossing(points, float(goals[seed]))
-        share = None if at is None else at / float(spent[seed])
-        shares[str(table.study["seeds"][seed])] = share
+        if at is not None:
+            at /= float(spent[seed])
+        shares[str(table.study["seeds"][seed])] = at
     return shares
 
 
