@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.bound import Bound
 from maskwise.evaluation.evaluate import bound_records
+from maskwise.evaluation.scoring import Bound
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate

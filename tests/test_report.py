@@ -11,9 +11,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.drawing import NEAR, arm_colours, dot_chart
-from maskwise.report.forest import forest_groups
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import read_folder
+from maskwise.report.tables import forest_groups
 from maskwise.study.verdict import summarise
 from report_fixture import (
     evaluation_record,

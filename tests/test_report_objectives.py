@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from maskwise.report.charts import MOST_POINTS
-from maskwise.report.objectives import MOST_SMALL, objectives_view
+from maskwise.report.charts import MOST_POINTS, MOST_SMALL, objectives_view
 from maskwise.report.page import powers, write_report
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import task_table

@@ -19,16 +19,19 @@ from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.evaluation.bound import Bound, BoundOfText, diffusion_bound, spread
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
     DAMAGED,
     PSEUDO_PERPLEXITY,
+    Bound,
+    BoundOfText,
     HeldOut,
     HeldOutLoss,
     Measurement,
+    diffusion_bound,
     fixed_maskers,
     pseudo_perplexity,
+    spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
 from maskwise.families import check_fit, most_tokens, release, require_kind

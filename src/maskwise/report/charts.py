@@ -6,12 +6,14 @@ A chart without points is left out of the page.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean, median
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
+from maskwise.errors import plural
 from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
     GROUPS,
@@ -49,17 +51,12 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         scratch = mean([scale * score for score in by_arm.get(REFERENCE, {}).values()])
         shares = all(0 <= score <= 1 for score in _values(by_arm))
         percent = shares and not lower and scale == 1
-        references = {}
-        if majority is not None:
-            references["commonest answer"] = majority
-        if scratch is not None:
-            references[folder.reference] = scratch
         side = "left" if lower else "right"
         spec = dot_chart(
             points,
             colours,
             title=f"{metric} ({side} is better)",
-            references=references,
+            references={"commonest answer": majority, folder.reference: scratch},
             percent=percent,
         )
         charts.append(
@@ -94,7 +91,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
             colours,
             title="loss in nats (left is better)",
             plateau=unigram,
-            references={} if start is None else {folder.reference: start},
+            references={folder.reference: start},
         )
         charts.append(
             {"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec}
@@ -134,18 +131,8 @@ def coverage_view(folder: Folder, colours: Colours) -> View | None:
             part = line["part"] / line["occurrences"]
         if gain is not None and masked is not None:
             points.append({"arm": arm, "x": masked, "value": gain})
-        rows.append(
-            {
-                "task": task,
-                "arm": arm,
-                "corpus": line["corpus"],
-                "masked": masked,
-                "gain": gain,
-                "part": part,
-                "occurrences": line["occurrences"],
-                "standing": mean([other["standing"] / other["items"] for other in texts]),
-            }
-        )
+        standing = mean([other["standing"] / other["items"] for other in texts])
+        rows.append({**line, "masked": masked, "part": part, "gain": gain, "standing": standing})
     if not rows:
         return None
     spec = gain_chart(points, colours, over=folder.reference) if points and vega_code() else None
@@ -260,11 +247,11 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     for run in folder.summary["efficiency"]["points"]:
         if run["arm"] not in colours:
             continue
+        place: Line = {**run}
         spent = seconds[run["arm"], run["seed"], run["fraction"]]
-        place = {key: value for key, value in run.items() if key != "values"}
         if spent:
             place["seconds"] = spent
-        for name, value in run["values"].items():
+        for name, value in place.pop("values").items():
             measure = outcome_label(name)
             if name.startswith("heldout:"):
                 measure = f"{measure} loss"
@@ -322,3 +309,136 @@ def _points(
 
 def _point(line: Line, value: float, x: str = "step") -> Line:
     return {"arm": line["arm"], "seed": line["seed"], "value": value, x: line[x]}
+
+
+MOST_SMALL = 60
+"""The most points of a line in a small chart."""
+MOST_NOTES = 5
+"""The most notes of a sampler that are listed."""
+RELIABLE = 0.5
+"""The reliability below which most of a sampler's reward is noise."""
+
+
+def objectives_view(folder: Folder, colours: Colours) -> View | None:
+    """Return the content of the section; None if no run chose among objectives."""
+    by_arm: dict[str, list[Line]] = {arm: [] for arm in colours}
+    names: dict[str, None] = {}
+    # In the order of the curves, so that colours do not depend on the order of arms.
+    for line in folder.curves:
+        if line["arm"] in by_arm and "arm_steps" in line:
+            by_arm[line["arm"]].append(line)
+            names |= dict.fromkeys(line["arm_steps"])
+    if not names:
+        return None
+    by_arm = {arm: lines for arm, lines in by_arm.items() if lines}
+    painted = {name: GROUPS[place % len(GROUPS)] for place, name in enumerate(names)}
+    shares: list[View] = []
+    notes: dict[str, list[str]] = {}
+    watched: dict[str, str] = {}
+    for arm, lines in by_arm.items():
+        points = _shares(lines)
+        if points:
+            spec = line_chart(
+                points,
+                painted,
+                title=None,
+                percent=True,
+                zero=True,
+                means=True,
+                rule=1 / len(names),
+                height=150,
+            )
+            shares.append({"name": arm, "spec": spec})
+        found = _notes(lines)
+        if found:
+            notes[arm] = found
+        if any("probe_losses" in line for line in lines):
+            watched[arm] = colours[arm]
+    probes: list[View] = []
+    for name in names:
+        points = _probes(chain.from_iterable(by_arm.values()), name)
+        if points:
+            spec = line_chart(points, watched, title=None, means=True, runs=False, height=150)
+            probes.append({"name": name, "spec": spec})
+    recipe = folder.study["recipe"]
+    return {
+        "objectives": painted,
+        "watched": watched,
+        "shares": shares,
+        "probes": probes,
+        "table": [_row(folder, arm, lines, names) for arm, lines in by_arm.items()],
+        "wanted": RELIABLE,
+        "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
+        "notes": notes,
+    }
+
+
+def _shares(lines: list[Line]) -> list[Line]:
+    """Return the probabilities over the steps, if the rule changes them and mixes objectives."""
+    known = [line for line in lines if "probabilities" in line]
+    different = {tuple(line["probabilities"].values()) for line in known}
+    # A rule that always gives one objective the whole weight only switches between them.
+    mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
+    if len(different) < 2 or not mixed:
+        return []
+    return [
+        {"arm": name, "seed": line["seed"], "step": line["step"], "value": share}
+        for line in thin(known, MOST_SMALL)
+        for name, share in line["probabilities"].items()
+    ]
+
+
+def _probes(lines: Iterable[Line], name: str) -> list[Line]:
+    """Return the loss of an objective on the probe, once per measurement."""
+    points: dict[tuple[object, ...], Line] = {}
+    for line in thin(lines, MOST_SMALL):
+        value = line.get("probe_losses", {}).get(name)
+        if value is not None:
+            # Every line repeats the last measurement, so later lines replace it by itself.
+            step = line.get("probe_step", line["step"])
+            run = line["arm"], line["seed"]
+            points[*run, step] = {"arm": run[0], "seed": run[1], "value": value, "step": step}
+    return list(points.values())
+
+
+def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
+    steps: Counter[str] = Counter()
+    for line in lines:
+        steps.update(line["arm_steps"])
+    # The last line of each run has its totals.
+    ends = {line["seed"]: line for line in lines}.values()
+    seconds = fmean(end.get("seconds", 0.0) for end in ends)
+    probe_seconds = [end["probe_seconds"] for end in ends if "probe_seconds" in end]
+    probing = None
+    if probe_seconds and seconds:
+        probing = fmean(probe_seconds) / seconds
+    costs = [cost for cost in folder.of_kind("cost") if cost["arm"] == arm]
+    sampler = folder.study["recipe"].get("sampler")
+    facts = folder.study["arms"].get(arm)
+    if facts:
+        sampler = facts.get("sampler") or facts["overrides"].get("sampler") or sampler
+    return {
+        "arm": arm,
+        "sampler": str(sampler or ""),
+        "shares": {name: steps[name] / max(steps.total(), 1) for name in names},
+        "steps": steps.total() / len(ends),
+        "seconds": seconds,
+        "probing": probing,
+        "reliability": mean([end["reliability"] for end in ends if "reliability" in end]),
+        "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
+    }
+
+
+def _notes(lines: list[Line]) -> list[str]:
+    """Return the most frequent notes of samplers, with their counts."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        for note in line.get("notes", ()):
+            # A starved objective in a single rollout may be chance; the table has the shares of
+            # the full run.
+            if " is starved" in note:
+                continue
+            # Notes that differ only in the figures at their end are counted together.
+            beginning, *_ = re.split(r"[,;]|: never", note)
+            counts[beginning] += 1
+    return [f"{note} ({plural(times, 'time')})" for note, times in counts.most_common(MOST_NOTES)]

@@ -102,14 +102,15 @@ def dot_chart(
     colours: Colours,
     *,
     title: str,
-    references: Mapping[str, float],
+    references: Mapping[str, float | None],
     plateau: float | None = None,
     percent: bool = False,
 ) -> Spec:
     """Draw a dot per run, a thin line per seed, and a tick at each arm's mean.
 
     Args:
-        references: positions of dashed lines by label; those far from the dots are left out.
+        references: positions of dashed lines by label, if known; those far from the dots are left
+            out.
         plateau: the unigram loss, which is always drawn, with a band below it.
         percent: whether values are shares, written in per cent.
     """
@@ -122,7 +123,7 @@ def dot_chart(
     spread = max(max(values) - min(values), 0.01)
     low = min(values) - NEAR * spread
     high = max(values) + NEAR * spread
-    lines = {label: at for label, at in references.items() if low <= at <= high}
+    lines = {label: at for label, at in references.items() if at is not None and low <= at <= high}
     if plateau is not None:
         lines["word frequencies"] = plateau
     ends = [*values, *lines.values()]

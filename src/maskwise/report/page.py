@@ -27,15 +27,21 @@ from maskwise.report.charts import (
     coverage_view,
     curve_charts,
     heldout_charts,
+    objectives_view,
     score_charts,
     transfer_view,
     weight_charts,
 )
 from maskwise.report.drawing import SLATE, Colours, View, arm_colours, made_vega, vega_code
-from maskwise.report.forest import common_notes, forest_groups
-from maskwise.report.objectives import objectives_view
 from maskwise.report.reading import Folder, Line, read_folder
-from maskwise.report.tables import choices, evaluation_table, score_table, task_table
+from maskwise.report.tables import (
+    choices,
+    common_notes,
+    evaluation_table,
+    forest_groups,
+    score_table,
+    task_table,
+)
 
 NO_CHARTS = "Tables of means stand in place of charts"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -15,7 +15,7 @@ from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
-from maskwise.evaluation.bound import spread
+from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import require_engine

@@ -19,8 +19,8 @@ from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
-from maskwise.evaluation.bound import diffusion_bound, spread
 from maskwise.evaluation.evaluate import documents_alone
+from maskwise.evaluation.scoring import diffusion_bound, spread
 from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.objectives import Objective, objective, objective_class, predicting
