@@ -49,10 +49,15 @@ def look(text, policies, tokenizer, step=0, **more):
     )
 
 
-def test_an_empty_name_of_a_tokenizer_is_the_bundled_one_with_sentinels():
-    names = (None, "")
-    sizes = [len(light_tokenizer(name).get_vocab()) for name in names]
-    assert sizes[0] == sizes[1] > len(light_tokenizer("bundled:encoder").get_vocab())
+def test_the_usual_tokenizer_of_words_has_sentinels():
+    [first], [second] = (
+        inspect_text(TEXT, "token", {"corruption": "t5"}, tokenizer=name) for name in (None, "")
+    )
+    assert first == second and first.tokenizer == "bundled:tokenizer"
+    assert "<extra_id_0>" in first.shown.target
+    names = (first.tokenizer, "bundled:encoder")
+    usual, encoder = (len(light_tokenizer(name).get_vocab()) for name in names)
+    assert usual == encoder + 103
 
 
 def test_the_pieces_are_the_text(tokenizer):

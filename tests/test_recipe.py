@@ -20,6 +20,7 @@ from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
+from maskwise.study.statistics import can_decide
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import SMALLER, find_recipe, maskwise, write_inputs
@@ -304,6 +305,16 @@ def test_an_arm_is_left_out_by_an_override(
     assert len(recipe.study.pairs) == pairs
     # No setting names an arm that is left out.
     assert {*chain(*recipe.study.pairs)} <= {*recipe.study.arms, REFERENCE}
+
+
+def test_every_shipped_comparison_has_enough_runs_for_a_verdict() -> None:
+    for name in shipped():
+        study = read_recipe(name).study
+        # One run of each arm: recipes that train a model or learn a policy.
+        if study.seeds != 1:
+            # A gate costs no share of the error rate.
+            questions = len(study.pairs) - bool(study.gate)
+            assert can_decide(study.seeds, max(1, questions)), name
 
 
 def test_every_arm_of_every_recipe_can_be_left_out() -> None:

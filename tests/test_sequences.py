@@ -15,6 +15,7 @@ from transformers import EsmTokenizer
 
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
+from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
@@ -38,7 +39,7 @@ def fasta(path: Path, count: int, *, length: int = 300) -> Path:
 def test_fasta_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.fasta"
     path.write_text(
-        ">one first\nMKV-L\nAA*\n; a comment\n>two\nACDEF\n\n>bad\nAC1F\n>empty\n>three\nGG\n"
+        ">one first\nMKV-L\nAA*\n; a comment\n>two\nACdeF\n\n>bad\nAC1F\n>empty\n>three\nGG\n"
     )
     documents = read_documents(str(path))
     assert [document.text for document in documents] == ["MKVLAA", "ACDEF", "GG"]
@@ -49,6 +50,17 @@ def test_fasta_is_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.fa.gz", "wt") as file:
         file.write(">x\nACGT\n")
     assert [document.text for document in read_documents(str(tmp_path / "b.fa.gz"))] == ["ACGT"]
+
+
+def test_masks_of_sequences_are_shown_letter_by_letter(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "a.fasta", 2, length=40)
+    shown = inspect_text(str(path), "token", {"ratio": 0.25})
+    assert [entry.tokenizer for entry in shown] == ["letter", "letter"]
+    for entry, document in zip(shown, read_documents(str(path)), strict=True):
+        assert [piece.text for piece in entry.shown.pieces] == list(document.text)
+        assert entry.shown.ratio == 0.25
+    with pytest.raises(MaskwiseError, match="does not exist"):
+        inspect_text(str(tmp_path / "nowhere.fasta"), "token", {})
 
 
 def test_fasta_without_headers_is_refused_in_one_line(tmp_path: Path) -> None:

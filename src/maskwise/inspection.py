@@ -32,7 +32,8 @@ from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
 from maskwise.text.layers import align
-from maskwise.text.light import DEFAULT, light_tokenizer
+from maskwise.text.light import light_tokenizer, usual_tokenizer
+from maskwise.text.readers import known_ending
 from maskwise.text.words import flat_offsets, number_words, place_tokens
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def inspect_text(
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
         settings: settings of the masker; a corruption of None is one that suits the model.
-        tokenizer: a folder or hub id; None: the model's, or the bundled one.
+        tokenizer: a folder or hub id; None: the model's, letters for FASTA, or the bundled one.
         model: a folder or hub id of an encoder–decoder, whose output is reported.
         step, total_steps: position in the schedule.
 
@@ -287,11 +288,11 @@ def inspect_text(
     # Missing layers are refused before the tokenizer is loaded, which may take a download.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
     if not model:
-        loaded = light_tokenizer(tokenizer)
+        loaded = light_tokenizer(tokenizer or usual_tokenizer(text))
     settings = {**settings, "corruption": shown_as}
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     # A reader who sees other tokens than expected looks for the reason here.
-    used = tokenizer or model or DEFAULT
+    used = tokenizer or model or usual_tokenizer(text)
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)
@@ -400,7 +401,7 @@ def _annotated_layers(spec: str, tokenizer: Any, text: str) -> dict[str, list[An
 def _texts(text: str) -> list[str]:
     """Return the text itself, or the beginnings of the first texts of the file that it names."""
     # The name of a file that does not exist is an error, not a text.
-    looks_like_file = Path(text).suffix in (".txt", ".jsonl", ".gz", ".parquet")
+    looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
     if (looks_like_file and "\n" not in text) or os.path.isfile(text):
         documents = require_documents(read_documents(text))

@@ -153,7 +153,11 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is None:
-            do = "make the rows with maskwise.encode(tokenizer, texts)"
+            do = (
+                "make the rows with maskwise.encode(tokenizer, texts), or map "
+                "maskwise.annotate_rows over a data set; transformers' Trainer keeps the column "
+                "only with remove_unused_columns=False"
+            )
             if name != "word_ids":
                 maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
                 do = (

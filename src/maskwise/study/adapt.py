@@ -142,7 +142,7 @@ def adapt_recipe(
     room = most_tokens(config)
     settings: Plain = {
         "name": "adapt",
-        "description": f"Does it help {model} to go on with {texts}?",
+        "description": f"Does further training on {texts} help {model}?",
         "corpus": {
             "source": texts,
             "text_field": facts.text_field,

@@ -210,7 +210,7 @@ class Outlook:
         self.facts["model"] = facts
         line = "{type}, new: "
         if start:
-            line = "{type}, goes on from {start}: "
+            line = "{type}, continued from {start}: "
         line += "{millions:.1f} M weights, vocabulary {vocabulary:,}"
         self.say("model", line, facts | {"millions": weights / 1e6})
         return config

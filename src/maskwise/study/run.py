@@ -1,6 +1,7 @@
 """Run a study: do the stages that are left, then write records, verdicts and the report.
 
-After an interruption the same command resumes. A run that fails is reported, and the others go on.
+After an interruption the same command resumes. A run that fails is reported, and the others
+continue.
 """
 
 from __future__ import annotations

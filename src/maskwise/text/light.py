@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from types import SimpleNamespace
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from maskwise.starts import find_start
-from maskwise.text.tokenizers import MOST_TOKENS, load_tokenizer
+from maskwise.text.readers import FASTA_ENDINGS, known_ending
+from maskwise.text.tokenizers import MOST_TOKENS, letter_backend, load_tokenizer
 
-DEFAULT = "bundled:tokenizer"
-"""It is read where no tokenizer is named."""
+WORDS = "bundled:tokenizer"
+LETTERS = "letter"
+"""What is taken where no tokenizer is named: that of the bundled encoder, or a token for each
+capital letter."""
 SPECIAL = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -75,13 +79,22 @@ class LightTokenizer:
         return self.backend.id_to_token(number)
 
 
-def light_tokenizer(name: str | None) -> Any:
-    """Load a tokenizer without transformers if possible; None: ``DEFAULT``."""
-    tokenizer = LightTokenizer.read(Path(find_start(name or DEFAULT)))
+def usual_tokenizer(text: str) -> str:
+    """The tokenizer for a text, or for the file that it names: ``LETTERS`` for FASTA."""
+    if known_ending(Path(text)) in FASTA_ENDINGS:
+        return LETTERS
+    return WORDS
+
+
+def light_tokenizer(name: str) -> Any:
+    """Load a tokenizer without transformers if possible."""
+    if name == LETTERS:
+        roles = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+        return LightTokenizer(letter_backend([*ascii_uppercase], 64, lowercase=False), roles)
+    tokenizer = LightTokenizer.read(Path(find_start(name)))
     if tokenizer is None:
-        assert name is not None
         return load_tokenizer(name, needs_mask=False)
-    if not name:
+    if name == WORDS:
         # T5's and UL2's corruptions need tokens that the bundled tokenizer does not have.
         sentinels = [f"<extra_id_{number}>" for number in range(100)]
         tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])

@@ -315,7 +315,11 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the sequences of a FASTA file, long ones in parts, without gaps (-) and final *."""
+    """Yield the sequences of a FASTA file in capitals, long ones in parts, without gaps (-) and
+    final *.
+
+    Small letters are the same residues, marked as repeats or as not aligned.
+    """
     refuse_unreadable(path)
     number = 0
     part = 0
@@ -335,7 +339,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 what = f"{path} is no FASTA file: it has no header"
                 raise MaskwiseError(what, got=text[:40], do=do)
             if number and (header or size >= LONGEST_TEXT):
-                sequence = "".join(letters).replace("-", "").rstrip("*")
+                sequence = "".join(letters).replace("-", "").rstrip("*").upper()
                 if re.search("[^A-Za-z]", sequence):
                     yield Skip(NO_LETTERS)
                 else:
@@ -418,13 +422,13 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 
 Reader = Callable[[Path, str, Fields], Iterator[Record]]
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
+FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 READERS: dict[str, Reader] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
     **dict.fromkeys(LINE_ENDINGS, _read_lines),
     ".parquet": _read_parquet,
-    **dict.fromkeys((".fasta", ".fa", ".faa", ".fna"), _read_fasta),
-    **dict.fromkeys((".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz"), _read_fasta),
+    **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
 }
 """How a file is read, by its ending."""

@@ -175,8 +175,8 @@ def train_tokenizer(
     train: dict[str, Callable[[list[str], int, bool], Tokenizer]] = {
         "wordpiece": _wordpiece,
         "bpe": _bpe,
-        "letter": _letters,
-        "k-mer": partial(_letters, k=k),
+        "letter": letter_backend,
+        "k-mer": partial(letter_backend, k=k),
     }
     if kind not in train:
         raise unknown_name("kind of tokenizer", kind, train)
@@ -383,7 +383,7 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     return backend
 
 
-def _letters(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
+def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
     """Train a tokenizer that cuts what stands between spaces into parts of k letters.
 
     Its vocabulary has the commonest parts of the corpus; others are [UNK].

@@ -6,9 +6,9 @@ In ``causalworld`` the answer follows by a rule that no text states: pre-trainin
 
 A world can be named in place of a corpus or a task, ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
-the attribute in question. All worlds share one lexicon, so a model can go on training in another.
-``seed`` decides which people are in it; with ``seed="run"``, the seed of the run, each replicate
-of a study has its own world.
+the attribute in question. All worlds share one lexicon, so a model can be trained further in
+another. ``seed`` decides which people are in it; with ``seed="run"``, the seed of the run, each
+replicate of a study has its own world.
 
 Cost: 0.3 ms a text.
 """
