@@ -25,6 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from maskwise.bench import surroundings
+from maskwise.masking.policies.base import Point
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
@@ -34,7 +35,6 @@ from maskwise.study.stages import prepare_stage
 from maskwise.study.work import open_text, run_stage, starting_from
 from maskwise.training import train
 from maskwise.training.arms import Arms, ArmsSource, Probe
-from maskwise.training.learners import Point
 
 EVERY = 10
 SETS = {6: 20, 64: 4}

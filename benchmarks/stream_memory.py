@@ -58,12 +58,12 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
     from transformers import BertConfig, BertForMaskedLM
 
     from maskwise.masking import Masker
+    from maskwise.masking.policies.base import Point
     from maskwise.objectives import objective
     from maskwise.text import Prepared
     from maskwise.text.prepared import first_characters
     from maskwise.text.settings import CorpusSettings, TokenizerSettings
     from maskwise.training import MaskedSource, TrainingSettings, train
-    from maskwise.training.learners import Point
     from maskwise.training.stream import StreamedRows
 
     torch.set_num_threads(1)

@@ -23,9 +23,8 @@ from transformers import (
 )
 
 from maskwise.bench import Noise
-from maskwise.masking.policies.base import Learner
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.training.engine import best_device
-from maskwise.training.learners import Point
 
 Result = TypeVar("Result")
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskwise.masking.policies.base import Point
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops, flops_of_arms, trained, without_weights
 from maskwise.training.arms import Probe, SamplerLearner
-from maskwise.training.learners import Point
 from test_arms import ARMS, Documents, lines, run
 from training_tools import LENGTH, model, tokenizer
 

@@ -18,20 +18,12 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.objectives import MaskedLanguageModelling, Outcome
 from maskwise.recipe import Recipe, validate
 from maskwise.study.single import run_pretrain
-from maskwise.training.data import MaskedSource
-from maskwise.training.learners import (
-    LATE,
-    Exchange,
-    Learner,
-    Point,
-    learners_of,
-    restore,
-    states,
-)
-from maskwise.training.loop import train
+from maskwise.training.data import MaskedSource, learners_of
+from maskwise.training.loop import LATE, Exchange, restore, states, train
 from maskwise.training.settings import TrainingSettings
 from training_tools import FIRST, Language, model, tokenizer
 

@@ -21,10 +21,10 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, policy
+from maskwise.masking.policies.base import Learner
 from maskwise.masking.policies.online import UNKNOWN, GroupLearner, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.learners import Learner
 from processes import two_ranks
 from training_tools import Language, model, tokenizer
 

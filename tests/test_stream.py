@@ -20,6 +20,7 @@ import torch
 from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
+from maskwise.masking.policies.base import Point
 from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
 from maskwise.text.prepared import HELD_OUT_CHARACTERS
 from maskwise.text.readers import LONG_LINE, NOT_UTF8, Fields, Skip
@@ -29,7 +30,6 @@ from maskwise.text.shards import BEGINNING
 from maskwise.text.stream import BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.learners import Point
 from maskwise.training.stream import StreamedRows
 from tiny import WORDS, write_lines
 

@@ -33,12 +33,14 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, prediction_head, release
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
+from maskwise.masking.policies.base import Point
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.packed import PackedCollator
 from maskwise.training.checkpoint import LEARNED
+from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
-from maskwise.training.learners import Exchange, Point, learners_of, restore, states
+from maskwise.training.loop import Exchange, restore, states
 
 Inputs: TypeAlias = dict[str, Any]
 """Model inputs with ``labels``; of masked diffusion also ``loss_weight`` and ``counted``."""

@@ -23,6 +23,7 @@ from maskwise.evaluation.evaluate import documents_alone
 from maskwise.evaluation.scoring import diffusion_bound, spread
 from maskwise.keys import fold
 from maskwise.masking import Masker
+from maskwise.masking.policies.base import Learner
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -34,7 +35,6 @@ from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
 from maskwise.training.checkpoint import Best, save_checkpoint
-from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
 

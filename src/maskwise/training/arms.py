@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Maker, counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.data import MaskedSource, Rows
-from maskwise.training.learners import Learner, Point
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import check_finite
 

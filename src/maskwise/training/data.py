@@ -18,11 +18,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE, copies_aside, moved
+from maskwise.masking.policies.base import Learner
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
-from maskwise.training.learners import Learner, learners_of
 from maskwise.training.order import Epochs, Mix
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
@@ -240,6 +241,25 @@ class MaskedSource:
         summary["scheduled_ratio"] = sums["asked"] / max(1.0, sums["rows"])
         summary["padding"] = 1 - sums["present"] / max(1.0, sums["positions"])
         return summary
+
+
+def learners_of(masker: object) -> dict[str, Learner]:
+    """The policy of a masker, if it learns from the losses.
+
+    Raises:
+        MaskwiseError: a corruption that changes lengths, so that losses have no place in the text.
+    """
+    if not isinstance(masker, Masker):
+        return {}
+    learner = masker.policy.learner()
+    if learner is None:
+        return {}
+    if not masker.corruption.keeps_length:
+        what = f"policy {masker.policy} learns from losses at the places of tokens"
+        got = f"corruption {masker.corruption}"
+        raise MaskwiseError(what, got=got, do="take bert or mask-only")
+    learner.start(masker.vocabulary)
+    return {"policy": learner}
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:

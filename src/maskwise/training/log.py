@@ -22,10 +22,10 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import finite, read_lines, write_lines, writing
+from maskwise.masking.policies.base import Learner
 from maskwise.training.checkpoint import Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
-from maskwise.training.learners import Learner
 from maskwise.training.speed import Meter
 
 Evaluate = Callable[[int], Sequence[Mapping[str, object]]]

@@ -10,7 +10,7 @@ Everything random is a function of (seed, step, rank), so a resumed run continue
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,25 @@ from signal import SIGTERM
 from types import MappingProxyType
 from typing import TypedDict
 
+import torch
+from torch import Tensor
+
 from maskwise.constants import rank_here
 from maskwise.folders import claim
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms
 from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
-from maskwise.training.learners import LATE, Exchange, Learner, Point, restore, states
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
 """A file in the folder of a run while it trains. If its process dies, the lock is free again."""
+
+LATE = "late sums"
+"""The name of an ``Exchange`` among the learners of a saved state."""
 
 
 class Training(TypedDict):
@@ -152,6 +158,78 @@ def train(
         "tokens": total.tokens,
         "targets": total.targets,
     }
+
+
+class Exchange:
+    """Gives all learners the sums over ranks of what they offer, in a single exchange.
+
+    Args:
+        agree: sums over ranks.
+        late: whether sums are used at the next update, so that they arrive while it is computed and
+            nothing waits for the update that has just been started.
+    """
+
+    def __init__(self, agree: Agreement, *, late: bool = False):
+        self.agree = agree
+        self.late = late
+        self.pending: Callable[[], dict[str, Tensor]] = dict
+
+    def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
+        """Call ``after`` of all learners."""
+        offered = {}
+        for name, learner in learners.items():
+            local = learner.offer(now)
+            if local is not None:
+                offered[name] = local
+        arriving = self._started(offered)
+        if self.late:
+            arriving, self.pending = self.pending, arriving
+        sums = arriving()
+        for name, learner in learners.items():
+            learner.after(now._replace(sums=sums.get(name)))
+
+    def _started(self, offered: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+        if not offered:
+            return dict
+        arrived = self.agree.start(torch.cat([local.flatten() for local in offered.values()]))
+
+        def parts() -> dict[str, Tensor]:
+            line = arrived()
+            sums = {}
+            for name, local in offered.items():
+                sums[name] = line[: local.numel()].view(local.shape)
+                line = line[local.numel() :]
+            return sums
+
+        return parts
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums that no learner has used yet."""
+        return self.pending()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.pending = partial(dict, state)
+
+
+def states(learners: Mapping[str, Learner | Exchange]) -> dict[str, Tensor]:
+    """The states of all learners as one flat dict."""
+    flat = {}
+    for name, learner in learners.items():
+        for key, value in learner.state_dict().items():
+            flat[f"{name}.{key}"] = value
+    return flat
+
+
+def restore(learners: Mapping[str, Learner | Exchange], flat: Mapping[str, Tensor]) -> None:
+    """Load the result of ``states``."""
+    for name, learner in learners.items():
+        state = {}
+        # Names of arms may contain dots, so keys cannot be split at the first one.
+        prefix = f"{name}."
+        for key, value in flat.items():
+            if key.startswith(prefix):
+                state[key.removeprefix(prefix)] = value
+        learner.load_state_dict(state)
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:

@@ -28,11 +28,11 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
 from maskwise.keys import fold, permutation
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.text.pieces import Ints, PieceBatch
 from maskwise.text.rows import Rows
 from maskwise.text.shards import BEGINNING, Chunk, Place, Shard
 from maskwise.text.stream import Block, Stream, joined
-from maskwise.training.learners import Learner, Point
 from maskwise.training.order import mixed, parts_of, taken
 from maskwise.training.settings import TrainingSettings
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -53,8 +53,48 @@ class Moment:
     place: Array | None = None
 
 
+Agree: TypeAlias = "Callable[[Tensor], Tensor]"
+"""From this rank's sums to those of all ranks, equal on every rank; all ranks must call it."""
+
+
+class Point(NamedTuple):
+    """The progress of a training when its learners learn.
+
+    Attributes:
+        done: completed updates; 0 before the first update of a new run.
+        total_steps: updates of the whole run.
+        agree: sums a tensor over all ranks, on the host; waits for the device.
+        sums: the sums over all ranks of what the learner offered (``Learner.offer``) at this
+            update, or at the previous one if learners are a step late; None before the first.
+    """
+
+    done: int
+    total_steps: int
+    agree: Agree
+    sums: Tensor | None = None
+
+
 class Learner:
-    """Learns while the model trains (see ``training.learners``); by default it does nothing."""
+    """Learns while the model trains: a policy's weights, a sampler's logits. The base does nothing.
+
+    A learner reads every micro-batch (``observe``) and updates itself once per step (``after``).
+    Ranks must agree on masks and arms, so learners use sums over all ranks, rounded, in float64 on
+    the host. Sums that are needed at every step are offered (``offer``): one exchange serves all
+    learners, at once or a step late. ``Point.agree`` is for rare sums, because it waits for the
+    device. States are saved with the run, so that a resumed run continues bit for bit.
+
+    This protocol is enough for a policy that learns from its effect (REINFORCE):
+
+        def observe(self, batch, outcome):          # the batch has the log-probability of its mask
+            self.log_probability += batch.log_probability
+
+        def after(self, now):                       # the weights have just changed
+            loss = self.objective(self.probe)       # ``meet`` set both; the probe is masked once
+            reward = self.loss_before − loss
+            self.gradient = now.agree(reward · ∇ log_probability)
+
+    It needs a source with ``ahead = 0``, because step t + 1 depends on the losses of step t.
+    """
 
     arm: str = ""
     """With several objectives: the arm whose batches the learner observes; empty for all arms."""
@@ -68,7 +108,7 @@ class Learner:
     def observe(self, batch: Any, outcome: Any) -> None:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
-    def offer(self, now: Any) -> Tensor | None:
+    def offer(self, now: Point) -> Tensor | None:
         """Return numbers of this rank, on the device, to be summed over all ranks; None: none.
 
         ``after`` is called next, with the sums as ``now.sums``. At an update, every rank must offer
@@ -76,8 +116,8 @@ class Learner:
         """
         return None
 
-    def after(self, now: Any) -> None:
-        """Learn after an update, at a ``training.learners.Point``; every rank calls this."""
+    def after(self, now: Point) -> None:
+        """Learn after an update, at a point; every rank calls this."""
 
     def facts(self) -> Mapping[str, object]:
         """Return what to log: numbers, or dicts of numbers by name."""

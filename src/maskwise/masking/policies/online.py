@@ -19,7 +19,7 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
-from maskwise.masking.policies.base import CutPolicy, Learner, Moment, units_by, weigh
+from maskwise.masking.policies.base import CutPolicy, Learner, Moment, Point, units_by, weigh
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -155,11 +155,11 @@ class GroupLearner(Learner):
         sums_2C = sums_2C[:, :-1]
         self.sums_2C = sums_2C if self.sums_2C is None else self.sums_2C + sums_2C
 
-    def offer(self, now: Any) -> Tensor | None:
+    def offer(self, now: Point) -> Tensor | None:
         sums_2C, self.sums_2C = self.sums_2C, None
         return sums_2C
 
-    def after(self, now: Any) -> None:
+    def after(self, now: Point) -> None:
         # None where a sampler drew another arm, on every rank alike.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
@@ -299,7 +299,7 @@ class TypeLearner(Learner):
         self.sums_3V[1].index_add_(0, kind, losses)
         self.sums_3V[2].index_add_(0, kind, losses.new_ones(kind.shape))
 
-    def after(self, now: Any) -> None:
+    def after(self, now: Point) -> None:
         self.agree = now.agree
         if not now.done or now.done % self.policy.every:
             return
