@@ -12,8 +12,8 @@ to every row, and the collator, in any process, masks for that step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
@@ -143,7 +143,7 @@ class SteppedDataset:
     The index becomes the ``example_id`` of rows that have none.
     """
 
-    def __init__(self, data: Any):
+    def __init__(self, data: Sequence[Mapping[str, object]]):
         self.data = data
 
     def __len__(self) -> int:

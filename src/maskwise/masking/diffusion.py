@@ -53,8 +53,9 @@ from maskwise.masking.corruptions.base import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule, Spec, schedule
-from maskwise.masking.select import Selection, up_to, visit_of
+from maskwise.masking.select import Selection, up_to
 from maskwise.masking.units import Units, reached
+from maskwise.masking.vocabulary import Tokenizer
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Noising(Masker):
 
     places = True
 
-    def __init__(self, tokenizer: Any, *, ratio: Any = "uniform(0, 1)", **more: Any):
+    def __init__(self, tokenizer: Tokenizer, *, ratio: Spec = "uniform(0, 1)", **more: Any):
         defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
         super().__init__(tokenizer, ratio=ratio, **{**defaults, **more})
         self._rates: dict[tuple[int, int | None], Rates] = {}
@@ -248,12 +249,8 @@ class Noising(Masker):
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
         rates = self.rates(moment.step, moment.total_steps)
-        complement = self.visits == "complement"
-        second = False
-        if complement:
-            pair, second = visit_of(moment.epoch, self.visits)
-            keys = Keys(batch.example_id, seed=self.seed, epoch=pair)
-        if moment.place is None or complement:
+        keys, second = self.paired(batch, keys, moment)
+        if moment.place is None or self.visits == "complement":
             # Places differ between the visits of a pair, but both need the same rate.
             u_P = keys.per_piece(Purpose.RATIO)
         else:

@@ -246,7 +246,7 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     )
 
 
-def _stacked(rows: Mapping[str, Any]) -> dict[str, Array]:
+def _stacked(rows: Mapping[str, object]) -> dict[str, Array]:
     """Read a dict of (B, L) columns; columns of text are ignored, as in lists of dicts."""
     _require_ids(rows)
     columns: dict[str, Array] = {}
@@ -347,7 +347,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
     return column
 
 
-def _require_ids(row: Mapping[str, Any], number: int = 0) -> None:
+def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
     """Raise unless a row has a list of ids."""
     ids = row.get("input_ids")
     kind = _kind_of(ids)
@@ -357,7 +357,7 @@ def _require_ids(row: Mapping[str, Any], number: int = 0) -> None:
         raise MaskwiseError("input_ids must be token ids", got=got, do="tokenize the rows first")
 
 
-def read_numbers(name: str, value: Any) -> Array:
+def read_numbers(name: str, value: object) -> Array:
     """Read a column as an array; None (as in ``word_ids``) becomes −1, no value."""
     try:
         if is_tensor(value):

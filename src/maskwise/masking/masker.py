@@ -189,11 +189,7 @@ class Masker:
         may_fill = self.fill == "random"
         if self.visits == "coverage":
             return coverage(batch, moment, self.policy, self.ratio, self.seed, may_fill=may_fill)
-        second = False
-        if self.visits == "complement":
-            pair, second = visit_of(moment.epoch, self.visits)
-            # Both epochs of a pair share their draws, so that one masks what the other leaves.
-            keys = Keys(batch.example_id, seed=self.seed, epoch=pair)
+        keys, second = self.paired(batch, keys, moment)
         draw_P = keys.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, moment.step, moment.total_steps)
         ratio_P = self.policy.ratios(ratio_P, keys, moment)
@@ -212,6 +208,14 @@ class Masker:
             return stretch(units, keys, ratio_P, one_P, 1 - ratio_P, may_fill=may_fill)
         zero_P = np.zeros_like(ratio_P)
         return stretch(units, keys, zero_P, ratio_P, ratio_P, may_fill=may_fill)
+
+    def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
+        """The draws of this epoch, and whether it is the second of a pair (``complement``)."""
+        if self.visits != "complement":
+            return keys, False
+        pair, second = visit_of(moment.epoch, self.visits)
+        # Both epochs of a pair share their draws, so that one masks what the other leaves.
+        return Keys(batch.example_id, seed=self.seed, epoch=pair), second
 
     def describe(self) -> dict[str, str | int]:
         """The settings as plain values, for cards and reports."""

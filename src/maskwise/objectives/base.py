@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
-from maskwise.masking.gather import Rows
+from maskwise.masking.gather import Pieces, Rows
 from maskwise.masking.schedules import schedule
 from maskwise.weights import encoder_weights, multiplied_weights
 
@@ -65,11 +65,14 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 NO_DOCUMENTS = "its attention cannot keep documents apart"
 """Why packed rows are not read document by document."""
 
-Precision: TypeAlias = Callable[[], AbstractContextManager[Any]]
+Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
 """Makes the context in which a model computes at some precision."""
 
 Masking: TypeAlias = Mapping[str, Any]
 """Arguments of a ``Masker``, by name."""
+
+Inputs: TypeAlias = dict[str, Any]
+"""Arguments of a model, by name."""
 
 Batch: TypeAlias = MaskedBatch | Mapping[str, Tensor]
 """A masked batch, or a plain dict of model inputs with ``labels``."""
@@ -81,7 +84,12 @@ class Maker(Protocol):
     """
 
     def __call__(
-        self, rows: Rows, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
+        self,
+        rows: Rows | Pieces,
+        *,
+        step: int = 0,
+        total_steps: int | None = None,
+        epoch: int | None = None,
     ) -> MaskedBatch: ...
 
 
@@ -257,9 +265,9 @@ def target_places(batch: Batch) -> Tensor:
     return batch.where if isinstance(batch, MaskedBatch) else (batch["labels"] != IGNORE).nonzero()
 
 
-def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     """The model's inputs by name; documents of packed rows are kept apart."""
-    inputs: dict[str, Any] = dict(batch)
+    inputs: Inputs = dict(batch)
     inputs.pop("labels", None)
     documents = batch.documents if isinstance(batch, MaskedBatch) else None
     if documents is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
-from maskwise.masking.gather import Rows, device_of, gather
-from maskwise.objectives.base import Maker, Masking, Objective, Outcome, encoded
+from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.vocabulary import Tokenizer
+from maskwise.objectives.base import Masking, Objective, Outcome, encoded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class Twins:
@@ -32,12 +33,12 @@ class Twins:
     Every other row and not the first half, so that the texts do not depend on the number of ranks.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
+    def __init__(self, tokenizer: Tokenizer, **masking: object):
+        del masking["seed"]
+        ContrastiveSentences.check(masking)
+        self.vocabulary = Vocabulary.of(tokenizer)
 
-    def __call__(
-        self, rows: Rows, *, step: int = 0, total_steps: int | None = None, epoch: int | None = None
-    ) -> MaskedBatch:
+    def __call__(self, rows: Rows | Pieces, **when: object) -> MaskedBatch:
         """
         Raises:
             MaskwiseError: an odd number of rows, fewer than four, or packed ones.
@@ -82,7 +83,10 @@ class ContrastiveSentences(Objective):
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
     """
 
-    layout, inherits, twins = "document", False, True
+    layout = "document"
+    inherits = False
+    twins = True
+    batches = Twins
 
     def __init__(self, model: PreTrainedModel, *, temperature: float = 0.05, dropout: float = 0.1):
         super().__init__()
@@ -109,18 +113,6 @@ class ContrastiveSentences(Objective):
         if masking:
             got = ", ".join(masking)
             raise MaskwiseError("objective cse does not mask", got=got, do="leave masking out")
-
-    @classmethod
-    def maker(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        length: int | None = None,
-        **masking: Any,
-    ) -> Maker:
-        cls.check(masking)
-        return Twins(tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer))
 
     def chance(self, vocabulary: int, rows: int) -> float:
         return math.log(max(2, rows - 1))

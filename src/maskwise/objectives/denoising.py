@@ -22,6 +22,7 @@ from maskwise.masking import MaskedBatch
 from maskwise.masking.corruptions import corruption
 from maskwise.objectives.base import (
     Batch,
+    Inputs,
     Masking,
     Objective,
     Outcome,
@@ -78,7 +79,7 @@ class Denoising(MaskedLanguageModelling):
     def reads(cls, layout: str, config: PreTrainedConfig) -> str:
         return "document" if layout == "joined" else super().reads(layout, config)
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
         # Packed rows: every document is written by itself, too.
@@ -134,7 +135,7 @@ def generated(
     return writer.generate(**inputs).tolist()
 
 
-def predicting(model: Any) -> MaskedLanguageModelling:
+def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
     """The objective whose loss evaluates a language model: it predicts masked text."""
     if adapter_of(model.config).kind == "encoder-decoder":
         return Denoising(model)

@@ -18,16 +18,18 @@ from torch.nn.functional import cross_entropy
 from maskwise.attention import NAME, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, adapter_of, masked_logits, prediction_head, width_of
-from maskwise.masking import IGNORE, MaskedBatch, Masker
+from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.corruptions.base import mask_only
 from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.diffusion import check as check_masking
-from maskwise.masking.gather import device_of, gather
+from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import (
     Batch,
+    Inputs,
     Masking,
     Objective,
     Outcome,
@@ -106,7 +108,7 @@ class MaskedLanguageModelling(Objective):
             self.compiled = torch.compile(head_losses, dynamic=True)
             self.chunks = Chunks(compiled=True)
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> Inputs:
         """The model's inputs of a batch."""
         return model_inputs(self.model, batch)
 
@@ -155,7 +157,7 @@ class NextTokens(Masker):
     ['the', 'cat', 'sat']
     """
 
-    def __call__(self, rows: Any, **when: Any) -> MaskedBatch:
+    def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
         """As ``Masker``, at any step; special tokens and [UNK] are not targets."""
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
@@ -207,7 +209,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
             what = "objective clm needs an attention that can be made causal"
             raise MaskwiseError(what, got=config.model_type, allowed=allowed)
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         if "documents" not in inputs:  # each row is one text
             ids = inputs["input_ids"]
@@ -224,9 +226,6 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 # The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step
 # estimates the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches and
 # their weights.
-
-DEFAULTS = {"ratio": 0.15, "budget": "expected", "corruption": "bert", "min_targets": 1}
-"""A recipe's default masking, which is that of masked language modelling."""
 
 OPTIONS = {"budget": "exact", "fill": "none", "visits": "random"}
 """Settings of which masked diffusion has only some values, with their defaults."""
@@ -257,9 +256,10 @@ class MaskedDiffusion(MaskedLanguageModelling):
         """The defaults of masked language modelling are replaced by this objective's."""
         chosen = {**common, **own}
         # A recipe always has these settings, so its defaults count as not set.
-        for name, value in DEFAULTS.items():
-            if chosen.get(name, value) == value:
-                chosen[name] = cls.masking[name]
+        for name, value in cls.masking.items():
+            default = MaskingSettings.model_fields[name].default
+            if chosen.get(name, default) == default:
+                chosen[name] = value
         return chosen
 
     @classmethod
@@ -310,13 +310,11 @@ class SpanBoundary(Objective):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        predict = prediction_head(model)
-        if predict is None:
+        if prediction_head(model) is None:
             what = "objective sbo needs a model whose prediction head is known"
             raise MaskwiseError(what, got=type(model).__name__)
         wide = width_of(model)
         self.model = model
-        self.predict = predict
         self.place = nn.Embedding(LONGEST, wide)
         # The scale of transformers' own embeddings; torch's default of 1 would drown the borders.
         nn.init.normal_(self.place.weight, std=0.02)
@@ -341,14 +339,10 @@ class SpanBoundary(Objective):
         row = at[0]
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
-        plain = self._losses(hidden[at], truth)
+        plain = head_losses(self.model, hidden[at], truth)
         # Both losses count, but policies learn from the plain one, as with other objectives.
-        losses = plain + self._losses(from_borders, truth)
+        losses = plain + head_losses(self.model, from_borders, truth)
         return Outcome.of(losses, where)._replace(losses=plain.detach())
-
-    def _losses(self, states_MH: Tensor, truth: Tensor) -> Tensor:
-        logits = self.predict(self.model, states_MH)
-        return cross_entropy(logits.float(), truth, reduction="none")
 
     def chance(self, vocabulary: int, rows: int) -> float:
         return 2 * super().chance(vocabulary, rows)

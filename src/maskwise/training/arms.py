@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -241,7 +240,7 @@ class Probe:
         middle = self.total_steps // 2
         halves = []
         for half in (chosen[::2], chosen[1::2]):
-            pieces: Any = self.held_out[arm].batch(half[self.rank :: self.ranks])
+            pieces = self.held_out[arm].batch(half[self.rank :: self.ranks])
             batch = self.maskers[arm](pieces, step=middle, total_steps=self.total_steps, epoch=turn)
             halves.append(batch.to(device))
         return halves

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
@@ -67,8 +67,8 @@ class State(Totals):
     model_config = ConfigDict(strict=True)
 
     step: int = Field(ge=1)
-    settings: dict[str, Any]
-    bits: dict[str, Any]
+    settings: dict[str, object]
+    bits: dict[str, object]
 
 
 class States:

@@ -194,8 +194,7 @@ class MaskedSource:
         for part, place in by_rank[:, :, rank].unbind(1):
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
-            pieces: Any = self.rows.batch(part)
-            batch = self.masker(pieces, **when)
+            batch = self.masker(self.rows.batch(part), **when)
             # The log shows the realised shares of a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)

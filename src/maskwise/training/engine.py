@@ -317,10 +317,10 @@ class Engine:
         self.start = state.step
         self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return self.settings.model_dump(mode="json", exclude=FREE)
 
-    def _bits(self) -> dict[str, Any]:
+    def _bits(self) -> dict[str, object]:
         """What rounding depends on."""
         model: Any = getattr(self.objective, "model", None)
         return {

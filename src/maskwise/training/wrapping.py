@@ -133,7 +133,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
     fast = torch.compile(forward, dynamic=True, fullgraph=True)
     masked_by: list[tuple[MaskKey, ...]] = []
 
-    def fast_in_training(*inputs: Any, **options: Any) -> Any:
+    def fast_in_training(*inputs: object, **options: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):
             return forward(*inputs, **options)
         documents: Documents | None = options.get("documents")
@@ -154,7 +154,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
     """A forward pass that keeps only its inputs, and is repeated in the backward pass."""
 
-    def twice(*inputs: Any, **options: Any) -> Any:
+    def twice(*inputs: object, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
             return checkpoint(forward, *inputs, use_reentrant=False, **options)
         return forward(*inputs, **options)

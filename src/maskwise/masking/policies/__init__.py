@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -39,12 +38,12 @@ from maskwise.masking.policies.online import (
     pos_weighted,
 )
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
-from maskwise.masking.schedules import Schedule, schedule
+from maskwise.masking.schedules import Schedule, Spec, schedule
 from maskwise.masking.units import Units
 from maskwise.specs import Call, build
 
 
-def mixture(*members: Any, shares: tuple[Any, ...] = ()) -> Mixture:
+def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mixture:
     """Mix policies (names, calls or policies) with shares (numbers or schedules; default equal)."""
     if not shares:
         shares = (1.0,) * len(members)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -233,7 +232,7 @@ class Frequency(CutPolicy):
     power: float = -0.5
     units: str = "word"
     floor: float = 10.0
-    counts: Any = field(default=None, compare=False, repr=False)
+    counts: Array | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
