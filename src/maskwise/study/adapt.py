@@ -376,17 +376,17 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     """
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
-    folders = [out / runs[seed] for seed in sorted(runs, key=int)]
-    checkpoints = [folder / "checkpoint" for folder in folders if (folder / DONE).is_file()]
-    # Users may remove checkpoints to free space.
-    saved = [checkpoint for checkpoint in checkpoints if checkpoint.is_dir()]
-    if not saved:
+    for seed in sorted(runs, key=int):
+        checkpoint = out / runs[seed] / "checkpoint"
+        # Users may remove checkpoints to free space.
+        if checkpoint.is_dir() and (out / runs[seed] / DONE).is_file():
+            break
+    else:
         raise MaskwiseError(
             f"no run of {arm} has a checkpoint to save",
-            got=f"{len(folders)} runs, unfinished or removed",
+            got=f"{len(runs)} runs, unfinished or removed",
             do="run the same command again",
         )
-    checkpoint = saved[0]
     whole = out / "model"
     sentences = out / "sentence-model"
     config = load_config(checkpoint)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
@@ -43,7 +43,7 @@ from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 Load = Callable[[str], Task]
 """``load_task`` with a cache."""
@@ -142,11 +142,11 @@ def check_inputs(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def start_of(arm: Recipe) -> tuple[Any, PreTrainedConfig]:
+def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     """Load an arm's tokenizer (a substitute before it is trained) and model configuration."""
     given = arm.tokenizer_name
     # A configuration needs only the size and the special tokens of a tokenizer.
-    tokenizer: Any = _Untrained(arm.tokenizer)
+    tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
         tokenizer = load_tokenizer(given, needs_mask=arm.kind == "encoder", needs_words=False)
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
@@ -298,7 +298,7 @@ def _refuse_layer(what: str, layers: Iterable[str], do: str) -> None:
     )
 
 
-def _check_words(link: Recipe, tokenizer: Any) -> None:
+def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Check that policies that need words have a fast tokenizer, or words of one token each."""
     if tokenizer.is_fast or link.corpus.words == "token":
         return
@@ -330,7 +330,7 @@ def _check_rows(link: Recipe) -> None:
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
 
 
-def _check_probes(link: Recipe, tokenizer: Any) -> None:
+def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Refuse a text whose held-out side is too small for the probes of a sampler that learns."""
     # Training counts the rows exactly, but a later phase only begins after hours of work.
     if link.corpus.stream or not link.objectives:

@@ -163,12 +163,14 @@ class Design:
         """
         setting = setting or {}
         trained = self.baseline if arm == REFERENCE else arm
-        length = self._length(trained, setting, fraction)
-        contents = {} if by == "held-out" else self.contents
-        more = setting | length
-        evaluated = by != "dev"
         run = make_run(
-            self.recipe, arm, seed, contents=contents, more=more, evaluated=evaluated, role=role
+            self.recipe,
+            arm,
+            seed,
+            contents={} if by == "held-out" else self.contents,
+            more=setting | self._length(trained, setting, fraction),
+            evaluated=by != "dev",
+            role=role,
         )
         return replace(run, fraction=fraction, setting=setting)
 
@@ -188,9 +190,9 @@ class Design:
             if spent is not None:
                 first = matched_steps(steps[0], spent, self.budget)
                 if first is None:
-                    by = self.recipe.study.match
                     raise MaskwiseError(
-                        f"arm {arm!r} cannot spend as much as the baseline by {by}",
+                        f"arm {arm!r} cannot spend as much as the baseline by "
+                        f"{self.recipe.study.match}",
                         got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
                     )
                 steps[0] = first
@@ -200,7 +202,6 @@ class Design:
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
         """Measure what each training of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
-        by = self.recipe.study.match
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
         if any(text.result(self.stages) is None for text in run.texts):
             return None
@@ -208,7 +209,7 @@ class Design:
         for link, text in zip(run.recipe.links(), run.texts):
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
             step = _measured_step(link.model_dump_json(include=parts), text.folder(self.stages))
-            spent.append(link.training.steps * step[by])
+            spent.append(link.training.steps * step[self.recipe.study.match])
         return spent
 
     # Searching

@@ -197,7 +197,7 @@ def _settings(recipe: Plain) -> Plain:
     return recipe.get("study") or {}
 
 
-def _look(study: Mapping[str, Any]) -> Look:
+def _look(study: Study | Plain) -> Look:
     """Count the runs and tests on which a verdict on this study is based."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
@@ -215,7 +215,7 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
     return not all(same) or sorted(_asked(before)) != sorted(_asked(study))
 
 
-def _asked(study: Mapping[str, Any]) -> list[list[str]]:
+def _asked(study: Study | Plain) -> list[list[str]]:
     """List the pairs whose tests share the error rate; the direction of a pair does not matter."""
     gate = study.get("gate")
     # In files of older versions the gate is the pair itself. A gate without runs for it alone is
@@ -390,7 +390,7 @@ def _finite(line: Plain) -> bool:
     return all(value is not None and math.isfinite(value) for value in measured)
 
 
-def _place(record: Mapping[str, Any]) -> tuple[str | float, ...]:
+def _place(record: Record) -> tuple[str | float, ...]:
     """The sort key of a record."""
     what = record.get("task") or record.get("masks") or record.get("name") or ""
     detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")

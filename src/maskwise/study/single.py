@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -191,11 +192,8 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
 
 def _begun(out: Path) -> bool:
     """Whether the folder has a result, or a state to resume from, that must not be replaced."""
-    for folder in (out, *_earlier(out)):
-        for name in (DONE, "checkpoint", "resume/step-*"):
-            if any(folder.glob(name)):
-                return True
-    return False
+    marks = product((out, *_earlier(out)), (DONE, "checkpoint", "resume/step-*"))
+    return any(any(folder.glob(mark)) for folder, mark in marks)
 
 
 def _earlier(out: Path) -> list[Path]:

@@ -144,9 +144,9 @@ def prepare_stage(
     what = _corpus(recipe, corpus)
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
-    if after is not None and learned is not None:
-        return Stage("prepare", what, (after.name, learned.name))
     if after is not None:
+        if learned is not None:
+            return Stage("prepare", what, (after.name, learned.name))
         # The first text has a tokenizer in addition to these settings.
         if all(after.what.get(key) == value for key, value in what.items()):
             return after
@@ -226,9 +226,8 @@ def trained_recipe(stage: Stage) -> Recipe:
     """Restore a recipe with the settings of a pretrain stage."""
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
     how = dict(stage.how)
-    evaluation = how.pop("evaluation")
+    parts["evaluation"] = how.pop("evaluation")
     parts["training"] = how | stage.what["training"]
-    parts["evaluation"] = evaluation
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])
     return Recipe.model_validate(parts)

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from maskwise.evaluation import evaluate
 from maskwise.families import width_of
 from maskwise.objectives import Objective
 from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
 from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning
@@ -270,7 +271,7 @@ class _Clock:
         self.began = time.perf_counter()
         self.ticks = [_now()]
 
-    def __call__(self, step: int) -> list[dict[str, Any]]:
+    def __call__(self, step: int) -> list[Plain]:
         self.ticks.append(_now())
         late = len(self.ticks) > 2 and time.perf_counter() - self.began > STEP_SECONDS
         return [{"enough": late or len(self.ticks) > STEPS}]

@@ -111,9 +111,7 @@ def prepare(stage: Stage, stages: Path) -> Plain:
         live = Live(corpus.annotators) if corpus.annotators else None
         facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=live)
         return {**facts, "stream": True, "vocabulary": len(tokenizer)}
-    stored = None
-    if corpus.annotators:
-        stored = _annotated(corpus, folder / "layers")
+    stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
     data = Prepared.make(
         folder / "data",
         tokenise(documents, tokenizer, layers=stored, words=corpus.words),
@@ -220,10 +218,13 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
 
 
 def _pretrain(stage: Stage, stages: Path) -> Plain:
-    recipe = starting_from(checkpoint_of(stage, stages), trained_recipe(stage))
-    data = open_text(stages / stage.needs[0])
-    folder = stage.folder(stages)
-    return pretrain(data, recipe, folder=folder, quiet=True, facts={"stage": stage.name})
+    return pretrain(
+        open_text(stages / stage.needs[0]),
+        starting_from(checkpoint_of(stage, stages), trained_recipe(stage)),
+        folder=stage.folder(stages),
+        quiet=True,
+        facts={"stage": stage.name},
+    )
 
 
 def _evaluate(stage: Stage, stages: Path) -> Plain:

@@ -43,7 +43,14 @@ from maskwise.study.statistics import (
     powers,
     ratio_interval,
 )
-from maskwise.study.verdict.contrasts import Comparison, compare, decide, gate_of, primary_pairs
+from maskwise.study.verdict.contrasts import (
+    Comparison,
+    compare,
+    decide,
+    gate_of,
+    matched_by,
+    primary_pairs,
+)
 from maskwise.study.verdict.words import (
     Names,
     advice_of,
@@ -93,7 +100,6 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     # The headline is about the contrasts, and about the gate only where there are no others.
     asked = [row for row in primary if "gate" not in row] or primary
     top = headline_row(asked, study["baseline"])
-    match = study.get("match")
     # A gate that did not pass has advice as well.
     advice = advice_of(primary if table.gate else asked, names, study.get("looks") or ())
     tasks: dict[str, TaskUse] = {}
@@ -103,7 +109,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "rules": RULES,
         "baseline": study["baseline"],
         "planned": _planned(study),
-        "matched_by": match["by"] if match else None,
+        "matched_by": matched_by(study),
         "arms": {arm: table.describe(arm) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
@@ -204,9 +210,11 @@ def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list
 
     Without tasks the gains are in held-out losses.
     """
-    arms = [arm for arm in table.study["arms"] if arm not in (best, baseline)]
-    pairs = product(table.tasks or table.heldout, arms)
-    return [_gain_share(table, arm, best, baseline, outcome, names) for outcome, arm in pairs]
+    shares = []
+    for outcome, arm in product(table.tasks or table.heldout, table.study["arms"]):
+        if arm not in (best, baseline):
+            shares.append(_gain_share(table, arm, best, baseline, outcome, names))
+    return shares
 
 
 def _gain_share(

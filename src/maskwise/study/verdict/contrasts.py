@@ -64,6 +64,12 @@ def gate_of(study: Study) -> Gate | None:
     return {"contrast": (arm, baseline), "closes": closes}
 
 
+def matched_by(study: Study) -> str | None:
+    """Return the quantity that is equal for all arms; None in files that do not say."""
+    match = study.get("match")
+    return match["by"] if match else None
+
+
 def primary_pairs(study: Study) -> list[tuple[str, str]]:
     """Return the (arm, baseline) pairs that the recipe names, that of a gate first.
 
@@ -100,8 +106,7 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     """
     both = []
     for name in (*table.heldout, *table.evaluations):
-        sides = table.mean(name, arm), table.mean(name, baseline)
-        if None not in sides:
+        if None not in (table.mean(name, arm), table.mean(name, baseline)):
             both.append(name)
     tasks = ["tasks", *table.tasks] if table.tasks else []
     own = [name for name in table.own_heldout(arm) if name in both]
@@ -124,8 +129,7 @@ def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
     spent = table.compute(arm)
     reference = table.compute(baseline)
     ratios = {key: spent[key] / reference[key] for key in spent if key in reference}
-    match = table.study.get("match")
-    by = match["by"] if match else None
+    by = matched_by(table.study)
     matched = by in ratios and abs(ratios[by] - 1) <= TOLERANCE
     return {"by": by, "matched": matched, "ratios": ratios}
 
@@ -371,8 +375,10 @@ def _plan(comparison: Comparison, *, alpha: float) -> None:
         row["runs_to_decide"] = max(needed, row["n"] + 1)
     runs = max(row["n"], fewest_runs(alpha))
     plain_sd = float(_finite(comparison.plain).std(ddof=1))
-    seen = detectable_difference(plain_sd, runs, alpha=alpha)
-    row["detectable"] = {"runs": runs, "difference": seen}
+    row["detectable"] = {
+        "runs": runs,
+        "difference": detectable_difference(plain_sd, runs, alpha=alpha),
+    }
 
 
 def _finite(differences: Numbers) -> Numbers:
