@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from maskwise.errors import MaskwiseError
+from maskwise.learning.card import judge
 from maskwise.learning.labels import (
     NO_SHARED_WORD,
     NOT_IN_CONTEXT,
@@ -21,16 +22,9 @@ from maskwise.learning.labels import (
     classifier_labels,
     labels_of,
 )
+from maskwise.learning.loop import CUT, LONG, FindSpans, LabelledWindows, learn_supervised
 from maskwise.learning.meta import MetaLearner
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.supervised import (
-    CUT,
-    LONG,
-    FindSpans,
-    LabelledWindows,
-    judge,
-    learn_supervised,
-)
 from maskwise.tasks import load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings

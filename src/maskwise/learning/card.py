@@ -1,10 +1,15 @@
-"""The model card of a learned policy: its measures, and a summary of what it masks."""
+"""Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
+
+``judge``: for answers, exact match and F1 of the best span (Rajpurkar et al. 2016), and the recall
+of as many best spans as the text has salient spans; for all labels, the share of the policy's
+weight on labelled words, compared with their share of all words.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +18,12 @@ from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.constants import UPOS
 from maskwise.learning.annotator import TextScores, score_words
+from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import PolicyModel
+from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.text.layers import CharSpans
+
+Spans: TypeAlias = list[tuple[int, int]]
 
 EXAMPLES = 5
 EXAMPLE_WORDS = 60
@@ -175,3 +184,124 @@ def _with_bold(words: Sequence[tuple[str, float, float]]) -> str:
             word = f"**{word}**"
         shown.append(word)
     return " ".join(shown)
+
+
+# Measures on held-out labels
+# -------------------------------------------------------------------------------------------
+
+
+def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
+    """Evaluate a policy on held-out labelled texts.
+
+    Returns:
+        ``texts`` and ``questions``, counts. ``weight_on_labels``, the share of the policy's weight
+        on labelled words, and ``labelled_words``, their share of all words. With questions:
+        ``exact_match`` and ``f1`` of the best span; the measures of ``found_among`` for as many
+        best spans as the text has salient spans; ``salient``, these measures of the salient spans;
+        ``covered_in_as_many_words``, with no more words in the best spans than in the salient ones.
+    """
+    texts = [each.text for each in marked]
+    questions = sum(len(each.questions) for each in marked)
+    salient: list[Spans] = [[]] * len(texts)
+    if questions:
+        salient = []
+        for layers in annotator("salient").annotate(texts):
+            found = layers["salient"]
+            salient.append(list(zip(found.start.tolist(), found.end.tolist())))
+    counts = [max(1, len(spans)) for spans in salient]
+
+    weight = labelled_words = words = 0.0
+    best: list[Spans] = []
+    exact: list[float] = []
+    f1: list[float] = []
+    scored = score_words(policy, texts, spans=max(counts, default=1))
+    for each, scores, count in zip(marked, scored, counts, strict=True):
+        labelled = np.zeros(len(scores.start), bool)
+        for start, end in each.spans:
+            labelled |= (scores.start < end) & (scores.end > start)
+        weight += float(scores.weight[labelled].sum())
+        labelled_words += float(labelled.sum())
+        words += len(labelled)
+        # Every window gave ``max(counts)`` spans; the text keeps its best ones over all windows.
+        order = np.argsort(-scores.score, kind="stable")[:count]
+        chosen = [(start, end) for start, end in scores.spans[order].tolist()]
+        best.append(chosen)
+        answer = ""
+        if chosen:
+            start, end = chosen[0]
+            answer = each.text[start:end]
+        exact += [same_words(rights, answer) for rights in each.questions]
+        f1 += [shared_words(rights, answer) for rights in each.questions]
+    # Weights average 1, so their sum is the number of words.
+    measures: dict[str, Any] = {
+        "texts": len(texts),
+        "questions": questions,
+        "weight_on_labels": weight / max(words, 1.0),
+        "labelled_words": labelled_words / max(words, 1.0),
+    }
+    if not questions:
+        return measures
+    measures["exact_match"] = float(np.mean(exact))
+    measures["f1"] = float(np.mean(f1))
+    measures |= found_among(marked, best)
+    measures["salient"] = found_among(marked, salient)
+    shorter = []
+    for each, spans, baseline in zip(marked, best, salient, strict=True):
+        shorter.append(_within(each.text, spans, words=_words_in(each.text, baseline)))
+    measures["covered_in_as_many_words"] = found_among(marked, shorter)["covered"]
+    return measures
+
+
+def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, float]:
+    """Measure how many questions have an answer among the spans of their text.
+
+    Returns:
+        ``recall``, the share of questions with an answer that equals a span; ``covered``, the share
+        with an answer whose characters all lie in spans; ``spans`` and ``words``, means per text.
+
+    >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
+    >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"]
+    1.0
+    >>> found_among(marked, [[(8, 10)]])["covered"]
+    0.0
+    """
+    hits: list[bool] = []
+    covered: list[bool] = []
+    words = 0
+    for each, text_spans in zip(marked, spans, strict=True):
+        exact = set()
+        shown = np.zeros(len(each.text) + 1, bool)
+        for start, end in text_spans:
+            exact.add(normalise(each.text[start:end]))
+            shown[start:end] = True
+        words += _words_in(each.text, text_spans)
+        inside = set()
+        for start, end in each.spans:
+            if shown[start:end].all():
+                inside.add(each.text[start:end].casefold())
+        for answers in each.questions:
+            hits.append(not exact.isdisjoint(map(normalise, answers)))
+            # ``occurrences`` finds labels in any case, so answers are compared without case too.
+            folded = {answer.strip().casefold() for answer in answers}
+            covered.append(not inside.isdisjoint(folded))
+    return {
+        "recall": float(np.mean(hits)),
+        "covered": float(np.mean(covered)),
+        "spans": sum(map(len, spans)) / len(spans),
+        "words": words / len(spans),
+    }
+
+
+def _words_in(text: str, spans: Spans) -> int:
+    return sum(len(text[start:end].split()) for start, end in spans)
+
+
+def _within(text: str, spans: Spans, *, words: int) -> Spans:
+    """Keep the first spans with at most ``words`` words in total; skip those that do not fit."""
+    kept = []
+    for span in spans:
+        size = _words_in(text, [span])
+        if size <= words:
+            kept.append(span)
+            words -= size
+    return kept

@@ -1,37 +1,228 @@
-"""Meta-learn a policy: build the learner, run it, evaluate it, stop early, and resume.
+"""Learn a policy: from labelled texts, or by the meta-gradient.
 
-The learner itself, one outer step at a time, is in ``maskwise.learning.meta``.
+From labels (Ye et al. 2021, arXiv 2104.08840, section 3) the loss is the cross-entropy of the first
+and last tokens of labelled spans over the words of a window; a head for tokens has one
+cross-entropy over labelled tokens. ``maskwise.training.train`` runs the loop: a window is a row,
+the policy an objective.
+
+By the meta-gradient, ``learn_policy`` runs the outer loop of a learner, evaluates it, stops early,
+and resumes. The learner itself, one outer step at a time, is in ``maskwise.learning.meta``.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
+from maskwise.keys import Array
+from maskwise.learning.annotator import Windows, flat_of, read_windows
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses, values_of
+from maskwise.learning.labels import Marked
 from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values
 from maskwise.learning.relaxation import Overflow, RelaxedDenoising
-from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
+from maskwise.masking.batch import IGNORE, moved
 from maskwise.models import load_task_model, share_encoder, task_config
+from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task
-from maskwise.training import TrainingSettings
+from maskwise.tasks.tensors import TaskSource, Trainable
+from maskwise.training import TrainingSettings, train
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Metrics, Progress
+from maskwise.training.loop import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Watch: TypeAlias = Callable[[PolicyModel], list[list[float]]]
 """Policy → its weights of the words of some texts, for ``metrics.jsonl``."""
+CUT = "labels that a window cuts"
+LONG = "labels longer than the longest span"
+
+
+class FindSpans(Objective):
+    """Cross-entropy of the first and the last token of labelled spans, over the words of a window.
+
+    Formula: −Σ n log softmax(logits), where n labelled spans begin (end) at a token.
+    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n, or
+        −100 for 0. A head for tokens has C = 1, a head for spans C = 2 (begin, end).
+    Requirements: a ``PolicyModel``.
+    """
+
+    def __init__(self, policy: PolicyModel):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+        labels_BLC = batch["labels"]
+        logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
+        logits_BLC = logits.reshape(labels_BLC.shape)
+        # Special tokens and padding compete for no probability: scores are read at words only.
+        outside = ~batch["inside"].unsqueeze(-1)
+        log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
+        known = labels_BLC != IGNORE
+        loss = -(log_p_BLC[known] * labels_BLC[known]).sum()
+        return Outcome(loss, known.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledWindows(Trainable):
+    """N windows of texts with at least one label each, as training data of a policy.
+
+    Attributes:
+        targets: (T, C) how many labelled spans begin (end) at each token; for a head for tokens, 1
+            where a labelled span covers the token.
+        inside: (T,) bool, the tokens of words.
+        counts: dropped labels, by reason.
+    """
+
+    targets: Tensor
+    inside: Tensor
+    counts: Counter[str]
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of ``FindSpans``."""
+        at, real = self.flat.at(rows)
+        targets = torch.where(real.unsqueeze(-1), self.targets[at], 0.0)
+        labels = torch.where(targets > 0, targets, float(IGNORE))
+        batch = self.flat.batch(rows)
+        batch["labels"] = labels
+        batch["inside"] = real & self.inside[at]
+        return batch
+
+    @classmethod
+    def of(cls, marked: Sequence[Marked], policy: PolicyModel) -> Self:
+        """Cut labelled texts into windows, and keep the windows that have a label.
+
+        Raises:
+            MaskwiseError: no text, or no label is left.
+        """
+        windows = read_windows([each.text for each in marked], policy)
+        if windows is None:
+            raise MaskwiseError("there is no text to learn a policy from")
+        pieces = windows.pieces
+        config = policy.config
+        counts = Counter[str]()
+        tokens = int(pieces.offsets[-1])
+        targets_TC = np.zeros((tokens, COLUMNS[config.head]), np.float32)
+        for first, last in _labelled_words(windows, marked):
+            begin = windows.open[first]
+            end = windows.close[last]
+            if windows.piece[first] != windows.piece[last]:
+                counts[CUT] += 1
+            elif config.head == "tokens":
+                targets_TC[begin : end + 1] = 1
+            elif last - first >= config.longest:
+                counts[LONG] += 1
+            else:
+                targets_TC[begin, 0] += 1
+                targets_TC[end, 1] += 1
+        totals_P = np.add.reduceat(targets_TC.sum(1), pieces.offsets[:-1])
+        labelled = np.flatnonzero(totals_P > 0)
+        if not len(labelled):
+            what = "not one label is left in the windows of the policy"
+            raise MaskwiseError(what, do="raise learning.policy.length")
+        flat, place, token = flat_of(pieces, labelled)
+        # Special tokens belong to no word, so they keep targets of 0.
+        targets = torch.zeros(len(flat.ids), targets_TC.shape[1])
+        targets[place] = torch.from_numpy(targets_TC[token])
+        inside = torch.zeros(len(flat.ids), dtype=torch.bool)
+        inside[place] = torch.from_numpy(pieces.columns["word_ids"][token] >= 0)
+        return cls(flat, targets, inside, counts)
+
+
+def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
+    """(S, 2) the first and the last word of every labelled span that touches a word."""
+    edges = np.searchsorted(windows.text, np.arange(len(marked) + 1))
+    found = [np.zeros((0, 2), np.int64)]
+    for number, each in enumerate(marked):
+        words = slice(edges[number], edges[number + 1])
+        # A text may have no word in a window, because its words are longer than the window.
+        if each.spans and words.start < words.stop:
+            start, end = np.array(each.spans).T
+            first = np.searchsorted(windows.end[words], start, side="right")
+            last = np.searchsorted(windows.start[words], end) - 1
+            pairs = np.stack([first, last], 1)[last >= first]
+            found.append(pairs + words.start)
+    return np.concatenate(found)
+
+
+def learn_supervised(
+    policy: PolicyModel,
+    train_texts: Sequence[Marked],
+    *,
+    training: TrainingSettings,
+    dev_texts: Sequence[Marked] = (),
+    folder: Path | None = None,
+    quiet: bool = True,
+    watch: Watch | None = None,
+) -> tuple[Training, Counter[str]]:
+    """Train a policy in place to find the labels of texts.
+
+    Args:
+        dev_texts: the loss on them is logged every ``training.eval_every`` steps.
+        folder: for metrics and checkpoints to resume from.
+        watch: its result is logged with the loss on dev, as ``weights``.
+
+    Returns:
+        The figures of the training, and the labels that were dropped, by reason.
+
+    Raises:
+        MaskwiseError: nothing to learn from; see also ``train``.
+    """
+    data = LabelledWindows.of(train_texts, policy)
+    objective = FindSpans(policy)
+    dev = None
+    if any(each.spans for each in dev_texts):
+        dev = LabelledWindows.of(dev_texts, policy)
+
+    def curve(step: int) -> list[dict[str, object]]:
+        if dev is None:
+            return []
+        line: dict[str, object] = {"masks": "labels of dev", "loss": mean_loss(objective, dev)}
+        if watch:
+            line["weights"] = watch(policy)
+        return [line]
+
+    # A task may have fewer labelled windows than a batch, and ``accumulate`` must divide the batch.
+    size = min(training.batch_size, len(data))
+    size = max(size - size % training.accumulate, training.accumulate)
+    settings = training.model_copy(update={"batch_size": size})
+    source = TaskSource(data, settings)
+    done = train(
+        objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet
+    )
+    policy.eval()
+    return done, data.counts
+
+
+@torch.no_grad()
+def mean_loss(objective: FindSpans, data: LabelledWindows) -> float:
+    """Return the mean loss over all windows, in nats per target."""
+    device = next(objective.parameters()).device
+    total = targets = 0.0
+    for rows in torch.arange(len(data)).split(64):
+        out = objective(moved(data.batch(rows), device))
+        total += float(out.loss)
+        targets += float(out.targets)
+    return total / max(1.0, targets)
+
+
+# By the meta-gradient
+# -------------------------------------------------------------------------------------------
 
 
 def new_learner(
