@@ -199,8 +199,7 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     piece = units.piece
     count_P = units.count
     weight = units.weight.astype(np.float64)
-    # If units are sorted and every piece has some, reduceat and repeat take a third of the time
-    # of bincount and indexing.
+    # If units are sorted and every piece has some, reduceat takes a third of bincount's time.
     tidy = units.start is not None and count_P.all()
 
     def total(values: Array) -> Array:
@@ -208,17 +207,14 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
             return np.add.reduceat(values, offsets(count_P))
         return np.bincount(piece, values, len(rate_P))
 
-    def each(values_P: Array) -> Array:
-        return np.repeat(values_P, count_P) if tidy else values_P[piece]
-
     if may_fill:
         least_P = np.full(len(rate_P), np.inf)
         np.minimum.at(least_P, piece, np.where(weight > 0, weight, np.inf))
         least_P[~np.isfinite(least_P)] = 1 / LATE
-        weight = np.where(weight > 0, weight, LATE * each(least_P))
+        weight = np.where(weight > 0, weight, LATE * units.repeated(least_P))
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
-    weight /= each(np.maximum(total(length * weight) / whole_P, 1e-300))
+    weight /= units.repeated(np.maximum(total(length * weight) / whole_P, 1e-300))
     # The logarithm of the visible share is a convex function of τ, so Newton's steps approach the
     # root from the left and never pass it. For equal weights the function is a straight line, and
     # for others nearly straight, so that few steps are needed.
@@ -226,11 +222,11 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     wanted_P = np.log(left_P)
     tau_P = -wanted_P
     for _ in range(STEPS):
-        left = np.exp(-each(tau_P) * weight)
+        left = np.exp(-units.repeated(tau_P) * weight)
         slope = weight * left
         rest_P = np.maximum(total(length * left), 1e-300)
         speed_P = np.maximum(total(length * slope), 1e-300)
         if (np.abs(rest_P - left_P * whole_P) <= 1e-12 * whole_P).all():
             break
         tau_P += (np.log(rest_P / whole_P) - wanted_P) * rest_P / speed_P
-    return np.where(weight > 0, 1 - left, 0.0), slope * each(whole_P / speed_P)
+    return np.where(weight > 0, 1 - left, 0.0), slope * units.repeated(whole_P / speed_P)
