@@ -23,6 +23,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -166,11 +168,9 @@ class Cloze(TestSet):
         ranks_open: list[float] = []
         chance_open: list[float] = []
         room = most_tokens(model.config)
-        by_relation: dict[str, list[Fact]] = {}
-        for fact in sorted(self.facts, key=lambda fact: fact.relation):
-            by_relation.setdefault(fact.relation, []).append(fact)
-        for facts in by_relation.values():
-            for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
+        relation_of = attrgetter("relation")
+        for _, facts in groupby(sorted(self.facts, key=relation_of), relation_of):
+            for part in questions_of(list(facts), self.candidates, tokenizer, room, skipped):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
                 ranks_open += open_ranks(model, part, vocabulary)
                 for question, row in zip(part, scores):
@@ -193,25 +193,25 @@ class Cloze(TestSet):
         chance: Sequence[float],
         skipped: Mapping[str, int],
     ) -> list[Measurement]:
-        metrics = {
-            "hits@1": lambda rank: np.mean(rank <= 1),
-            "hits@10": lambda rank: np.mean(rank <= 10),
-            "mrr": lambda rank: np.mean(1 / rank),
-        }
-        return [
-            {
-                "kind": "evaluation",
-                "name": self.name,
-                "metric": prefix + metric,
-                "value": float(value_of(np.array(ranks))),
-                "items": len(ranks),
-                "chance": float(value_of(np.array(chance))),
-                "higher_is_better": True,
-                "of": self.total,
-                "skipped": dict(skipped),
-            }
-            for metric, value_of in metrics.items()
-        ]
+        both = np.array([ranks, chance])
+        metrics = {"hits@1": both <= 1, "hits@10": both <= 10, "mrr": 1 / both}
+        records: list[Measurement] = []
+        for metric, values in metrics.items():
+            value, by_frequency = values.mean(1).tolist()
+            records.append(
+                {
+                    "kind": "evaluation",
+                    "name": self.name,
+                    "metric": prefix + metric,
+                    "value": value,
+                    "items": len(ranks),
+                    "chance": by_frequency,
+                    "higher_is_better": True,
+                    "of": self.total,
+                    "skipped": dict(skipped),
+                }
+            )
+        return records
 
 
 # Reading
@@ -226,8 +226,9 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     templates = {}
     for line in read_records(file):
         if not {"relation", "template"} <= line.keys():
-            got = ", ".join(line)
-            raise MaskwiseError(f"{file} has no templates", got=got, allowed="relation, template")
+            raise MaskwiseError(
+                f"{file} has no templates", got=", ".join(line), allowed="relation, template"
+            )
         templates[str(line["relation"])] = str(line["template"])
     return templates
 
@@ -236,17 +237,22 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
     answer = record.get("obj_label")
     subject = _text(record.get("sub_label"))
     if not isinstance(answer, str) or not answer.strip():
-        got = repr(answer) if "obj_label" in record else ", ".join(map(str, record))
-        raise MaskwiseError(f"{where} has no answer", got=got, allowed="a text under obj_label")
+        raise MaskwiseError(
+            f"{where} has no answer",
+            got=repr(answer) if "obj_label" in record else ", ".join(map(str, record)),
+            allowed="a text under obj_label",
+        )
     relation = _text(record.get("predicate_id")) or _text(record.get("relation")) or name
     text = _sentence(record)
     if subject and templates.get(relation):
         text = templates[relation].replace("[X]", subject).replace("[Y]", MASK)
     if not text:
-        allowed = "masked_sentences, evidences"
-        do = "or a template of its relation in relations.jsonl next to the file"
-        got = ", ".join(map(str, record))
-        raise MaskwiseError(f"{where} asks nothing", got=got, allowed=allowed, do=do)
+        raise MaskwiseError(
+            f"{where} asks nothing",
+            got=", ".join(map(str, record)),
+            allowed="masked_sentences, evidences",
+            do="or a template of its relation in relations.jsonl next to the file",
+        )
     return Fact(relation, subject, answer.strip(), text)
 
 
@@ -414,8 +420,7 @@ def open_ranks(
     for place, log_p in _log_p(model, list(by_place), TOKENS):
         for question in by_place[place]:
             scores = log_p[: vocabulary.size]
-            gold = question.pieces[0]
-            ranks.append(rank_of(scores, gold, question.tokens, among=vocabulary.eligible))
+            ranks.append(rank_of(scores, question.pieces[0], question.tokens, vocabulary.eligible))
     return ranks
 
 
@@ -436,9 +441,7 @@ def _log_p(
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
     """Return the rank of ``gold`` in scores (C,), from 1, among itself and all wrong answers."""
-    if among is None:
-        among = np.ones(len(scores), dtype=bool)
-    wrong = among.copy()
+    wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]
     better = int((gain >= TIE).sum())

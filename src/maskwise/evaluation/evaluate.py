@@ -108,8 +108,9 @@ class EvaluationSettings(BaseModel):
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         in_range = all(0 < ratio < 1 for ratio in value)
         if not value or len(set(value)) < len(value) or not in_range:
-            allowed = "different numbers in 0 < r < 1"
-            raise MaskwiseError("evaluation.ratios", got=list(value), allowed=allowed)
+            raise MaskwiseError(
+                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
+            )
         return value
 
     @field_validator("masks")
@@ -164,8 +165,7 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     sets: dict[str, TestSet] = {}
     for each in loaded:
         if each.name in (*sets, PSEUDO_PERPLEXITY, BOUND):
-            what = f"two evaluation sets are called {each.name!r}"
-            raise MaskwiseError(what, do="rename a file")
+            raise MaskwiseError(f"two evaluation sets are called {each.name!r}", do="rename a file")
         sets[each.name] = each
     return sets
 
@@ -303,8 +303,9 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
             raise unknown_name("measure", name, MEASURES)
         if name in files:
             if not value:
-                do = f"say {name}:FILE, or pairs:bundled:pairs"
-                raise MaskwiseError(f"{name} needs a file", do=do)
+                raise MaskwiseError(
+                    f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs"
+                )
             files[name].append(value)
         elif name == HELD_OUT:
             if value:
@@ -340,11 +341,13 @@ def evaluate_checkpoint(
     load_sets(settings)
     if text is None:
         if not measures:
-            do = "give --with pairs:bundled:pairs, or --text FILE"
-            raise MaskwiseError("nothing to measure", do=do)
+            raise MaskwiseError(
+                "nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE"
+            )
         if settings.pseudo_perplexity or settings.bound or HELD_OUT in measures:
-            what = "held-out loss, the bound and pseudo-perplexity need a text"
-            raise MaskwiseError(what, do="give --text FILE")
+            raise MaskwiseError(
+                "held-out loss, the bound and pseudo-perplexity need a text", do="give --text FILE"
+            )
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())

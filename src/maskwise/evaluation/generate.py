@@ -94,8 +94,9 @@ class Writer:
         if not end:
             ids += [mask] * length
         if mask not in ids:
-            do = "give --length, or gaps such as [MASK*5]"
-            raise MaskwiseError("there is nothing to write", do=do)
+            raise MaskwiseError(
+                "there is nothing to write", do="give --length, or gaps such as [MASK*5]"
+            )
         frame = [self.vocabulary.bos, *ids, self.vocabulary.eos]
         framed = [token for token in frame if token is not None]
         self._check_room(len(framed))
@@ -104,9 +105,12 @@ class Writer:
     def _check_room(self, tokens: int) -> None:
         room = most_tokens(self.model.config)
         if tokens > room:
-            what = "the text is longer than the model reads"
-            do = "give a lower --length, or smaller gaps"
-            raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {room}", do=do)
+            raise MaskwiseError(
+                "the text is longer than the model reads",
+                got=f"{tokens} tokens",
+                allowed=f"≤ {room}",
+                do="give a lower --length, or smaller gaps",
+            )
 
     @torch.inference_mode()
     def write(

@@ -97,8 +97,9 @@ def overlap_record(
     """
     items = task.texts()
     if n < LEAST:
-        what = "n-grams for an overlap check are too short"
-        raise MaskwiseError(what, got=n, allowed=f"≥ {LEAST}")
+        raise MaskwiseError(
+            "n-grams for an overlap check are too short", got=n, allowed=f"≥ {LEAST}"
+        )
     if not items:
         raise MaskwiseError("there are no test items to look for")
     hits, count, longest = occurring(documents, items, n=n, least=LEAST)

@@ -134,9 +134,11 @@ class Bound:
         self.tokens_P = np.concatenate(tokens)
         self.first = np.cumsum([len(part) for part in tokens])
         if not self.tokens_P.sum():
-            do = "give a text that the model's tokenizer knows, and more of it"
-            got = f"{self.unknown} × [UNK]"
-            raise MaskwiseError("no held-out token can be predicted", got=got, do=do)
+            raise MaskwiseError(
+                "no held-out token can be predicted",
+                got=f"{self.unknown} × [UNK]",
+                do="give a text that the model's tokenizer knows, and more of it",
+            )
 
     def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
         """Measure a model, in evaluation mode and on its device."""
@@ -286,16 +288,17 @@ def pseudo_perplexity(
         log_p = log_probabilities(
             model, batch, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
         )
-        record: Measurement = {
-            "kind": "evaluation",
-            "name": PSEUDO_PERPLEXITY,
-            "metric": metric,
-            "value": float((-log_p.double().sum() / count).exp()),
-            "items": count,
-            "chance": chance,
-            "higher_is_better": False,
-        }
-        records.append(record)
+        records.append(
+            {
+                "kind": "evaluation",
+                "name": PSEUDO_PERPLEXITY,
+                "metric": metric,
+                "value": float((-log_p.double().sum() / count).exp()),
+                "items": count,
+                "chance": chance,
+                "higher_is_better": False,
+            }
+        )
     return records
 
 

@@ -96,8 +96,9 @@ def _path(source: str) -> Path:
         return bundled_file(f"{name}.jsonl.gz")
     path = Path(source).expanduser()
     if not path.is_file():
-        do = "give a .jsonl or .tsv file, or bundled:pairs"
-        raise MaskwiseError(f"no evaluation file {source!r}", do=do)
+        raise MaskwiseError(
+            f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"
+        )
     return path
 
 
@@ -166,9 +167,10 @@ class Pairs(TestSet):
             where = f"row {number} of {path}"
             for column in (GOOD, BAD):
                 if column not in record:
-                    got = ", ".join(map(str, record))
                     raise MaskwiseError(
-                        f"{where} has no {column}", got=got, allowed=f"{GOOD}, {BAD}"
+                        f"{where} has no {column}",
+                        got=", ".join(map(str, record)),
+                        allowed=f"{GOOD}, {BAD}",
                     )
                 if not isinstance(record[column], str) or not record[column].strip():
                     raise MaskwiseError(f"{where}: {column} is not text", got=repr(record[column]))

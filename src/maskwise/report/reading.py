@@ -198,8 +198,9 @@ def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
     arms = study["arms"]
     if not isinstance(arms, dict) or not all(isinstance(facts, dict) for facts in arms.values()):
-        where = str(folder / "study.json")
-        raise MaskwiseError("study.json names no arms", got=where, do="run the study again")
+        raise MaskwiseError(
+            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
+        )
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():

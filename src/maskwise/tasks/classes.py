@@ -79,8 +79,11 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     if columns.pair:
         require_text(pair, "second text", where)
     if isinstance(label, list | dict):
-        do = "name kind='multi-label', or another column"
-        raise MaskwiseError(f"{where}: a row has one label", got=label, do=do)
+        raise MaskwiseError(
+            f"{where}: a row has one label",
+            got=label,
+            do="name kind='multi-label', or another column",
+        )
     name = label_of(label)
     if name is None:
         return NO_LABEL
@@ -91,10 +94,7 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
 
 def all_classes(rows: Rows) -> list[str]:
     """Return the classes of all items of rows."""
-    classes: list[str] = []
-    for row in rows:
-        classes += row.classes
-    return classes
+    return list(chain.from_iterable(row.classes for row in rows))
 
 
 def text_classes(rows: Rows, where: str) -> Names:
@@ -106,9 +106,12 @@ def text_classes(rows: Rows, where: str) -> Names:
     labels = distinct(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
     if len(labels) > most:
-        got = f"{len(labels)} different labels in {len(rows)} rows"
-        what = f"the labels of {where} do not look like classes"
-        raise MaskwiseError(what, got=got, allowed=f"at most {most}", do="check the label column")
+        raise MaskwiseError(
+            f"the labels of {where} do not look like classes",
+            got=f"{len(labels)} different labels in {len(rows)} rows",
+            allowed=f"at most {most}",
+            do="check the label column",
+        )
     return labels
 
 
@@ -122,7 +125,7 @@ def class_baseline(task: Task) -> float:
     """Score the most frequent class of train, or random classes if that is better."""
     counts = Counter(all_classes(task.splits["train"]))
     frequent, _ = counts.most_common(1)[0]
-    answers = np.full(task.test_items, task.labels.index(frequent))
+    answers = np.full(task.test_items, task.numbers[frequent])
     always = task.score("test", answers)
     # On balanced classes random answers have a higher macro-F1 than any constant answer.
     by_chance = any_class(task.gold("test"), len(task.labels), task.metric)
@@ -207,10 +210,6 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
     return LabelledRow(text, tuple(dict.fromkeys(labels_in(value))))
 
 
-def _several_labels(rows: Rows, where: str) -> Names:
-    return distinct(chain.from_iterable(row.names for row in rows), "labels", where)
-
-
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
     """Return (N, K) ones and zeros; a label that the task lacks has no column."""
     rows = task.splits[split]
@@ -230,8 +229,7 @@ def _several_baseline(task: Task) -> float:
 
 
 def _encode_several(task: Task, split: str, cutter: Cutter) -> Encoded:
-    targets = torch.from_numpy(task.gold(split)).float()
-    return Encoded(cutter.rows(task.splits[split]), targets)
+    return Encoded(cutter.rows(task.splits[split]), torch.from_numpy(task.gold(split)).float())
 
 
 # Binary cross-entropy of every label.
@@ -240,7 +238,9 @@ MULTI_LABEL = TaskKind(
     metrics=("label-micro-f1", "label-macro-f1"),
     columns=SEVERAL_COLUMNS,
     row=_several_row,
-    labels=_several_labels,
+    labels=lambda rows, where: distinct(
+        chain.from_iterable(row.names for row in rows), "labels", where
+    ),
     gold=_gold_several,
     baseline=_several_baseline,
     recognises=_has_several,
@@ -388,13 +388,16 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if tags is None:
         return NO_LABEL
     if not isinstance(tokens, list) or not isinstance(tags, list):
-        got = f"{type(tokens).__name__} and {type(tags).__name__}"
-        raise MaskwiseError(f"{where}: tokens and tags must be lists", got=got)
+        raise MaskwiseError(
+            f"{where}: tokens and tags must be lists",
+            got=f"{type(tokens).__name__} and {type(tags).__name__}",
+        )
     for token in tokens:
         require_text(token, "token", where)
     if len(tokens) != len(tags):
-        got = f"{len(tokens)} and {len(tags)}"
-        raise MaskwiseError(f"{where}: tokens and tags differ in number", got=got)
+        raise MaskwiseError(
+            f"{where}: tokens and tags differ in number", got=f"{len(tokens)} and {len(tags)}"
+        )
     if not tokens:
         return NO_TEXT
     if any(isinstance(tag, list | dict) for tag in tags):

@@ -82,9 +82,11 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
         needed["pair"] = usual.pair
     for role, names in needed.items():
         if names and getattr(found, role) is None:
-            do = f"name it with {role}=…; looked for {', '.join(names)}"
-            got = ", ".join(paths(record))
-            raise MaskwiseError(f"{where} has no {role} column", got=got, do=do)
+            raise MaskwiseError(
+                f"{where} has no {role} column",
+                got=", ".join(paths(record)),
+                do=f"name it with {role}=…; looked for {', '.join(names)}",
+            )
     return found
 
 
@@ -189,8 +191,9 @@ def texts_in(value: object, where: str) -> Iterator[str]:
         if text is not None:
             yield text
     else:
-        allowed = "texts, or KILT's objects"
-        raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed=allowed)
+        raise MaskwiseError(
+            f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects"
+        )
 
 
 # Numbers
@@ -218,9 +221,8 @@ def number_of(label: object) -> float | None:
 
 def may_be_number(label: object) -> bool:
     """Return whether a label is a number, also with a currency, percent sign or thousands."""
-    if number_of(label) is not None:
-        return True
-    return _WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip()) is not None
+    written = _WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip())
+    return number_of(label) is not None or written is not None
 
 
 def require_number(label: object, where: str) -> float:

@@ -118,8 +118,11 @@ def read_splits(
     if not path.is_file():
         if "/" not in spec and "." not in spec:
             raise unknown_name("task", spec, [*BUNDLED_TASKS, *CARDS])
-        do = "give a file, a folder or hf:ID"
-        raise MaskwiseError(f"task file {spec!r} does not exist", got=looked_in(path), do=do)
+        raise MaskwiseError(
+            f"task file {spec!r} does not exist",
+            got=looked_in(path),
+            do="give a file, a folder or hf:ID",
+        )
     records = _read_file(path, header)
     if not records or not all("split" in record for record in records):
         return {"all": records}
@@ -201,9 +204,11 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     found = {}
     for split, candidates in {**loose, **exact}.items():
         if len(candidates) > 1:
-            got = ", ".join(file.name for file in candidates)
-            what = f"two files for {split} in {folder}"
-            raise MaskwiseError(what, got=got, do="keep one of them in the folder")
+            raise MaskwiseError(
+                f"two files for {split} in {folder}",
+                got=", ".join(file.name for file in candidates),
+                do="keep one of them in the folder",
+            )
         found[split] = candidates[0]
     return found
 
@@ -213,12 +218,17 @@ def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[
     known = [name for name in by_name if name in _SPLIT_OF]
     splits = {_SPLIT_OF[name]: by_name[name] for name in known}
     if len(splits) < len(known):
-        do = "keep one name for each, and merge its rows"
-        raise MaskwiseError(f"{spec} has two names for one split", got=", ".join(known), do=do)
+        raise MaskwiseError(
+            f"{spec} has two names for one split",
+            got=", ".join(known),
+            do="keep one name for each, and merge its rows",
+        )
     if not splits:
-        allowed = f"train with dev (validation) and/or test; of files: {', '.join(READERS)}"
-        got = ", ".join(by_name) or "nothing"
-        raise MaskwiseError(f"no training split in {spec}", got=got, allowed=allowed)
+        raise MaskwiseError(
+            f"no training split in {spec}",
+            got=", ".join(by_name) or "nothing",
+            allowed=f"train with dev (validation) and/or test; of files: {', '.join(READERS)}",
+        )
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
@@ -293,9 +303,11 @@ def splits_of(
     notes = []
     if "train" not in splits:
         if not (dev and test):
-            allowed = "train with dev (validation) and/or test, or dev with test"
-            got = ", ".join(splits)
-            raise MaskwiseError(f"no training split in {place}", got=got, allowed=allowed)
+            raise MaskwiseError(
+                f"no training split in {place}",
+                got=", ".join(splits),
+                allowed="train with dev (validation) and/or test, or dev with test",
+            )
         train = dev
         dev = []
         notes.append("no train: dev is train")

@@ -92,8 +92,11 @@ def evaluate_tasks(
     for spec in specs:
         task = spec if isinstance(spec, Task) else load_task(spec)
         if task.name in tasks:
-            do = 'give one another name: …(name="…")'
-            raise MaskwiseError(f"two tasks are called {task.name!r}", got=str(spec), do=do)
+            raise MaskwiseError(
+                f"two tasks are called {task.name!r}",
+                got=str(spec),
+                do='give one another name: …(name="…")',
+            )
         tasks[task.name] = task
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
     for task in tasks.values():
@@ -236,8 +239,10 @@ def _search_rate(
         diverged.
     """
     if not task.splits["dev"]:
-        what = f"a learning rate is searched on dev, and task {task.name} has none"
-        raise MaskwiseError(what, do="give it dev rows, or leave finetune.search_rate out")
+        raise MaskwiseError(
+            f"a learning rate is searched on dev, and task {task.name} has none",
+            do="give it dev rows, or leave finetune.search_rate out",
+        )
     assert settings.learning_rate is not None
     # All rates get the same steps, although small rates have more steps by default.
     steps = settings.training(task, seed=0).steps
@@ -254,8 +259,7 @@ def _search_rate(
                 raise
     pick = min if task.metric in LOWER_IS_BETTER else max
     best = pick(tried, key=tried.__getitem__)
-    settings = settings.model_copy(update={"steps": steps, "learning_rate": best})
-    return settings, tried, diverged
+    return settings.model_copy(update={"steps": steps, "learning_rate": best}), tried, diverged
 
 
 def finetune(
@@ -376,8 +380,9 @@ def load_network(
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        what = "finetune needs a checkpoint, or a config to start from at random: one of the two"
-        raise MaskwiseError(what)
+        raise MaskwiseError(
+            "finetune needs a checkpoint, or a config to start from at random: one of the two"
+        )
     config = task_config(start, task.config())
     if task.kind.check_model:
         task.kind.check_model(config)

@@ -187,8 +187,9 @@ def load_task(
     about = CARDS[card]
     if by_name:
         if "hub" not in about:
-            do = f"give its files: FOLDER(card={card!r})"
-            raise MaskwiseError(f"task {card!r} is not on the hub", do=do)
+            raise MaskwiseError(
+                f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})"
+            )
         source = f"hf:{about['hub']}"
         given = {"name": card, **given}
     return _load(source, {**about["options"], **given, "files": about.get("files", {})})
@@ -215,11 +216,8 @@ def _options(spec: str) -> tuple[str, Options]:
             of_task[key] = value
         else:
             of_world[key] = value
-    source = str(Call(name, call.args, of_world))
-    if not of_task:
-        return source, {}
     _, options = read(str(Call(name, (), of_task)))
-    return source, options
+    return str(Call(name, call.args, of_world)), options
 
 
 _LOADED: dict[str, Task] = {}
@@ -274,8 +272,9 @@ def _read_task(
             raise unknown_name(what, value, known)
     place = f"task {spec!r}"
     if isinstance(missing, Mapping):
-        allowed = "a text, a number or a list of these"
-        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
+        raise MaskwiseError(
+            f"missing of {place}", got=missing, allowed="a text, a number or a list of these"
+        )
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -310,7 +309,7 @@ def _read_task(
         )
         chosen = _recognised(examples, given)
     if settings:
-        make: Callable[..., TaskKind] = chosen.make or _without_settings
+        make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
         chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: make})
     template = given.text or ""
     if "{" in template:
@@ -371,8 +370,11 @@ def _read_task(
             error = HiddenLabels if hidden else MaskwiseError
             raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
     if pooling == "dev" and not splits["dev"]:
-        do = 'give it a dev split, or choose pooling="mean" or pooling="cls"'
-        raise MaskwiseError(f'pooling="dev" of {place} needs dev rows', got="none", do=do)
+        raise MaskwiseError(
+            f'pooling="dev" of {place} needs dev rows',
+            got="none",
+            do='give it a dev split, or choose pooling="mean" or pooling="cls"',
+        )
 
     if kind is None and chosen in (SIMILARITY, REGRESSION):
         is_score = fields.pair and fields.label in SCORE_COLUMNS
@@ -390,8 +392,9 @@ def _read_task(
         # Rows without a label may be the reason why only one class is left.
         if not skipped:
             raise
-        got = f"{error.got}, skipped {counted(skipped)}"
-        raise MaskwiseError(error.what, got=got, do=error.do) from None
+        raise MaskwiseError(
+            error.what, got=f"{error.got}, skipped {counted(skipped)}", do=error.do
+        ) from None
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published
@@ -410,10 +413,6 @@ def _read_task(
         pooling=pooling,
     )
     return task.with_train_rows(train_rows)
-
-
-def _without_settings() -> TaskKind:
-    raise AssertionError("only its signature is used")
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:

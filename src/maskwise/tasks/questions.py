@@ -72,8 +72,11 @@ def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
     answers = []
     for text, start in pairs:
         if not isinstance(text, str) or not isinstance(start, int | None):
-            allowed = '{"text": […], "answer_start": […]}, or texts'
-            raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed=allowed)
+            raise MaskwiseError(
+                f"{where}: cannot read the answers",
+                got=value,
+                allowed='{"text": […], "answer_start": […]}, or texts',
+            )
         if text.strip():
             answers.append((text, start))
     return answers
@@ -163,8 +166,9 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
     # A lookahead, because occurrences may overlap: "anan" occurs twice in "ananan".
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
-        do = "mend or remove the row"
-        raise MaskwiseError(f"{where}: the answer is not in the context", got=text[:60], do=do)
+        raise MaskwiseError(
+            f"{where}: the answer is not in the context", got=text[:60], do="mend or remove the row"
+        )
     return min(places, key=lambda place: abs(place - (start or 0)))
 
 
@@ -346,10 +350,12 @@ def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str
         return NO_LABEL
     right = right_choice(label, names, texts, may_be_text=isinstance(answer, str))
     if right is None:
-        what = f"{where}: the answer is not among the {len(texts)} choices"
-        allowed = "a place from 0, a letter from A, or the text of a choice"
-        do = f"if it stands for no answer, say so: missing={label!r}"
-        raise MaskwiseError(what, got=answer, allowed=allowed, do=do)
+        raise MaskwiseError(
+            f"{where}: the answer is not among the {len(texts)} choices",
+            got=answer,
+            allowed="a place from 0, a letter from A, or the text of a choice",
+            do=f"if it stands for no answer, say so: missing={label!r}",
+        )
     return ChoiceRow(context or None, question, texts, right)
 
 

@@ -97,14 +97,6 @@ class Row:
         return self.texts[0]
 
 
-def _never(records: Records, given: Columns) -> bool:
-    return False
-
-
-def _no_labels(rows: Rows, where: str) -> Names:
-    return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """A kind of task: how data is read, how a model answers, and how answers are scored.
@@ -124,10 +116,10 @@ class TaskKind:
     """The right answers of a split: an array, or all right texts of every row."""
     baseline: Callable[[Task], float | None]
     """The test score of the best guess that ignores the text; None if it needs the tokenizer."""
-    recognises: Callable[[Records, Columns], bool] = _never
+    recognises: Callable[[Records, Columns], bool] = lambda records, given: False
     """Whether records belong to this kind, given the columns that the user names. The first record
     has every column. Kinds are asked in the order of ``KINDS``."""
-    labels: Callable[[Rows, str], Names] = _no_labels
+    labels: Callable[[Rows, str], Names] = lambda rows, where: ()
     """The sorted classes of rows; raises an error for a single one."""
 
     head: str = "embedding"
@@ -187,11 +179,13 @@ class TaskKind:
         if metric is None:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
-            allowed = ", ".join(self.metrics)
-            raise MaskwiseError(f"no metric for {self.name}", got=metric, allowed=allowed)
+            raise MaskwiseError(
+                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
+            )
         if metric == ENTITY_F1 and not is_bio:
-            got = ", ".join(labels[:5])
-            raise MaskwiseError("entity-f1 needs tags such as O, B-x, I-x", got=got)
+            raise MaskwiseError(
+                "entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5])
+            )
         return metric
 
 
@@ -330,9 +324,11 @@ class Task:
         metric = metric or self.metric
         score = self.score(split, answers, metric)
         if not math.isfinite(score):
-            what = f"the {metric} of task {self.name!r} on {split} is not a number"
-            got = f"{score}: the model's answers are not finite"
-            raise MaskwiseError(what, got=got, do="is the checkpoint damaged?")
+            raise MaskwiseError(
+                f"the {metric} of task {self.name!r} on {split} is not a number",
+                got=f"{score}: the model's answers are not finite",
+                do="is the checkpoint damaged?",
+            )
         return score
 
     def text_scores(self, split: str, answers: Answers, metric: str) -> Floats:
@@ -429,8 +425,9 @@ class Task:
             return self
         least = len({row.stratum for row in rows})
         if count < least:
-            allowed = f"≥ {least}, one for each class"
-            raise MaskwiseError("train_rows is too small", got=count, allowed=allowed)
+            raise MaskwiseError(
+                "train_rows is too small", got=count, allowed=f"≥ {least}, one for each class"
+            )
         seen: Counter[str] = Counter()
         ranked = []
         for row in sorted(rows, key=lambda row: place_of(row.key)):

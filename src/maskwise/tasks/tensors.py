@@ -167,9 +167,7 @@ class Encoded(Data):
     @property
     def lost(self) -> int:
         """Words that cannot be answered."""
-        if self.place is None:
-            return 0
-        return int((self.place < 0).sum())
+        return 0 if self.place is None else int((self.place < 0).sum())
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
@@ -355,8 +353,9 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
     paired, tokens = task.kind.least_tokens or (several, 1 + several)
     least = tokenizer.num_special_tokens_to_add(pair=paired) + tokens
     if max_length < least:
-        what = "max_length leaves no room for text"
-        raise MaskwiseError(what, got=max_length, allowed=f"≥ {least}")
+        raise MaskwiseError(
+            "max_length leaves no room for text", got=max_length, allowed=f"≥ {least}"
+        )
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

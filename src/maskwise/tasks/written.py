@@ -86,8 +86,10 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     slots = max(map(len, _answer_ids(task, "train", backend)))
     room = cutter.max_length - backend.num_special_tokens_to_add(is_pair=False) - slots
     if room < LEAST_ROOM:
-        got = f"{cutter.max_length} for answers of up to {slots} tokens"
-        raise MaskwiseError("max_length leaves no room for the question", got=got)
+        raise MaskwiseError(
+            "max_length leaves no room for the question",
+            got=f"{cutter.max_length} for answers of up to {slots} tokens",
+        )
     backend.no_truncation()
     frame = backend.encode("").ids
     tail = backend.encode(PROMPT[1], add_special_tokens=False).ids
@@ -104,8 +106,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
         ids += sequence
         lengths.append(len(sequence))
     tokens = torch.tensor(ids)
-    types = torch.zeros_like(tokens)
-    flat = Flat(tokens, types, edges(lengths), cutter.pad, count_cut(questions))
+    flat = Flat(tokens, torch.zeros_like(tokens), edges(lengths), cutter.pad, count_cut(questions))
     targets = torch.full((len(rows), slots), end)
     too_long = 0
     for row, answer in enumerate(_answer_ids(task, split, backend)):
@@ -128,8 +129,11 @@ def _special_token(backend: Tokenizer, *names: str) -> int:
         token = backend.token_to_id(name)
         if token is not None:
             return token
-    what = "cloze-qa needs a tokenizer with masks and separators"
-    raise MaskwiseError(what, got=f"no {names[0]}", do="use the tokenizer of an encoder")
+    raise MaskwiseError(
+        "cloze-qa needs a tokenizer with masks and separators",
+        got=f"no {names[0]}",
+        do="use the tokenizer of an encoder",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,15 +240,15 @@ class WrittenRow(Row):
 
 
 def _has_two_texts(records: Records, given: Columns) -> bool:
-    if given.text or given.label:
-        return False
-    return any(records[0].keys() >= set(pair) for pair in _TOGETHER)
+    named = given.text or given.label
+    return not named and any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
 def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | str:
     if columns.text not in record:
-        got = ", ".join(record) or "no columns"
-        raise MaskwiseError(f"{where} has no column {columns.text!r}", got=got)
+        raise MaskwiseError(
+            f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
+        )
     text, group, _ = columns.cells(record)
     # A list of texts holds the sentences of a document.
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
@@ -255,18 +259,14 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
         return NO_TEXT
     if not rights:
         return NO_ANSWER
-    if group is not None:
-        group = str(group)
-    return WrittenRow(text, rights, group, relation_of(record))
+    return WrittenRow(text, rights, None if group is None else str(group), relation_of(record))
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
     """Return all right answers of a column or of numbered columns, or the text of a choice."""
     # "summary1" stands for summary1, summary2, …; "1" is the place of a column without a name.
     stem = re.sub(r"(?<=\D)1$", "", column)
-    pattern = re.escape(stem)
-    if not stem.isdecimal():
-        pattern += r"\d*"
+    pattern = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
     for name, value in record.items():
         if re.fullmatch(pattern, name):
@@ -430,9 +430,9 @@ class Written(Data):
                 length_penalty=self.search["length_penalty"],
             )
             texts = self.backend.decode_batch(ids, skip_special_tokens=True)
-            for number, place in enumerate(rows.tolist()):
-                text = texts[number].strip()
-                answers[place] = Answer(text, float(nats[number]), int(tokens[number]))
+            numbers = zip(rows.tolist(), texts, nats.tolist(), tokens.tolist(), strict=True)
+            for place, text, nats_of_first, count in numbers:
+                answers[place] = Answer(text.strip(), nats_of_first, int(count))
         return answers
 
     def chance(self, train: Data) -> float:
