@@ -57,8 +57,7 @@ def compare_studies(first: Path, second: Path) -> Comparison:
             differences.append({"setting": key, "values": values})
     cells = _cells(one)
     other_cells = _cells(other)
-    changed: list[View] = []
-    unpaired: list[View] = []
+    outcomes: list[View] = []
     for pair in cells | other_cells:
         outcome, arm = pair
         cell = cells.get(pair)
@@ -66,13 +65,13 @@ def compare_studies(first: Path, second: Path) -> Comparison:
         row: View = {"outcome": outcome, "arm": arm, "studies": [cell, other_cell], "change": None}
         if cell and other_cell:
             row["change"] = other_cell["mean"] - cell["mean"]
-            changed.append(row)
-        else:
-            unpaired.append(row)
+        outcomes.append(row)
+    # Outcomes of one study alone come last.
+    outcomes.sort(key=lambda row: row["change"] is None)
     return {
         "studies": [_about(path, folders[path]) for path in (first, second)],
         "differences": differences[:MOST_DIFFERENCES],
-        "outcomes": changed + unpaired,
+        "outcomes": outcomes,
     }
 
 
@@ -98,7 +97,7 @@ def _about(path: Path, folder: Folder) -> View:
         "verdict": summary["verdict"],
         "runs": len(folder.study["seeds"]),
         "arms": folder.arms,
-        "seconds": folder.seconds,
+        "seconds": folder.study["seconds"],
         "maskwise": folder.study["maskwise"],
         "missing": [name for name, content in files.items() if not content],
     }

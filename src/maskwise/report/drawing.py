@@ -21,6 +21,7 @@ from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import install_command
+from maskwise.report.reading import Line
 
 # The extra "report" installs it. Without it no function below that needs it is called.
 with suppress(ModuleNotFoundError):
@@ -46,8 +47,8 @@ Spec: TypeAlias = dict[str, Any]
 View: TypeAlias = dict[str, object]
 """Plain data for the template, by the names used there."""
 Colours: TypeAlias = Mapping[str, str]
-Point: TypeAlias = Mapping[str, object]
-"""A mark of a chart: "arm" (or objective, or group), "seed", "value", and its place."""
+Points: TypeAlias = Sequence[Line]
+"""Marks of a chart: "arm" (or objective, or group), "seed", "value", and their place."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 LABELLED: Spec = {"color": LABEL, "fontSize": 12}
@@ -75,7 +76,7 @@ def vega_code() -> str:
     return made_vega()[0]
 
 
-def table_of(points: Sequence[Point], *names: str, across: str) -> Spec:
+def table_of(points: Points, *names: str, across: str) -> Spec:
     """Return a table of means, for a page without charts.
 
     Args:
@@ -98,7 +99,7 @@ def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
 
 
 def dot_chart(
-    rows: Sequence[Point],
+    rows: Points,
     colours: Colours,
     *,
     title: str,
@@ -118,7 +119,7 @@ def dot_chart(
         return table_of(rows, "arm", across="seed")
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
-    values = [float(str(row["value"])) for row in rows]
+    values = [row["value"] for row in rows]
     # Equal values have no range, and their chart must have one.
     spread = max(max(values) - min(values), 0.01)
     low = min(values) - NEAR * spread
@@ -141,7 +142,7 @@ def dot_chart(
     )
     labels = alt.Axis(labelFontSize=13, labelPadding=10, grid=False)
     y = alt.Y("arm:N", sort=arms, title=None, axis=labels)
-    base = _data([{**row, "index": arms.index(str(row["arm"]))} for row in rows])
+    base = _data([{**row, "index": arms.index(row["arm"])} for row in rows])
     seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
     ticks = base.mark_tick(thickness=3, size=26, color=INK)
     layers = [
@@ -172,7 +173,7 @@ def _references(
         yield text.encode(x="at:Q", y=alt.value(15 * row), text="label:N")
 
 
-def gain_chart(rows: Sequence[Point], colours: Colours, *, over: str) -> Spec:
+def gain_chart(rows: Points, colours: Colours, *, over: str) -> Spec:
     """Draw a dot per arm and task: ``x`` is the share of answers masked, ``value`` the gain."""
     percent = alt.Axis(format=".0%", tickCount=5)
     x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
@@ -183,7 +184,7 @@ def gain_chart(rows: Sequence[Point], colours: Colours, *, over: str) -> Spec:
 
 
 def choice_chart(
-    rows: Sequence[Point], colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
+    rows: Points, colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
 ) -> Spec:
     """Draw quality against compute; menus below the chart choose the measure and the quantity.
 
@@ -223,7 +224,7 @@ def _menu(name: str, options: Sequence[str], label: str) -> alt.Parameter:
 
 
 def line_chart(
-    rows: Sequence[Point],
+    rows: Points,
     colours: Colours,
     *,
     title: str | None,
@@ -292,7 +293,7 @@ def line_chart(
 # Parts of all charts
 
 
-def _data(rows: Sequence[Point]) -> alt.Chart:
+def _data(rows: Points) -> alt.Chart:
     return alt.Chart(alt.Data(values=list(rows)))
 
 

@@ -83,15 +83,15 @@ def page_content(folder: Folder) -> View:
     failures = [record for record in folder.records if record["kind"] == "failure"]
     samples = chain.from_iterable(folder.samples.values())
     moments = max((len(sample.get("moments", ())) for sample in samples), default=0)
-    overlaps = _overlaps(folder)
+    warnings, small_overlaps = _overlaps(folder)
     return {
         "kind": folder.kind,
         "name": folder.name,
         "study": folder.study,
         "summary": folder.summary,
         "story": _story(folder),
-        "warnings": [f"{line}: the scores may reflect memory." for line in overlaps[True]],
-        "small_overlaps": [f"{line}." for line in overlaps[False]],
+        "warnings": warnings,
+        "small_overlaps": small_overlaps,
         "missing": _missing(folder, failures) if folder.kind == "study" else [],
         "arms": [_arm(folder, arm, colours[arm], failures) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
@@ -117,7 +117,7 @@ def page_content(folder: Folder) -> View:
         "failures": failures,
         "finished": bool(facts),
         "facts": facts + _speed(folder),
-        "recipe_yaml": folder.recipe_yaml,
+        "recipe_yaml": folder.study["recipe_yaml"],
     }
 
 
@@ -194,15 +194,19 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
     }
 
 
-def _overlaps(folder: Folder) -> dict[bool, list[str]]:
-    """Return corpora with test items, by whether there are enough of them to affect scores."""
-    overlaps: dict[bool, list[str]] = {True: [], False: []}
+def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
+    """Return corpora with enough test items to affect scores, and corpora with a few."""
+    warnings = []
+    small = []
     for line in folder.records:
         if line["kind"] == "overlap" and line["overlapping"]:
             counts = line["overlapping"], line["items"]
             words = f"{overlap_words(*counts, line['task'])} ({line['corpus']})"
-            overlaps[overlap_matters(*counts)].append(words)
-    return overlaps
+            if overlap_matters(*counts):
+                warnings.append(f"{words}: the scores may reflect memory.")
+            else:
+                small.append(f"{words}.")
+    return warnings, small
 
 
 def _policies(folder: Folder) -> list[View]:
@@ -328,7 +332,7 @@ def _piece(piece: Line) -> dict[str, str]:
 
 def _facts(folder: Folder) -> list[tuple[str, str]]:
     study = folder.study
-    hardware = folder.study["hardware"]
+    hardware = study["hardware"]
     machine = [hardware.get("cpu")]
     if hardware:
         machine.append(f"{hardware.get('cores')} cores")
@@ -340,7 +344,7 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
     versions = [f"{name} {version}" for name, version in study["versions"].items()]
     facts = {
         "Started": started,
-        "Time": "" if folder.seconds is None else duration(folder.seconds),
+        "Time": "" if study["seconds"] is None else duration(study["seconds"]),
         "Steps": "" if folder.steps is None else f"{folder.steps:,}",
         "Seeds": ", ".join(map(str, study["seeds"])),
         "Hardware": ", ".join(str(part) for part in machine if part),

@@ -94,8 +94,6 @@ class Folder:
     curves: list[Line] = field(default_factory=list)
     timings: list[Line] = field(default_factory=list)
     steps: int | None = None
-    seconds: float | None = None
-    recipe_yaml: str = ""
     unread: int = 0
 
     @property
@@ -232,8 +230,6 @@ def _read_study(folder: Path) -> Folder:
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
         timings=timings,
-        seconds=study["seconds"],
-        recipe_yaml=study["recipe_yaml"],
     )
 
 
@@ -256,14 +252,16 @@ def _read_run(folder: Path) -> Folder:
     name = folder.resolve().name
     recipe = folder / "recipe.yaml"
     done = read_json(folder / "done.json") or {}
+    study: Study = {**NO_STUDY, "seconds": done.get("seconds")}
+    if recipe.is_file():
+        study["recipe_yaml"] = recipe.read_text("utf-8", errors="replace")
     return Folder(
         kind="run",
         name=name,
+        study=study,
         samples=read_json(folder / "samples.json") or {},
         curves=_curves(folder, name, 0),
         steps=done.get("steps"),
-        seconds=done.get("seconds"),
-        recipe_yaml=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else "",
     )
 
 

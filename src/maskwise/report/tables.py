@@ -22,37 +22,35 @@ def task_table(folder: Folder) -> View | None:
 
     Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
     """
-    columns: dict[str, str] = {}
-    macro_columns: dict[str, str] = {}
-    cells: dict[str, dict[str, dict[str, str]]] = {}
+    columns: dict[str, tuple[str, Mapping[str, Mapping[int, float]]]] = {}
+    macro_columns = columns.copy()
     macro = folder.numbers("score", "macro-f1")
     for measure, by_arm in folder.numbers("score").items():
         task, _ = measure
         facts = folder.study["tasks"].get(task, {})
         metric = facts.get("metric") or "score"
         majority = facts.get("majority")
-        runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
         if majority is not None:
-            runs[COMMONEST] = [majority]
-        columns[task] = metric
-        cells[task] = _cells(runs, metric)
+            by_arm[COMMONEST] = {0: majority}
+        columns[task] = metric, by_arm
         if macro.get(measure) and accuracy_misleads(metric, majority):
             # The same task twice: a key with a space cannot clash with the name of another task.
-            runs = {arm: list(by_seed.values()) for arm, by_seed in macro[measure].items()}
-            macro_columns[f"{task} "] = "macro-f1"
-            cells[f"{task} "] = _cells(runs, "macro-f1")
+            macro_columns[f"{task} "] = "macro-f1", macro[measure]
     if not columns:
         return None
+    columns |= macro_columns
+    cells = {task: _cells(by_arm, metric) for task, (metric, by_arm) in columns.items()}
     missing = {"mean": "–", "sd": ""}
     rows = []
     for arm in (*folder.arms, REFERENCE, COMMONEST):
         if any(arm in column for column in cells.values()):
             row = {task: column.get(arm, missing) for task, column in cells.items()}
             rows.append({"arm": folder.label(arm), "cells": row})
-    return {"tasks": columns | macro_columns, "rows": rows}
+    return {"tasks": {task: metric for task, (metric, _) in columns.items()}, "rows": rows}
 
 
-def _cells(runs: Mapping[str, list[float]], metric: str) -> dict[str, dict[str, str]]:
+def _cells(by_arm: Mapping[str, Mapping[int, float]], metric: str) -> dict[str, dict[str, str]]:
+    runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
     scale = 1
     digits = 2
     is_share = all(abs(score) <= 1 for score in chain.from_iterable(runs.values()))
