@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from maskwise.cli.begin import plan_lines
+from maskwise.cli.begin import plan_lines, time_limit
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
@@ -265,13 +265,13 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
     (share,) = cut_rows(short).values()
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
     plan |= {"cut": cut_rows(short), "max_length": 64}
-    first, cut = plan_lines(plan, 120)
+    first, cut = plan_lines(plan, "2h")
     assert "about 122 min" in first and "1.5 GiB" in first
     assert cut.startswith(f"{share:.1%} of the rows of") and "64 tokens" in cut
-    assert plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, 120) == [
+    assert plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h") == [
         "Time unknown: learn could not be timed."
     ]
-    assert "nothing smaller" in plan_lines(plan | {"smaller": None}, 120)[-1]
+    assert "nothing smaller" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 
 def test_the_smaller_plan_is_the_least_change_that_fits(texts: Path, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "my texts.jsonl"
     text.write_bytes(texts.read_bytes())
-    command = ["adapt", "bundled:encoder", text, "--out", tmp_path / "my out", "--time", 20]
+    command = ["adapt", "bundled:encoder", text, "--out", tmp_path / "my out", "--time", "20m"]
     assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run", "--json") == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
@@ -322,6 +322,20 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     assert maskwise(*words, "--dry-run", "--json") == 0
     again = json.loads(capfd.readouterr().out)
     assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45", 2700), ("90s", 90)]
+)
+def test_times_have_units(text: str, seconds: float) -> None:
+    assert time_limit(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-2h", "10s", "NaT", "2 parsecs"])
+def test_what_is_no_time_is_one_line(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert maskwise("adapt", "bundled:encoder", "any.txt", "--time", text) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--time" in line and repr(text) in line and "1h30m" in line
 
 
 def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:

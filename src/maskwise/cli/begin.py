@@ -104,6 +104,21 @@ def check(
         print_outlook(facts)
 
 
+def time_limit(text: str) -> float:
+    """Seconds of a duration such as 2h, 90m or 1h30m; a number alone means minutes."""
+    import pandas as pd
+
+    try:
+        seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
+    except ValueError:
+        seconds = 0.0
+    # NaT is no number, and so no time either.
+    if not seconds >= 60:
+        allowed = "a minute or more, as 2h, 90m or 1h30m"
+        raise MaskwiseError("--time is no duration", got=repr(text), allowed=allowed)
+    return seconds
+
+
 def adapt(
     context: typer.Context,
     model: Annotated[
@@ -130,9 +145,10 @@ def adapt(
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
     ] = 6,
-    minutes: Annotated[
-        float, typer.Option("--time", min=1, help="Minutes; if more are needed, a way is named.")
-    ] = 120.0,
+    limit: Annotated[
+        str,
+        typer.Option("--time", help="2h, 90m, 1h30m; if more is needed, a smaller plan is named."),
+    ] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
     dry_run: DryRun = False,
@@ -148,6 +164,7 @@ def adapt(
     from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
 
     given = overrides or []
+    limit_seconds = time_limit(limit)
 
     def command(*changes: str, **options: object) -> str:
         return command_of(context, overrides=[*given, *changes], **options)
@@ -182,8 +199,8 @@ def adapt(
             plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)
-            if (plan["seconds"] or 0.0) > 60 * minutes:
-                smaller = steps_of.smaller_plan(recipe, seconds_of, 60 * minutes)
+            if (plan["seconds"] or 0.0) > limit_seconds:
+                smaller = steps_of.smaller_plan(recipe, seconds_of, limit_seconds)
                 plan["smaller"] = smaller
                 if smaller:
                     smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
@@ -197,7 +214,7 @@ def adapt(
     if dry_run:
         console = out_console
     if not as_json:
-        for line in plan_lines(plan, minutes):
+        for line in plan_lines(plan, limit):
             say(line, to=console)
     if dry_run:
         return
@@ -219,7 +236,7 @@ def adapt(
     raise typer.Exit(bool(result["failures"]))
 
 
-def plan_lines(plan: Plain, limit_minutes: float) -> list[str]:
+def plan_lines(plan: Plain, limit: str) -> list[str]:
     """Put the plan of adapt into words: its time, its memory, cut rows, and a smaller plan."""
     if plan["seconds"] is None:
         return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
@@ -232,10 +249,11 @@ def plan_lines(plan: Plain, limit_minutes: float) -> list[str]:
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are cut.")
     if "smaller" not in plan:
         return lines
-    over = f"That is more than --time ({limit_minutes:g} min)"
+    over = f"That is more than --time {limit}"
     smaller = plan["smaller"]
     if smaller is None:
-        return [*lines, f"{over}, and nothing smaller fits. Use fewer labelled rows."]
+        do = "Use fewer labelled rows: --task 'FILE(train_rows=100)'."
+        return [*lines, f"{over}, and nothing smaller fits. {do}"]
     minutes = math.ceil(smaller["seconds"] / 60)
     return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
 
