@@ -54,13 +54,14 @@ class Scripted(Pool[Any, Any]):
 
     def submit(self, task: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        word = task["stage"]["what"]["word"]
+        name, stage = task
+        word = stage["what"]["word"]
         self.log.append(word)
         failures = self.script.get(word, [])
         if failures:
             future.set_exception(failures.pop(0))
         else:
-            finish(self.stages / task["name"])
+            finish(self.stages / name)
             future.set_result(None)
         return future
 
@@ -169,7 +170,8 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
 
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
-    task = scheduler.to_task(plan.stages()[0])
+    stage = plan.stages()[0]
+    task = stage.name, stage.as_dict()
     monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
     with pytest.raises(MaskwiseError, match="use like machines"):
         scheduler.do_stage(task, stages=str(tmp_path))
