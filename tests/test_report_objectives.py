@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, objectives_view
-from maskwise.report.page import powers, write_report
+from maskwise.report.drawing import powers
+from maskwise.report.page import write_report
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import task_table
 from report_fixture import make_records, make_study, write_lines, write_study

@@ -8,8 +8,8 @@ carries its charts' code with it (about 0.9 MB) and forbids itself the network.
 
 from __future__ import annotations
 
-from maskwise.report.comparing import compare_studies, write_comparison
 from maskwise.report.page import write_report
 from maskwise.report.reading import summary_of
+from maskwise.report.tables import compare_studies, write_comparison
 
 __all__ = ["compare_studies", "summary_of", "write_comparison", "write_report"]

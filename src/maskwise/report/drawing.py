@@ -1,4 +1,5 @@
-"""The look of charts: turns plain rows into Vega-Lite dictionaries, drawn in the browser.
+"""The look of charts and numbers: turns plain rows into Vega-Lite dictionaries, drawn in the
+browser, and makes the environment of the templates.
 
 Where altair or the code of Vega is missing, the rows become tables.
 
@@ -15,12 +16,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import jinja2
 from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import install_command
+from maskwise.estimates import outcome_label, with_minus
 from maskwise.report.reading import Line
 
 # The extra "report" installs it. Without it no function below that needs it is called.
@@ -55,6 +59,7 @@ LABELLED: Spec = {"color": LABEL, "fontSize": 12}
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 MOST_COLUMNS = 8
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @cache
@@ -352,3 +357,53 @@ def _finish(
     # Checking every chart against the schema would take minutes on a large page.
     spec: Spec = chart.to_dict(validate=False)
     return spec
+
+
+# Numbers in templates
+
+
+def environment() -> jinja2.Environment:
+    """Make the environment of the templates, with autoescape."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "figure": figure,
+        "short": short,
+        "share": share,
+        "powers": powers,
+        "outcome": outcome_label,
+        "figures": figures,
+    }
+    return environment
+
+
+def figure(x: float | None, digits: int = 3) -> str:
+    return "–" if x is None else f"{x:.{digits}f}"
+
+
+def short(x: float | None) -> str:
+    if x is None:
+        return "–"
+    if abs(x) >= 9999.5:
+        return f"{x:,.0f}"
+    return f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
+
+
+def share(x: float | None, digits: int = 0) -> str:
+    return "–" if x is None else with_minus(f"{100 * x:.{digits}f} %")
+
+
+def powers(x: float | None) -> str:
+    """Write 5.6e7 as 5.60 × 10⁷."""
+    if x is None:
+        return "–"
+    digits, _, exponent = f"{x:.2e}".partition("e")
+    raised = str(int(exponent)).translate(RAISED)
+    return f"{digits} × 10{raised}"
+
+
+def figures(text: object) -> str:
+    """Keep numbers and their units on one line."""
+    return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")

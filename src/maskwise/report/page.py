@@ -15,12 +15,10 @@ from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, median
 
-import jinja2
-
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words
 from maskwise.errors import duration, plural
-from maskwise.estimates import outcome_label, with_minus
+from maskwise.estimates import outcome_label
 from maskwise.folders import write_whole
 from maskwise.report.charts import (
     compute_view,
@@ -32,7 +30,15 @@ from maskwise.report.charts import (
     transfer_view,
     weight_charts,
 )
-from maskwise.report.drawing import SLATE, Colours, View, arm_colours, made_vega, vega_code
+from maskwise.report.drawing import (
+    SLATE,
+    Colours,
+    View,
+    arm_colours,
+    environment,
+    made_vega,
+    vega_code,
+)
 from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import (
     choices,
@@ -44,7 +50,6 @@ from maskwise.report.tables import (
 )
 
 NO_CHARTS = "Tables of means stand in place of charts"
-RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_NAMED = 6
 """The most missing runs that are listed by name."""
 ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too long"}
@@ -372,50 +377,3 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
         parts.append(f"{100 * fmean(paddings):.0f} % of the positions padding")
     parts.append(f"at most {max(speed['memory_gib'] for speed in speeds):.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
-
-
-def environment() -> jinja2.Environment:
-    """Make the environment of the templates, with autoescape."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "figure": figure,
-        "short": short,
-        "share": share,
-        "powers": powers,
-        "outcome": outcome_label,
-        "figures": figures,
-    }
-    return environment
-
-
-def figure(x: float | None, digits: int = 3) -> str:
-    return "–" if x is None else f"{x:.{digits}f}"
-
-
-def short(x: float | None) -> str:
-    if x is None:
-        return "–"
-    if abs(x) >= 9999.5:
-        return f"{x:,.0f}"
-    return f"{x:.3f}" if abs(x) < 10 else f"{x:.4g}"
-
-
-def share(x: float | None, digits: int = 0) -> str:
-    return "–" if x is None else with_minus(f"{100 * x:.{digits}f} %")
-
-
-def powers(x: float | None) -> str:
-    """Write 5.6e7 as 5.60 × 10⁷."""
-    if x is None:
-        return "–"
-    digits, _, exponent = f"{x:.2e}".partition("e")
-    raised = str(int(exponent)).translate(RAISED)
-    return f"{digits} × 10{raised}"
-
-
-def figures(text: object) -> str:
-    """Keep numbers and their units on one line."""
-    return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")

@@ -90,8 +90,7 @@ SENTENCE_EMBEDDING = replace(
 def _cosines(task: Task, vectors: ByText) -> ByAnswer:
     cosines = {}
     for split, both in vectors.items():
-        cosine = torch.cosine_similarity(both[::2], both[1::2])
-        cosines[split] = cosine.double().numpy()
+        cosines[split] = torch.cosine_similarity(both[::2], both[1::2]).double().numpy()
     return cosines
 
 

@@ -62,8 +62,7 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
     if metric == "accuracy":
         return float(hits.sum() / len(gold))
     if metric == "macro-f1":
-        answered = len(gold) / classes
-        f1 = 2 * hits / (sizes + answered)
+        f1 = 2 * hits / (sizes + len(gold) / classes)
         # ``macro_f1`` counts UNSEEN as one more class, whose F1 is 0.
         return float(f1.sum() / (classes + (UNSEEN in gold)))
     return 0.0

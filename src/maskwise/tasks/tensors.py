@@ -215,11 +215,7 @@ class TaskSource:
         self.settings = settings
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def rows(self, step: int) -> Tensor:
-        """Return the rows of a step, (batch_size,)."""
-        return self._planned(step)[:, 0]
-
-    def _planned(self, step: int) -> Tensor:
+    def planned(self, step: int) -> Tensor:
         """Return the rows of a step, each with its epoch, (batch_size, 2)."""
         window, place = divmod(step, WINDOW_STEPS)
         if self._window[0] != window:
@@ -246,7 +242,7 @@ class TaskSource:
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
         """Return the micro-batches of a step for a rank."""
-        parts = self._planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
+        parts = self.planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
         return [self.data.training_batch(part, self.settings.seed) for part in parts]
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
