@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -86,7 +86,7 @@ def unknown_name(
     return MaskwiseError(what, allowed=", ".join(names), do=do)
 
 
-def require_known(setting: str, name: str, known: tuple[str, ...]) -> None:
+def require_known(setting: str, name: str, known: Collection[str]) -> None:
     """Raise unless ``name`` is one of the known names."""
     if name not in known:
         raise unknown_name(setting, name, known)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
 from maskwise.segments import LEAST_LOGIT, changes, framed, listed, weights_within
 from maskwise.starts import find_policy
@@ -57,14 +57,12 @@ class Learned:
     """Modules that take seconds to import in a worker."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
-        if spans < 1:
-            raise MaskwiseError("spans of a learned policy", got=spans, allowed="1 or more")
         self.folder = None
         if folder:
             self.folder = find_policy(folder)
             # A damaged policy is reported here, before workers start.
             read_config(self.folder)
-        self.spans = spans
+        self.spans = whole_number("spans of a learned policy", spans, least=1)
         self.layer = layer
         self.layers: Mapping[str, Layer] = {
             layer: Layer("weight"),

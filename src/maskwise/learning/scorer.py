@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
@@ -63,11 +63,9 @@ class PolicyConfig:
     format: str = FORMAT
 
     def __post_init__(self) -> None:
-        if self.head not in COLUMNS:
-            raise unknown_name("head of a policy", self.head, COLUMNS)
-        if min(self.length, self.longest) < 1:
-            got = (self.length, self.longest)
-            raise MaskwiseError("length and longest of a policy are at least 1", got=got)
+        require_known("head of a policy", self.head, COLUMNS)
+        whole_number("length of a policy", self.length, least=1)
+        whole_number("longest of a policy", self.longest, least=1)
 
 
 class LightEncoder(nn.Module):
@@ -175,8 +173,8 @@ class PolicyModel(
             described = _described(encoder.config)
         elif architecture == LIGHT:
             allowed = {"hidden_size": 64, "window": 5}
-            for name in fields.keys() - allowed.keys():
-                raise unknown_name("light encoder setting", name, allowed)
+            for name in fields:
+                require_known("light encoder setting", name, allowed)
             described = {"model_type": LIGHT, "vocab_size": len(tokenizer), **allowed, **fields}
         else:
             described = _described(new_config(architecture, tokenizer, length, **fields))

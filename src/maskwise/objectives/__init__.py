@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
 from maskwise.objectives.base import Objective, Outcome
@@ -58,8 +58,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 def objective_class(spec: str | Call) -> type[Objective]:
     """The class of an objective such as ``cse(temperature=0.1)``, or an error."""
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, OBJECTIVES)
+    require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 
@@ -94,8 +93,7 @@ class ObjectiveSettings(BaseModel):
     @classmethod
     def _masking_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
-            if key not in MaskingSettings.model_fields:
-                raise unknown_name("setting of masking", key, MaskingSettings.model_fields)
+            require_known("setting of masking", key, MaskingSettings.model_fields)
         MaskingSettings(**value)
         return value
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError, unknown_name, whole_number
+from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import fold
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
@@ -108,8 +108,7 @@ class Sampler:
         """
         if isinstance(losses, Mapping):
             for name in losses:
-                if name not in self.arms:
-                    raise unknown_name("arm", name, self.arms)
+                require_known("arm", name, self.arms)
             # An arm that was not probed counts as diverged, not as unchanged.
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
@@ -129,8 +128,7 @@ class Single(Sampler):
         if arm is None:
             arm = self.arms[0]
         arm = str(arm)
-        if arm not in self.arms:
-            raise unknown_name("arm", arm, self.arms)
+        require_known("arm", arm, self.arms)
         self.share = torch.tensor([name == arm for name in self.arms]).double()
 
 
