@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
+from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, read_json
 from maskwise.keys import fold
@@ -64,8 +64,9 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         require_known("head of a policy", self.head, COLUMNS)
-        whole_number("length of a policy", self.length, least=1)
-        whole_number("longest of a policy", self.longest, least=1)
+        if min(self.length, self.longest) < 1:
+            got = (self.length, self.longest)
+            raise MaskwiseError("length and longest of a policy are at least 1", got=got)
 
 
 class LightEncoder(nn.Module):
