@@ -365,10 +365,11 @@ def questions_of(
             tokens = {other[space][0] for other in right if len(other[space]) == 1}
             number = order.index(answer)
             frequency = 1 + number - len(right.intersection(order[:number]))
-            question = Question(
-                row[:at], row[at + 1 :], shown[space], place[answer], also, tokens, frequency
+            questions.append(
+                Question(
+                    row[:at], row[at + 1 :], shown[space], place[answer], also, tokens, frequency
+                )
             )
-            questions.append(question)
         yield questions
 
 

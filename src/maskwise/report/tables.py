@@ -135,8 +135,14 @@ def choices(folder: Folder) -> list[list[View]]:
             {"setting": setting, "mean": mean(known), "chosen": times_chosen[setting]}
             for setting, known in scores.items()
         ]
-        view: View = {"arm": arm, "by": lines[0]["by"], "searches": len(lines)}
-        tables[tuple(scores)].append({**view, "candidates": candidates})
+        tables[tuple(scores)].append(
+            {
+                "arm": arm,
+                "by": lines[0]["by"],
+                "searches": len(lines),
+                "candidates": candidates,
+            }
+        )
     return list(tables.values())
 
 
@@ -230,13 +236,15 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequ
     reach = 1.1 * max(widest, largest, 1e-9)
     lines: list[View] = []
     for row in comparable + others:
-        line: View = {
-            "row": row,
-            "label": outcome_label(row["outcome"]),
-            "colour": VOID if row in others else colours.get(row["arm"], SLATE),
-            "notes": [note for note in _notes(row) if note not in common],
-        }
-        lines.append({**line, **_places(shown(row), reach)})
+        lines.append(
+            {
+                "row": row,
+                "label": outcome_label(row["outcome"]),
+                "colour": VOID if row in others else colours.get(row["arm"], SLATE),
+                "notes": [note for note in _notes(row) if note not in common],
+                **_places(shown(row), reach),
+            }
+        )
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in contrasts)
     if primary:
