@@ -135,7 +135,12 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     )
     assert [epoch for b in orders[0] for _, _, epoch in b[:1]] == [0, 0, 0, 1, 1, 1]
     assert len(StepBatchSampler(25, batch_size=8, epochs=2, first_step=4)) == 2
-    assert list(StepBatchSampler(24, batch_size=8, epochs=2, first_step=4)) == orders[0][4:]
+    resumed = StepBatchSampler(24, batch_size=8, epochs=2, first_step=4)
+    assert list(resumed) == orders[0][4:]
+    # A schedule ends where it would have ended without the interruption.
+    assert resumed.total_steps == 6 and len(resumed) == 2
+    parts = StepBatchSampler(24, batch_size=4, epochs=2, accumulate=2)
+    assert parts.total_steps == 6 and len(parts) == 12
 
 
 def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(

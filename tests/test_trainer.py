@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 from transformers import (
+    DataCollatorForLanguageModeling,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -400,12 +402,22 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
     assert 'corruption="bert"' in caught.value.do
 
 
+def test_a_loss_without_targets_is_no_number(tmp_path: Path) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.3)
+    # Special tokens alone.
+    rows = [{"input_ids": [2, 3], "example_id": 0}]
+    made = trainer(model("bert"), arguments(tmp_path), masker=masker, eval_dataset=rows)
+    metrics = made.evaluate()
+    assert metrics["eval_targets"] == 0 and math.isnan(metrics["eval_loss"])
+
+
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     masker = mw.Masker(tokenizer())
-    with pytest.raises(
-        mw.MaskwiseError, match="MaskingTrainer masks and packs by itself; got a MaskingCollator"
-    ):
-        trainer(model("bert"), arguments(tmp_path), data_collator=mw.MaskingCollator(masker))
+    theirs = DataCollatorForLanguageModeling(tokenizer())
+    for collator in (mw.MaskingCollator(masker), theirs):
+        name = type(collator).__name__
+        with pytest.raises(mw.MaskwiseError, match=f"masks by itself; got a {name}"):
+            trainer(model("bert"), arguments(tmp_path), data_collator=collator)
     with pytest.raises(mw.MaskwiseError, match="got a PackedCollator"):
         packing = mw.PackedCollator(masker, model=model("bert"))
         trainer(model("bert"), arguments(tmp_path), data_collator=packing)

@@ -5,6 +5,7 @@ words.
 from __future__ import annotations
 
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -370,7 +371,8 @@ def test_annotate_rows_is_what_map_and_a_masker_want():
     assert texts["input_ids"] == [
         row["input_ids"] for row in encode(tokenizer, SENTENCES[:2], max_length=8)
     ]
-    assert texts["text"] == SENTENCES[:2]
+    # datasets.map keeps the texts by itself, and could not remove a column that is returned.
+    assert "text" not in texts
     assert annotate_rows({"text": SENTENCES[0]}, tokenizer)["input_ids"] == ids[0]
     assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []
 
@@ -389,7 +391,17 @@ def test_encode_and_annotate_rows_refuse(tokenizer):
         encode(tokenizer, ["a text"], max_length=2)
     with pytest.raises(MaskwiseError) as raised:
         annotate_rows({"body": ["a"]}, tokenizer)
-    assert raised.value.got == "body" and "text_field" in raised.value.do
+    assert raised.value.got == "columns body" and "text_field" in raised.value.do
+
+
+def test_texts_beyond_what_the_model_takes_are_told():
+    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
+    tokenizer.model_max_length = 8
+    with pytest.warns(UserWarning, match=r"1 of 2 texts .* max_length=8 cuts them"):
+        encode(tokenizer, ["the", "the " * 20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(tokenizer, ["the", "the " * 20], max_length=12)
 
 
 # Further layers of rows

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -95,10 +96,12 @@ class MaskingTrainer(Trainer):
         data_collator: Any = None,
         **more: Any,
     ):
-        if isinstance(data_collator, MaskingCollator | PackedCollator):
+        ours = isinstance(data_collator, MaskingCollator | PackedCollator)
+        # Transformers' collators for language modelling have this field.
+        if ours or hasattr(data_collator, "mlm"):
             do = "leave data_collator out, or use it with transformers.Trainer"
             got = f"a {type(data_collator).__name__}"
-            raise MaskwiseError("MaskingTrainer masks and packs by itself", got=got, do=do)
+            raise MaskwiseError("MaskingTrainer masks by itself", got=got, do=do)
         if more.get("compute_loss_func") is not None:
             what = "MaskingTrainer computes the loss by itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
@@ -248,7 +251,11 @@ class MaskingTrainer(Trainer):
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
-        metrics[f"{prefix}_loss"] = self._loss_sum / max(1, self._targets)
+        # A mean of nothing would look like a perfect model if it were 0.
+        loss = math.nan
+        if self._targets:
+            loss = self._loss_sum / self._targets
+        metrics[f"{prefix}_loss"] = loss
         metrics[f"{prefix}_targets"] = self._targets
         return output._replace(metrics=metrics)
 

@@ -5,7 +5,7 @@ have copies. So a batch sampler assigns steps to batches, the dataset adds (step
 to every row, and the collator, in any process, masks for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
-    collate = MaskingCollator(masker, total_steps=1000)
+    collate = MaskingCollator(masker, total_steps=sampler.total_steps)
     loader = DataLoader(SteppedDataset(data), batch_sampler=sampler, collate_fn=collate)
 """
 
@@ -178,6 +178,10 @@ class StepBatchSampler:
         rank, ranks: each rank yields its part of every batch of ``batch_size × ranks`` rows.
         accumulate: batches per optimiser step.
 
+    Attributes:
+        total_steps: optimiser steps of all passes, also of a sampler that resumes; its length is
+            the number of batches that are left.
+
     Raises:
         MaskwiseError: numbers out of range, or too few rows for one step.
     """
@@ -207,13 +211,14 @@ class StepBatchSampler:
         if not self.per_epoch:
             least = f"at least {batch_size} × {ranks} ranks × {accumulate} accumulated"
             raise MaskwiseError("too few rows for one step", got=size, allowed=least)
+        self.total_steps = self.per_epoch * self.epochs
 
     def __len__(self) -> int:
-        return max(0, self.per_epoch * self.epochs - self.first_step) * self.accumulate
+        return max(0, self.total_steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         ordered = None
-        for step in range(self.first_step, self.per_epoch * self.epochs):
+        for step in range(self.first_step, self.total_steps):
             epoch, place = divmod(step, self.per_epoch)
             if epoch != ordered:
                 order = permutation(self.size, seed=self.seed, epoch=epoch)

@@ -9,6 +9,7 @@ Cost: nearly all of it is the tokenizer's; for rows of tokens, a look-up and som
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,11 @@ def encode(
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
+    limit = tokenizer.model_max_length
+    longer = int((lengths > limit).sum())
+    if max_length is None and longer:
+        what = f"{longer:,} of {len(texts):,} texts have more than model_max_length tokens"
+        warnings.warn(f"{what}; max_length={limit} cuts them", stacklevel=2)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
     # "[MASK]" in a text is a control token, too.
@@ -228,8 +234,8 @@ def annotate_rows(
             which an uncased tokenizer has made lower case: names are found better in texts.
 
     Returns:
-        All columns of the batch, with "word_ids" (as long as the row, −1 for no word) and
-        "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
+        All columns of the batch but its texts, with "word_ids" (as long as the row, −1 for no word)
+        and "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
 
     Raises:
         MaskwiseError: a batch with neither column, rows that are no token ids, or a slow tokenizer.
@@ -266,16 +272,13 @@ def annotate_rows(
             names = list(made[0])
     else:
         raise MaskwiseError(
-            "a batch with neither input_ids nor texts",
-            got=", ".join(map(str, batch)),
-            allowed=f"input_ids or {text_field}",
+            f"a batch with neither input_ids nor a column {text_field!r}",
+            got=f"columns {', '.join(map(str, batch))}",
             do="name the column of texts with text_field=…",
         )
-    if alone:
-        return {**batch, **made[0]}
-    columns = dict(batch)
+    columns = {name: values for name, values in batch.items() if name != text_field}
     for name in names:
-        columns[name] = [row[name] for row in made]
+        columns[name] = made[0][name] if alone else [row[name] for row in made]
     return columns
 
 

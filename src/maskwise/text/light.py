@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
@@ -26,6 +27,7 @@ class LightTokenizer:
     """A tokenizer.json with the part of transformers' interface that masking reads."""
 
     is_fast = True
+    model_max_length = sys.maxsize
 
     def __init__(self, backend: Tokenizer, names: Mapping[str, str]):
         backend.no_truncation()
