@@ -252,7 +252,7 @@ class Finetuning:
         objective = self.task.kind.objective(self.network())
         loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
         assert loss is not None
-        lengths = [self.data.lengths[source.rows(step)] for step in range(self.last)]
+        lengths = [self.data.lengths[source.planned(step)[:, 0]] for step in range(self.last)]
         counts = [(int(each.sum()), len(each) * int(each.max())) for each in lengths]
         return counts, loss
 
