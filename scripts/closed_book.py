@@ -1,10 +1,10 @@
 """A closed-book test from a file of SQuAD's format, for the study D1 of PLAN.md.
 
-    python benchmarks/closed_book.py new_wiki_v1.0.json.gz --out trivia
+    python scripts/closed_book.py new_wiki_v1.0.json.gz --out trivia
 
 Every paragraph is a text of the corpus (``OUT/contexts.jsonl``), with the answers of the test
-questions as its ``spans``. The questions are split by article, so that no policy and no model learns
-from an article that is asked in the test: ``OUT/closed`` has questions and answers,
+questions as its ``spans``. The questions are split by article, so that no policy and no model
+learns from an article that is asked in the test: ``OUT/closed`` has questions and answers,
 ``OUT/open`` has the paragraphs of training and dev questions too, for a policy to learn from.
 """
 

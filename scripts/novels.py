@@ -1,0 +1,93 @@
+"""Novels as unlabelled text, and passages labelled by their novel (PLAN.md, D9).
+
+    python scripts/novels.py eltec_eng-00.jsonl.gz --out OUT
+
+The file has a JSON object for each novel, with ``title`` and ``text`` (a paragraph on each line).
+``OUT/novels`` is the task: passages of 30 to 60 words and the title of their novel, 10 of each
+novel to train on and 20 to test. ``OUT/novels.jsonl`` has the text between these passages; no two
+of them are neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from pathlib import Path
+
+from maskwise.folders import write_lines
+
+SHORTEST, LONGEST = 30, 60
+"""Words of a passage that may be labelled."""
+TRAIN_ROWS, TEST_ROWS = 10, 20
+"""Passages of each novel."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("novels", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    rng = random.Random(0)
+    train: list[dict[str, str]] = []
+    test: list[dict[str, str]] = []
+    texts: list[dict[str, str]] = []
+    with gzip.open(given.novels, "rt", encoding="utf-8") as file:
+        for line in file:
+            novel = json.loads(line)
+            passages = passages_of(novel["text"])
+            drawn = draw(passages, rng)
+            texts += [{"text": text} for text in between(passages, set(drawn))]
+            rng.shuffle(drawn)
+            rows = [{"text": passages[place], "label": novel["title"]} for place in drawn]
+            train += rows[:TRAIN_ROWS]
+            test += rows[TRAIN_ROWS:]
+    rng.shuffle(train)
+    rng.shuffle(test)
+    write_lines(given.out / "novels.jsonl", texts)
+    write_lines(given.out / "novels" / "train.jsonl", train)
+    write_lines(given.out / "novels" / "test.jsonl", test)
+    print(f"{len(texts)} texts; {len(train)} passages to train on, {len(test)} to test")
+
+
+def passages_of(text: str) -> list[str]:
+    """Paragraphs, each joined with the following ones until it has ``SHORTEST`` words."""
+    passages: list[str] = []
+    words: list[str] = []
+    for paragraph in text.split("\n"):
+        words += paragraph.split()
+        if len(words) >= SHORTEST:
+            passages.append(" ".join(words))
+            words = []
+    return passages
+
+
+def draw(passages: list[str], rng: random.Random) -> list[int]:
+    """The places of passages to label, of which no two are neighbours."""
+    short = [n for n, passage in enumerate(passages) if len(passage.split()) <= LONGEST]
+    drawn: set[int] = set()
+    for place in rng.sample(short, len(short)):
+        if len(drawn) < TRAIN_ROWS + TEST_ROWS and not {place - 1, place + 1} & drawn:
+            drawn.add(place)
+    return sorted(drawn)
+
+
+def between(passages: list[str], drawn: set[int]) -> list[str]:
+    """The texts between the passages that are drawn."""
+    texts: list[str] = []
+    part: list[str] = []
+    for place, passage in enumerate(passages):
+        if place in drawn:
+            texts.append("\n".join(part))
+            part = []
+        else:
+            part.append(passage)
+    texts.append("\n".join(part))
+    return [text for text in texts if text]
+
+
+if __name__ == "__main__":
+    main()
