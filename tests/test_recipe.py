@@ -26,8 +26,9 @@ from maskwise.text import Prepared
 from tiny import SMALLER, find_recipe, maskwise, write_inputs
 
 BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))
-# These read files that their first lines say how to make; tests/test_scripts.py reads trivia-own.
-NEED_FILES = ("learn-trivia", "trivia-own")
+# These read files that their first lines say how to make, as test_scripts and test_trex do.
+WITH_PLACES = ("trivia-own", "trex-names", "trex-nouns", "trex-transfer")
+NEED_FILES = ("learn-trivia", *WITH_PLACES)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def recipe(tmp_path):
     return write_inputs(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in BENCH_RECIPES if name != "trivia-own"])
+@pytest.mark.parametrize("name", sorted({*BENCH_RECIPES} - {*WITH_PLACES}))
 def test_recipes_of_experiments_are_read_by_path(name):
     assert read_recipe(find_recipe(name)).name == name
     with pytest.raises(MaskwiseError, match="recipe"):

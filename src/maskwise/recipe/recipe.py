@@ -94,7 +94,7 @@ class Recipe(Settings):
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
         # Annotators are built here, so that a wrong name fails before any work; none loads a model.
         with blamed("layers"):
-            check_names([annotator(spec) for spec in corpus.annotators])
+            check_names([annotator(spec) for spec in of_run(corpus.annotators, 0)])
         return corpus
 
     @field_validator("objective")

@@ -38,6 +38,7 @@ from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, most_held_out
+from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
 from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
@@ -117,7 +118,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
     """
     search = recipe.study.search
     # Every arm at every point of the search has the same tasks.
-    load = cache(load_task)
+    load = cache(lambda spec: load_task(of_run(spec, 0)))
     notes: list[str] = []
     for name in recipe.study.arms:
         for point in recipe.study.points_of(name):

@@ -32,6 +32,7 @@ from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.worlds import of_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -262,7 +263,7 @@ class Outlook:
         """Count rows, labels and truncated rows of the tasks."""
         tasks: dict[str, Plain] = {}
         self.facts["tasks"] = tasks
-        for spec in self.recipe.tasks:
+        for spec in of_run(self.recipe.tasks, 0):
             task = load_task(spec)
             facts = _task_facts(task, self.first, tokenizer)
             tasks[task.name] = facts

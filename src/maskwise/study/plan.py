@@ -215,7 +215,7 @@ def reference_words(baseline: Recipe) -> str:
 
 def task_contents(recipe: Recipe) -> dict[str, str]:
     """Hash the rows of every task."""
-    return {task: load_task(task).fingerprint for task in recipe.tasks}
+    return {task: load_task(of_run(task, 0)).fingerprint for task in recipe.tasks}
 
 
 def make_run(
@@ -265,11 +265,11 @@ def make_run(
         evaluation = evaluate_stage(own, held_out, last)
     # A stream is read once, by the training, so it is not searched for test items.
     whole = [link for link in trained if not link.corpus.stream]
-    tasks: dict[str, Stage] = {}
+    tasks = {}
     overlaps: list[Stage] = []
     for task, content in contents.items():
         spec = of_run(task, seed)
-        # A task in a world that is made for each run has other rows in each.
+        # A task that is drawn anew for each run has other rows in each.
         if spec != task:
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)
@@ -294,8 +294,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     Raises:
         MaskwiseError: fewer than two tasks, or a task that no policy is learned from.
     """
-    tasks = [load_task(spec).name for spec in recipe.tasks]
-    learned: dict[str, str] = {}
+    tasks = [load_task(spec).name for spec in of_run(recipe.tasks, 0)]
+    learned = {}
     for name in recipe.study.arms:
         link = recipe.arm(name, seed=0).links()[-1]
         if link.learns:

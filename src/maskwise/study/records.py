@@ -56,7 +56,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     search: Search | None = None
     if study.search:
         search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
-    tasks = map(load_task, recipe.tasks)
+    tasks = map(load_task, baseline_of(recipe).tasks)
     # The report reads these keys and not the recipe, whose format changes more often.
     described: Study = {
         "name": recipe.name,

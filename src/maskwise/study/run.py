@@ -50,7 +50,6 @@ from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 from maskwise.text import Document, Prepared, Stream, tokenise
 from maskwise.text.layers import Layered
-from maskwise.text.worlds import of_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -277,8 +276,8 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
         # Reading a whole stream again would take too long.
         if isinstance(data.training, Stream):
             continue
-        for spec in recipe.tasks:
-            task = load_task(of_run(spec, run.seed))
+        for spec in run.recipe.tasks:
+            task = load_task(spec)
             rights = [*chain.from_iterable(task.rights())]
             # Only answers that are texts can be found in the rows.
             if not rights:

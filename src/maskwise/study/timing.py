@@ -38,7 +38,6 @@ from maskwise.tasks.tensors import TaskSource, embed, encode
 from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.documents import Document
 from maskwise.text.prepared import first_characters
-from maskwise.text.worlds import of_run
 from maskwise.training import train
 from maskwise.training.engine import best_device
 from maskwise.training.speed import peak_memory
@@ -361,7 +360,7 @@ def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
 def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     settings = link.finetune
     tokenizer = data.tokenizer
-    task = load_task(of_run(stage.what["task"], 0))
+    task = load_task(stage.what["task"])
     config = None
     if not link.model.pretrained:
         config = link.model.config(tokenizer, data.training.length, kind=link.kind)

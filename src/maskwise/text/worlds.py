@@ -9,8 +9,6 @@ Its texts have two layers: ``salient``, the spans of all named entities, and ``a
 the attribute in question. All worlds share one lexicon, so a model can be trained further in
 another. ``seed`` decides which people are in it; with ``seed="run"``, the seed of the run, each
 replicate of a study has its own world.
-
-Cost: 0.3 ms a text.
 """
 
 from __future__ import annotations
@@ -292,9 +290,9 @@ class FactWorld(World):
             questions[split] = []
             for person, asked in product(people, self.answers):
                 question = f"what {asked} {person['name']}?"
-                row: Question = {"question": question, "answers": [person[asked]]}
-                row["relation"] = asked
-                questions[split].append(row)
+                questions[split].append(
+                    {"question": question, "answers": [person[asked]], "relation": asked}
+                )
         return questions
 
 
@@ -432,19 +430,21 @@ def _plain(value: object) -> object:
 
 
 def of_run(settings: Any, seed: int) -> Any:
-    """Put the seed of a run into every world of the settings with ``seed="run"``.
+    """Put the seed of a run into worlds with ``seed="run"``, and into paths with ``{seed}``.
 
-    >>> of_run({"source": "factworld(people=40, seed=run)", "limit": 9}, 7)
-    {'source': 'factworld(people=40, seed=7)', 'limit': 9}
+    >>> of_run({"source": "factworld(seed=run)", "tasks": ["facts/{seed}.jsonl"]}, 7)
+    {'source': 'factworld(seed=7)', 'tasks': ['facts/7.jsonl']}
     """
     if isinstance(settings, Mapping):
         return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return type(settings)(of_run(value, seed) for value in settings)
-    if isinstance(settings, str) and _names_world(settings) and RUN in settings:
+    if not isinstance(settings, str):
+        return settings
+    if _names_world(settings):
         # A sentence may begin with the name of a world, too.
         with suppress(MaskwiseError):
             call = parse_call(settings)
             if str(call.kwargs.get("seed")) == RUN:
                 return str(replace(call, kwargs={**call.kwargs, "seed": seed}))
-    return settings
+    return settings.replace("{seed}", str(seed))
