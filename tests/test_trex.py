@@ -103,6 +103,9 @@ def test_facts_are_drawn_anew_by_the_seed_and_again_by_the_same_one(folder, tmp_
 def test_the_recipes_read_another_file_for_each_seed(folder, monkeypatch, name):
     monkeypatch.chdir(folder)
     recipe = read_recipe(find_recipe(name), FEW)
+    study = recipe.study
+    assert study.gate is not None and study.gate.contrast == ("oracle", "random")
+    assert (study.margin, recipe.baseline) == (0.03, "random")
     check_inputs(recipe)
     plan = make_plan(recipe)
     read = {run.seed: {text.what["corpus"]["source"] for text in run.texts} for run in plan.runs}
