@@ -271,7 +271,8 @@ def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
     """
     scores = {"token-15": BASE, "token-30": BETTER, "token-45": BASE}
     pairs = [("token-30", "token-15"), ("token-45", "token-15")]
-    for contrasts, capped in ((1, True), (2, False)):
+    # A first look at a gate alone has no contrasts.
+    for contrasts, capped in ((0, True), (1, True), (2, False)):
         looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": contrasts, "looks": None}]
         study, records = study_of(scores, looked=looked)
         study["contrasts"] = pairs

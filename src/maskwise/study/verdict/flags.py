@@ -172,8 +172,8 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
             what = "contrasts or the rules of the verdict were"
         elif not planned and not same_runs:
             what = "runs were"
-        # A look that could decide nothing has spent no error rate.
-        if what and can_decide(runs, look.get("contrasts", 1)):
+        # A look that could decide nothing has spent no error rate. One at a gate has no contrasts.
+        if what and can_decide(runs, max(1, look.get("contrasts", 1))):
             return {"what": what, "runs": runs}
     return None
 
