@@ -135,8 +135,8 @@ def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeyp
         "n": 1,
     }
     monkeypatch.chdir(folder)
-    names = ["study.arms=random", "--dry-run", "--json"]
-    assert maskwise("study", find_recipe("trex-names"), *names) == 0
+    changes = ["study.arms=random", "study.seeds=[500]", "--dry-run", "--json"]
+    assert maskwise("study", find_recipe("trex-names"), *changes) == 0
     assert json.loads(capsys.readouterr().out)
     with pytest.raises(MaskwiseError, match=r"trex-nouns/502/corpus.jsonl"):
         make_plan(read_recipe(find_recipe("trex-nouns"), ["study.seeds=[502]"]))
