@@ -256,8 +256,6 @@ def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path
         said = page.locator(".missing").inner_text()
         for part in (
             "no verdicts yet",
-            "3 of 18 runs have no score on task-0",
-            "token-15 with seed 5",
             "samples.json",
             "1 line of records.jsonl",
             "maskwise 0.0.9",

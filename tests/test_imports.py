@@ -25,7 +25,7 @@ ORDER = [
     {"segments"},
     {"starts", "families"},
     {"weights"},
-    {"text", "report", "models", "lora"},
+    {"text", "report", "models"},
     {"annotate"},
     {"masking"},
     {"objectives"},
@@ -49,7 +49,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 ONLY = {
     "text": {"constants", "errors", "folders", "keys", "segments", "specs", "starts"},
     "masking": {"constants", "errors", "keys", "segments", "specs"},
-    "report": {"errors", "constants", "estimates", "files", "folders"},
+    "report": {"errors", "constants", "estimates", "files", "folders", "specs"},
 }
 
 

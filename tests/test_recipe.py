@@ -14,8 +14,7 @@ import yaml
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import Recipe, parse_value, read_recipe, shipped
-from maskwise.recipe.reading import apply_overrides
+from maskwise.recipe import Recipe, apply_overrides, parse_value, read_recipe, shipped
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -340,7 +339,7 @@ def test_a_gate_keeps_what_it_closes_among_the_arms_that_are_left() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("study.arms.words-3=null", "unknown arm to leave out 'words-3'.*mean 'words-30'"),
+        ("study.arms.words-3=null", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
         ("study.arms=words-3", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
         ("study.baseline=words-3", "unknown arm in study.baseline 'words-3'; allowed: token-15"),
     ],
@@ -380,11 +379,10 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
         ("training: [", "not readable YAML"),
         (
             "training:\n\tsteps: 10",
-            "line 2: found character '\\t' that cannot start any token; write spaces: YAML",
+            "line 2: found character '\\t' that cannot start any token",
         ),
-        ("training:\n  steps:\t10", "takes no tabs there"),
-        ("", "no settings; write settings into it, or name a shipped recipe"),
-        ("# only a comment", "is no recipe; got no settings"),
+        ("", "write settings into it, or name a shipped recipe"),
+        ("# only a comment", "is not a recipe; got no settings"),
         ("- a\n- b", "not a recipe"),
         ("training:\n  stepz: 3", "did you mean 'training.steps'"),
         ("training: 3", "training"),
@@ -400,9 +398,6 @@ def test_mistakes_in_files(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-MERGES = "a0: &a0 {k: 1}\n" + "".join(
-    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 13)
-)
 LAUGHS = "a0: &a0 [ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
@@ -413,11 +408,10 @@ LAUGHS = "a0: &a0 [ha]\n" + "".join(
     [
         ("[" * 500 + "]" * 500, "nested too deeply"),
         (LAUGHS, "too many values"),
-        (MERGES, "too many values"),
         ("a: &a [*a]", "too many values"),
     ],
 )
-def test_bombs_are_refused_at_once(text, said, tmp_path):
+def test_settings_without_end_are_refused(text, said, tmp_path):
     """YAML of a few lines that expands without end, in a file and on the command line."""
     (tmp_path / "r.yaml").write_text(f"study: {{arms: {text}}}" if text.startswith("[") else text)
     with pytest.raises(MaskwiseError, match=said):

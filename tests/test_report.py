@@ -10,7 +10,7 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
-from maskwise.report.drawing import NEAR, arm_colours, dot_chart
+from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import read_folder
 from maskwise.report.tables import forest_groups
@@ -95,9 +95,9 @@ def test_tables_stand_in_place_of_charts_without_the_extra(folder, monkeypatch, 
     finally:
         drawing.made_vega.cache_clear()
     assert "pip install &#39;maskwise[report]&#39;" in text and "vegaEmbed" not in text
-    for _, by_arm in read_folder(folder).numbers("score").items():
-        for arm in content["colours"]:
-            assert all(f"<td>{value:.4g}</td>" in text for value in by_arm[arm].values())
+    for runs in read_folder(folder).numbers("score").values():
+        drawn = runs[runs.arm.isin([*content["colours"]])]
+        assert all(f"<td>{value:.4g}</td>" in text for value in drawn.value)
     assert text.count('class="dataframe"') > len(content["scores"])
 
 
@@ -258,9 +258,7 @@ def test_a_damaged_study_json_is_one_line(tmp_path, content):
         summary_of(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "damaged", ["records.jsonl", "timings.jsonl", "summary.json", "samples.json"]
-)
+@pytest.mark.parametrize("damaged", ["records.jsonl", "summary.json", "samples.json"])
 def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
     (folder / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
     assert len(page_of(folder)) > 5000
@@ -355,18 +353,10 @@ def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     assert (wide["from"], wide["to"]) == (0, 100) and not nothing["drawn"]
 
 
-@pytest.mark.parametrize(("outside", "drawn"), [(0.01, True), (-0.01, False)])
-def test_references_are_drawn_where_they_do_not_squeeze_the_dots(outside, drawn):
-    rows = [{"arm": "a", "seed": seed, "value": 0.5 + 0.1 * seed} for seed in range(2)]
-    references = {"majority": 0.5 - 0.1 * NEAR + outside}
-    spec = dot_chart(rows, {"a": "#000"}, title="x", references=references)
-    assert ("majority" in json.dumps(spec)) is drawn
-
-
 def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     """Vega draws what lies outside the domain too, and then squeezes the chart to nothing."""
     rows = [{"arm": "a", "seed": seed, "value": 6.7 + 0.05 * seed} for seed in range(3)]
-    spec = dot_chart(rows, {"a": "#000000"}, title="loss", references={}, plateau=6.59)
+    spec = dot_chart(rows, {"a": "#000000"}, title="loss", plateau=6.59)
     low, high = layer_of(spec, "circle")["encoding"]["x"]["scale"]["domain"]
     [ends] = layer_of(spec, "rect")["data"]["values"]
     assert low <= ends["from"] < ends["to"] <= high
@@ -405,9 +395,6 @@ def rich(tmp_path):
     # The policy of the objective mlm has seen no group yet.
     more = {"weights": {"NOUN": 0.9, EVIL: 0.1}, "mlm weights": {}}
     write_lines(stage, [line | more for line in read_lines(stage)])
-    facts = {"purpose": "main", "kind": "pretrain", "stage": "x", "arm": "token-15", "seed": 0}
-    timings = [facts | {"fraction": part, "seconds": 40 * part} for part in (0.5, 1.0)]
-    write_lines(folder / "timings.jsonl", timings)
     return folder
 
 
@@ -437,18 +424,24 @@ def test_arms_with_another_grid_have_a_table_of_their_own(rich):
 
 def test_quality_against_compute_has_every_length_and_a_choice(rich):
     specs = specs_of(page_of(rich))
-    (spec,) = (spec for spec in specs if any(p["name"] == "by" for p in spec.get("params", ())))
-    options = {menu["name"]: menu["bind"]["options"] for menu in spec["params"] if "bind" in menu}
-    assert options["by"] == ["steps", "tokens", "targets", "flops", "seconds"]
-    assert options["measure"][:2] == ["mean over tasks", "task-0"]
+    (spec,) = (spec for spec in specs if spec.get("params"))
+    (menu,) = (menu for menu in spec["params"] if "bind" in menu)
+    assert menu["bind"]["options"][:2] == ["mean over tasks", "task-0"]
     mine = [
         r for r in dots_of(spec) if (r["arm"], r["seed"], r["measure"]) == ("token-15", 0, "task-0")
     ]
     half, whole = sorted(mine, key=lambda row: row["fraction"])
-    assert (half["steps"], half["seconds"]) == (200, 20.0)
-    assert (whole["steps"], whole["seconds"]) == (400, 40.0)
+    assert (half["x"], whole["x"]) == (2.1e12, 2.1e12)
     assert half["value"] == pytest.approx(whole["value"] - 0.05)
     assert len(dots_of(specs[0])) == 3 * 6  # the scores of task-0: whole runs only
+
+
+def test_one_axis_of_compute_has_one_unit(rich):
+    summary = json.loads((rich / "summary.json").read_text())
+    del summary["efficiency"]["points"][0]["flops"]
+    write_json(rich / "summary.json", summary)
+    (spec,) = (spec for spec in specs_of(page_of(rich)) if spec.get("params"))
+    assert {row["x"] for row in dots_of(spec)} == {200, 400}
 
 
 def test_evaluations_and_choices_are_tables(rich):
@@ -495,12 +488,6 @@ def test_the_summary_of_a_study(folder, tmp_path):
         summary_of(folder)
     with pytest.raises(MaskwiseError, match="no verdicts"):
         summary_of(write_run(tmp_path / "run", make_metrics("constant(0.3)")))
-
-
-def test_timings_of_earlier_versions_say_phase_for_purpose(rich):
-    lines = [json.loads(line) for line in (rich / "timings.jsonl").read_text().splitlines()]
-    write_lines(rich / "timings.jsonl", [{"phase": line.pop("purpose"), **line} for line in lines])
-    assert {line["purpose"] for line in read_folder(rich).timings} == {"main"}
 
 
 def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):

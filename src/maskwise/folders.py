@@ -401,11 +401,14 @@ def recipe_path(source: str | Path) -> Path:
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 
-def write_page(path: Path, template: str, **values: object) -> None:
+def write_page(
+    path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
+) -> None:
     """Write a self-contained HTML page; every text is escaped.
 
     Args:
         template: the name of a file in ``report``.
+        filters: functions that the template calls.
         values: the variables of the template.
 
     Raises:
@@ -414,5 +417,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
     # Imported here because commands that write no page start faster without it.
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("maskwise", "report"), autoescape=True)
+    loader = PackageLoader("maskwise", "report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters or {}
     write_whole(path, environment.get_template(template).render(**values))

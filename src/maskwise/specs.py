@@ -1,7 +1,7 @@
 """Parse names with arguments, such as ``span(p=0.2, max_words=10)`` or ``linear(0.3, 0.1)``.
 
 Recipes, the command line and Python strings share this syntax. Only literals are read; nothing is
-evaluated.
+evaluated. ``leaves`` gives nested settings by dotted name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -75,7 +75,7 @@ def _call(node: ast.expr, text: str) -> Call:
         return Call(node.id.replace("_", "-"), written=written)
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError
-    kwargs: dict[str, object] = {}
+    kwargs = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             # Only ``**x`` has no name.
@@ -136,6 +136,9 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         raise MaskwiseError(f"{what}: an argument of the wrong type: {error}") from error
 
 
+PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}
+
+
 def _fitting(what: str, value: object, annotation: object) -> object:
     """Check an argument against its annotation; bare words become strings or booleans."""
     # Annotations are strings in our modules, and classes in those of users.
@@ -154,10 +157,9 @@ def _fitting(what: str, value: object, annotation: object) -> object:
         whole_number(what, value)
     elif wanted == "float":
         finite_number(what, value)
-    elif wanted == "bool" and not isinstance(value, bool):
-        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="True or False")
-    elif wanted == "str" and not isinstance(value, str):
-        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed="a text")
+    kind, allowed = PLAIN.get(wanted, (object, ""))
+    if not isinstance(value, kind):
+        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed=allowed)
     return value
 
 
@@ -264,3 +266,17 @@ def read_options(
             value = value.written
         options[option] = _fitting(f"{option} of {kind} {name!r}", value, annotations[option])
     return name, options
+
+
+def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield nested settings as pairs of ``a.b.c`` and value.
+
+    An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. So is a mix of sources,
+    which is replaced as a whole, and whose keys are file names with dots.
+    """
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value and not name.endswith("corpus.source"):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value

@@ -7,9 +7,205 @@ name the nearest one; every name is looked up when the recipe is read, so that n
 an hour.
 """
 
-from maskwise.folders import shipped
-from maskwise.recipe.overrides import explain, parse_value
-from maskwise.recipe.reading import read_recipe
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import yaml
+
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.folders import recipe_path, shipped
+from maskwise.recipe.overrides import (
+    Plain,
+    explain,
+    merged,
+    parse_override,
+    parse_value,
+    put,
+    read_yaml,
+)
 from maskwise.recipe.recipe import Recipe, validate
 
 __all__ = ["Recipe", "explain", "parse_value", "read_recipe", "shipped", "validate"]
+
+
+def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides, and validate the whole and each arm.
+
+    Args:
+        source: the name of a shipped recipe, or a file.
+        overrides: settings to change, ``key=value``.
+
+    Raises:
+        MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
+
+    >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
+    10
+    """
+    settings = _settings(source)
+    apply_overrides(settings, overrides)
+    recipe = validate(settings, origin=str(source))
+    for name in recipe.study.arms:
+        _check_arm(recipe, name)
+    return recipe
+
+
+def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
+    """Change nested settings by ``key=value``; arms can be left out, as in any recipe.
+
+    ``study.arms.tsdae=null`` leaves out one arm, and ``study.arms=a,b`` all but these. Baseline,
+    contrasts and gate then follow the remaining arms.
+
+    Raises:
+        MaskwiseError: an override without a key or value, or an unknown arm.
+
+    >>> arms = {"a": {}, "b": {}, "c": {}}
+    >>> settings = {"study": {"arms": arms, "contrasts": [["b", "a"], ["c", "a"]]}}
+    >>> apply_overrides(settings, ["study.arms.b=null"]); settings
+    {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
+    """
+    changes = dict(map(parse_override, overrides))
+    old_arms = _arms(settings)
+    for key, value in changes.items():
+        known = _arms(settings)
+        arm = key.removeprefix("study.arms.")
+        if arm != key and "." not in arm and value in (None, "none"):
+            _require_arms([arm], known)
+            key = "study.arms"
+            value = {name: arms for name, arms in known.items() if name != arm}
+            if not value:
+                raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
+        elif key == "study.arms" and known and isinstance(value, str | list):
+            names = value
+            if isinstance(names, str):
+                names = [name.strip() for name in names.split(",")]
+            _require_arms(names, known)
+            value = {name: arms for name, arms in known.items() if name in names}
+        put(settings, key, value)
+    # Other settings of the file may name arms that were dropped.
+    if _arms(settings) != old_arms:
+        _follow_arms(settings["study"], old=old_arms.keys(), overridden=changes.keys())
+
+
+def _require_arms(names: Iterable[str], known: Plain) -> None:
+    for name in names:
+        require_known("arm in study.arms", name, known)
+
+
+def _arms(settings: Plain) -> Plain:
+    """Return the arms; none if the settings are malformed."""
+    study = settings.get("study")
+    if isinstance(study, dict) and isinstance(study.get("arms"), dict):
+        return study["arms"]
+    return {}
+
+
+def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
+    """Drop what names an arm that is gone; if arms are added, also what may not suit them."""
+    arms = _arms({"study": study})
+    gone = {*old} - {*arms}
+    own = study.get("search")
+    if isinstance(own, dict) and isinstance(own.get("own"), dict):
+        own["own"] = {arm: grid for arm, grid in own["own"].items() if arm in arms}
+    added = {*arms} - {*old}
+    for key in ("baseline", "gate", "share", "contrasts", "outcome", "transfer"):
+        if f"study.{key}" in overridden:
+            continue
+        # A loss, for example, may not suit arms of other units.
+        if added and key in ("contrasts", "outcome", "transfer"):
+            study.pop(key, None)
+        else:
+            study[key] = _without(study.get(key), gone)
+            # Without a value, every arm is compared with the baseline.
+            if study[key] in (None, []):
+                del study[key]
+
+
+def _without(setting: object, gone: set[str]) -> object:
+    """Return a setting without pairs of arms that are gone; None if it is one of them itself."""
+    if isinstance(setting, dict):
+        kept = {key: _without(value, gone) for key, value in setting.items()}
+        if kept.get("contrast", "") is None:
+            return None
+        return kept
+    if not isinstance(setting, list):
+        if setting in gone:
+            return None
+        return setting
+    if any(isinstance(part, str) for part in setting):
+        if gone & {*map(str, setting)}:
+            return None
+        return setting
+    return [pair for pair in (_without(part, gone) for part in setting) if pair is not None]
+
+
+def _check_arm(recipe: Recipe, name: str) -> None:
+    """Validate an arm at every point of the search, and that it has an outcome."""
+    match = recipe.study.match
+    for point in recipe.study.points_of(name):
+        links = recipe.arm(name, seed=0, more=point).links()
+        if match != "steps" and any(link.objectives for link in links):
+            raise MaskwiseError(
+                f"arm {name!r} trains on several objectives, which are matched by steps",
+                got=f"study.match {match}",
+            )
+    # A grid does not change the kinds of masks, so the last point serves for all.
+    kinds = set()
+    for link in links:
+        kinds |= {kind.split()[0] for kind in link.judged_on()}
+    masks = links[-1].evaluation.masks
+    if not recipe.tasks and not kinds & set(masks):
+        raise MaskwiseError(
+            f"nothing is measured of arm {name!r}: no tasks, and no held-out masks of its kind",
+            got=f"evaluation.masks {list(masks)}",
+            allowed=" or ".join(sorted(kinds)) or "tasks",
+        )
+
+
+def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
+    """Read the settings of a file, merged into those of the recipe that it extends."""
+    path = recipe_path(source)
+    chain = (*extending, path.resolve())
+    if path.resolve() in extending:
+        raise MaskwiseError(
+            "recipes extend each other in a circle", got=" → ".join(file.name for file in chain)
+        )
+    settings = _read(path)
+    if not isinstance(settings, dict):
+        got = "no settings"
+        if settings is not None:
+            got = type(settings).__name__
+        do = "write settings into it, or name a shipped recipe: maskwise list recipes"
+        raise MaskwiseError(f"{path} is not a recipe", got=got, allowed="keys and values", do=do)
+    settings.setdefault("name", path.stem)
+    extends = settings.pop("extends", None)
+    if extends is None:
+        return settings
+    # A file in the same folder takes precedence over a shipped recipe of that name.
+    base_source: str | Path = path.parent / str(extends)
+    if not Path(base_source).is_file():
+        base_source = str(extends)
+    base = _settings(base_source, extending=chain)
+    for key in ("name", "description"):
+        base.pop(key, None)
+    return merged(base, settings)
+
+
+def _read(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return read_yaml(text)
+    except UnicodeDecodeError as error:
+        raise MaskwiseError(f"{path} is not text in UTF-8", got=str(error)) from None
+    except MaskwiseError as error:
+        raise MaskwiseError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        got = str(error)
+        # Characters that YAML does not allow come without a place.
+        if isinstance(error, yaml.MarkedYAMLError):
+            # Some errors name only the place where the surrounding block begins.
+            mark = error.problem_mark or error.context_mark
+            assert mark is not None
+            got = f"line {mark.line + 1}: {error.problem}"
+        raise MaskwiseError(f"{path} is not readable YAML", got=got) from None

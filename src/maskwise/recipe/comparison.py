@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Literal
 
@@ -17,8 +17,9 @@ from pydantic import (
 )
 
 from maskwise.constants import FRESH_RUN, MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.recipe.overrides import Plain, leaves
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.recipe.overrides import Plain
+from maskwise.specs import leaves
 
 MOST_SEEDS = 1000
 """Limit of the runs of an arm: a plan holds every stage of every run."""
@@ -266,30 +267,24 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        named: list[tuple[str, Sequence[str]]] = []
-        for contrast in self.contrasts or ():
-            named.append(("contrasts", contrast))
+        # The untouched start is a side of contrasts, but no arm that can be trained.
+        pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
-            named.append(("gate", self.gate.contrast))
+            pairs.append(("gate", self.gate.contrast, compared))
         if self.share:
-            named.append(("share", self.share))
-        for setting, (arm, baseline) in named:
+            pairs.append(("share", self.share, [*self.arms]))
+        for setting, (arm, baseline), known in pairs:
             if arm == baseline:
                 raise MaskwiseError(
                     f"study.{setting} names two different arms", got=[arm, baseline]
                 )
+            require_known(f"arm in study.{setting}", arm, known)
+            require_known(f"arm in study.{setting}", baseline, known)
         if self.search:
-            named.append(("search.own", [*self.search.own]))
+            for arm in self.search.own:
+                require_known("arm in study.search.own", arm, self.arms)
         if self.baseline is not None:
-            named.append(("baseline", [self.baseline]))
-        for setting, names in named:
-            known = [*self.arms]
-            # The untouched start is a side of contrasts, but no arm that can be trained.
-            if setting in ("contrasts", "gate"):
-                known = compared
-            for name in names:
-                if name not in known:
-                    raise unknown_name(f"arm in study.{setting}", name, known)
+            require_known("arm in study.baseline", self.baseline, self.arms)
 
     def points_of(self, arm: str) -> list[Plain]:
         """Return the points of the search for an arm; a single empty one without a search."""

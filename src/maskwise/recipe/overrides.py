@@ -18,12 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.specs import leaves
 
 Plain = dict[str, Any]
 """Nested settings as YAML or JSON has them."""
 
 MOST_VALUES = 100_000
-"""Limit of the values in one YAML text, aliases expanded: 30 lines may expand to 10⁹ values."""
+"""Limit of the values in one YAML text: with aliases, a line may contain itself."""
 
 NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
@@ -127,20 +128,6 @@ def nested(tree: Mapping[str, object]) -> Plain:
     return settings
 
 
-def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield nested settings as pairs of ``a.b.c`` and value.
-
-    An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. So is a mix of sources,
-    which is replaced as a whole, and whose keys are file names with dots.
-    """
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not name.endswith("corpus.source"):
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name, value
-
-
 def merged(base: Plain, own: Plain) -> Plain:
     """Merge ``own`` settings into those of ``base``.
 
@@ -197,15 +184,22 @@ class Yaml(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    values = 0
+    """The number of values so far, aliases expanded."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
         # Constructed anew for each alias of an anchor, so that overrides change one of them alone.
         self.constructed_objects.pop(node, None)
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
+        except MaskwiseError:
+            raise
         # PyYAML does not catch these errors in !!timestamp, !!int and others.
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
@@ -233,35 +227,13 @@ def read_yaml(text: str) -> object:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        MaskwiseError: it is nested too deeply, or expands to more than ``MOST_VALUES`` values.
+        MaskwiseError: it is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
-    loader = Yaml(text)
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        # Counted before construction: a merge key (<<) copies the values of its aliases.
-        if _count(root, {}) > MOST_VALUES:
-            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
-        return loader.construct_document(root)
+        # A loader of its own: safe, and without the booleans of YAML 1.1.
+        return yaml.load(text, Loader=Yaml)
     except RecursionError:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
-    finally:
-        loader.dispose()
-
-
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node, aliases expanded."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        # Too many values, if a node contains itself.
-        known[id(node)] = MOST_VALUES + 1
-        parts = node.value
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for _, part in parts]
-        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
-    return known[id(node)]
 
 
 ALLOWED = {

@@ -38,12 +38,12 @@ from maskwise.recipe.overrides import (
     Plain,
     blamed,
     explain,
-    leaves,
     nested,
     put,
     require_changeable,
 )
 from maskwise.samplers import sampler
+from maskwise.specs import leaves
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.worlds import of_run
@@ -379,7 +379,7 @@ class Recipe(Settings):
         Raises:
             MaskwiseError: an override of a setting that is the same for all arms, or a bad one.
         """
-        changes: Plain = {}
+        changes = {}
         for overrides in (self.study.arms[name], more or {}):
             for key, value in leaves(overrides):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}")

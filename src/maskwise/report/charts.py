@@ -6,11 +6,12 @@ A chart without points is left out of the page.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from statistics import fmean, median
+from collections.abc import Iterable
+from itertools import cycle
+from statistics import median
+
+from pandas import DataFrame
 
 from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
 from maskwise.errors import plural
@@ -22,41 +23,41 @@ from maskwise.report.drawing import (
     View,
     choice_chart,
     dot_chart,
-    gain_chart,
     line_chart,
-    vega_code,
 )
-from maskwise.report.reading import Folder, Line
+from maskwise.report.reading import NO_RUNS, Folder, Line, mean
 
 MOST_POINTS = 200
 """The most points of a line; more could not be seen."""
-QUANTITIES = ("steps", "tokens", "targets", "flops", "seconds")
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart per task."""
-    charts: list[View] = []
+    charts = []
     majorities = folder.numbers("score", "majority")
-    for measure, by_arm in folder.numbers("score").items():
+    for measure, runs in folder.numbers("score").items():
         task, _ = measure
-        facts = folder.study["tasks"].get(task, {})
+        facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = metric in LOWER_IS_BETTER
         # Correlations are drawn times 100, and the axis of shares is in per cent.
-        scale = 100 if metric in CORRELATIONS else 1
-        points = _points(by_arm, colours, scale=scale)
+        is_correlation = metric in CORRELATIONS
+        are_shares = runs.value.between(0, 1).all()
+        percent = bool(are_shares) and not lower and not is_correlation
+        if is_correlation:
+            runs = runs.assign(value=100 * runs.value)
+        points = _points(runs, colours)
         if not points:
             continue
-        majority = facts.get("majority") or mean(_values(majorities[measure]))
-        scratch = mean([scale * score for score in by_arm.get(REFERENCE, {}).values()])
-        shares = all(0 <= score <= 1 for score in _values(by_arm))
-        percent = shares and not lower and scale == 1
+        majority = facts.get("majority")
+        if not majority and measure in majorities:
+            majority = mean(majorities[measure].value)
+        scratch = mean(runs.value[runs.arm == REFERENCE])
         side = "left" if lower else "right"
         spec = dot_chart(
             points,
             colours,
             title=f"{metric} ({side} is better)",
-            references={"commonest answer": majority, folder.reference: scratch},
             percent=percent,
         )
         charts.append(
@@ -76,22 +77,24 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart per kind of mask and ratio, with the loss of word frequencies."""
-    charts: list[View] = []
+    charts = []
     unigrams = folder.numbers("heldout", "unigram")
-    for (masks, ratio), by_arm in folder.numbers("heldout").items():
-        points = _points(by_arm, colours)
+    for measure, runs in folder.numbers("heldout").items():
+        points = _points(runs, colours)
         if not points:
             continue
-        trained = {arm: runs for arm, runs in unigrams[masks, ratio].items() if arm in colours}
-        unigram = mean(_values(trained))
+        masks, ratio = measure
+        trained = unigrams.get(measure, NO_RUNS)
+        trained = trained[trained.arm.isin([*colours])]
+        unigram = mean(trained.value)
         # Untrained models hardly differ between seeds, so any of them is drawn.
-        start = next(iter(by_arm.get(REFERENCE, {}).values()), None)
+        untrained = runs[runs.arm == REFERENCE]
+        start = mean(untrained.value.head(1))
         spec = dot_chart(
             points,
             colours,
             title="loss in nats (left is better)",
             plateau=unigram,
-            references={folder.reference: start},
         )
         charts.append(
             {"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec}
@@ -99,44 +102,50 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     return charts
 
 
-def coverage_view(folder: Folder, colours: Colours) -> View | None:
+def _points(runs: DataFrame, colours: Colours) -> list[Line]:
+    """Return the runs of the arms that have a colour: the reference is drawn as a line."""
+    drawn = runs[runs.arm.isin([*colours])]
+    points: list[Line] = drawn.to_dict("records")
+    return points
+
+
+def coverage_table(folder: Folder) -> list[View]:
     """Return how many right answers are in the corpus and masked, and the gain, by task and arm.
 
-    The gain is over the reference, which has no such training. None if no task has texts that hold
-    its answers.
+    The gain is over the reference, which has no such training. Only tasks have rows whose answers
+    are in texts.
     """
-    rows: list[View] = []
-    points: list[Line] = []
-    lines = folder.of_kind("coverage")
-    corpora = [line for line in lines if "standing" in line]
-    scores = {task: by_arm for (task, _), by_arm in folder.numbers("score").items()}
-    for line in lines:
-        if "arm" not in line:
-            continue
+    rows = []
+    texts_of = defaultdict(list)
+    lines_of_arms = []
+    for line in folder.of_kind("coverage"):
+        if "arm" in line:
+            lines_of_arms.append(line)
+        elif "standing" in line:
+            texts_of[line["task"]].append(line)
+    scores = {}
+    for (task, _), runs in folder.numbers("score").items():
+        sign = 1
+        if folder.task(task).get("metric") in LOWER_IS_BETTER:
+            sign = -1
+        for arm, score in runs.groupby("arm").value.mean().items():
+            scores[task, arm] = sign * score
+    for line in lines_of_arms:
         task = line["task"]
-        arm = line["arm"]
-        texts = [other for other in corpora if other["task"] == task]
+        texts = texts_of[task]
         # Fact worlds have a corpus per run; other studies have one for all.
-        texts = [other for other in texts if other["corpus"] == line["corpus"]] or texts
-        by_arm = scores.get(task, {})
-        gain = None
-        if by_arm.get(arm) and by_arm.get(REFERENCE):
-            gain = fmean(by_arm[arm].values()) - fmean(by_arm[REFERENCE].values())
-            if folder.study["tasks"].get(task, {}).get("metric") in LOWER_IS_BETTER:
-                gain = -gain
-        masked = None
-        part = None
-        if line["occurrences"]:
-            masked = line["whole"] / line["occurrences"]
-            part = line["part"] / line["occurrences"]
-        if gain is not None and masked is not None:
-            points.append({"arm": arm, "x": masked, "value": gain})
-        standing = mean([other["standing"] / other["items"] for other in texts])
-        rows.append({**line, "masked": masked, "part": part, "gain": gain, "standing": standing})
-    if not rows:
-        return None
-    spec = gain_chart(points, colours, over=folder.reference) if points and vega_code() else None
-    return {"rows": rows, "spec": spec}
+        own = [text for text in texts if text["corpus"] == line["corpus"]]
+        standing = mean([text["standing"] / text["items"] for text in own or texts])
+        row = {**line, "standing": standing, "masked": None, "part": None, "gain": None}
+        places = line["occurrences"]
+        if places:
+            row |= {"masked": line["whole"] / places, "part": line["part"] / places}
+        score = scores.get((task, line["arm"]))
+        start = scores.get((task, REFERENCE))
+        if score is not None and start is not None:
+            row["gain"] = score - start
+        rows.append(row)
+    return rows
 
 
 def transfer_view(folder: Folder) -> View | None:
@@ -149,51 +158,45 @@ def transfer_view(folder: Folder) -> View | None:
         return None
     # The largest effect has the full colour.
     reach = max(abs(cell["mean"] or 0.0) for cell in cells) or 1.0
-    by_arm: dict[str, list[View]] = defaultdict(list)
+    by_arm = defaultdict(list)
     for cell in cells:
-        nats = folder.study["tasks"].get(cell["task"], {}).get("metric") in LOWER_IS_BETTER
         gain = cell["mean"] or 0.0
-        by_arm[cell["arm"]].append(
-            {
-                **cell,
-                "own": cell["task"] == cell["learned_from"],
-                "scale": 1 if nats else 100,
-                "digits": 2 if nats else 1,
-                "shade": shade(abs(gain) / reach, BLUE if gain > 0 else ORANGE),
-            }
-        )
+        colour = BLUE if gain > 0 else ORANGE
+        view: View = {"own": cell["task"] == cell["learned_from"], "scale": 100, "digits": 1}
+        if folder.task(cell["task"]).get("metric") in LOWER_IS_BETTER:
+            view |= {"scale": 1, "digits": 2}
+        view["shade"] = shade(abs(gain) / reach, colour)
+        by_arm[cell["arm"]].append({**cell, **view})
     rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
     return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": rows}
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
     """Return training loss, realised ratio and held-out losses over the steps, where logged."""
-    charts: View = {}
-    train = [line for line in folder.curves if line["kind"] == "train"]
-    losses = thin(line for line in train if "loss" in line)
-    if losses:
-        # Tokens compare arms with different batches, but not every log has them.
-        x = "tokens" if all("tokens" in line for line in losses) else "step"
-        points = [_point(line, line["loss"], x) for line in losses]
-        charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
-    ratios = thin(line for line in train if "ratio" in line)
-    if ratios:
-        points = []
-        for line in ratios:
-            point = _point(line, line["ratio"])
-            if "scheduled_ratio" in line:
-                point["scheduled"] = line["scheduled_ratio"]
-            points.append(point)
-        charts["ratio"] = line_chart(points, colours, title="masked", percent=True, zero=True)
-    evaluated: dict[tuple[str, float], list[Line]] = defaultdict(list)
+    charts = {}
+    lines_of: dict[str, list[Line]] = {"loss": [], "ratio": []}
+    evaluated = defaultdict(list)
     for line in folder.curves:
         if line["kind"] == "eval" and "loss" in line:
             evaluated[line["masks"], line["ratio"]].append(line)
-    views: list[View] = []
+        elif line["kind"] == "train":
+            for key, lines in lines_of.items():
+                if key in line:
+                    lines.append(line)
+    losses = lines_of["loss"]
+    if losses:
+        # Tokens compare arms with different batches, but not every log has them.
+        x = "tokens" if all("tokens" in line for line in losses) else "step"
+        points = _curve(losses, "loss", x)
+        charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
+    points = _curve(lines_of["ratio"], "ratio")
+    if points:
+        charts["ratio"] = line_chart(points, colours, title="masked", percent=True, zero=True)
+    views = []
     for (masks, ratio), lines in evaluated.items():
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
-            [_point(line, line["loss"]) for line in thin(lines)],
+            _curve(lines, "loss"),
             colours,
             title="held-out loss, nats",
             dots=True,
@@ -204,31 +207,40 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     return {**charts, "eval": views}
 
 
+def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
+    """Return the points of a quantity over the steps or tokens, of at most some of the lines."""
+    points = []
+    for line in thin(lines):
+        point = {"arm": line["arm"], "seed": line["seed"], "value": line[key], x: line[x]}
+        if key == "ratio" and "scheduled_ratio" in line:
+            point["scheduled"] = line["scheduled_ratio"]
+        points.append(point)
+    return points
+
+
 def weight_charts(folder: Folder) -> list[View]:
     """Return a chart of learned group weights for each arm and objective."""
-    charts: dict[str, list[Line]] = defaultdict(list)
+    charts = defaultdict(list)
     for line in thin(folder.curves):
         for key, weights in line.items():
             # The key is "weights", or "OBJECTIVE weights" with several objectives.
             *objective, what = key.split(" ")
-            if what != "weights" or not isinstance(weights, dict):
-                continue
-            name = " ".join([line["arm"], *objective])
-            for group, weight in weights.items():
-                # A line per group: the chart knows only arms.
-                charts[name].append(_point({**line, "arm": group}, weight))
-    views: list[View] = []
+            if what == "weights" and isinstance(weights, dict):
+                name = " ".join([line["arm"], *objective])
+                point = {"seed": line["seed"], "step": line["step"]}
+                for group, weight in weights.items():
+                    # A line per group: the chart knows only arms.
+                    charts[name].append({**point, "arm": group, "value": weight})
+    views = []
     palette = [*GROUPS, *MUTED]
     for name, points in charts.items():
-        last = max(point["step"] for point in points)
-        final: dict[str, list[float]] = {point["arm"]: [] for point in points}
-        for point in points:
-            if point["step"] == last:
-                final[point["arm"]].append(point["value"])
+        frame = DataFrame(points)
         # The legend lists groups by their final weight, as the lines end.
-        means = {group: mean(weights) or 0.0 for group, weights in final.items()}
-        order = sorted(means, key=lambda group: (-means[group], group))
-        colours = {group: palette[place % len(palette)] for place, group in enumerate(order)}
+        last = frame[frame.step == frame.step.max()]
+        final = last.groupby("arm").value.mean()
+        order = final.sort_values(ascending=False, kind="stable").index
+        groups = dict.fromkeys([*order, *frame.arm])
+        colours = dict(zip(groups, cycle(palette)))
         spec = line_chart(
             points, colours, title="weight", zero=True, means=True, legend=True, height=300
         )
@@ -237,46 +249,36 @@ def weight_charts(folder: Folder) -> list[View]:
 
 
 def compute_view(folder: Folder, colours: Colours) -> View | None:
-    """Return the points of quality against compute; None if no cost was recorded."""
-    # A run may consist of several trainings.
-    seconds: Counter[tuple[str, int, float]] = Counter()
-    for line in folder.timings:
-        if line["kind"] == "pretrain" and line["purpose"] == "main":
-            seconds[line["arm"], line["seed"], line["fraction"]] += line["seconds"]
-    points: list[Line] = []
-    for run in folder.summary["efficiency"]["points"]:
-        if run["arm"] not in colours:
-            continue
-        place: Line = {**run}
-        spent = seconds[run["arm"], run["seed"], run["fraction"]]
-        if spent:
-            place["seconds"] = spent
-        for name, value in place.pop("values").items():
+    """Return the points of quality against FLOPs, or steps; None if no cost was recorded."""
+    runs = [run for run in folder.summary["efficiency"]["points"] if run["arm"] in colours]
+    # Runs of some older studies have no FLOPs; one axis has one unit.
+    quantity = "flops" if all("flops" in run for run in runs) else "steps"
+    points = []
+    for run in runs:
+        place = {"arm": run["arm"], "seed": run["seed"], "fraction": run["fraction"]}
+        for name, value in run["values"].items():
             measure = outcome_label(name)
             if name.startswith("heldout:"):
                 measure = f"{measure} loss"
-            points.append({**place, "measure": measure, "value": value})
-    found = set().union(*points)
-    quantities = [name for name in QUANTITIES if name in found]
-    if not quantities:
+            points.append({**place, "x": run.get(quantity), "measure": measure, "value": value})
+    if not any(point["x"] for point in points):
         return None
-    measures = list(dict.fromkeys(point["measure"] for point in points))
-    crossings: list[View] = []
+    crossings = []
     for row in folder.summary["efficiency"]["crossings"]:
         # A seed that never crosses is later than all others: a median of infinity is no crossing.
         shares = [math.inf if share is None else share for share in row["shares"].values()]
         middle = median(shares)
         crossings.append({**row, "median": middle if math.isfinite(middle) else None})
     return {
-        "spec": choice_chart(points, colours, measures=measures, quantities=quantities),
-        "companions": any(point["fraction"] < 1 for point in points),
+        "spec": choice_chart(points, colours, quantity=quantity),
+        "companions": any(run["fraction"] < 1 for run in runs),
         "crossings": crossings,
     }
 
 
 def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
     """Keep every k-th line of each run, so that no run has more than ``most``."""
-    runs: dict[tuple[str, int], list[Line]] = defaultdict(list)
+    runs = defaultdict(list)
     for line in lines:
         runs[line["arm"], line["seed"]].append(line)
     thinned = []
@@ -286,33 +288,10 @@ def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
     return thinned
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _values(by_arm: Mapping[str, Mapping[int, float]]) -> list[float]:
-    return list(chain.from_iterable(by_seed.values() for by_seed in by_arm.values()))
-
-
-def _points(
-    by_arm: Mapping[str, Mapping[int, float]], colours: Colours, *, scale: float = 1
-) -> list[Line]:
-    """Return a point for every run of the arms that have a colour."""
-    points: list[Line] = []
-    for arm, by_seed in by_arm.items():
-        # The untrained models are drawn as a reference line.
-        if arm in colours:
-            for seed, value in by_seed.items():
-                points.append({"arm": arm, "seed": seed, "value": scale * value})
-    return points
-
-
-def _point(line: Line, value: float, x: str = "step") -> Line:
-    return {"arm": line["arm"], "seed": line["seed"], "value": value, x: line[x]}
-
-
 MOST_SMALL = 60
 """The most points of a line in a small chart."""
+SMALL = 150
+"""The height of a small chart."""
 MOST_NOTES = 5
 """The most notes of a sampler that are listed."""
 RELIABLE = 0.5
@@ -321,21 +300,18 @@ RELIABLE = 0.5
 
 def objectives_view(folder: Folder, colours: Colours) -> View | None:
     """Return the content of the section; None if no run chose among objectives."""
-    by_arm: dict[str, list[Line]] = {arm: [] for arm in colours}
+    lines_of = defaultdict(list)
     names: dict[str, None] = {}
-    # In the order of the curves, so that colours do not depend on the order of arms.
     for line in folder.curves:
-        if line["arm"] in by_arm and "arm_steps" in line:
-            by_arm[line["arm"]].append(line)
+        if line["arm"] in colours and "arm_steps" in line:
+            lines_of[line["arm"]].append(line)
             names |= dict.fromkeys(line["arm_steps"])
     if not names:
         return None
-    by_arm = {arm: lines for arm, lines in by_arm.items() if lines}
-    painted = {name: GROUPS[place % len(GROUPS)] for place, name in enumerate(names)}
-    shares: list[View] = []
-    notes: dict[str, list[str]] = {}
-    watched: dict[str, str] = {}
-    for arm, lines in by_arm.items():
+    painted = dict(zip(names, cycle(GROUPS)))
+    shares = []
+    notes = {}
+    for arm, lines in lines_of.items():
         points = _shares(lines)
         if points:
             spec = line_chart(
@@ -346,27 +322,17 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
                 zero=True,
                 means=True,
                 rule=1 / len(names),
-                height=150,
+                height=SMALL,
             )
             shares.append({"name": arm, "spec": spec})
         found = _notes(lines)
         if found:
             notes[arm] = found
-        if any("probe_losses" in line for line in lines):
-            watched[arm] = colours[arm]
-    probes: list[View] = []
-    for name in names:
-        points = _probes(chain.from_iterable(by_arm.values()), name)
-        if points:
-            spec = line_chart(points, watched, title=None, means=True, runs=False, height=150)
-            probes.append({"name": name, "spec": spec})
     recipe = folder.study["recipe"]
     return {
         "objectives": painted,
-        "watched": watched,
         "shares": shares,
-        "probes": probes,
-        "table": [_row(folder, arm, lines, names) for arm, lines in by_arm.items()],
+        "table": [_row(folder, arm, lines, names) for arm, lines in lines_of.items()],
         "wanted": RELIABLE,
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
         "notes": notes,
@@ -379,39 +345,28 @@ def _shares(lines: list[Line]) -> list[Line]:
     different = {tuple(line["probabilities"].values()) for line in known}
     # A rule that always gives one objective the whole weight only switches between them.
     mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
+    points: list[Line] = []
     if len(different) < 2 or not mixed:
-        return []
-    return [
-        {"arm": name, "seed": line["seed"], "step": line["step"], "value": share}
-        for line in thin(known, MOST_SMALL)
-        for name, share in line["probabilities"].items()
-    ]
-
-
-def _probes(lines: Iterable[Line], name: str) -> list[Line]:
-    """Return the loss of an objective on the probe, once per measurement."""
-    points: dict[tuple[object, ...], Line] = {}
-    for line in thin(lines, MOST_SMALL):
-        value = line.get("probe_losses", {}).get(name)
-        if value is not None:
-            # Every line repeats the last measurement, so later lines replace it by itself.
-            step = line.get("probe_step", line["step"])
-            run = line["arm"], line["seed"]
-            points[*run, step] = {"arm": run[0], "seed": run[1], "value": value, "step": step}
-    return list(points.values())
+        return points
+    for line in thin(known, MOST_SMALL):
+        place = {"seed": line["seed"], "step": line["step"]}
+        for name, share in line["probabilities"].items():
+            points.append({**place, "arm": name, "value": share})
+    return points
 
 
 def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
     steps: Counter[str] = Counter()
+    # The last line of each run has its totals.
+    ends = {}
     for line in lines:
         steps.update(line["arm_steps"])
-    # The last line of each run has its totals.
-    ends = {line["seed"]: line for line in lines}.values()
-    seconds = fmean(end.get("seconds", 0.0) for end in ends)
-    probe_seconds = [end["probe_seconds"] for end in ends if "probe_seconds" in end]
+        ends[line["seed"]] = line
+    totals = DataFrame(ends.values(), columns=["seconds", "probe_seconds", "reliability"])
+    seconds = mean(totals.seconds.fillna(0.0))
     probing = None
-    if probe_seconds and seconds:
-        probing = fmean(probe_seconds) / seconds
+    if seconds:
+        probing = mean(totals.probe_seconds.dropna() / seconds)
     costs = [cost for cost in folder.of_kind("cost") if cost["arm"] == arm]
     sampler = folder.study["recipe"].get("sampler")
     facts = folder.study["arms"].get(arm)
@@ -424,7 +379,7 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
         "steps": steps.total() / len(ends),
         "seconds": seconds,
         "probing": probing,
-        "reliability": mean([end["reliability"] for end in ends if "reliability" in end]),
+        "reliability": mean(totals.reliability.dropna()),
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }
 
@@ -436,9 +391,7 @@ def _notes(lines: list[Line]) -> list[str]:
         for note in line.get("notes", ()):
             # A starved objective in a single rollout may be chance; the table has the shares of
             # the full run.
-            if " is starved" in note:
-                continue
-            # Notes that differ only in the figures at their end are counted together.
-            beginning, *_ = re.split(r"[,;]|: never", note)
-            counts[beginning] += 1
-    return [f"{note} ({plural(times, 'time')})" for note, times in counts.most_common(MOST_NOTES)]
+            if " is starved" not in note:
+                counts[note] += 1
+    common = counts.most_common(MOST_NOTES)
+    return [f"{note} ({plural(times, 'time')})" for note, times in common]

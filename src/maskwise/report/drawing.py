@@ -1,5 +1,5 @@
 """The look of charts and numbers: turns plain rows into Vega-Lite dictionaries, drawn in the
-browser, and makes the environment of the templates.
+browser, and has the filters of the templates.
 
 Where altair or the code of Vega is missing, the rows become tables.
 
@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeAlias
+from itertools import cycle
+from typing import TypeAlias
 
-import jinja2
 from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
@@ -42,13 +41,9 @@ INK = "#2b2b2b"
 FAINT = "#e9e6df"
 LABEL = "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-NEAR = 2.0
-"""How far from the dots a reference is drawn, in ranges of the dots: one further away would squeeze
-them together."""
-
-Spec: TypeAlias = dict[str, Any]
+Spec: TypeAlias = Line
 """A chart in Vega-Lite's JSON."""
-View: TypeAlias = dict[str, object]
+View: TypeAlias = Line
 """Plain data for the template, by the names used there."""
 Colours: TypeAlias = Mapping[str, str]
 Points: TypeAlias = Sequence[Line]
@@ -97,10 +92,8 @@ def table_of(points: Points, *names: str, across: str) -> Spec:
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
     """Give the baseline slate, and the other arms the colours of the palette in turn."""
-    palette = OKABE_ITO + MUTED
-    others = [arm for arm in arms if arm != baseline]
-    colours = {arm: palette[place % len(palette)] for place, arm in enumerate(others)}
-    return {arm: colours.get(arm, SLATE) for arm in arms}
+    palette = cycle(OKABE_ITO + MUTED)
+    return {arm: SLATE if arm == baseline else next(palette) for arm in arms}
 
 
 def dot_chart(
@@ -108,41 +101,34 @@ def dot_chart(
     colours: Colours,
     *,
     title: str,
-    references: Mapping[str, float | None],
     plateau: float | None = None,
     percent: bool = False,
 ) -> Spec:
     """Draw a dot per run, a thin line per seed, and a tick at each arm's mean.
 
     Args:
-        references: positions of dashed lines by label, if known; those far from the dots are left
-            out.
-        plateau: the unigram loss, which is always drawn, with a band below it.
+        plateau: the unigram loss, drawn as a dashed line with a band below it.
         percent: whether values are shares, written in per cent.
     """
     if not vega_code():
         return table_of(rows, "arm", across="seed")
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
-    values = [row["value"] for row in rows]
-    # Equal values have no range, and their chart must have one.
-    spread = max(max(values) - min(values), 0.01)
-    low = min(values) - NEAR * spread
-    high = max(values) + NEAR * spread
-    lines = {label: at for label, at in references.items() if at is not None and low <= at <= high}
+    ends = [row["value"] for row in rows]
     if plateau is not None:
-        lines["word frequencies"] = plateau
-    ends = [*values, *lines.values()]
+        ends.append(plateau)
     reach = max(ends) - min(ends)
+    # Equal values have no range, and their chart must have one.
     margin = 0.08 * max(reach, 0.01)
-    domain = [min(ends) - margin, max(ends) + margin]
+    left = min(ends) - margin
+    right = max(ends) + margin
     digits = ".2~f"
     if percent:
         digits = ".1%" if reach < 0.05 else ".0%"
     x = alt.X(
         "value:Q",
         title=title,
-        scale=alt.Scale(domain=domain, nice=False, zero=False),
+        scale=alt.Scale(domain=[left, right], nice=False, zero=False),
         axis=alt.Axis(format=digits, tickCount=5),
     )
     labels = alt.Axis(labelFontSize=13, labelPadding=10, grid=False)
@@ -151,81 +137,52 @@ def dot_chart(
     seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
     ticks = base.mark_tick(thickness=3, size=26, color=INK)
     layers = [
-        *_references(lines, plateau, domain),
         seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
         ticks.encode(x=alt.X("mean(value):Q", title=title), y=y),
         _dots(base, colours, x, y, seed="seed:O"),
     ]
-    return _finish(layers, height=max(46 * len(arms), 60))
-
-
-def _references(
-    lines: Mapping[str, float], plateau: float | None, domain: Sequence[float]
-) -> Iterator[alt.Chart]:
-    left, right = domain
     if plateau is not None:
         # Vega draws what lies outside of the domain too, and then shrinks the chart.
         band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
-        yield band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
-    for row, (label, at) in enumerate(lines.items()):
-        data = _data([{"at": at, "label": label}])
-        # Labels extend towards the middle, so that the edge does not cut them off.
-        place: Spec = {"align": "left", "dx": 6}
-        if right - at < at - left:
-            place = {"align": "right", "dx": -6}
-        text = data.mark_text(**LABELLED, **place, baseline="top", dy=2)
-        yield _dashed(data).encode(x="at:Q")
-        yield text.encode(x="at:Q", y=alt.value(15 * row), text="label:N")
+        shaded = band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
+        line = _dashed(_data([{"at": plateau}])).encode(x="at:Q")
+        layers = [shaded, line, *layers]
+    return _finish(layers, height=max(46 * len(arms), 60))
 
 
-def gain_chart(rows: Points, colours: Colours, *, over: str) -> Spec:
-    """Draw a dot per arm and task: ``x`` is the share of answers masked, ``value`` the gain."""
-    percent = alt.Axis(format=".0%", tickCount=5)
-    x = alt.X("x:Q", title="share of the answers in the corpus that is masked whole", axis=percent)
-    up = alt.Axis(format=".2~g", tickCount=5)
-    y = alt.Y("value:Q", title=f"gain over {over} (up is better)", axis=up)
-    share = alt.Tooltip("x:Q", format=".1%")
-    return _finish([_dots(_data(rows), colours, x, y, share=share)], height=220)
-
-
-def choice_chart(
-    rows: Points, colours: Colours, *, measures: Sequence[str], quantities: Sequence[str]
-) -> Spec:
-    """Draw quality against compute; menus below the chart choose the measure and the quantity.
+def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
+    """Draw quality against compute; a menu below the chart chooses the measure.
 
     A thin line joins the lengths of a seed; a thick line is the mean of an arm.
     """
     if not vega_code():
         return table_of(rows, "measure", "arm", across="fraction")
-    menus = [_menu("measure", measures, "Quality "), _menu("by", quantities, "against ")]
-    # An expression that Vega evaluates in the browser when a menu changes.
-    pick = "".join(f"by == '{name}' ? datum.{name} : " for name in quantities) + "0"
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    bind = alt.binding_select(options=measures, name="Quality ")
+    menu = alt.param(name="measure", value=measures[0], bind=bind)
+    # An expression that Vega evaluates in the browser when the menu changes.
     base = _data(rows).transform_filter("datum.measure == measure")
-    base = base.transform_calculate(x=pick).transform_filter("datum.x > 0")
-    x = alt.X("x:Q", title="compute", scale=alt.Scale(zero=True), axis=_count_axis())
+    title = {"flops": "FLOPs"}.get(quantity, quantity)
+    x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
     y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    colour = _arm_colour(colours)
     length = alt.Tooltip("fraction:Q", format=".0%")
     spent = alt.Tooltip("x:Q", format=".4s")
     seeds = base.mark_line(strokeWidth=1, opacity=0.35)
     layers = [
-        seeds.encode(x=x, y=y, color=_arm_colour(colours), detail="seed:N"),
+        seeds.encode(x=x, y=y, color=colour, detail="seed:N"),
         _dots(base, colours, x, y, seed="seed:O", length=length, spent=spent),
     ]
-    if len({row["fraction"] for row in rows}) > 1:
+    if any(row["fraction"] < 1 for row in rows):
         means = base.mark_line(strokeWidth=3).encode(
-            x=alt.X("mean(x):Q", title="compute"),
+            x=alt.X("mean(x):Q", title=title),
             y=alt.Y("mean(value):Q", title="quality"),
-            color=_arm_colour(colours),
+            color=colour,
             detail="arm:N",
             order="fraction:Q",
         )
         layers.append(means)
-    return _finish(layers, height=320, menus=menus)
-
-
-def _menu(name: str, options: Sequence[str], label: str) -> alt.Parameter:
-    bind = alt.binding_select(options=list(options), name=label)
-    return alt.param(name=name, value=options[0], bind=bind)
+    return _finish(layers, height=320, menus=[menu])
 
 
 def line_chart(
@@ -237,7 +194,6 @@ def line_chart(
     percent: bool = False,
     zero: bool = False,
     means: bool = False,
-    runs: bool = True,
     dots: bool = False,
     rule: float | None = None,
     label: str = "",
@@ -250,7 +206,6 @@ def line_chart(
         x: "step" or "tokens".
         zero: whether the axis of values starts at 0.
         means: whether to draw the means of arms over faint runs.
-        runs: whether to draw single runs.
         dots: whether lines have a dot at each value.
         rule: the position of a dashed line, and ``label`` its text.
         legend: whether the chart has its own legend; the page has one for all arms.
@@ -267,14 +222,12 @@ def line_chart(
     axis = alt.Axis(format=digits, tickCount=tick_count)
     up: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
     tips = ["arm:N", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
-    layers = []
-    if runs:
-        width = 1.0 if means else 1.9
-        opacity = 0.3 if means else 0.75
-        points = {"size": 26} if dots else False
-        lines = data.mark_line(strokeWidth=width, opacity=opacity, point=points)
-        y = alt.Y("value:Q", **up)
-        layers.append(lines.encode(x=axis_x, y=y, color=colour, detail="seed:N", tooltip=tips))
+    width = 1.0 if means else 1.9
+    opacity = 0.3 if means else 0.75
+    points = {"size": 26} if dots else False
+    lines = data.mark_line(strokeWidth=width, opacity=opacity, point=points)
+    y = alt.Y("value:Q", **up)
+    layers = [lines.encode(x=axis_x, y=y, color=colour, detail="seed:N", tooltip=tips)]
     if means:
         thick = data.mark_line(strokeWidth=2.2)
         y = alt.Y("mean(value):Q", **up)
@@ -362,23 +315,6 @@ def _finish(
 # Numbers in templates
 
 
-def environment() -> jinja2.Environment:
-    """Make the environment of the templates, with autoescape."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "figure": figure,
-        "short": short,
-        "share": share,
-        "powers": powers,
-        "outcome": outcome_label,
-        "figures": figures,
-    }
-    return environment
-
-
 def figure(x: float | None, digits: int = 3) -> str:
     return "–" if x is None else f"{x:.{digits}f}"
 
@@ -407,3 +343,14 @@ def powers(x: float | None) -> str:
 def figures(text: object) -> str:
     """Keep numbers and their units on one line."""
     return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
+
+
+FILTERS = {
+    "figure": figure,
+    "short": short,
+    "share": share,
+    "powers": powers,
+    "outcome": outcome_label,
+    "figures": figures,
+}
+"""The filters of the templates."""

@@ -1,4 +1,5 @@
-"""Writes the page: one self-contained HTML file of about a megabyte that needs no network.
+"""Writes the page of a study or run: one self-contained HTML file of about a megabyte that needs no
+network; and the page of a learned policy.
 
 One file can be mailed, archived and printed. The Vega code is embedded once, and each chart is a
 small JSON text. The template escapes everything that comes from the user's files (names of arms,
@@ -9,20 +10,22 @@ code.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
-from statistics import fmean, median
+
+import numpy as np
+from pandas import DataFrame
 
 from maskwise import __version__
-from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words
+from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import outcome_label
-from maskwise.folders import write_whole
+from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
-    coverage_view,
+    coverage_table,
     curve_charts,
     heldout_charts,
     objectives_view,
@@ -31,18 +34,17 @@ from maskwise.report.charts import (
     weight_charts,
 )
 from maskwise.report.drawing import (
+    FILTERS,
     SLATE,
     Colours,
     View,
     arm_colours,
-    environment,
     made_vega,
     vega_code,
 )
-from maskwise.report.reading import Folder, Line, read_folder
+from maskwise.report.reading import Folder, Line, mean, read_folder
 from maskwise.report.tables import (
     choices,
-    common_notes,
     evaluation_table,
     forest_groups,
     score_table,
@@ -50,8 +52,6 @@ from maskwise.report.tables import (
 )
 
 NO_CHARTS = "Tables of means stand in place of charts"
-MOST_NAMED = 6
-"""The most missing runs that are listed by name."""
 ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too long"}
 """What a key in the record of a learned policy means."""
 SCOPES = {
@@ -76,8 +76,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     """
     content = page_content(read_folder(Path(folder)))
     target = Path(html) if html is not None else Path(folder) / "report.html"
-    template = environment().get_template("page.html.j2")
-    write_whole(target, template.render(**content, vega=vega_code()))
+    write_page(target, "page.html.j2", FILTERS, **content, vega=vega_code())
     return target
 
 
@@ -97,13 +96,13 @@ def page_content(folder: Folder) -> View:
         "story": _story(folder),
         "warnings": warnings,
         "small_overlaps": small_overlaps,
-        "missing": _missing(folder, failures) if folder.kind == "study" else [],
+        "missing": _missing(folder) if folder.kind == "study" else [],
         "arms": [_arm(folder, arm, colours[arm], failures) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
         "score_table": score_table(folder),
-        "coverage": coverage_view(folder, colours),
+        "coverage": coverage_table(folder),
         "transfer": transfer_view(folder),
         "policies": _policies(folder),
         "heldout": heldout_charts(folder, colours),
@@ -154,7 +153,6 @@ def _story(folder: Folder) -> View | None:
     return {
         "compared": " ".join(filter(None, compared)),
         "lines": [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows],
-        "known": common_notes(summary["contrasts"]),
         "advice": summary["advice"],
     }
 
@@ -181,45 +179,46 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
     facts = folder.study["arms"].get(arm)
     if facts:
         words = facts.get("sampler") or f"{facts['policy']} {facts['ratio']}"
-    # Shown only where the arm learned little more than word frequencies.
-    floor = None
-    summary = folder.summary["arms"].get(arm)
-    if summary and summary["gap_nats"] is not None and summary["gap_nats"] < PLATEAU_NATS:
-        floor = summary["gap_nats"]
-    if summary and "targets" in summary["compute"]:
-        spent = summary["compute"]
-        words += f" · {spent['targets'] / spent['steps']:,.0f} targets a step"
-    return {
+    view = {
         "name": arm,
         "colour": colour,
         "baseline": arm == folder.study["baseline"],
-        "words": words,
-        "floor": floor,
+        "floor": None,
         "failures": sum(line["arm"] == arm for line in failures),
     }
+    summary = folder.summary["arms"].get(arm)
+    if summary:
+        spent = summary["compute"]
+        if "targets" in spent:
+            words += f" · {spent['targets'] / spent['steps']:,.0f} targets a step"
+        # Shown only where the arm learned little more than word frequencies.
+        gap = summary["gap_nats"]
+        if gap is not None and gap < PLATEAU_NATS:
+            view["floor"] = gap
+    return {**view, "words": words}
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
     """Return corpora with enough test items to affect scores, and corpora with a few."""
     warnings = []
     small = []
-    for line in folder.records:
-        if line["kind"] == "overlap" and line["overlapping"]:
-            counts = line["overlapping"], line["items"]
-            words = f"{overlap_words(*counts, line['task'])} ({line['corpus']})"
-            if overlap_matters(*counts):
-                warnings.append(f"{words}: the scores may reflect memory.")
-            else:
-                small.append(f"{words}.")
+    for line in folder.of_kind("overlap"):
+        found = line["overlapping"]
+        words = overlap_words(found, line["items"], line["task"])
+        words = f"{words} ({line['corpus']})"
+        if found and overlap_matters(found, line["items"]):
+            warnings.append(f"{words}: the scores may reflect memory.")
+        elif found:
+            small.append(f"{words}.")
     return warnings, small
 
 
 def _policies(folder: Folder) -> list[View]:
     """Return the findings and oddities of learned policies by arm."""
-    by_arm: dict[str, list[Line]] = defaultdict(list)
+    by_arm = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
-    views: list[View] = []
+    views = []
     for arm, runs in by_arm.items():
         remarks = []
         for key, words in ODDITIES.items():
@@ -235,42 +234,22 @@ def _policies(folder: Folder) -> list[View]:
     return views
 
 
-def _missing(folder: Folder, failures: Sequence[Line]) -> list[str]:
+def _missing(folder: Folder) -> list[str]:
     """Say what the folder of a study lacks."""
-    study = folder.study
-    lines = list[str]()
+    lines = []
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
         why = "the study is still running, or was stopped; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
-    # Runs that failed have their own section.
-    failed = {(line["arm"], line["seed"]) for line in failures}
-    runs = [run for run in product(folder.arms, study["seeds"]) if run not in failed]
-    scores = folder.of_kind("score")
-    losses = folder.of_kind("heldout")
-    measured = {}
-    for task in study["tasks"]:
-        measured[f"score on {task}"] = [line for line in scores if line["task"] == task]
-    if losses or not study["tasks"]:
-        measured["held-out loss"] = losses
-    measured["curve (stages/…/metrics.jsonl)"] = folder.curves
-    for what, known in measured.items():
-        found = {(line["arm"], line["seed"]) for line in known}
-        lacking = [f"{arm} with seed {seed}" for arm, seed in runs if (arm, seed) not in found]
-        named = ", ".join(lacking[:MOST_NAMED])
-        if len(lacking) > MOST_NAMED:
-            named += ", …"
-        if lacking and len(lacking) == len(runs):
-            lines.append(f"No run has a {what}.")
-        elif lacking:
-            lines.append(f"{len(lacking)} of {len(runs)} runs have no {what}: {named}.")
+    if not folder.curves:
+        lines.append("No run has a curve (stages/…/metrics.jsonl).")
     if not folder.samples:
         lines.append("There are no masked sentences to look at (samples.json).")
     if folder.unread:
         lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be used.")
     # Another version may read or judge the same files differently.
-    made = study["maskwise"]
+    made = folder.study["maskwise"]
     if made and made != __version__:
         lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
     return lines
@@ -287,22 +266,23 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
     documents: dict[str, dict[str, Line]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
-            moments = sample.get("moments") or [{"pieces": sample["pieces"]}]
-            if not moments[0]["pieces"]:
+            moments = sample.get("moments") or [sample]
+            pieces = [moment["pieces"] for moment in moments]
+            if not pieces[0]:
                 continue
-            pieces = repr([moment["pieces"] for moment in moments])
-            versions = documents[sample["document"]]
-            if pieces not in versions:
-                versions[pieces] = {
+            version = documents[sample["document"]].setdefault(
+                repr(pieces),
+                {
                     "names": [],
                     "arms": [],
                     "colour": colours.get(arm, SLATE),
                     "moments": [_moment(moment) for moment in moments],
                     "learnt": sample.get("learnt", False),
-                }
-            versions[pieces]["names"].append(arm)
+                },
+            )
+            version["names"].append(arm)
             # The number of the checkbox that shows this arm.
-            versions[pieces]["arms"].append(str(number))
+            version["arms"].append(str(number))
     return [
         {"document": name, "versions": list(versions.values())}
         for name, versions in documents.items()
@@ -338,42 +318,131 @@ def _piece(piece: Line) -> dict[str, str]:
 def _facts(folder: Folder) -> list[tuple[str, str]]:
     study = folder.study
     hardware = study["hardware"]
-    machine = [hardware.get("cpu")]
-    if hardware:
-        machine.append(f"{hardware.get('cores')} cores")
-        machine.append(f"{hardware.get('memory_gib')} GiB memory")
-        machine.append(hardware.get("accelerator") or "no accelerator")
-    started = ""
+    facts = {}
     if study["started"]:
-        started = f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
+        facts["Started"] = f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
+    if study["seconds"] is not None:
+        facts["Time"] = duration(study["seconds"])
+    if folder.steps is not None:
+        facts["Steps"] = f"{folder.steps:,}"
+    facts["Seeds"] = ", ".join(map(str, study["seeds"]))
+    if hardware:
+        size = f"{hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB memory"
+        accelerator = hardware.get("accelerator") or "no accelerator"
+        facts["Hardware"] = f"{hardware.get('cpu')}, {size}, {accelerator}"
+    facts["maskwise"] = study["maskwise"]
     versions = [f"{name} {version}" for name, version in study["versions"].items()]
-    facts = {
-        "Started": started,
-        "Time": "" if study["seconds"] is None else duration(study["seconds"]),
-        "Steps": "" if folder.steps is None else f"{folder.steps:,}",
-        "Seeds": ", ".join(map(str, study["seeds"])),
-        "Hardware": ", ".join(str(part) for part in machine if part),
-        "maskwise": study["maskwise"],
-        "Versions": ", ".join(versions),
-    }
+    facts["Versions"] = ", ".join(versions)
     return [(name, text) for name, text in facts.items() if text]
 
 
 def _speed(folder: Folder) -> list[tuple[str, str]]:
     """Return speed, padding and peak memory of training."""
-    # Medians, because the first lines of a run include compilation.
-    lines = [line for line in folder.curves if line["kind"] == "train" and line.get("speed")]
+    trained = [line for line in folder.curves if line["kind"] == "train"]
+    lines = [line for line in trained if line.get("speed")]
     if not lines:
         return []
-    speeds = [line["speed"] for line in lines]
-    rate = median(speed["tokens_per_second"] for speed in speeds)
-    parts = [f"{rate:,.0f} tokens a second in each run"]
-    used = [speed["mfu"] for speed in speeds if "mfu" in speed]
-    if used:
+    speeds = DataFrame([line["speed"] for line in lines])
+    # Medians, because the first lines of a run include compilation.
+    parts = [f"{speeds.tokens_per_second.median():,.0f} tokens a second in each run"]
+    if "mfu" in speeds:
         products = "of the hardware's measured matrix products (MFU)"
-        parts.append(f"{100 * median(used):.0f} % {products}")
-    paddings = [line["padding"] for line in lines if "padding" in line]
-    if paddings:
-        parts.append(f"{100 * fmean(paddings):.0f} % of the positions padding")
-    parts.append(f"at most {max(speed['memory_gib'] for speed in speeds):.1f} GiB of memory")
+        parts.append(f"{100 * speeds.mfu.median():.0f} % {products}")
+    padding = mean([line["padding"] for line in lines if "padding" in line])
+    if padding is not None:
+        parts.append(f"{100 * padding:.0f} % of the positions padding")
+    parts.append(f"at most {speeds.memory_gib.max():.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
+
+
+# The page of a learned policy
+
+NAMES = {
+    "exact_match": "its best span is an answer",
+    "f1": "F1 of its best span",
+    "recall": "an answer is among its spans",
+    "covered": "an answer lies wholly in its spans",
+    "covered_in_as_many_words": "the same in as many words as the salient spans hold",
+    "weight_on_labels": "share of its weight on labelled words",
+    "labelled_words": "share of the words that are labelled",
+    "spans": "spans a text",
+    "words": "words in them, a text",
+}
+CURVES = (
+    ("meta", "outer", "the task's loss after the inner steps, nats"),
+    ("dev", "gain", "better for dev than random masks, nats"),
+    ("meta", "answers", "share of the weight on right answers"),
+    ("meta", "entropy", "entropy of the weights, nats"),
+    ("meta", "grad_norm", "norm of the policy's gradient"),
+    (
+        "dev",
+        "agreement",
+        "agreement of the gradients (1: all point one way; 1 / their number: noise)",
+    ),
+    ("train", "loss", "loss on the labels of train, nats"),
+    ("eval", "loss", "loss on the labels of dev, nats"),
+    ("train", "grad_norm", "norm of the policy's gradient"),
+)
+"""The curves of metrics.jsonl: kind of line, key, and title."""
+FULL = 6.0
+"""The multiple of the mean weight at which a word has the full colour."""
+
+
+def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
+    """Draw ``report.html`` of a folder of ``maskwise learn``: sentences before and after, scores.
+
+    Args:
+        measures: the content of ``done.json``.
+    """
+    shown = read_json(folder / "shown.json") or {}
+    lines = [*read_lines(folder / "metrics.jsonl")]
+    curves = [_curve(lines, kind, key, name) for kind, key, name in CURVES]
+    write_page(
+        folder / "report.html",
+        "policy.html.j2",
+        title=title,
+        measures=measures,
+        names=NAMES,
+        examples=[_example(text) for text in shown.get("examples", [])],
+        words=shown.get("words", {}),
+        tags=shown.get("tags", {}),
+        curves=[curve for curve in curves if curve],
+    )
+    return folder / "report.html"
+
+
+def _example(text: list[tuple[str, float, float]]) -> list[View]:
+    """Return the words of a text with their weights and colours, before and after learning."""
+    before = []
+    after = []
+    for word, first, last in text:
+        before.append((word, first, shade(first / FULL)))
+        after.append((word, last, shade(last / FULL)))
+    return [{"when": "before", "words": before}, {"when": "after", "words": after}]
+
+
+def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
+    """Return a quantity over the steps as an SVG polyline with its box; None below two points."""
+    logged = [line for line in lines if line["kind"] == kind and key in line]
+    points = [(line["step"], line[key]) for line in logged]
+    if len(points) < 2:
+        return None
+    steps, values = np.array(points, dtype=float).T
+    low = values.min()
+    high = values.max()
+    width = steps[-1] - steps[0]
+    # A box without height would not be drawn.
+    height = (high - low) or 1.0
+    return {
+        "name": name,
+        # In SVG y grows downwards, so values change their sign.
+        "points": " ".join(f"{step:g},{-value:.6g}" for step, value in points),
+        "box": f"{steps[0]:g} {-high:.6g} {width:g} {height:.6g}",
+        "steps": (int(steps[0]), int(steps[-1])),
+        "first": values[0],
+        "last": values[-1],
+        "low": low,
+        "high": high,
+        "mean": values.mean(),
+        "sd": values.std(ddof=1),
+    }

@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
+
+from pandas import DataFrame
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -21,8 +24,9 @@ from maskwise.folders import read_json, read_lines
 
 Line: TypeAlias = dict[str, Any]
 """A JSON object of a file; docs/files.md describes the keys."""
-Numbers: TypeAlias = dict[tuple[str, Any], dict[str, dict[int, float]]]
-"""Measure → arm → seed → number."""
+Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
+"""For each measure, a table of its runs: arm, seed, value."""
+NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
 
 NO_STUDY: Study = {
     "name": "",
@@ -92,7 +96,6 @@ class Folder:
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
     samples: dict[str, list[Line]] = field(default_factory=dict)
     curves: list[Line] = field(default_factory=list)
-    timings: list[Line] = field(default_factory=list)
     steps: int | None = None
     unread: int = 0
 
@@ -128,21 +131,18 @@ class Folder:
             value: a key or metric other than the number by which runs are compared.
         """
         name, detail, usual = MEASURES[kind]
-        table: Numbers = defaultdict(lambda: defaultdict(dict))
+        runs = defaultdict(list)
         for line in self.of_kind(kind):
             # Further metrics of a score are in an object of their own.
-            numbers = {**line.get("others", {}), **line}
-            number = numbers.get(value or usual)
+            number = {**line.get("others", {}), **line}.get(value or usual)
             if number is not None:
-                table[line[name], line.get(detail)][line["arm"]][line["seed"]] = number
-        return table
+                run = {"arm": line["arm"], "seed": line["seed"], "value": number}
+                runs[line[name], line.get(detail)].append(run)
+        return {measure: DataFrame(lines) for measure, lines in runs.items()}
 
-    def runs(self) -> dict[str, dict[int, list[Line]]]:
-        """Return the curves by arm and seed."""
-        runs: dict[str, dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
-        for line in self.curves:
-            runs[line["arm"]][line["seed"]].append(line)
-        return runs
+    def task(self, name: str) -> Line:
+        """Return the facts of a task: its metric, its classes, …"""
+        return cast(Line, self.study["tasks"].get(name, {}))
 
 
 def read_folder(folder: Path) -> Folder:
@@ -214,12 +214,6 @@ def _read_study(folder: Path) -> Folder:
     written = 0
     if (folder / "records.jsonl").is_file():
         written = sum(bool(line.strip()) for line in (folder / "records.jsonl").open("rb"))
-    # Until November 2026 the purpose was called phase.
-    timings = [
-        {"purpose": line.get("phase"), **line}
-        for line in read_lines(folder / "timings.jsonl")
-        if "seconds" in line
-    ]
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
@@ -229,7 +223,6 @@ def _read_study(folder: Path) -> Folder:
         summary=_summary(read_json(folder / "summary.json") or {}),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        timings=timings,
     )
 
 
@@ -288,3 +281,7 @@ def _finite(line: Line) -> Line:
         elif not isinstance(value, float) or math.isfinite(value):
             finite[key] = value
     return finite
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if len(values) else None

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TypedDict
+from typing import TypeVar
+
+from pandas import DataFrame, concat
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_label, shown
 from maskwise.files import Contrast
-from maskwise.folders import write_whole
-from maskwise.report.charts import mean
-from maskwise.report.drawing import SLATE, Colours, View, environment
-from maskwise.report.reading import Folder, Line, read_folder
+from maskwise.folders import write_page
+from maskwise.report.drawing import FILTERS, SLATE, Colours, View
+from maskwise.report.reading import Folder, mean, read_folder
+from maskwise.specs import leaves
 
 COMMONEST = "commonest answer"
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def task_table(folder: Folder) -> View | None:
@@ -31,71 +34,77 @@ def task_table(folder: Folder) -> View | None:
 
     Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
     """
-    columns: dict[str, tuple[str, Mapping[str, Mapping[int, float]]]] = {}
-    macro_columns = columns.copy()
+    metrics = {}
+    macro_metrics = {}
+    cells = {}
     macro = folder.numbers("score", "macro-f1")
-    for measure, by_arm in folder.numbers("score").items():
+    for measure, runs in folder.numbers("score").items():
         task, _ = measure
-        facts = folder.study["tasks"].get(task, {})
+        facts = folder.task(task)
         metric = facts.get("metric") or "score"
         majority = facts.get("majority")
         if majority is not None:
-            by_arm[COMMONEST] = {0: majority}
-        columns[task] = metric, by_arm
-        if macro.get(measure) and accuracy_misleads(metric, majority):
+            runs = concat([runs, DataFrame([{"arm": COMMONEST, "value": majority}])])
+        metrics[task] = metric
+        cells[task] = _cells(runs, metric)
+        if measure in macro and accuracy_misleads(metric, majority):
             # The same task twice: a key with a space cannot clash with the name of another task.
-            macro_columns[f"{task} "] = "macro-f1", macro[measure]
-    if not columns:
+            macro_metrics[f"{task} "] = "macro-f1"
+            cells[f"{task} "] = _cells(macro[measure], "macro-f1")
+    if not metrics:
         return None
-    columns |= macro_columns
-    cells = {task: _cells(by_arm, metric) for task, (metric, by_arm) in columns.items()}
+    metrics |= macro_metrics
     missing = {"mean": "–", "sd": ""}
     rows = []
     for arm in (*folder.arms, REFERENCE, COMMONEST):
-        if any(arm in column for column in cells.values()):
-            row = {task: column.get(arm, missing) for task, column in cells.items()}
+        row = {task: cells[task].get(arm, missing) for task in metrics}
+        if any(cell != missing for cell in row.values()):
             rows.append({"arm": folder.label(arm), "cells": row})
-    return {"tasks": {task: metric for task, (metric, _) in columns.items()}, "rows": rows}
+    return {"tasks": metrics, "rows": rows}
 
 
-def _cells(by_arm: Mapping[str, Mapping[int, float]], metric: str) -> dict[str, dict[str, str]]:
-    runs = {arm: list(by_seed.values()) for arm, by_seed in by_arm.items()}
+def _cells(runs: DataFrame, metric: str) -> dict[str, dict[str, str]]:
     scale = 1
     digits = 2
-    is_share = all(abs(score) <= 1 for score in chain.from_iterable(runs.values()))
+    is_share = (runs.value.abs() <= 1).all()
     if is_share and metric not in LOWER_IS_BETTER:
         scale = 100
         digits = 1
     cells = {}
-    for arm, scores in runs.items():
-        sd = ""
-        if len(scores) > 1:
-            sd = f"{scale * stdev(scores):.{digits}f}"
-        cells[arm] = {"mean": f"{scale * fmean(scores):.{digits}f}", "sd": sd}
+    for arm, mean_, sd in _spread(runs):
+        deviation = ""
+        if sd is not None:
+            deviation = f"{scale * sd:.{digits}f}"
+        cells[arm] = {"mean": f"{scale * mean_:.{digits}f}", "sd": deviation}
     return cells
+
+
+def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
+    """Yield each arm with the mean and SD of its runs; a single run has no SD."""
+    for arm, values in runs.groupby("arm", sort=False).value:
+        sd = None
+        if len(values) > 1:
+            sd = values.std()
+        yield arm, values.mean(), sd
 
 
 def score_table(folder: Folder) -> list[View]:
     """Return the numbers of the dot charts: runs by seed and their mean, by task and arm."""
-    rows: list[View] = []
-    for (task, _), by_arm in folder.numbers("score").items():
+    rows = []
+    for (task, _), runs in folder.numbers("score").items():
         for arm in (*folder.arms, REFERENCE):
-            if arm in by_arm:
-                runs = by_arm[arm]
-                rows.append({"task": task, "arm": arm, "runs": runs, "mean": fmean(runs.values())})
+            values = runs[runs.arm == arm].set_index("seed").value
+            if len(values):
+                rows.append({"task": task, "arm": arm, "runs": values, "mean": values.mean()})
     return rows
 
 
 def evaluation_table(folder: Folder) -> View:
     """Return the means over runs of every measure that needs no fine-tuning."""
-    rows: list[View] = []
-    known: set[str] = set()
-    facts_of: dict[tuple[str, str], Line] = {}
-    for line in folder.of_kind("evaluation"):
-        facts_of.setdefault((line["name"], line["metric"]), line)
-    for measure, by_arm in folder.numbers("evaluation").items():
+    rows = []
+    facts_of = {(line["name"], line["metric"]): line for line in folder.of_kind("evaluation")}
+    for measure, runs in folder.numbers("evaluation").items():
         facts = facts_of[measure]
-        known |= by_arm.keys()
         rows.append(
             {
                 "name": facts["name"],
@@ -103,10 +112,12 @@ def evaluation_table(folder: Folder) -> View:
                 "chance": facts.get("chance"),
                 "items": facts.get("items"),
                 "lower": not facts.get("higher_is_better", True),
-                "means": {arm: fmean(by_seed.values()) for arm, by_seed in by_arm.items()},
+                "means": runs.groupby("arm").value.mean().to_dict(),
             }
         )
-    return {"arms": [arm for arm in (*folder.arms, REFERENCE) if arm in known], "rows": rows}
+    known = set().union(*(row["means"] for row in rows))
+    arms = [arm for arm in (*folder.arms, REFERENCE) if arm in known]
+    return {"arms": arms, "rows": rows}
 
 
 def choices(folder: Folder) -> list[list[View]]:
@@ -114,35 +125,25 @@ def choices(folder: Folder) -> list[list[View]]:
 
     There is a search per seed; in older studies there is one for all seeds.
     """
-    searches: dict[str, list[Line]] = defaultdict(list)
+    searches = defaultdict(list)
     for line in folder.records:
         if line["kind"] == "selection":
             searches[line["arm"]].append(line)
-    tables: dict[tuple[str, ...], list[View]] = defaultdict(list)
+    tables = defaultdict(list)
     for arm, lines in searches.items():
-        scores: dict[str, list[float]] = {}
-        times_chosen: Counter[str] = Counter()
+        scores = defaultdict(list)
+        chosen = Counter(_setting(line["chosen"] or {}) for line in lines)
         for line in lines:
-            if line["chosen"]:
-                times_chosen[_setting(line["chosen"])] += 1
             for point in line["candidates"]:
-                known = scores.setdefault(_setting(point["setting"]), [])
                 # Older searches have means over seeds.
                 score = point.get("score", point.get("mean"))
-                if score is not None:
-                    known.append(score)
-        candidates = [
-            {"setting": setting, "mean": mean(known), "chosen": times_chosen[setting]}
-            for setting, known in scores.items()
-        ]
-        tables[tuple(scores)].append(
-            {
-                "arm": arm,
-                "by": lines[0]["by"],
-                "searches": len(lines),
-                "candidates": candidates,
-            }
-        )
+                scores[_setting(point["setting"])].append(score)
+        candidates = []
+        for setting, known in scores.items():
+            found = [score for score in known if score is not None]
+            candidates.append({"setting": setting, "mean": mean(found), "chosen": chosen[setting]})
+        row = {"arm": arm, "by": lines[0]["by"], "searches": len(lines), "candidates": candidates}
+        tables[tuple(scores)].append(row)
     return list(tables.values())
 
 
@@ -195,53 +196,51 @@ NOT_COMPARABLE = ("not comparable", "void")
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
     """Group contrasts by kind and unit, which share no axis; primary rows come first."""
-    common = common_notes(contrasts)
-    groups: dict[tuple[str, str], list[Contrast]] = defaultdict(list)
+    groups = defaultdict(list)
     for row in contrasts:
-        groups[_kind_of(row), shown(row).unit].append(row)
-    views: list[View] = []
+        unit = shown(row).unit
+        groups[_kind_of(row), unit].append(row)
+    views = []
     for wanted in FORESTS:
-        for (kind, _), rows in groups.items():
+        for (kind, unit), rows in groups.items():
             if kind == wanted:
-                views.append(_forest(kind, rows, colours, common))
+                views.append({**_forest(kind, rows, colours), "unit": unit})
     # The question comes first, its gate second, and what explains them last.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
 def _kind_of(row: Contrast) -> str:
     kind, _, _ = row["outcome"].partition(":")
+    unit = row["unit"]
     if kind == "evaluation":
-        if row["unit"] == "score":
-            return "evaluation"
-        return "perplexity" if row["unit"] == "perplexity" else "bound"
+        return {"score": "evaluation", "perplexity": "perplexity"}.get(unit, "bound")
     if kind in ("tasks", "heldout"):
         return kind
     if any(flag["code"] == "no-help" for flag in row["flags"]):
         return "left-out"
-    return "task-nats" if row["unit"] == "nats" else "task"
+    return "task-nats" if unit == "nats" else "task"
 
 
-def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequence[str]) -> View:
+def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     comparable = [row for row in contrasts if row["verdict"] not in NOT_COMPARABLE]
     others = [row for row in contrasts if row["verdict"] in NOT_COMPARABLE]
     # Rows without an answer must not stretch the axis of the others.
     amounts = [shown(row) for row in comparable or others]
-    means = [abs(amount.mean) for amount in amounts if amount.mean is not None]
-    ends = [0.0]
+    largest = max(abs(amount.mean or 0.0) for amount in amounts)
+    widest = 0.0
     for amount in amounts:
-        ends += [abs(end) for end in (amount.low, amount.high) if end is not None]
+        widest = max(widest, abs(amount.low or 0.0), abs(amount.high or 0.0))
     # With few runs an interval can be a hundred times the effect, and its ends are cut off.
-    largest = max(means, default=0.0)
-    widest = min(max(ends), 4 * largest)
+    widest = min(widest, 4 * largest)
     reach = 1.1 * max(widest, largest, 1e-9)
-    lines: list[View] = []
+    lines = []
     for row in comparable + others:
         lines.append(
             {
                 "row": row,
                 "label": outcome_label(row["outcome"]),
                 "colour": VOID if row in others else colours.get(row["arm"], SLATE),
-                "notes": [note for note in _notes(row) if note not in common],
+                "notes": _notes(row),
                 **_places(shown(row), reach),
             }
         )
@@ -249,6 +248,7 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequ
     primary = any(row["primary"] for row in contrasts)
     if primary:
         note += " The verdict rests here."
+    is_known = any(amount.mean is not None for amount in amounts)
     return {
         "kind": kind,
         "title": title,
@@ -256,20 +256,19 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours, common: Sequ
         "primary": primary,
         "asked": any(row["primary"] and "gate" not in row for row in contrasts),
         "rows": lines,
-        "unit": amounts[0].unit,
-        "reach": f"{reach:.2g}" if means else None,
+        "reach": f"{reach:.2g}" if is_known else None,
     }
 
 
 def _places(amount: Shown, reach: float) -> View:
     """Return where the mean and the ends lie, in per cent of a plot from -reach to reach."""
-    places: View = {"drawn": amount.mean is not None}
+    places = {"drawn": amount.mean is not None, "figure": amount.figure()}
     ends = {"at": amount.mean, "from": amount.low, "to": amount.high}
     for name, value in ends.items():
         if value is not None:
-            places[name] = round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
+            within = max(-1.0, min(1.0, value / reach))
+            places[name] = round(50 + 50 * within, 2)
             places[f"{name}_cut"] = abs(value) > reach
-    places["figure"] = amount.figure()
     if amount.low is not None:
         places["interval"] = amount.ends()
     return places
@@ -277,82 +276,59 @@ def _places(amount: Shown, reach: float) -> View:
 
 def _notes(row: Contrast) -> list[str]:
     """Return the notes on a primary row as sentences."""
-    if not row["primary"]:
-        return []
     notes = []
     for flag in row["flags"]:
         # Invalid rows say why in their sentence, and the page warns of overlap at its top.
-        if flag["effect"] == "notes" and flag["code"] != "overlap":
+        is_note = flag["effect"] == "notes" and flag["code"] != "overlap"
+        if row["primary"] and is_note:
             text = flag["sentence"]
             notes.append(f"{text[:1].upper()}{text[1:]}.")
     return notes
 
 
-def common_notes(contrasts: Sequence[Contrast]) -> list[str]:
-    """Return the notes that all primary contrasts share; the story mentions them once."""
-    rows = [row for row in contrasts if row["primary"] and row["verdict"] not in NOT_COMPARABLE]
-    if len(rows) < 2:
-        return []
-    first, *others = [_notes(row) for row in rows]
-    return [note for note in first if all(note in notes for notes in others)]
-
-
 MOST_DIFFERENCES = 60
 
 
-class Cell(TypedDict):
-    """The runs of an arm in an outcome, their mean and standard deviation (None for one run)."""
-
-    runs: int
-    mean: float
-    sd: float | None
-
-
-class Comparison(TypedDict):
-    """Two studies: their headlines, the settings that differ, and all outcomes by arm."""
-
-    studies: list[View]
-    differences: list[View]
-    outcomes: list[View]
-
-
-def compare_studies(first: Path, second: Path) -> Comparison:
+def compare_studies(first: Path, second: Path) -> View:
     """Compare the settings and outcomes of two studies.
+
+    Returns:
+        ``studies``: their headlines; ``differences``: the settings that differ; ``outcomes``: mean
+        and standard deviation over runs, by outcome and arm.
 
     Raises:
         MaskwiseError: a folder that holds no study.
     """
-    folders = {path: read_folder(Path(path)) for path in (first, second)}
-    for path, folder in folders.items():
+    paths = (Path(first), Path(second))
+    one, other = folders = [read_folder(path) for path in paths]
+    for path, folder in zip(paths, folders):
         if folder.kind != "study":
             raise MaskwiseError("two studies are compared, and this is one run", got=str(path))
-    one = folders[first]
-    other = folders[second]
-    settings = dict(_leaves(one.study["recipe"]))
-    other_settings = dict(_leaves(other.study["recipe"]))
-    differences: list[View] = []
-    for key in settings | other_settings:
-        values = [settings.get(key), other_settings.get(key)]
-        if values[0] != values[1]:
-            differences.append({"setting": key, "values": values})
-    cells = _means(one)
-    other_cells = _means(other)
-    outcomes: list[View] = []
-    for pair in cells | other_cells:
-        outcome, arm = pair
-        cell = cells.get(pair)
-        other_cell = other_cells.get(pair)
-        row: View = {"outcome": outcome, "arm": arm, "studies": [cell, other_cell], "change": None}
-        if cell and other_cell:
-            row["change"] = other_cell["mean"] - cell["mean"]
-        outcomes.append(row)
+    settings = _pairs(_settings(one), _settings(other))
+    differences = [
+        {"setting": key, "values": values}
+        for key, values in settings.items()
+        if values[0] != values[1]
+    ]
+    outcomes = []
+    means = _pairs(_means(one), _means(other))
+    for (outcome, arm), cells in means.items():
+        before, after = cells
+        change = after["mean"] - before["mean"] if before and after else None
+        outcomes.append({"outcome": outcome, "arm": arm, "studies": cells, "change": change})
     # Outcomes of one study alone come last.
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
-        "studies": [_about(path, folders[path]) for path in (first, second)],
+        "studies": [_about(path, folder) for path, folder in zip(paths, folders)],
         "differences": differences[:MOST_DIFFERENCES],
         "outcomes": outcomes,
     }
+
+
+def _pairs(one: Mapping[K, V], other: Mapping[K, V]) -> dict[K, list[V | None]]:
+    """Return the values of two tables by key; None where one of them has no such key."""
+    keys = dict.fromkeys([*one, *other])
+    return {key: [one.get(key), other.get(key)] for key in keys}
 
 
 def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:
@@ -362,8 +338,7 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
         MaskwiseError: a folder that holds no study, or a page that cannot be written.
     """
     target = Path(html) if html is not None else Path(second) / "compared.html"
-    template = environment().get_template("compared.html.j2")
-    write_whole(target, template.render(**compare_studies(first, second)))
+    write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
     return target
 
 
@@ -383,31 +358,26 @@ def _about(path: Path, folder: Folder) -> View:
     }
 
 
-def _means(folder: Folder) -> dict[tuple[str, str], Cell]:
+def _means(folder: Folder) -> dict[tuple[str, str], View]:
     """Return means over full runs by (outcome, arm)."""
-    cells: dict[tuple[str, str], Cell] = {}
+    cells = {}
     for kind in ("evaluation", "heldout", "score"):
-        for (name, detail), by_arm in folder.numbers(kind).items():
+        for (name, detail), runs in folder.numbers(kind).items():
             outcome = f"{name} ({detail or 'score'})"
             if kind == "heldout":
                 outcome = f"held-out loss, {name} masks {100 * detail:g} %"
-            for arm, by_seed in by_arm.items():
-                runs = list(by_seed.values())
-                sd = stdev(runs) if len(runs) > 1 else None
-                cell: Cell = {"runs": len(runs), "mean": fmean(runs), "sd": sd}
+            counts = runs.arm.value_counts()
+            for arm, mean_, sd in _spread(runs):
+                cell = {"runs": int(counts[arm]), "mean": mean_, "sd": sd}
                 cells[outcome, folder.label(arm)] = cell
     return cells
 
 
-def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Return settings by dotted name."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        # Arms are compared by their outcomes; names and descriptions always differ.
-        if name in ("study.arms", "name", "description"):
-            continue
-        # An empty mapping is a setting, too.
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{name}.")
-        else:
-            yield name, value
+def _settings(folder: Folder) -> dict[str, object]:
+    """Return the settings of a study by dotted name, but for its name and its arms.
+
+    Arms are compared by their outcomes; names and descriptions always differ.
+    """
+    recipe: View = {**folder.study["recipe"], "name": None, "description": None}
+    study: View = {**recipe.get("study", {}), "arms": None}
+    return dict(leaves({**recipe, "study": study}))

@@ -31,9 +31,8 @@ from maskwise.models import (
     weights_of,
     without_advice,
 )
-from maskwise.recipe import Recipe, validate
+from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested
-from maskwise.recipe.reading import apply_overrides
 from maskwise.specs import with_options
 from maskwise.study.outlook import cut_share, row_sizes
 from maskwise.study.stages import DONE

@@ -282,7 +282,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
         if _is_first():
             # Imported here because altair takes a second.
-            from maskwise.report.policy import write_policy_page
+            from maskwise.report.page import write_policy_page
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)
