@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from maskwise.cli.begin import plan_lines, time_limit
+from maskwise.cli.terminal import plan_lines, time_limit
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config

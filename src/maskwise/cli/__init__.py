@@ -1,8 +1,8 @@
 """The command line: each command is a function with typed arguments.
 
-This module registers all commands and turns bad input into one line and exit code 2. ``begin`` has
-the first steps, ``runs`` the commands that write a folder, ``views`` those that only read, and
-``terminal`` their common options and output. A command imports the library when it runs, so that
+This module registers all commands and turns bad input into one line and exit code 2. ``runs`` has
+the commands that write a folder, ``views`` those that only read, and ``terminal`` their common
+options and output. A command imports the library when it runs, so that
 ``--help`` is quick.
 """
 
@@ -14,12 +14,15 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
-from maskwise.cli import begin, runs, views
-from maskwise.cli.terminal import err_console, say
+from maskwise import __version__
+from maskwise.cli import runs, views
+from maskwise.cli.terminal import err_console, out_console, say
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.signals import CODES, leave_when_asked
@@ -32,10 +35,47 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.callback(invoke_without_command=True)(begin.begin)
+FIRST_STEPS = {
+    'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
+    "training",
+    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, what "
+    "is doubtful",
+    "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and "
+    "labels",
+    "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict "
+    "and a page",
+    "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "does further training "
+    "of a model help?",
+    "maskwise list recipes": "list recipes; or policies, schedules, objectives, tasks, …",
+}
+
+
+def begin(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Pre-train masked language models well: choose what to mask, and learn which choice is worth
+    it.
+    """
+    if version:
+        out_console.print(f"maskwise {__version__}", highlight=False)
+        raise typer.Exit
+    if context.invoked_subcommand is not None:
+        return
+    say("maskwise compares ways to mask text, in pre-training and in further training.\n")
+    say("Where to begin", "bold")
+    for command, purpose in FIRST_STEPS.items():
+        say(f"  {command}", "cyan")
+        out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
+    # typer declares the context of any command, which may have no subcommands.
+    names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]
+    say(f"\nCommands: {names}. Each of them has --help.")
+
+
+app.callback(invoke_without_command=True)(begin)
 for command in (
-    begin.check,
-    begin.adapt,
+    views.check,
+    runs.adapt,
     runs.study,
     runs.pretrain,
     runs.finetune,

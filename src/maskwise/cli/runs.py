@@ -1,16 +1,18 @@
-"""The commands that write a folder: study, pretrain, finetune, learn, annotate. Each resumes an
-interrupted run.
+"""The commands that write a folder: study, adapt, pretrain, finetune, learn, annotate. Each resumes
+an interrupted run.
 """
 
 from __future__ import annotations
 
-import re
+import math
+import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maskwise.cli.begin import write_new_recipe
 from maskwise.cli.terminal import (
     DryRun,
     Engine,
@@ -21,19 +23,26 @@ from maskwise.cli.terminal import (
     Page,
     RecipeName,
     TextField,
+    command_of,
     err_console,
     has_colours,
     out_console,
+    plan_lines,
     print_json,
     print_plan,
+    print_policy,
     print_table,
     print_verdicts,
     say,
+    time_limit,
     warn,
 )
-from maskwise.constants import GAIN, accuracy_misleads, rank_here
+from maskwise.constants import accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import recipe_path
+from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
 
 MOST_SEEDS = 1000
 
@@ -108,6 +117,145 @@ def study(
         for record in result["failures"]:
             warn(f"failed: {record['arm']}, seed {record['seed']}: {record['error']}", "red")
         say(f"Report: {result['report']}  ({result['seconds']:.0f} s)")
+    raise typer.Exit(bool(result["failures"]))
+
+
+def write_new_recipe(texts: str, tasks: list[str]) -> None:
+    """Write the recipe of ``maskwise study --new``, named after the file of texts.
+
+    Raises:
+        MaskwiseError: a file that cannot be read, or an existing recipe of that name.
+    """
+    if texts in shipped() and not Path(texts).exists():
+        do = "maskwise study --new my_texts.txt my_labels.csv"
+        raise MaskwiseError("--new wants a file of texts", got=f"the recipe {texts}", do=do)
+    refuse_missing(texts, *tasks)
+    from maskwise.study.starter import name_of, starter
+
+    target = Path(f"{name_of(texts)}.yaml")
+    if target.exists():
+        raise MaskwiseError(f"{target} exists already", do="move it away, or change it by hand")
+    write_whole(target, starter(texts, tasks))
+    # A name may contain spaces and brackets.
+    recipe = quote(str(target))
+    say(f"wrote {target}")
+    say(f"next: maskwise check {recipe}")
+    say(f"then: maskwise study {recipe} --out {quote(f'runs/{target.stem}')}")
+
+
+def adapt(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")
+    ],
+    texts: Annotated[str, typer.Argument(help="Your text: a file, a folder, or hf:NAME.")],
+    overrides: Overrides = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A file of labels to fine-tune on. Repeatable."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Some of words-30, token-15, token-30, tsdae, by commas.")
+    ] = "words-30",
+    policy: Annotated[
+        str | None,
+        typer.Option(help="A folder of maskwise learn: one more arm masks by it."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the further training.")] = 600,
+    head_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of a new head, once for all runs; at most 600 by default."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
+    ] = 6,
+    limit: Annotated[
+        str,
+        typer.Option("--time", help="2h, 90m, 1h30m; if more is needed, a smaller plan is named."),
+    ] = "2h",
+    out: Out = Path("runs/adapt"),
+    jobs: Jobs = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a real encoder further on your own text: does it help, by how much, at what cost?
+
+    The same command resumes an interrupted one. OUT/model is a folder for transformers, and
+    OUT/sentence-model one for sentence-transformers.
+    """
+    from maskwise import study as room
+    from maskwise.study import adapt as steps_of
+    from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
+
+    given = overrides or []
+    limit_seconds = time_limit(limit)
+
+    def command(*changes: str, **options: object) -> str:
+        return command_of(context, overrides=[*given, *changes], **options)
+
+    # A dry run must not overwrite the pairs of an earlier study.
+    with tempfile.TemporaryDirectory() as aside:
+
+        def recipe_with(changes: list[str], steps: int) -> Recipe:
+            return steps_of.adapt_recipe(
+                model,
+                texts,
+                task or (),
+                arms=arms.split(","),
+                policy=policy,
+                steps=steps,
+                head_steps=head_steps,
+                seeds=seeds,
+                pairs=out.parent / f"{out.name}-pairs.jsonl",
+                aside=Path(aside) if dry_run else None,
+                overrides=[*given, *changes],
+            )
+
+        def seconds_of(changes: list[str], steps: int) -> float:
+            changed = recipe_with(changes, steps)
+            return room.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
+
+        recipe = recipe_with([], steps)
+        if dry_run or not as_json:
+            first = recipe.arm(recipe.baseline or "", seed=0).links()[0]
+            samples = Samples(first, Path(aside))
+            probe = partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
+            plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
+            plan["max_length"] = recipe.finetune.max_length
+            plan["cut"] = steps_of.cut_rows(recipe)
+            if (plan["seconds"] or 0.0) > limit_seconds:
+                smaller = steps_of.smaller_plan(recipe, seconds_of, limit_seconds)
+                plan["smaller"] = smaller
+                if smaller:
+                    smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
+    if dry_run and as_json:
+        print_json(plan)
+        return
+    if dry_run:
+        print_plan(plan)
+    if not as_json:
+        # Of a dry run the plan is the result.
+        console = err_console
+        if dry_run:
+            console = out_console
+        for line in plan_lines(plan, limit):
+            say(line, to=console)
+    if dry_run:
+        return
+    result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
+    best = steps_of.best_arm(out)
+    folders = steps_of.save_adapted(out, best) if best else ()
+    answer = steps_of.answer_of(result, recipe)
+    next_step = steps_of.next_of(result, recipe, task or (), out, command)
+    if as_json:
+        saved = [str(folder) for folder in folders]
+        facts = {"answer": answer, "next": next_step, "best": best, "folders": saved}
+        print_json({**result, **facts})
+    else:
+        say(answer, "bold")
+        kept = steps_of.kept_of(best, folders, helps=steps_of.arm_that_helps(result))
+        say(f"{kept} Page: {result['report']}")
+        say(next_step)
     raise typer.Exit(bool(result["failures"]))
 
 
@@ -201,30 +349,7 @@ def learn(
     if as_json:
         print_json(result)
         return
-    held_out = result.get("held_out") or {}
-    salient = held_out.get("salient", {})
-    figures = {**held_out, GAIN: result.get("gain")}
-    rows = []
-    for name, value in figures.items():
-        if isinstance(value, int | float):
-            other = ""
-            if name in salient:
-                other = f"{salient[name]:.4g}"
-            rows.append((name.replace("_", " "), f"{value:.4g}", other))
-    print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
-    for reason, count in result.get("left_out", {}).items():
-        warn(f"{count} {reason}")
-    # A policy that puts less weight on answers than chance has learned nothing.
-    weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
-    if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
-        warn("these figures are no better than those of even weights: the policy may be useless")
-    if result.get("stopped"):
-        kept = f"the policy of step {result['best_step']} is kept"
-        warn(f"learning stopped early: {result['stopped']}; {kept}")
-    if result.get("overshoot"):
-        do = "lower it under learning.meta, or the policy may learn something else"
-        warn(f"{result['overshoot']}: {do}")
-    say(f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)")
+    print_policy(result)
 
 
 def annotate(
@@ -308,16 +433,18 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
 
 def _seeds(text: str) -> list[int]:
     """Return the seeds of a list such as 100-103,107."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        span = range(0)
-        if ends:
-            first = int(ends[1])
-            last = int(ends[2] or ends[1])
-            span = range(first, last + 1)
-        # No study needs more seeds, and a longer range would fill the memory.
-        if not 0 < len(span) <= MOST_SEEDS - len(seeds):
-            raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103")
-        seeds += span
-    return sorted({*seeds})
+    seeds: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            if not dash:
+                last = first
+            span = range(int(first), int(last) + 1)
+            # No study needs more seeds, and a longer range would fill the memory.
+            if not 0 < len(span) <= MOST_SEEDS:
+                raise ValueError
+            seeds.update(span)
+    except (ValueError, OverflowError):
+        allowed = "such as 100-105, or 100,103"
+        raise MaskwiseError("--seeds", got=text, allowed=allowed) from None
+    return sorted(seeds)

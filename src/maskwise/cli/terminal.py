@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.errors import duration
+from maskwise.constants import GAIN
+from maskwise.errors import MaskwiseError, duration
 
+if TYPE_CHECKING:
+    from maskwise.files import Contrast
+
+Facts: TypeAlias = dict[str, Any]
+"""What a command reports, as JSON has it."""
 PIPE_WIDTH = 10_000
-out_console = Console()
-err_console = Console(stderr=True)
+# Texts of users are no markup, and figures have no colours.
+PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
+out_console = Console(**PLAIN)
+err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
     Path, typer.Option("--out", help="Folder for all results; the same folder resumes a run.")
@@ -64,8 +73,8 @@ def print_json(value: object) -> None:
 
 
 def say(text: str, style: str = "", *, to: Console | None = None) -> None:
-    """Print a line as it is: without markup, coloured figures or breaks."""
-    (to or out_console).print(Text(text, style), soft_wrap=True)
+    """Print a line as it is, without breaks."""
+    (to or out_console).print(text, style=style, soft_wrap=True)
 
 
 def warn(text: str, style: str = "yellow") -> None:
@@ -73,20 +82,14 @@ def warn(text: str, style: str = "yellow") -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table without lines; cells are no markup."""
+    """Print a table without lines."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        cells = []
-        for cell in row:
-            # rich reads "[red]" in a string as markup, but not in a Text.
-            if isinstance(cell, str):
-                cell = Text(cell)
-            cells.append(cell)
-        table.add_row(*cells)
+        table.add_row(*row)
     # A file or a pipe has no width, so nothing is cut.
     console = out_console
     if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
+        console = Console(width=PIPE_WIDTH, **PLAIN)
     console.print(table)
 
 
@@ -94,7 +97,7 @@ def has_colours() -> bool:
     return bool(out_console.color_system and not out_console.no_color)
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(plan: Facts) -> None:
     """Print a dry run: stages by kind, the cost of each phase of training, and the total time."""
     from maskwise.study.prospects import prospect_lines
 
@@ -143,7 +146,7 @@ COLOURS = {
 }
 
 
-def print_verdicts(summary: dict[str, Any]) -> None:
+def print_verdicts(summary: Facts) -> None:
     """Print the primary contrasts, the headline, the flags and the advice of a summary."""
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
@@ -168,7 +171,7 @@ def print_verdicts(summary: dict[str, Any]) -> None:
     say("")
 
 
-def _cells(row: Any) -> list[str | Text]:
+def _cells(row: Contrast) -> list[str | Text]:
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
@@ -186,7 +189,7 @@ def _cells(row: Any) -> list[str | Text]:
     p = ""
     if row["p_adjusted"] is not None:
         p = f"{row['p_adjusted']:.2g}"
-    verdict = row["verdict"]
+    verdict = str(row["verdict"])
     if row["better"] == "arm":
         verdict = f"better ({verdict})"
     elif row["better"]:
@@ -197,7 +200,7 @@ def _cells(row: Any) -> list[str | Text]:
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
     if row.get("gate"):
         verdict += ", gate"
-    coloured = Text(verdict, COLOURS[row["verdict"]])
+    coloured = Text(verdict, COLOURS[str(row["verdict"])])
     return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
 
 
@@ -211,3 +214,90 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {letter}"
     return f"{number:g}"
+
+
+def time_limit(text: str) -> float:
+    """Seconds of a duration such as 2h, 90m or 1h30m; a number alone means minutes."""
+    import pandas as pd
+
+    try:
+        seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
+    except ValueError:
+        seconds = 0.0
+    # NaT is no number, and so no time either.
+    if not seconds >= 60:
+        allowed = "a minute or more, as 2h, 90m or 1h30m"
+        raise MaskwiseError("--time is no duration", got=repr(text), allowed=allowed)
+    return seconds
+
+
+def plan_lines(plan: Facts, limit: str) -> list[str]:
+    """Put the plan of adapt into words: its time, its memory, cut rows, and a smaller plan."""
+    if plan["seconds"] is None:
+        return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
+    minutes = math.ceil(plan["seconds"] / 60)
+    total = f"about {minutes} min in all, {plan['jobs']} stages at once"
+    lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB for each."]
+    for task, share in plan["cut"].items():
+        if share:
+            rows = f"{share:.1%} of the rows of {task}"
+            lines.append(f"{rows} have more than {plan['max_length']} tokens and are cut.")
+    if "smaller" not in plan:
+        return lines
+    over = f"That is more than --time {limit}"
+    smaller = plan["smaller"]
+    if smaller is None:
+        do = "Use fewer labelled rows: --task 'FILE(train_rows=100)'."
+        return [*lines, f"{over}, and nothing smaller fits. {do}"]
+    minutes = math.ceil(smaller["seconds"] / 60)
+    return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
+
+
+def print_outlook(facts: Facts) -> None:
+    """Print the text, the tasks, the model, the targets of each arm, the time, and the doubts."""
+    print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts["lines"]))
+    if facts["arms"]:
+        say("")
+        rows = []
+        for name, arm in facts["arms"].items():
+            size = arm["tokens_per_unit"]
+            unit = ""
+            if size is not None:
+                unit = f"{size:.2f}"
+            targets = f"{arm['targets_per_step']:,.0f}"
+            rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", unit))
+        print_table(("arm", "masks", "targets a step", "share", "tokens a unit"), rows)
+    for doubt in facts["doubts"]:
+        say(f"\n? {doubt['what']}", "yellow")
+        if doubt["do"]:
+            say(f"  → {doubt['do']}")
+    if not facts["doubts"]:
+        say("\nNothing is doubtful.")
+
+
+def print_policy(result: Facts) -> None:
+    """Print the figures of a learned policy, and what is doubtful about them."""
+    held_out = result.get("held_out") or {}
+    salient = held_out.get("salient", {})
+    figures = {**held_out, GAIN: result.get("gain")}
+    rows = []
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            other = ""
+            if name in salient:
+                other = f"{salient[name]:.4g}"
+            rows.append((name.replace("_", " "), f"{value:.4g}", other))
+    print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
+    for reason, count in result.get("left_out", {}).items():
+        warn(f"{count} {reason}")
+    # A policy that puts less weight on answers than chance has learned nothing.
+    weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
+    if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
+        warn("these figures are no better than those of even weights: the policy may be useless")
+    if result.get("stopped"):
+        kept = f"the policy of step {result['best_step']} is kept"
+        warn(f"learning stopped early: {result['stopped']}; {kept}")
+    if result.get("overshoot"):
+        do = "lower it under learning.meta, or the policy may learn something else"
+        warn(f"{result['overshoot']}: {do}")
+    say(f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)")

@@ -1,5 +1,5 @@
-"""The commands that look, and write at most a page: evaluate, generate, inspect, report, bench,
-list.
+"""The commands that look, and write at most a page: check, evaluate, generate, inspect, report,
+bench, list.
 """
 
 from __future__ import annotations
@@ -17,17 +17,51 @@ from rich.text import Text
 
 from maskwise.cli.terminal import (
     Json,
+    Overrides,
     Page,
     TextField,
     err_console,
     has_colours,
     out_console,
     print_json,
+    print_outlook,
     print_table,
     say,
 )
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.specs import arguments_of
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.folders import recipe_path
+from maskwise.specs import arguments_of, split_options
+
+
+def check(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or a file of labels."
+        ),
+    ],
+    overrides: Overrides = None,
+    timing: Annotated[
+        bool,
+        typer.Option(help="Time a few real steps, unless similar ones were timed here before."),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what a recipe would train, how long it takes, and what is doubtful. Nothing is written.
+
+    A file of texts or of labels is checked with the recipe that `maskwise study --new` would write
+    for it.
+    """
+    if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
+        # Refuse a typo before the slow imports.
+        recipe_path(subject)
+    from maskwise.study.outlook import outlook_of
+
+    facts = outlook_of(subject, overrides or [], timing=timing)
+    if as_json:
+        print_json(facts)
+    else:
+        print_outlook(facts)
 
 
 def evaluate(
@@ -238,8 +272,7 @@ def bench(
     if name == "train":
         do = "in a checkout of the project: python benchmarks/train.py"
         raise MaskwiseError("bench train is not part of the package any more", do=do)
-    if name != "mask":
-        raise unknown_name("bench", name, ["mask"])
+    require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
 
     result = {"bench": name} | bench_mask()
@@ -314,8 +347,7 @@ def list_names(
     what: Annotated[str, typer.Argument(help=", ".join(TABLES))], as_json: Json = False
 ) -> None:
     """List what there is: names, a sentence on each, and an example."""
-    if what not in TABLES:
-        raise unknown_name("list", what, TABLES)
+    require_known("list", what, TABLES)
     rows = describe_table(what)
     if as_json:
         print_json(rows)
