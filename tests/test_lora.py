@@ -15,7 +15,6 @@ from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
-from maskwise.lora import Lora, lora, merged
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
@@ -29,6 +28,7 @@ from maskwise.training.data import Step
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
 from maskwise.training.speed import Meter
+from maskwise.weights import Lora, lora, merged
 from test_training import DATA
 from tiny import maskwise, read_lines, write_inputs
 from training_tools import model, tokenizer

@@ -185,19 +185,16 @@ def attend(
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
     if _by_hand(module, query, attention_mask, documents, options):
-        key, value = _repeated(module, key, value)
+        from transformers.integrations.sdpa_attention import repeat_kv
+
+        # Models with grouped queries have fewer heads of keys and values.
+        groups = query.shape[1] // key.shape[1]
+        key = repeat_kv(key, groups)
+        value = repeat_kv(value, groups)
         return _product(query, key, value, attention_mask, options), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-
-
-def _repeated(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values with as many heads as queries, for models with grouped queries."""
-    from transformers.integrations.sdpa_attention import repeat_kv
-
-    groups = getattr(module, "num_key_value_groups", 1)
-    return repeat_kv(key, groups), repeat_kv(value, groups)
 
 
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
@@ -275,7 +272,7 @@ def _by_hand(
     causal = options.get("is_causal")
     if causal is None:
         # Transformers takes a module that says nothing for a causal one.
-        causal = getattr(module, "is_causal", True)
+        return hasattr(module, "is_causal") and not module.is_causal
     return not causal
 
 

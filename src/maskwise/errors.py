@@ -135,13 +135,7 @@ def whole_number(
     Raises:
         MaskwiseError: for anything else. Nothing is rounded and no text is read.
     """
-    # True is an Integral, but a mistake where a number is expected.
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        number = int(value)
-        if least <= number <= most:
-            return number
-    allowed = _range("a whole number", least, most)
-    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=allowed, do=do)
+    return int(_checked(Integral, "a whole number", name, value, least, most, do))
 
 
 def finite_number(
@@ -152,21 +146,29 @@ def finite_number(
     Raises:
         MaskwiseError: for anything else, NaN included.
     """
-    if isinstance(value, Real) and not isinstance(value, bool):
+    return _checked(Real, "a number", name, value, least, most)
+
+
+def _checked(
+    kind: type[Integral] | type[Real],
+    words: str,
+    name: str,
+    value: object,
+    least: float,
+    most: float,
+    do: str | None = None,
+) -> int | float:
+    # True is an Integral, but a mistake where a number is expected.
+    if isinstance(value, kind) and not isinstance(value, bool):
         # An integer may be too large for a float.
         number = int(value) if isinstance(value, Integral) else float(value)
         if least <= number <= most and number not in (math.inf, -math.inf):
             return number
-    allowed = _range("a number", least, most)
-    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=allowed)
-
-
-def _range(kind: str, least: float, most: float) -> str:
-    if math.isinf(least):
-        return kind
-    if math.isinf(most):
-        return f"{kind} ≥ {least}"
-    return f"{kind} from {least} to {most}"
+    if not math.isinf(most):
+        words += f" from {least} to {most}"
+    elif not math.isinf(least):
+        words += f" ≥ {least}"
+    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=words, do=do)
 
 
 def first_line(error: BaseException) -> str:

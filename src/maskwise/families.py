@@ -27,19 +27,13 @@ Head = Callable[[Any, Tensor], Tensor]
 
 Kind = Literal["encoder", "encoder-decoder"]
 
-MOST_PARTS = {
-    "labels": 1_000_000,
-    "layers": 1000,
-    "experts": 10_000,
-    "groups": 1000,
-    "group_num": 1000,
-    "blocks": 1000,
-    "block_sizes": 1000,
-    "block_repeats": 1000,
-    "networks": 1000,
-    "ngram": 1000,
-}
-"""The largest numbers in a configuration, by the endings of its fields' names."""
+PARTS = (
+    *("labels", "layers", "experts", "groups", "group_num"),
+    *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
+)
+"""The endings of fields of a configuration that count parts of a model; their largest numbers:"""
+MOST_PARTS = 10_000
+MOST_LABELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -299,7 +293,7 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
     """What maskwise knows of a model's family."""
-    if getattr(config, "is_encoder_decoder", False):
+    if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())
 
@@ -309,12 +303,12 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     found = adapter_of(config).kind
     if found == kind:
         return
-    advice = {
-        "encoder": "take bert or modernbert, for example, or objective: denoise",
-        "encoder-decoder": "take bart or t5, for example, or objective: mlm",
-    }
+    if do is None:
+        do = "take bert or modernbert, for example, or objective: denoise"
+        if kind == "encoder-decoder":
+            do = "take bart or t5, for example, or objective: mlm"
     got = f"{config.model_type}, which is an {found}"
-    raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do or advice[kind])
+    raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do)
 
 
 def start_token(config: PreTrainedConfig) -> int:
@@ -405,9 +399,9 @@ UNLIMITED = 1 << 29
 
 def most_tokens(config: PreTrainedConfig) -> int:
     """The most tokens of a row, including special ones; about ``UNLIMITED`` without a limit."""
-    given = getattr(config, "max_position_embeddings", None)
-    if not given:
-        given = 2 * UNLIMITED
+    given = 2 * UNLIMITED
+    if hasattr(config, "max_position_embeddings"):
+        given = config.max_position_embeddings or given
     try:
         positions = int(given)
     except (TypeError, ValueError):
@@ -416,12 +410,20 @@ def most_tokens(config: PreTrainedConfig) -> int:
     return positions - adapter_of(config).first_position(config)
 
 
+def window_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """The window of sliding layers, and the number of these layers; ModernBERT's, for example."""
+    # Most families name no layers.
+    layers = getattr(config, "layer_types", None) or []
+    sliding = layers.count("sliding_attention")
+    window = config.sliding_window if sliding else 0
+    return window or 0, sliding
+
+
 def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
     """Raise if a tokenizer has more tokens than the model has embeddings; ``do`` is the advice."""
     if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
         what = "tokenizer and model do not fit"
-        allowed = f"≤ {config.vocab_size}"
-        raise MaskwiseError(what, got=f"{tokens} tokens", allowed=allowed, do=do)
+        raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {config.vocab_size}", do=do)
 
 
 def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
@@ -435,16 +437,14 @@ def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
 def check_counts(fields: Mapping[str, Any]) -> None:
     """Raise if a configuration, or one nested in it, has more parts than ``MOST_PARTS``.
 
-    Transformers builds them before anything can be compared: a billion classes are a dictionary of
-    gigabytes, and a billion layers never end.
+    Transformers builds them before anything can be compared, and a billion layers never end.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
             check_counts(value)
         values = value if isinstance(value, list) else [value]
-        numbers = [number for number in values if isinstance(number, int)]
-        largest = max(numbers, default=0)
-        for ending, most in MOST_PARTS.items():
-            if name.endswith(ending) and largest > most:
-                what = f"a model cannot have this {name}"
-                raise MaskwiseError(what, got=value, allowed=f"≤ {most:,}")
+        largest = max((number for number in values if isinstance(number, int)), default=0)
+        most = MOST_LABELS if name.endswith("labels") else MOST_PARTS
+        if name.endswith(PARTS) and largest > most:
+            what = f"a model cannot have this {name}"
+            raise MaskwiseError(what, got=value, allowed=f"≤ {most:,}")

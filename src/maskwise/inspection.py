@@ -55,7 +55,7 @@ MAX_CHARACTERS = 600
 """Of a file so many texts are shown, and so many characters of each."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """Layers of any text."""
-ANNOTATED = {"pos": "categorical", "salient": "spans"}
+ANNOTATED = ("pos", "salient")
 """Layers with an annotator of the same name, used for texts without marks. Others need marks."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
@@ -207,7 +207,7 @@ class Inspected:
 
     def as_dict(self) -> dict[str, Any]:
         shown = self.shown
-        facts: dict[str, Any] = {
+        facts = {
             "policy": self.policy,
             "corruption": self.corruption,
             "tokenizer": self.tokenizer,
@@ -241,10 +241,11 @@ class Inspected:
 
     @property
     def stretches(self) -> list[Stretch]:
-        return [
-            Stretch(piece.text, STYLES[piece.state], "→", piece.shown, BRACKETS[piece.state])
-            for piece in self.shown.pieces
-        ]
+        stretches = []
+        for text, state, shown in self.shown.pieces:
+            note = shown and f"→{shown}"
+            stretches.append(Stretch(text, STYLES[state], note, BRACKETS[state]))
+        return stretches
 
 
 def inspect_text(
@@ -332,8 +333,9 @@ def _needed_layers(
         MaskwiseError: a layer that a text without marks does not have, or one of spans where groups
             are needed.
     """
-    users: dict[str, str] = {}
-    annotator_of: dict[str, str] = {}
+    users = {}
+    # A text without marks has these layers by annotators of the same names.
+    annotator_of = {} if marked else dict(zip(ANNOTATED, ANNOTATED))
     for spec in specs:
         rule = policy(spec)
         for layer in rule.layers():
@@ -341,19 +343,19 @@ def _needed_layers(
         for name in rule.annotators():
             for layer in annotator(name).layers:
                 annotator_of[layer] = name
-        if isinstance(rule, GroupWeighted) and ANNOTATED.get(rule.layer) == "spans" and not marked:
+        if isinstance(rule, GroupWeighted) and rule.layer == "salient" and not marked:
             what = f"policy {spec} needs a layer of groups, and {rule.layer!r} is one of spans"
             raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
         users.setdefault(mover.layer, f"corruption {shown_as}")
-    known = {*TEXT_LAYERS, *ANNOTATED, *annotator_of}
     for layer, user in users.items():
-        if not marked and layer not in known:
+        if not marked and layer not in TEXT_LAYERS and layer not in annotator_of:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
             raise MaskwiseError(f"{user} needs the layer {layer!r}, and this text has none", do=do)
     needed = [layer for layer in users if layer not in annotator_of]
-    return needed, list(dict.fromkeys(annotator_of.values()))
+    annotators = dict.fromkeys(annotator_of[layer] for layer in users if layer in annotator_of)
+    return needed, list(annotators)
 
 
 def text_layers(
@@ -365,9 +367,7 @@ def text_layers(
     for name in needs:
         if name == "word_ids":
             continue
-        if name in ANNOTATED and not spans:
-            layers |= _annotated_layers(name, tokenizer, text)
-        elif name == "frequency":
+        if name == "frequency":
             # One text says nothing about frequencies, so tokens are counted in the bundled sample.
             counts = Counter[int]()
             sample = read_documents("bundled:wikipedia", limit=200)

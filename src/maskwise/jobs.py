@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from maskwise.constants import cards_here, share_of_card
-from maskwise.errors import MaskwiseError, first_line, require_library, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_known, require_library
 from maskwise.signals import Asked, leave_when_asked, leave_with
 
 Task = TypeVar("Task")
@@ -155,8 +155,7 @@ def open_pool(
 
 def require_engine(name: str) -> None:
     """Refuse an unknown engine."""
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES)
+    require_known("engine", name, ENGINES)
 
 
 def one_line(error: Exception) -> str:

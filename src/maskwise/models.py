@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
+from maskwise.errors import MaskwiseError, first_line, require_known, unknown_name, whole_number
 from maskwise.families import (
     EncoderDecoder,
     Kind,
@@ -114,8 +114,7 @@ def new_config(
     """
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
-    if architecture not in _ARCHITECTURES[kind]:
-        raise unknown_name("architecture", architecture, _ARCHITECTURES[kind])
+    require_known("architecture", architecture, _ARCHITECTURES[kind])
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
     for name in fields:
@@ -250,8 +249,8 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if log_unigram is None:
         return
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None:  # ESM's is in the head
-        bias = getattr(getattr(model, "lm_head", None), "bias", None)
+    if bias is None and hasattr(model, "lm_head"):  # ESM's is in the head
+        bias = getattr(model.lm_head, "bias", None)
     if bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is not trained
         bias = model.get_buffer("final_logits_bias")[0]
         # Tokens that only the decoder writes, such as separators, begin like an average word.
@@ -263,8 +262,8 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model of ``kind`` (None: any); see ``find_start``."""
-    if kind is not None and kind not in _USES:
-        raise unknown_name("kind of model", kind, _USES)
+    if kind is not None:
+        require_known("kind of model", kind, _USES)
     config = _read_config(name)
     if kind:
         require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")

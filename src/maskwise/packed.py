@@ -18,7 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
-from maskwise.families import ENCODERS, Esm, adapter_of, require_kind
+from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
 from maskwise.masking import MaskedBatch, Masker, MaskingCollator, Rows
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PackedCollator:
         # The model itself is not kept: a loader would copy it into its workers.
         self.blocks = False
         self.first_position = 0
-        self.window: int | None = None
+        self.window = 0
         if model is None:
             warnings.warn(
                 "PackedCollator cannot see whether attention keeps documents apart: give model=",
@@ -87,8 +87,7 @@ class PackedCollator:
         config = model.config
         self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)
-        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            self.window = config.sliding_window
+        self.window, _ = window_of(config)
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
@@ -118,7 +117,7 @@ class PackedCollator:
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
         """(1, 1, T, T): which tokens each token attends to; by kind of layer if it has two."""
         together = (document_T[:, None] == document_T)[None, None]
-        if self.window is None:
+        if not self.window:
             return together
         place = torch.arange(len(document_T))
         distance = place[:, None] - place

@@ -31,14 +31,12 @@ class Stretch(NamedTuple):
 
     Attributes:
         style: in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for plain text.
-        sign: "→" before the replacement, or "/" before a label.
-        note: the replacement or label that follows the text.
+        note: what follows the text: "→replacement", or "/label".
         plain: the format without colours.
     """
 
     text: str
     style: str = ""
-    sign: str = ""
     note: str = ""
     plain: str = "{}"
 
@@ -48,9 +46,6 @@ class Stretch(NamedTuple):
         # Attributes such as "bold" precede the colour.
         colour = front.split()[-1]
         return f"background: {background}; color: {colour}"
-
-
-NOTE_STYLES = {"→": "italic #cc3f7a", "/": "dim", "": ""}
 
 
 def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
@@ -66,7 +61,10 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
         else:
             line.append(stretch.plain.format(body))
         if stretch.note:
-            line.append(f"{stretch.sign}{visible(stretch.note)}", style=NOTE_STYLES[stretch.sign])
+            style = "dim"
+            if stretch.note.startswith("→"):
+                style = "italic #cc3f7a"
+            line.append(visible(stretch.note), style=style)
     return line
 
 
@@ -161,7 +159,10 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             style = _on(PALETTE[(value - 1) % len(PALETTE)])
             label = layer.labels[value - 1]
         stretches.append(Stretch(text[end:start]))
-        stretches.append(Stretch(text[start:stop], style, "/", label, plain))
+        note = ""
+        if label:
+            note = f"/{label}"
+        stretches.append(Stretch(text[start:stop], style, note, plain))
         end = stop
     tail = text[end:size]
     if size < len(text):
@@ -225,7 +226,7 @@ def _headline(name: str, layer: LayerSummary) -> str:
 
 def _rows(layer: LayerSummary) -> list[Row]:
     """Return a row per label; phrases also get one for their longer texts."""
-    rows: list[Row] = []
+    rows = []
     for label, count in layer.get("labels", {}).items():
         shown = []
         long = []

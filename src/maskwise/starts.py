@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
@@ -216,8 +216,7 @@ def _missing(name: str | Path, got: str) -> MaskwiseError:
 
 
 def _bundled(name: str) -> Path:
-    if name not in BUNDLED:
-        raise unknown_name("bundled model", name, BUNDLED)
+    require_known("bundled model", name, BUNDLED)
     return bundled_file(BUNDLED[name])
 
 

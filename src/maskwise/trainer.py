@@ -134,12 +134,13 @@ class MaskingTrainer(Trainer):
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
-            do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
-            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
-        if isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
+        elif isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
             what = f"{name} has no decoder, and these labels are a text to write"
-            do = 'give masker=Masker(tokenizer, corruption="bert")'
-            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+            fitting = "bert"
+        else:
+            return
+        do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
+        raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``."""
@@ -230,8 +231,9 @@ class MaskingTrainer(Trainer):
         loss = losses.sum() / max(1, losses.numel())
         if prediction_loss_only:
             return loss, None, None
-        config = getattr(self.model, "config", None)
-        hidden = ignore_keys or getattr(config, "keys_to_ignore_at_inference", [])
+        hidden = ignore_keys or []
+        if not hidden and hasattr(self._config, "keys_to_ignore_at_inference"):
+            hidden = self._config.keys_to_ignore_at_inference
         left_out = {"loss", *hidden}
         shown = tuple(value for name, value in outputs.items() if name not in left_out)
         if len(shown) == 1:
@@ -307,9 +309,13 @@ class MaskingTrainer(Trainer):
     @property
     def _decodes(self) -> bool:
         """Whether the model has a decoder, which reads the labels."""
+        config = self._config
+        return hasattr(config, "is_encoder_decoder") and bool(config.is_encoder_decoder)
+
+    @property
+    def _config(self) -> Any:
         # A model of the user's own, or one wrapped by peft, may be no PreTrainedModel.
-        config = getattr(self.model, "config", None)
-        return bool(getattr(config, "is_encoder_decoder", False))
+        return getattr(self.model, "config", None)
 
     def _token_losses(
         self, model: nn.Module, inputs: Inputs, *, everywhere: bool

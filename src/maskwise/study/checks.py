@@ -19,7 +19,6 @@ from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import require_engine
-from maskwise.lora import lora
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import NO_HEAD, check_start, has_head, weights_of
@@ -42,6 +41,7 @@ from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
 from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
+from maskwise.weights import lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

@@ -24,9 +24,9 @@ from torch import Tensor
 from maskwise.constants import rank_here
 from maskwise.families import UNLIMITED, most_tokens
 from maskwise.folders import damage, read_json, write_folder, write_json
-from maskwise.lora import merged
 from maskwise.models import without_advice
 from maskwise.training import wrapping
+from maskwise.weights import merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
-from maskwise.lora import lora
 from maskwise.models import (
     Fields,
     config_of,
@@ -20,6 +19,7 @@ from maskwise.models import (
     new_config,
     new_model,
 )
+from maskwise.weights import lora
 
 if TYPE_CHECKING:
     from torch import Tensor
