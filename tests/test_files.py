@@ -12,8 +12,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note, longest_field
+from maskwise.text.opening import read_table
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.tables import read_table
 from tiny import write_lines
 
 SENTENCES = [f"Sentence number {n} says something of its own." for n in range(12)]

@@ -26,7 +26,7 @@ from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.samplers import sampler
 from maskwise.text import encode, load_tokenizer, train_tokenizer
-from maskwise.text.light import light_tokenizer
+from maskwise.text.tokenizers import light_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 import maskwise
-from maskwise.annotate.difference import vectors_of
+from maskwise.annotate.weights import vectors_of
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
 from maskwise.folders import CARD, write_folder

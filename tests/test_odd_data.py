@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskwise.annotate.difference import Difference
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
+from maskwise.annotate.weights import Difference
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskwise.annotate.counts import Table, blocks, find, fold, keys_of, words_of
-from maskwise.annotate.given import words as words_annotator
 from maskwise.annotate.phrases import (
     FRAGMENT,
     SHARES,
@@ -29,6 +28,7 @@ from maskwise.annotate.phrases import (
     vocabulary_size,
 )
 from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import words as words_annotator
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, check_spans
 
@@ -211,10 +211,10 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(
         for gram in frequent
         if len(gram) > 1
     }
-    chosen = choose_phrases(counted, size=size)
+    chosen = choose_phrases(counted, size=size).to_pylist()
     inside: set[tuple[str, ...]] = set()
     for n in (5, 4, 3, 2):
-        mine = [tuple(one.phrase.split(" ")) for one in chosen if one.length == n]
+        mine = [tuple(one["phrase"].split(" ")) for one in chosen if one["length"] == n]
         covered = {part: 0 for part in scores if len(part) == n}
         for longer in inside:
             for part in (longer[:-1], longer[1:]):
@@ -228,7 +228,7 @@ def test_the_vocabulary_has_the_best_of_each_length_without_fragments(
         ) & fragments
         inside = set(mine) | fragments
     for one in chosen:
-        assert one.count == frequent[tuple(one.phrase.split(" "))]
+        assert one["count"] == frequent[tuple(one["phrase"].split(" "))]
 
 
 @few
@@ -370,5 +370,5 @@ def test_fragments_chain():
     texts = ["p q r s"] * 81 + ["p q r"] * 9 + ["p q"] * 10 + ["p", "q", "r", "s"] * 50
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_phrases(count_ngrams(texts, Path(folder)), size=80)
-    assert "p q r s" in [each.phrase for each in chosen]
-    assert not {"p q", "p q r"} & {each.phrase for each in chosen}
+    phrases = chosen["phrase"].to_pylist()
+    assert "p q r s" in phrases and not {"p q", "p q r"} & set(phrases)

@@ -31,7 +31,7 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.text.columns import FORMAT
+from maskwise.text.pieces import FORMAT
 from maskwise.text.words import text_id
 
 LAYOUTS = ["packed", "joined", "document"]

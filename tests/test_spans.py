@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
+from maskwise.annotate.registry import Span, read_marks, sentence_spans
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text
 
@@ -39,13 +39,6 @@ def test_marks(marked: str, plain: str, spans: list[Span]) -> None:
 )
 def test_sentences(text: str, sentences: list[str]) -> None:
     assert [text[span.start : span.stop] for span in sentence_spans(text)] == sentences
-
-
-def test_a_token_belongs_where_its_first_visible_character_lies() -> None:
-    text = "in New York now"
-    # with leading spaces, and special tokens
-    offsets = [(0, 0), (0, 2), (2, 6), (6, 11), (11, 15), (0, 0)]
-    assert span_layer(text, [Span(3, 11)], offsets) == [-1, -1, 0, 0, -1, -1]
 
 
 def look(text: str, policies: str, **settings: Any) -> list[Any]:

@@ -21,12 +21,12 @@ from benchmarks.annotate import (
 from spacy.training import Example
 
 from maskwise.annotate import tagger as tagger_module
-from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import SPANS, annotator
 from maskwise.annotate.tagger import SALIENT, SpacyPipeline, one_pass
 from maskwise.errors import MaskwiseError
 from maskwise.folders import bundled_file
-from maskwise.text.labelled import POS, given_spans, read_conllu
-from maskwise.text.layers import CharSpans, check_spans
+from maskwise.text.labelled import POS, read_conllu
+from maskwise.text.layers import CharSpans, Layer, check_spans, given_spans
 
 SHIPPED = bundled_file("tagger-en")
 GOLD = Path(__file__).parents[2] / "shared" / "data"
@@ -111,20 +111,6 @@ def test_both_layers_are_those_of_each_alone_and_of_any_batch(tagger: SpacyPipel
         expected = [{name: layers[name]} for layers in both]
         np.testing.assert_equal(alone.annotate(texts), expected)
         np.testing.assert_equal([alone.annotate([text])[0] for text in texts], expected)
-
-
-def test_tags_read_from_the_model_are_those_that_spacy_writes(tagger: SpacyPipeline) -> None:
-    assert tagger._direct is not None, "the shipped pipeline takes the short way"
-    texts = [
-        *(document.text for document in _bundled()[:80]),
-        "",
-        " \n ",
-        "x\ty  z",
-        "Anna  went. " * 300,
-    ]
-    for text, layers, doc in zip(texts, tagger.annotate(texts), spacy.load(SHIPPED).pipe(texts)):
-        written = [(token.text, token.pos_) for token in doc if not token.is_space]
-        assert shown(text, layers["pos"], POS.labels) == written
 
 
 def test_emoji_and_stray_marks_are_no_names(tagger: SpacyPipeline) -> None:
@@ -283,24 +269,21 @@ def test_columns_entities_and_running_text(tmp_path: Path) -> None:
 
 
 def test_given_spans() -> None:
-    found = given_spans(
-        [[7, 12, "city"], [0, 4, "who"]], text="Anna in Rome", labels=["who", "city"]
-    )
-    assert (
-        found.start.tolist() == [0, 7]
-        and found.value is not None
-        and found.value.tolist() == [1, 2]
-    )
-    assert given_spans([[0, 4, "who"]], text="Anna").value is None
-    for spans, labels, match in (
-        ([[0, 40]], (), "lie in the text of 4"),
-        ([[0, 2], [1, 3]], (), "not overlap"),
-        ([["a", 2]], (), "another form"),
-        ([[0, 2, "x"]], ("y",), "unknown label"),
-        ([[0, 2]], ("y",), "another form"),
+    layer = Layer("spans", ("who", "city"))
+    found = given_spans([[7, 12, "city"], [0, 4, "who"], [5, 6, None]], layer)
+    assert found.start.tolist() == [0, 5, 7] and found.value.tolist() == [1, 0, 2]
+    assert given_spans([[0, 4]], SPANS).value is None
+    for span, kind, match in (
+        (["a", 2], SPANS, "a span"),
+        ([0, 4, "who"], SPANS, "a span"),
+        ([True, 2], SPANS, "a span"),
+        ([0, 2**31], SPANS, "a span"),
+        ([0, 2, "x"], layer, "a label"),
+        ([0, 2], layer, "a span"),
+        (3, SPANS, "a span"),
     ):
         with pytest.raises(MaskwiseError, match=match):
-            given_spans(spans, text="Anna", labels=labels)
+            given_spans([span], kind)
 
 
 def test_overlap_scores_by_hand() -> None:
@@ -333,7 +316,6 @@ def test_words_that_were_met_do_not_stay_in_memory_for_ever(
     monkeypatch.setattr(tagger_module, "MAX_NEW_WORDS", 100)
     nlp = made.nlp
     after = made.annotate(texts)
-    assert made.nlp is not nlp and made._direct is not None
-    assert made._direct[0] is made.nlp.get_pipe("morphologizer")  # and the old one can go
+    assert made.nlp is not nlp  # and the old one can go
     for old, new in zip(before, after):
         np.testing.assert_array_equal(old["pos"].value, new["pos"].value)

@@ -275,14 +275,6 @@ def test_the_card_of_answers_that_are_patterns_is_refused_in_one_line(tmp_path):
     assert "regular expressions" in str(refused.value.do)
 
 
-def test_nif_is_refused_with_what_to_use_instead(tmp_path):
-    path = tmp_path / "names.ttl.gz"
-    path.write_bytes(b"")
-    with pytest.raises(MaskwiseError) as caught:
-        load_task(path)
-    assert caught.value.got == ".ttl" and "JSON lines" in caught.value.do
-
-
 def test_a_meeting_is_a_row_for_each_query_with_what_was_said_about_it(tmp_path):
     meeting = {
         "meeting_transcripts": [

@@ -19,8 +19,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from maskwise.annotate.given import Span, read_marks, sentence_spans, span_layer
-from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import SPANS, ByText, Span, annotator, read_marks
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_page
 from maskwise.keys import Array
@@ -31,10 +30,10 @@ from maskwise.masking.policies import GroupWeighted, Moment, policy
 from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
-from maskwise.text.layers import align
-from maskwise.text.light import light_tokenizer, usual_tokenizer
+from maskwise.text.layers import Annotator, CharSpans, annotated
 from maskwise.text.readers import known_ending
-from maskwise.text.words import flat_offsets, number_words, place_tokens
+from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
+from maskwise.text.words import flat_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -298,7 +297,7 @@ def inspect_text(
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)
         for name in annotators:
-            layers |= _annotated_layers(name, loaded, plain)
+            layers |= _annotated_layers(annotator(name), loaded, plain)
         for spec, masker in maskers.items():
             shown = show_masks(
                 masker,
@@ -375,9 +374,11 @@ def text_layers(
                 counts.update(known.ids)
             layers[name] = [counts[token] for token in encoding.ids]
         elif name == "sentence":
-            layers[name] = span_layer(text, sentence_spans(text), encoding.offsets)
+            layers |= _annotated_layers(annotator("sentences"), tokenizer, text)
         else:
-            numbers = span_layer(text, spans, encoding.offsets)
+            marked = {text: {name: CharSpans.of(spans, SPANS)}}
+            maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
+            numbers = _annotated_layers(maker, tokenizer, text)[name]
             if name in WEIGHT_LAYERS:
                 # An unmarked token has the number −1, and so the last weight.
                 weights = [*(span.weight for span in spans), 1.0]
@@ -387,15 +388,14 @@ def text_layers(
     return layers
 
 
-def _annotated_layers(spec: str, tokenizer: Any, text: str) -> dict[str, list[Any]]:
+def _annotated_layers(maker: Annotator, tokenizer: Any, text: str) -> dict[str, list[Any]]:
     """Return the layers (L,) of an annotator, by name."""
-    maker = annotator(spec)
     encodings = tokenizer([text]).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     offsets, lengths = flat_offsets(encodings)
-    placed = place_tokens([text], offsets, lengths, special=special)
-    aligned = align(maker.annotate([text]), maker.layers, placed, number_words(placed))
-    return {name: values.tolist() for name, values in aligned.items()}
+    columns = annotated([maker], [text], offsets, lengths, special=special)
+    del columns["word_ids"]
+    return {name: values.tolist() for name, values in columns.items()}
 
 
 def _texts(text: str) -> list[str]:

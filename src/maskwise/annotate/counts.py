@@ -246,7 +246,7 @@ class Vocabulary(Table):
 
     def names(self, keys: Keys) -> list[str]:
         """Return the words with these hashes."""
-        return [self._names[key] for key in keys.tolist()]
+        return list(map(self._names.__getitem__, keys.tolist()))
 
 
 def find(keys: Array, wanted: Array) -> Ints:

@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from maskwise.annotate.counts import (
     RULES,
@@ -48,7 +50,6 @@ from maskwise.annotate.counts import (
     mixed,
     read_table,
     words_of,
-    write_table,
 )
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
@@ -67,17 +68,7 @@ FILE = "phrases.parquet"
 FACTS = "facts.json"
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A phrase of a vocabulary: length in words, occurrences, documents with it, and its score."""
-
-    phrase: str
-    length: int
-    count: int
-    documents: int
-    score: float
-
-
+@dataclass(kw_only=True)
 class Phrases:
     """Annotate the layer ``phrase``: the phrases of a vocabulary in a text.
 
@@ -93,35 +84,37 @@ class Phrases:
         MaskwiseError: settings out of range; a vocabulary that cannot be read.
     """
 
-    name = "phrases"
+    vocabulary: str | None = None
+    size: int | None = None
+    min_count: int = 10
+    min_documents: int = 5
+    paper: bool = False
+
+    name: ClassVar = "phrases"
     layers: ClassVar = {"phrase": Layer("spans")}
 
-    def __init__(
-        self,
-        *,
-        vocabulary: str | None = None,
-        size: int | None = None,
-        min_count: int = 10,
-        min_documents: int = 5,
-        paper: bool = False,
-    ):
-        if (size is not None and size < 2) or min_count < 0 or min_documents < 1:
-            got = f"size={size}, min_count={min_count}, min_documents={min_documents}"
+    def __post_init__(self) -> None:
+        too_small = self.size is not None and self.size < 2
+        if too_small or self.min_count < 0 or self.min_documents < 1:
+            got = (
+                f"size={self.size}, min_count={self.min_count}, min_documents={self.min_documents}"
+            )
             allowed = "size ≥ 2, min_count ≥ 0, min_documents ≥ 1"
             raise MaskwiseError("phrases: settings out of range", got=got, allowed=allowed)
-        self._size = size
-        self._min_count = min_count
-        self._min_documents = min_documents
-        self._paper = paper
-        self._path = Path(vocabulary or "")
-        if vocabulary == "":
+        if self.vocabulary == "":
             raise MaskwiseError("phrases: vocabulary is empty", do="give a folder or a file")
-        self._phrases = read_phrases(self._path) if vocabulary else []
-        self.fitted = vocabulary is not None
+        self._path = Path(self.vocabulary or "")
+        self._phrases: list[str] = []
+        if self.fitted:
+            self._phrases = read_phrases(self._path)
+
+    @property
+    def fitted(self) -> bool:
+        return self.vocabulary is not None
 
     @cached_property
     def version(self) -> str:
-        settings = (self._size, self._min_count, self._min_documents, self._paper)
+        settings = (self.size, self.min_count, self.min_documents, self.paper)
         content = self._phrases if self.fitted else settings
         return digest(self.name, RULES, VERSION, *content)
 
@@ -139,15 +132,15 @@ class Phrases:
             return f"{self._path / FACTS} is damaged; fit the phrases again"
         if self._phrases and facts["phrases"] >= FEW * facts["size"]:
             return None
-        found = "no phrase"
+        number = "no"
         effect = "so the layer is empty"
         if self._phrases:
-            found = f"only {len(self._phrases):,} phrases"
-            effect = "which may be frequent pairs such as 'of the'"
+            number = f"only {len(self._phrases):,}"
+            effect = "which are often pairs such as 'of the'"
         count, documents = facts["min_count"], facts["min_documents"]
         floors = f"(min_count={count}, min_documents={documents})"
         do = f"give more text, or take phrases(min_count={min(count, 2)}, min_documents=1)"
-        return f"{found} among these {facts['words']:,} words {floors}, {effect}; {do}"
+        return f"{number} phrases among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
@@ -155,22 +148,20 @@ class Phrases:
         A corpus without a frequent phrase gives an empty vocabulary and a `notice`, so that it does
         not stop other annotators of the same run.
         """
-        floors = {"min_count": self._min_count, "min_documents": self._min_documents}
+        floors = {"min_count": self.min_count, "min_documents": self.min_documents}
         counted = count_ngrams(texts, folder, **floors)
-        size = self._size
+        size = self.size
         if size is None:
             size = vocabulary_size(counted.total)
-        chosen = choose_phrases(counted, size=size, paper=self._paper)
-        names = Phrase.__annotations__
-        columns = {name: [getattr(phrase, name) for phrase in chosen] for name in names}
-        write_table(folder / FILE, columns)
+        chosen = choose_phrases(counted, size=size, paper=self.paper)
+        pq.write_table(chosen, folder / FILE)
         facts = {
             "words": counted.total,
             "phrases": len(chosen),
             "size": size,
             "counts_too_low_by_at_most": counted.lost,
             **floors,
-            "paper": self._paper,
+            "paper": self.paper,
         }
         write_json(folder / FACTS, facts)
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
@@ -205,13 +196,14 @@ def read_phrases(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[Phrase]:
+def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Table:
     """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
-        Phrases sorted by rank ÷ share, so that any prefix keeps the shares.
+        Columns phrase, length (in words), count, documents (with the phrase) and score, sorted by
+        rank ÷ share, so that any prefix keeps the shares.
     """
-    ranked: list[tuple[float, int, Phrase]] = []
+    tables = []
     scores = score_ngrams(counted, paper=paper)
     # Ids of the (n + 1)-grams that are phrases or fragments.
     inside = np.zeros(0, dtype=np.int64)
@@ -229,15 +221,17 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> list[
         most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
         best = np.argsort(cost, kind="stable")[:most]
         inside = np.union1d(best, np.flatnonzero(fragment))
-        texts = counted.texts(n, best)
-        counts = level.counts[best].tolist()
-        documents = level.documents[best].tolist()
-        best_scores = scores[n][best].tolist()
-        for rank, facts in enumerate(zip(texts, counts, documents, best_scores, strict=True)):
-            text, *figures = facts
-            ranked.append((rank / SHARES[n], n, Phrase(text, n, *figures)))
-    ranked.sort(key=lambda entry: entry[:2])
-    return [phrase for _, _, phrase in ranked]
+        columns = {
+            "phrase": pa.array(counted.texts(n, best), pa.string()),
+            "length": np.full(len(best), n),
+            "count": level.counts[best],
+            "documents": level.documents[best],
+            "score": scores[n][best],
+            "order": np.arange(len(best)) / SHARES[n],
+        }
+        tables.append(pa.table(columns))
+    ranked = pa.concat_tables(tables).sort_by([("order", "ascending"), ("length", "ascending")])
+    return ranked.drop_columns("order")
 
 
 # Finding phrases in texts

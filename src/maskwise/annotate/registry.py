@@ -1,28 +1,330 @@
-"""The table of annotators, and one made from a string. A new annotator adds its line here.
+"""The table of annotators, and those without a model: words, sentences, prompts, spans from files,
+functions of the user.
 
-Heavy libraries (spaCy, torch) are imported when they are first used.
+A function maps a list of texts to a list of spans per text: (start, end) or (start, end, value) in
+characters, where the value is a label or a weight. Equal texts must get equal spans. Since a
+function runs code, recipes and ``--with`` cannot name it; only ``--function`` and Python can.
+
+Marks replace an annotator when a policy is inspected: ``born in [[Warsaw]] in [[1867|3]]`` marks
+two spans, the second with weight 3. Heavy libraries (spaCy, torch) are imported when they are first
+used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
-from maskwise.annotate.difference import Difference
-from maskwise.annotate.given import Function, gold, prompt, sentences, spans, words
+import numpy as np
+
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
-from maskwise.annotate.weights import Frequency, Informativeness
-from maskwise.errors import MaskwiseError
-from maskwise.specs import Call, build
-from maskwise.text.layers import Annotator
+from maskwise.annotate.weights import Difference, Frequency, Informativeness
+from maskwise.errors import MaskwiseError, first_line
+from maskwise.specs import Call, build, parse_call
+from maskwise.text.labelled import POS, read_conllu
+from maskwise.text.layers import (
+    Annotator,
+    CharSpans,
+    Kind,
+    Layer,
+    check_spans,
+    digest,
+    given_spans,
+    no_spans,
+)
+from maskwise.text.readers import TEXT_ENDINGS, Fields, Skip, known_ending, read_file
+from maskwise.text.words import VERSION, classify, text_id, words_in
 from maskwise.text.worlds import WORLDS
+
+SPANS = Layer("spans")
+Found: TypeAlias = dict[str, CharSpans]
+"""The spans of a text by layer."""
+Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
+"""A function of the user: texts → a list of spans per text."""
+
+
+@dataclass(eq=False)
+class ByText:
+    """An annotator that applies a function to each text.
+
+    Args:
+        find: maps a text to its spans by layer.
+        whole_texts: whether long texts are passed whole instead of in parts.
+    """
+
+    name: str
+    layers: Mapping[str, Layer]
+    find: Callable[[str], Found]
+    version: str
+    _: KW_ONLY
+    whole_texts: bool = False
+
+    def annotate(self, texts: list[str]) -> list[Found]:
+        return list(map(self.find, texts))
+
+
+def words() -> ByText:
+    """Annotate words: runs of letters and digits, and every symbol and ideograph by itself."""
+
+    def find(text: str) -> Found:
+        start, end = words_in(classify(text))
+        return {"words": CharSpans(start.astype(np.int32), end.astype(np.int32))}
+
+    return ByText("words", {"words": SPANS}, find, digest("words", VERSION))
+
+
+def sentences() -> ByText:
+    """Annotate sentences, by their final punctuation."""
+
+    def find(text: str) -> Found:
+        return {"sentence": CharSpans.of(sentence_spans(text), SPANS)}
+
+    return ByText("sentences", {"sentence": SPANS}, find, digest("sentences", 1))
+
+
+def prompt(until: str = "\n", *, last: bool = False) -> ByText:
+    """Annotate the prompt of a text: all up to the first (or ``last``) ``until``, included.
+
+    ``masking.keep: prompt`` never masks it. A text without ``until`` has no prompt.
+    """
+    if not until:
+        do = "say prompt(until='?')"
+        raise MaskwiseError("prompt: `until` must not be empty", got=repr(until), do=do)
+
+    def find(text: str) -> Found:
+        end = text.rfind(until) if last else text.find(until)
+        spans = []
+        if end >= 0:
+            spans = [(0, end + len(until))]
+        return {"prompt": CharSpans.of(spans, SPANS)}
+
+    version = digest("prompt", 2, until, last)
+    return ByText("prompt", {"prompt": SPANS}, find, version, whole_texts=True)
+
+
+def gold(file: str) -> ByText:
+    """Annotate the documents of a CoNLL-U file (``.gz`` allowed) with its parts of speech."""
+    path = _existing(file)
+    known = {text_id(document.text): document.layers for document in read_conllu(path)}
+    return _known("gold", {"pos": POS}, known, digest("gold", 2, path))
+
+
+def spans(
+    file: str,
+    *,
+    field: str = "spans",
+    text_field: str = "text",
+    labels: tuple[str, ...] = (),
+    layer: str = "spans",
+) -> ByText:
+    """Annotate texts of a JSON lines or Parquet file with the spans in its field ``field``.
+
+    Spans are lists [start, end], or with ``labels`` [start, end, label], in characters.
+    """
+    path = _existing(file)
+    if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
+        allowed = "JSON lines or Parquet, with fields"
+        raise MaskwiseError(f"spans are not read from {path}", allowed=allowed)
+    kind = Layer("spans", tuple(labels))
+    known = {}
+    for record in read_file(path, path.name, Fields(text_field, field)):
+        # Corpora skip broken lines with a count; spans of a missing text are simply not used.
+        if isinstance(record, Skip):
+            continue
+        place, fields = record
+        if not isinstance(fields, Mapping):
+            continue
+        text = fields.get(text_field)
+        marked = fields.get(field)
+        if not isinstance(text, str) or marked is None:
+            continue
+        try:
+            if not labels:
+                marked = [span[:2] for span in marked]
+            found = given_spans(marked, kind)
+            check_spans(found, kind, len(text), name="given spans")
+            known[text_id(text)] = {layer: found}
+        except (MaskwiseError, TypeError) as error:
+            raise MaskwiseError(f"{place} of {path}: {error}") from None
+    if not known:
+        do = "name the field of the spans and that of the text"
+        raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
+    version = digest("spans", 2, path, field, text_field, labels, layer)
+    return _known("spans", {layer: kind}, known, version)
+
+
+def _known(
+    name: str, layers: Mapping[str, Layer], known: Mapping[int, Found], version: str
+) -> ByText:
+    """Build an annotator that looks texts up by their hash; other texts get no spans."""
+    empty = no_spans(layers)
+
+    def find(text: str) -> Found:
+        return known.get(text_id(text), empty)
+
+    return ByText(name, layers, find, version, whole_texts=True)
+
+
+def _existing(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise MaskwiseError("no such file of annotations", got=file)
+    return path
+
+
+# Functions of the user
+# -------------------------------------------------------------------------------------------
+
+
+class Function:
+    """An annotator whose layer comes from a function of the user.
+
+    Args:
+        place: "module:function"; the current folder is searched too.
+        kind: "spans", "categorical" or "weight".
+        labels: allowed values; "categorical" requires them, "weight" has none.
+        layer: name of the layer, by default that of the function.
+
+    Raises:
+        MaskwiseError: no such function; a kind that does not exist, or lacks its labels.
+    """
+
+    name = "function"
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        kind: Kind = "spans",
+        labels: tuple[str, ...] = (),
+        layer: str | None = None,
+    ):
+        known = kind in ("spans", "categorical", "weight")
+        if not known or (kind == "categorical" and not labels):
+            got = f"{kind}, labels {labels}"
+            allowed = "spans, categorical (with labels) or weight"
+            raise MaskwiseError(f"function {place}: kind", got=got, allowed=allowed)
+        self._call, source = _load(place)
+        self._place = place
+        self._layer = Layer(kind, tuple(labels))
+        self._name = layer or re.split("[:.]", place)[-1]
+        self.layers = {self._name: self._layer}
+        self.version = digest("function", place, kind, labels, self._name, source)
+
+    def annotate(self, texts: list[str]) -> list[Found]:
+        results = list(self._call(texts))
+        if len(results) != len(texts):
+            what = f"function {self._place}: one list of spans per text"
+            raise MaskwiseError(what, got=f"{len(results)} for {len(texts)} texts")
+        found = []
+        for marked in results:
+            spans_of_text = given_spans(marked, self._layer, name=f"function {self._place}")
+            found.append({self._name: spans_of_text})
+        return found
+
+
+def spec_of(function: str | Callable[..., object]) -> Call:
+    """Return the call that builds the annotator of a function.
+
+    Args:
+        function: a function, or a string such as ``module:function(kind="weight")``.
+
+    Raises:
+        MaskwiseError: a function that workers cannot import, such as one inside another.
+    """
+    if callable(function):
+        name = "<no function>"
+        if inspect.isfunction(function):
+            name = function.__qualname__
+        # Python's names of lambdas and of functions inside others contain "<".
+        if "<" in name or function.__module__ == "__main__":
+            what = "worker processes cannot import this function"
+            do = "put it at the top of a module that can be imported"
+            raise MaskwiseError(what, got=repr(function), do=do)
+        return Call("function", (f"{function.__module__}:{name}",))
+    place, bracket, rest = function.partition("(")
+    settings = parse_call(f"function{bracket}{rest}")
+    return Call("function", (place.strip(), *settings.args), settings.kwargs)
+
+
+def _load(place: str) -> tuple[Finder, str]:
+    """Import a function; returns it with the source of its module, a part of the version."""
+    module_name, _, name = place.partition(":")
+    # ``python script.py`` has the folder of the script on the path; a console script has not.
+    folder = str(Path.cwd())
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+        member: object = module
+        for part in name.split("."):
+            member = getattr(member, part)
+        source = inspect.getsource(module)
+        if not callable(member):
+            raise TypeError(f"{name} is not a function")
+    # The module of a user may raise anything while it is imported.
+    except (Exception, SystemExit) as error:
+        what = f"cannot load the function {place}"
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise MaskwiseError(what, got=got, allowed="module:function") from error
+    return member, source
+
+
+# Spans marked in a text
+# -------------------------------------------------------------------------------------------
+
+
+_MARKED = re.compile(r"\[\[(.+?)(?:\|(\d+(?:\.\d+)?))?\]\]", re.DOTALL)
+_SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|[。！？]|$)", re.DOTALL)
+
+
+class Span(NamedTuple):
+    """Characters ``start`` to ``stop`` (exclusive) of a text, with a weight."""
+
+    start: int
+    stop: int
+    weight: float = 1.0
+
+
+def read_marks(text: str) -> tuple[str, list[Span]]:
+    """Remove the ``[[…]]`` marks of a text; returns it with the marked spans.
+
+    >>> read_marks("born in [[Warsaw]]")
+    ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
+    """
+    spans = []
+    plain = ""
+    end = 0
+    for mark in _MARKED.finditer(text):
+        content, weight = mark.groups(default="1")
+        plain += text[end : mark.start()]
+        start = len(plain)
+        plain += content
+        spans.append(Span(start, len(plain), float(weight)))
+        end = mark.end()
+    return plain + text[end:], spans
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Find sentences by their final punctuation, a rough rule."""
+    return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
+
+
+# The table; a new annotator adds its line here
+# -------------------------------------------------------------------------------------------
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
     """Annotate the layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
-    module = import_module("maskwise.learning.annotator")
+    module = importlib.import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
 

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.given import spec_of
-from maskwise.annotate.registry import annotator, check_names
+from maskwise.annotate.registry import annotator, check_names, spec_of
 from maskwise.annotate.shard import AnnotatorSummary, ShardTask, add_up, annotate_shard, forget
 from maskwise.annotate.store import (
     MANIFEST,
@@ -59,8 +58,8 @@ WORKER_CHARACTERS = 4_000_000
 class Summary(TypedDict):
     """The content of ``summary.json``.
 
-    ``corpus`` is the key of the corpus; ``made`` counts the files written since the last finished
-    run; ``skipped`` maps reasons to documents; ``annotators`` has an entry per requested spec.
+    ``corpus`` is the key of the corpus; ``made`` counts the files that this run wrote; ``skipped``
+    maps reasons to documents; ``annotators`` has an entry per requested spec.
     """
 
     source: str
@@ -72,12 +71,6 @@ class Summary(TypedDict):
     made: int
     skipped: dict[str, int]
     annotators: dict[str, AnnotatorSummary]
-
-
-class _Shard(NamedTuple):
-    key: str
-    documents: int
-    characters: int
 
 
 class _Wanted(NamedTuple):
@@ -125,7 +118,7 @@ def annotate_corpus(
         engine: "local" or "ray".
         jobs: processes of the local engine, or maximum cores of a Ray cluster. None: one process
             per core, fewer for a small corpus; with Ray all cores.
-        functions: functions of yours as annotators (given.py): importable ones, or
+        functions: functions of yours as annotators (registry.py): importable ones, or
             "module:function".
         quiet: no progress bar.
 
@@ -148,67 +141,57 @@ def annotate_corpus(
     with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
         # A finished store may need no worker at all.
         if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
-            imports = set[str]()
-            for each in wanted:
-                if hasattr(each.annotator, "imports"):
-                    imports.update(each.annotator.imports)
-            # Workers import while this process reads the corpus.
-            pool.warm(jobs or 1, imports=imports)
+            # Workers start while this process reads the corpus.
+            pool.warm(jobs or 1)
 
         before = None
         # A missing or damaged manifest is written anew.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
         # Only hashes of the texts are kept, so that a corpus may be larger than memory.
-        shards = []
+        keys = []
+        lengths = []
+        count = 0
         for contents in cut_shards(bars.track(documents, description="reading")):
-            characters = sum(len(document.text) for document in contents)
-            shards.append(_Shard(shard_key(contents), len(contents), characters))
-        corpus = digest(*(shard.key for shard in shards))
+            keys.append(shard_key(contents))
+            lengths.append(sum(len(document.text) for document in contents))
+            count += len(contents)
+        corpus = digest(*keys)
         if before and before.corpus != corpus:
-            _require_nothing_lost(before, documents, shards, wanted, out)
+            _require_nothing_lost(before, documents, keys, wanted, out)
         wanted = [_fitted(each, corpus, documents, out, bars) for each in wanted]
         parts = {each.spec: each.part for each in wanted}
         facts: dict[str, list[Facts]] = {}
-        # Files of an interrupted run count as made, those of a damaged manifest do not.
-        recounted = before is not None or not (out / MANIFEST).is_file()
-        old = set[str]()
-        if before:
-            old = before.files
-        made = 0
         for spec, part in parts.items():
             facts[spec] = []
-            for shard in shards:
-                path = out / "shards" / part.file(shard.key)
-                found = stored_facts(path)
-                facts[spec].append(found)
-                made += not found or (recounted and path.name not in old)
+            for key in keys:
+                path = out / "shards" / part.file(key)
+                facts[spec].append(stored_facts(path))
 
         # Annotators that lack the same shard read it together: its texts are sent once.
         missing = []
-        for number in range(len(shards)):
+        for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
-        characters = sum(shard.characters for shard, specs in zip(shards, missing) if specs)
+        characters = sum(length for length, specs in zip(lengths, missing) if specs)
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
-        for task, files in _annotated(_tasks(documents, shards, missing), pool, workers):
-            shard = shards[task.number]
+        for task, files in _annotated(_tasks(documents, keys, missing), pool, workers):
             for spec, content in zip(task.annotators, files, strict=True):
-                path = out / "shards" / parts[spec].file(shard.key)
+                path = out / "shards" / parts[spec].file(keys[task.number])
                 write_whole(path, content)
                 facts[spec][task.number] = stored_facts(path)
-            bars.advance(shown, shard.characters)
+            bars.advance(shown, lengths[task.number])
 
         added = {each.asked: add_up(facts[each.spec], each.annotator) for each in wanted}
         summary: Summary = {
             "source": documents.name,
             "corpus": corpus,
-            "documents": sum(shard.documents for shard in shards),
-            "characters": sum(shard.characters for shard in shards),
+            "documents": count,
+            "characters": sum(lengths),
             "words": sum(entry["words"] for entry in facts[wanted[-1].spec]),
-            "shards": len(shards),
-            "made": made,
+            "shards": len(keys),
+            "made": sum(map(len, missing)),
             "skipped": dict(documents.skipped),
             "annotators": added,
         }
@@ -223,7 +206,7 @@ def annotate_corpus(
             summary["documents"],
             summary["characters"],
             (*kept, *parts.values()),
-            tuple(shard.key for shard in shards),
+            tuple(keys),
         )
         write_whole(out / MANIFEST, manifest.to_json())
         named = manifest.files
@@ -269,17 +252,16 @@ def _annotated(
 
 
 def _tasks(
-    documents: Documents, shards: Sequence[_Shard], missing: Sequence[tuple[str, ...]]
+    documents: Documents, keys: Sequence[str], missing: Sequence[tuple[str, ...]]
 ) -> Iterator[ShardTask]:
     if not any(missing):
         return
     for number, contents in enumerate(cut_shards(documents)):
-        if number >= len(shards) or shard_key(contents) != shards[number].key:
+        if number >= len(keys) or shard_key(contents) != keys[number]:
             do = "annotate it again"
             raise MaskwiseError(f"{documents.name} changed while it was read", do=do)
         if missing[number]:
-            texts = [(name, text) for name, text in contents]
-            yield ShardTask(number, texts, missing[number])
+            yield ShardTask(number, contents, missing[number])
 
 
 def _fitted(
@@ -315,13 +297,13 @@ def _fitted(
 def _require_nothing_lost(
     before: Manifest,
     documents: Documents,
-    shards: Sequence[_Shard],
+    keys: Sequence[str],
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
     """Check that no layers of another corpus are replaced and none of a changed corpus are lost."""
     same_source = documents.name == before.source != UNNAMED
-    if not same_source and not {shard.key for shard in shards} & set(before.shards):
+    if not same_source and not set(keys) & set(before.shards):
         what = f"--out {out} holds the layers of another corpus"
         got = f"{before.documents:,} documents of {before.source}"
         raise MaskwiseError(what, got=got, do="give a new folder")
@@ -356,10 +338,7 @@ def _claimed(out: Path) -> Iterator[None]:
         except Exception:
             # Without a shard there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
-                for part in ("shards", "fitted"):
-                    shutil.rmtree(out / part, ignore_errors=True)
-                (out / LOCK).unlink(missing_ok=True)
-                if not existed:
-                    with suppress(OSError):
-                        out.rmdir()
+                shutil.rmtree(out, ignore_errors=True)
+                if existed:
+                    out.mkdir(exist_ok=True)
             raise

@@ -15,7 +15,7 @@ spans are merged from the most common ones of each shard, so rare ones may be mi
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from itertools import chain
@@ -28,8 +28,17 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import Facts, to_parquet
 from maskwise.annotate.tagger import cut_text
 from maskwise.errors import MaskwiseError
+from maskwise.segments import offsets
 from maskwise.text.documents import Document
-from maskwise.text.layers import Annotator, CharSpans, Fitted, Layer, check_spans
+from maskwise.text.layers import (
+    Annotator,
+    CharSpans,
+    Fitted,
+    Layer,
+    check_spans,
+    joined_spans,
+    no_spans,
+)
 from maskwise.text.words import classify, join_texts, word_starts
 
 PART_CHARACTERS = 100_000
@@ -47,7 +56,7 @@ class ShardTask(NamedTuple):
     """A shard, its index in the corpus, and the specs of the annotators that it lacks."""
 
     number: int
-    documents: list[tuple[str, str]]
+    documents: list[Document]
     annotators: tuple[str, ...]
 
 
@@ -86,15 +95,14 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
     Raises:
         MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
     """
-    shard = [Document(*document) for document in task.documents]
-    texts = [document.text for document in shard]
+    texts = [document.text for document in task.documents]
     files = []
     for spec in task.annotators:
         maker = _annotator(spec)
         failures = Counter[str]()
         spans = spans_of(maker, texts, failures)
         facts = shard_facts(texts, spans, maker.layers) | {"failures": dict(failures)}
-        files.append(to_parquet(shard, spans, maker.layers, facts))
+        files.append(to_parquet(task.documents, spans, maker.layers, facts))
     return files
 
 
@@ -124,7 +132,7 @@ class Live:
 
     @cached_property
     def _makers(self) -> list[Annotator]:
-        return [annotator(spec) for spec in self.specs]
+        return list(map(annotator, self.specs))
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -183,67 +191,47 @@ def spans_of(
     # Annotators are any classes with ``name``, ``version`` and ``layers``; the flag is optional.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
-    parts_of: list[list[str]] = []
+    parts_of = []
     for text in texts:
         cuts = cut_text(text, 0, len(text), most=most, borders=("\n", " "))
         parts_of.append([text[start:end] for start, end in cuts])
     annotated = iter(_annotate(maker, parts_of, failures))
+    if failures.total() == len(texts) >= SURE_FAILURES:
+        what = f"{maker.name} failed on all {len(texts)} texts of a shard"
+        do = "fix it; finished shards are kept"
+        raise MaskwiseError(what, got=next(iter(failures)), do=do)
     found = []
     for parts in parts_of:
-        shifted = []
-        offset = 0
-        for part in parts:
-            layers = {}
-            for name, spans in next(annotated).items():
+        found_in_parts = [next(annotated) for _ in parts]
+        begins = offsets(np.array(list(map(len, parts))))
+        layers = {}
+        for name, layer in maker.layers.items():
+            spans = [found_in_part[name] for found_in_part in found_in_parts]
+            for part, spans_of_part in zip(parts, spans, strict=True):
                 what = f"{maker.name}: {name} of {part[:40]!r}…"
-                check_spans(spans, maker.layers[name], len(part), name=what)
-                layers[name] = CharSpans(spans.start + offset, spans.end + offset, spans.value)
-            shifted.append(layers)
-            offset += len(part)
-        found.append(_concatenate(shifted))
+                check_spans(spans_of_part, layer, len(part), name=what)
+            start, end, value = joined_spans(spans, begins)
+            layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
+        found.append(layers)
     return found
 
 
 def _annotate(
     maker: Annotator, parts_of: Sequence[list[str]], failures: Counter[str]
 ) -> list[dict[str, CharSpans]]:
-    """Annotate the parts of all texts."""
-    # One text must not end the work on a million others, so errors of a library are counted.
+    """Annotate the parts of some texts; a text on which the annotator fails has no spans."""
+    parts = list(chain.from_iterable(parts_of))
     try:
-        return _checked(maker, list(chain.from_iterable(parts_of)))
-    except MaskwiseError:
-        raise
-    except Exception:
-        spans: list[dict[str, CharSpans]] = []
-        for parts in parts_of:
-            spans += _annotate_text(maker, parts, failures)
-    if failures.total() == len(parts_of) >= SURE_FAILURES:
-        what = f"{maker.name} failed on all {len(parts_of)} texts of a shard"
-        do = "fix it; finished shards are kept"
-        raise MaskwiseError(what, got=next(iter(failures)), do=do)
-    return spans
-
-
-def _checked(maker: Annotator, parts: list[str]) -> list[dict[str, CharSpans]]:
-    """Annotate parts, and return the annotator's own layers of each."""
-    found = maker.annotate(parts)
-    if len(found) != len(parts):
-        got = f"{len(found)} for {len(parts)} texts"
-        raise MaskwiseError(f"{maker.name} must return the layers of every text", got=got)
-    missing = [name for name in maker.layers if any(name not in layers for layers in found)]
-    if missing:
-        raise MaskwiseError(f"{maker.name} returned no layer {missing[0]}")
-    return [{name: layers[name] for name in maker.layers} for layers in found]
-
-
-def _annotate_text(
-    maker: Annotator, parts: list[str], failures: Counter[str]
-) -> list[dict[str, CharSpans]]:
-    try:
-        return _checked(maker, parts)
+        found = maker.annotate(parts)
     except MaskwiseError:
         raise
     except Exception as error:
+        # One text must not end the work on a million others, so each is tried alone.
+        if len(parts_of) > 1:
+            spans: list[dict[str, CharSpans]] = []
+            for parts_of_text in parts_of:
+                spans += _annotate(maker, [parts_of_text], failures)
+            return spans
         message = f"{type(error).__name__}: {error}"
         line = " ".join(message.split())[:200]
         # The text is not to blame, so the shard must not be stored as finished.
@@ -251,24 +239,15 @@ def _annotate_text(
             do = "the same command resumes"
             raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
         failures[line] += 1
-        none = {}
-        for name, layer in maker.layers.items():
-            none[name] = CharSpans.of([], layer)
-        return [none] * len(parts)
-
-
-def _concatenate(parts: Sequence[dict[str, CharSpans]]) -> dict[str, CharSpans]:
-    """Join the layers of the parts of a text, whose spans already have offsets of the text."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = {}
-    for name in parts[0]:
-        pieces = [part[name] for part in parts]
-        start = np.concatenate([spans.start for spans in pieces])
-        end = np.concatenate([spans.end for spans in pieces])
-        values = [spans.value for spans in pieces if spans.value is not None]
-        whole[name] = CharSpans(start, end, np.concatenate(values) if values else None)
-    return whole
+        return [no_spans(maker.layers)] * len(parts)
+    if len(found) != len(parts):
+        got = f"{len(found)} for {len(parts)} texts"
+        raise MaskwiseError(f"{maker.name} must return the layers of every text", got=got)
+    for layers in found:
+        for name in maker.layers:
+            if name not in layers:
+                raise MaskwiseError(f"{maker.name} returned no layer {name}")
+    return found
 
 
 # Counting spans
@@ -280,9 +259,8 @@ def shard_facts(
 ) -> Facts:
     """Count the spans of one shard and annotator, as JSON.
 
-    ``documents``, ``characters``, ``words``, ``failures`` (error → texts) and ``layers``: for each
-    ``spans``, ``characters``, ``words``, and either ``weight`` (sum, least, greatest) or ``labels``
-    and ``top``, whose keys are codes as strings.
+    ``words``, ``failures`` (error → texts) and ``layers``: for each ``spans``, ``words``, and
+    either ``weight`` (sum, least, greatest) or ``labels`` and ``top``, by codes as strings.
 
     Args:
         texts: N texts.
@@ -300,34 +278,21 @@ def shard_facts(
     for name, layer in layers.items():
         spans_of_layer = [spans[name] for spans in found]
         counted[name] = _layer_facts(joined, base, spans_of_layer, layer, words)
-    return {
-        "documents": len(texts),
-        "characters": len(joined) - len(texts),
-        "words": len(words),
-        "failures": {},
-        "layers": counted,
-    }
+    return {"words": len(words), "failures": {}, "layers": counted}
 
 
 def _layer_facts(
     joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, words: Ints
 ) -> Facts:
     """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
-    origin = np.repeat(base, [len(spans.start) for spans in found])
-    start = origin + np.concatenate([spans.start for spans in found])
-    end = origin + np.concatenate([spans.end for spans in found])
+    start, end, codes = joined_spans(found, base)
     # A word counts if the last span that opens at or before its first character covers it. A word
     # before all spans finds index −1, the padding, which covers nothing.
     last = np.searchsorted(start, words, side="right") - 1
     covered = np.append(end, 0)[last] > words
-    facts = {
-        "spans": len(start),
-        "characters": int((end - start).sum()),
-        "words": int(covered.sum()),
-    }
-    codes = np.zeros_like(start)
-    if layer.dtype:
-        codes = np.concatenate([spans.value for spans in found if spans.value is not None])
+    facts = {"spans": len(start), "words": int(covered.sum())}
+    if codes is None:
+        codes = np.zeros_like(start)
     if layer.kind == "weight":
         weights = codes.astype(np.float64)
         least = greatest = 0.0
@@ -339,24 +304,23 @@ def _layer_facts(
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a loop here would take longer than the annotators.
-    short_texts = map(joined.__getitem__, cuts)
-    short_codes = map(str, codes[short].tolist())
-    pairs = Counter(zip(short_codes, short_texts))
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for (code, text), number in pairs.items():
-        counts[code][text] = number
-    top = {}
-    for code in sorted(counts, key=int):
-        top[code] = dict(_most_common(counts[code], layer))
+    pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
+    top = {str(code): common for code, common in _commonest(pairs, layer).items()}
     return {**facts, "labels": labels, "top": top}
 
 
-def _most_common(counts: Counter[str], layer: Layer) -> list[tuple[str, int]]:
+def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[str, int]]:
+    """Return the most common texts of each code with their counts, from counts of (code, text)."""
     most = TOP_WORDS
     if layer.kind == "spans":
         most = TOP_SPANS
-    # Break ties by text, unlike ``Counter.most_common``: the order of the input must not matter.
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+    top: dict[int, dict[str, int]] = {}
+    # Ties are broken by text: the order of the input must not matter.
+    for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
+        common = top.setdefault(code, {})
+        if len(common) < most:
+            common[text] = number
+    return top
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
@@ -387,11 +351,13 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
         return summary
 
     labels = Counter[str]()
-    counts: dict[str, Counter[str]] = {}
+    pairs = Counter[tuple[int, str]]()
     for part in parts:
         labels.update(part["labels"])
-        for code, times in part["top"].items():
-            counts.setdefault(code, Counter()).update(times)
+        for code, common in part["top"].items():
+            for text, number in common.items():
+                pairs[int(code), text] += number
+    top = _commonest(pairs, layer)
     names: tuple[str, ...] = (name,)
     if layer.labels:
         # Code 0 stands for words without a label.
@@ -401,7 +367,7 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
         # A label may have long spans only, which are not counted by their text.
-        common = _most_common(counts.get(code, Counter()), layer)
+        common = top.get(int(code), {})
         summary["labels"][label] = number
-        summary["top"][label] = [list(pair) for pair in common]
+        summary["top"][label] = [list(pair) for pair in common.items()]
     return summary

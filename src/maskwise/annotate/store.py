@@ -51,7 +51,7 @@ Facts: TypeAlias = dict[str, Any]
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Group documents into shards."""
-    shard: list[Document] = []
+    shard = []
     characters = 0
     for document in documents:
         shard.append(document)
@@ -85,9 +85,10 @@ def to_parquet(
         spans: the spans of each document by layer.
         facts: JSON for the footer.
     """
+    names, texts = zip(*shard)
     columns = {
-        "id": pa.array([document.id for document in shard], pa.string()),
-        "text": pa.array([text_id(document.text) for document in shard], pa.int64()),
+        "id": pa.array(names, pa.string()),
+        "text": pa.array(list(map(text_id, texts)), pa.int64()),
     }
     for name, layer in layers.items():
         offsets = pa.list_(pa.int32())
@@ -193,7 +194,7 @@ class Store:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self._makers: dict[str, Part] = {}
-        stored: dict[str, Layer] = {}
+        stored = {}
         for part in self.manifest.annotators:
             for name, layer in part.layers.items():
                 self._makers[name] = part
@@ -224,7 +225,7 @@ class Store:
                 file.
         """
         known, shard, row = self._index
-        keys = np.array([text_id(text) for text in texts], dtype=np.int64)
+        keys = np.array(list(map(text_id, texts)), dtype=np.int64)
         places = find(known, keys)
         if (places < 0).any():
             missing = int(places.argmin())

@@ -22,7 +22,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ _FORMS = re.compile(
 )
 # These join two names into one: Al-Zaman, AT&T, University of the Arts.
 _JOINTS = re.compile(r"(?<=\w)(?:[-–&]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
-_OPENERS = np.array([ord(c) for c in ".!?:;…\"“”‘'(["], dtype=np.uint32)
+_OPENERS = np.array(list(map(ord, ".!?:;…\"“”‘'([")), dtype=np.uint32)
 
 
 class Tokens(NamedTuple):
@@ -213,9 +213,6 @@ class SpacyPipeline:
             tags.
     """
 
-    imports: ClassVar = ("spacy",)
-    """Modules that take seconds to import in a worker."""
-
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
         require_library("spacy", use=layers[0])
         self.name = layers[0]
@@ -238,9 +235,8 @@ class SpacyPipeline:
         for text, cut in zip(texts, cuts, strict=True):
             pieces += [_SURROGATE.sub("\ufffd", text[begin:end]) for begin, end in cut]
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
-            # Both are cached properties: they are loaded again when they are next used.
+            # A cached property: it is loaded again when it is next used.
             del self.nlp
-            self.__dict__.pop("_direct", None)
         tables = self._tables(pieces)
         found = []
         for text, cut in zip(texts, cuts, strict=True):
@@ -258,24 +254,16 @@ class SpacyPipeline:
 
     def _tables(self, pieces: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], Codes]]:
         """Yield the T tokens of each piece of text: (T, `_COLUMNS`), and (T,) codes of tags."""
-        from spacy.util import minibatch
-
-        if self._direct is None:
-            for doc in self.nlp.pipe(pieces, batch_size=BATCH):
-                yield doc.to_array(_COLUMNS), self._coded(doc.to_array(self._column), _CODES)
-            return
-        tagger, codes = self._direct
-        docs = self.nlp.pipe(pieces, batch_size=BATCH, disable=[tagger.name])
-        for batch in minibatch(docs, BATCH):
-            for doc, predicted in zip(batch, tagger.predict(batch)):
-                yield doc.to_array(_COLUMNS), codes[predicted] if len(doc) else codes[:0]
+        for doc in self.nlp.pipe(pieces, batch_size=BATCH):
+            yield doc.to_array(_COLUMNS), self._coded(doc.to_array(self._column), _CODES)
 
     def _tokens(self, tables: Sequence[tuple[int, NDArray[np.uint64], Codes]]) -> Tokens:
         """Join the tokens of the pieces of a text: (first character, table, codes of tags)."""
         for begin, table, _ in tables:
             table[:, 0] += np.uint64(begin)
-        joined = np.concatenate([table for _, table, _ in tables])
-        tags = np.concatenate([codes for _, _, codes in tables])
+        _, columns, codes = zip(*tables)
+        joined = np.concatenate(columns)
+        tags = np.concatenate(codes)
         # spaCy has tokens of white space; they have no part of speech.
         visible = joined[:, 2] == 0
         offset, length, _, title, upper, lower, form, entity = joined[visible].T
@@ -320,21 +308,6 @@ class SpacyPipeline:
         return nlp
 
     @cached_property
-    def _direct(self) -> tuple[Any, Codes] | None:
-        """The component that predicts tags, and the code of each of its classes.
-
-        None if other components may change tags. Reading tags from its output saves a seventh of
-        the time, because they are not written into every token.
-        """
-        factories = self.nlp.pipe_factories
-        names = [name for name, factory in factories.items() if factory == "morphologizer"]
-        if not names or not set(factories.values()) <= {"tok2vec", "morphologizer", "ner"}:
-            return None
-        tagger = self.nlp.get_pipe(names[0])
-        tags = [tagger.cfg["labels_pos"][label] for label in tagger.labels]
-        return tagger, self._coded(np.array(tags, dtype=np.uint64), _CODES)
-
-    @cached_property
     def _column(self) -> str:
         """The attribute with universal tags: POS, or TAG in some pipelines trained on UD."""
         probe = self.nlp("The old house stands in Paris.")
@@ -362,7 +335,7 @@ def salient(*, model: str | None = None) -> SpacyPipeline:
 
 def one_pass(specs: Sequence[str]) -> list[str]:
     """Join "pos" and "salient" of one pipeline into ``pos(salient=True)``."""
-    calls = [parse_call(spec) for spec in specs]
+    calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
         other = "pos"

@@ -1,18 +1,20 @@
-"""Annotators that look up word weights in a table: frequency and informativeness.
+"""Annotators that look up word weights in a table: frequency, informativeness and difference.
 
 A fit writes the table, a Parquet file with the columns "word" and "weight" that users may edit;
-annotating looks words up in lower case. Cost: 0.5 µs per word. ``difference.py`` has one more.
+annotating looks words up in lower case. Cost: 0.5 µs per word.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.annotate.counts import (
     RULES,
@@ -32,39 +34,49 @@ from maskwise.annotate.counts import (
     write_table,
 )
 from maskwise.errors import MaskwiseError
-from maskwise.folders import write_json
+from maskwise.segments import changes, offsets
 from maskwise.specs import Call
+from maskwise.text import load_tokenizer, read_documents
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.words import VERSION
 
 FILE = "words.parquet"
+Matrix = NDArray[np.float32]
 
 
+@dataclass(kw_only=True)
 class WordWeights(ABC):
     """An annotator with one layer of weights, which has its name.
 
     Args:
-        table: the folder written by a fit; None before the fit.
+        table: the folder written by a fit. Without it the annotator has to be fitted, with the
+            other settings.
+
+    Raises:
+        MaskwiseError: settings out of range; a table that cannot be read.
     """
+
+    table: str | None = None
 
     name: ClassVar[str]
     unseen: ClassVar[float] = 0.0
     """Weight of words that are missing from the table."""
     punctuation: ClassVar[bool] = False
     """Whether punctuation and parts after an apostrophe have weights too."""
-    settings: Mapping[str, object] = {}
-    """All other arguments; part of the version."""
 
-    def __init__(self, *, table: str | None = None):
-        self.folder = None if table is None else Path(table)
+    def __post_init__(self) -> None:
+        numbers = [value for value in self.settings.values() if isinstance(value, int)]
+        if min(numbers, default=1) < 1:
+            raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
         self._content: list[object] = []
-        if self.folder is None:
+        if not self.table:
             return
-        columns = read_table(self.folder / FILE, "word", "weight")
+        path = Path(self.table) / FILE
+        columns = read_table(path, "word", "weight")
         words = columns["word"].to_pylist()
         weights = columns["weight"].to_numpy().astype(np.float64)
         if not (np.isfinite(weights) & (weights >= 0)).all():
-            raise MaskwiseError(f"{self.folder / FILE}: weights must be finite and ≥ 0")
+            raise MaskwiseError(f"{path}: weights must be finite and ≥ 0")
         self._content = ["\n".join(words), weights.tobytes()]
         keys = keys_of(words)
         order = np.argsort(keys, kind="stable")
@@ -73,12 +85,17 @@ class WordWeights(ABC):
         self._weights = np.append(weights[order], self.unseen)
 
     @property
+    def settings(self) -> dict[str, object]:
+        """All arguments but the table; part of the version."""
+        return {name: value for name, value in asdict(self).items() if name != "table"}
+
+    @property
     def layers(self) -> dict[str, Layer]:
         return {self.name: Layer("weight")}
 
     @property
     def fitted(self) -> bool:
-        return self.folder is not None
+        return self.table is not None
 
     @cached_property
     def version(self) -> str:
@@ -95,16 +112,9 @@ class WordWeights(ABC):
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Read a corpus once and save a table in ``folder``; returns the spec that reads it."""
 
-    def _save(
-        self,
-        folder: Path,
-        columns: Mapping[str, object],
-        facts: Mapping[str, object],
-        **needed: object,
-    ) -> str:
-        """Write the table and its facts; ``needed`` are arguments of the spec that reads it."""
+    def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
+        """Write the table; ``needed`` are further arguments of the spec that reads it."""
         write_table(folder / FILE, columns)
-        write_json(folder / "facts.json", facts)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -121,12 +131,9 @@ class WordWeights(ABC):
         return self._weights[find(self._keys, words.key)]
 
 
+@dataclass(kw_only=True)
 class Frequency(WordWeights):
-    """The layer ``frequency``: the corpus count of every word in lower case, punctuation included.
-
-    Args:
-        table: the folder written by a fit; without it the annotator has to be fitted.
-    """
+    """The layer ``frequency``: the count of every word in lower case, and of punctuation."""
 
     name = "frequency"
     punctuation = True
@@ -139,65 +146,40 @@ class Frequency(WordWeights):
         order = np.argsort(-seen.counts, kind="stable")
         keys = seen.keys[order]
         weights = seen.counts[order].astype(np.float64)
-        facts = {
-            "words": seen.total,
-            "distinct": len(keys),
-            "counts_too_low_by_at_most": seen.lost,
-        }
-        return self._save(folder, {"word": seen.names(keys), "weight": weights}, facts)
+        return self._save(folder, {"word": seen.names(keys), "weight": weights})
 
 
 PAIRS = "pairs.parquet"
-_STOPS = [ord(mark) for mark in ".!?…"]
-_UNSPACED_STOPS = [ord(mark) for mark in "。！？"]
+_STOPS = list(map(ord, ".!?…"))
+_UNSPACED_STOPS = list(map(ord, "。！？"))
 
 
+@dataclass(kw_only=True)
 class Informativeness(WordWeights):
     """The layer ``informativeness``: a word's PMI with its neighbours, clipped at 0, with mean 1.
 
     Args:
-        table: the folder written by a fit; without it the annotator has to be fitted.
         per: "text": the weight depends on the neighbours of the word; "word": it is the same
             everywhere.
         window: maximum number of neighbours on each side.
         words: size of the table, which has the most frequent words.
         min_count: words that occur less often are left out.
         min_pairs: pairs that occur less often have a PMI of 0.
-
-    Raises:
-        MaskwiseError: settings out of range; a table that cannot be read.
     """
 
     name = "informativeness"
     unseen = 1.0
 
-    def __init__(
-        self,
-        *,
-        table: str | None = None,
-        per: str = "text",
-        window: int = 5,
-        words: int = 100_000,
-        min_count: int = 10,
-        min_pairs: int = 3,
-    ):
-        self.settings = {
-            "per": per,
-            "window": window,
-            "words": words,
-            "min_count": min_count,
-            "min_pairs": min_pairs,
-        }
-        if per not in ("text", "word"):
-            raise MaskwiseError("informativeness: per", got=per, allowed="text, word")
-        if min(window, words, min_count, min_pairs) < 1:
-            raise MaskwiseError("informativeness: settings must be at least 1", got=self.settings)
-        super().__init__(table=table)
-        self._per = per
-        self._window = window
-        self._most = words
-        self._min_count = min_count
-        self._min_pairs = min_pairs
+    per: str = "text"
+    window: int = 5
+    words: int = 100_000
+    min_count: int = 10
+    min_pairs: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per not in ("text", "word"):
+            raise MaskwiseError("informativeness: per", got=self.per, allowed="text, word")
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count words and pairs; save words.parquet (word, weight, count) and pairs.parquet.
@@ -213,11 +195,11 @@ class Informativeness(WordWeights):
             seen.count(words, plain)
             sentences = sentences_of(words)[plain].astype(np.uint64)
             corpus.write(np.stack([words.key[plain], sentences]))
-        most_frequent = np.argsort(-seen.counts, kind="stable")[: self._most]
-        frequent = most_frequent[seen.counts[most_frequent] >= self._min_count]
+        most_frequent = np.argsort(-seen.counts, kind="stable")[: self.words]
+        frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
             do = "give more text, or a lower min_count"
-            raise MaskwiseError(f"no word occurs {self._min_count} times", do=do)
+            raise MaskwiseError(f"no word occurs {self.min_count} times", do=do)
         # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
@@ -226,9 +208,9 @@ class Informativeness(WordWeights):
         met = Table()
         for keys, sentence in corpus:
             ids = find(known, keys)
-            for distance, at in _neighbours(ids, sentence, self._window):
+            for distance, at in _neighbours(ids, sentence, self.window):
                 met.add(_pairs(ids, at, distance))
-        keep = met.counts >= self._min_pairs
+        keep = met.counts >= self.min_pairs
         pairs = met.keys[keep]
         pmi = pmi_of(met.keys, met.counts, words=len(known))[keep]
 
@@ -237,7 +219,7 @@ class Informativeness(WordWeights):
         number = 0
         for keys, sentence in corpus:
             ids = find(known, keys)
-            sums = summed_pmi(ids, sentence, pairs, np.append(pmi, 0.0), window=self._window)
+            sums = summed_pmi(ids, sentence, pairs, np.append(pmi, 0.0), window=self.window)
             in_table = ids >= 0
             total += np.bincount(ids[in_table], sums[in_table], len(known))
             positive += float(sums[in_table].clip(min=0).sum())
@@ -249,25 +231,16 @@ class Informativeness(WordWeights):
         scaled = (pmi / by_text).astype(np.float32)
         write_table(folder / PAIRS, {"pair": pairs, "pmi": scaled})
         columns = {"word": seen.names(known), "weight": rate / by_word, "count": counts}
-        facts = {
-            "words": seen.total,
-            "distinct": len(known),
-            "pairs": len(pairs),
-            "distinct_pairs": len(met.keys),
-            "counts_too_low_by_at_most": met.lost,
-            "mean_of_sums": by_text,
-            "mean_of_rates": by_word,
-        }
-        return self._save(folder, columns, facts, per=self._per, window=self._window)
+        return self._save(folder, columns, per=self.per, window=self.window)
 
     def weigh(self, words: Words) -> Floats:
-        if self._per == "word":
+        if self.per == "word":
             return super().weigh(words)
         ids = find(self._keys, words.key)
         plain = words.plain
         sentence = sentences_of(words)[plain]
         sums = np.zeros(len(ids))
-        sums[plain] = summed_pmi(ids[plain], sentence, *self._pmi, window=self._window)
+        sums[plain] = summed_pmi(ids[plain], sentence, *self._pmi, window=self.window)
         return np.where(ids >= 0, sums.clip(min=0), self.unseen)
 
     @cached_property
@@ -279,8 +252,8 @@ class Informativeness(WordWeights):
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
         """(P,) pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
-        assert self.folder is not None
-        columns = read_table(self.folder / PAIRS, "pair", "pmi")
+        assert self.table, "fit first"
+        columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
         return columns["pair"].to_numpy(), np.append(columns["pmi"].to_numpy(), 0.0)
 
 
@@ -337,3 +310,116 @@ def sentences_of(words: Words) -> Ints:
     opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
     opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)
     return np.cumsum(opens)
+
+
+@dataclass(kw_only=True)
+class Difference(WordWeights):
+    """The layer ``difference``: weights of words that distinguish the target corpus.
+
+    Words are scored by TF-ICF, frequent in the target corpus and rare in the general one:
+
+        score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
+
+    with c and p the count and share of w in the target corpus, and q its share in the general one,
+    with 1 added to each count. The best words are anchors, and a word weighs its cosine to the
+    nearest anchor. Without ``vectors`` it weighs its score, which is sharp; the policy's ``power``
+    tempers it. Weights average 1 over the target corpus; words outside it have weight 0.
+
+    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
+        cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et
+        al. 2006 (TF-ICF): with p(w), the anchors of novels against Wikipedia were "i", "you",
+        "her". The log-ratio, the floor of the cosine and the scale are ours.
+
+    Args:
+        general: the corpus to compare with, as for `read_documents`.
+        anchors: number of anchors.
+        min_documents: minimum number of target texts in which an anchor occurs, which excludes
+            names from a single text.
+        vectors: a checkpoint folder, for the input embeddings of its model.
+    """
+
+    name = "difference"
+
+    general: str = "bundled:wikipedia"
+    anchors: int = 20
+    min_documents: int = 5
+    vectors: str | None = None
+
+    def fit(self, texts: Iterable[str], folder: Path) -> str:
+        """Count both corpora; words.parquet has word, weight, score and count, best score first.
+
+        Raises:
+            MaskwiseError: no word sets the corpora apart, or no anchor has a vector.
+        """
+        target = Vocabulary()
+        documents = Table()
+        seen = 0
+        for words in blocks(texts):
+            target.count(words, words.plain)
+            # A stable sort leaves the texts of each word in order: one entry per word and text.
+            order = np.argsort(words.key, kind="stable")
+            keys = words.key[order]
+            documents.add(keys[changes(keys, words.text[order])])
+            seen += len(words.base)
+        general = Table()
+        for words in blocks(document.text for document in read_documents(self.general)):
+            general.add(words.key[words.plain])
+
+        scores = tf_icf(target.counts, general.of(target.keys), general.total)
+        order = np.argsort(-scores, kind="stable")
+        keys = target.keys[order]
+        counts = target.counts[order]
+        scores = scores[order]
+        names = target.names(keys)
+        # A corpus of few texts cannot have words in many of them.
+        spread = documents.of(keys) >= min(self.min_documents, seen)
+        chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
+        if not len(chosen):
+            do = "give another general corpus, or lower min_documents"
+            raise MaskwiseError(f"no word sets this corpus apart from {self.general}", do=do)
+        anchors = [names[place] for place in chosen]
+        weights = scores
+        if self.vectors is not None:
+            weights = nearest(vectors_of(names, Path(self.vectors)), chosen)
+        mean = float((weights * counts).sum() / counts.sum())
+        if not mean > 0:
+            raise MaskwiseError(f"no anchor has a vector in {self.vectors}", got=anchors)
+        columns = {"word": names, "weight": weights / mean, "score": scores, "count": counts}
+        return self._save(folder, columns)
+
+
+def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
+    """(W,) the TF-ICF score of each word of the target corpus.
+
+    Args:
+        counts: (W,) counts of all words of the target corpus.
+        others: (W,) counts of the same words in the general corpus, which may be 0.
+        total_others: words of the general corpus.
+    """
+    share = counts / max(counts.sum(), 1)
+    general = (others + 1) / (total_others + len(counts))
+    return np.log1p(counts) * np.log(share / general).clip(min=0)
+
+
+def nearest(vectors: Matrix, anchors: Ints) -> Floats:
+    """(W,) each word's cosine to the nearest anchor, at least 0."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / norms.clip(min=1e-12)
+    cosines = unit @ unit[anchors].T
+    return cosines.max(1).clip(min=0).astype(np.float64)
+
+
+def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
+    """(W, d) the input embeddings of words in a checkpoint: means over the tokens of each."""
+    from maskwise.models import load_model
+
+    tokenizer = load_tokenizer(str(folder), needs_mask=False)
+    # With a space, as inside a text: some tokenizers split the first word differently.
+    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
+    # ``reduceat`` needs at least one token per word.
+    tokens = [ids or [0] for ids in encoded["input_ids"]]
+    lengths = np.array(list(map(len, tokens)))
+    model = load_model(folder, kind=None, seed=0)
+    vectors = model.get_input_embeddings().state_dict()["weight"].numpy()
+    sums = np.add.reduceat(vectors[np.concatenate(tokens)], offsets(lengths), axis=0)
+    return np.asarray(sums / lengths[:, None], dtype=np.float32)

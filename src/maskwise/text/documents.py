@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, unknown_name
 from maskwise.folders import bundled_file, looked_in
-from maskwise.text.hub import hub_dataset, saved_dataset
-from maskwise.text.opening import is_utf8
+from maskwise.text.opening import is_utf8, refuse_rows_as_names
 from maskwise.text.readers import (
     LONGEST_TEXT,
     NAME_IT,
@@ -32,10 +32,11 @@ from maskwise.text.readers import (
     Record,
     Skip,
     files_in,
+    hub_dataset,
     kind_of,
     read_file,
+    saved_dataset,
 )
-from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
 
@@ -75,6 +76,7 @@ class JoinedDocument(Document):
     source: int
 
 
+@dataclass(eq=False)
 class Documents:
     """A re-iterable stream of `Document`s, made by `read_documents`.
 
@@ -85,22 +87,14 @@ class Documents:
         skipped: reason → number of documents that the latest iteration left out.
     """
 
-    def __init__(
-        self,
-        open_records: Callable[[], Iterable[Record]],
-        *,
-        name: str,
-        fields: Fields,
-        limit: int | None = None,
-        keep_repeated: bool = False,
-    ):
-        self.open_records = open_records
-        self.name = name
-        self.fields = fields
-        self.limit = limit
-        self.keep_repeated = keep_repeated
-        self.read = 0
-        self.skipped = Counter[str]()
+    open_records: Callable[[], Iterable[Record]]
+    _: KW_ONLY
+    name: str
+    fields: Fields
+    limit: int | None = None
+    keep_repeated: bool = False
+    read: int = field(default=0, init=False)
+    skipped: Counter[str] = field(default_factory=Counter, init=False)
 
     def __iter__(self) -> Iterator[Document]:
         self.read = 0
@@ -378,7 +372,7 @@ def batches(
     >>> list(batches(["one", "two", "four", "six"], 6))
     [['one', 'two'], ['four', 'six']]
     """
-    batch: list[Item] = []
+    batch = []
     total = 0
     for item in items:
         batch.append(item)

@@ -19,23 +19,20 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array
-from maskwise.text.layers import Annotator, Fitted, align, token_layers
+from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
+    Ints,
     codes_of,
     flat_offsets,
-    number_words,
-    place_tokens,
     special_ids,
     text_id,
     tokenizing,
-    word_ids,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = NDArray[np.int64]
 NO_TEXTS = "texts must be a list of strings"
 LEAST_ID = -(2**63)
 MOST_ID = 2**64 - 1
@@ -81,7 +78,7 @@ def encode(
         max_length = whole_number("max_length", max_length, least=1)
     if ids is None:
         # Equal texts have equal names, and so equal masks.
-        names = [text_id(text) for text in texts]
+        names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
         names = []
         for number in ids:
@@ -107,29 +104,22 @@ def encode(
     # "[MASK]" in a text is a control token, too.
     written = np.isin(np.concatenate(tokens), special_ids(tokenizer))
     special = np.concatenate(added) | written
-    placed = place_tokens(texts, offsets, lengths, special=special)
-    words = number_words(placed)
-    found: dict[str, Array] = {}
-    for maker in annotators:
-        found |= align(maker.annotate(texts), maker.layers, placed, words)
-    ends = np.cumsum(lengths)[:-1]
-    words_of_rows = np.split(words, ends)
-    layers_of_rows: dict[str, list[Array]] = {}
-    for layer, values in found.items():
-        layers_of_rows[layer] = np.split(values, ends)
+    columns = annotated(annotators, texts, offsets, lengths, special=special)
+    ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):
         dropped = _dropped(added[n], max_length)
+        part = slice(ends[n] - lengths[n], ends[n])
+        layers_of_row = {layer: values[part] for layer, values in columns.items()}
+        layers_of_row["word_ids"] = _without_cut_word(layers_of_row["word_ids"], dropped)
         row_ids = np.delete(tokens[n], dropped)
-        row_words = np.delete(_without_cut_word(words_of_rows[n], dropped), dropped)
         row = {
             "input_ids": row_ids.tolist(),
             "attention_mask": [1] * len(row_ids),
-            "word_ids": row_words.tolist(),
             "example_id": name,
         }
-        for layer, parts in layers_of_rows.items():
-            row[layer] = np.delete(parts[n], dropped).tolist()
+        for layer, values in layers_of_row.items():
+            row[layer] = np.delete(values, dropped).tolist()
         rows.append(row)
     return rows
 
@@ -289,16 +279,15 @@ def _is_one_row(rows: Any) -> bool:
     return len(rows) > 0 and not hasattr(rows[0], "__len__")
 
 
-def _token_ids(row: object) -> Ids:
+def _token_ids(row: object) -> Ints:
     try:
         ids = np.asarray(row)
     except (TypeError, ValueError):
         # numpy refuses ragged lists, and tensors of some types.
         raise _no_token_ids(row) from None
-    if ids.ndim != 1:
-        raise _no_token_ids(row)
     # numpy makes an empty list an array of floats.
-    if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0):
+    is_whole = not ids.size or ids.dtype.kind in "iu"
+    if ids.ndim != 1 or not is_whole or ids.min(initial=0) < 0:
         raise _no_token_ids(row)
     return ids.astype(np.int64)
 
@@ -326,7 +315,7 @@ class _Surfaces:
             self.bytes_by_char = {char: byte for byte, char in bytes_to_unicode().items()}
         self.known: dict[int, bytes] = {}
 
-    def annotate(self, ids: Ids, annotators: Sequence[Annotator]) -> dict[str, object]:
+    def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
         """Return the words, the name and the layers of a row; special tokens have −1."""
         # The same byte order on every machine, because masks depend on names.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
@@ -340,15 +329,13 @@ class _Surfaces:
         special = np.array([token in self.special for token in tokens], dtype=bool)
         # A row may begin inside a character, whose bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
-        sizes = np.array([len(part) for part in parts], dtype=int)
+        sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
-        words = word_ids(text, offsets, special=special)
-        row: dict[str, object] = {"word_ids": words.tolist(), "example_id": name}
-        placed = place_tokens([text], offsets, np.array([len(tokens)]), special=special)
-        for maker in annotators:
-            found = align(maker.annotate([text]), maker.layers, placed, words)
-            for layer, values in found.items():
-                row[layer] = values.tolist()
+        lengths = np.array([len(tokens)])
+        columns = annotated(annotators, [text], offsets, lengths, special=special)
+        row: dict[str, object] = {"example_id": name}
+        for layer, values in columns.items():
+            row[layer] = values.tolist()
         return row
 
     def _bytes(self, token: int) -> bytes:
@@ -373,7 +360,7 @@ class _Surfaces:
         return name.replace("\u2581", " ").encode()
 
 
-def _offsets(codes: NDArray[np.uint32], sizes: Ids) -> Ids:
+def _offsets(codes: NDArray[np.uint32], sizes: Ints) -> Ints:
     """(L, 2) characters of each token, from the code points of all and the bytes of each token."""
     # The number of bytes of a character in UTF-8 grows at these code points.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)

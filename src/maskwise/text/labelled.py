@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
-from maskwise.text.hub import load_hub
-from maskwise.text.layers import CharSpans, Layer, check_spans
-from maskwise.text.opening import damaged, opened
-from maskwise.text.readers import parquet_rows
-from maskwise.text.tables import Record, read_table
+from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.opening import Record, damaged, opened, read_table
+from maskwise.text.readers import load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
@@ -44,11 +42,7 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
         MaskwiseError: an unknown ending, or a file that is not UTF-8, damaged, or of another format
             than its ending.
     """
-    # Older versions read NIF, so its users are told what to do.
     ending = ending_of(path)
-    if path.name.lower().removesuffix(".gz").endswith(".ttl"):
-        do = "write JSON lines: input with [START_ENT] name [END_ENT], output with the title"
-        raise MaskwiseError(f"{path}: NIF's Turtle is not read any more", got=".ttl", do=do)
     if ending is None:
         raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
     if ending in TABLES:
@@ -212,36 +206,30 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
             rows.append(cells)
 
 
-def _read_conllu_records(path: Path) -> list[Record]:
-    """Read the columns FORM and UPOS; in files with three columns the last one is the tag."""
-    records = []
-    for _, rows in sentences(path, columns=3):
-        tokens = []
-        tags = []
-        for row in rows:
-            # Ranges (3-4) and empty nodes (3.1) are no words.
-            if row[0].isdigit():
-                tokens.append(row[1])
-                tags.append(row[min(3, len(row) - 1)])
-        if tokens:
-            records.append({"tokens": tokens, "tags": tags})
-    return records
-
-
 def _read_conll_records(path: Path) -> list[Record]:
-    """Read the first column and the last; in Universal NER's files the second and the third."""
-    is_iob2 = ending_of(path) == ".iob2"
+    """Read the tokens and tags of sentences: the first column and the last.
+
+    In CoNLL-U the columns FORM and UPOS, or of three columns the last two; in Universal NER's files
+    the second and the third.
+    """
+    ending = ending_of(path)
     records = []
-    for _, rows in sentences(path, columns=2):
+    for _, rows in sentences(path, columns=3 if ending == ".conllu" else 2):
         tokens = []
         tags = []
         for row in rows:
+            if ending == ".conllu":
+                # Ranges (3-4) and empty nodes (3.1) are no words.
+                if not row[0].isdigit():
+                    continue
+                row = row[1:4]
             # Universal NER's columns are number, token, tag and two names of annotators.
-            if is_iob2 and len(row) == 5:
+            elif ending == ".iob2" and len(row) == 5:
                 row = row[1:3]
             tokens.append(row[0])
             tags.append(row[-1])
-        records.append({"tokens": tokens, "tags": tags})
+        if tokens:
+            records.append({"tokens": tokens, "tags": tags})
     return records
 
 
@@ -329,57 +317,13 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
     return words
 
 
-def given_spans(
-    spans: Sequence[Sequence[object]], *, text: str, labels: Sequence[str] = ()
-) -> CharSpans:
-    """Check the spans of a record: [start, end] or [start, end, label] in characters of its text.
-
-    Args:
-        spans: spans in any order.
-        text: the text.
-        labels: allowed labels; without them, labels are dropped.
-
-    Raises:
-        MaskwiseError: a span of another form, an unknown label, or spans that overlap or exceed the
-            text.
-    """
-    layer = Layer("spans", tuple(labels))
-    sizes = (3,) if labels else (2, 3)
-    rows: list[tuple[int, ...]] = []
-    for span in spans:
-        if not isinstance(span, list | tuple) or len(span) not in sizes:
-            raise _malformed_span(span, labels)
-        start, end, *label = span
-        for place in (start, end):
-            # isinstance would accept a bool, and larger numbers do not fit in int32.
-            if type(place) is not int or abs(place) >= 2**31:
-                raise _malformed_span(span, labels)
-        if not labels:
-            rows.append((start, end))
-        elif label[0] in labels:
-            rows.append((start, end, labels.index(label[0]) + 1))
-        else:
-            allowed = ", ".join(labels)
-            raise MaskwiseError("a span with an unknown label", got=label[0], allowed=allowed)
-    found = CharSpans.of(rows, layer)
-    check_spans(found, layer, len(text), name="given spans")
-    return found
-
-
-def _malformed_span(span: object, labels: Sequence[str]) -> MaskwiseError:
-    allowed = "[start, end] in characters"
-    if labels:
-        allowed = "[start, end, label] in characters"
-    return MaskwiseError("a span of another form", got=span, allowed=allowed)
-
-
 TABLES = (".csv", ".tsv")
 READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _read_json_lines,
     ".jsonlines": _read_json_lines,
     ".json": _read_json,
     **dict.fromkeys(TABLES, read_cells),
-    ".conllu": _read_conllu_records,
+    ".conllu": _read_conll_records,
     ".conll": _read_conll_records,
     ".conll.txt": _read_conll_records,
     ".iob2": _read_conll_records,

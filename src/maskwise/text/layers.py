@@ -36,15 +36,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, rank_within
-from maskwise.text.words import Placed
+from maskwise.text.words import Flags, Ints, Placed, number_words, place_tokens
 
 if TYPE_CHECKING:
     from maskwise.keys import Array
@@ -90,14 +91,14 @@ class CharSpans(NamedTuple):
     value: Array | None = None
 
     @classmethod
-    def of(cls, spans: Iterable[Sequence[Any]], layer: Layer) -> CharSpans:
+    def of(cls, spans: Iterable[Sequence[object]], layer: Layer) -> CharSpans:
         """Sort spans, (start, end) or (start, end, value)."""
-        found = sorted(spans, key=lambda span: span[0])
-        start = np.array([span[0] for span in found], dtype=np.int32)
-        end = np.array([span[1] for span in found], dtype=np.int32)
+        found = sorted(spans, key=itemgetter(0))
+        start = np.array(list(map(itemgetter(0), found)), dtype=np.int32)
+        end = np.array(list(map(itemgetter(1), found)), dtype=np.int32)
         value = None
         if layer.dtype is not None:
-            value = np.array([span[2] for span in found], dtype=layer.dtype)
+            value = np.array(list(map(itemgetter(2), found)), dtype=layer.dtype)
         return cls(start, end, value)
 
 
@@ -191,15 +192,16 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     if not fits:
         what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
         raise MaskwiseError(what)
-    if layer.dtype is None and value is None:
-        return
-    if layer.dtype is None or value is None or len(value) != len(start):
-        what = f"{name}: a {layer.kind} layer needs one value per span"
-        raise MaskwiseError(what, got=f"{len(start)} spans")
-    if value.dtype != layer.dtype or not np.isfinite(value).all():
-        what = f"{name}: values must be finite and {np.dtype(layer.dtype)}"
-        raise MaskwiseError(what, got=value.dtype)
-    if layer.kind == "weight" or not len(value):
+    if layer.dtype is None:
+        valid = value is None
+    elif value is None or value.dtype != layer.dtype or len(value) != len(start):
+        valid = False
+    else:
+        valid = bool(np.isfinite(value).all())
+    if not valid:
+        what = f"{name}: a {layer.kind} layer needs a finite value of its type for each span"
+        raise MaskwiseError(what, got=value)
+    if layer.kind == "weight" or value is None or not len(value):
         return
     low = int(value.min())
     high = int(value.max())
@@ -207,6 +209,48 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     if low < 0 or high > most:
         what = f"{name}: a code without a label"
         raise MaskwiseError(what, got=f"{low}…{high}", allowed=f"0…{most}")
+
+
+def given_spans(
+    spans: Iterable[Sequence[object]], layer: Layer, *, name: str = "given spans"
+) -> CharSpans:
+    """Check spans of a file or of a function of the user, and replace labels by their codes.
+
+    Args:
+        spans: (start, end) or (start, end, value) in characters, in any order.
+        layer: without labels and weights a span has no value.
+        name: their origin, for errors.
+
+    Raises:
+        MaskwiseError: a span of another form, or an unknown label.
+    """
+    # Code 0 stands for no label.
+    codes: dict[object, int] = {None: 0}
+    codes |= {label: code for code, label in enumerate(layer.labels, 1)}
+    size = 3
+    form = "(start, end, value) in characters"
+    if layer.dtype is None:
+        size = 2
+        form = "(start, end) in characters"
+    rows = []
+    for span in spans:
+        fits = isinstance(span, list | tuple) and len(span) == size
+        # isinstance would accept a bool, and larger numbers do not fit in int32.
+        if not fits or not all(type(at) is int and abs(at) < 2**31 for at in span[:2]):
+            raise MaskwiseError(f"{name}: a span", got=repr(span), allowed=form)
+        start, end, *value = span
+        if layer.labels:
+            if value[0] not in codes:
+                allowed = ", ".join(layer.labels)
+                raise MaskwiseError(f"{name}: a label", got=value[0], allowed=allowed)
+            value = [codes[value[0]]]
+        rows.append((start, end, *value))
+    return CharSpans.of(rows, layer)
+
+
+def no_spans(layers: Mapping[str, Layer]) -> dict[str, CharSpans]:
+    """Return the layers of a text in which nothing was found."""
+    return {name: CharSpans.of([], layer) for name, layer in layers.items()}
 
 
 LABEL = "_label"
@@ -243,13 +287,10 @@ def align(
     # All tokens of a word get the tag that is found for its first token.
     opens = changes(word_ids, text) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
-    result: dict[str, Array] = {}
+    result = {}
     for name, layer in layers.items():
         parts = [spans[name] for spans in found]
-        counts = np.array([len(part.start) for part in parts], dtype=np.int64)
-        base = np.repeat(placed.base, counts)
-        start = _joined([part.start for part in parts], np.int64) + base
-        end = _joined([part.end for part in parts], np.int64) + base
+        start, end, values = joined_spans(parts, placed.base)
         if layer.kind == "spans":
             place = placed.first
             eligible = place >= 0
@@ -263,12 +304,13 @@ def align(
         span = span[covered]
         label_layer = name
         if layer.kind == "spans":
+            counts = np.array([len(part.start) for part in parts])
             number = rank_within(counts).astype(np.int32)
             result[name] = _scattered(number[span], covered, missing=-1)
             label_layer = name + LABEL
-        if layer.dtype is None:
+        if values is None:
             continue
-        values = _joined([part.value for part in parts], layer.dtype)[span]
+        values = values[span]
         if layer.kind == "weight":
             result[name] = _scattered(values, covered, missing=0)
         else:
@@ -277,14 +319,39 @@ def align(
     return result
 
 
-def _scattered(values: Array, covered: NDArray[np.bool_], *, missing: int) -> Array:
+def annotated(
+    makers: Iterable[Layered],
+    texts: list[str],
+    offsets: Ints,
+    lengths: Ints,
+    *,
+    special: Flags,
+) -> dict[str, Array]:
+    """Return "word_ids" and the layers of annotators, (T,) each, for the tokens of N texts.
+
+    Args:
+        makers: the annotators.
+        offsets, lengths, special: as for `place_tokens`.
+    """
+    placed = place_tokens(texts, offsets, lengths, special=special)
+    words = number_words(placed)
+    columns: dict[str, Array] = {"word_ids": words}
+    for maker in makers:
+        columns |= align(maker.annotate(texts), maker.layers, placed, words)
+    return columns
+
+
+def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
     """(T,) put the values at the covered tokens, and ``missing`` elsewhere."""
     full = np.full(len(covered), missing, dtype=values.dtype)
     full[covered] = values
     return full
 
 
-def _joined(parts: Iterable[Array | None], dtype: type[np.generic]) -> Array:
-    # numpy cannot concatenate nothing, and there may be no text.
-    arrays = [np.zeros(0, dtype=dtype), *(part for part in parts if part is not None)]
-    return np.concatenate(arrays).astype(dtype, copy=False)
+def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
+    """Concatenate the spans of N texts, shifted to where each text begins: start, end, value."""
+    shift = np.repeat(base, [len(part.start) for part in parts])
+    start = np.concatenate([part.start for part in parts]) + shift
+    end = np.concatenate([part.end for part in parts]) + shift
+    values = [part.value for part in parts if part.value is not None]
+    return start, end, np.concatenate(values) if values else None

@@ -1,20 +1,37 @@
-"""Open the bytes of files, inflated, and refuse files that are no text."""
+"""Open files: their bytes, inflated; text in UTF-8; tables.
+
+Tables are separated by commas, semicolons, tabs or bars, with any usual quoting. The separator is
+the one that cuts the first rows into equally many cells, more than one of them.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from maskwise.errors import MaskwiseError
 
 # A few bad lines are skipped; a larger share in the head of a file means another encoding.
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+HEAD_CHARACTERS = 1 << 16
+HEAD_ROWS = 50
+_QUOTED_CELL = re.compile(r'(^|\t)"[^\t]*"(\t|$)')
+QUOTED_SHARE = 0.9
+"""Share of rows with a quoted cell from which a table of tabs is quoted; GLUE's have lone marks."""
+
+Record = dict[str, Any]
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -28,7 +45,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """The inflated bytes of a zstd file, with a position, which pyarrow's stream lacks."""
+    """The inflated bytes of a zstd file, with places, which pyarrow's stream lacks."""
 
     def __init__(self, path: Path):
         import pyarrow as pa
@@ -43,6 +60,15 @@ class _Zstd(io.RawIOBase):
         read: int = self.file.readinto(buffer)
         self.place += read
         return read
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Read up to a place further on; a file that has become shorter ends before it."""
+        while self.place < offset and self.read(min(offset - self.place, HEAD_BYTES)):
+            pass
+        return self.place
 
     def tell(self) -> int:
         return self.place
@@ -90,3 +116,152 @@ def refuse_unreadable(path: Path) -> None:
             got=f"{bad} bad of its first {len(lines)} lines",
             do="convert it, for example with iconv -f LATIN1 -t UTF-8",
         )
+
+
+# Tables
+# -------------------------------------------------------------------------------------------
+
+
+def read_table(
+    text: str, path: Path, *, header: bool = True, usual: str | None = None
+) -> list[Record]:
+    """Read a table as records by the names of its columns; without a header: "1", "2", ….
+
+    Args:
+        text: the whole table. Without a header its rows may differ in length, as STS-B's do.
+        path: its name, for errors and the usual separator.
+        header: whether the first row has the names of the columns.
+        usual: the separator to use if it fits; None: commas for .csv, tabs for other files.
+
+    Raises:
+        MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not
+            close.
+
+    >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
+    [{'text': 'rain; wind', 'score': '3,5'}]
+    """
+    if usual is None:
+        usual = "," if ".csv" in path.name.lower() else "\t"
+    separator = separator_of(text, usual=usual)
+    if separator == "\t" and not _is_quoted(text):
+        rows = [line.split("\t") for line in _lines(text)]
+        return list(_records(path, rows, separator, header=header))
+    failures = []
+    # Quotation marks inside a cell are doubled, or else escaped.
+    for escape in (None, "\\"):
+        try:
+            cells = _cells(text, separator, escape=escape)
+            return list(_records(path, cells, separator, header=header))
+        except csv.Error as error:
+            failures.append(error)
+    raise MaskwiseError(f"{path} is not a table: {failures[0]}") from failures[0]
+
+
+def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
+    """Refuse a table without a header, whose first row was read as the names of its columns.
+
+    Raises:
+        MaskwiseError: the text column has a name of several words, and another column's name is one
+            of its values.
+    """
+    if len(text.split()) == 1:
+        return
+    for name in records[0]:
+        if name != text and any(str(record.get(name)) == name for record in records):
+            raise MaskwiseError(
+                f"the first row of {where} looks like data, not like names of columns",
+                got=f"{name!r}, which is also a value in its column",
+                do="put a row of names above it; labels can also be given by place: "
+                "FILE(text=1,label=2)",
+            )
+
+
+def separator_of(text: str, *, usual: str) -> str:
+    """Return the separator that cuts the first rows into equally many cells, or the usual one."""
+    # Whole lines only: the last row of the head would have fewer cells.
+    head = text[:HEAD_CHARACTERS]
+    if len(text) > len(head):
+        head = head[: head.rfind("\n") + 1]
+    widths = {}
+    for separator in SEPARATORS:
+        try:
+            rows = list(islice(_cells(head, separator, strict=False), HEAD_ROWS))
+        except csv.Error:
+            continue
+        lengths = {len(row) for row in rows if any(row)}
+        if len(lengths) == 1 and max(lengths) > 1:
+            widths[separator] = max(lengths)
+    # The ending of the file decides where several separators fit.
+    if usual in widths or not widths:
+        return usual
+    return max(widths, key=widths.__getitem__)
+
+
+def _cells(
+    text: str, separator: str, *, strict: bool = True, escape: str | None = None
+) -> Iterator[list[str]]:
+    # A cell may hold a long document.
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    lines = [line for line in _head(text) if line.strip()]
+    single = sum(line.startswith("'") for line in lines)
+    quote = '"'
+    if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
+        quote = "'"
+    file = io.StringIO(text, newline="")
+    return csv.reader(
+        file,
+        strict=strict,
+        delimiter=separator,
+        quotechar=quote,
+        doublequote=escape is None,
+        escapechar=escape,
+    )
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _head(text: str) -> list[str]:
+    return _lines(text[:HEAD_CHARACTERS])[:HEAD_ROWS]
+
+
+def _is_quoted(text: str) -> bool:
+    """Tell whether nearly every row of a table of tabs has a cell in quotation marks."""
+    lines = [line for line in _head(text)[1:] if line.strip()]
+    quoted = sum(bool(_QUOTED_CELL.search(line)) for line in lines)
+    return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
+
+
+def _records(
+    path: Path, rows: Iterable[list[str]], separator: str, *, header: bool
+) -> Iterator[Record]:
+    names: list[str] = []
+    for number, cells in enumerate(rows, start=1):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not header:
+            yield {str(place): cell for place, cell in enumerate(cells, start=1)}
+        elif not names:
+            names = _distinct([name.strip() for name in cells])
+        elif len(cells) != len(names):
+            raise MaskwiseError(
+                f"row {number} of {path} has {len(cells)} columns",
+                allowed=f"{len(names)} columns, as in the header",
+                do=f"put cells that hold {SEPARATORS[separator]} into quotation marks",
+            )
+        else:
+            yield dict(zip(names, cells))
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number columns of the same name: a, a.1, a.2."""
+    seen = Counter[str]()
+    distinct = []
+    for name in names:
+        before = seen[name]
+        seen[name] += 1
+        if before:
+            name = f"{name}.{before}"
+        distinct.append(name)
+    return distinct

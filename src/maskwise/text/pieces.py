@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,21 +24,19 @@ from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import Array, changes, counts_within, framed, offsets, sums_within
-from maskwise.text.columns import INDEX, read_columns, require_length, undamaged, write_columns
+from maskwise.segments import Array, changes, sums_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.readers import whole_name
-from maskwise.text.tokenizers import Tokens
-from maskwise.text.words import text_id
+from maskwise.text.words import Ints, text_id
 
-# torch and transformers take two seconds to import, and reading documents needs neither.
+# transformers takes two seconds to import, and reading documents does not need it.
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
-
+# Formats 1 and 2 were Arrow files.
+FORMAT = 3
+INDEX = "columns.json"
 # These columns have a value for each piece; others have one for each token.
 OF_PIECES = ("example_id", "document", "source")
 # Tokens that are processed together, in some 50 MB of memory.
@@ -46,6 +46,32 @@ MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
 UNKNOWN = "unknown tokens"
+
+
+class Tokens(NamedTuple):
+    """One document of n tokens, without special tokens.
+
+    Attributes:
+        document_id: its name.
+        input_ids: (n,) int32.
+        word_ids: (n,) int32, number of each token's word, −1 for none; None for a slow tokenizer,
+            which has no offsets.
+        layers: other layers, (n,) each, which are carried into the pieces.
+        source: the number of the document's corpus.
+    """
+
+    document_id: str
+    input_ids: NDArray[np.int32]
+    word_ids: NDArray[np.int32] | None
+    layers: Mapping[str, Array] = MappingProxyType({})
+    source: int = 0
+
+    def columns(self) -> dict[str, Array]:
+        """Return all columns of the tokens by name."""
+        columns: dict[str, Array] = {"input_ids": self.input_ids}
+        if self.word_ids is not None:
+            columns["word_ids"] = self.word_ids
+        return columns | dict(self.layers)
 
 
 class Frame(NamedTuple):
@@ -62,87 +88,16 @@ class Frame(NamedTuple):
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
-        first = tokenizer.cls_token_id
-        last = tokenizer.sep_token_id
-        pad = tokenizer.pad_token_id
-        if first is None:
-            first = -1
-        if last is None:
-            last = tokenizer.eos_token_id
-        if last is None:
-            last = -1
+        first = _known(tokenizer.cls_token_id)
+        last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
         # Padding is not attended to, so any id serves.
-        if pad is None:
-            pad = max(last, 0)
+        pad = max(0, _known(tokenizer.pad_token_id, last))
         return cls(first, last, pad)
 
 
-class PieceBatch(NamedTuple):
-    """The P pieces of B rows with T tokens in total: the input of a `Masker`.
-
-    Attributes:
-        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for none) and
-            other layers, piece after piece, without special tokens.
-        lengths: (P,) tokens of each piece.
-        example_ids: (P,) int64, the permanent name of each piece.
-        rows: (P,) int64, ascending: the row of each piece in the batch.
-        length: L, tokens of a row.
-        frame: special tokens around the pieces.
-        apart: whether each piece is a text of its own, opened by ``frame.first``; otherwise a row
-            is one text.
-    """
-
-    columns: dict[str, Array]
-    lengths: Ints
-    example_ids: Ints
-    rows: Ints
-    length: int
-    frame: Frame
-    apart: bool = True
-
-    def laid_out(self) -> dict[str, Array]:
-        """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
-
-        Returns:
-            "input_ids", "attention_mask" and the layers, (B, L); on special tokens and padding
-            layers are −1 (floats 0), and words are numbered from 0 in every row. "example_id" is
-            (B,) if every row has one piece, else (B, L).
-        """
-        layout = framed(
-            self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
-        )
-        shape = layout.shape
-        layers = dict(self.columns)
-        columns = {
-            "input_ids": layout.ids(layers.pop("input_ids")).reshape(shape),
-            "attention_mask": layout.present().reshape(shape),
-        }
-        packed = len(self.rows) > shape[0]
-        if packed:
-            layers["example_id"] = np.repeat(self.example_ids, self.lengths)
-            if "word_ids" in layers:
-                layers["word_ids"] = self._words_of_rows(shape[0])
-        for name, values in layers.items():
-            columns[name] = layout.column(values).reshape(shape)
-        if not packed:
-            columns["example_id"] = self.example_ids
-        return columns
-
-    def _words_of_rows(self, rows: int) -> Ints:
-        """Return (T,) word numbers that continue from one piece of a row to the next."""
-        words = self.columns["word_ids"].astype(np.int64)
-        first_token_P = offsets(self.lengths)
-        # The word numbers of a piece begin at 0, so the largest one tells how many there are.
-        words_P = np.maximum.reduceat(words, first_token_P) + 1
-        pieces_of_row = counts_within(self.rows, rows)
-        before_P = sums_within(words_P, pieces_of_row) - words_P
-        return np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return `laid_out` as tensors."""
-        import torch
-
-        return {name: torch.from_numpy(values) for name, values in self.laid_out().items()}
+def _known(*ids: int | None) -> int:
+    """Return the first id that a tokenizer has; −1 for none."""
+    return next((token for token in ids if token is not None), -1)
 
 
 @dataclass(eq=False)
@@ -189,14 +144,12 @@ class Pieces:
         """
         folder = Path(folder)
         columns, about = read_columns(folder)
-        with undamaged(folder / INDEX):
-            # A copy, because the columns of pieces are removed from it.
-            pieces = cls._of({**columns}, about)
+        count = len(columns["offsets"]) - 1
+        lengths = dict.fromkeys(OF_PIECES, count) | {"offsets": count + 1}
+        tokens = int(columns["offsets"][-1])
         for name, values in columns.items():
-            if name in OF_PIECES:
-                require_length(folder, values, len(pieces.offsets) - 1)
-            elif name != "offsets":
-                require_length(folder, values, int(pieces.offsets[-1]))
+            require_length(folder, values, lengths.get(name, tokens))
+        pieces = cls._of(columns, about)
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
@@ -333,9 +286,9 @@ def _cut(
     may_begin = opens | (words < 0)
     # For each token, the last position at or before it where a piece may begin.
     border_T = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
-    begins: list[int] = []
-    owners: list[int] = []
-    example_ids: list[int] = []
+    begins = []
+    owners = []
+    example_ids = []
     start = 0
     for owner, size in enumerate(lengths.tolist()):
         begin = start
@@ -401,3 +354,59 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
             "or bpe",
         )
+
+
+# Columns in a folder: a file of raw values for each, which can be written in parts and mapped into
+# memory whatever its size, and an index.
+# -------------------------------------------------------------------------------------------
+
+
+def write_columns(
+    folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
+) -> None:
+    """Write columns that come in parts: a file of raw values for each, and last their index."""
+    types: dict[str, str] = {}
+    with ExitStack() as stack:
+        files = []
+        for part in parts:
+            for place, (name, values) in enumerate(part.items()):
+                if name not in types:
+                    types[name] = values.dtype.str
+                    # Files are numbered, because a layer may have any name.
+                    files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
+                # Not by `tofile`, which reports no error if the disk is full.
+                files[place].write(np.ascontiguousarray(values).data)
+    # The index is written last, because a folder without it counts as missing.
+    index = {"format": FORMAT, "columns": types, **about}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Open what `write_columns` wrote, memory-mapped.
+
+    Raises:
+        MaskwiseError: the folder is missing, damaged or of another format.
+    """
+    about = folders.read_json(folder / INDEX) or {}
+    if about.get("format") != FORMAT:
+        what = f"{folder} does not hold pieces of this version"
+        do = "prepare the corpus again"
+        raise MaskwiseError(what, got=about.get("format"), allowed=FORMAT, do=do)
+    columns = {}
+    path = folder / INDEX
+    try:
+        for place, (name, dtype) in enumerate(about.pop("columns").items()):
+            path = folder / f"{place}.bin"
+            # As a plain array, because a memmap is slower to index.
+            columns[name] = np.asarray(np.memmap(path, dtype, "r"))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        do = "prepare the corpus again"
+        raise MaskwiseError(f"{path} is damaged", got=str(error), do=do) from error
+    return columns, about
+
+
+def require_length(folder: Path, column: Array, length: int) -> None:
+    """Raise if a column of a folder has another length than it was written with."""
+    if len(column) != length:
+        what = f"{folder} is damaged: a column is not whole"
+        raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")

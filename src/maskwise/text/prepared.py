@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.text.documents import Document
 from maskwise.text.layers import Layered
-from maskwise.text.pieces import Pieces, read_pieces
+from maskwise.text.pieces import Pieces, Tokens, read_pieces
 from maskwise.text.rows import Rows, split
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import BlockMaker, Stream, read_shards
-from maskwise.text.tokenizers import SAMPLE_CHARACTERS, Tokens, load_tokenizer, tokenise
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS, load_tokenizer, tokenise
 
 # Both torch and transformers take seconds to import, and reading documents needs neither.
 if TYPE_CHECKING:
@@ -101,28 +101,24 @@ class Prepared:
             MaskwiseError: no training text, or no held-out text, in that beginning; a folder that
                 cannot be written.
         """
-        begun = _read_beginning(corpus, _maker(corpus, tokenizer, layers))
+        training, held_out, facts = _read_beginning(corpus, _maker(corpus, tokenizer, layers))
 
         def fill(partial: Path) -> None:
-            held = tokenise(begun.held_out, tokenizer, layers=layers)
+            held = tokenise(held_out, tokenizer, layers=layers)
             pieces = read_pieces(
                 held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
             # For the output bias, which starts at the frequencies of tokens.
             counts = np.zeros(len(tokenizer), np.int64)
-            for tokens in tokenise(begun.training, tokenizer):
+            for tokens in tokenise(training, tokenizer):
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
             (partial / STREAM).write_text(json.dumps(stream))
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
 
         folders.write_folder(folder, fill)
-        return {
-            "read_characters": begun.characters,
-            "held_out_rows": len(cls.open(folder).held_out),
-            "skipped": dict(begun.skipped),
-        }
+        return {**facts, "held_out_rows": len(cls.open(folder).held_out)}
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
@@ -180,23 +176,21 @@ def _maker(
     )
 
 
-@dataclass
-class _Beginning:
-    """Documents of both sides from the beginning of a stream, and how much was read for them."""
+def _read_beginning(
+    corpus: CorpusSettings, maker: BlockMaker
+) -> tuple[list[Document], list[Document], dict[str, object]]:
+    """Read every source until its share of both sides is full.
 
-    held_out: list[Document] = field(default_factory=list)
-    training: list[Document] = field(default_factory=list)
-    characters: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-
-
-def _read_beginning(corpus: CorpusSettings, maker: BlockMaker) -> _Beginning:
-    """Read every source until its share of both sides is full."""
-    begun = _Beginning()
+    Returns:
+        Documents of the training and of the held-out side, and what was read for them.
+    """
+    training = []
+    held_out = []
+    read = 0
+    skipped = Counter[str]()
     sources = corpus.shards()
-    most_held, most_counted, most = (
-        limit / len(sources) for limit in (HELD_OUT_CHARACTERS, COUNTED_CHARACTERS, MOST_CHARACTERS)
-    )
+    most_held = HELD_OUT_CHARACTERS / len(sources)
+    most_counted = COUNTED_CHARACTERS / len(sources)
     for name, shards in sources.items():
         held = counted = characters = 0
         documents = read_shards(shards, maker.fields, name=name)
@@ -206,25 +200,25 @@ def _read_beginning(corpus: CorpusSettings, maker: BlockMaker) -> _Beginning:
             if maker.holds_out(document):
                 # Documents beyond the limits of their side are dropped.
                 if held < most_held:
-                    begun.held_out.append(document)
+                    held_out.append(document)
                     held += size
             elif counted < most_counted:
-                begun.training.append(document)
+                training.append(document)
                 counted += size
             both_full = held >= most_held and counted >= most_counted
-            if both_full or characters >= most:
+            if both_full or characters >= MOST_CHARACTERS / len(sources):
                 break
-        begun.characters += characters
-        begun.skipped.update(documents.skipped)
-    for side, kept in (("training", begun.training), ("held-out", begun.held_out)):
+        read += characters
+        skipped.update(documents.skipped)
+    for side, kept in (("training", training), ("held-out", held_out)):
         if not kept:
             raise MaskwiseError(
                 f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
                 "beginning empty",
-                got=f"{begun.characters:,} characters",
+                got=f"{read:,} characters",
                 do="give more text, or take another share",
             )
-    return begun
+    return training, held_out, {"read_characters": read, "skipped": dict(skipped)}
 
 
 @cache

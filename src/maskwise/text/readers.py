@@ -7,7 +7,6 @@ A reader yields the name and content of each record, or a `Skip` with the reason
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.text.opening import HEAD_BYTES, damaged, opened, refuse_unreadable
-from maskwise.text.tables import read_table
+from maskwise.text.opening import HEAD_BYTES, damaged, opened, read_table, refuse_unreadable
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
@@ -151,60 +149,10 @@ def lines_of(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def read_lines(file: IO[bytes], size: int, *, begins: bool) -> bytes:
-    """Read whole lines, up to the first record that ends at or after ``size`` bytes.
-
-    Of a line that is too long only a part is returned, which is too long as well. Blank lines at
-    the end of a file are returned only after a record.
-
-    Args:
-        begins: whether the place is the beginning of the file.
-    """
-    content = file.read(size)
-    start = content.rfind(b"\n", 0, -1) + 1
-    last = content[start:]
-    parts = [content]
-    first = begins and start == 0
-    while last:
-        if not last.endswith(b"\n"):
-            rest = _rest_of_line(file)
-            parts.append(rest)
-            last += rest
-        if _has_record(last, begins=first):
-            return b"".join(parts)
-        first = False
-        last = file.readline(LONGEST_LINE)
-        parts.append(last)
-    content = b"".join(parts)
-    if _has_record(content, begins=begins):
-        return content
-    return b""
-
-
-def _has_record(lines: bytes, *, begins: bool) -> bool:
-    """Tell whether a line is not blank; one that is too long is a record, a `Skip`."""
-    text = lines
-    if begins:
-        text = lines.removeprefix(codecs.BOM_UTF8)
-    return bool(text.strip()) or max(map(len, lines.split(b"\n"))) >= LONGEST_LINE
-
-
-def _rest_of_line(file: IO[bytes]) -> bytes:
-    """Read to the end of a line; leave out what is beyond the longest line that is read."""
-    rest = file.readline(LONGEST_LINE)
-    skipped = rest
-    while skipped and not skipped.endswith(b"\n"):
-        skipped = file.readline(LONGEST_LINE)
-    # Its line feed stays, so that lines can be counted.
-    if skipped.endswith(b"\n") and not rest.endswith(b"\n"):
-        rest += b"\n"
-    return rest
-
-
-def _lines(file: IO[bytes], *, begins: bool) -> Iterator[str | Skip]:
+def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
     """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
     # Only the beginning of a file may have a byte-order mark.
-    encoding = "utf-8-sig" if begins else "utf-8"
+    encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
     while line := file.readline(LONGEST_LINE):
         text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
@@ -238,30 +186,24 @@ class LineReader:
     inside: bool = False
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Yield the records from the current place of the file on."""
-        readers = {"json": self._values, "line": self._texts, "block": self._blocks}
-        # Bytes that were cut out of a file begin at 0, too, but have lines before them.
-        begins = file.tell() == 0 and self.number == 0
-        return readers[self.kind](_lines(file, begins=begins))
+        """Yield the records from the current place of the file on; JSON is not parsed yet."""
+        lines = _lines(file)
+        if self.kind == "block":
+            return self._blocks(lines)
+        return self._single(lines)
 
-    def _values(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
-        for line in lines:
-            self.number += 1
-            if isinstance(line, Skip):
-                yield line
-            elif line.strip(" \t\n\r\v\f"):
-                try:
-                    yield f"{self.name}#{self.number}", json.loads(line)
-                except (ValueError, RecursionError):
-                    yield Skip(NOT_JSON)
-
-    def _texts(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
+    def _single(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
         for line in lines:
             if isinstance(line, Skip):
+                self.number += self.kind == "json"
                 yield line
-            elif line.strip():
+                continue
+            text = line.strip()
+            # In JSON lines the number is that of the line, so blank ones count.
+            if text or self.kind == "json":
                 self.number += 1
-                yield f"{self.name}#{self.number}", line.strip()
+            if text:
+                yield f"{self.name}#{self.number}", text
 
     def _blocks(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
         block: list[str] = []
@@ -297,7 +239,22 @@ class LineReader:
 def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        yield from LineReader(name, kind_of(path, fields)).records(file)
+        reader = LineReader(name, kind_of(path, fields))
+        records = reader.records(file)
+        if reader.kind == "json":
+            records = map(parsed, records)
+        yield from records
+
+
+def parsed(record: Record) -> Record:
+    """Parse the JSON of a record."""
+    if isinstance(record, Skip):
+        return record
+    name, line = record
+    try:
+        return name, json.loads(line)
+    except (ValueError, RecursionError):
+        return Skip(NOT_JSON)
 
 
 # ---- other files
@@ -418,6 +375,59 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
     """Yield rows under the names "NAME#1", "NAME#2", …."""
     for number, row in enumerate(rows, start=1):
         yield f"{name}#{number}", row
+
+
+# ---- data sets of the library `datasets`, saved in a folder or on the hub
+
+
+def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+    """Open a folder that `Dataset.save_to_disk` wrote (of several splits: train)."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        # Arrow, JSON and version errors have no common base
+        raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if "train" not in loaded:
+            allowed = ", ".join(str(path / split) for split in loaded)
+            raise MaskwiseError(f"{path} holds several splits, none called train", allowed=allowed)
+        loaded = loaded["train"]
+    rows = loaded.select_columns(wanted(loaded.column_names, fields, str(path)))
+    return lambda: numbered_rows(rows, path.name)
+
+
+def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
+    """Return the records of "hf:NAME[:CONFIG[:SPLIT]]", which is loaded when it is first read."""
+    name, config, split = hub_parts(source)
+
+    def records() -> Iterator[Record]:
+        loaded = load_hub(source, name, config, split=split)
+        columns = wanted(loaded.column_names, fields, source)
+        return numbered_rows(loaded.select_columns(columns), name)
+
+    return records
+
+
+def hub_parts(source: str) -> tuple[str, str, str]:
+    """Split "hf:NAME:CONFIG:SPLIT"; the split is "train" by default."""
+    name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
+    if not name or any(rest):
+        allowed = "hf:NAME, hf:NAME:CONFIG:SPLIT"
+        raise MaskwiseError("malformed data set name", got=source, allowed=allowed)
+    return name, config, split or "train"
+
+
+def load_hub(source: str, name: str, config: str, **how: object) -> Any:
+    """Load a data set from the hub, or raise one line that says why not."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config or None, **how)
+    except Exception as error:
+        # Network, hub, builder and format errors have no common base.
+        raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
 
 
 Reader = Callable[[Path, str, Fields], Iterator[Record]]

@@ -11,20 +11,95 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.segments import listed
-from maskwise.text.columns import INDEX, read_columns, require_length, undamaged, write_columns
-from maskwise.text.pieces import WINDOW_TOKENS, Array, Ints, PieceBatch, Pieces
+from maskwise.segments import Array, counts_within, framed, listed, offsets, sums_within
+from maskwise.text.pieces import (
+    WINDOW_TOKENS,
+    Frame,
+    Ints,
+    Pieces,
+    read_columns,
+    require_length,
+    write_columns,
+)
 
 if TYPE_CHECKING:
     # torch takes two seconds to import, and reading documents does not need it.
     from torch import Tensor
 
 LAYOUTS = ("packed", "joined", "document")
+
+
+class PieceBatch(NamedTuple):
+    """The P pieces of B rows with T tokens in total: the input of a `Masker`.
+
+    Attributes:
+        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for none) and
+            other layers, piece after piece, without special tokens.
+        lengths: (P,) tokens of each piece.
+        example_ids: (P,) int64, the permanent name of each piece.
+        rows: (P,) int64, ascending: the row of each piece in the batch.
+        length: L, tokens of a row.
+        frame: special tokens around the pieces.
+        apart: whether each piece is a text of its own, opened by ``frame.first``; otherwise a row
+            is one text.
+    """
+
+    columns: dict[str, Array]
+    lengths: Ints
+    example_ids: Ints
+    rows: Ints
+    length: int
+    frame: Frame
+    apart: bool = True
+
+    def laid_out(self) -> dict[str, Array]:
+        """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
+
+        Returns:
+            "input_ids", "attention_mask" and the layers, (B, L); on special tokens and padding
+            layers are −1 (floats 0), and words are numbered from 0 in every row. "example_id" is
+            (B,) if every row has one piece, else (B, L).
+        """
+        layout = framed(
+            self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
+        )
+        shape = layout.shape
+        layers = dict(self.columns)
+        columns = {
+            "input_ids": layout.ids(layers.pop("input_ids")).reshape(shape),
+            "attention_mask": layout.present().reshape(shape),
+        }
+        packed = len(self.rows) > shape[0]
+        if packed:
+            layers["example_id"] = np.repeat(self.example_ids, self.lengths)
+            if "word_ids" in layers:
+                layers["word_ids"] = self._words_of_rows(shape[0])
+        for name, values in layers.items():
+            columns[name] = layout.column(values).reshape(shape)
+        if not packed:
+            columns["example_id"] = self.example_ids
+        return columns
+
+    def _words_of_rows(self, rows: int) -> Ints:
+        """Return (T,) word numbers that continue from one piece of a row to the next."""
+        words = self.columns["word_ids"].astype(np.int64)
+        first_token_P = offsets(self.lengths)
+        # The word numbers of a piece begin at 0, so the largest one tells how many there are.
+        words_P = np.maximum.reduceat(words, first_token_P) + 1
+        pieces_of_row = counts_within(self.rows, rows)
+        before_P = sums_within(words_P, pieces_of_row) - words_P
+        return np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return `laid_out` as tensors."""
+        import torch
+
+        return {name: torch.from_numpy(values) for name, values in self.laid_out().items()}
 
 
 @dataclass(eq=False)
@@ -110,12 +185,8 @@ class Rows:
         texts = pieces
         if self.layout == "joined":
             texts = len(self)
-        total = int(self.lengths.sum())
-        if self.pieces.frame.first >= 0:
-            total += texts
-        if self.pieces.frame.last >= 0:
-            total += pieces
-        return total
+        opening, closing, _ = self.pieces.frame
+        return int(self.lengths.sum()) + texts * (opening >= 0) + pieces * (closing >= 0)
 
     @property
     def documents(self) -> Ints:
@@ -204,8 +275,7 @@ class Rows:
     def load(cls, folder: Path, pieces: Pieces) -> Rows:
         """Open a plan that `save` wrote, memory-mapped."""
         columns, about = read_columns(folder)
-        with undamaged(folder / INDEX):
-            rows = cls(pieces, **columns, layout=about["layout"])
+        rows = cls(pieces, **columns, layout=about["layout"])
         require_length(folder, rows.order, int(rows.first[-1]))
         return rows
 
@@ -284,3 +354,20 @@ def _best_fit(cost: Ints, space: int) -> Ints:
     rank = np.empty(rows, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(rows)
     return rank[row_of_piece]
+
+
+def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
+    """Concatenate the rows of several batches."""
+    if len(batches) == 1:
+        return batches[0]
+    counts = [int(batch.rows[-1]) + 1 for batch in batches]
+    before = np.cumsum([0, *counts[:-1]])
+    columns = {}
+    for name in batches[0].columns:
+        columns[name] = np.concatenate([batch.columns[name] for batch in batches])
+    return batches[0]._replace(
+        columns=columns,
+        lengths=np.concatenate([batch.lengths for batch in batches]),
+        example_ids=np.concatenate([batch.example_ids for batch in batches]),
+        rows=np.concatenate([batch.rows + shift for batch, shift in zip(batches, before)]),
+    )

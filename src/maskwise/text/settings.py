@@ -14,8 +14,7 @@ from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.readers import Fields, whole_name
 from maskwise.text.rows import held_out_below
-from maskwise.text.shards import Shard, rename_alike, shards_of
-from maskwise.text.stream import read_shards
+from maskwise.text.stream import Shard, read_shards, rename_alike, shards_of
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import text_id, word_rule
 from maskwise.text.worlds import read_world

@@ -9,15 +9,17 @@ Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixt
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from string import ascii_uppercase
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -34,16 +36,18 @@ from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.layers import Layered, align
+from maskwise.text.pieces import Tokens
+from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
-    classify,
-    codes_of,
+    INSIDE,
+    LONGEST_WORD,
+    commonest_characters,
     flat_offsets,
-    is_white,
+    move_inside_letters,
     number_words,
     place_tokens,
     text_id,
     tokenizing,
-    word_starts,
 )
 
 if TYPE_CHECKING:
@@ -55,40 +59,15 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A vocabulary does not get better with more text, while memory and minutes grow.
 SAMPLE_CHARACTERS = 1 << 24
-# WordPiece makes [UNK] of a longer word
-LONGEST_WORD = 100
 # Tables are as long as the largest id.
 MOST_TOKENS = 1 << 24
 # A batch of novels is cut shorter than a batch of tweets.
 _BATCH_CHARACTERS = 1 << 20
-# A private plane of Unicode, for letters inside a word.
-_INSIDE = 0xF0000
-
-
-class Tokens(NamedTuple):
-    """One document of n tokens, without special tokens.
-
-    Attributes:
-        document_id: its name.
-        input_ids: (n,) int32.
-        word_ids: (n,) int32, number of each token's word, −1 for none; None for a slow tokenizer,
-            which has no offsets.
-        layers: other layers, (n,) each, which are carried into the pieces.
-        source: the number of the document's corpus.
-    """
-
-    document_id: str
-    input_ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32] | None
-    layers: Mapping[str, Array] = MappingProxyType({})
-    source: int = 0
-
-    def columns(self) -> dict[str, Array]:
-        """Return all columns of the tokens by name."""
-        columns: dict[str, Array] = {"input_ids": self.input_ids}
-        if self.word_ids is not None:
-            columns["word_ids"] = self.word_ids
-        return columns | dict(self.layers)
+WORDS = "bundled:tokenizer"
+LETTERS = "letter"
+"""What is taken where no tokenizer is named: that of the bundled encoder, or a token for each
+capital letter."""
+ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
 def load_tokenizer(
@@ -226,16 +205,10 @@ def tokenise(
         MaskwiseError: layers, or words in characters, for a slow tokenizer.
     """
     if not tokenizer.is_fast:
-        for what, wanted in (
-            ("layers", layers),
-            (f"words: {words}", words not in ("auto", "token")),
-        ):
-            if wanted:
-                raise MaskwiseError(
-                    f"corpus.{what} need a fast tokenizer, for its character offsets",
-                    got=type(tokenizer).__name__,
-                    do="convert it to a tokenizer.json",
-                )
+        if layers is not None or words not in ("auto", "token"):
+            what = "corpus.layers and corpus.words need a fast tokenizer, for its character offsets"
+            do = "convert it to a tokenizer.json"
+            raise MaskwiseError(what, got=type(tokenizer).__name__, do=do)
         yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -305,18 +278,18 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     # Made twice, because it would take four bytes of memory a character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, _BATCH_CHARACTERS):
-            yield _move_inside_letters(normalizer.normalize_str("\n".join(texts)))
+            yield move_inside_letters(normalizer.normalize_str("\n".join(texts)))
 
     size = max(vocab_size // 12, min(100, vocab_size // 2))
-    alphabet = _commonest_characters(moved(), size)
+    alphabet = commonest_characters(moved(), size)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bpe.train_from_iterator(moved(), _bpe_trainer(vocab_size, alphabet))
-    back = {ord(letter): ord(letter) - _INSIDE for letter in alphabet if ord(letter) >= _INSIDE}
+    back = {ord(letter): ord(letter) - INSIDE for letter in alphabet if ord(letter) >= INSIDE}
     vocabulary = {}
     for token, number in bpe.get_vocab().items():
         prefix = ""
-        if ord(token[0]) >= _INSIDE:
+        if ord(token[0]) >= INSIDE:
             prefix = "##"
         vocabulary[prefix + token.translate(back)] = number
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -335,35 +308,6 @@ def _bpe_trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-
-
-def _move_inside_letters(text: str) -> str:
-    """Put a space before each word, and letters inside words at `_INSIDE` + their code point.
-
-    Words are cut after each `LONGEST_WORD` letters; such a part begins with a letter from inside.
-    """
-    codes = codes_of(text)
-    kinds = classify(text)
-    starts = word_starts(kinds)
-    moved = np.where(starts, codes, codes + _INSIDE)
-    place = np.arange(len(codes))
-    since_start = place - np.maximum.accumulate(np.where(starts, place, 0))
-    cuts = starts | (since_start % LONGEST_WORD == 0)
-    spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
-    left_out = is_white(kinds) | (codes > 0xFFFF)
-    spaced[place + np.cumsum(cuts)] = np.where(left_out, ord(" "), moved)
-    return spaced.tobytes().decode("utf-32-le")
-
-
-def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the commonest characters but the space; ties by code point."""
-    total = np.zeros(0x110000, dtype=np.int64)
-    for text in texts:
-        codes, times = np.unique(codes_of(text), return_counts=True)
-        total[codes] += times
-    total[ord(" ")] = 0
-    order = np.argsort(-total, kind="stable")[:count]
-    return [chr(code) for code in order if total[code]]
 
 
 def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
@@ -418,3 +362,86 @@ def _sample(texts: Iterable[str]) -> list[str]:
             size -= len(dropped)
     kept.sort(key=lambda item: item[1])
     return [text for _, _, text in kept]
+
+
+class LightTokenizer:
+    """A tokenizer.json with the part of transformers' interface that masking reads.
+
+    The import of transformers takes two seconds.
+    """
+
+    is_fast = True
+    model_max_length = sys.maxsize
+
+    def __init__(self, backend: Tokenizer, names: Mapping[str, str]):
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.added_tokens_decoder = backend.get_added_tokens_decoder()
+        added = self.added_tokens_decoder.items()
+        self.all_special_ids = [number for number, token in added if token.special]
+        self.unk_token = names.get("unk")
+        for role in ROLES:
+            number = backend.token_to_id(names.get(role, ""))
+            setattr(self, f"{role}_token_id", number)
+
+    @classmethod
+    def read(cls, folder: Path) -> LightTokenizer | None:
+        """Read a folder of ``save_pretrained``; None if transformers must read or refuse it."""
+        names = {}
+        # The library tokenizers raises nothing narrower than Exception.
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            for role in ROLES:
+                name = config.get(f"{role}_token")
+                # Older versions of transformers write the settings of the token, too.
+                if isinstance(name, dict):
+                    name = name["content"]
+                if name:
+                    names[role] = name
+            made = cls(Tokenizer.from_file(str(folder / "tokenizer.json")), names)
+            framing = made([""]).encodings[0].ids
+            largest = max([*made.get_vocab().values(), *framing])
+        except Exception:
+            return None
+        for role in ("unk", "pad", "mask"):
+            # A role that the file does not name may come from the class of the tokenizer.
+            if getattr(made, f"{role}_token_id") is None:
+                return None
+        if largest >= MOST_TOKENS:
+            return None
+        return made
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    def __call__(self, texts: list[str], **settings: object) -> SimpleNamespace:
+        return SimpleNamespace(encodings=self.backend.encode_batch(texts))
+
+    def decode(self, ids: list[int], **settings: object) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def convert_ids_to_tokens(self, number: int) -> str | None:
+        return self.backend.id_to_token(number)
+
+
+def usual_tokenizer(text: str) -> str:
+    """The tokenizer for a text, or for the file that it names: ``LETTERS`` for FASTA."""
+    if known_ending(Path(text)) in FASTA_ENDINGS:
+        return LETTERS
+    return WORDS
+
+
+def light_tokenizer(name: str) -> Any:
+    """Load a tokenizer without transformers if possible."""
+    if name == LETTERS:
+        roles = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+        return LightTokenizer(letter_backend([*ascii_uppercase], 64, lowercase=False), roles)
+    tokenizer = LightTokenizer.read(Path(find_start(name)))
+    if tokenizer is None:
+        return load_tokenizer(name, needs_mask=False)
+    if name == WORDS:
+        # T5's and UL2's corruptions need tokens that the bundled tokenizer does not have.
+        sentinels = [f"<extra_id_{number}>" for number in range(100)]
+        tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])
+    return tokenizer

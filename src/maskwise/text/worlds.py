@@ -25,7 +25,7 @@ from typing import Any, ClassVar, TypeVar
 
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Layer, digest, no_spans
 from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, TAGS, Piece, filled, language, lexicon
 from maskwise.text.words import text_id
 
@@ -52,19 +52,11 @@ class World(ABC):
     """Least and greatest values of options that are numbers."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            what = f"{option.name} of {self.name}"
-            value = getattr(self, option.name)
-            if option.name in self.ranges:
-                low, high = self.ranges[option.name]
-                if isinstance(option.default, int):
-                    whole_number(what, value, least=low, most=high)
-                else:
-                    finite_number(what, value, least=low, most=high)
-            elif option.name == "seed" and value != RUN:
-                whole_number(what, value, do=f"or take {RUN!r}")
-            elif isinstance(option.default, bool) and type(value) is not bool:
-                raise MaskwiseError(what, got=value, allowed="True or False")
+        for name, (low, high) in self.ranges.items():
+            check = finite_number if isinstance(low, float) else whole_number
+            check(f"{name} of {self.name}", getattr(self, name), least=low, most=high)
+        if self.seed != RUN:
+            whole_number(f"seed of {self.name}", self.seed, do=f"or take {RUN!r}")
 
     def __str__(self) -> str:
         """Write the world with the options that differ from their defaults, the seed last."""
@@ -142,9 +134,7 @@ class World(ABC):
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """Return the spans of its own texts; none for any other text."""
-        none = {}
-        for name, layer in self.layers.items():
-            none[name] = CharSpans.of([], layer)
+        none = no_spans(self.layers)
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
@@ -419,13 +409,12 @@ def _read(source: str) -> World:
 
 
 def _plain(value: object) -> object:
-    """Return the value of an option; an unquoted word is a string, or true or false."""
+    """Return the value of an option; an unquoted word is a string."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     # The parser reads an unquoted word as a call without arguments.
     if isinstance(value, Call):
-        word = str(value)
-        return {"true": True, "false": False}.get(word, word)
+        return str(value)
     return value
 
 

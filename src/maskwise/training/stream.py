@@ -29,10 +29,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
 from maskwise.keys import fold, permutation
 from maskwise.masking.policies.base import Learner, Point
-from maskwise.text.pieces import Ints, PieceBatch
-from maskwise.text.rows import Rows
-from maskwise.text.shards import BEGINNING, Chunk, Place, Shard
-from maskwise.text.stream import Block, Stream, joined
+from maskwise.text.pieces import Ints
+from maskwise.text.rows import PieceBatch, Rows, joined
+from maskwise.text.stream import BEGINNING, Chunk, Place, Shard, Stream
 from maskwise.training.order import mixed, parts_of, taken
 from maskwise.training.settings import TrainingSettings
 
@@ -61,6 +60,8 @@ class Position(NamedTuple):
 
 Marked: TypeAlias = tuple[Position, Chunk | None]
 """A chunk and its position; None at the end of an epoch."""
+Made: TypeAlias = tuple[Position, Rows | None, bool]
+"""A position, the rows of its chunk, and whether the epoch ends there."""
 
 
 class Ended(Exception):
@@ -78,14 +79,14 @@ class Ahead:
         workers: the number of processes; 0: this process makes all blocks.
     """
 
-    def __init__(self, make: Callable[[Chunk], Block], workers: int):
+    def __init__(self, make: Callable[[Chunk], Rows | None], workers: int):
         self.make = make
         self.workers = workers
         self.pool = LocalPool(make, jobs=workers) if workers else None
 
-    def blocks(self, chunks: Iterator[Marked]) -> Iterator[tuple[Position, Block | None]]:
-        """Yield the blocks of chunks in order, with their positions; None ends an epoch."""
-        waiting: deque[tuple[Position, Chunk | None, Future[Block] | None]] = deque()
+    def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
+        """Yield the blocks of chunks in order."""
+        waiting: deque[tuple[Position, Chunk | None, Future[Rows | None] | None]] = deque()
         for number, (at, chunk) in enumerate(chunks):
             # The workers take seconds to start, so the first block is made here.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
@@ -95,18 +96,16 @@ class Ahead:
         while waiting:
             yield self._made(*waiting.popleft())
 
-    def _made(
-        self, at: Position, chunk: Chunk | None, future: Future[Block] | None
-    ) -> tuple[Position, Block | None]:
+    def _made(self, at: Position, chunk: Chunk | None, future: Future[Rows | None] | None) -> Made:
         if chunk is None:
-            return at, None
+            return at, None, True
         try:
-            return at, future.result() if future else self.make(chunk)
+            return at, future.result() if future else self.make(chunk), False
         except Failure as failure:
             # Bad text would fail here too; the chunk of a dead worker would not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
-            return at, self.make(chunk)
+            return at, self.make(chunk), False
 
     def close(self) -> None:
         """End the workers."""
@@ -179,14 +178,14 @@ class Flow:
 
     def _next_block(self) -> bool:
         """Go to the next block; return False at the end of an epoch."""
-        position, block = next(self._blocks, (None, None))
-        if position is None:
+        made = next(self._blocks, None)
+        if made is None:
             raise Ended
+        position, self._rows, ends = made
         self.position = position
-        self._rows = block.rows if block else None
         size = len(self._rows) if self._rows else 0
         self._order = self._shuffled(size, fold(self.seed, ROWS, position.block), position.epoch)
-        return block is not None
+        return not ends
 
     def _shuffled(self, size: int, seed: int, epoch: int) -> Ints:
         if not self.stream.shuffle:
