@@ -115,7 +115,7 @@ def primary_rows(summary: dict) -> list[dict]:
 
 
 def advice_codes(rows: list[dict]) -> list[str]:
-    return [code for code, _ in advice_of(rows, {})]
+    return [code.split()[0] for code in advice_of(rows, {})]
 
 
 def codes(row: dict) -> list[str]:

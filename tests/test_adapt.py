@@ -145,6 +145,9 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
     ]
     out.mkdir(exist_ok=True)
     write_lines(out / "records.jsonl", lines)
+    arms = {arm: {} for arm in by_arm if arm != "no-pretraining"}
+    study = {"arms": arms, "seeds": list(range(6)), "tasks": {"task": {"metric": metric}}}
+    (out / "study.json").write_text(json.dumps(study))
     return out
 
 

@@ -25,7 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
-from maskwise.study.scheduler import LiveTable, execute
+from maskwise.study.scheduler import Progress, execute
 from processes import PATIENCE, wait_for, workers
 from tiny import (
     load_json,
@@ -372,7 +372,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
     finish(text.folder(tmp_path), 5.0)
     finish(a.folder(tmp_path), 40.0)  # 0.4 s a step
-    table = LiveTable(plan, tmp_path, jobs=1, quiet=True)
+    table = Progress(plan, tmp_path, jobs=1, quiet=True)
     b.folder(tmp_path).mkdir()
     lines = [{"kind": "train", "step": n, "tokens": 10 * n, "seconds": n} for n in (10, 25)]
     text_of = "\n".join(map(json.dumps, [*lines, {"kind": "eval", "step": 25}])) + "\n"
@@ -381,14 +381,14 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     table.lines = {b.name: table.last_line(b.name)}
     assert table.left() == (30.0, False)  # 75 steps; nothing is known of tasks
     summary = str(table.summary())
-    assert "2 of 5 stages" in summary and "10 tokens/s" in summary
+    assert "2 of 5 stages" in summary
     finish(task_a.folder(tmp_path), 8.0)
     table.done(task_a.name)
     assert table.left() == (38.0, True)
-    assert {arm: str(table.cell(arm, 0)) for arm in "ab"} == {"a": "done", "b": "25 %"}
+    assert str(table.line_of(b.name)) == "  b, seed 0: pretrain 25 %"
     table.errors = {task_b.name: "failed"}
     assert table.left() == (30.0, True)
-    assert str(table.cell("b", 0)) == "failed"
+    assert "3 of 5 stages, 1 failed" in str(table.summary())
 
 
 # Whole studies

@@ -16,7 +16,7 @@ from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.outlook import outlook_of
 from maskwise.study.plan import Plan
-from maskwise.study.scheduler import LiveTable
+from maskwise.study.scheduler import Progress
 from maskwise.study.stages import Stage
 from maskwise.training import TrainingSettings
 from tiny import maskwise, write_inputs
@@ -117,7 +117,7 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
     named = stages_of(recipe, *asked)
     long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
     entries = Forecast(named)
-    keys = [entries.key(name) or "" for name in (long, short)]
+    keys = [entries.key(name) for name in (long, short)]
     assert keys[0] != keys[1] and set(keys) <= entries.timed.keys()
     planned = dry_run(read_recipe(recipe, asked), Path("none"), jobs=1)
     assert planned["unknown"] == []
@@ -153,7 +153,7 @@ def test_the_first_line_of_metrics_is_seen_however_long(
 ) -> None:
     plan = make_plan(read_recipe(recipe, SMALL))
     stage = next(stage for stage in plan.stages() if stage.kind == "pretrain")
-    table = LiveTable(plan, tmp_path, jobs=1, quiet=True)
+    table = Progress(plan, tmp_path, jobs=1, quiet=True)
     line: dict[str, Any] = {"kind": "train", "step": 5, "tokens": 50, "seconds": 1.0}
     line |= {f"weight of group {number}": number for number in range(weights)}
     stage.folder(tmp_path).mkdir()
@@ -169,7 +169,7 @@ def test_a_plan_begins_with_a_line_of_what_it_will_take(
     forecast = Forecast({stage.name: stage for stage in plan.stages()})
     for name in forecast.named:
         forecast.keep(name, {"seconds": 100.0})
-    with LiveTable(plan, tmp_path, jobs=2, quiet=False):
+    with Progress(plan, tmp_path, jobs=2, quiet=False):
         pass
     said = capfd.readouterr().err
     assert f"0 of {len(forecast.named)} stages" in said and "about" in said
@@ -181,7 +181,7 @@ def test_a_log_has_a_line_a_minute(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table = LiveTable(make_plan(read_recipe(recipe, SMALL)), tmp_path, jobs=1, quiet=False)
+    table = Progress(make_plan(read_recipe(recipe, SMALL)), tmp_path, jobs=1, quiet=False)
     now = [table.began]
     monkeypatch.setattr("maskwise.study.scheduler.time.perf_counter", lambda: now[0])
     printed = []

@@ -198,7 +198,7 @@ def test_pretrain_runs_both_stages(recipe, tmp_path):
         )
         == 0
     )
-    assert (tmp_path / "out" / "first" / "checkpoint" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "phase-0" / "checkpoint" / "model.safetensors").is_file()
     assert load_json(tmp_path / "out" / "done.json")["steps"] == 4
 
 

@@ -460,7 +460,7 @@ def test_no_such_recipe():
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("finetune.max_length=64", "≤ corpus.length = 32"),
+        ("finetune.max_length=64", "≤ 32"),
         ("model.architecture=brt", "did you mean 'bert'"),
         ("model.settings.hiden_size=8", "did you mean 'hidden_size'"),
         ("masking.policy=salient", "needs the layer 'salient'"),

@@ -159,7 +159,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
-            "so training.batch_size is too small, or odd; got 7; ",
+            "so training.batch_size is too small, or odd; got 7 rows at once; ",
         ),
         (
             ["training.batch_size=2"],
@@ -167,7 +167,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         ),
         (
             ["training.accumulate=4", "training.batch_size=8"],
-            "got 8, in 4 parts; allowed: even parts of 4",
+            "got 2 rows at once; allowed: even parts of 4",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch
     for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         check_inputs(read_recipe(path, [f"training.batch_size={rows}"]))
-    with pytest.raises(MaskwiseError, match="got 8, in 4 parts; allowed: even parts of 4"):
+    with pytest.raises(MaskwiseError, match="got 2 rows at once; allowed: even parts of 4"):
         check_inputs(read_recipe(path))
 
 

@@ -16,7 +16,7 @@ from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
 from maskwise.study.forecast import stages_in
-from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, trained_recipe
+from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, recipe_of
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
 from tiny import load_json, maskwise, write_inputs
@@ -148,7 +148,7 @@ def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
         source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
     )
     stage = pretrain_stage(recipe, prepare_stage(recipe))
-    again = trained_recipe(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))
+    again = recipe_of(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))
     parts = ("model", "masking", "objectives", "sampler", "training", "evaluation")
     assert [getattr(again, part) for part in parts] == [getattr(recipe, part) for part in parts]
     assert list(again.objectives) == ["atd", "mlm"]

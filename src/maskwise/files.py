@@ -79,8 +79,8 @@ class Look(TypedDict):
     """An earlier verdict of a study, with its runs, seeds, contrasts and planned looks."""
 
     runs: int
-    seeds: NotRequired[list[int]]
-    contrasts: NotRequired[int]
+    seeds: list[int]
+    contrasts: int
     looks: list[int] | None
     settings_changed: NotRequired[bool]
     """Whether the contrasts or a rule of the verdict (``study.records``) differed; only if true."""
@@ -219,13 +219,11 @@ class Detectable(TypedDict):
     difference: float
 
 
-class Equivalence(TypedDict):
+class Equivalence(Ends):
     """An interval within the margin of a study, in plain scores or nats, with its confidence."""
 
     margin: float
     confidence: float
-    low: float
-    high: float
 
 
 class RaisedFlag(TypedDict):
@@ -237,7 +235,7 @@ class RaisedFlag(TypedDict):
     facts: dict[str, object]
 
 
-class Contrast(TypedDict):
+class Contrast(Estimate):
     """One pair of arms and one outcome: a row of summary.json."""
 
     arm: str
@@ -249,9 +247,6 @@ class Contrast(TypedDict):
     n: int
     higher_is_better: bool
     unit: str
-    mean: float | None
-    low: float | None
-    high: float | None
     metric: str | None
     natural: NotRequired[Estimate]
     """The same estimate in plain scores, for the outcome "tasks" only."""
@@ -299,16 +294,13 @@ class Crossing(TypedDict):
     shares: dict[str, float | None]
 
 
-class TransferCell(TypedDict):
+class TransferCell(Estimate):
     """The gain over the baseline on a task, of a policy learned from perhaps another task."""
 
     arm: str
     learned_from: str
     task: str
     n: int
-    mean: float | None
-    low: float | None
-    high: float | None
 
 
 class GainShare(TypedDict):
@@ -341,11 +333,6 @@ class TaskUse(TypedDict):
     counted: bool
 
 
-class Efficiency(TypedDict):
-    points: list[Point]
-    crossings: list[Crossing]
-
-
 class ArmSummary(TypedDict):
     """Results of an arm; ``scores`` are by outcome, by seed, None if a run failed."""
 
@@ -371,6 +358,11 @@ class Pending(TypedDict):
 
     planned: int
     done: int
+
+
+class Efficiency(TypedDict):
+    points: list[Point]
+    crossings: list[Crossing]
 
 
 class Summary(TypedDict):

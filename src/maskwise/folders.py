@@ -247,6 +247,26 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
         held.release()
 
 
+@contextmanager
+def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
+    """Claim the folder of a run; a new folder is removed again if the run fails before any work.
+
+    Args:
+        what: as for ``claim``.
+        lock: the path of the lock file in the folder.
+        work: a pattern for the files in the folder that show that work was done.
+    """
+    new = not out.is_dir() or not any(out.iterdir())
+    path = out / lock
+    with claim(path.parent, what, lock=path.name):
+        try:
+            yield
+        except MaskwiseError:
+            if new and not any(out.glob(work)):
+                shutil.rmtree(out)
+            raise
+
+
 def locked(path: Path, *, wait: float) -> FileLock:
     """Acquire the lock of a file; on a file system without locks nothing is locked.
 

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE
-from maskwise.errors import MaskwiseError, duration, unknown_name
+import numpy as np
+
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError, duration, require_known
 from maskwise.families import most_tokens, require_kind
+from maskwise.files import Record, Study
 from maskwise.folders import CARD, read_json, read_lines, write_json, write_whole
 from maskwise.models import (
     has_head,
@@ -34,6 +37,7 @@ from maskwise.models import (
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested
 from maskwise.specs import with_options
+from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.outlook import cut_share, row_sizes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at, write_pairs
@@ -127,10 +131,9 @@ def adapt_recipe(
         "eval_every": max(1, steps // 4),
         "save_every": max(1, steps // 4),
     }
-    changes: dict[str, Plain] = {}
+    changes = {}
     for name in arms:
-        if name not in ARMS:
-            raise unknown_name("arm", name, ARMS)
+        require_known("arm", name, ARMS)
         changes[name] = ARMS[name]
     # Whole words are found by blanks, so other scripts get spans of tokens.
     if BEST in changes and not facts.spaced:
@@ -208,7 +211,7 @@ def smaller_plan(
         Both, and the ``seconds``; None if nothing smaller fits.
     """
     least = min(LEAST_STEPS, recipe.training.steps)
-    changes: list[str] = []
+    changes = []
     if len(recipe.study.arms) > 1:
         changes.append(f"study.arms={recipe.study.pairs[0][0]}")
     # Fewer steps come first, because they change nothing else.
@@ -339,28 +342,27 @@ def best_arm(out: Path) -> str | None:
     """Find the arm that gains most over the unchanged model on the runs that all arms finished.
 
     Returns:
-        None if no arm gains. A gain is the mean of paired differences, negated for metrics of which
-        lower values are better.
+        None if no arm gains. A gain is the mean of paired differences, standardised as in verdicts.
     """
-    scores: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
-    for record in read_lines(out / "records.jsonl"):
-        # Companion runs have a fraction, and runs of a search or gate have a role.
-        if record["kind"] == "score" and not {"fraction", "role"} & record.keys():
-            sign = -1 if record["metric"] in LOWER_IS_BETTER else 1
-            run = (record["task"], record["seed"])
-            scores[record["arm"]][run] = sign * record["score"]
-    start = scores.pop(REFERENCE, {})
+    study = cast(Study, read_json(out / "study.json"))
+    lines = cast(list[Record], list(read_lines(out / "records.jsonl")))
+    # Runs of a search or gate have a role.
+    table = Outcomes([line for line in lines if "role" not in line], study)
+    # Every fine-tuning may have failed.
+    if not table.tasks:
+        return None
+    finished = {arm: len(finite_runs(table.runs(ALL_TASKS, arm))) for arm in study["arms"]}
     # If an arm lacks runs that others have, the remaining ones may be the lucky ones.
-    most = max(map(len, scores.values()), default=0)
-    complete = {arm: found for arm, found in scores.items() if len(found) == most}
-    shared = set(start).intersection(*complete.values())
-    best = None
-    highest = 0.0
-    for arm, found in complete.items():
-        gain = sum(found[run] - start[run] for run in shared)
-        if gain > highest:
-            best = arm
-            highest = gain
+    most = max(finished.values(), default=0)
+    gains = {}
+    for arm, runs in finished.items():
+        if runs == most:
+            gains[arm] = table.gains(ALL_TASKS, arm, REFERENCE)
+    shared = np.isfinite(list(gains.values())).all(axis=0)
+    means = {arm: float(found[shared].sum()) for arm, found in gains.items()}
+    best = max(means, key=lambda arm: means[arm], default=None)
+    if best is None or means[best] <= 0:
+        return None
     return best
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,21 +16,20 @@ from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
-from maskwise.families import adapter_of, check_room, most_tokens
+from maskwise.families import adapter_of, check_room
 from maskwise.folders import require_own
 from maskwise.jobs import require_engine
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
-from maskwise.models import NO_HEAD, check_start, has_head, weights_of
+from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
-from maskwise.study.costs import counts_of, over_a_run
+from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
-from maskwise.tasks import FinetuneSettings, load_task
-from maskwise.tasks.finetuning import fitting_rate
+from maskwise.tasks import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
@@ -46,13 +45,8 @@ from maskwise.weights import lora
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-Load = Callable[[str], Task]
-"""``load_task`` with a cache."""
-
 LOCK = ".lock"
 """In ``stages/``: held while a study runs, and the mark of a study's folder."""
-FAR = 8
-"""A learning rate that differs from the usual one by a larger factor gives a warning."""
 FEW_STEPS = 8
 """Steps, evenly over a run, that are masked before training to check that there are targets."""
 MOST_UNKNOWN = 0.01
@@ -116,30 +110,36 @@ def check_inputs(recipe: Recipe) -> list[str]:
     Raises:
         MaskwiseError: a text, tokenizer, model or task that cannot be read, or does not fit.
     """
-    search = recipe.study.search
-    # Every arm at every point of the search has the same tasks.
-    load = cache(lambda spec: load_task(of_run(spec, 0)))
+    study = recipe.study
+    tasks = {spec: load_task(of_run(spec, 0)) for spec in recipe.tasks}
+    by_arm = {}
+    for name in study.arms:
+        by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
     notes: list[str] = []
-    for name in recipe.study.arms:
-        for point in recipe.study.points_of(name):
-            notes += _check_arm(recipe.arm(name, seed=0, more=point), load)
-    if not recipe.study.arms:
-        notes += _check_arm(recipe, load)
+    for arm in chain.from_iterable(by_arm.values() or [[recipe]]):
+        notes += _check_arm(arm, tasks.values())
+        if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
+            raise MaskwiseError(
+                "compute per step is unknown for streamed corpora, so arms are matched by steps",
+                got=f"study.match {study.match}",
+                do="leave out study.match",
+            )
     # Damaged files of an evaluation raise here.
     load_sets(recipe.evaluation)
-    _check_matching(recipe)
-    if search:
-        _check_search(recipe, search, load)
+    search = study.search
+    if search and (search.by or ("dev" if tasks else "held-out")) == "dev":
+        _check_dev_rows(tasks)
+    elif search:
+        _check_losses(search, by_arm)
     specs: dict[str, str] = {}
-    for spec in recipe.tasks:
-        name = load(spec).name
-        if name in specs:
+    for spec, task in tasks.items():
+        if task.name in specs:
             raise MaskwiseError(
-                f"two tasks are called {name!r}",
-                got=f"{specs[name]} and {spec}",
+                f"two tasks are called {task.name!r}",
+                got=f"{specs[task.name]} and {spec}",
                 do=f'give one another name: {spec.partition("(")[0]}(…, name="…")',
             )
-        specs[name] = spec
+        specs[task.name] = spec
     return list(dict.fromkeys(notes))
 
 
@@ -153,7 +153,7 @@ def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
-def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
+def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     links = arm.links()
     start = arm.model.pretrained
@@ -161,31 +161,15 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
     check_start(config, len(tokenizer))
     if arm.model.adapter:
         lora(arm.model.adapter).check(config)
-    for spec in arm.tasks:
-        check_model = load(spec).kind.check_model
-        if check_model:
-            check_model(config)
+    for task in tasks:
+        if task.kind.check_model:
+            task.kind.check_model(config)
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
     if start and links[0].training.freeze == "none" and not has_head(start):
         yield f"{start}: {NO_HEAD}"
-    if arm.tasks:
-        # The usual rates are known for encoders only.
-        if arm.kind == "encoder":
-            yield from _rate_notes(arm.finetune, weights_of(config))
-        length = arm.finetune.max_length
-        room = most_tokens(config)
-        if start:
-            check_room(config, length, what="finetune.max_length")
-        elif arm.has_new_positions and length > room:
-            allowed = f"≤ {room}"
-            if room == links[0].corpus.length:
-                allowed = f"≤ corpus.length = {room}"
-            raise MaskwiseError(
-                "finetune.max_length is more than the positions that a new model has",
-                got=length,
-                allowed=allowed,
-            )
+    if arm.tasks and (start or arm.has_new_positions):
+        check_room(config, arm.finetune.max_length, what="finetune.max_length")
     for link in links:
         yield from _check_text(link)
         if arm.tokenizer_name:
@@ -203,55 +187,28 @@ def _check_arm(arm: Recipe, load: Load) -> Iterator[str]:
             yield note
 
 
-def _rate_notes(finetune: FinetuneSettings, weights: int) -> Iterator[str]:
-    """Warn of a learning rate of fine-tuning that is unusual for models of this size."""
-    rate = finetune.learning_rate
-    usual = fitting_rate(weights)
-    # The usual rates are known for AdamW only.
-    if rate is None or finetune.optimizer != "adamw":
-        return
-    if not usual / FAR <= rate <= FAR * usual:
-        yield (
-            f"finetune.learning_rate is {rate:g}, and models of {weights / 1e6:.1f} M weights "
-            f"want about {usual:g}: leave it out, or take that"
-        )
-
-
-def _check_matching(recipe: Recipe) -> None:
-    """Check that the compute by which arms are matched can be counted before training."""
-    study = recipe.study
-    if study.match == "steps":
-        return
-    for name in study.arms:
-        if any(link.corpus.stream for link in recipe.arm(name, seed=0).links()):
+def _check_dev_rows(tasks: Mapping[str, Task]) -> None:
+    """Check that a search can go by the dev rows of every task."""
+    for spec, task in tasks.items():
+        if not task.splits["dev"]:
             raise MaskwiseError(
-                "compute per step is unknown for streamed corpora, so arms are matched by steps",
-                got=f"study.match {study.match}",
-                do="leave out study.match",
+                f"study.search goes by dev rows, and task {spec} has none",
+                do="give it a dev split; or study.search.by=held-out",
             )
 
 
-def _check_search(recipe: Recipe, search: SearchSettings, load: Load) -> None:
-    """Check that the points of a search can be compared."""
-    by = search.by or ("dev" if recipe.tasks else "held-out")
-    if by == "dev":
-        for task in recipe.tasks:
-            if not load(task).splits["dev"]:
-                raise MaskwiseError(
-                    f"study.search goes by dev rows, and task {task} has none",
-                    do="give it a dev split; or study.search.by=held-out",
-                )
-        return
-    for name in recipe.study.arms:
-        points = [recipe.arm(name, seed=0, more=point).links() for point in search.points_of(name)]
-        do = "name tasks, and let study.search.by be dev"
-        if not all(links[-1].judged_on() for links in points):
+def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
+    """Check that the held-out losses of all points of a search can be compared."""
+    do = "name tasks, and let study.search.by be dev"
+    for name, points in by_arm.items():
+        chains = [point.links() for point in points]
+        if not all(links[-1].judged_on() for links in chains):
             raise MaskwiseError(
                 f"study.search by held-out loss cannot compare settings of arm {name!r}",
                 got="an arm that masks nothing",
                 do=do,
             )
-        if len({tokenizer_of(prepare_stage(links[0])) for links in points}) > 1:
+        if len({tokenizer_of(prepare_stage(links[0])) for links in chains}) > 1:
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
                 "token of different vocabularies do not compare",
@@ -282,21 +239,17 @@ def _check_text(link: Recipe) -> Iterator[str]:
     layers = ["word_ids"]
     for spec in corpus.annotators:
         layers += token_layers(annotator(spec).layers)
-    keep = link.masking.keep
-    if keep and keep not in layers:
-        do = "name its annotator in corpus.layers, such as prompt(until='?')"
-        _refuse_layer(f"masking.keep names the layer {keep!r}", layers, do)
-    for name in link.policies:
-        for layer in policy(name).layers():
+    needed = [(f"policy {name} needs", policy(name).layers()) for name in link.policies]
+    if link.masking.keep:
+        needed.append(("masking.keep names", (link.masking.keep,)))
+    for who, names in needed:
+        for layer in names:
             if layer not in layers:
-                do = "name its annotator in corpus.layers (maskwise list annotators)"
-                _refuse_layer(f"policy {name} needs the layer {layer!r}", layers, do)
-
-
-def _refuse_layer(what: str, layers: Iterable[str], do: str) -> None:
-    raise MaskwiseError(
-        f"{what}, and this corpus has none", got=f"layers {', '.join(layers)}", do=do
-    )
+                raise MaskwiseError(
+                    f"{who} the layer {layer!r}, and this corpus has none",
+                    got=f"layers {', '.join(layers)}",
+                    do="name its annotator in corpus.layers (maskwise list annotators)",
+                )
 
 
 def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -318,16 +271,11 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def _check_rows(link: Recipe) -> None:
     """Check that each part of a batch has enough rows for the pairs of ``cse``."""
-    how = link.training
-    ranks = ranks_here()
+    rows = link.training.micro_rows(ranks_here())
     for name, arm in link.objectives.items():
-        rows = how.micro_rows(ranks)
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size is too small, or odd"
-            parts = how.accumulate * ranks
-            got: object = how.batch_size
-            if parts > 1:
-                got = f"{got}, in {parts} parts"
+            got = f"{rows} rows at once"
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
 
 
@@ -362,22 +310,22 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     Raises:
         MaskwiseError: a few batches of the run have no targets, or a policy of words finds none.
     """
-    how = source.settings
-    steps = over_a_run(how.steps, FEW_STEPS)
     # Reading a stream would move its position, so its held-out text is checked.
     if isinstance(source.rows, StreamedRows):
+        how = source.settings
         rows = held_out.laid(source.rows.layout)
         some = rows.tensors(spread(how.batch_size, of=len(rows)))
+        steps = over_a_run(how.steps, FEW_STEPS)
         counts = counts_of(
             [masker(some, step=step, total_steps=how.steps, epoch=0)] for step in steps
         )
     else:
-        counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
+        counts = counts_over(source, FEW_STEPS)
     name = masker.policy
     if masker.keep and not counts.eligible:
         raise MaskwiseError(
             f"the layer {masker.keep!r} keeps every token visible",
-            got=f"nothing to mask in {len(steps)} batches",
+            got=f"nothing to mask in {counts.steps} batches",
             do="mark the prompts alone",
         )
     # In text without blanks each piece is a single word, which is longer than any budget.
@@ -393,7 +341,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         raise MaskwiseError(
             f"policy {name} masks nothing in this text: it has no units, or they are longer "
             "than the budget",
-            got=f"no target in {len(steps)} batches",
+            got=f"no target in {counts.steps} batches",
             do="take the policy token, or text with spaces; maskwise inspect shows the masks",
         )
 

@@ -18,7 +18,6 @@ evaluation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -107,8 +106,9 @@ def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None
 
 
 class Counts(NamedTuple):
-    """Sums over batches: tokens read, targets, pieces, units and the tokens in units."""
+    """Sums over batches: steps, tokens read, targets, pieces, units and the tokens in units."""
 
+    steps: int = 0
     tokens: int = 0
     targets: int = 0
     pieces: int = 0
@@ -118,16 +118,24 @@ class Counts(NamedTuple):
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
     """Count the tokens, targets, pieces and units in the batches of some steps."""
-    tokens = targets = pieces = units = eligible = 0
-    for batch in chain.from_iterable(steps):
-        tokens += batch.tokens
-        targets += batch.targets
-        pieces += len(batch.ratio)
-        # A corruption without a policy, such as of next-token prediction, chooses no units.
-        if batch.choice:
-            units += len(batch.choice.units.length)
-            eligible += int(batch.choice.units.length.sum())
-    return Counts(tokens, targets, pieces, units, eligible)
+    counted = tokens = targets = pieces = units = eligible = 0
+    for batches in steps:
+        counted += 1
+        for batch in batches:
+            tokens += batch.tokens
+            targets += batch.targets
+            pieces += len(batch.ratio)
+            # A corruption without a policy, such as of next-token prediction, chooses no units.
+            if batch.choice:
+                units += len(batch.choice.units.length)
+                eligible += int(batch.choice.units.length.sum())
+    return Counts(counted, tokens, targets, pieces, units, eligible)
+
+
+def counts_over(source: MaskedSource, most: int) -> Counts:
+    """Count in at most ``most`` steps, evenly over a run: ratios and lengths of rows change."""
+    steps = over_a_run(source.settings.steps, most)
+    return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 
 
 def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
@@ -137,10 +145,8 @@ def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
         source: the batches of the training, masked at their ratios.
         one: the objective; its weights may be empty.
     """
-    # The scheduled ratio and the lengths of rows change over a run.
-    steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
-    counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
-    tokens = counts.tokens / len(steps)
-    targets = counts.targets / len(steps)
+    counts = counts_over(source, SAMPLED_STEPS)
+    tokens = counts.tokens / counts.steps
+    targets = counts.targets / counts.steps
     spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
     return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}

@@ -21,6 +21,7 @@ first is changed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -93,12 +94,14 @@ class Design:
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
-                points: list[Plain] = [{}]
+                points = study.points_of(arm)
+                # The baseline's budget is that of its settings as written.
                 if study.search:
-                    points += study.search.points_of(arm)
+                    points = [{}, *points]
                 for point in points:
-                    runs.append(make_run(self.recipe, arm, seed, contents={}, more=point))
-            yield Plan(tuple(_texts_of(run) for run in runs), "texts")
+                    run = make_run(self.recipe, arm, seed, contents={}, more=point)
+                    runs.append(_texts_of(run))
+            yield Plan(tuple(runs), "texts")
             spent = self._spent(self.baseline, {})
             self.budget = sum(spent) if spent else None
         if study.search:
@@ -118,12 +121,9 @@ class Design:
             yield Plan(tuple(shorter), "companions")
 
     def settings_of(self, arm: str) -> list[Plain]:
-        """List the different settings chosen for an arm's runs; empty settings without a search."""
-        found = []
-        for (name, _), setting in self.chosen.items():
-            if name == arm and setting not in found:
-                found.append(setting)
-        return found or [{}]
+        """List the settings chosen for an arm's runs; empty settings without a search."""
+        chosen = [setting for (name, _), setting in self.chosen.items() if name == arm]
+        return chosen or [{}]
 
     def _gate_arms(self) -> list[str]:
         """List the arms of a gate in a study with a search.
@@ -220,12 +220,12 @@ class Design:
         study = self.recipe.study
         assert study.search is not None
         by = study.search.by or ("dev" if self.contents else "held-out")
-        tried: dict[tuple[str, int], list[Run]] = {}
+        tried = defaultdict(list)
         for seed in self.seeds:
             for arm in study.arms:
                 for point in study.search.points_of(arm):
                     run = self._run(arm, seed, point, role="search", by=by)
-                    tried.setdefault((arm, seed), []).append(run)
+                    tried[arm, seed].append(run)
         self.others = list(chain.from_iterable(tried.values()))
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
@@ -235,10 +235,9 @@ class Design:
             chosen = None
             if choice.place is not None:
                 chosen = trials[choice.place].setting
-            candidates: list[Candidate] = [
-                {"setting": run.setting, "score": mean, "scores": found}
-                for run, mean, found in zip(trials, choice.means, scores)
-            ]
+            candidates: list[Candidate] = []
+            for run, mean, found in zip(trials, choice.means, scores):
+                candidates.append({"setting": run.setting, "score": mean, "scores": found})
             self.choices.append(
                 {
                     "kind": "selection",
@@ -251,13 +250,13 @@ class Design:
                     "tied": choice.tied,
                 }
             )
-            # A dry run counts the compared runs at the first point.
-            if chosen is None and self.forecast:
-                chosen = trials[0].setting
-            if chosen is None:
-                self.failed[arm, seed] = trials
-            else:
+            if chosen is not None:
                 self.chosen[arm, seed] = chosen
+            # A dry run counts the compared runs at the first point.
+            elif self.forecast:
+                self.chosen[arm, seed] = trials[0].setting
+            else:
+                self.failed[arm, seed] = trials
 
 
 def _texts_of(run: Run) -> Run:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
 
 import torch
 
@@ -46,6 +48,12 @@ START_SECONDS = 8.0
 ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
 
+Size: TypeAlias = tuple[int, int]
+"""Steps and evaluations."""
+
+Seconds: TypeAlias = dict[str, float | None]
+"""Seconds of stages by name, in the order in which they are done; None if unknown."""
+
 DEPENDS = {
     "pretrain": ("objective", "objectives", "sampler"),
     "learn": ("learning", "objective", "task_content", "max_length"),
@@ -75,17 +83,18 @@ class Forecast:
     def __init__(self, named: Mapping[str, Stage]):
         self.named = named
         self.key = cache(self._key)
-        self.done: dict[str | None, list[tuple[tuple[int, int], float]]] = {}
-        self.paces: dict[str | None, float] = {}
+        # Seconds of finished stages by key and size, and seconds of a step by key.
+        self.done: dict[tuple[str, Size], list[float]] = defaultdict(list)
+        self.paces: dict[str, float] = {}
         self.file = cache_folder() / "timings.json"
-        cached = (read_json(self.file) or {}).items()
-        self.timed: dict[str | None, Mapping[str, float]] = {
-            key: entry for key, entry in cached if isinstance(entry, dict)
-        }
+        self.timed: dict[str, dict[str, float]] = read_json(self.file) or {}
 
     def add(self, name: str, seconds: float) -> None:
         """Record the seconds of a finished stage."""
-        self.done.setdefault(self.key(name), []).append((_size(self.named[name]), seconds))
+        key = self.key(name)
+        size = _size(self.named[name])
+        self.done[key, size].append(seconds)
+        self.paces[key] = seconds / size[0]
 
     def running(self, name: str, step_seconds: float) -> None:
         """Record the seconds of a step of a training that is still running."""
@@ -94,31 +103,27 @@ class Forecast:
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no similar stage is known.
 
-        Finished stages of the same size come first, then timed steps, then finished stages of
-        another size, and last trainings that are still running.
+        Finished stages of the same size come first, then timed steps, and last the pace of a stage
+        of another size, or of a training that is still running.
         """
         key = self.key(name)
-        if key is None:
+        if not key:
             return None
         size = _size(self.named[name])
         steps, evaluations = size
-        done = self.done.get(key, [])
         # Nothing is scaled, so this forecast is the most reliable.
-        alike = [seconds for other, seconds in done if other == size]
-        if alike:
-            return median(alike)
+        if (key, size) in self.done:
+            return median(self.done[key, size])
         if key in self.timed:
             entry = self.timed[key]
             once = entry.get("seconds", entry.get("start", 0.0))
             return once + steps * entry.get("step", 0.0) + evaluations * entry.get("judge", 0.0)
         # Start-up and evaluations do not scale with the steps, so this is a rough forecast.
-        if done:
-            return steps * median(seconds / other for (other, _), seconds in done)
         if key in self.paces:
             return steps * self.paces[key]
         return None
 
-    def keep(self, name: str, entry: Mapping[str, float]) -> None:
+    def keep(self, name: str, entry: dict[str, float]) -> None:
         """Store timed seconds in the cache file.
 
         Args:
@@ -126,12 +131,12 @@ class Forecast:
                 ``step`` and of an evaluation (``judge``); optionally ``memory_gib``.
         """
         key = self.key(name)
-        if key is None:
+        if not key:
             return
         self.timed[key] = entry
         # Another process may have written to the file, so it is read again before each write.
         entries = read_json(self.file) or {}
-        entries[key] = dict(entry)
+        entries[key] = entry
         # The forecast also works without its cache, for example in a read-only home.
         with suppress(MaskwiseError):
             write_json(self.file, entries)
@@ -142,16 +147,16 @@ class Forecast:
         peaks = [entry["memory_gib"] for entry in entries if "memory_gib" in entry]
         return max(peaks, default=None)
 
-    def _key(self, name: str) -> str | None:
+    def _key(self, name: str) -> str:
         """Hash everything that the time of a stage, or of a step of a training, depends on.
 
-        None if a stage that it needs is not known.
+        "" if a stage that it needs is not known.
         """
         stage = self.named[name]
         try:
             parts = [stage.kind, _machine(), self._parts(stage)]
         except KeyError:
-            return None
+            return ""
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -189,7 +194,7 @@ class Forecast:
         return parts
 
 
-def _size(stage: Stage) -> tuple[int, int]:
+def _size(stage: Stage) -> Size:
     """(steps, evaluations) of a training; any other stage counts as one step."""
     if stage.kind != "pretrain":
         return 1, 0
@@ -207,22 +212,20 @@ def _machine() -> Plain:
     return {"device": name, "torch": torch.__version__, "bf16": fast_bf16()}
 
 
-def total(seconds: Iterable[float | None]) -> float | None:
+def total(seconds: Collection[float | None]) -> float | None:
     """Add up seconds of work; None if one of them is unknown."""
-    work = 0.0
-    for part in seconds:
-        if part is None:
-            return None
-        work += part
-    return round(work, 1)
+    known = [part for part in seconds if part is not None]
+    if len(known) < len(seconds):
+        return None
+    return round(sum(known), 1)
 
 
-def summary(planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int) -> Plain:
+def _summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
     """Sum up the work that is left.
 
     Args:
         planned: all stages by name.
-        seconds: the forecast of every stage that is not done, in topological order.
+        seconds: the forecast of every stage that is not done.
         jobs: number of stages run in parallel.
 
     Returns:
@@ -231,14 +234,16 @@ def summary(planned: Mapping[str, Stage], seconds: Mapping[str, float | None], j
         unknown.
     """
     kinds: dict[str, Plain] = {}
-    unknown = []
-    for kind in dict.fromkeys(stage.kind for stage in planned.values()):
-        names = [name for name, stage in planned.items() if stage.kind == kind]
-        left = [seconds[name] for name in names if name in seconds]
-        done = len(names) - len(left)
-        kinds[kind] = {"done": done, "to_do": len(left), "seconds": total(left)}
-        if total(left) is None:
-            unknown.append(kind)
+    for name, stage in planned.items():
+        kind = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
+        if name in seconds:
+            kind["to_do"] += 1
+            kind["seconds"].append(seconds[name])
+        else:
+            kind["done"] += 1
+    for kind in kinds.values():
+        kind["seconds"] = total(kind["seconds"])
+    unknown = [name for name, kind in kinds.items() if kind["seconds"] is None]
     until: float | None = None
     if not seconds:
         until = 0.0
@@ -247,15 +252,12 @@ def summary(planned: Mapping[str, Stage], seconds: Mapping[str, float | None], j
     return {"stages": kinds, "unknown": unknown, "seconds": until}
 
 
-def until_end(
-    planned: Mapping[str, Stage], seconds: Mapping[str, float | None], jobs: int
-) -> float:
+def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
     """Simulate the scheduler: a free worker takes the first stage whose needs are done.
 
     Args:
         planned: stages by name.
-        seconds: of every stage that is left, in the order in which they are started; None, for
-            unknown, counts as 0.
+        seconds: of every stage that is left; unknown times count as 0.
         jobs: number of workers.
     """
     waiting = list(seconds)
@@ -340,42 +342,39 @@ def dry_run(
         "jobs": jobs,
         "plans": listed,
         "phases": list(_phases(design, left)),
-        **summary(planned, left, jobs),
+        **_summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
-        "contrasts": prospects_of(recipe, out),
+        "contrasts": prospects_of(recipe),
         "notes": notes + list(_notes(recipe, design)),
     }
 
 
-def _phases(design: Design, seconds: Mapping[str, float | None]) -> Iterator[Plain]:
+def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
     """List the trainings of the full-length runs.
 
     Each has its ``phase`` (from 0) and ``arms``; for one run its ``steps``, ``batch_size``,
     ``length``, ``tokens`` (at most) and ``flops``; its number of ``runs``, how many of them are
     ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
     """
-    arms: dict[tuple[int, Stage], dict[str, None]] = {}
-    recipes: dict[Stage, Recipe] = {}
+    arms: dict[tuple[int, Stage], dict[str, Recipe]] = defaultdict(dict)
     for run in design.runs:
-        if not run.compared:
-            continue
-        for phase, stage in enumerate(run.trainings):
-            # Runs of all seeds may share a training.
-            arms.setdefault((phase, stage), {})[run.arm] = None
-            recipes[stage] = run.recipe
+        if run.compared:
+            for phase, stage in enumerate(run.trainings):
+                # Runs of all seeds may share a training.
+                arms[phase, stage][run.arm] = run.recipe
     # Trainings of different seeds that the same arms share are one line of the table.
-    lines: dict[tuple[int, tuple[str, ...]], list[Stage]] = {}
-    for (phase, stage), names in arms.items():
-        lines.setdefault((phase, tuple(names)), []).append(stage)
-    for phase, names_of_line in sorted(lines, key=lambda line: line[0]):
-        stages = lines[phase, names_of_line]
-        recipe = recipes[stages[0]]
+    lines = defaultdict(list)
+    for (phase, stage), recipes in arms.items():
+        lines[phase, tuple(recipes)].append(stage)
+    for phase, names in sorted(lines, key=lambda line: line[0]):
+        stages = lines[phase, names]
+        recipe = arms[phase, stages[0]][names[0]]
         link = recipe.links()[phase]
         training = link.training
         left = [seconds[stage.name] for stage in stages if stage.name in seconds]
         yield {
             "phase": phase,
-            "arms": list(names_of_line),
+            "arms": list(names),
             "steps": training.steps,
             "batch_size": training.batch_size,
             "length": link.corpus.length,

@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
-from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.files import ArmSummary, Contrast, Record, Study
-from maskwise.folders import finite
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.files import Contrast, Record, Study
 
 Numbers: TypeAlias = NDArray[np.float64]
+Pair: TypeAlias = tuple[str, str]
+"""An arm and its baseline, by name."""
 
 QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
@@ -66,6 +67,7 @@ class Outcomes:
         tasks, heldout, evaluations: names of the outcomes of each kind.
         helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
+        names: words for the arms that the study did not train.
         gate: the primary row of a gate that did not pass.
         closed: the (arm, baseline) pairs that this gate closes.
 
@@ -81,11 +83,9 @@ class Outcomes:
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         fractions = {1.0}
-        recorded = [*study["arms"], REFERENCE]
         for record in records:
-            arm = record.get("arm")
-            if arm is not None and arm not in recorded:
-                raise unknown_name("arm in records", arm, recorded)
+            # Records of a text and a task have no arm, and the sides of transfer have no records.
+            require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
             fractions.add(record.get("fraction", 1.0))
         # A run cannot be longer than the full one, so index -1 of every array is the full runs.
@@ -93,8 +93,13 @@ class Outcomes:
         self.values: dict[str, Numbers] = {}
         self.measures: dict[str, Measure] = {}
         self.parts: dict[str, list[str]] = {}
+        self.names: Mapping[str, str] = {
+            REFERENCE: study.get("reference") or REFERENCE,
+            OWN_TASK: "the policy learned from the task itself",
+            OTHER_TASKS: "policies learned from other tasks",
+        }
         self.gate: Contrast | None = None
-        self.closed: list[tuple[str, str]] = []
+        self.closed: list[Pair] = []
         self.failed = {
             (line["arm"], line["seed"])
             for line in self.lines["failure"]
@@ -110,8 +115,12 @@ class Outcomes:
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
+        failed_arms = {arm for arm, _ in self.failed}
         for arm in study["arms"]:
-            self._check_has_runs(arm)
+            numbers_of_arm = {self.mean(outcome, arm) for outcome in self.measures}
+            # A failed run explains an arm without numbers.
+            if numbers_of_arm <= {None} and arm not in failed_arms:
+                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
         if study.get("learned"):
             self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
@@ -133,7 +142,8 @@ class Outcomes:
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise MaskwiseError(f"{where} is not a finite number", got=value, do="rerun that stage")
         if outcome not in self.values:
-            self.values[outcome] = np.full((len(self.lengths), len(self.arms), len(seeds)), np.nan)
+            shape = (len(self.lengths), len(self.arms), len(seeds))
+            self.values[outcome] = np.full(shape, np.nan)
         values = self.values[outcome]
         place = self.place(record)
         if not np.isnan(values[place]):
@@ -155,24 +165,18 @@ class Outcomes:
             dev = [score for score in line.get("dev", ()) if score is not None]
             if dev:
                 self._put(f"dev:{task}", line, np.mean(dev))
-            if task in self.measures:
-                continue
             facts = self.study["tasks"].get(task, {})
             metric = facts.get("metric")
             # Where the commonest answer depends on the tokenizer, only the records have its score.
             chance = facts.get("majority")
             if chance is None:
                 chance = line.get("majority")
-            self.measures[task] = Measure(
-                unit=_unit(metric),
-                metric=metric,
-                higher_is_better=line.get("metric") not in LOWER_IS_BETTER,
-                chance=chance,
-                items=facts.get("test_items"),
-            )
+            higher = line.get("metric") not in LOWER_IS_BETTER
+            measure = Measure(_unit(metric), metric, higher, chance, facts.get("test_items"))
+            self.measures.setdefault(task, measure)
 
     def _read_heldout(self) -> list[str]:
-        ratios: dict[str, set[float]] = defaultdict(set)
+        ratios = defaultdict(set)
         for line in self.lines["heldout"]:
             ratios[line["masks"]].add(line["ratio"])
             name = f"{line['masks']}@{line['ratio']:g}"
@@ -192,24 +196,20 @@ class Outcomes:
         return sorted(names)
 
     def _read_evaluations(self) -> list[str]:
-        names = []
+        names = {}
         for line in self.lines["evaluation"]:
-            name = f"evaluation:{line['name']}:{line['metric']}"
+            metric = line["metric"]
+            name = f"evaluation:{line['name']}:{metric}"
             self._put(name, line, line["value"])
-            if name in self.measures:
-                continue
-            names.append(name)
             higher = line["higher_is_better"]
+            unit = metric
             if line["chance"] is not None and higher:
                 unit = "score"
             elif is_loss(name):
                 unit = "perplexity"
-            else:
-                unit = line["metric"]
-            self.measures[name] = Measure(
-                unit, line["metric"], higher, line["chance"], line["items"]
-            )
-        return names
+            names[name] = Measure(unit, metric, higher, line["chance"], line["items"])
+        self.measures |= names
+        return list(names)
 
     def _read_costs(self) -> None:
         for line in self.lines["cost"]:
@@ -217,12 +217,6 @@ class Outcomes:
                 # A quantity that could not be counted is 0 or null.
                 if key in QUANTITIES and value:
                     self._put(f"cost:{key}", line, value)
-
-    def _check_has_runs(self, arm: str) -> None:
-        """Raise an error if an arm has no numbers and no failed run explains it."""
-        failed = any(name == arm for name, _ in self.failed)
-        if not failed and all(self.mean(outcome, arm) is None for outcome in self.measures):
-            raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
         """Clear what a failed run measured of these outcomes before it failed.
@@ -248,52 +242,42 @@ class Outcomes:
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
         """Fill in the two sides of transfer: means over arms that learned from the task, or not."""
-        own_side = self.arms.index(OWN_TASK)
-        other_side = self.arms.index(OTHER_TASKS)
-        places = np.array([self.arms.index(arm) for arm in learned])
-        sources = np.array([*learned.values()])
         for task in self.tasks:
+            sides: dict[str, list[int]] = {OWN_TASK: [], OTHER_TASKS: []}
+            for arm, source in learned.items():
+                side = OWN_TASK if source == task else OTHER_TASKS
+                sides[side].append(self.arms.index(arm))
             runs = self.values[task]
-            runs[:, own_side] = runs[:, places[sources == task]].mean(axis=1)
-            runs[:, other_side] = runs[:, places[sources != task]].mean(axis=1)
+            for side, places in sides.items():
+                runs[:, self.arms.index(side)] = runs[:, places].mean(axis=1)
 
     def _average_tasks(self) -> None:
-        scales = {}
-        for task in self.tasks:
-            sd = self._pooled_sd(task)
-            if sd is not None:
-                scales[task] = sd
+        """Average the signed scores of tasks within each run, plain and standardised."""
+        sds = {task: self._pooled_sd(task) for task in self.tasks}
         for name in ("tasks", ALL_TASKS):
             tasks = self.measured(name)
+            signed = [self.values[task] * self.measures[task].sign for task in tasks]
             metrics = {self.measures[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
-            measure = Measure(_unit(metric), metric)
-            plain = self._mean(tasks, {})
-            self.values[name] = plain
-            self.values[f"plain:{name}"] = plain
+            self.values[f"plain:{name}"] = np.mean(signed, axis=0)
             # A mean over nats and points has no unit, so only its standardised form is reported.
             if len({self.measures[task].unit for task in tasks}) == 1:
-                self.measures[f"plain:{name}"] = measure
-            self.measures[name] = measure
-            if len(scales) == len(self.tasks):
-                self.values[name] = self._mean(tasks, scales)
+                self.measures[f"plain:{name}"] = Measure(_unit(metric), metric)
+            if np.isnan([*sds.values()]).any():
+                self.values[name] = self.values[f"plain:{name}"]
+                self.measures[name] = Measure(_unit(metric), metric)
+            else:
+                scaled = [runs / sds[task] for task, runs in zip(tasks, signed)]
+                self.values[name] = np.mean(scaled, axis=0)
                 self.measures[name] = Measure("SDs", metric)
 
-    def _mean(self, tasks: Sequence[str], scales: Mapping[str, float]) -> Numbers:
-        """Average signed tasks within each run."""
-        scaled = []
-        for task in tasks:
-            scaled.append(self.values[task] * self.measures[task].sign / scales.get(task, 1.0))
-        mean: Numbers = np.mean(scaled, axis=0)
-        return mean
-
-    def _pooled_sd(self, task: str) -> float | None:
-        """Return the SD of full runs about the mean of their arm; None with one run per arm."""
+    def _pooled_sd(self, task: str) -> float:
+        """Return the SD of full runs about the mean of their arm; NaN with one run per arm."""
         runs = self.values[task][-1, : len(self.study["arms"])]
         runs = runs[np.isfinite(runs).any(axis=1)]
         freedom = np.isfinite(runs).sum() - len(runs)
         if freedom == 0:
-            return None
+            return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
         # Scores change in steps of one item: if equal by chance, they must not give an SD near 0.
@@ -322,6 +306,11 @@ class Outcomes:
             return np.full(len(self.study["seeds"]), np.nan)
         runs: Numbers = self.values[outcome][-1, self.arms.index(arm)]
         return runs
+
+    def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
+        """Return the gain of an arm over the baseline by seed; positive is better."""
+        differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
+        return self.measures[outcome].sign * differences
 
     def mean(self, outcome: str, arm: str) -> float | None:
         """Return the mean over full runs; None without any."""
@@ -358,30 +347,11 @@ class Outcomes:
                     gaps.append(gap)
         return max(gaps, default=None)
 
-    def describe(self, arm: str) -> ArmSummary:
-        """Return the arm's entry of summary.json."""
-        scores = {
-            name: self.runs(name, arm).tolist()
-            for name in (*self.tasks, *self.heldout, *self.evaluations)
-            if self.mean(name, arm) is not None
-        }
-        return {
-            "units": self.units(arm),
-            "gap_nats": self.gap_nats(arm),
-            "failures": sum(name == arm for name, _ in self.failed),
-            "compute": self.compute(arm),
-            "scores": finite(scores),
-        }
-
     def trained(self, name: str) -> list[str]:
         """Return the arms trained for a side of a contrast; a side of transfer has several."""
         if name in (OWN_TASK, OTHER_TASKS):
             return list(self.study["learned"])
         return [] if name == REFERENCE else [name]
-
-    def is_lost(self, name: str, seed: int) -> bool:
-        """Return whether a run of this side and seed failed."""
-        return any((arm, seed) in self.failed for arm in self.trained(name))
 
     def units(self, arm: str) -> str:
         """Return what the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
@@ -443,7 +413,12 @@ def _unit(metric: str | None) -> str:
     return NATS if metric == NATS else "score"
 
 
+def finite_runs(runs: Numbers) -> Numbers:
+    """Leave out missing runs."""
+    return runs[np.isfinite(runs)]
+
+
 def _mean_of_finite(runs: Numbers) -> float | None:
     # np.nanmean would do, at five times the cost: a summary takes thousands of these means.
-    known = runs[np.isfinite(runs)]
+    known = finite_runs(runs)
     return float(known.mean()) if len(known) else None

@@ -11,22 +11,21 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from maskwise.constants import accuracy_misleads, jobs_here
+from maskwise.constants import accuracy_misleads
 from maskwise.errors import MaskwiseError, counted, duration, plural
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, check_inputs, start_of
-from maskwise.study.costs import counts_of, over_a_run
-from maskwise.study.design import Design
-from maskwise.study.forecast import Forecast, summary
-from maskwise.study.plan import stages_of
+from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, start_of
+from maskwise.study.costs import counts_over
+from maskwise.study.forecast import dry_run
 from maskwise.study.pretraining import masked_source
-from maskwise.study.prospects import prospect_lines, prospects_of
+from maskwise.study.prospects import prospect_lines
 from maskwise.study.starter import recipe_for
 from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
@@ -216,28 +215,22 @@ class Outlook:
         self.say("model", line, facts | {"millions": weights / 1e6})
         return config
 
-    def training(self, sample: Sample, config: PreTrainedConfig) -> bool:
-        """Count targets, passes over the text and the steps of the plateau.
-
-        Returns:
-            Whether every arm can be trained on the sample.
-        """
+    def training(self, sample: Sample, config: PreTrainedConfig) -> None:
+        """Count targets, passes over the text and the steps of the plateau."""
         first = self.first
         how = first.training
-        arms: dict[str, Plain] = {}
-        self.facts["arms"] = arms
-        trainable = True
+        arms = {}
         for name, link in (self.arms or {self.recipe.name: first}).items():
             try:
                 counts = _targets(link, sample, config)
             # For example, the text may have fewer rows than a batch.
             except MaskwiseError as error:
                 self.doubt(f"arm {name} cannot be trained: {error}")
-                trainable = False
                 continue
             if counts is not None:
                 arms[name] = counts
                 self.check(ARM_DOUBTS, counts | {"arm": name})
+        self.facts["arms"] = arms
         facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
         line = "{steps:,} steps, "
         if sample.whole or not first.corpus.stream:
@@ -257,12 +250,10 @@ class Outlook:
         self.say("training", line, facts)
         safe = 10 * math.ceil(SAFE_TIMES * (facts["plateau_steps"] or 0) / 10)
         self.check(TRAINING_DOUBTS, facts | {"safe": safe})
-        return trainable
 
     def tasks(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Count rows, labels and truncated rows of the tasks."""
-        tasks: dict[str, Plain] = {}
-        self.facts["tasks"] = tasks
+        tasks = {}
         for spec in of_run(self.recipe.tasks, 0):
             task = load_task(spec)
             facts = _task_facts(task, self.first, tokenizer)
@@ -281,56 +272,41 @@ class Outlook:
             self.check(TASK_DOUBTS, facts | more)
             for note in facts.get("notes", []):
                 self.doubt(f"{task.name}: {note}")
+        self.facts["tasks"] = tasks
 
-    def contrasts(self) -> None:
-        """Report what the planned runs can decide."""
-        prospects = prospects_of(self.recipe) if self.arms else []
+    def plan(self, plan: Plain) -> None:
+        """Report what the planned runs can decide, and how long they take.
+
+        Args:
+            plan: the result of ``dry_run``.
+        """
+        prospects = plan["contrasts"]
         self.facts["contrasts"] = prospects
         self.lines += [("contrasts", line) for line in prospect_lines(prospects)]
         short = [prospect for prospect in prospects if not prospect["decidable"]]
         if short:
-            runs = len(self.recipe.study.seed_list)
             contrasts = plural(len(short), "contrast")
             fewest = max(prospect["fewest_runs"] for prospect in short)
-            what = f"{runs} runs of each arm cannot decide {contrasts}"
+            what = f"{short[0]['runs']} runs of each arm cannot decide {contrasts}"
             self.doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
-
-    def time(self, samples: Samples, *, timing: bool) -> None:
-        """Forecast the time, after timing stages that were not timed here before.
-
-        Args:
-            timing: whether to time stages.
-        """
-        recipe = self.recipe
-        # A recipe without arms is timed as a study of one run.
-        if not self.arms:
-            single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
-            recipe = recipe.model_copy(update={"study": single})
-        plans = list(Design(recipe, samples.folder / "stages", forecast=True).plans())
-        planned = stages_of(plans)
-        forecast = Forecast(planned)
-        # A text may be too short for a single training row.
-        if timing and len(samples.first.rows):
-            time_stages(plans, forecast, samples=samples)
-        jobs = jobs_here()
-        left = {name: forecast.seconds(name) for name in planned}
-        found = summary(planned, left, jobs)
-        for counts in found["stages"].values():
-            # Nothing is done yet.
-            counts["stages"] = counts.pop("to_do")
-            del counts["done"]
-        memory = forecast.memory_gib()
-        line = f"unknown: nothing like {', '.join(found['unknown'])} was timed here yet"
-        if found["seconds"] is not None:
-            line = f"about {duration(found['seconds'])} with {jobs} stages at once"
-            if memory is not None:
-                line += f", {memory:.1f} GiB for each of them"
-        runs = {plan.purpose: len(plan.runs) for plan in plans}
-        if self.arms:
-            listed = [f"{count} runs ({purpose})" for purpose, count in runs.items()]
-            line = ", ".join([*listed, line])
-        self.lines.append(("time", line))
-        self.facts["time"] = {"jobs": jobs, "runs": runs, **found, "memory_gib": memory}
+        for counts in plan["stages"].values():
+            # Shared stages of other studies may be done.
+            counts["stages"] = counts.pop("to_do") + counts.pop("done")
+        parts = []
+        runs = {}
+        for line in plan["plans"]:
+            runs[line["purpose"]] = line["runs"]
+            if self.arms:
+                parts.append("{runs} runs ({purpose})".format(**line))
+        if plan["seconds"] is None:
+            parts.append(f"unknown: nothing like {', '.join(plan['unknown'])} was timed here yet")
+        else:
+            parts.append(f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once")
+            if plan["memory_gib"] is not None:
+                parts.append(f"{plan['memory_gib']:.1f} GiB for each of them")
+        self.lines.append(("time", ", ".join(parts)))
+        kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")
+        self.facts["time"] = {"runs": runs, **{key: plan[key] for key in kept}}
 
 
 def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
@@ -352,16 +328,24 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     """
     recipe = recipe_for(subject, overrides)
     outlook = Outlook(recipe)
-    for note in check_inputs(recipe):
-        outlook.doubt(note)
+    study = recipe
+    # A recipe without arms is timed as a study of one run.
+    if not outlook.arms:
+        single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
+        study = recipe.model_copy(update={"study": single})
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         samples = Samples(outlook.first, Path(name))
+        probe = None
+        if timing:
+            probe = partial(time_stages, samples=samples)
+        plan = dry_run(study, samples.folder / "study", probe=probe)
+        for note in plan["notes"]:
+            outlook.doubt(note)
         sample = samples.first
         outlook.text(sample)
-        trainable = outlook.training(sample, outlook.model(sample))
+        outlook.training(sample, outlook.model(sample))
         outlook.tasks(sample.data.tokenizer)
-        outlook.contrasts()
-        outlook.time(samples, timing=timing and trainable)
+        outlook.plan(plan)
     found = {"recipe": recipe.to_yaml(), "doubts": outlook.doubts, "lines": outlook.lines}
     return outlook.facts | found
 
@@ -382,16 +366,14 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | 
     """
     if link.objectives or link.learns:
         return None
-    source = masked_source(sample.data, link, config)
-    steps = over_a_run(link.training.steps, COUNTED_STEPS)
-    counts = counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
+    counts = counts_over(masked_source(sample.data, link, config), COUNTED_STEPS)
     tokens_per_unit = None
     if counts.units:
         tokens_per_unit = counts.eligible / counts.units
     return {
         "masks": f"{link.masking.policy} {link.masking.ratio}",
-        "targets_per_step": counts.targets / len(steps),
-        "tokens_per_step": counts.tokens / len(steps),
+        "targets_per_step": counts.targets / counts.steps,
+        "tokens_per_step": counts.tokens / counts.steps,
         "share": counts.targets / max(1, counts.tokens),
         "tokens_per_unit": tokens_per_unit,
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, product
 
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
@@ -75,8 +75,7 @@ class Run:
     @property
     def pretrained(self) -> Stage | None:
         """The last training; None for the reference."""
-        trainings = self.trainings
-        return trainings[-1] if trainings else None
+        return next(reversed(self.trainings), None)
 
     @property
     def texts(self) -> list[Stage]:
@@ -170,20 +169,19 @@ def require_arms(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} compares nothing",
             do="give it study.arms, or use maskwise pretrain",
         )
-    evaluation = recipe.links()[-1].evaluation
-    known = []
+    last = recipe.links()[-1]
     # The losses of encoder–decoders name the output format, too.
     formats = [""]
-    if recipe.links()[-1].kind != "encoder":
+    if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
-    for masks, written in product(evaluation.masks, formats):
-        known.append(f"heldout:{masks}{written}")
-        # One ratio is its own mean.
-        if len(evaluation.ratios) > 1:
-            known += [f"heldout:{masks}{written}@{ratio:g}" for ratio in evaluation.ratios]
+    ratios = [""]
+    # One ratio is its own mean.
+    if len(last.evaluation.ratios) > 1:
+        ratios += [f"@{ratio:g}" for ratio in last.evaluation.ratios]
+    parts = product(last.evaluation.masks, formats, ratios)
     outcome = recipe.study.outcome
-    if outcome is not None and outcome not in known:
-        raise unknown_name("outcome in study.outcome", outcome, known)
+    if outcome is not None:
+        require_known("outcome in study.outcome", outcome, ["heldout:" + "".join(p) for p in parts])
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
@@ -299,13 +297,15 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     for name in recipe.study.arms:
         link = recipe.arm(name, seed=0).links()[-1]
         if link.learns:
-            learned[name] = load_task(link.learned_task).name
-    known = {name: task for name, task in learned.items() if task in tasks}
-    if len(set(known.values())) < max(2, len(tasks)):
+            task = load_task(link.learned_task).name
+            if task in tasks:
+                learned[name] = task
+    found = sorted({*learned.values()})
+    if len(found) < max(2, len(tasks)):
         raise MaskwiseError(
             "study.transfer compares policies that were learned from each of the study's tasks, "
             "two or more",
-            got=f"policies learned from {', '.join(sorted(set(learned.values()))) or 'no task'}",
+            got=f"policies learned from {', '.join(found) or 'none of them'}",
             do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
         )
-    return known
+    return learned

@@ -72,13 +72,7 @@ def pretrain(
     # Word frequencies initialise the bias of a new head, and are the baseline of held-out losses.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
-    network = recipe.model.model(
-        data.tokenizer,
-        data.training.length,
-        kind=recipe.kind,
-        seed=training.seed,
-        log_unigram=log_unigram,
-    )
+    network = network_of(recipe, data, log_unigram)
     made = learning(network, data, recipe)
     sources: Iterable[Source] = [made.source]
     if isinstance(made.source, ArmsSource):
@@ -146,6 +140,21 @@ def pretrain(
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
+
+
+def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTrainedModel:
+    """Build or load the model that a recipe trains.
+
+    Args:
+        log_unigram: logarithms of the frequencies of tokens, for the bias of a new head.
+    """
+    return recipe.model.model(
+        data.tokenizer,
+        data.training.length,
+        kind=recipe.kind,
+        seed=recipe.training.seed,
+        log_unigram=log_unigram,
+    )
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
@@ -316,10 +325,11 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     ranks = ranks_here()
     judging = judging_rows(network, data, recipe)
     drawn: dict[str, Rows | StreamedRows] = {}
-    sources: dict[str, MaskedSource] = {}
-    held_out: dict[str, Rows] = {}
-    taken: dict[str, list[int]] = {}
-    sizes: dict[str, int] = {}
+    sources = {}
+    held_out = {}
+    taken = {}
+    sizes = {}
+    enough = True
     for name, arm in arms.items():
         kind = arm.kind
         rows = laid_out(data.training, kind, network.config)
@@ -329,15 +339,14 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         sources[name] = _source(data, recipe, kind, rows, drawn[rows.layout], arm.masking)
         blocks = laid_out(data.held_out, kind, network.config)
         held_out[name] = blocks
-        evaluated: set[int] = set()
-        for some, count in judging:
-            evaluated.update(rows_with(blocks, some, count))
-        taken[name] = sorted(evaluated)
+        evaluated = [rows_with(blocks, some, count) for some, count in judging]
+        taken[name] = sorted(set().union(*evaluated))
         probed = chooser.probed_rows(twins=kind.twins)
         sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
+        free = len(blocks) - len(taken[name])
+        enough = enough and free >= sizes[name]
         # The first probe is only drawn after some steps, so its size is checked here.
         if chooser.every:
-            free = len(blocks) - len(taken[name])
             check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
     # This sampler divides losses by the loss at chance, which depends on the batch for some
@@ -365,7 +374,6 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         )
 
     # Samplers that do not learn are probed for the report only, so too little text is no error.
-    enough = all(len(held_out[name]) - len(taken[name]) >= sizes[name] for name in arms)
     watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
     listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
     return Learning(

@@ -1,14 +1,15 @@
 """Compute before a study runs which differences it can decide.
 
 A study that is too small to decide is not refused, because it may be a pilot. The noise of paired
-differences comes from ``study.noise`` or from the records of an earlier study in the same folder.
+differences comes from ``study.noise``: a number, or the folder of an earlier study.
 Cost: a second.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -19,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
 from maskwise.recipe import Recipe
-from maskwise.study.outcomes import Outcomes
+from maskwise.study.outcomes import Outcomes, finite_runs
 from maskwise.study.statistics import (
     detectable_difference,
     fewest_runs,
@@ -60,11 +61,8 @@ class Prospect(Noise):
 UNKNOWN: Noise = {"noise": None, "noise_from": None, "unit": "spreads"}
 
 
-def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
+def prospects_of(recipe: Recipe) -> list[Prospect]:
     """Compute what each primary contrast of a recipe can decide, the gate's first.
-
-    Args:
-        folder: perhaps holds an earlier study that measured the noise.
 
     Raises:
         MaskwiseError: ``study.noise`` names a folder without a study.
@@ -75,7 +73,9 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     (6, True, 6)
     """
     study = recipe.study
-    known = _known_noise(recipe, folder)
+    known = _known_noise(recipe)
+    # A new model has no held-out loss before training, so it is judged by the tasks.
+    on_tasks = bool(study.outcome and recipe.tasks and recipe.model.pretrained is None)
     runs = len(study.seed_list)
     spent = 0.05 * look_weight(study.looks, runs)
     tested = len(study.pairs)
@@ -85,7 +85,9 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     for number, (arm, baseline) in enumerate(study.pairs):
         # The gate comes first and is tested at the full level; the other contrasts share a level.
         alpha = spent if study.gate and number == 0 else spent / tested
-        noise = known.get((arm, baseline), UNKNOWN)
+        noise = known
+        if on_tasks and REFERENCE in (arm, baseline):
+            noise = UNKNOWN
         # Without a known noise everything is in units of it.
         sd = noise["noise"] or 1.0
         fewest = fewest_runs(alpha)
@@ -109,25 +111,15 @@ def prospects_of(recipe: Recipe, folder: Path | None = None) -> list[Prospect]:
     return prospects
 
 
-def _known_noise(recipe: Recipe, folder: Path | None) -> dict[tuple[str, str], Noise]:
-    """Find the noise of each contrast in the recipe or an earlier study."""
+def _known_noise(recipe: Recipe) -> Noise:
+    """Find the noise of paired differences, as ``study.noise`` gives it or its folder measured."""
     given = recipe.study.noise
-    pairs = recipe.study.pairs
+    if given is None:
+        return UNKNOWN
     if isinstance(given, float):
         points = bool(recipe.tasks) and not recipe.study.outcome
-        # A side that lacks the outcome is judged by the tasks, whose noise this is not.
-        if recipe.study.outcome and recipe.tasks and recipe.model.pretrained is None:
-            pairs = [pair for pair in pairs if REFERENCE not in pair]
-        noise = _noise(given, "study.noise", points=points)
-        return dict.fromkeys(pairs, noise)
-    if given is not None:
-        return _measured(Path(given), pairs)
-    if folder is None:
-        return {}
-    # The output folder need not hold a study yet.
-    with suppress(MaskwiseError):
-        return _measured(folder, pairs)
-    return {}
+        return _noise(given, "study.noise", points=points)
+    return _measured(Path(given))
 
 
 def _noise(sd: float, source: str, *, points: bool) -> Noise:
@@ -137,8 +129,8 @@ def _noise(sd: float, source: str, *, points: bool) -> Noise:
     return {"noise": sd, "noise_from": source, "unit": NATS}
 
 
-def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Noise]:
-    """Measure the noise in a study's records, for pairs that it did not compare the mean noise.
+def _measured(folder: Path) -> Noise:
+    """Measure the noise in a study's records: the mean variance over its contrasts.
 
     Raises:
         MaskwiseError: the folder has no study with records.
@@ -153,23 +145,20 @@ def _measured(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str,
             do="give the folder of a finished study, or a standard deviation",
         )
     table = Outcomes(records, study)
-    known: dict[tuple[str, str], Noise] = {}
+    # Differences in points and in nats do not mix.
+    variances = defaultdict(list)
     for pair in primary_pairs(study):
         for one in compare(table, *pair):
-            plain = one.plain[np.isfinite(one.plain)]
+            plain = finite_runs(one.plain)
             # Two differences estimate a spread too badly, and equal ones give none.
-            if not one.row["primary"] or len(plain) < 3 or not plain.std():
-                continue
-            points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
-            source = f"{folder}, {len(plain)} runs"
-            known[pair] = _noise(float(plain.std(ddof=1)), source, points=points)
-    if not known:
-        return {}
-    variances = [(noise["noise"] or 0.0) ** 2 for noise in known.values()]
-    # The noise of several contrasts is averaged as variances.
-    common = next(iter(known.values())).copy()
-    common["noise"] = float(np.sqrt(np.mean(variances)))
-    return {pair: known.get(pair, common) for pair in pairs}
+            if one.row["primary"] and len(plain) > 2 and plain.std():
+                points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
+                variances[points].append(float(plain.var(ddof=1)))
+    if not variances:
+        return UNKNOWN
+    points, found = next(iter(variances.items()))
+    source = f"{folder}, {len(study['seeds'])} runs"
+    return _noise(math.sqrt(np.mean(found)), source, points=points)
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:

@@ -11,10 +11,10 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -95,11 +95,11 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     chains = [recipe.arm(name, seed=0, more=more).links() for more in design.settings_of(name)]
     lasts = [links[-1] for links in chains]
     units: set[UnitKind] = set()
-    masks: list[str] = []
+    masks: dict[str, None] = {}
     for last in lasts:
         policies = last.masked_by or [last.masking.policy]
         units.update(policy(spec).unit_kind for spec in policies)
-        masks += last.judged_on()
+        masks |= dict.fromkeys(last.judged_on())
     unit = UnitKind.MIXTURE
     if len(units) == 1:
         unit = units.pop()
@@ -113,7 +113,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "overrides": recipe.study.arms[name],
         "units": unit,
         "tokenizer": _alternatives(tokenizer_of(prepare_stage(links[0])) for links in chains),
-        "judged_on": list(dict.fromkeys(masks)),
+        "judged_on": list(masks),
         "runs": runs,
     }
     if lasts[0].objectives:
@@ -160,8 +160,6 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
         study: the study.json of this call.
     """
     known: Study = {"started": study["started"], "seconds": None}
-    if not before:
-        return known
     if _same_question(before, study):
         looked: list[Look] = [*before.get("looked", [])]
         look = _look(before)
@@ -175,8 +173,9 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
             known["looked"] = looked
     if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
         return known | {"started": before["started"], "seconds": before["seconds"]}
-    for name in RESULTS:
-        (out / name).unlink(missing_ok=True)
+    if before:
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
     return known
 
 
@@ -235,10 +234,10 @@ class Others(NamedTuple):
         runs: the folder of the training by seed, for each arm.
     """
 
-    records: Sequence[Record] = ()
-    timings: Sequence[Plain] = ()
-    answers: Sequence[Plain] = ()
-    runs: Mapping[str, dict[str, str]] = {}
+    records: list[Record]
+    timings: list[Plain]
+    answers: list[Plain]
+    runs: dict[str, dict[str, str]]
 
     def added_to(self, study: Study) -> Study:
         """Add the folders of the other trainings to study.json."""
@@ -268,15 +267,17 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         before: the study.json in ``out``.
     """
     if not before:
-        return Others()
+        return Others([], [], [], {})
     judged = design.recipe.study.judged_seeds
     # Runs of a search keep the study's seeds, compared runs have seeds of their own.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
     records = [line for line in read_lines(out / "records.jsonl") if line.get("seed") not in own]
-    timings = [line for line in read_lines(out / "timings.jsonl") if line["seed"] not in own]
-    runs = {arm: facts["runs"] for arm, facts in before["arms"].items()}
-    answers = list(read_lines(out / PREDICTIONS))
-    return Others(records, timings, answers, runs)  # type: ignore[arg-type]
+    return Others(
+        records=cast(list[Record], records),
+        timings=[line for line in read_lines(out / "timings.jsonl") if line["seed"] not in own],
+        answers=list(read_lines(out / PREDICTIONS)),
+        runs={arm: facts["runs"] for arm, facts in before["arms"].items()},
+    )
 
 
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
@@ -340,10 +341,10 @@ def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
 
 def _learned(result: Plain) -> list[Plain]:
     """Summarise the learning of a policy, and how much weight it puts on answers in new texts."""
-    kept = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
-    record = {key: result[key] for key in kept if result.get(key) is not None}
-    found = result.get("held_out") or {}
-    record |= {key: found[key] for key in ("weight_on_labels", "labelled_words") if key in found}
+    learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
+    kept = (*learning, "weight_on_labels", "labelled_words")
+    facts = result | (result.get("held_out") or {})
+    record = {key: facts[key] for key in kept if facts.get(key) is not None}
     return [{"kind": "policy", **record}]
 
 
@@ -370,11 +371,10 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
     spent: Counter[str] = Counter()
     objectives: Counter[str] = Counter()
     for result in filter(None, trained):
-        spent.update({key: result[key] for key in ("steps", "tokens", "targets", "flops")})
-        if "objectives" in result:
-            spent["probe_flops"] += result["probe_flops"]
-            for name, facts in result["objectives"].items():
-                objectives[name] += facts["steps"]
+        quantities = ("steps", "tokens", "targets", "flops", "probe_flops")
+        spent.update({key: result[key] for key in quantities if key in result})
+        for name, facts in result.get("objectives", {}).items():
+            objectives[name] += facts["steps"]
     total: Plain = dict(spent)
     if objectives:
         total["objectives"] = dict(objectives)

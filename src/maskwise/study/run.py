@@ -6,7 +6,6 @@ continue.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -18,10 +17,9 @@ import numpy as np
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record
-from maskwise.folders import claim, read_json, read_lines, write_json, write_lines
+from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -94,7 +92,6 @@ def run_study(
     began = time.perf_counter()
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     stages = out / "stages"
-    new = not out.is_dir() or not any(out.iterdir())
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
@@ -103,13 +100,14 @@ def run_study(
         require_same_recipe(out, read_json(out / "study.json"), study)
     primary_pairs(study)
     if not quiet:
-        say([*notes, *prospect_lines(prospects_of(recipe, out))])
+        say([*notes, *prospect_lines(prospects_of(recipe))])
     errors: dict[str, str] = {}
     worked = False
-    with claim(stages, "another study is running in", lock=LOCK):
+    running = "another study is running in"
+    with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
         # Read under the lock: another block may have finished while this one waited.
         before = read_json(out / "study.json") or {}
-        others = Others()
+        others = Others([], [], [], {})
         if seeds is not None:
             require_same_recipe(out, before, study)
             others = others_of(out, before, design)
@@ -135,19 +133,13 @@ def run_study(
                 if not quiet:
                     texts = [stage for stage in todo if stage.kind == "prepare"]
                     say(notes_of_texts(texts, stages))
-        # A text cannot be prepared. A new folder without any finished stage is removed again.
-        except MaskwiseError:
-            if new and not any(stages.glob(f"*/{DONE}")):
-                shutil.rmtree(out)
-            raise
         finally:
-            if out.exists():
-                seconds = known["seconds"] or 0.0
-                # Reading a finished study again adds nothing to its time.
-                if worked:
-                    seconds += time.perf_counter() - began
-                known["seconds"] = round(seconds, 1)
-                write_json(out / "study.json", study | known)
+            seconds = known["seconds"] or 0.0
+            # Reading a finished study again adds nothing to its time.
+            if worked:
+                seconds += time.perf_counter() - began
+            known["seconds"] = round(seconds, 1)
+            write_json(out / "study.json", study | known)
         compared = [run for run in design.runs if run.compared]
         # Masks are shown for the study's first seed only, whichever block runs first.
         shown = []
@@ -180,7 +172,7 @@ def run_study(
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
     """List the failed searches for test items, which do not make a comparison invalid."""
-    failed: dict[str, Record] = {}
+    failed = {}
     for run in design.runs:
         for stage in run.overlaps:
             if stage.result(stages) is None:

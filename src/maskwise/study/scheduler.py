@@ -18,15 +18,14 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
 from maskwise.jobs import Failure, open_pool, require_engine
 from maskwise.recipe.overrides import Plain
-from maskwise.study.forecast import Forecast, until_end
-from maskwise.study.plan import Plan
+from maskwise.study.forecast import Forecast, Seconds, until_end
+from maskwise.study.plan import Plan, Run
 from maskwise.study.stages import DONE, Stage, named
 from maskwise.study.work import run_stage
 
@@ -81,8 +80,8 @@ def execute(
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, stages=str(stages))
     pool = open_pool(function, engine=engine, jobs=jobs, gpu=True)
-    table = LiveTable(plan, stages, jobs=pool.places, quiet=quiet)
-    with pool, table:
+    progress = Progress(plan, stages, jobs=pool.places, quiet=quiet)
+    with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
             for name, stage in list(waiting.items()):
@@ -106,21 +105,21 @@ def execute(
                 name = stage.name
                 failure = _failure(future, stages / name)
                 if failure is None:
-                    table.done(name)
+                    progress.done(name)
                     continue
                 tries[name] += 1
                 if failure.passing and tries[name] <= retries:
                     again = f"trying again ({tries[name]} of {retries})"
-                    table.say(f"{name} failed: {failure.error}; {again}")
+                    progress.say(f"{name} failed: {failure.error}; {again}")
                     not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (tries[name] - 1)
                     waiting[name] = stage
                 elif stage.kind == "prepare" and stage in needed_by_all:
                     raise MaskwiseError(failure.error)
                 else:
-                    table.say(f"{name} failed: {failure.error}")
+                    progress.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            # The time limit of ``wait`` redraws the table twice a second, also if no stage ends.
-            table.update(named(running.values()), errors)
+            # The time limit of ``wait`` redraws twice a second, also if no stage ends.
+            progress.update(named(running.values()), errors)
     return errors
 
 
@@ -177,23 +176,18 @@ def only_copy(folder: Path) -> Iterator[None]:
         held.release()
 
 
-# A running study as a table of arms × seeds with the time left, or as plain lines
+# What is shown while a plan runs
 # ---------------------------------------------------------------------------------------------
 
 
-RUNNING = {"prepare": "text", "pretrain": "0 %", "learn": "policy", "finetune": "tasks"}
-"""The cell of a running stage by kind; other kinds show the name of the kind."""
-LEGEND = Text(
-    "text: preparing it · 45 %: pre-training · tasks: fine-tuning · 1/3: stages done", "dim"
-)
 LINE_SECONDS = 60.0
-"""The longest time between two lines in a log without a terminal."""
+"""The time between two lines in a log without a terminal."""
 TAIL_BYTES = 1 << 18
 """Bytes read from the end of metrics.jsonl, twice a second. Lines with many weights are long."""
 
 
-class LiveTable:
-    """Shows a plan while it runs.
+class Progress:
+    """Shows how much of a plan is done, how long the rest takes, and which stages run.
 
     The state is read from the folders of stages, so stages on other machines are shown, too.
 
@@ -208,18 +202,18 @@ class LiveTable:
         self.plan = plan
         self.stages = stages
         self.jobs = jobs
-        self.quiet = quiet
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
         # Logs of batch jobs get plain lines.
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
+        self.printed_at = self.began
         self.named = named(plan.stages())
-        self.cells: dict[tuple[str, int], dict[str, Stage]] = {}
-        # Several runs may have one label, such as points of a search whose keys end alike.
+        # Several runs may need a stage, which is shown as a part of the first.
+        self.runs: dict[str, Run] = {}
         for run in plan.runs:
-            cell = self.cells.setdefault((run.row, run.seed), {})
-            cell |= named(run.stages)
+            for stage in run.stages:
+                self.runs.setdefault(stage.name, run)
         self.forecast = Forecast(self.named)
         self.finished: set[str] = set()
         self.first_seen: dict[str, float] = {}
@@ -227,24 +221,20 @@ class LiveTable:
         self.errors: Collection[str] = ()
         for name in self.named:
             self.done(name)
-        self.printed = len(self.finished)
-        self.printed_at = self.began
 
-    def __enter__(self) -> LiveTable:
+    def __enter__(self) -> Progress:
         if self.shows:
             self.live.start()
-        elif not self.quiet:
+        else:
             self.console.print(self.summary(), soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.shows:
-            self.live.stop()
+        self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a line above the table that is not overwritten."""
-        if not self.quiet:
-            self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        """Print a line above the live ones that is not overwritten."""
+        self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:
         """Mark a stage as finished if its result is there."""
@@ -254,20 +244,17 @@ class LiveTable:
             self.forecast.add(name, result["seconds"])
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
-        """Draw the new state; without a terminal, print a line for each tenth and each minute."""
+        """Draw the new state; without a terminal, print a line each minute."""
         now = time.perf_counter()
-        total = len(self.named)
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
-        tenth = len(self.finished) * 10 // total > self.printed * 10 // total
-        due = tenth or now - self.printed_at >= LINE_SECONDS
-        if self.quiet or not (self.shows or due):
+        due = self.shows or now - self.printed_at >= LINE_SECONDS
+        if self.console.quiet or not due:
             return
-        self.printed = len(self.finished)
         self.printed_at = now
         self.lines = {name: self.last_line(name) for name in running}
         if self.shows:
-            self.live.update(Group(self.summary(), self._table(), LEGEND))
+            self.live.update(Group(self.summary(), *map(self.line_of, running)))
         else:
             self.console.print(self.summary(), soft_wrap=True)
 
@@ -290,15 +277,21 @@ class LiveTable:
                     return found
         return {}
 
+    def line_of(self, name: str) -> Text:
+        """A running stage with the run that needs it, and the share of its steps that is done."""
+        run = self.runs[name]
+        line = f"  {run.row}, seed {run.seed}: {self.named[name].kind}"
+        if self.lines[name]:
+            line += f" {100 * self._share(name):.0f} %"
+        return Text(line, "cyan", no_wrap=True)
+
     def summary(self) -> Text:
+        """The stages that are done and failed, the time so far, and the time left."""
         left, complete = self.left()
-        speed = sum(line["tokens"] / line["seconds"] for line in self.lines.values() if line)
         parts = [f"{len(self.finished)} of {len(self.named)} stages"]
         if self.errors:
             parts.append(f"{len(self.errors)} failed")
         parts.append(duration(time.perf_counter() - self.began))
-        if speed:
-            parts.append(f"{speed:,.0f} tokens/s")
         # Before any stage has finished, a partial sum would be far too low.
         if left and complete:
             parts.append(f"about {duration(left)} left")
@@ -314,48 +307,23 @@ class LiveTable:
         for name, line in self.lines.items():
             if line:
                 self.forecast.running(name, line["seconds"] / line["step"])
-        complete = True
         now = time.perf_counter()
-        left: dict[str, float | None] = {}
+        left: Seconds = {}
         # Stages that run keep their workers, so they come first.
         for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.finished or name in self.errors:
                 continue
-            whole = self.forecast.seconds(name)
-            if whole is None:
-                complete = False
-                left[name] = None
+            seconds = self.forecast.seconds(name)
             # A resumed training did some of its steps before this process started.
-            elif self.lines.get(name):
-                left[name] = whole * (1 - self._share(name))
-            else:
-                left[name] = max(0.0, whole - (now - self.first_seen.get(name, now)))
-        return until_end(self.named, left, self.jobs), complete
+            if seconds is not None and self.lines.get(name):
+                seconds *= 1 - self._share(name)
+            elif seconds is not None:
+                seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
+            left[name] = seconds
+        return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
         """The share of its steps that a training has done."""
-        return min(1.0, self.lines[name]["step"] / self.named[name].what["training"]["steps"])
-
-    def _table(self) -> Table:
-        seeds = sorted({seed for _, seed in self.cells})
-        table = Table("arm", box=None, padding=(0, 2, 0, 0))
-        for seed in seeds:
-            table.add_column(f"seed {seed}", no_wrap=True)
-        for row in dict.fromkeys(row for row, _ in self.cells):
-            table.add_row(Text(row), *(self.cell(row, seed) for seed in seeds))
-        return table
-
-    def cell(self, row: str, seed: int) -> Text:
-        """The state of the runs of a row with a seed."""
-        stages = self.cells.get((row, seed), {})
-        if not stages.keys().isdisjoint(self.errors):
-            return Text("failed", "red")
-        for name, stage in stages.items():
-            if self.lines.get(name):
-                return Text(f"{self._share(name):.0%}".replace("%", " %"), "cyan")
-            if name in self.first_seen:
-                return Text(RUNNING.get(stage.kind, stage.kind), "cyan")
-        done = len(stages.keys() & self.finished)
-        if done == len(stages):
-            return Text("done", "green")
-        return Text(f"{done}/{len(stages)}", "dim")
+        training = self.named[name].what["training"]
+        done: float = self.lines[name]["step"] / training["steps"]
+        return min(1.0, done)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
-    claim,
+    claim_run,
     finite,
     read_json,
     require_file,
@@ -38,28 +38,17 @@ from maskwise.study.work import lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
-FIRST, PHASE = "first", "phase-{}"
-"""Folders of the earlier trainings in a run's folder: of a recipe with ``intermediate``, and of one
-with ``phases``, numbered from 0. The last training writes into the run's folder itself."""
+PHASE = "phase-"
+"""Folders of the earlier trainings in a run's folder, numbered from 0. The last training writes
+into the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
-@contextmanager
-def _claimed(out: Path, what: str, *, lock: str) -> Iterator[None]:
-    """Claim a run's folder on rank 0, and remove it if a new run fails before its first step."""
-    # Under torchrun the other processes work in the folder that rank 0 has claimed.
+def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
+    """Claim a run's folder on rank 0, in which the other processes of torchrun work, too."""
     if not _is_first():
-        yield
-        return
-    new = not out.is_dir() or not any(out.iterdir())
-    path = out / lock
-    with claim(path.parent, what, lock=path.name):
-        try:
-            yield
-        except MaskwiseError:
-            if new and not any(out.rglob("metrics.jsonl")):
-                shutil.rmtree(out)
-            raise
+        return nullcontext()
+    return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
 
 
 def _is_first() -> bool:
@@ -118,7 +107,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         result = {}
         before: Path | None = None
         facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
-        for link, text, folder in zip(links, texts, _folders(recipe, out)):
+        folders = [out / f"{PHASE}{number}" for number in range(len(links) - 1)]
+        for link, text, folder in zip(links, texts, [*folders, out]):
             require_file(text.folder(stages) / DONE)
             # An earlier phase with a checkpoint is finished.
             if folder == out or not (folder / "checkpoint").is_dir():
@@ -198,15 +188,7 @@ def _begun(out: Path) -> bool:
 
 def _earlier(out: Path) -> list[Path]:
     """List the folders of all trainings except the last."""
-    return [*out.glob(FIRST), *out.glob(PHASE.format("*"))]
-
-
-def _folders(recipe: Recipe, out: Path) -> list[Path]:
-    """List the folders into which the trainings of a run write."""
-    if recipe.intermediate is not None:
-        return [out / FIRST, out]
-    before = len(recipe.links()) - 1
-    return [*(out / PHASE.format(number) for number in range(before)), out]
+    return list(out.glob(f"{PHASE}*"))
 
 
 # maskwise finetune

@@ -222,15 +222,20 @@ def _drop_new_defaults(what: Plain) -> None:
             _drop_new_defaults(value)
 
 
-def trained_recipe(stage: Stage) -> Recipe:
-    """Restore a recipe with the settings of a pretrain stage."""
+def recipe_of(stage: Stage, **more: object) -> Recipe:
+    """Restore a recipe with the settings of a training or of the learning of a policy.
+
+    Args:
+        more: further parts of the recipe.
+    """
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
     how = dict(stage.how)
-    parts["evaluation"] = how.pop("evaluation")
+    if "evaluation" in how:
+        parts["evaluation"] = how.pop("evaluation")
     parts["training"] = how | stage.what["training"]
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])
-    return Recipe.model_validate(parts)
+    return Recipe.model_validate(parts | more)
 
 
 def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:

@@ -29,7 +29,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.forecast import Forecast
 from maskwise.study.plan import Plan
-from maskwise.study.pretraining import learning
+from maskwise.study.pretraining import learning, network_of
 from maskwise.study.stages import Stage
 from maskwise.study.starter import look_at
 from maskwise.tasks import load_task
@@ -111,7 +111,6 @@ class Sample(NamedTuple):
 
 def take_sample(link: Recipe, folder: Path) -> Sample:
     """Prepare a sample of a training's text, and count the whole text for a few seconds."""
-    link = link.unlearned()
     documents = link.corpus.documents()
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
     size = sum(len(document.text) for document in sample)
@@ -178,14 +177,15 @@ class Samples:
     @cached_property
     def first(self) -> Sample:
         """The sample whose text is counted, taken when it is first needed."""
-        sample = take_sample(self.link, self.folder / "data")
-        self.prepared[self._key(self.link.unlearned())] = sample.data
+        link = self.link.unlearned()
+        sample = take_sample(link, self.folder / "data")
+        self.prepared[_rows_of(link)] = sample.data
         return sample
 
     def of(self, link: Recipe) -> Prepared:
         """Return a sample in the rows of a training; the first sample has been taken."""
         link = link.unlearned()
-        key = self._key(link)
+        key = _rows_of(link)
         if key not in self.prepared:
             # A quarter is enough to time steps; only the first sample is counted.
             some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
@@ -193,10 +193,12 @@ class Samples:
             self.prepared[key] = _prepared(link, some, folder, whole=False)
         return self.prepared[key]
 
-    def _key(self, link: Recipe) -> tuple[object, ...]:
-        corpus = link.corpus
-        tokenizer = link.tokenizer_name or link.tokenizer
-        return (corpus.length, corpus.row_layout, corpus.layers, tokenizer)
+
+def _rows_of(link: Recipe) -> tuple[object, ...]:
+    """What the rows of a sample depend on."""
+    corpus = link.corpus
+    tokenizer = link.tokenizer_name or link.tokenizer
+    return corpus.length, corpus.row_layout, corpus.layers, tokenizer
 
 
 # Times
@@ -212,6 +214,9 @@ def time_stages(
 ) -> None:
     """Time the stages that a forecast does not know yet, the trainings first."""
     sample = samples.first
+    # A text may be too short for a single training row.
+    if not len(sample.rows):
+        return
     seconds = sample.characters * sample.seconds
     works: dict[str, tuple[Stage, Recipe]] = {}
     for run in chain.from_iterable(plan.runs for plan in plans):
@@ -289,14 +294,8 @@ class _Clock:
 
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
-    """Build the model of a training."""
-    return link.model.model(
-        data.tokenizer,
-        data.training.length,
-        kind=link.kind,
-        seed=link.training.seed,
-        log_unigram=torch.zeros(len(data.tokenizer)),
-    )
+    """Build the model of a training; the bias of its head takes no time."""
+    return network_of(link, data, torch.zeros(len(data.tokenizer)))
 
 
 def _require_memory(link: Recipe, objective: Objective) -> None:

@@ -21,7 +21,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
-from maskwise.study.stages import DONE, STAGE, Stage, trained_recipe
+from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.pieces import require_known_tokens
@@ -181,17 +181,18 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 
 def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
-    names = ("learning", "objective", "training", "corpus", "model")
-    parts: Plain = {name: what[name] for name in names if name in what}
-    if "model" in parts:
-        parts["model"] = ModelSettings.from_name(parts["model"])
+    more: Plain = {}
     # A recipe needs a corruption that fits its objective, although learning does not use it.
     if objective_class(what["objective"]).kind == "encoder-decoder":
-        parts["masking"] = {"corruption": "t5"}
-    parts["tasks"] = (what["task"],)
-    parts["finetune"] = {"max_length": what["max_length"]}
-    parts["tokenizer"] = {"name": tokenizer_folder(stage, stages)}
-    recipe = starting_from(checkpoint_of(stage, stages), Recipe.model_validate(parts))
+        more["masking"] = {"corruption": "t5"}
+    recipe = recipe_of(
+        stage,
+        tasks=(what["task"],),
+        finetune={"max_length": what["max_length"]},
+        tokenizer={"name": tokenizer_folder(stage, stages)},
+        **more,
+    )
+    recipe = starting_from(checkpoint_of(stage, stages), recipe)
     return lesson_of(recipe, stage.folder(stages)).learn()
 
 
@@ -220,7 +221,7 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
 def _pretrain(stage: Stage, stages: Path) -> Plain:
     return pretrain(
         open_text(stages / stage.needs[0]),
-        starting_from(checkpoint_of(stage, stages), trained_recipe(stage)),
+        starting_from(checkpoint_of(stage, stages), recipe_of(stage)),
         folder=stage.folder(stages),
         quiet=True,
         facts={"stage": stage.name},

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.estimates import with_minus
 from maskwise.files import (
     RULES,
+    ArmSummary,
     Contrast,
     Crossing,
     Efficiency,
@@ -34,7 +35,8 @@ from maskwise.files import (
     TaskUse,
     TransferCell,
 )
-from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes
+from maskwise.folders import finite
+from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_runs
 from maskwise.study.statistics import (
     ALPHA,
     binomial_interval,
@@ -52,7 +54,6 @@ from maskwise.study.verdict.contrasts import (
     primary_pairs,
 )
 from maskwise.study.verdict.words import (
-    Names,
     advice_of,
     headline_row,
     headline_sentence,
@@ -61,11 +62,6 @@ from maskwise.study.verdict.words import (
 )
 
 __all__ = ["primary_pairs", "summarise"]
-
-SIDES_OF_TRANSFER = {
-    OWN_TASK: "the policy learned from the task itself",
-    OTHER_TASKS: "policies learned from other tasks",
-}
 
 
 def summarise(records: Iterable[Record], study: Study) -> Summary:
@@ -91,17 +87,16 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     """
     lines = list(records)
     table = Outcomes([line for line in lines if line.get("role") != "gate"], study)
-    names = {REFERENCE: study.get("reference") or REFERENCE, **SIDES_OF_TRANSFER}
     pending = study.get("pending")
     # A verdict before the planned runs are complete would be an unplanned look.
     pairs = [] if pending else primary_pairs(study)
-    rows = _rows(lines, table, pairs, names)
+    rows = _rows(lines, table, pairs)
     primary = [row for row in rows if row["primary"]]
     # The headline is about the contrasts, and about the gate only where there are no others.
     asked = [row for row in primary if "gate" not in row] or primary
     top = headline_row(asked, study["baseline"])
     # A gate that did not pass has advice as well.
-    advice = advice_of(primary if table.gate else asked, names, study.get("looks") or ())
+    advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
         tasks[task] = {"helped": helped, "counted": task in table.counted}
@@ -110,11 +105,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "baseline": study["baseline"],
         "planned": _planned(study),
         "matched_by": matched_by(study),
-        "arms": {arm: table.describe(arm) for arm in study["arms"]},
+        "arms": {arm: _described(table, arm) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
-        "headline": headline_sentence(asked, names, study),
-        "advice": [sentence for _, sentence in advice],
+        "headline": headline_sentence(asked, table.names, study),
+        "advice": list(advice.values()),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
         "efficiency": efficiency(table, pairs),
@@ -129,18 +124,16 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         return summary
     share = study.get("share")
     if share:
-        summary["shares"] = gain_shares(table, *share, names)
+        summary["shares"] = gain_shares(table, *share)
     learned = study.get("learned")
     if learned:
         summary["transfer"] = transfer_cells(table, learned, study["baseline"])
     return summary
 
 
-def _rows(
-    lines: list[Record], table: Outcomes, pairs: list[tuple[str, str]], names: Names
-) -> list[Contrast]:
+def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
     """Make all rows with their verdicts and sentences, those of a gate first."""
-    gate: list[Comparison] = []
+    gate = []
     if pairs and gate_of(table.study):
         gate = compare(_gate_table(lines, table), *pairs[0])
         for comparison in gate:
@@ -149,11 +142,11 @@ def _rows(
     others: list[Comparison] = []
     for pair in pairs:
         others += compare(table, *pair)
-    decide(gate, others, table, names)
+    decide(gate, others, table)
     rows = [comparison.row for comparison in gate + others]
     for row in rows:
-        row["brief"] = row_sentence(row, names, brief=True)
-        row["sentence"] = row_sentence(row, names)
+        row["brief"] = row_sentence(row, table.names, brief=True)
+        row["sentence"] = row_sentence(row, table.names)
     return rows
 
 
@@ -170,8 +163,7 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     seeds = table.study["seeds"]
     looked: list[Look] = []
     for look in table.study.get("looked") or ():
-        seen = look.get("seeds", seeds[: look["runs"]])
-        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in seen]})
+        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in look["seeds"]]})
     study: Study = {
         **table.study,
         "arms": {arm: facts for arm, facts in table.study["arms"].items() if arm in compared},
@@ -181,6 +173,21 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     }
     # The gate counts the tasks of the study, so that both are about the same outcome.
     return Outcomes([*runs, *overlap], study, counted=table.counted)
+
+
+def _described(table: Outcomes, arm: str) -> ArmSummary:
+    """Return the scores of an arm's runs by outcome, their costs and failures."""
+    scores = {}
+    for name in (*table.tasks, *table.heldout, *table.evaluations):
+        if table.mean(name, arm) is not None:
+            scores[name] = finite(table.runs(name, arm).tolist())
+    return {
+        "units": table.units(arm),
+        "gap_nats": table.gap_nats(arm),
+        "failures": [name for name, _ in table.failed].count(arm),
+        "compute": table.compute(arm),
+        "scores": scores,
+    }
 
 
 def _planned(study: Study) -> Planned:
@@ -205,7 +212,7 @@ FAILED = 0.1
 # Shares of a gain
 
 
-def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list[GainShare]:
+def gain_shares(table: Outcomes, best: str, baseline: str) -> list[GainShare]:
     """Return how much of the gain of ``best`` over ``baseline`` every other arm has, by task.
 
     Without tasks the gains are in held-out losses.
@@ -213,15 +220,13 @@ def gain_shares(table: Outcomes, best: str, baseline: str, names: Names) -> list
     shares = []
     for outcome, arm in product(table.tasks or table.heldout, table.study["arms"]):
         if arm not in (best, baseline):
-            shares.append(_gain_share(table, arm, best, baseline, outcome, names))
+            shares.append(_gain_share(table, arm, best, baseline, outcome))
     return shares
 
 
-def _gain_share(
-    table: Outcomes, arm: str, best: str, baseline: str, outcome: str, names: Names
-) -> GainShare:
-    gains = _gains(table, outcome, arm, baseline)
-    best_gains = _gains(table, outcome, best, baseline)
+def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> GainShare:
+    gains = table.gains(outcome, arm, baseline)
+    best_gains = table.gains(outcome, best, baseline)
     paired = np.isfinite(gains + best_gains)
     gains = gains[paired]
     best_gains = best_gains[paired]
@@ -240,7 +245,7 @@ def _gain_share(
         "high": None,
         "sentence": "",
     }
-    base = names.get(baseline, baseline)
+    base = table.names.get(baseline, baseline)
     reason = _why_none(table, arm, best, baseline, outcome)
     if reason is not None:
         row["sentence"] = f"No share of {arm} {where}: {reason}."
@@ -250,24 +255,25 @@ def _gain_share(
         return row
     learned = learned_something(gains, best_gains)
     count = int(learned.sum())
+    gains = gains[learned]
+    best_gains = best_gains[learned]
     row["failed"] = row["n"] - count
     failed_ends = binomial_interval(row["failed"], row["n"])
     row["failed_low"], row["failed_high"] = failed_ends
-    share = float(gains[learned].mean() / best_gains[learned].mean())
+    share = float(gains.mean() / best_gains.mean())
     row["share"] = share
     interval = "no interval"
     # One pair has no variance.
-    ends = ratio_interval(gains[learned], best_gains[learned]) if count > 1 else None
+    ends = ratio_interval(gains, best_gains) if count > 1 else None
     if ends:
         row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
-    failed = ""
+    gained = f"{_percent(share)} of what {best} adds to {base} {where}"
+    sentence = f"{arm} has {gained} in the {count} runs that learned something ({interval})"
     if row["failed"]:
         runs = f"{row['failed']} of {row['n']} runs failed"
-        failed = f"; {runs} (95 % interval {_percent(*failed_ends)})"
-    gained = f"{_percent(share)} of what {best} adds to {base} {where}"
-    runs = f"in the {count} runs that learned something ({interval})"
-    row["sentence"] = f"{arm} has {gained} {runs}{failed}."
+        sentence += f"; {runs} (95 % interval {_percent(*failed_ends)})"
+    row["sentence"] = f"{sentence}."
     return row
 
 
@@ -293,12 +299,6 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
     better_half = np.sort(shares)[len(shares) // 2 :]
     # An arm that gains little in all its runs has no failed ones.
     return (shares > FAILED) | (better_half.mean() <= LEARNS)
-
-
-def _gains(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
-    """Return the gain of an arm over the baseline by seed; positive is better."""
-    differences = table.runs(outcome, arm) - table.runs(outcome, baseline)
-    return table.measures[outcome].sign * differences
 
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
@@ -332,10 +332,9 @@ def transfer_cells(
     Args:
         learned: for each arm, the task that its policy was learned from.
     """
-    cells: list[TransferCell] = []
+    cells = []
     for (arm, source), task in product(learned.items(), table.tasks):
-        gains = _gains(table, task, arm, baseline)
-        gains = gains[np.isfinite(gains)]
+        gains = finite_runs(table.gains(task, arm, baseline))
         cell: TransferCell = {
             "arm": arm,
             "learned_from": source,
@@ -350,7 +349,7 @@ def transfer_cells(
 # Quality against compute
 
 
-def efficiency(table: Outcomes, pairs: Sequence[tuple[str, str]]) -> Efficiency:
+def efficiency(table: Outcomes, pairs: Sequence[Pair]) -> Efficiency:
     """Return every run's quality and compute, and where arms reach the baseline's final quality.
 
     Companion runs are runs with a fraction of the steps. For each seed the arm's qualities at its
@@ -391,20 +390,20 @@ def _first_crossings(
     """
     if cost not in table.values:
         return {}
+    shares = {}
     sign = table.measures[outcome].sign
     place = table.arms.index(arm)
-    quality = sign * table.values[outcome][:, place]
-    compute = table.values[cost][:, place]
+    quality = sign * table.values[outcome][:, place].T
+    compute = table.values[cost][:, place].T
     goals = sign * table.runs(outcome, baseline)
     spent = table.runs(cost, baseline)
-    known = np.isfinite(quality + compute).all(axis=0) & np.isfinite(goals + spent)
-    shares: dict[str, float | None] = {}
-    for seed in np.flatnonzero(known):
-        points = sorted(zip(compute[:, seed].tolist(), quality[:, seed].tolist()))
-        at = crossing(points, float(goals[seed]))
-        if at is not None:
-            at /= float(spent[seed])
-        shares[str(table.study["seeds"][seed])] = at
+    for place, seed in enumerate(table.study["seeds"]):
+        goal = float(goals[place])
+        whole = float(spent[place])
+        points = sorted(zip(compute[place].tolist(), quality[place].tolist()))
+        if np.isfinite([goal, whole, *chain(*points)]).all():
+            at = crossing(points, goal)
+            shares[str(seed)] = None if at is None else at / whole
     return shares
 
 
@@ -427,14 +426,11 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
 def _points(table: Outcomes) -> list[Point]:
     """Return every run of every length: unscaled scores, their mean, losses, and compute."""
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
-    points: list[Point] = []
+    points = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
         place = table.place(line)
-        values: dict[str, float] = {}
-        for name in outcomes:
-            value = float(table.values[name][place])
-            if math.isfinite(value):
-                values[name] = value
+        measured = {name: float(table.values[name][place]) for name in outcomes}
+        values = {name: value for name, value in measured.items() if math.isfinite(value)}
         scores = [values[task] for task in table.tasks if task in values]
         # A mean over some of the tasks would not compare with that of other runs.
         if len(scores) > 1 and len(scores) == len(table.tasks):

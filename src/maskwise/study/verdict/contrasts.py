@@ -16,7 +16,7 @@ import numpy as np
 from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Compute, Contrast, Ends, Equivalence, Gate, Study
-from maskwise.study.outcomes import ALL_TASKS, TOLERANCE, Numbers, Outcomes
+from maskwise.study.outcomes import ALL_TASKS, TOLERANCE, Numbers, Outcomes, Pair, finite_runs
 from maskwise.study.statistics import (
     ALPHA,
     P_FROM_RUNS,
@@ -31,7 +31,7 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict.flags import raised, scope_of
-from maskwise.study.verdict.words import Names, is_ahead
+from maskwise.study.verdict.words import is_ahead
 
 MOST_MORE_RUNS = 50
 """The most additional runs to advise: a difference that needs more is too small to matter."""
@@ -70,7 +70,7 @@ def matched_by(study: Study) -> str | None:
     return match["by"] if match else None
 
 
-def primary_pairs(study: Study) -> list[tuple[str, str]]:
+def primary_pairs(study: Study) -> list[Pair]:
     """Return the (arm, baseline) pairs that the recipe names, that of a gate first.
 
     Raises:
@@ -111,13 +111,12 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     tasks = ["tasks", *table.tasks] if table.tasks else []
     own = [name for name in table.own_heldout(arm) if name in both]
     scores = [name for name in both if table.measures[name].unit == "score"]
-    candidates = tasks + own + scores
+    candidates = [*tasks, *own, *scores]
     if own and table.incomparable(arm, baseline, own[0]):
-        candidates = tasks + scores + own
-    primary = next(iter(candidates), None)
-    asked = table.study.get("outcome")
-    if asked in tasks + both:
-        primary = asked
+        candidates = [*tasks, *scores, *own]
+    primary = table.study.get("outcome")
+    if primary not in tasks + both:
+        primary = next(iter(candidates), None)
     compute = _compute(table, arm, baseline)
     return [
         _compared(table, arm, baseline, name, compute, primary=name == primary)
@@ -149,7 +148,7 @@ def _compared(
         "n": int(np.isfinite(differences).sum()),
         "higher_is_better": measure.higher_is_better,
         "unit": measure.unit,
-        **estimated(_finite(differences)),
+        **estimated(finite_runs(differences)),
         "p": None,
         "p_adjusted": None,
         "metric": measure.metric,
@@ -168,7 +167,7 @@ def _compared(
     if outcome == "tasks":
         plain = _paired(table, f"plain:{name}", arm, baseline)
         if f"plain:{name}" in table.measures:
-            row["natural"] = estimated(_finite(plain))
+            row["natural"] = estimated(finite_runs(plain))
     row["items"] = _items_interval(table, row)
     return Comparison(row, differences, plain, table)
 
@@ -188,7 +187,7 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
         if len(lacking) == 2 or lacking == [REFERENCE]:
             continue
         (side,) = lacking
-        if not table.is_lost(side, seed):
+        if not any((trained, seed) in table.failed for trained in table.trained(side)):
             raise MaskwiseError(
                 f"arm {side!r} lacks seeds that its partner has ({outcome})",
                 got=f"no seed {seed}",
@@ -222,7 +221,7 @@ def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
     return {"low": mean - half, "high": mean + half}
 
 
-def _item_error(table: Outcomes, outcome: str, pair: tuple[str, str]) -> float | None:
+def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
     """Return the standard error of a score over test items; None if it cannot be known.
 
     Resampled sentences and documents come first, then the spread of item scores, then the binomial
@@ -250,23 +249,21 @@ def _item_error(table: Outcomes, outcome: str, pair: tuple[str, str]) -> float |
 # Verdicts
 
 
-def decide(
-    gate: Sequence[Comparison], others: Sequence[Comparison], table: Outcomes, names: Names
-) -> None:
+def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outcomes) -> None:
     """Write verdict, p, flags and plans into the rows.
 
     The gate is tested first, at the full level, and the contrasts that it closes only if it passes.
     So neither costs the other any error rate (a serial gatekeeper; Maurer, Hothorn and Lehmacher
     1995).
     """
-    _test(gate, names)
+    _test(gate)
     closing = gate_of(table.study)
     for comparison in gate:
         row = comparison.row
         if closing and row["primary"] and not _passes(row):
             table.gate = row
             table.closed = [(arm, baseline) for arm, baseline in closing["closes"]]
-    _test(others, names)
+    _test(others)
 
 
 def _passes(row: Contrast) -> bool:
@@ -281,11 +278,11 @@ def _passes(row: Contrast) -> bool:
     return p is not None and p < ALPHA and doubts <= {"settings-differ"} and is_ahead(row)
 
 
-def _test(comparisons: Sequence[Comparison], names: Names) -> None:
+def _test(comparisons: Sequence[Comparison]) -> None:
     """Flag all rows, and test the primary ones as a family."""
     for comparison in comparisons:
         row = comparison.row
-        row["flags"] = raised(row, comparison.table, names)
+        row["flags"] = raised(row, comparison.table)
         row["scope"] = scope_of(row, comparison.table)
         invalid = any(flag["effect"] == "invalid" for flag in row["flags"])
         if invalid or not row["n"]:
@@ -310,10 +307,10 @@ def _p_value(comparison: Comparison) -> float:
     study = comparison.table.study
     looks = study.get("looks")
     if not looks:
-        return sign_flip_test(_finite(comparison.differences))
+        return sign_flip_test(finite_runs(comparison.differences))
     p_values = [1.0]
     for runs, weight in zip(looks, look_weights(looks)):
-        seen = _finite(comparison.differences[:runs])
+        seen = finite_runs(comparison.differences[:runs])
         # All runs of an early look may have failed.
         if runs <= len(study["seeds"]) and len(seen):
             p_values.append(sign_flip_test(seen) / weight)
@@ -355,7 +352,7 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
         return None
     weight = look_weight(study.get("looks"), len(study["seeds"]))
     confidence = 1 - ALPHA * weight / family
-    interval = sign_flip_interval(_finite(comparison.plain), confidence=confidence)
+    interval = sign_flip_interval(finite_runs(comparison.plain), confidence=confidence)
     if interval is None:
         return None
     low, high = interval
@@ -367,19 +364,15 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
 def _plan(comparison: Comparison, *, alpha: float) -> None:
     """Write how many runs would decide, and which difference these or more runs would detect."""
     row = comparison.row
-    differences = _finite(comparison.differences)
+    differences = finite_runs(comparison.differences)
     sd = float(differences.std(ddof=1))
     needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
     if needed is not None and needed <= row["n"] + MOST_MORE_RUNS:
         # The formula may say that the present runs were enough, which they were not.
         row["runs_to_decide"] = max(needed, row["n"] + 1)
     runs = max(row["n"], fewest_runs(alpha))
-    plain_sd = float(_finite(comparison.plain).std(ddof=1))
+    plain_sd = float(finite_runs(comparison.plain).std(ddof=1))
     row["detectable"] = {
         "runs": runs,
         "difference": detectable_difference(plain_sd, runs, alpha=alpha),
     }
-
-
-def _finite(differences: Numbers) -> Numbers:
-    return differences[np.isfinite(differences)]

@@ -7,7 +7,7 @@ An invalid flag makes the row *not comparable*, a cap makes it at most *open*, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeAlias
@@ -27,7 +27,7 @@ from maskwise.constants import (
 )
 from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, RaisedFlag, Record
-from maskwise.study.outcomes import TOLERANCE, Outcomes, is_loss
+from maskwise.study.outcomes import TOLERANCE, Outcomes, Pair, is_loss
 from maskwise.study.statistics import best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
@@ -51,9 +51,9 @@ class Flag:
     advice: str = ""
 
 
-def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[RaisedFlag]:
-    """Return the flags of a row, in the order of the table; ``names`` are the arms in words."""
-    found: list[RaisedFlag] = []
+def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
+    """Return the flags of a row, in the order of ``FLAGS``."""
+    found = []
     for flag in FLAGS:
         facts = flag.test(row, table)
         if facts is None:
@@ -61,7 +61,7 @@ def raised(row: Contrast, table: Outcomes, names: Mapping[str, str]) -> list[Rai
         arms = facts.get("arms", ())
         assert isinstance(arms, list | tuple)
         # The sentence names arms in words; the facts keep the names of study.json.
-        words = " and ".join(names.get(arm, arm) for arm in arms)
+        words = " and ".join(table.names.get(arm, arm) for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
         found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
     return found
@@ -104,23 +104,23 @@ def _at_floor(*, answer: bool) -> Test:
     def test(row: Contrast, table: Outcomes) -> Facts | None:
         if not is_loss(row["outcome"]):
             return None
-        gaps: dict[str, float] = {}
-        fallen: dict[str, float] = {}
-        sides_at_floor = 0
+        gaps = {}
+        fallen = {}
+        sides = set()
         for side in _pair(row):
-            before = len(gaps)
             for arm in table.trained(side) or [side]:
                 gap = table.gap_nats(arm)
-                if gap is None or gap >= PLATEAU_NATS:
-                    continue
-                gaps[arm] = gap
-                if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
-                    fallen[arm] = gap
-            sides_at_floor += len(gaps) > before
-        if sides_at_floor == 1 and not answer:
-            gaps = fallen
+                if gap is not None and gap < PLATEAU_NATS:
+                    sides.add(side)
+                    gaps[arm] = gap
+                    if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
+                        fallen[arm] = gap
         # An untrained model at the floor says nothing about the length of a training.
-        if not gaps or (answer and (fallen or sides_at_floor == 2 or REFERENCE in gaps)):
+        if answer and (fallen or len(sides) == 2 or REFERENCE in gaps):
+            return None
+        if len(sides) == 1 and not answer:
+            gaps = fallen
+        if not gaps:
             return None
         rounded = [round(gap, 3) for gap in gaps.values()]
         words = with_minus(" and ".join(f"{gap:+.3f}" for gap in rounded))
@@ -160,21 +160,18 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     """Return an earlier verdict on other runs or settings, outside of planned looks."""
     looks = table.study.get("looks")
-    seeds = table.study["seeds"]
+    seeds = set(table.study["seeds"])
     for look in table.study.get("looked") or ():
-        runs = look["runs"]
-        # Older files have no seeds; runs were then added at the end.
-        seen = set(look.get("seeds", seeds[:runs]))
-        planned = looks is not None and look["looks"] == looks and seen <= set(seeds)
-        same_runs = runs == len(seeds) and seen == set(seeds)
+        seen = set(look["seeds"])
+        planned = looks is not None and look["looks"] == looks and seen <= seeds
         what = ""
         if look.get("settings_changed"):
             what = "contrasts or the rules of the verdict were"
-        elif not planned and not same_runs:
+        elif not planned and seen != seeds:
             what = "runs were"
         # A look that could decide nothing has spent no error rate. One at a gate has no contrasts.
-        if what and can_decide(runs, max(1, look.get("contrasts", 1))):
-            return {"what": what, "runs": runs}
+        if what and can_decide(look["runs"], max(1, look["contrasts"])):
+            return {"what": what, "runs": look["runs"]}
     return None
 
 
@@ -288,7 +285,7 @@ def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
 # Helpers of the tests
 
 
-def _pair(row: Contrast) -> tuple[str, str]:
+def _pair(row: Contrast) -> Pair:
     return row["arm"], row["baseline"]
 
 

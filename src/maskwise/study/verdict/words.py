@@ -6,6 +6,7 @@ think in points.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -219,10 +220,8 @@ def _reach(row: Contrast) -> str:
     return ""
 
 
-def advice_of(
-    rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ()
-) -> list[tuple[str, str]]:
-    """Return what to do next as (code, sentence), the most useful first.
+def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ()) -> dict[str, str]:
+    """Return what to do next as sentences by code, the most useful first.
 
     Args:
         rows: the primary rows.
@@ -232,52 +231,53 @@ def advice_of(
     advice = _choices(rows, names)
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
     if wanted:
-        advice.append(_more_runs(wanted, rows, looks))
+        advice |= _more_runs(wanted, rows, looks)
     elif any(row["n"] == 1 for row in rows):
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
-        advice.append(("add-seeds", f"Add seeds: {runs}."))
+        advice["add-seeds"] = f"Add seeds: {runs}."
     # Two arms may be called alike.
-    hopeless = {}
+    hopeless: dict[str, None] = {}
+    raised = set()
     for row in rows:
         # Fewer runs than a test needs cannot show how small a difference is.
         planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
-            hopeless[names.get(row["arm"], row["arm"])] = True
+            hopeless[names.get(row["arm"], row["arm"])] = None
+        raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
     if hopeless:
         why = "the difference is too small to detect with this much noise"
-        advice.append(("no-more-seeds", f"Do not add runs for {', '.join(hopeless)}: {why}."))
-    raised = set()
-    for row in rows:
-        raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
-    for flag in FLAGS:
-        if flag.code in raised and flag.advice:
-            advice.append((flag.code, flag.advice))
-    return advice
+        advice["no-more-seeds"] = f"Do not add runs for {', '.join(hopeless)}: {why}."
+    return advice | {
+        flag.code: flag.advice for flag in FLAGS if flag.code in raised and flag.advice
+    }
 
 
-def _choices(rows: Sequence[Contrast], names: Names) -> list[tuple[str, str]]:
+def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
     """Return which arm to use, for each baseline with a decided contrast."""
-    advice = []
-    baselines = list(dict.fromkeys(row["baseline"] for row in rows))
+    advice = {}
+    decided: dict[str, list[Contrast]] = defaultdict(list)
+    for row in rows:
+        found = decided[row["baseline"]]
+        if row["better"]:
+            found.append(row)
     # Without this, "use A rather than no pre-training" reads as if A beat the other arms.
-    apart = "; the arms were not compared with each other" if baselines == [REFERENCE] else ""
-    for baseline in baselines:
-        decided = [row for row in rows if row["baseline"] == baseline and row["better"]]
-        winners = [row for row in decided if row["better"] == "arm"]
+    apart = "; the arms were not compared with each other" if set(decided) == {REFERENCE} else ""
+    for baseline, found in decided.items():
         base = names.get(baseline, baseline)
+        winners = [row for row in found if row["better"] == "arm"]
         if winners:
             best = max(winners, key=lambda row: abs(row["mean"] or 0))
             arm = names.get(best["arm"], best["arm"])
-            advice.append(("use", f"Use {arm} rather than {base}{apart}.{_reach(best)}"))
-        elif decided:
-            worse = "1 arm is" if len(decided) == 1 else f"{len(decided)} arms are"
-            advice.append(("keep", f"Keep {base}: {worse} decided to be worse, and none better."))
+            advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}.{_reach(best)}"
+        elif found:
+            worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
+            advice[f"keep {base}"] = f"Keep {base}: {worse} decided to be worse, and none better."
     return advice
 
 
 def _more_runs(
     wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]
-) -> tuple[str, str]:
+) -> dict[str, str]:
     """Return how to get more runs without inflating the error rate."""
     runs = max(row["n"] for row in rows)
     needed = f"{min(wanted)}"
@@ -286,17 +286,18 @@ def _more_runs(
     for look in looks:
         if look > runs:
             at = f"{look} runs of each arm (study.seeds)"
-            return "next-look", f"Continue to the next planned look: {at}."
+            return {"next-look": f"Continue to the next planned look: {at}."}
     # Runs that could decide nothing have spent no error rate, so more may be added.
     if not looks and not can_decide(runs, len(rows)):
         few = f"{plural(runs, 'run')} of each arm can decide nothing here"
         enough = f"{needed} would, if the difference is as large as it looks (study.seeds)"
-        return "add-seeds", f"Add seeds: {few}; {enough}."
-    return "new-study", (
+        return {"add-seeds": f"Add seeds: {few}; {enough}."}
+    again = (
         "Do not add seeds to this study: testing again inflates the error rate. Start a new study "
         f"with different seeds and {needed} runs of each arm, or plan interim analyses with "
         "study.looks."
     )
+    return {"new-study": again}
 
 
 def _capital(text: str, row: Contrast) -> str:
