@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
 from maskwise.training.speed import cpu_name
 
+Figures: TypeAlias = dict[str, Any]
+"""Settings or measurements by name."""
 RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
@@ -54,7 +56,7 @@ POLICY_FOR = {
 """The policy under which a corruption is timed; token for the others."""
 PROBED = 1_000_000
 """Numbers that the probe of ``Noise`` sorts."""
-DIFFUSION: dict[str, dict[str, Any]] = {
+DIFFUSION: dict[str, Figures] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
     "diffusion, weighted": {"policy": "weighted(units='token')", "budget": "bernoulli"},
@@ -62,9 +64,7 @@ DIFFUSION: dict[str, dict[str, Any]] = {
 }
 
 
-def bench_mask(
-    *, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192
-) -> dict[str, Any]:
+def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
     """Time every policy and corruption at 32 × 512, tokens and whole words also in other shapes.
 
     Args:
@@ -218,7 +218,7 @@ def _contest(
         timed.setdefault((name, shape), []).append(spent)
 
 
-def _results(timed: Timed) -> list[dict[str, Any]]:
+def _results(timed: Timed) -> list[Figures]:
     """Summarise the repetitions, contestant by contestant."""
     results = []
     for (name, shape), seconds in timed.items():
@@ -375,7 +375,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
     }
 
 
-def render_mask(result: dict[str, Any]) -> RenderableType:
+def render_mask(result: Figures) -> RenderableType:
     """Draw the figures as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Head = Callable[[Any, Tensor], Tensor]
 """From a model and its hidden states (M, H) to logits (M, V)."""
 
+Inputs: TypeAlias = dict[str, Any]
 Kind = Literal["encoder", "encoder-decoder"]
 
 PARTS = (
@@ -64,7 +65,7 @@ class Adapter:
 
     def apart(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
-    ) -> dict[str, Any]:
+    ) -> Inputs:
         """The inputs (B, L) with which ``documents`` (B, L) of packed rows are read one by one."""
         separate(model)
         read = Documents(documents)
@@ -84,7 +85,7 @@ class Esm(Adapter):
 
     def apart(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
-    ) -> dict[str, Any]:
+    ) -> Inputs:
         encoder = self.encoder(model)
         hooks = encoder._forward_pre_hooks.values()
         if model.config.token_dropout and _scale_by_document not in hooks:
@@ -103,8 +104,8 @@ ESM_MASKED = 0.15 * 0.8
 
 
 def _scale_by_document(
-    encoder: Any, given: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[None], dict[str, Any]] | None:
+    encoder: Any, given: tuple[Any, ...], named: Inputs
+) -> tuple[tuple[None], Inputs] | None:
     """Before ESM's encoder: scale the embeddings by the masks of each document, not of the row.
 
     With ``inputs_embeds``, transformers leaves scaling and positions to the caller.
@@ -151,7 +152,7 @@ def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
     shape = documents.ids.shape
     line = {"position_ids": documents.positions.flatten()}
 
-    def add_positions(_: object, inputs: object, named: dict[str, Any]) -> tuple[object, Any]:
+    def add_positions(_: object, inputs: object, named: Inputs) -> tuple[object, Any]:
         return inputs, {**named, **line}
 
     def in_rows(_: object, _inputs: object, output: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class EncoderDecoder(Adapter):
             )
         return decoded.last_hidden_state
 
-    def _named(self, documents: Documents | None) -> dict[str, Any]:
+    def _named(self, documents: Documents | None) -> Inputs:
         """Arguments of an encoder or decoder, which passes them on to every attention layer."""
         if documents is None:
             return {}
@@ -411,8 +412,7 @@ def most_tokens(config: PreTrainedConfig) -> int:
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """The window of sliding layers, and the number of these layers; ModernBERT's, for example."""
-    # Most families name no layers.
+    """The window of sliding layers, and the number of these layers; most families have none."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -38,6 +38,9 @@ from maskwise.text.words import flat_offsets
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FastTokenizer: TypeAlias = Any
+"""A fast tokenizer of transformers, or a ``LightTokenizer``."""
+Layers: TypeAlias = dict[str, list[Any]]
 SOME_MORE = 16
 """Tokens that a model may write beyond the length of the target."""
 STYLES = {
@@ -103,10 +106,10 @@ class Shown(NamedTuple):
 
 def show_masks(
     masker: Masker,
-    tokenizer: Any,
+    tokenizer: FastTokenizer,
     text: str,
     *,
-    layers: Mapping[str, list[Any]],
+    layers: Layers,
     step: int,
     total_steps: int,
     epoch: int = 0,
@@ -116,9 +119,6 @@ def show_masks(
     """Mask one text and report what happened to each of its tokens.
 
     Args:
-        masker: a masker.
-        tokenizer: a fast tokenizer of transformers, or a ``LightTokenizer``.
-        text: the text.
         layers: layers of its tokens, by name, besides words.
         step, total_steps: position in the schedule.
         epoch: the pass over the text; each draws other masks.
@@ -176,7 +176,7 @@ def show_masks(
     return Shown(pieces, ratio, whole, touched - whole, source, target, written)
 
 
-def _written(model: PreTrainedModel, tokenizer: Any, ids: Array, most: int) -> str:
+def _written(model: PreTrainedModel, tokenizer: FastTokenizer, ids: Array, most: int) -> str:
     """Return the output of a model for a corrupted text."""
     import torch
 
@@ -189,7 +189,7 @@ def _written(model: PreTrainedModel, tokenizer: Any, ids: Array, most: int) -> s
     return _decode(tokenizer, written[1:])
 
 
-def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
+def _decode(tokenizer: FastTokenizer, ids: Iterable[int]) -> str:
     kept = [int(number) for number in ids if number != tokenizer.pad_token_id]
     return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
@@ -312,7 +312,7 @@ def inspect_text(
     return inspected
 
 
-def _load(model: str, tokenizer: str | None) -> tuple[Any, PreTrainedModel]:
+def _load(model: str, tokenizer: str | None) -> tuple[FastTokenizer, PreTrainedModel]:
     """Load an encoder–decoder and its tokenizer."""
     from maskwise.families import check_fit
     from maskwise.models import load_model
@@ -358,11 +358,11 @@ def _needed_layers(
 
 
 def text_layers(
-    tokenizer: Any, text: str, spans: Sequence[Span], needs: Iterable[str]
-) -> dict[str, list[Any]]:
+    tokenizer: FastTokenizer, text: str, spans: Sequence[Span], needs: Iterable[str]
+) -> Layers:
     """Return the layers (L,) that policies need, by name; words are found by `encode`."""
     [encoding] = tokenizer([text]).encodings
-    layers: dict[str, list[Any]] = {}
+    layers: Layers = {}
     for name in needs:
         if name == "word_ids":
             continue
@@ -388,7 +388,7 @@ def text_layers(
     return layers
 
 
-def _annotated_layers(maker: Annotator, tokenizer: Any, text: str) -> dict[str, list[Any]]:
+def _annotated_layers(maker: Annotator, tokenizer: FastTokenizer, text: str) -> Layers:
     """Return the layers (L,) of an annotator, by name."""
     encodings = tokenizer([text]).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
