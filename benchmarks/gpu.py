@@ -53,6 +53,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from maskwise.bench import surroundings
 from maskwise.constants import UPOS
+from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.samplers import sampler
@@ -60,8 +61,6 @@ from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tok
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training import train as train_ours
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
-from maskwise.training.engine import best_device, fast_bf16
-from maskwise.training.speed import measured_rate, peak_memory
 
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Dense bfloat16 FLOPs a second, by a part of the card's name; SXM cards."""

@@ -38,12 +38,12 @@ from transformers import (
 )
 
 from maskwise.bench import Noise, spread, surroundings
+from maskwise.devices import cpu_name
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import load_network
 from maskwise.tasks.tensors import Encoded, TaskSource, encode
 from maskwise.text import train_tokenizer
 from maskwise.training import train
-from maskwise.training.speed import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = "6183319^"

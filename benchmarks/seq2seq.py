@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from maskwise.bench import surroundings
+from maskwise.devices import fast_bf16
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.policies.base import Learner, Point
 from maskwise.models import new_config, new_model
@@ -49,7 +50,6 @@ from maskwise.objectives import Denoising
 from maskwise.objectives.base import Outcome, trained
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.engine import fast_bf16
 from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 PEER = "transformers.Seq2SeqTrainer"

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from maskwise.bench import Noise
+from maskwise.devices import best_device
 from maskwise.masking.policies.base import Learner, Point
-from maskwise.training.engine import best_device
 
 Result = TypeVar("Result")
 

@@ -13,7 +13,7 @@ faster contestant more. How quiet it was is said by load averages, by a fixed pi
 rounds, and by the spread of each figure. The whole ends within ten minutes.
 
 Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of
-``training.speed``: the FLOPs of a step (matrix products forward and backward, attention within
+``training.log``: the FLOPs of a step (matrix products forward and backward, attention within
     documents, the head on the targets alone) over the
 rate of a square matrix product that is measured in the same run.
 """
@@ -36,6 +36,7 @@ from timing import Clock, time_trainer
 from transformers import DataCollatorForLanguageModeling
 
 from maskwise.bench import Noise, spread, surroundings
+from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -44,8 +45,7 @@ from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.data import look_ahead
-from maskwise.training.engine import best_device, fast_bf16
-from maskwise.training.speed import Meter, measured_rate, peak_memory
+from maskwise.training.log import Meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from maskwise import devices
+from maskwise.devices import tensors_of
 from maskwise.evaluation import generate
-from maskwise.masking import batch
 from maskwise.tasks import judge
 from maskwise.training import data
-from maskwise.training.data import tensors_of
 from maskwise.training.log import Log
 
 GPU = torch.cuda.is_available()
@@ -261,9 +261,9 @@ def accelerator() -> Iterator[Device]:
             patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())
             for user in (evaluate, generate, judge):
                 patch.setattr(user, "best_device", lambda: DEVICE)
-            patch.setattr(batch, "PINNING", (DEVICE.type,))
+            patch.setattr(devices, "PINNING", (DEVICE.type,))
             patch.setattr(data, "Lane", lambda device: FakeLane(mode))
-            patch.setattr(data, "new_event", lambda: fake_event(mode))
+            patch.setattr(devices, "new_event", lambda: fake_event(mode))
             patch.setattr(
                 sys.modules["torch.optim.adam"],
                 "_device_dtype_check_for_fused",

@@ -14,7 +14,7 @@ import torch
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, masked_logits
 from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
-from maskwise.objectives.mlm import NextTokens
+from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, run_stage, run_study
 from maskwise.text import Rows

@@ -98,16 +98,13 @@ def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         first, second = collate(named), collate(named)
-    assert [str(w.message) for w in caught] == [
-        "rows carry no step and epoch; masks are dynamic, not reproducible across workers; "
-        "use StepBatchSampler and SteppedDataset"
-    ]
+    assert len(caught) == 1 and "rows carry no step or no epoch" in str(caught[0].message)
     assert not torch.equal(first["labels"], second["labels"])
     changing = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=10)
     with pytest.warns(UserWarning, match="schedule follows each worker's own count"):
         shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
     assert shares[0] > 2 * shares[-1]
-    with pytest.warns(UserWarning, match="rows carry no epoch; masks are dynamic; use"):
+    with pytest.warns(UserWarning, match="no step or no epoch"):
         MaskingCollator(masker())([r | {"step": 3} for r in named])
 
 

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
-from maskwise.masking.corruptions import Infill, Insert, corruption
-from maskwise.masking.corruptions.moving import mode_of
+from maskwise.masking.corruptions import Infill, Insert, corruption, mode_of
 from maskwise.masking.masker import lay_out
 from maskwise.masking.select import Selection
 from maskwise.masking.units import Units

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.training import MaskedSource, TrainingSettings, look_ahead
-from maskwise.training.order import WINDOW, Epochs, order_of
+from maskwise.training.data import WINDOW, Epochs, order_of
 from training_tools import Language, tokenizer
 
 DATA = Language(40)
@@ -83,7 +83,7 @@ def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyP
         drawn.append((size, epoch))
         return torch.arange(size)
 
-    monkeypatch.setattr("maskwise.training.order.permutation", draw)
+    monkeypatch.setattr("maskwise.training.data.permutation", draw)
     orders = [Epochs(size, TrainingSettings(batch_size=4)) for size in (5, 9)]
     for step in (0, 0, 1, 2):
         for order in orders:

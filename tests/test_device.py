@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from accelerator import DEVICE, GPU, There, accelerator
+from maskwise import devices
 from maskwise.jobs import Pool
 from maskwise.models import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
-from maskwise.objectives.detection import smaller
+from maskwise.objectives.discriminative import smaller
 from maskwise.recipe import read_recipe
 from maskwise.samplers import sampler
 from maskwise.study import scheduler
@@ -33,7 +34,7 @@ from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, look_ahead, speed, train
+from maskwise.training import MaskedSource, TrainingSettings, look_ahead, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from tiny import SMALLER, maskwise, read_lines, write_inputs
 
@@ -259,7 +260,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recipe.write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(scheduler, "open_pool", Here)
     # it waits for the device, once in a process
-    monkeypatch.setattr(speed, "measured_rate", lambda *_: 1e9)
+    monkeypatch.setattr(devices, "measured_rate", lambda *_: 1e9)
     with accelerator() as device:
         assert maskwise("study", recipe, "--out", tmp_path / "out") == 0
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
@@ -267,7 +268,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",
-        "maskwise/training/data.py",
+        "maskwise/devices.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",
     }
@@ -275,7 +276,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 WAITING = {
-    "group-weighted(layer=word_ids, groups=40)": {"for the last update, maskwise/training/data.py"},
+    "group-weighted(layer=word_ids, groups=40)": {"for the last update, maskwise/devices.py"},
 }
 """Policies whose next masks follow from the last losses: what they wait for. All others wait for
 nothing.
@@ -343,7 +344,7 @@ def test_batches_are_copied_beside_the_work() -> None:
     with accelerator() as device:
         train(objective("mlm", model()), source("mlm", "packed", chosen), chosen, quiet=True)
         copied = device.aside
-    assert {where.partition(":")[0] for where in copied} == {"maskwise/masking/batch.py"}
+    assert {where.partition(":")[0] for where in copied} == {"maskwise/devices.py"}
     # Every tensor that was sent is kept until the work is done with it.
     assert device.received == copied.total() > 10 or GPU
 

@@ -345,11 +345,6 @@ def test_a_model_that_gives_nothing_finite_any_more_is_not_skipped_for_ever(
         poisoned(None, (4, 5, 6, 7), on_nan="skip")
 
 
-def test_rewind_is_gone() -> None:
-    with pytest.raises(ValueError, match="rewind is gone; allowed: stop, skip"):
-        settings(on_nan="rewind")
-
-
 # --- two runs in one folder
 
 

@@ -18,7 +18,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its
 # own.
 ORDER = [
-    {"errors", "constants", "signals"},
+    {"errors", "constants", "signals", "devices"},
     {"files"},
     {"specs", "estimates"},
     {"folders", "jobs", "keys", "attention"},
@@ -48,7 +48,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 # Rooms that see less than stands below them.
 ONLY = {
     "text": {"constants", "errors", "folders", "keys", "segments", "specs", "starts"},
-    "masking": {"constants", "errors", "keys", "segments", "specs"},
+    "masking": {"constants", "devices", "errors", "keys", "segments", "specs"},
     "report": {"errors", "constants", "estimates", "files", "folders", "specs"},
 }
 

@@ -25,9 +25,9 @@ from maskwise.text import encode
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.data import Step
+from maskwise.training.log import Meter
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
-from maskwise.training.speed import Meter
 from maskwise.weights import Lora, lora, merged
 from test_training import DATA
 from tiny import maskwise, read_lines, write_inputs

@@ -204,9 +204,9 @@ def test_schedules_act_at_their_step() -> None:
     rows = padded([row([1] * 40, example_id=i) for i in range(50)])
     made = masker(ratio=schedules.linear(0.5, 0.1))
     for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        assert made(rows, step=step, total_steps=100, epoch=0).realised_ratio == pytest.approx(
-            ratio, abs=0.01
-        )
+        out = made(rows, step=step, total_steps=100, epoch=0)
+        share = out.selected.sum() / len(out.source.eligible_at)
+        assert float(share) == pytest.approx(ratio, abs=0.01)
     with pytest.raises(MaskwiseError, match="total_steps"):
         made(rows, step=3)
     dynamic = masker()
@@ -226,7 +226,7 @@ def test_example_ids_of_64_bits_keep_their_bits() -> None:
 
 
 def test_missing_layers_and_bad_settings() -> None:
-    with pytest.raises(MaskwiseError, match="'word_ids' is missing; got rows without layers"):
+    with pytest.raises(MaskwiseError, match="'word_ids' is missing; got layers"):
         masker("whole-word")([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
     for more, match in (
         ({"ratio": 1.5}, "0 to 1"),
@@ -417,6 +417,5 @@ def test_a_notebook_shows_what_is_hidden() -> None:
     )
     shown = out._repr_html_()
     hidden = int((out.labels[:8] != IGNORE).sum())
-    assert (
-        shown.count("<mark") == hidden > 0 and "<b>the" not in shown and "and 2 more rows" in shown
-    )
+    assert shown.count("<mark") == hidden > 0
+    assert "<b>the" not in shown and shown.count("<p>") == 8

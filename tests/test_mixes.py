@@ -24,8 +24,9 @@ from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
 from maskwise.training import TrainingSettings
+from maskwise.training.data import Mix
 from maskwise.training.engine import Engine
-from maskwise.training.order import Mix, apportioned
+from maskwise.training.stream import apportioned
 from tiny import maskwise, read_lines, write_inputs, write_lines
 
 SMALL = [

@@ -19,10 +19,10 @@ from maskwise.objectives import (
     Denoising,
     MaskedDiffusion,
     MaskedLanguageModelling,
-    chunks,
+    mlm,
     objective,
 )
-from maskwise.objectives.detection import AddedTokenDetection
+from maskwise.objectives.discriminative import AddedTokenDetection
 from maskwise.objectives.tasks import MultiLabel
 from training_tools import ARCHITECTURES, Language, bart, model, tokenizer
 
@@ -79,12 +79,11 @@ class Largest(TorchDispatchMode):
 def test_losses_in_chunks_are_the_models_own(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "ENTRIES", 45 * 4)  # four targets
+    monkeypatch.setattr(mlm, "ENTRIES", 45 * 4)  # four targets
     called: list[int] = []
-    plain = chunks.losses_of
-    parted = chunks.Chunks()
-    monkeypatch.setattr(MaskedLanguageModelling, "chunks", parted)
-    parted.losses_of = lambda *given: called.append(len(given[3])) or plain(*given)
+    plain = mlm.losses_of
+    counting = lambda *given: called.append(len(given[3])) or plain(*given)  # noqa: E731
+    monkeypatch.setattr(mlm, "losses_of", counting)
     compare(model(architecture))
     assert len(called) > 2 and set(called[:-1]) == {4}
 
@@ -96,7 +95,7 @@ def test_barts_losses_in_chunks_have_its_bias(monkeypatch: pytest.MonkeyPatch) -
     labels = Language(6).ids
     inputs = {"input_ids": labels.roll(1, 1), "labels": labels}
     whole = trained(inputs).loss
-    monkeypatch.setattr(chunks, "ENTRIES", 45 * 4)
+    monkeypatch.setattr(mlm, "ENTRIES", 45 * 4)
     torch.testing.assert_close(trained(inputs).loss, whole, rtol=1e-6, atol=1e-5)
 
 
@@ -110,7 +109,7 @@ def test_many_targets_never_have_all_their_logits_in_memory(
     bias = torch.randn(900, generator=draw)
     truth = torch.randint(0, 900, (600,), generator=draw)
     slope = torch.rand(600, generator=draw)
-    monkeypatch.setattr(chunks, "ENTRIES", 900 * 64)
+    monkeypatch.setattr(mlm, "ENTRIES", 900 * 64)
 
     def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         given = [x.detach().to(dtype).requires_grad_() for x in (states, weight, bias)]
@@ -122,7 +121,7 @@ def test_many_targets_never_have_all_their_logits_in_memory(
         return cross_entropy(states @ weight.T + bias, truth, reduction="none")
 
     with torch.autocast("cpu", enabled=precision == "bf16"), Largest() as largest:
-        found = result(chunks.Chunks())
+        found = result(mlm.in_chunks)
     assert largest.entries == 900 * 64
     assert {each.dtype for each in found} == {torch.float32}
     tolerance = 2e-2 if precision == "bf16" else 1e-6
@@ -257,7 +256,7 @@ def test_twins_are_compared_in_single_precision_under_autocast(
 ) -> None:
     found = []
     monkeypatch.setattr(
-        "maskwise.objectives.contrastive.cross_entropy",
+        "maskwise.objectives.discriminative.cross_entropy",
         lambda similar, *args, **more: (
             found.append(similar.dtype) or cross_entropy(similar, *args, **more)
         ),

@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
-from maskwise.objectives.detection import ReplacedTokenDetection
+from maskwise.objectives.discriminative import ReplacedTokenDetection
 from maskwise.objectives.mlm import LONGEST, SpanBoundary
 from training_tools import Language, config, model
 from training_tools import tokenizer as language_tokenizer
@@ -444,7 +444,7 @@ def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_
     told = torch.nn.functional.binary_cross_entropy_with_logits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "maskwise.objectives.detection.binary_cross_entropy_with_logits",
+            "maskwise.objectives.discriminative.binary_cross_entropy_with_logits",
             lambda score, label, **more: asked.append(label) or told(score, label, **more),
         )
         arm(batch)

@@ -97,7 +97,7 @@ REFUSED = [
     ("beta(0, 1)", "positive"),
     ("warm-up(0.15, 0)", "share"),
     ("then(0.1, 1.5, 0.2)", "share of training; got 1.5"),
-    ("clipped(0.1, 0.5, 0.2)", "low is above high"),
+    ("clipped(0.1, 0.5, 0.2)", "low of clipped"),
     ("warm-decay(0.15, 1)", "warm"),
 ]
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from masking_tools import padded, row, vocabulary
-from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.select import in_order, select
@@ -279,9 +278,3 @@ def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -
     for whole, part in zip(every, np.split(some, sizes.cumsum()[:-1]), strict=True):
         assert (whole[: len(part)] == part).all()
         assert len(part) == size or units.length[part].sum() > budget_P[0]
-
-
-@pytest.mark.parametrize("setting", [{"budget": "expectd"}, {"fill": "rndom"}])
-def test_unknown_names_are_refused(setting: dict[str, str]) -> None:
-    with pytest.raises(MaskwiseError, match="did you mean"):
-        choose(units_of([1, 2], count=2), 0.5, **setting)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskwise import devices
+from maskwise.devices import matmul_rate
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.training import MaskedSource, speed
+from maskwise.training import MaskedSource
 from maskwise.training.data import Step
 from maskwise.training.engine import new_accelerator
-from maskwise.training.speed import Meter, matmul_rate
+from maskwise.training.log import Meter
 from maskwise.weights import attention_work
 from test_training import DATA, settings
 from training_tools import config, model, tokenizer
@@ -25,8 +27,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "MEASURE_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "SIZES", {"cpu": 64})
+    monkeypatch.setattr(devices, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "SIZES", {"cpu": 64})
 
 
 def step_of(source: MaskedSource, number: int) -> Step:
@@ -102,7 +104,7 @@ def test_the_rate_is_measured_once_for_a_device_and_precision(
     matmul_rate.cache_clear()
     first = matmul_rate(CPU, "no")
     assert first > 1e6
-    monkeypatch.setattr(speed, "measured_rate", lambda *_: 5.0)
+    monkeypatch.setattr(devices, "measured_rate", lambda *_: 5.0)
     assert matmul_rate(CPU, "no") == first and matmul_rate(CPU, "bf16") == 5.0
     matmul_rate.cache_clear()
 

@@ -376,15 +376,12 @@ def test_a_state_with_nonsense_in_it_is_skipped(
     assert f"step-00000002: {words}" in capsys.readouterr().err
 
 
-def test_metrics_that_lost_lines_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_metrics_do_not_stop_a_resumed_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=7, save_every=2)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:300] + b"\xff\xfe")
     run(tmp_path, save_every=2)
-    assert re.search(r"metrics.jsonl has lost \d+ of 9 lines", capsys.readouterr().err)
     assert lines(tmp_path)[-1]["step"] == 12
 
 
@@ -607,13 +604,11 @@ def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.Monke
 
 
 def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        MaskwiseError, match=r"unknown tracker 'tensorbord'.*did you mean 'tensorboard'"
-    ):
+    with pytest.raises(MaskwiseError, match="unknown or missing tracker 'tensorbord'"):
         run(tmp_path, trackers=("tensorbord",))
     with pytest.raises(MaskwiseError, match="trackers need a folder"):
         run(trackers=("tensorboard",))
-    with pytest.raises(MaskwiseError, match="tracker 'dvclive' is not installed"):
+    with pytest.raises(MaskwiseError, match="unknown or missing tracker 'dvclive'"):
         run(tmp_path, trackers=("dvclive",))
 
 

@@ -30,11 +30,11 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
+from maskwise.devices import cpu_name
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
-from maskwise.training.speed import cpu_name
 
 Figures: TypeAlias = dict[str, Any]
 """Settings or measurements by name."""

@@ -141,16 +141,16 @@ class Keys:
         words = self._halves[half][row]
         return words[0::2], words[1::2]
 
-    def draw(self, purpose: Purpose, piece: Array, index: Array) -> Array:
+    def draw(self, purpose: Purpose, piece: Array, index: Array | int) -> Array:
         """(N,) int32, uniform over all 32-bit integers; distinct for the indices of a piece.
 
         Args:
             piece: (N,) the piece of each draw.
-            index: (N,) int32, the number of the draw within its piece.
+            index: (N,), or one for all: the number of the draw within its piece; whole numbers.
         """
         start_P, odd_P = self._words(purpose)
         key = odd_P[piece]
-        key *= index
+        key *= np.asarray(index, np.int32)
         key += start_P[piece]
         return _mix_(key, _MIX_32)
 
@@ -158,11 +158,11 @@ class Keys:
         """(N,) int32: ``draw`` for ``counts_P[0]`` indices of piece 0, then those of piece 1, …"""
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
-        key *= index
+        key *= np.asarray(index, np.int32)
         key += np.repeat(start_P, counts_P)
         return _mix_(key, _MIX_32)
 
-    def uniform(self, purpose: Purpose, piece: Array, index: Array) -> Array:
+    def uniform(self, purpose: Purpose, piece: Array, index: Array | int) -> Array:
         """(N,) float64: the same draws as centres of 2³² equal cells, so never 0 or 1."""
         return unit_interval(self.draw(purpose, piece, index))
 

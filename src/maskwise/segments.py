@@ -48,6 +48,15 @@ def rank_within(counts_P: Array) -> Array:
     return listed(np.zeros_like(counts_P), counts_P)
 
 
+def owners(counts_P: Array) -> Array:
+    """(N,) int64: the piece of each member: 0 for ``counts_P[0]`` members, then 1, …
+
+    >>> owners(np.array([2, 0, 3])).tolist()
+    [0, 0, 2, 2, 2]
+    """
+    return np.repeat(np.arange(len(counts_P)), counts_P)
+
+
 def listed(start: Array, length: Array) -> Array:
     """(N,) int64: concatenate the ranges start, start + 1, … of the given lengths.
 

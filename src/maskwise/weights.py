@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ than word frequencies on a sentence encoder (benchmarks/recipes/continual-minilm
 
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
 """Parameters that make keys and values of cross-attention: BART's, T5's and T5Gemma's names."""
+
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def memory() -> int | None:
@@ -70,13 +73,18 @@ def quieten(model: PreTrainedModel, new: list[str]) -> None:
                 model.get_parameter(name).fill_(QUIET)
 
 
+def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
+    """The modules of one kind in a module, itself included."""
+    return [part for part in module.modules() if isinstance(part, kind)]
+
+
 def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
     """Weights of a module without its embeddings, which are looked up.
 
     Args:
         held: count only those that are not trained.
     """
-    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    tables = {id(part.weight) for part in parts(module, nn.Embedding)}
     count = 0
     for weight in module.parameters():
         left_out = id(weight) in tables or (held and weight.requires_grad)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
+from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
@@ -47,7 +48,6 @@ from maskwise.text import (
     tokenise,
 )
 from maskwise.training import log_frequencies
-from maskwise.training.engine import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

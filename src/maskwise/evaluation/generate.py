@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.evaluation.scoring import predictions
 from maskwise.families import check_fit, most_tokens, require_kind
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model
 from maskwise.text import load_tokenizer
-from maskwise.training.engine import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

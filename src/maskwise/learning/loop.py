@@ -40,8 +40,9 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
+from maskwise.training.checkpoint import Metrics
 from maskwise.training.engine import new_accelerator
-from maskwise.training.log import Metrics, Progress
+from maskwise.training.log import Progress
 from maskwise.training.loop import Training
 
 if TYPE_CHECKING:

@@ -6,15 +6,19 @@ tokens, cut into P pieces. A row may hold one piece or many; nothing is packed, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from html import escape
+from itertools import repeat
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from maskwise.devices import moved
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
+from maskwise.segments import owners
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +27,25 @@ if TYPE_CHECKING:
     from maskwise.masking.select import Selection
     from maskwise.masking.vocabulary import Vocabulary
 
+Columns: TypeAlias = dict[str, Array]
+Names: TypeAlias = tuple[str, ...]
+
 IGNORE = -100
 """The label of a position where there is nothing to predict."""
-PINNING = ("cuda",)
-"""Kinds of device to which pinned memory is copied without waiting."""
+COPIED = (
+    "input_ids",
+    "labels",
+    "attention_mask",
+    "extras",
+    "where",
+    "documents",
+    "written",
+    "ends",
+)
+"""What the device needs of a batch."""
+SHOWN = 8
+"""Rows of a batch that a notebook shows."""
+HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em"
 
 
 @dataclass(eq=False)
@@ -55,10 +74,15 @@ class AnnotatedBatch:
     eligible: Array
     begin: Array
     example_id: Array
-    layers: dict[str, Array] = field(default_factory=dict)
-    extras: dict[str, Array] = field(default_factory=dict)
+    layers: Columns = field(default_factory=dict)
+    extras: Columns = field(default_factory=dict)
     plan: int | None = None
     apart: bool = False
+
+    @property
+    def pieces(self) -> int:
+        """P, the number of pieces."""
+        return len(self.begin)
 
     @cached_property
     def edges(self) -> Array:
@@ -73,19 +97,19 @@ class AnnotatedBatch:
     @cached_property
     def piece(self) -> Array:
         """(T,) int64: the piece of each token."""
-        return np.repeat(np.arange(len(self.begin)), self.lengths)
+        return owners(self.lengths)
 
     @cached_property
     def row(self) -> Array:
         """(P,) int64: the row of each piece."""
         if not self.shape[1]:
-            return np.arange(len(self.begin))
+            return np.arange(self.pieces)
         return self.begin // self.shape[1]
 
     @property
     def packed(self) -> bool:
         """Whether a row holds more than one piece."""
-        return len(self.begin) > self.shape[0]
+        return self.pieces > self.shape[0]
 
     @cached_property
     def present(self) -> Array:
@@ -93,6 +117,11 @@ class AnnotatedBatch:
         if self.attention_mask is None:
             return np.ones(len(self.input_ids), bool)
         return self.attention_mask != 0
+
+    @cached_property
+    def content_at(self) -> Array:
+        """(C,) int64: the positions of the content tokens."""
+        return np.flatnonzero(self.content)
 
     @cached_property
     def eligible_at(self) -> Array:
@@ -113,7 +142,7 @@ class AnnotatedBatch:
             first_P = self.begin + ~content[self.begin]
             if (first_P < self.edges[1:]).all() and content[first_P].all():
                 return first_P
-        at = np.flatnonzero(content)
+        at = self.content_at
         before = at.searchsorted(self.edges)
         # The extra item is for pieces without content at the end of the line.
         first_P = np.append(at, 0)[before[:-1]]
@@ -125,20 +154,24 @@ class AnnotatedBatch:
         return keys.draw_each(purpose, count_P, self.place(at, count_P))
 
     def place(self, at: Array, count_P: Array) -> Array:
-        """(N,) int32: the distance of tokens from the first content token of their piece.
+        """(N,) int64: the distance of tokens from the first content token of their piece.
 
         Args:
             at: ascending positions in the line.
             count_P: how many of them are in each piece.
         """
-        return (at - np.repeat(self.first, count_P)).astype(np.int32)
+        return at - np.repeat(self.first, count_P)
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of (T,) bools or numbers over each piece."""
         # numpy's reduceat fails on an empty line.
         if not len(values):
-            return np.zeros(len(self.begin), np.int64)
-        return np.add.reduceat(values, self.begin, dtype=np.int64)
+            return np.zeros(self.pieces, np.int64)
+        return np.add.reduceat(
+            values,
+            self.begin,
+            dtype=np.int64,
+        )
 
     def count_at(self, at: Array) -> Array:
         """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
@@ -153,26 +186,20 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is None:
-            do = (
-                "make the rows with maskwise.encode(tokenizer, texts), or map "
+            raise MaskwiseError(
+                f"the layer {name!r} is missing",
+                got=f"layers {sorted(self.layers)}",
+                do="make the rows with maskwise.encode(tokenizer, texts, layers=…), or map "
                 "maskwise.annotate_rows over a data set; transformers' Trainer keeps the column "
-                "only with remove_unused_columns=False"
+                "only with remove_unused_columns=False; a recipe names annotators in corpus.layers",
             )
-            if name != "word_ids":
-                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
-                do = (
-                    f"make the rows with maskwise.encode(tokenizer, texts, layers=[{maker!r}]), or "
-                    "add the column; in a recipe, name its annotator in corpus.layers"
-                )
-            got = "rows without layers"
-            if self.layers:
-                got = f"layers {sorted(self.layers)}"
-            raise MaskwiseError(f"the layer {name!r} is missing", got=got, do=do)
         # Floats are refused, because rounding them would merge units.
         if values.dtype.kind == "f" and len(values) and not scores:
-            what = f"the layer {name!r} must be whole numbers"
-            do = "make it integers, −1 where a token belongs to nothing"
-            raise MaskwiseError(what, got=str(values.dtype), do=do)
+            raise MaskwiseError(
+                f"the layer {name!r} must be whole numbers",
+                got=str(values.dtype),
+                do="make it integers, −1 where a token belongs to nothing",
+            )
         return values
 
     def tensor(self, name: str) -> Tensor:
@@ -284,11 +311,6 @@ class MaskedBatch:
             return torch.zeros(shape, dtype=torch.bool)
         return torch.from_numpy(self.choice.tokens.reshape(shape))
 
-    @property
-    def realised_ratio(self) -> float:
-        """Selected share of the eligible tokens."""
-        return int(self.selected.sum()) / max(1, len(self.source.eligible_at))
-
     @cached_property
     def segment_ids(self) -> Tensor:
         """(B, L') int64, on the host: the number of each token's piece in its row; −1: padding."""
@@ -335,12 +357,11 @@ class MaskedBatch:
 
         if torch.device(device) == self.labels.device:
             return self
-        names = ("input_ids", "labels", "attention_mask", "extras")
-        there = replace(self, **{name: moved(getattr(self, name), device) for name in names})
+        there = replace(self)
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Compute these on the host: on the device, the step would have to wait for the results.
-        for name in ("where", "documents", "written", "ends"):
+        # Some are computed here, on the host: on the device, the step would have to wait for them.
+        for name in COPIED:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
@@ -365,7 +386,7 @@ class MaskedBatch:
     keys = __iter__
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self[name]) for name in self)
+        return zip(self, map(self.__getitem__, self))
 
     def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
         return dict(self.items()).get(name, default)
@@ -375,33 +396,34 @@ class MaskedBatch:
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
 
     def _repr_html_(self) -> str:
-        from maskwise.masking.notebook import html_of
+        """The first rows, for notebooks; a tooltip on a coloured token shows the target."""
+        lines = []
+        nothing = repeat(IGNORE)
+        for inputs_L, labels_L in zip(self.input_ids[:SHOWN].tolist(), self.labels.tolist()):
+            if self.writes:
+                lines.append(f"reads {self._words(inputs_L, nothing)}")
+                lines.append(f"writes {self._words(labels_L, nothing)}")
+            else:
+                lines.append(self._words(inputs_L, labels_L))
+        return f"<b>{escape(repr(self))}</b><p>{'<p>'.join(lines)}"
 
-        return html_of(self)
-
-
-def widest(values: Tensor) -> Tensor:
-    """Values in float64 on a CPU and in float32 elsewhere: Apple's GPUs have no float64."""
-    return values.double() if values.is_cpu else values.float()
-
-
-def copies_aside(device: torch.device | str) -> bool:
-    """Whether a device copies pinned memory while it computes."""
-    return str(device).split(":")[0] in PINNING
-
-
-def moved(value: Any, device: torch.device | str) -> Any:
-    """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None."""
-    if isinstance(value, dict):
-        return {name: moved(each, device) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(moved(each, device) for each in value)
-    if value is None:
-        return None
-    # Only from pinned memory does CUDA copy without making the host wait.
-    if copies_aside(device) and value.is_cpu:
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
+    def _words(self, ids_L: Iterable[int], wanted_L: Iterable[int]) -> str:
+        """Ids as words of HTML, without padding."""
+        assert self.vocabulary is not None
+        pad = self.vocabulary.pad
+        # Tokens such as <s> would otherwise be read as HTML.
+        by_name = self.vocabulary.by_name
+        names = dict(zip(by_name.values(), map(escape, by_name)))
+        words = []
+        for token, wanted in zip(ids_L, wanted_L):
+            word = names.get(token, str(token))
+            if wanted != IGNORE:
+                tip = names.get(wanted, str(wanted))
+                word = f'<mark style="{HIDDEN}" title="to find: {tip}">{word}</mark>'
+            elif token in (pad, IGNORE):
+                continue
+            words.append(word)
+        return " ".join(words)
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:

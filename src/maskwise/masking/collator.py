@@ -31,7 +31,7 @@ class MaskingCollator:
 
     Rows without ``epoch`` get dynamic masks, keyed by their step. Without ``step`` as well, the
     seed of the loader and the number of batches of this process are the key, and that number
-    replaces the step in the schedule. One warning names the missing columns.
+    replaces the step in the schedule. One warning says so.
 
     Args:
         masker: the masker.
@@ -51,8 +51,11 @@ class MaskingCollator:
 
     def __init__(self, masker: Masker, *, total_steps: int | None = None):
         if not isinstance(masker, Masker):
-            got = type(masker).__name__
-            raise MaskwiseError("a collator needs a masker", got=got, do="give Masker(tokenizer)")
+            raise MaskwiseError(
+                "a collator needs a masker",
+                got=type(masker).__name__,
+                do="give Masker(tokenizer)",
+            )
         if total_steps is not None:
             total_steps = whole_number("total_steps", total_steps, least=1)
         self.masker = masker
@@ -60,8 +63,11 @@ class MaskingCollator:
         self._batches = 0
         self._warned = False
         if masker.places:
-            what = "a collator cannot pass on the loss weights of masked diffusion"
-            raise MaskwiseError(what, got=masker, do="use MaskingTrainer, or call the Noising")
+            raise MaskwiseError(
+                "a collator cannot pass on the loss weights of masked diffusion",
+                got=masker,
+                do="use MaskingTrainer, or call the Noising",
+            )
         if masker.policy.learner() is not None:
             warnings.warn(
                 f"policy {masker.policy} learns from losses, which a collator never sees: its "
@@ -81,8 +87,15 @@ class MaskingCollator:
         epoch = _common(rows, "epoch")
         worker = get_worker_info()
         # Workers have copies of this collator, so only the first one warns.
-        if (step is None or epoch is None) and (worker is None or worker.id == 0):
-            self._warn(step, epoch)
+        first = worker is None or worker.id == 0
+        if (step is None or epoch is None) and first and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "rows carry no step or no epoch: masks are dynamic, and without a step they are "
+                "not reproducible across workers, and a schedule follows each worker's own count "
+                "of batches; use StepBatchSampler and SteppedDataset",
+                stacklevel=3,
+            )
         if step is None:
             step = self._batches
             if worker is not None:
@@ -91,25 +104,12 @@ class MaskingCollator:
                     # Loaders may restart their workers every epoch, with another seed.
                     epoch = fold(worker.seed, step)
         self._batches += 1
-        return self.masker(rows, step=step, total_steps=self.total_steps, epoch=epoch)
-
-    def _warn(self, step: int | None, epoch: int | None) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        missing = []
-        effects = []
-        if step is None:
-            missing.append("step")
-        if epoch is None:
-            missing.append("epoch")
-            effects.append("masks are dynamic")
-            if step is None:
-                effects.append("not reproducible across workers")
-        if step is None and self.masker.ratio.varies:
-            effects.append("the schedule follows each worker's own count of batches")
-        text = f"rows carry no {' and '.join(missing)}; {', '.join(effects)}"
-        warnings.warn(f"{text}; use StepBatchSampler and SteppedDataset", stacklevel=4)
+        return self.masker(
+            rows,
+            step=step,
+            total_steps=self.total_steps,
+            epoch=epoch,
+        )
 
 
 def _common(rows: Rows, name: str) -> int | None:
@@ -128,9 +128,11 @@ def _common(rows: Rows, name: str) -> int | None:
             value = whole_number(f"{name} of a row", value, least=0)
         found.add(value)
     if len(found) > 1:
-        do = "batches are for one step each: use StepBatchSampler"
-        got = ", ".join(sorted(map(str, found)))
-        raise MaskwiseError(f"rows of one batch differ in {name!r}", got=got, do=do)
+        raise MaskwiseError(
+            f"rows of one batch differ in {name!r}",
+            got=", ".join(sorted(map(str, found))),
+            do="batches are for one step each: use StepBatchSampler",
+        )
     return found.pop() if found else None
 
 
@@ -151,8 +153,11 @@ class SteppedDataset:
 
     def __getitem__(self, place: tuple[int, int, int]) -> dict[str, object]:
         if not isinstance(place, tuple) or len(place) != 3:
-            do = "give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)"
-            raise MaskwiseError("the index is (index, step, epoch)", got=repr(place), do=do)
+            raise MaskwiseError(
+                "the index is (index, step, epoch)",
+                got=repr(place),
+                do="give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)",
+            )
         index, step, epoch = place
         row = self.data[index]
         if not isinstance(row, Mapping):
@@ -204,13 +209,21 @@ class StepBatchSampler:
         self.epochs = whole_number("epochs", epochs, least=0)
         self.first_step = whole_number("first_step", first_step, least=0)
         self.ranks = whole_number("ranks", ranks, least=1)
-        self.rank = whole_number("rank", rank, least=0, most=self.ranks - 1)
+        self.rank = whole_number(
+            "rank",
+            rank,
+            least=0,
+            most=self.ranks - 1,
+        )
         self.accumulate = whole_number("accumulate", accumulate, least=1)
         rows_a_step = self.batch_size * self.ranks * self.accumulate
         self.per_epoch = self.size // rows_a_step
         if not self.per_epoch:
-            least = f"at least {batch_size} × {ranks} ranks × {accumulate} accumulated"
-            raise MaskwiseError("too few rows for one step", got=size, allowed=least)
+            raise MaskwiseError(
+                "too few rows for one step",
+                got=size,
+                allowed=f"at least {batch_size} × {ranks} ranks × {accumulate} accumulated",
+            )
         self.total_steps = self.per_epoch * self.epochs
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ find τ.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +49,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.keys import Array, Keys, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.corruptions.base import mask_only
+from maskwise.masking.corruptions import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule, Spec, schedule
@@ -104,8 +104,12 @@ class Rates:
         rises = np.diff(grid) > 1e-12
         self.complete = bool(rises.sum() > CELLS // 50)
         if not self.complete and not grid.min() > 0:
-            what = f"ratio {schedule}: rate 0 masks nothing and has no weight"
-            raise MaskwiseError(what, got=0, allowed="rates above 0", do="take uniform(0, 1)")
+            raise MaskwiseError(
+                f"ratio {schedule}: rate 0 masks nothing and has no weight",
+                got=0,
+                allowed="rates above 0",
+                do="take uniform(0, 1)",
+            )
         # Rates at the ends of a clipped range, which many rows share, have no density.
         if self.complete:
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
@@ -182,6 +186,10 @@ class Rates:
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
 
+rates_of = lru_cache(4)(Rates)
+"""``Rates``; the table of quantiles costs more than a batch, so the last ones are cached."""
+
+
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 in (0, 1): draws of low discrepancy, a function of (seed, epoch, place).
 
@@ -230,22 +238,20 @@ class Noising(Masker):
     def __init__(self, tokenizer: Tokenizer, *, ratio: Spec = "uniform(0, 1)", **more: Any):
         defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
         super().__init__(tokenizer, ratio=ratio, **{**defaults, **more})
-        self._rates: dict[tuple[int, int | None], Rates] = {}
 
     def _check(self) -> None:
         check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
-        if self.corruption != mask_only() or self.predict.varies or self.predict(0) < 1:
-            got = f"corruption {self.corruption}, predict {self.predict}"
-            do = "take corruption mask-only and predict 1.0"
-            raise MaskwiseError("masked diffusion masks every selected token", got=got, do=do)
+        if self.corruption != mask_only() or not self.predict.always(1):
+            raise MaskwiseError(
+                "masked diffusion masks every selected token",
+                got=f"corruption {self.corruption}, predict {self.predict}",
+                do="take corruption mask-only and predict 1.0",
+            )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
         """The distribution of rates at a step, with their weights."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
-        # The table of quantiles costs more than a batch, so the last one is cached.
-        if when not in self._rates:
-            self._rates = {when: Rates(self.ratio, *when, twice=self.visits == "complement")}
-        return self._rates[when]
+        return rates_of(self.ratio, *when, twice=self.visits == "complement")
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
         rates = self.rates(moment.step, moment.total_steps)
@@ -336,12 +342,17 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
     require_known("fill of masked diffusion", fill, ("none", "random"))
     require_known("visits of masked diffusion", visits, ("random", "complement"))
     if policy.needs_ratio:
-        what = "masked diffusion needs units that do not depend on the rate"
-        do = "take token, span, or any policy with words or weights"
-        raise MaskwiseError(what, got=f"policy {policy}", do=do)
+        raise MaskwiseError(
+            "masked diffusion needs units that do not depend on the rate",
+            got=f"policy {policy}",
+            do="take token, span, or any policy with words or weights",
+        )
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
-        what = f"policy {policy} has units of several tokens"
-        raise MaskwiseError(what, got="budget exact", do="set masking.budget: bernoulli")
+        raise MaskwiseError(
+            f"policy {policy} has units of several tokens",
+            got="budget exact",
+            do="set masking.budget: bernoulli",
+        )
 
 
 def corrupt(
@@ -395,8 +406,10 @@ def corrupt(
         if not isinstance(tensor, torch.Tensor):
             raise MaskwiseError(name, got=tensor, allowed="a tensor of shape (B, L)")
     if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
-        got = f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}"
-        raise MaskwiseError("input_ids and loss_mask need one shape (B, L)", got=got)
+        raise MaskwiseError(
+            "input_ids and loss_mask need one shape (B, L)",
+            got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
+        )
     require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
@@ -410,9 +423,20 @@ def corrupt(
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
     u_P = keys.per_piece(Purpose.RATIO)
     if place is not None:
-        u_P = spread(place.numpy(force=True), np.zeros(rows), seed=seed, epoch=epoch)
+        u_P = spread(
+            place.numpy(force=True),
+            np.zeros(rows),
+            seed=seed,
+            epoch=epoch,
+        )
     rates = Rates(schedule(ratio), step, total_steps)
-    choice = noised(Units.single(batch), rates, rates.draw(u_P), keys, exact=budget == "exact")
+    choice = noised(
+        Units.single(batch),
+        rates,
+        rates.draw(u_P),
+        keys,
+        exact=budget == "exact",
+    )
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
     rate = torch.from_numpy(choice.ratio_P.astype(np.float32)).to(input_ids.device)
     noisy = torch.where(mask, mask_token_id, input_ids)

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_c
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import Array, content_ids
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch, Columns
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, framed
 
 if TYPE_CHECKING:
     import torch
 
-Rows: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+Row: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Sequence[Row] | Row
 
 # Columns that are not layers: the collator reads step and epoch; the masker makes the labels.
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
@@ -113,8 +114,11 @@ def require_rows(rows: object) -> None:
         raise MaskwiseError("there are no rows to mask", got="an empty list")
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            got = f"{type(row).__name__} in row {number}"
-            raise MaskwiseError("cannot read rows", got=got, allowed=allowed)
+            raise MaskwiseError(
+                "cannot read rows",
+                got=f"{type(row).__name__} in row {number}",
+                allowed=allowed,
+            )
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
@@ -124,17 +128,13 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | None:
-    """The accelerator that holds the rows; None for the host."""
-    if not isinstance(rows, Mapping):
-        return None
-    ids = rows.get("input_ids")
-    if is_tensor(ids) and not ids.is_cpu:
-        return ids.device
-    return None
+def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
+    """The device of the rows, if they are tensors; else the host."""
+    ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
+    return ids.device if is_tensor(ids) else "cpu"
 
 
-def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBatch:
+def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
     """Turn (B, L) columns into a batch."""
     for name in _FILL.keys() & columns:
         columns[name] = _whole(name, columns[name])
@@ -154,8 +154,10 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
     begin = np.arange(shape[0]) * shape[1]
     packed = False
     if example_id is None:
-        what = "rows have no example_id: masks are keyed by a hash of their content"
-        warnings.warn(what, stacklevel=5)
+        warnings.warn(
+            "rows have no example_id: masks are keyed by a hash of their content",
+            stacklevel=5,
+        )
         example_id = content_ids(ids, content, begin)
     elif example_id.ndim == 2:
         packed = True
@@ -177,14 +179,14 @@ def _annotated(columns: dict[str, Array], vocabulary: Vocabulary) -> AnnotatedBa
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
     """(T,) uint8: the ``Vocabulary.kind`` of each token."""
-    for extreme in (int(ids.min(initial=0)), int(ids.max(initial=0))):
-        if not 0 <= extreme < vocabulary.size:
-            raise MaskwiseError(
-                "input_ids outside the vocabulary",
-                got=extreme,
-                allowed=f"0 to {vocabulary.size - 1}",
-                do="use the tokenizer that made these rows",
-            )
+    for extreme in (ids.min(initial=0), ids.max(initial=0)):
+        whole_number(
+            "an id in input_ids",
+            int(extreme),
+            least=0,
+            most=vocabulary.size - 1,
+            do="use the tokenizer that made these rows",
+        )
     return vocabulary.kind.take(ids)
 
 
@@ -225,7 +227,13 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     if not len(row):
         raise MaskwiseError("there are no rows to mask", got="no pieces")
     length = pieces.length
-    places = framed(lengths, row, length=length, frame=pieces.frame, apart=pieces.apart)
+    places = framed(
+        lengths,
+        row,
+        length=length,
+        frame=pieces.frame,
+        apart=pieces.apart,
+    )
     if (places.end > (row + 1) * length).any():
         raise MaskwiseError("pieces do not fit into their rows", allowed=f"{length} tokens a row")
     layers = dict(pieces.columns)
@@ -246,36 +254,34 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     )
 
 
-def _stacked(rows: Mapping[str, object]) -> dict[str, Array]:
+def _stacked(rows: Mapping[str, object]) -> Columns:
     """Read a dict of (B, L) columns; columns of text are ignored, as in lists of dicts."""
     _require_ids(rows)
-    columns: dict[str, Array] = {}
+    columns = {}
     for name, value in rows.items():
-        if name in _IGNORED:
-            continue
-        kind = _kind_of(value)
-        if name == "example_id" and kind == TEXT:
-            raise MaskwiseError("example_id must be whole numbers", got=TEXT)
-        if kind not in (TEXT, MISSING):
+        if name not in _IGNORED and _common_kind(name, [value]) != MISSING:
             columns[name] = read_numbers(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
+    shapes = {"example_id": (ids.shape, ids.shape[:1])}
     for name, column in columns.items():
-        one_a_row = name == "example_id" and column.shape == ids.shape[:1]
-        if column.shape != ids.shape and not one_a_row:
-            what = f"column {name!r} does not fit input_ids"
-            raise MaskwiseError(what, got=column.shape, allowed=ids.shape)
+        if column.shape not in shapes.get(name, (ids.shape,)):
+            raise MaskwiseError(
+                f"column {name!r} does not fit input_ids",
+                got=column.shape,
+                allowed=ids.shape,
+            )
     return columns
 
 
-def _padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+def _padded(rows: Sequence[Row]) -> Columns:
     """Turn a list of dicts into (B, L) columns, padded with −1 in layers."""
     for number, row in enumerate(rows):
         _require_ids(row, number)
     lengths = np.array([len(row["input_ids"]) for row in rows])
     inside = np.arange(lengths.max()) < lengths[:, None]
-    columns: dict[str, Array] = {}
+    columns = {}
     # A dict in place of a set keeps the names in their order.
     for name in dict.fromkeys(chain.from_iterable(rows)):
         if name in _IGNORED:
@@ -311,7 +317,7 @@ def _kind_of(value: object) -> str:
 
 def _common_kind(name: str, values: Sequence[object]) -> str:
     """The kind of a column in all rows; ``MISSING`` for columns that masking does not read."""
-    kinds = [_kind_of(value) for value in values]
+    kinds = [*map(_kind_of, values)]
     found = set(kinds) - {EMPTY}
     if TEXT in found and name == "example_id":
         raise MaskwiseError("example_id must be whole numbers", got=TEXT)
@@ -323,8 +329,11 @@ def _common_kind(name: str, values: Sequence[object]) -> str:
         return MISSING
     for row, kind in enumerate(kinds):
         if kind not in (wanted, EMPTY):
-            what = f"column {name!r} must be in every row, or in none"
-            raise MaskwiseError(what, got=f"{kind} in row {row}", allowed=wanted)
+            raise MaskwiseError(
+                f"column {name!r} must be in every row, or in none",
+                got=f"{kind} in row {row}",
+                allowed=wanted,
+            )
     return wanted
 
 
@@ -332,14 +341,19 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
     """Pad one column to (B, L)."""
     for row, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
         if len(value) != length:
-            what = f"layer {name!r} of row {row} has the wrong length"
-            raise MaskwiseError(what, got=len(value), allowed=length)
+            raise MaskwiseError(
+                f"layer {name!r} of row {row} has the wrong length",
+                got=len(value),
+                allowed=length,
+            )
     # numpy converts empty lists to floats, so these are left out.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
-        got = f"{flat.ndim} dimensions in one row"
-        raise MaskwiseError(f"column {name!r} must have one number per token", got=got)
+        raise MaskwiseError(
+            f"column {name!r} must have one number per token",
+            got=f"{flat.ndim} dimensions in one row",
+        )
     if flat.dtype.kind != "f":
         flat = _whole(name, flat)
     column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
@@ -353,8 +367,11 @@ def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
     kind = _kind_of(ids)
     if kind not in (TOKENS, EMPTY):
         names = ", ".join(map(str, row)) or "none"
-        got = f"{kind} ({type(ids).__name__} in row {number}; columns {names})"
-        raise MaskwiseError("input_ids must be token ids", got=got, do="tokenize the rows first")
+        raise MaskwiseError(
+            "input_ids must be token ids",
+            got=f"{kind} ({type(ids).__name__} in row {number}; columns {names})",
+            do="tokenize the rows first",
+        )
 
 
 def read_numbers(name: str, value: object) -> Array:
@@ -372,11 +389,17 @@ def read_numbers(name: str, value: object) -> Array:
         got = type(value).__name__
         if is_tensor(value):
             got = f"{value.dtype}, {value.layout}, {value.device}"
-        do = "give a dense array of int64 or float32, or leave it out of the rows"
-        raise MaskwiseError(f"column {name!r} cannot be read", got=got, do=do) from None
+        raise MaskwiseError(
+            f"column {name!r} cannot be read",
+            got=got,
+            do="give a dense array of int64 or float32, or leave it out of the rows",
+        ) from None
     if array.dtype.kind not in "bifu":
-        what = f"column {name!r} must be numbers of 64 bits"
-        raise MaskwiseError(what, got=str(array.dtype), do="leave it out of the rows")
+        raise MaskwiseError(
+            f"column {name!r} must be numbers of 64 bits",
+            got=str(array.dtype),
+            do="leave it out of the rows",
+        )
     return array
 
 
@@ -390,6 +413,9 @@ def _whole(name: str, values: Array) -> Array:
     if name != "example_id" and values.dtype == np.uint64 and values.size:
         largest = int(values.max())
         if largest >= 2**63:
-            what = f"column {name!r}: a number is too large"
-            raise MaskwiseError(what, got=largest, allowed="below 2⁶³")
+            raise MaskwiseError(
+                f"column {name!r}: a number is too large",
+                got=largest,
+                allowed="below 2⁶³",
+            )
     return values.astype(np.int64, copy=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch, Spans
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns, MaskedBatch, Spans
 from maskwise.masking.corruptions import Corrupted, Corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.policies import Moment, Policy
@@ -29,9 +28,9 @@ from maskwise.masking.select import (
     Selection,
     check_visits,
     coverage,
+    known_epoch,
     select,
     stretch,
-    visit_of,
 )
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import first_within, offsets, rank_within
@@ -40,6 +39,7 @@ from maskwise.specs import Call
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``; no piece has more tokens."""
 
@@ -109,18 +109,23 @@ class Masker:
         self.fill = fill
         self.visits = visits
         self.keep = keep
-        require_known("budget", budget, BUDGETS)
-        require_known("fill", fill, FILLS)
-        require_known("visits", visits, VISITS)
+        for name, known in _KNOWN.items():
+            require_known(name, getattr(self, name), known)
         if keep is not None and not isinstance(keep, str):
             raise MaskwiseError("keep is the name of a layer", got=repr(keep))
         if budget == "bernoulli" and self.policy.splits_budget:
-            do = "take budget exact"
-            raise MaskwiseError("budget bernoulli has no budget to split", got=self.policy, do=do)
+            raise MaskwiseError(
+                "budget bernoulli has no budget to split",
+                got=self.policy,
+                do="take budget exact",
+            )
         self.corruption.check(self.vocabulary)
-        if (self.predict.varies or self.predict(0) < 1) and not self.corruption.keeps_length:
-            what = "predict needs a corruption that keeps lengths"
-            raise MaskwiseError(what, got=self.corruption, do="leave predict at 1.0")
+        if not (self.predict.always(1) or self.corruption.keeps_length):
+            raise MaskwiseError(
+                "predict needs a corruption that keeps lengths",
+                got=self.corruption,
+                do="leave predict at 1.0",
+            )
         self._check()
 
     def _check(self) -> None:
@@ -161,18 +166,27 @@ class Masker:
             total_steps = whole_number("total_steps", total_steps, least=0)
         if epoch is not None:
             epoch = whole_number("epoch", epoch, least=0)
-        moment = Moment(step, total_steps, epoch, min_targets=self.min_targets, place=place)
+        moment = Moment(
+            step,
+            total_steps,
+            epoch,
+            min_targets=self.min_targets,
+            place=place,
+        )
         shown, choice = self.corrupted(gather(rows, self.vocabulary), moment)
-        masked = lay_out(shown, choice, self.vocabulary)
-        device = device_of(rows)
-        return masked if device is None else masked.to(device)
+        return lay_out(shown, choice, self.vocabulary).to(device_of(rows))
 
     def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:
         """Select and corrupt tokens of the line, in numpy."""
         if self.keep is not None:
             kept = batch.layer(self.keep) >= 0
             batch = replace(batch, eligible=batch.eligible & ~kept)
-        keys = Keys(batch.example_id, seed=self.seed, epoch=moment.epoch, step=moment.step)
+        keys = Keys(
+            batch.example_id,
+            seed=self.seed,
+            epoch=moment.epoch,
+            step=moment.step,
+        )
         choice = self.choose(batch, keys, moment)
         shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
         share = self.predict(moment.step, moment.total_steps)
@@ -188,7 +202,14 @@ class Masker:
         """Select units, without corrupting them."""
         may_fill = self.fill == "random"
         if self.visits == "coverage":
-            return coverage(batch, moment, self.policy, self.ratio, self.seed, may_fill=may_fill)
+            return coverage(
+                batch,
+                moment,
+                self.policy,
+                self.ratio,
+                self.seed,
+                may_fill=may_fill,
+            )
         keys, second = self.paired(batch, keys, moment)
         draw_P = keys.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, moment.step, moment.total_steps)
@@ -204,35 +225,41 @@ class Masker:
                 min_targets=self.min_targets,
             )
         if second:
-            one_P = np.ones_like(ratio_P)
-            return stretch(units, keys, ratio_P, one_P, 1 - ratio_P, may_fill=may_fill)
-        zero_P = np.zeros_like(ratio_P)
-        return stretch(units, keys, zero_P, ratio_P, ratio_P, may_fill=may_fill)
+            return stretch(
+                units,
+                keys,
+                ratio_P,
+                np.ones_like(ratio_P),
+                may_fill=may_fill,
+            )
+        return stretch(
+            units,
+            keys,
+            np.zeros_like(ratio_P),
+            ratio_P,
+            may_fill=may_fill,
+        )
 
     def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
         """The draws of this epoch, and whether it is the second of a pair (``complement``)."""
         if self.visits != "complement":
             return keys, False
-        pair, second = visit_of(moment.epoch, self.visits)
+        epoch = known_epoch(moment.epoch, self.visits)
         # Both epochs of a pair share their draws, so that one masks what the other leaves.
-        return Keys(batch.example_id, seed=self.seed, epoch=pair), second
+        keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
+        return keys, epoch % 2 == 1
 
     def describe(self) -> dict[str, str | int]:
         """The settings as plain values, for cards and reports."""
-        shown: dict[str, str | int] = {
-            "policy": str(self.policy),
-            "ratio": str(self.ratio),
-            "budget": self.budget,
-            "corruption": str(self.corruption),
-            "fill": self.fill,
-            "min_targets": self.min_targets,
-            "seed": self.seed,
-            "predict": str(self.predict),
-        }
+        names = [*DESCRIBED]
         if self.keep is not None:
-            shown["keep"] = self.keep
+            names.append("keep")
         if self.visits != "random":
-            shown["visits"] = self.visits
+            names.append("visits")
+        shown = {}
+        for name in names:
+            value = getattr(self, name)
+            shown[name] = value if isinstance(value, int) else str(value)
         return shown
 
     def __repr__(self) -> str:
@@ -250,9 +277,9 @@ def some_labels(
     corrupt at p(t), but take the loss on a constant share.
     """
     at = np.flatnonzero(candidate)
-    pieces = np.arange(len(batch.begin))
+    pieces = np.arange(batch.pieces)
     # Draws with a purpose of their own leave the mask as it is without ``predict``.
-    rounding_P = keys.uniform(Purpose.PREDICT, pieces, np.full(len(pieces), -1, np.int32))
+    rounding_P = keys.uniform(Purpose.PREDICT, pieces, -1)
     wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
     wanted_P = np.maximum(wanted_P, 1) * (share > 0)
     draw = batch.draw(keys, Purpose.PREDICT, at)
@@ -298,13 +325,13 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
     return masked
 
 
-def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[dict[str, Array], int]:
+def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
     """(B, L') columns of pieces in their new lengths, and how many tokens were cut off."""
     assert shown.lengths is not None
-    pieces = np.arange(len(batch.begin))
+    pieces = np.arange(batch.pieces)
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
 
-    def in_rows(columns: dict[str, Array], length_B: Array) -> dict[str, Array]:
+    def in_rows(columns: Columns, length_B: Array) -> Columns:
         """Put the next ``length_B`` numbers (N,) in each row, padded at the end."""
         inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
         rows = {}
@@ -339,15 +366,13 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[dict[s
     return rows, cut
 
 
-_CHECKS: dict[str, Callable[..., object]] = {
+_MAKERS: dict[str, Callable[..., object]] = {
     "policy": policies.policy,
     "ratio": schedules.schedule,
     "predict": schedules.schedule,
     "corruption": corruptions.corruption,
-    "budget": partial(require_known, "budget", known=BUDGETS),
-    "fill": partial(require_known, "fill", known=FILLS),
-    "visits": partial(require_known, "visits", known=VISITS),
 }
+_KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
 class MaskingSettings(BaseModel):
@@ -384,10 +409,14 @@ class MaskingSettings(BaseModel):
     """How a row's masks in different epochs depend on each other: random, complement (each second
     visit masks what the first left) or coverage (over 1/ratio epochs every unit is masked once)."""
 
-    @field_validator(*_CHECKS)
+    @field_validator(*_MAKERS, *_KNOWN)
     @classmethod
-    def _known(cls, value: str | float, info: ValidationInfo) -> str | float:
-        _CHECKS[str(info.field_name)](value)
+    def _valid(cls, value: str | float, info: ValidationInfo) -> str | float:
+        name = str(info.field_name)
+        if name in _MAKERS:
+            _MAKERS[name](value)
+        else:
+            require_known(name, str(value), _KNOWN[name])
         return value
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:

@@ -67,9 +67,11 @@ class Schedule:
             # Sums such as 0.02 + 2 · 0.49 may exceed 1 by a rounding error.
             inside = (ratios >= -1e-9) & (ratios <= 1 + 1e-9)
             if not inside.all():
-                what = f"schedule {self.name} leaves the range"
-                got = round(float(ratios[~inside][0]), 4)
-                raise MaskwiseError(what, got=got, allowed="0 to 1")
+                raise MaskwiseError(
+                    f"schedule {self.name} leaves the range",
+                    got=round(float(ratios[~inside][0]), 4),
+                    allowed="0 to 1",
+                )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """The ratio at ``step``, or its mean over rows if each draws its ratio."""
@@ -85,6 +87,10 @@ class Schedule:
         if not total_steps or total_steps < 0:
             raise MaskwiseError(f"schedule {self.name} changes over time", do="give total_steps")
         return min(max(finite_number("step", step) / total_steps, 0.0), 1.0)
+
+    def always(self, ratio: float) -> bool:
+        """Whether the ratio is this one at every step."""
+        return not self.varies and self(0) == ratio
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
         """Ratios (P,) float64, from one uniform draw in (0, 1) per document piece."""
@@ -113,10 +119,11 @@ class FunctionSchedule(Schedule):
             ratio = float(self.function(step, total_steps or 0))
         except Exception as error:
             # A user's function may raise anything.
-            what = f"the ratio's {self.name} failed at step {step}"
-            got = f"{type(error).__name__}: {first_line(error)}"
-            do = "return a number for (step, total steps)"
-            raise MaskwiseError(what, got=got, do=do) from error
+            raise MaskwiseError(
+                f"the ratio's {self.name} failed at step {step}",
+                got=f"{type(error).__name__}: {first_line(error)}",
+                do="return a number for (step, total steps)",
+            ) from error
         return finite_number(f"the ratio of {self.name} at step {step}", ratio, least=0, most=1)
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
@@ -127,8 +134,10 @@ class FunctionSchedule(Schedule):
 
 
 def _no_curve(f: float, draw_P: Array) -> Ratio:
-    what = "a function cannot be part of another schedule"
-    raise MaskwiseError(what, do="compute it inside the function")
+    raise MaskwiseError(
+        "a function cannot be part of another schedule",
+        do="compute it inside the function",
+    )
 
 
 def constant(p: float = 0.15) -> Schedule:
@@ -160,17 +169,16 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
     def make(*args: Any, **kwargs: Any) -> Schedule:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        values: list[Any] = []
-        for parameter in parameters:
-            value = bound.arguments[parameter.name]
+        values = []
+        parts = []
+        # Only the last parameter may take several values.
+        for parameter, value in zip(parameters + parameters[-1:] * len(args), bound.args):
             if parameter.annotation == "Inner":
-                values.append(schedule(value))
-                continue
-            if parameter.kind is not parameter.VAR_POSITIONAL:
-                value = (value,)
-            for number in value:
-                values.append(finite_number(f"{parameter.name} of {name}", number))
-        parts = [value for value in values if isinstance(value, Schedule)]
+                value = schedule(value)
+                parts.append(value)
+            else:
+                value = finite_number(f"{parameter.name} of {name}", value)
+            values.append(value)
 
         def ratio(f: float, draw_P: Array) -> Ratio:
             inputs = []
@@ -299,16 +307,18 @@ def piecewise(f: float, *points: float) -> float:
     ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
     if not paired or list(at) != sorted(at) or not all(0 <= value <= 1 for value in points):
-        allowed = "two or more rising shares of training (0 to 1), each with a ratio (0 to 1)"
-        raise MaskwiseError("piecewise takes (share, ratio) pairs", got=points, allowed=allowed)
+        raise MaskwiseError(
+            "piecewise takes (share, ratio) pairs",
+            got=points,
+            allowed="two or more rising shares of training (0 to 1), each with a ratio (0 to 1)",
+        )
     return float(np.interp(f, at, ratios))
 
 
 @published
 def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
     """Scale another schedule up from 0 over the first ``share`` of training."""
-    if not 0 < share <= 1:
-        raise MaskwiseError("share of warm-up", got=share, allowed="above 0, at most 1")
+    finite_number("share of warm-up", share, least=1e-9, most=1)
     return inner(f) * min(1.0, f / share)
 
 
@@ -329,8 +339,7 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
     """Clip another schedule, whose ratios are in 0 to 1 by themselves, to ``low`` … ``high``."""
-    if low > high:
-        raise MaskwiseError("clipped: low is above high", got=(low, high), allowed="low ≤ high")
+    finite_number("low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
 
@@ -390,9 +399,8 @@ def _beta_quantiles(a: float, b: float) -> Array:
 def _bell_quantiles(centre: float, width: float) -> Array:
     from scipy.special import ndtr, ndtri
 
-    if not (0 <= centre <= 1 and 0.01 <= width <= 10):
-        allowed = "0 ≤ centre ≤ 1, 0.01 ≤ width ≤ 10"
-        raise MaskwiseError("bell: centre and width", got=(centre, width), allowed=allowed)
+    finite_number("centre of bell", centre, least=0, most=1)
+    finite_number("width of bell", width, least=0.01, most=10)
     low = ndtr(-centre / width)
     high = ndtr((1 - centre) / width)
     grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
@@ -431,5 +439,8 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
         # Callable objects have no name of their own.
         name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__
         return FunctionSchedule(f"function {name}", _no_curve, function=spec)
-    allowed = "a number, a schedule, its name, or a function"
-    raise MaskwiseError("not a masking ratio", got=repr(spec), allowed=allowed)
+    raise MaskwiseError(
+        "not a masking ratio",
+        got=repr(spec),
+        allowed="a number, a schedule, its name, or a function",
+    )

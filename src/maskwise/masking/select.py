@@ -21,13 +21,13 @@ two or three more passes over the units after the border.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies import Moment, Policy
@@ -102,11 +102,7 @@ def select(
             it only holds for single tokens: adding whole units would distort their
             probabilities.
 
-    Raises:
-        MaskwiseError: an unknown budget or fill.
     """
-    require_known("budget", budget, BUDGETS)
-    require_known("fill", fill, FILLS)
     tokens_P = units.tokens_P
     wanted_P = ratio_P * tokens_P
     # A piece with an expectation below half a target may have no target.
@@ -122,7 +118,13 @@ def select(
         usable = units.length * (units.weight > 0)
         usable_P = np.bincount(units.piece, usable, len(budget_P))
         budget_P *= usable_P >= budget_P
-    chosen = up_to(units, budget_P, keys, may_fill=may_fill, exact=budget == "exact")
+    chosen = up_to(
+        units,
+        budget_P,
+        keys,
+        may_fill=may_fill,
+        exact=budget == "exact",
+    )
     return Selection(units, chosen, ratio_P, budget_P)
 
 
@@ -148,7 +150,7 @@ def in_order(
     With ``budget_P``, units after the one that exceeds the budget of their piece may be missing.
     """
     key = unit_keys(units, keys, may_fill=may_fill)
-    pieces = len(units.batch.begin)
+    pieces = units.batch.pieces
     near = None
     if units.weight is None and budget_P is not None:
         near = _likely_first(units, key, budget_P)
@@ -278,25 +280,33 @@ def check_visits(visits: str, policy: Policy, **settings: object) -> None:
     if visits == "random":
         return
     if policy.needs_ratio:
-        what = f"visits: {visits} needs units and weights that do not depend on the ratio"
-        raise MaskwiseError(what, got=f"policy {policy}", do="take visits: random")
+        raise MaskwiseError(
+            f"visits: {visits} needs units and weights that do not depend on the ratio",
+            got=f"policy {policy}",
+            do="take visits: random",
+        )
     possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
     for setting, values in possible.items():
         if settings[setting] not in values:
-            what = f"visits: {visits} does not allow this {setting}"
-            raise MaskwiseError(what, got=settings[setting], allowed=values)
+            raise MaskwiseError(
+                f"visits: {visits} does not allow this {setting}",
+                got=settings[setting],
+                allowed=values,
+            )
 
 
-def visit_of(epoch: int | None, visits: str) -> tuple[int, bool]:
-    """The number of the pair of epochs, and whether this epoch is the second of its pair.
+def known_epoch(epoch: int | None, visits: str) -> int:
+    """The epoch.
 
     Raises:
         MaskwiseError: the epoch is unknown.
     """
     if epoch is None:
-        do = "give epoch=…; sources of a mix have epochs of their own: take visits: random there"
-        raise MaskwiseError(f"visits: {visits} needs the epoch", do=do)
-    return epoch // 2, epoch % 2 == 1
+        raise MaskwiseError(
+            f"visits: {visits} needs the epoch",
+            do="give epoch=…; sources of a mix have epochs of their own: take visits: random there",
+        )
+    return epoch
 
 
 def coverage(
@@ -313,24 +323,26 @@ def coverage(
     Raises:
         MaskwiseError: no epoch, or a ratio that changes.
     """
-    visit_of(moment.epoch, "coverage")
-    assert moment.epoch is not None
+    epoch = known_epoch(moment.epoch, "coverage")
     share = ratio(moment.step, moment.total_steps)
     if ratio.varies or ratio.random or not share > 0:
-        what = "visits: coverage needs one ratio above 0 for all steps and rows"
-        raise MaskwiseError(what, got=ratio, do="take a number, such as 0.25")
-    ratio_P = np.full(len(batch.begin), share)
+        raise MaskwiseError(
+            "visits: coverage needs one ratio above 0 for all steps and rows",
+            got=ratio,
+            do="take a number, such as 0.25",
+        )
+    ratio_P = np.full(batch.pieces, share)
     # Fractions, so that the parts of a round meet exactly: floats would leave a gap or overlap.
     exact_share = Fraction(share).limit_denominator(1 << 20)
     selections = []
-    for number, low, high in _stretches(exact_share, moment.epoch):
+    for number, low, high in _stretches(exact_share, epoch):
         keys = Keys(batch.example_id, seed=seed, epoch=number)
         units = policy.cut(batch, keys, moment)
         low_P = np.full_like(ratio_P, low)
         high_P = np.full_like(ratio_P, high)
-        selections.append(stretch(units, keys, low_P, high_P, ratio_P, may_fill=may_fill))
+        selections.append(stretch(units, keys, low_P, high_P, may_fill=may_fill))
     if len(selections) == 1:
-        return selections[0]
+        return replace(selections[0], ratio_P=ratio_P)
     # Two rounds may have different units, so the selected tokens become the units.
     tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
     return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
@@ -350,9 +362,7 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
     return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
 
 
-def stretch(
-    units: Units, keys: Keys, low_P: Array, high_P: Array, ratio_P: Array, *, may_fill: bool
-) -> Selection:
+def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array, *, may_fill: bool) -> Selection:
     """Sort units at random; select those whose middle lies between two shares of the tokens."""
     order = in_order(units, keys, may_fill=may_fill)
     piece = units.piece[order]
@@ -365,4 +375,4 @@ def stretch(
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True
-    return Selection(units, chosen, ratio_P)
+    return Selection(units, chosen, high_P - low_P)

@@ -16,7 +16,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.segments import listed, offsets, rank_within
+from maskwise.segments import listed, offsets, owners, rank_within
 
 STEPS = 80
 """The most steps of Newton's method to find τ; about five are needed."""
@@ -33,7 +33,7 @@ class Units:
     Attributes:
         batch: the batch that is partitioned.
         piece: (U,) int64, the piece of each unit.
-        number: (U,) int32, the index of each unit's draws, distinct within a piece.
+        number: (U,) int64, the index of each unit's draws, distinct within a piece.
         start: (U,) int64, the first token of each unit, if units are ranges in the order of the
             line; None for any others, see ``of_tokens``.
         length: (U,) int64, tokens of each unit.
@@ -56,9 +56,16 @@ class Units:
         if tokens is None:
             tokens = batch.eligible_at
         count_P = batch.count_at(tokens)
-        piece = np.repeat(np.arange(len(count_P)), count_P)
+        piece = owners(count_P)
         number = batch.place(tokens, count_P)
-        units = cls(batch, piece, number, tokens, np.ones_like(tokens), by_token=True)
+        units = cls(
+            batch,
+            piece,
+            number,
+            tokens,
+            np.ones_like(tokens),
+            by_token=True,
+        )
         units.count = units.tokens_P = count_P
         return units
 
@@ -89,17 +96,17 @@ class Units:
     @cached_property
     def unit(self) -> Array:
         """(M,) int64: the unit of each of ``tokens``."""
-        return np.repeat(np.arange(len(self.piece)), self.length)
+        return owners(self.length)
 
     @cached_property
     def count(self) -> Array:
         """(P,) int64: units in each piece."""
-        return np.bincount(self.piece, minlength=len(self.batch.begin))
+        return np.bincount(self.piece, minlength=self.batch.pieces)
 
     @cached_property
     def tokens_P(self) -> Array:
         """(P,) int64: tokens in units, whatever their weights; ratios are shares of these."""
-        return np.bincount(self.piece, self.length, len(self.batch.begin)).astype(np.int64)
+        return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:
         """(U,) int32: a draw for each unit."""
@@ -151,8 +158,10 @@ def check_weights(weight: Array, name: str = "a weight") -> None:
     """Raise unless all weights are finite and ≥ 0; otherwise nothing would be masked, silently."""
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
-        got = float(weight[~valid][0])
-        raise MaskwiseError(f"{name}: not a finite number ≥ 0", got=got)
+        raise MaskwiseError(
+            f"{name}: not a finite number ≥ 0",
+            got=float(weight[~valid][0]),
+        )
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
@@ -162,8 +171,8 @@ def runs(batch: AnnotatedBatch, ids: Array) -> Units:
     """
     start, length, barred = find_runs(batch, ids)
     count_P = batch.count_at(start)
-    piece = np.repeat(np.arange(len(count_P)), count_P)
-    number = rank_within(count_P).astype(np.int32)
+    piece = owners(count_P)
+    number = rank_within(count_P)
     if not len(barred):
         return Units(batch, piece, number, start, length)
     kept = np.ones(len(start), bool)

@@ -55,15 +55,21 @@ class Vocabulary:
         if isinstance(tokenizer, Vocabulary):
             return tokenizer
         if isinstance(tokenizer, type) or not hasattr(tokenizer, "all_special_ids"):
-            got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
-            do = "load it first: transformers.AutoTokenizer.from_pretrained(NAME)"
-            allowed = "a transformers tokenizer, or a Vocabulary"
-            raise MaskwiseError("a masker needs a tokenizer", got=got, allowed=allowed, do=do)
+            raise MaskwiseError(
+                "a masker needs a tokenizer",
+                got=repr(tokenizer),
+                allowed="a transformers tokenizer, or a Vocabulary",
+                do="load it first: transformers.AutoTokenizer.from_pretrained(NAME)",
+            )
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1
-        sentinels = [name for name in by_name if re.fullmatch(r"<extra_id_\d+>", name)]
-        sentinels.sort(key=lambda name: int(name[10:-1]))
-        special = {*tokenizer.all_special_ids, *(by_name[name] for name in sentinels)}
+        sentinels = []
+        for name, number in by_name.items():
+            found = re.fullmatch(r"<extra_id_(\d+)>", name)
+            if found:
+                sentinels.append((int(found[1]), number))
+        sentinel_ids = tuple(dict(sorted(sentinels)).values())
+        special = {*tokenizer.all_special_ids, *sentinel_ids}
         # Reserved tokens without a role are special only in the table of added tokens.
         for number, token in tokenizer.added_tokens_decoder.items():
             if token.special:
@@ -80,13 +86,16 @@ class Vocabulary:
         content = np.zeros(size, bool)
         content[list(by_name.values())] = True
         # Added tokens may have ids that the vocabulary does not list.
-        content[[number for number in special if number < size]] = False
+        numbers = np.array([*special], np.int64)
+        content[numbers[numbers < size]] = False
         eligible = content.copy()
         if unknown is not None:
             eligible[unknown] = False
         if not eligible.any():
-            got = f"{size} ids, all special"
-            raise MaskwiseError("the tokenizer has no ordinary token", got=got)
+            raise MaskwiseError(
+                "the tokenizer has no ordinary token",
+                got=f"{size} ids, all special",
+            )
         if pad is None:
             raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
         return cls(
@@ -95,7 +104,7 @@ class Vocabulary:
             pad=pad,
             content=content,
             eligible=eligible,
-            sentinels=tuple(by_name[name] for name in sentinels),
+            sentinels=sentinel_ids,
             bos=bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
             eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
             by_name=by_name,
@@ -123,9 +132,9 @@ class Vocabulary:
             MaskwiseError: the tokenizer has none.
         """
         if self.mask is None:
-            do = (
-                "use a masked-language-model tokenizer, or "
-                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
+            raise MaskwiseError(
+                "the tokenizer has no mask token",
+                do="use a masked-language-model tokenizer, or "
+                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})",
             )
-            raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask

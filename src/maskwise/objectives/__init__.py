@@ -14,15 +14,19 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
 from maskwise.objectives.base import Objective, Outcome
-from maskwise.objectives.contrastive import ContrastiveSentences
-from maskwise.objectives.denoising import Denoising, DenoisingAutoencoder, predicting
-from maskwise.objectives.detection import (
+from maskwise.objectives.denoising import (
+    CausalLanguageModelling,
+    Denoising,
+    DenoisingAutoencoder,
+    predicting,
+)
+from maskwise.objectives.discriminative import (
     AddedTokenDetection,
+    ContrastiveSentences,
     DeletedTokenDetection,
     ReplacedTokenDetection,
 )
 from maskwise.objectives.mlm import (
-    CausalLanguageModelling,
     EntityMaskedLanguageModelling,
     MaskedDiffusion,
     MaskedLanguageModelling,
@@ -100,7 +104,11 @@ class ObjectiveSettings(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> ObjectiveSettings:
         if shown := self.masking.get("corruption"):
-            require_fit(shown, self.kind, who=f"objective {self.objective}")
+            require_fit(
+                shown,
+                self.kind,
+                who=f"objective {self.objective}",
+            )
         return self
 
     @property
@@ -120,8 +128,10 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     if kind.kind == "encoder-decoder":
         kind.check({"corruption": shown})
     if kind.in_place and not corrupts.keeps_length:
-        do = f"for {who} take one that keeps lengths, such as bert"
-        raise MaskwiseError(f"corruption {shown} changes lengths", do=do)
+        raise MaskwiseError(
+            f"corruption {shown} changes lengths",
+            do=f"for {who} take one that keeps lengths, such as bert",
+        )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
         take = "one with target='detect'" if kind.detects else "another target, or bert"

@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Pieces, Rows
+from maskwise.masking.policies.base import Tensors
 from maskwise.masking.schedules import schedule
 from maskwise.weights import encoder_weights, multiplied_weights
 
@@ -74,7 +75,7 @@ Masking: TypeAlias = Mapping[str, Any]
 Inputs: TypeAlias = dict[str, Any]
 """Arguments of a model, by name."""
 
-Batch: TypeAlias = MaskedBatch | Mapping[str, Tensor]
+Batch: TypeAlias = "MaskedBatch | Tensors"
 """A masked batch, or a plain dict of model inputs with ``labels``."""
 
 
@@ -127,28 +128,28 @@ class Objective(nn.Module, ABC):
 
     model: PreTrainedModel
 
-    kind: ClassVar[Kind] = "encoder"
+    kind: Kind = "encoder"
     """The kind of model that it trains (``families.Adapter``)."""
 
-    masking: ClassVar[Masking] = {}
+    masking: Masking = {}
     """Its default masking."""
 
-    inherits: ClassVar[bool] = True
+    inherits = True
     """Whether a recipe's common masking applies to it."""
 
-    in_place: ClassVar[bool] = True
+    in_place = True
     """Whether a label belongs to the token at its place, so that a corruption must keep lengths."""
 
-    detects: ClassVar[bool] = False
+    detects = False
     """Whether its labels are 0 and 1 for unchanged and changed tokens."""
 
-    twins: ClassVar[bool] = False
+    twins = False
     """Whether a batch has every other row twice: an even number ≥ 4 on every rank."""
 
-    batches: ClassVar[Callable[..., Maker]] = Masker
+    batches: Callable[..., Maker] = Masker
     """What makes its batches, called with a tokenizer, the masking and ``seed``."""
 
-    layout: ClassVar[str] = "any"
+    layout: str = "any"
     """The rows it needs: "any", or "document": one text a row, with [CLS] before it."""
 
     precision: Precision = nullcontext
@@ -194,10 +195,14 @@ class Objective(nn.Module, ABC):
         *,
         seed: int,
         length: int | None = None,
-        **masking: Any,
+        **masking: object,
     ) -> Maker:
         """What makes its batches; ``length``: the positions of the model."""
-        return cls.batches(tokenizer, **cls.settings({}, masking), seed=seed)
+        return cls.batches(
+            tokenizer,
+            **cls.settings({}, masking),
+            seed=seed,
+        )
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """The loss of a uniform guess in nats per target, for batches of ``rows``."""
@@ -237,11 +242,12 @@ class Objective(nn.Module, ABC):
 
 def check_all_asked(objective: str, masking: Masking) -> None:
     """Raise if ``predict`` leaves out masked tokens, which the objective would take for text."""
-    predict = schedule(masking.get("predict", 1.0))
-    if predict.varies or predict(0) < 1:
-        what = f"objective {objective} needs a target at every masked token"
-        do = "give its arm masking: {predict: 1.0}"
-        raise MaskwiseError(what, got=f"predict {masking['predict']}", do=do)
+    if not schedule(masking.get("predict", 1.0)).always(1):
+        raise MaskwiseError(
+            f"objective {objective} needs a target at every masked token",
+            got=f"predict {masking['predict']}",
+            do="give its arm masking: {predict: 1.0}",
+        )
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:

@@ -1,25 +1,29 @@
-"""Denoising: a decoder writes the masked or the whole text.
+"""Objectives that predict a token from those before it: denoising, and causal modelling.
 
-``Denoising`` trains an encoder–decoder. ``DenoisingAutoencoder`` trains the sentence embeddings of
-an encoder: a decoder, which shares the encoder's embeddings and is not part of the checkpoint,
-restores a text from one vector of its remains.
+``Denoising`` trains an encoder–decoder to write the masked or the whole text.
+``DenoisingAutoencoder`` trains the sentence embeddings of an encoder: a decoder, which shares the
+encoder's embeddings and is not part of the checkpoint, restores a text from one vector of its
+remains. ``CausalLanguageModelling`` makes an encoder's attention causal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
-from maskwise.attention import Documents
+from maskwise.attention import NAME, Documents, separate
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind, adapter_of, decoder_inputs, width_of
-from maskwise.masking import MaskedBatch
+from maskwise.families import ENCODERS, adapter_of, decoder_inputs, width_of
+from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
+from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.policies.base import Tensors
 from maskwise.objectives.base import (
     Batch,
     Inputs,
@@ -63,16 +67,18 @@ class Denoising(MaskedLanguageModelling):
     (2, [[0, 0], [0, 1]])
     """
 
-    kind: ClassVar[Kind] = "encoder-decoder"
-    in_place: ClassVar[bool] = False
+    kind = "encoder-decoder"
+    in_place = False
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
         shown = masking.get("corruption", "bert")
         if corruption(shown).writes is None:
-            what = "objective denoise needs a corruption whose targets are a text to write"
-            allowed = "infill, infill(target='spans'), t5, delete, ul2, or any with target='full'"
-            raise MaskwiseError(what, got=f"corruption {shown}", allowed=allowed)
+            raise MaskwiseError(
+                "objective denoise needs a corruption whose targets are a text to write",
+                got=f"corruption {shown}",
+                allowed="infill, infill(target='spans'), t5, delete, ul2, any with target='full'",
+            )
         return None
 
     @classmethod
@@ -87,7 +93,11 @@ class Denoising(MaskedLanguageModelling):
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
             read = known["documents"].ids
-            known["decoder_documents"] = Documents(written, read=read, ends=batch.ends[1])
+            known["decoder_documents"] = Documents(
+                written,
+                read=read,
+                ends=batch.ends[1],
+            )
         ids = decoder_inputs(self.model.config, batch["labels"], written)
         return {**known, "decoder_input_ids": ids}
 
@@ -104,7 +114,7 @@ class Denoising(MaskedLanguageModelling):
 @torch.inference_mode()
 def generated(
     model: PreTrainedModel,
-    inputs: Mapping[str, Tensor],
+    inputs: Tensors,
     *,
     most: int,
     beams: int = 1,
@@ -122,7 +132,7 @@ def generated(
         length_penalty: exponent of the length that divides a beam's score.
     """
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
-    ids = {name: getattr(model.config, name, None) for name in names}
+    ids = {name: vars(model.config).get(name) for name in names}
     writer: Any = model  # mypy does not know ``generate``
     writer.generation_config = GenerationConfig(
         **ids,
@@ -158,7 +168,7 @@ class DenoisingAutoencoder(Objective):
     in_place = False
     inherits = False
     layout = "document"
-    masking: ClassVar[Masking] = {
+    masking = {
         "policy": "token",
         "ratio": 0.6,
         "corruption": "delete",
@@ -168,9 +178,11 @@ class DenoisingAutoencoder(Objective):
     def __init__(self, model: PreTrainedModel, *, layers: int = 1, pooling: str = "cls"):
         super().__init__()
         if layers < 1 or pooling not in ("cls", "mean"):
-            got = f"layers {layers}, pooling {pooling}"
-            allowed = "layers ≥ 1; pooling cls or mean"
-            raise MaskwiseError("objective tsdae", got=got, allowed=allowed)
+            raise MaskwiseError(
+                "objective tsdae",
+                got=f"layers {layers}, pooling {pooling}",
+                allowed="layers ≥ 1; pooling cls or mean",
+            )
         self.model = model
         self.pooling = pooling
         width = width_of(model)
@@ -183,7 +195,11 @@ class DenoisingAutoencoder(Objective):
             batch_first=True,
             norm_first=True,
         )
-        self.decoder = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
+        self.decoder = nn.TransformerDecoder(
+            layer,
+            layers,
+            norm=nn.LayerNorm(width),
+        )
         linear = nn.Identity if narrow == width else nn.Linear
         self.widen = linear(narrow, width)
         self.narrow = linear(width, narrow)
@@ -197,8 +213,11 @@ class DenoisingAutoencoder(Objective):
     def check(cls, masking: Masking) -> None:
         shown = str(masking.get("corruption", "delete"))
         if shown not in ("delete", "delete(target='full')"):
-            got = f"corruption {shown}"
-            raise MaskwiseError("objective tsdae deletes tokens", got=got, allowed="delete")
+            raise MaskwiseError(
+                "objective tsdae deletes tokens",
+                got=f"corruption {shown}",
+                allowed="delete",
+            )
 
     def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
@@ -244,3 +263,91 @@ def places(length: int, like: Tensor) -> Tensor:
     table[:, 0::2] = torch.sin(at * rate)
     table[:, 1::2] = torch.cos(at * rate)[:, : width // 2]
     return (0.1 * table).to(like.dtype)
+
+
+# Causal
+# -------------------------------------------------------------------------------------------
+
+# Only in this objective's passes is the model's attention causal (``attention.Documents``), so it
+# can precede masked language modelling, alternate with it, or be one of several objectives.
+
+
+class NextTokens(Masker):
+    """Batches without masks: the label of each place is the next token of its text.
+
+    >>> from maskwise.text import encode, train_tokenizer
+    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    >>> masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
+    >>> batch = masker(encode(tokenizer, ["the cat sat"]))
+    >>> tokenizer.convert_ids_to_tokens(batch.labels[batch.labels >= 0].tolist())
+    ['the', 'cat', 'sat']
+    """
+
+    def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
+        """As ``Masker``, at any step; special tokens and [UNK] are not targets."""
+        source = gather(rows, self.vocabulary)
+        text = source.piece if source.apart else source.row[source.piece]
+        # The first token of the next text does not follow from this one.
+        follows = source.eligible[1:] & (text[1:] == text[:-1])
+        labels = np.full(len(source.input_ids), IGNORE, np.int64)
+        labels[:-1][follows] = source.input_ids[1:][follows]
+        truth = torch.from_numpy(labels.reshape(source.shape))
+        batch = MaskedBatch.unmasked(source, truth, int(follows.sum()))
+        batch.vocabulary = self.vocabulary
+        return batch.to(device_of(rows))
+
+
+class CausalLanguageModelling(MaskedLanguageModelling):
+    """Cross-entropy of every next token, with causal attention.
+
+    Formula: sum over places i of −log p(token i + 1 | tokens up to i of the same text).
+    Inputs: a ``MaskedBatch`` of ``NextTokens`` (or a dict of model inputs with such ``labels``).
+    Requirements: a family whose attention maskwise replaces (``families.Adapter.separates``).
+    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for its place in the training.
+    """
+
+    masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
+    batches = NextTokens
+    inherits = False
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.check_model(model.config)
+        separate(model)
+        attention = model.config._attn_implementation
+        if attention != NAME:
+            raise MaskwiseError(
+                "objective clm cannot make this attention causal",
+                got=attention,
+                do="load the model with attn_implementation sdpa or eager",
+            )
+
+    @classmethod
+    def check(cls, masking: Masking) -> str | None:
+        own = [name for name, value in masking.items() if cls.masking.get(name) != value]
+        if own:
+            raise MaskwiseError(
+                "objective clm does not mask",
+                got=", ".join(own),
+                do="remove masking from its arm",
+            )
+        return None
+
+    @classmethod
+    def check_model(cls, config: PreTrainedConfig) -> None:
+        if not adapter_of(config).separates:
+            raise MaskwiseError(
+                "objective clm needs an attention that can be made causal",
+                got=config.model_type,
+                allowed=", ".join(name for name, family in ENCODERS.items() if family.separates),
+            )
+
+    def inputs(self, batch: Batch) -> Inputs:
+        inputs = model_inputs(self.model, batch)
+        if "documents" not in inputs:  # each row is one text
+            ids = inputs["input_ids"]
+            present = inputs.get("attention_mask", torch.ones_like(ids))
+            # 0 for tokens and −1 for padding: the whole row is one document.
+            one = present.to(ids.dtype) - 1
+            inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
+        return {**inputs, "documents": replace(inputs["documents"], causal=True)}

@@ -1,4 +1,4 @@
-"""Masked language modelling and its variants: of entities, causal, by diffusion, of span borders.
+"""Masked language modelling and its variants: of entities, by diffusion, of span borders.
 
 The vocabulary head is applied at targets only. Families without a known head
 (``families.ENCODERS``) use the model's own logits, which is slower and gives the same loss.
@@ -6,24 +6,21 @@ The vocabulary head is applied at targets only. Families without a known head
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
-from maskwise.attention import NAME, separate
 from maskwise.errors import MaskwiseError
-from maskwise.families import ENCODERS, adapter_of, masked_logits, prediction_head, width_of
-from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
-from maskwise.masking.corruptions import corruption
-from maskwise.masking.corruptions.base import mask_only
+from maskwise.families import adapter_of, masked_logits, prediction_head, width_of
+from maskwise.masking import IGNORE, MaskedBatch
+from maskwise.masking.corruptions import corruption, mask_only
 from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.diffusion import check as check_masking
-from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
@@ -42,11 +39,13 @@ from maskwise.objectives.base import (
     unrounded,
     weighted,
 )
-from maskwise.objectives.chunks import Chunks, output_of, too_many
 from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+
+Part: TypeAlias = Callable[..., Any]
 
 
 class MaskedLanguageModelling(Objective):
@@ -62,13 +61,10 @@ class MaskedLanguageModelling(Objective):
         super().__init__()
         self.model = model
 
-    compiled: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] | None = None
-    """``head_losses`` after ``torch.compile``, or None."""
+    compiled: Mapping[Part, Part] = MappingProxyType({})
+    """``head_losses`` and the work of chunks with their compiled versions, if there are any."""
 
-    chunks: Chunks = Chunks()
-    """Computes the losses where logits would be too many for memory."""
-
-    tells_right: bool = False
+    tells_right = False
     """Whether outcomes have ``right``; the head is then not compiled."""
 
     def forward(self, batch: Batch) -> Outcome:
@@ -96,17 +92,19 @@ class MaskedLanguageModelling(Objective):
     def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
         """(M,) float32: losses of targets from the encoder's states at their places."""
         family = adapter_of(self.model.config)
-        if family.ends_in_output and too_many(len(truth), self.model.config.vocab_size):
-            return self.chunks(*output_of(self.model, states_MH), truth)
-        compute = self.compiled or head_losses
-        return compute(self.model, states_MH, truth)
+        if family.ends_in_output and len(truth) * self.model.config.vocab_size > ENTRIES:
+            weights = output_of(self.model, states_MH)
+            return in_chunks(*weights, truth, compiled=self.compiled)
+        compute = self.compiled.get(head_losses, head_losses)
+        losses: Tensor = compute(self.model, states_MH, truth)
+        return losses
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
+            parts: list[Part] = [head_losses, losses_of, slopes_of]
             # The number of targets is another one at every step.
-            self.compiled = torch.compile(head_losses, dynamic=True)
-            self.chunks = Chunks(compiled=True)
+            self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
 
     def inputs(self, batch: Batch) -> Inputs:
         """The model's inputs of a batch."""
@@ -131,93 +129,12 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
         span layer will do: ``policy: guided(layer="phrase")``.
     """
 
-    masking: ClassVar[Masking] = {
+    masking = {
         "policy": "guided",
         "ratio": 0.5,
         "budget": "bernoulli",
         "min_targets": 0,
     }
-
-
-# Causal
-# -------------------------------------------------------------------------------------------
-
-# Only in this objective's passes is the model's attention causal (``attention.Documents``), so it
-# can precede masked language modelling, alternate with it, or be one of several objectives.
-
-
-class NextTokens(Masker):
-    """Batches without masks: the label of each place is the next token of its text.
-
-    >>> from maskwise.text import encode, train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
-    >>> masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
-    >>> batch = masker(encode(tokenizer, ["the cat sat"]))
-    >>> tokenizer.convert_ids_to_tokens(batch.labels[batch.labels >= 0].tolist())
-    ['the', 'cat', 'sat']
-    """
-
-    def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
-        """As ``Masker``, at any step; special tokens and [UNK] are not targets."""
-        source = gather(rows, self.vocabulary)
-        text = source.piece if source.apart else source.row[source.piece]
-        # The first token of the next text does not follow from this one.
-        follows = source.eligible[1:] & (text[1:] == text[:-1])
-        labels = np.full(len(source.input_ids), IGNORE, np.int64)
-        labels[:-1][follows] = source.input_ids[1:][follows]
-        truth = torch.from_numpy(labels.reshape(source.shape))
-        batch = MaskedBatch.unmasked(source, truth, int(follows.sum()))
-        batch.vocabulary = self.vocabulary
-        return batch.to(device_of(rows) or "cpu")
-
-
-class CausalLanguageModelling(MaskedLanguageModelling):
-    """Cross-entropy of every next token, with causal attention.
-
-    Formula: sum over places i of −log p(token i + 1 | tokens up to i of the same text).
-    Inputs: a ``MaskedBatch`` of ``NextTokens`` (or a dict of model inputs with such ``labels``).
-    Requirements: a family whose attention maskwise replaces (``families.Adapter.separates``).
-    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for its place in the training.
-    """
-
-    masking: ClassVar[Masking] = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
-    batches = NextTokens
-    inherits: ClassVar[bool] = False
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__(model)
-        self.check_model(model.config)
-        separate(model)
-        attention = model.config._attn_implementation
-        if attention != NAME:
-            what = "objective clm cannot make this attention causal"
-            do = "load the model with attn_implementation sdpa or eager"
-            raise MaskwiseError(what, got=attention, do=do)
-
-    @classmethod
-    def check(cls, masking: Masking) -> str | None:
-        own = [name for name, value in masking.items() if cls.masking.get(name) != value]
-        if own:
-            do = "remove masking from its arm"
-            raise MaskwiseError("objective clm does not mask", got=", ".join(own), do=do)
-        return None
-
-    @classmethod
-    def check_model(cls, config: PreTrainedConfig) -> None:
-        if not adapter_of(config).separates:
-            allowed = ", ".join(name for name, family in ENCODERS.items() if family.separates)
-            what = "objective clm needs an attention that can be made causal"
-            raise MaskwiseError(what, got=config.model_type, allowed=allowed)
-
-    def inputs(self, batch: Batch) -> Inputs:
-        inputs = model_inputs(self.model, batch)
-        if "documents" not in inputs:  # each row is one text
-            ids = inputs["input_ids"]
-            present = inputs.get("attention_mask", torch.ones_like(ids))
-            # 0 for tokens and −1 for padding: the whole row is one document.
-            one = present.to(ids.dtype) - 1
-            inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
-        return {**inputs, "documents": replace(inputs["documents"], causal=True)}
 
 
 # Diffusion: a random rate per row, weighted as a likelihood
@@ -226,9 +143,6 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 # The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step
 # estimates the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches and
 # their weights.
-
-OPTIONS = {"budget": "exact", "fill": "none", "visits": "random"}
-"""Settings of which masked diffusion has only some values, with their defaults."""
 
 
 class MaskedDiffusion(MaskedLanguageModelling):
@@ -244,7 +158,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     """
 
     batches = Noising
-    masking: ClassVar[Masking] = {
+    masking = {
         "ratio": "uniform(0, 1)",
         "budget": "exact",
         "corruption": "mask-only",
@@ -267,11 +181,18 @@ class MaskedDiffusion(MaskedLanguageModelling):
         check_all_asked("diffusion", masking)
         shown = corruption(masking["corruption"])
         if shown != mask_only():
-            what = "objective diffusion shows every chosen token as [MASK]"
-            raise MaskwiseError(what, got=shown, do="leave masking.corruption out")
+            raise MaskwiseError(
+                "objective diffusion shows every chosen token as [MASK]",
+                got=shown,
+                do="leave masking.corruption out",
+            )
         units = policy(masking["policy"])
-        options = {name: masking.get(name, value) for name, value in OPTIONS.items()}
-        check_masking(units, **options)
+        check_masking(
+            units,
+            budget=masking.get("budget", "exact"),
+            fill=masking.get("fill", "none"),
+            visits=masking.get("visits", "random"),
+        )
         rates = schedule(masking["ratio"])
         no_bound = "its loss is no bound on the likelihood"
         # A schedule may change in the run; its beginning, middle and end are enough to see that.
@@ -306,13 +227,15 @@ class SpanBoundary(Objective):
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 
-    masking: ClassVar[Masking] = {"policy": "span", "budget": "expected"}
+    masking = {"policy": "span", "budget": "expected"}
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         if prediction_head(model) is None:
-            what = "objective sbo needs a model whose prediction head is known"
-            raise MaskwiseError(what, got=type(model).__name__)
+            raise MaskwiseError(
+                "objective sbo needs a model whose prediction head is known",
+                got=type(model).__name__,
+            )
         wide = width_of(model)
         self.model = model
         self.place = nn.Embedding(LONGEST, wide)
@@ -361,3 +284,164 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     last_free = torch.where(target, -1, column).cummax(1).values
     next_free = torch.where(target, length, column).flip(1).cummin(1).values.flip(1)
     return last_free.clamp(min=0), next_free.clamp(max=length - 1), column - last_free - 1
+
+
+# Logits in chunks
+# -------------------------------------------------------------------------------------------
+
+# With a large vocabulary, cross-entropy is computed in chunks of targets. Logits of M targets over
+# V tokens, with their copy in single precision and both gradients, take 12 bytes times M times V:
+# 12 GB for 20,000 targets of 50,000 tokens. Here the logits of a chunk are made, used and dropped,
+# and made again in the backward pass: a third more multiplications in the output layer. torch's
+# ``linear_cross_entropy`` (2.13) does the same without a reduction, but rounds the losses to
+# bfloat16; here losses, and sums over chunks, have single precision.
+
+ENTRIES = 1 << 26
+"""Logits of a chunk, 256 MiB in single precision. With fewer in all there are no chunks."""
+
+
+def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the output layer multiplies (M, H), its weight (V, H) and its bias (V,).
+
+    For families whose head ``ends_in_output``.
+
+    Args:
+        states_MH: what the head is given.
+    """
+    layer: Any = model.get_output_embeddings()
+    if hasattr(model, "final_logits_bias"):
+        # BART's head is this layer, and a bias that is not trained.
+        bias: Any = model.final_logits_bias
+        return states_MH, layer.weight, bias[0]
+    head = prediction_head(model)
+    assert head is not None
+    # The layer passes on what the steps before it have computed.
+    layer.forward = lambda states_MH: states_MH
+    try:
+        before_MH = head(model, states_MH)
+    finally:
+        del layer.forward
+    return before_MH, layer.weight, layer.bias
+
+
+def losses_of(
+    states_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, truth_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses (M,) of a chunk, and the logarithms (M,) of the sums of their exponentials."""
+    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
+    total_M = logits_MV.logsumexp(-1)
+    return total_M - logits_MV.gather(-1, truth_M[:, None]).squeeze(-1), total_M
+
+
+def slopes_of(
+    states_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    truth_M: Tensor,
+    total_M: Tensor,
+    slope_M: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a chunk for states, weight and bias.
+
+    Args:
+        total_M: from ``losses_of``.
+        slope_M: the gradients of the losses.
+    """
+    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
+    share_MV = (logits_MV - total_M[:, None]).exp()
+    right_MV = torch.zeros_like(share_MV).scatter_(1, truth_M[:, None], 1.0)
+    slope_MV = (share_MV - right_MV) * slope_M[:, None]
+    rounded_MV = slope_MV.to(states_MH.dtype)
+    return rounded_MV @ weight_VH, rounded_MV.mT @ states_MH, slope_MV.sum(0)
+
+
+def in_chunks(
+    states_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    truth_M: Tensor,
+    *,
+    compiled: Mapping[Part, Part] = MappingProxyType({}),
+) -> Tensor:
+    """(M,) losses in single precision (double for double states).
+
+    Args:
+        states_MH: what the output layer multiplies.
+        weight_VH, bias_V: of the output layer.
+        truth_M: the right tokens.
+        compiled: compiled versions of the work of a chunk, which leave out most of its memory
+            traffic.
+    """
+    device = states_MH.device.type
+    dtype = states_MH.dtype
+    # Inside of a function of its own, autocast does not see the products.
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
+    return losses
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        truth_M: Tensor,
+        dtype: torch.dtype,
+        compiled: Mapping[Part, Part],
+    ) -> Tensor:
+        ctx.dtype = dtype
+        ctx.compiled = compiled
+        compute = compiled.get(losses_of, losses_of)
+        losses = []
+        totals = []
+        with torch.autocast(states_MH.device.type, enabled=False):
+            weight, bias = _cast(dtype, weight_VH, bias_V)
+            rows = _rows(weight_VH)
+            for states, truth in zip(
+                states_MH.split(rows),
+                truth_M.split(rows),
+                strict=True,
+            ):
+                loss, total = compute(states.to(dtype), weight, bias, truth)
+                losses.append(loss)
+                totals.append(total)
+        ctx.save_for_backward(states_MH, weight_VH, bias_V, truth_M, torch.cat(totals))
+        return torch.cat(losses)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
+        states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
+        of_states = torch.empty_like(states_MH)
+        # Sums over chunks keep the precision of the weights.
+        of_weight = torch.zeros_like(weight_VH)
+        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        compute = ctx.compiled.get(slopes_of, slopes_of)
+        with torch.autocast(states_MH.device.type, enabled=False):
+            weight, bias = _cast(ctx.dtype, weight_VH, bias_V)
+            rows = _rows(weight_VH)
+            columns = (states_MH, truth_M, total_M, slope_M, of_states)
+            for part in zip(*(column.split(rows) for column in columns), strict=True):
+                states, truth, total, slope, into = part
+                own, of_weights, of_biases = compute(
+                    states.to(ctx.dtype), weight, bias, truth, total, slope
+                )
+                into.copy_(own)
+                of_weight += of_weights
+                if of_bias is not None:
+                    of_bias += of_biases
+        return of_states, of_weight, of_bias, None, None, None
+
+
+def _cast(
+    dtype: torch.dtype, weight_VH: Tensor, bias_V: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    return weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
+
+
+def _rows(weight_VH: Tensor) -> int:
+    """Targets of a chunk."""
+    return max(1, ENTRIES // len(weight_VH))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives.base import Objective, Outcome, counted, unrounded
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ class Classification(Objective):
         taken = inspect.signature(model.forward).parameters
         self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
         losses = cross_entropy(
             logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
         )
         return Outcome(losses, torch.count_nonzero(labels != IGNORE))
 
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, batch: Tensors) -> Tensor:
         """(B, classes) or (B, L, classes)."""
         return self.model(**self.inputs(batch)).logits
 
-    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inputs(self, batch: Tensors) -> TensorDict:
         """The model's inputs of a batch."""
         return {name: value for name, value in batch.items() if name not in self._unused}
 
@@ -61,7 +61,7 @@ class Regression(Classification):
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
         return Outcome.of(error.square())
 
@@ -75,7 +75,7 @@ class MultiLabel(Classification):
     Source: Goodfellow et al. 2016, section 6.2.2.2.
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         logits = unrounded(self.logits(batch))
         labels = batch["labels"].to(logits.dtype)
         return Outcome.of(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
@@ -91,12 +91,16 @@ class MultipleChoice(Classification):
     Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         labels = batch["labels"]
-        losses = cross_entropy(unrounded(self.logits(batch)), labels, reduction="sum")
+        losses = cross_entropy(
+            unrounded(self.logits(batch)),
+            labels,
+            reduction="sum",
+        )
         return Outcome(losses, counted(len(labels), losses))
 
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, batch: Tensors) -> Tensor:
         """(B, C), −∞ where a question has no such choice."""
         choices = batch["choices"]
         # The model sees all sequences as choices of one question, so that questions may have
@@ -117,7 +121,7 @@ class SpanQuestionAnswering(Classification):
     Source: Devlin et al. 2019, section 4.2.
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         logits, labels = unrounded(self.logits(batch)), batch["labels"]
         # Start and end are two classifications over the tokens of the window.
         losses = cross_entropy(
@@ -125,7 +129,7 @@ class SpanQuestionAnswering(Classification):
         )
         return Outcome(losses, counted(labels.numel(), losses))
 
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, batch: Tensors) -> Tensor:
         """(B, L, 2) of start and end; −∞ at padding, so that a row does not depend on its batch."""
         out = self.model(**self.inputs(batch))
         both = torch.stack([out.start_logits, out.end_logits], dim=-1)

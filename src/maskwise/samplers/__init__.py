@@ -57,7 +57,12 @@ def sampler(
     }
     table = {}
     for name, made in SAMPLERS.items():
-        table[name] = partial(made, arms, seed=seed, **further.get(name, {}))
+        table[name] = partial(
+            made,
+            arms,
+            seed=seed,
+            **further.get(name, {}),
+        )
     return build("sampler", spec, table)
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import fold
+from maskwise.masking.policies.base import Numbers, TensorDict, Tensors
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
 
-Losses = Mapping[str, float] | Sequence[float] | Tensor
+Losses = Numbers | Sequence[float] | Tensor
 
 ROLLOUTS = 60
 """Rollouts of a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
@@ -51,7 +52,11 @@ class Sampler:
         self.notes: list[str] = []
         if not arms or len(set(arms)) < len(arms):
             raise MaskwiseError("a sampler needs arms with different names", got=list(arms))
-        self.share = torch.full((len(arms),), 1 / len(arms), dtype=torch.float64)
+        self.share = torch.full(
+            (len(arms),),
+            1 / len(arms),
+            dtype=torch.float64,
+        )
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         """Return the probability of each arm at a step, (K,) float64."""
@@ -91,11 +96,11 @@ class Sampler:
         """Return the names of the arms for which ``chosen`` (K,) is true."""
         return [arm for arm, known in zip(self.arms, chosen) if known]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         """Return everything that was learned; nothing for rules."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         """Resume from a ``state_dict``."""
         for name, value in state.items():
             setattr(self, name, value)
@@ -112,7 +117,11 @@ class Sampler:
             # An arm that was not probed counts as diverged, not as unchanged.
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
-            raise MaskwiseError("one loss for each arm", got=len(losses), allowed=len(self.arms))
+            raise MaskwiseError(
+                "one loss for each arm",
+                got=len(losses),
+                allowed=len(self.arms),
+            )
         return torch.as_tensor(losses, dtype=torch.float64)
 
 
@@ -129,7 +138,7 @@ class Single(Sampler):
             arm = self.arms[0]
         arm = str(arm)
         require_known("arm", arm, self.arms)
-        self.share = torch.tensor([name == arm for name in self.arms]).double()
+        self.share = torch.eye(len(arms), dtype=torch.float64)[self.arms.index(arm)]
 
 
 class Sequential(Sampler):
@@ -165,14 +174,18 @@ class Shares(Sampler):
     def __init__(self, arms: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0):
         super().__init__(arms, seed=seed)
         if len(shares) != len(arms):
-            got = f"{len(shares)} shares for {len(arms)} arms"
-            raise MaskwiseError("sampler shares: every arm needs a share", got=got)
+            raise MaskwiseError(
+                "sampler shares: every arm needs a share",
+                got=f"{len(shares)} shares for {len(arms)} arms",
+            )
         numbers = [share for share in shares if isinstance(share, int | float)]
         top = max([1, *numbers])
         # Schedules lie in 0 to 1, while plain numbers such as 2 and 1 are proportions.
         if top > 1 and len(numbers) < len(shares):
-            what = "sampler shares: numbers mixed with schedules must be from 0 to 1"
-            raise MaskwiseError(what, got=top)
+            raise MaskwiseError(
+                "sampler shares: numbers mixed with schedules must be from 0 to 1",
+                got=top,
+            )
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
@@ -198,8 +211,10 @@ class Temperature(Sampler):
     def __init__(self, arms: Sequence[str], *sizes: float, temperature: float = 1.0, seed: int = 0):
         super().__init__(arms, seed=seed)
         if len(sizes) != len(arms) or min(sizes) <= 0 or temperature <= 0:
-            got = f"sizes {list(sizes)}, temperature {temperature}"
-            raise MaskwiseError("sampler temperature: a size above 0 for each arm", got=got)
+            raise MaskwiseError(
+                "sampler temperature: a size above 0 for each arm",
+                got=f"sizes {list(sizes)}, temperature {temperature}",
+            )
         size = torch.tensor(sizes, dtype=torch.float64)
         self.share = torch.softmax(size.log() / temperature, 0)
 
@@ -234,8 +249,11 @@ class LossProportional(Sampler):
             chance = [1.0] * len(arms)
         self.chance = self.vector(chance)
         if not (self.chance > 0).all():
-            what = "sampler loss-proportional: chance levels"
-            raise MaskwiseError(what, got=chance, allowed="above 0")
+            raise MaskwiseError(
+                "sampler loss-proportional: chance levels",
+                got=chance,
+                allowed="above 0",
+            )
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         loss = self.vector(after) / self.chance
@@ -248,7 +266,7 @@ class LossProportional(Sampler):
         self.notes = [f"{arm}: the probe loss is not finite; no share" for arm in diverged]
         return self.share
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         return {"share": self.share}
 
 

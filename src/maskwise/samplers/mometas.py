@@ -13,13 +13,14 @@ one arm alone, and the reward has no baseline, so it drifts at random while ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
 TINY = 1e-6
@@ -99,7 +100,7 @@ class Learned(Sampler):
     def drawn(self) -> Tensor:
         """Return how often each arm was drawn in the rollout, (K,) float64."""
         names = list(self.rollout.values())
-        return torch.tensor([names.count(arm) for arm in self.arms], dtype=torch.float64)
+        return torch.tensor([*map(names.count, self.arms)], dtype=torch.float64)
 
     def reward(self, before: Losses, after: Losses) -> float:
         """Sum the gains of all arms, as training does."""
@@ -107,7 +108,11 @@ class Learned(Sampler):
 
     def gained(self, before: Losses, after: Losses) -> Tensor:
         """Return (K,) gains, 0 for arms whose loss is not finite, before or after."""
-        gain = gains(self.vector(before), self.vector(after), least=self.least)
+        gain = gains(
+            self.vector(before),
+            self.vector(after),
+            least=self.least,
+        )
         # Without the guard one infinite loss would ruin all logits.
         return gain.masked_fill(self.diverged(before, after), 0)
 
@@ -121,22 +126,17 @@ class Learned(Sampler):
         self.notes = []
         for arm in self.named(self.diverged(before, after)):
             self.notes.append(f"{arm}: the probe loss is not finite; it counts as no gain")
-        drawn = self.drawn() > 0
-        better = ", ".join(self.named(drawn & (gain > 0)))
-        if better:
-            for arm in self.named(~drawn & (gain < 0)):
-                self.notes.append(f"{arm} is starved: never drawn, it gets worse; better: {better}")
         return gain
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         steps = list(self.rollout)
-        arms = [self.arms.index(arm) for arm in self.rollout.values()]
+        arms = [*map(self.arms.index, self.rollout.values())]
         state = {"logits": self.logits, "rollout": torch.tensor([steps, arms], dtype=torch.int64)}
         for name in self.kept:
             state[name] = getattr(self, name)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         super().load_state_dict(state)
         self.rollout = {}
         for step, arm in state["rollout"].T.tolist():
@@ -196,7 +196,12 @@ class Mometas(Learned):
         every = interval(every, steps if scaled else None)
         if rows is None:
             rows = 128 if faithful else 64
-        super().__init__(arms, every=every, rows=rows, seed=seed)
+        super().__init__(
+            arms,
+            every=every,
+            rows=rows,
+            seed=seed,
+        )
         scale = 1.0
         if scaled:
             scale = every / PUBLISHED_EVERY
@@ -208,8 +213,11 @@ class Mometas(Learned):
         self.entropy = entropy
         self.faithful = faithful
         if lr <= 0 or entropy < 0:
-            got = f"lr {lr}, entropy {entropy}"
-            raise MaskwiseError("sampler mometas", got=got, allowed="lr > 0, entropy ≥ 0")
+            raise MaskwiseError(
+                "sampler mometas",
+                got=f"lr {lr}, entropy {entropy}",
+                allowed="lr > 0, entropy ≥ 0",
+            )
 
     def probed_rows(self, *, twins: bool) -> int:
         # The released code reads its rows once.
@@ -220,9 +228,11 @@ class Mometas(Learned):
     def update(self, before: Losses, after: Losses) -> Tensor:
         diverged = self.named(self.diverged(before, after))
         if self.faithful and diverged:
-            got = f"the probe loss of {', '.join(diverged)} is not finite"
-            do = "lower the learning rate, or drop faithful"
-            raise MaskwiseError("sampler mometas(faithful=True) has no guard", got=got, do=do)
+            raise MaskwiseError(
+                "sampler mometas(faithful=True) has no guard",
+                got=f"the probe loss of {', '.join(diverged)} is not finite",
+                do="lower the learning rate, or drop faithful",
+            )
         reward = float(self.guarded(before, after).sum())
         gradient = meta_gradient(self.logits, self.drawn(), reward, self.entropy)
         self.logits = self.logits - self.lr * gradient
@@ -278,14 +288,21 @@ class MometasPlus(Learned):
         steps: int | None = None,
         seed: int = 0,
     ):
-        super().__init__(arms, every=interval(every, steps), rows=rows, seed=seed)
+        super().__init__(
+            arms,
+            every=interval(every, steps),
+            rows=rows,
+            seed=seed,
+        )
         if memory is None:
             rollouts = ROLLOUTS if steps is None else steps / self.every
             memory = max(10.0, rollouts / 4)
         if not (0 < lr <= 1 and entropy > 0 and memory > 0 and 0 <= floor <= 1):
-            got = f"lr {lr}, entropy {entropy}, memory {memory}, floor {floor}"
-            allowed = "0 < lr ≤ 1, entropy and memory > 0, 0 ≤ floor ≤ 1"
-            raise MaskwiseError("sampler mometas-plus", got=got, allowed=allowed)
+            raise MaskwiseError(
+                "sampler mometas-plus",
+                got=f"lr {lr}, entropy {entropy}, memory {memory}, floor {floor}",
+                allowed="0 < lr ≤ 1, entropy and memory > 0, 0 ≤ floor ≤ 1",
+            )
         self.lr = lr
         self.entropy = entropy
         self.memory = memory

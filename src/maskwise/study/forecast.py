@@ -21,6 +21,7 @@ from typing import TypeAlias
 import torch
 
 from maskwise.constants import jobs_here
+from maskwise.devices import best_device, cache_folder, cpu_name, fast_bf16
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.objectives import objective_class
@@ -32,8 +33,6 @@ from maskwise.study.design import Design
 from maskwise.study.plan import Plan, stages_of
 from maskwise.study.stages import STAGE, Stage, named
 from maskwise.training import TrainingSettings
-from maskwise.training.engine import best_device, fast_bf16
-from maskwise.training.speed import cache_folder, cpu_name
 
 CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),

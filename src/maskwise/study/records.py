@@ -20,6 +20,7 @@ import torch
 
 from maskwise import __version__
 from maskwise.constants import REFERENCE
+from maskwise.devices import cpu_name
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import read_lines
@@ -32,7 +33,6 @@ from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.training.speed import cpu_name
 from maskwise.weights import memory
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")

@@ -26,6 +26,7 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.annotate.registry import annotator
+from maskwise.devices import fast_bf16
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, read_json
 from maskwise.recipe import Recipe
@@ -37,7 +38,6 @@ from maskwise.text import bundled_path
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
-from maskwise.training.engine import fast_bf16
 from maskwise.training.settings import ModelSettings
 
 DONE = "done.json"

@@ -21,6 +21,7 @@ import torch
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
+from maskwise.devices import best_device, peak_memory
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import evaluate
 from maskwise.families import width_of
@@ -39,8 +40,6 @@ from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.documents import Document
 from maskwise.text.prepared import first_characters
 from maskwise.training import train
-from maskwise.training.engine import best_device
-from maskwise.training.speed import peak_memory
 from maskwise.training.wrapping import blocks_of
 from maskwise.weights import memory
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from maskwise.constants import LOWER_IS_BETTER
+from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import file_hash, read_lines, require_own, write_lines
@@ -37,7 +38,6 @@ from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.engine import best_device
 from maskwise.training.log import NotFinite
 
 if TYPE_CHECKING:

@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
-from maskwise.masking.policies.base import Learner, Point
+from maskwise.masking.policies.base import Facts, Learner, Learners, Point, TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Maker, counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
+from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import check_finite
@@ -63,7 +64,7 @@ class Arms(Objective):
     def forward(self, batch: MaskedBatch) -> Outcome:
         return self.arm(batch.arm)(batch)
 
-    def heads(self) -> dict[str, Tensor]:
+    def heads(self) -> TensorDict:
         """The parameters of the heads, by arm; the checkpoint of the model does not have them."""
         of_model = set(self.model.parameters())
         heads = {}
@@ -117,12 +118,16 @@ class ArmsSource:
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
         arm = self.sampler.draw(step, self.settings.steps)
-        batches = self.sources[arm].batches(step, rank=rank, ranks=ranks)
+        batches = self.sources[arm].batches(
+            step,
+            rank=rank,
+            ranks=ranks,
+        )
         for batch in batches:
             batch.arm = arm
         return batches
 
-    def learners(self) -> dict[str, Learner]:
+    def learners(self) -> Learners:
         """The policies that learn, each from the batches of its arm."""
         learners = {}
         for arm, source in self.sources.items():
@@ -131,9 +136,9 @@ class ArmsSource:
                 learners[f"{arm} {name}"] = learner
         return learners
 
-    def places(self) -> dict[str, Learner]:
+    def places(self) -> Learners:
         """The streams, whose positions are saved; arms with the same rows share one."""
-        streams: dict[str, Learner] = {}
+        streams: Learners = {}
         for source in self.sources.values():
             streams |= source.places()
         return streams
@@ -192,19 +197,27 @@ class Probe:
         self.fresh = fresh
         self.rank = rank
         self.ranks = ranks
-        self.rows: dict[str, Tensor] = {}
+        self.rows: TensorDict = {}
         for arm, source in sources.items():
             count = len(held_out[arm])
             free = torch.ones(count, dtype=torch.bool)
             free[list(skip.get(arm, ()))] = False
             rows = free.nonzero().view(-1)
-            check_enough(arm, len(rows), of=count, size=sizes[arm])
+            check_enough(
+                arm,
+                len(rows),
+                of=count,
+                size=sizes[arm],
+            )
             self.rows[arm] = rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
             # A probe on training text would reward memorisation.
             both = np.intersect1d(source.rows.documents, held_out[arm].documents)
             if len(both):
-                what = f"the probe of arm {arm!r} and its training data share documents"
-                raise MaskwiseError(what, got=len(both), do="probe with other documents")
+                raise MaskwiseError(
+                    f"the probe of arm {arm!r} and its training data share documents",
+                    got=len(both),
+                    do="probe with other documents",
+                )
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
@@ -241,7 +254,12 @@ class Probe:
         halves = []
         for half in (chosen[::2], chosen[1::2]):
             pieces = self.held_out[arm].batch(half[self.rank :: self.ranks])
-            batch = self.maskers[arm](pieces, step=middle, total_steps=self.total_steps, epoch=turn)
+            batch = self.maskers[arm](
+                pieces,
+                step=middle,
+                total_steps=self.total_steps,
+                epoch=turn,
+            )
             halves.append(batch.to(device))
         return halves
 
@@ -271,7 +289,11 @@ class SamplerLearner(Learner):
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, count).double()
         # (3, K): the latest losses on the probe, and on its halves.
-        self.before = torch.full((3, count), torch.nan, dtype=torch.float64)
+        self.before = torch.full(
+            (3, count),
+            torch.nan,
+            dtype=torch.float64,
+        )
         # (T, 2): the reward of each rollout on either half.
         self.rewards = torch.zeros(0, 2).double()
         # The step of the last probe; seconds spent on probes, and on the run with them.
@@ -337,7 +359,7 @@ class SamplerLearner(Learner):
         # A line of metrics may cover several updates of the sampler; each note appears once.
         self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
 
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Facts:
         """The sampler's fields in a line of metrics; docs/files.md describes them."""
         self._take_in()
         total, divisor, _, _, steps = self.line_sums
@@ -368,7 +390,11 @@ class SamplerLearner(Learner):
 
     def _named(self, values: Tensor) -> dict[str, float]:
         """Values by arm, without NaN."""
-        named = zip(self.sampler.arms, values.tolist(), strict=True)
+        named = zip(
+            self.sampler.arms,
+            values.tolist(),
+            strict=True,
+        )
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
@@ -383,23 +409,19 @@ class SamplerLearner(Learner):
             spent[arm] = dict(zip(names, counts))
         return spent
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         self._take_in()
-        state = {name: getattr(self, name) for name in self.kept}
-        for name, value in self.sampler.state_dict().items():
-            state[f"sampler.{name}"] = value
+        state = states({"sampler": self.sampler})
+        for name in self.kept:
+            state[name] = getattr(self, name)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         self.seen = []
         self.steps = torch.zeros_like(self.steps)
-        sampler = {}
-        for name, value in state.items():
-            if name.startswith("sampler."):
-                sampler[name.removeprefix("sampler.")] = value
-            else:
-                setattr(self, name, value)
-        self.sampler.load_state_dict(sampler)
+        restore({"sampler": self.sampler}, state)
+        for name in self.kept:
+            setattr(self, name, state[name])
 
 
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints: states to resume from, the best model so far, and folders for transformers.
+"""What a training writes: states to resume from, metrics, its best model, transformers folders.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
 optimiser states as safetensors, everything else as JSON, and no pickle. Training waits until the
@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from maskwise.constants import rank_here
 from maskwise.families import UNLIMITED, most_tokens
-from maskwise.folders import damage, read_json, write_folder, write_json
+from maskwise.folders import (
+    damage,
+    read_json,
+    read_lines,
+    write_folder,
+    write_json,
+    write_lines,
+    writing,
+)
+from maskwise.masking.policies.base import Facts, Learner, TensorDict, Tensors
 from maskwise.models import without_advice
+from maskwise.samplers import Sampler
 from maskwise.training import wrapping
 from maskwise.weights import merged
 
@@ -41,7 +50,6 @@ class Totals(BaseModel):
         tokens, targets: how many the model was trained on.
         loss: the loss in the last line of metrics that had targets; None if there is none.
         seconds: the duration, including the time before a stop.
-        lines: the number of lines in ``metrics.jsonl``; None in old states, which lack it.
         skipped: updates that were skipped because they were not finite.
         losses, sums: those since the last line of metrics.
     """
@@ -50,7 +58,6 @@ class Totals(BaseModel):
     targets: int = 0
     loss: float | None = None
     seconds: float = 0.0
-    lines: int | None = None
     skipped: int = 0
     losses: list[float] = []
     sums: dict[str, float] = {}
@@ -88,7 +95,7 @@ class States:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, state: State, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def save(self, state: State, files: Mapping[str, Tensors]) -> None:
         """Copy the tensors of each file, and let the thread write them.
 
         Raises:
@@ -98,7 +105,7 @@ class States:
         self.wait()
         copies = {}
         for name, tensors in files.items():
-            copies[name] = {key: copied(tensor) for key, tensor in tensors.items()}
+            copies[name] = copied(tensors)
         self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
@@ -116,7 +123,7 @@ class States:
         """Let the thread finish; its errors are not raised."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, state: State, files: Mapping[str, dict[str, Tensor]]) -> None:
+    def _write(self, state: State, files: Mapping[str, TensorDict]) -> None:
         def fill(target: Path) -> None:
             for name, tensors in files.items():
                 save_file(tensors, target / name)
@@ -147,11 +154,74 @@ class States:
         return None
 
 
-def copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+class Metrics:
+    """Lines of JSON in a file.
+
+    Args:
+        path: the file; None: write nothing.
+        keep_until: lines of later steps are dropped, because a resumed run writes them again; a new
+            run (0) starts with an empty file.
+    """
+
+    def __init__(self, path: Path | None, *, keep_until: int = 0):
+        self.path = path
+        if path is None:
+            return
+        kept = read_lines(path) if keep_until else []
+        kept = [line for line in kept if _step(line) <= keep_until]
+        write_lines(path, kept)
+        # Unbuffered: on a full disk, a buffer would be written again on closing.
+        with writing(path):
+            self.file = path.open("ab", buffering=0)
+
+    def write(self, line: Facts) -> None:
+        if self.path is None:
+            return
+        rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with writing(self.path):
+            # A nearly full disk accepts a part of the line before it raises an error.
+            while rest:
+                rest = rest[self.file.write(rest) :]
+
+    def close(self) -> None:
+        if self.path:
+            self.file.close()
 
 
-def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+def _step(line: Facts) -> float:
+    step = line.get("step", 0)
+    return step if isinstance(step, int) else math.inf
+
+
+def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:
+    """The states of all learners as one flat dict."""
+    flat = {}
+    for name, learner in learners.items():
+        for key, value in learner.state_dict().items():
+            flat[f"{name}.{key}"] = value
+    return flat
+
+
+def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
+    """Load the result of ``states``."""
+    for name, learner in learners.items():
+        state = {}
+        # Names of arms may contain dots, so keys cannot be split at the first one.
+        prefix = f"{name}."
+        for key, value in flat.items():
+            if key.startswith(prefix):
+                state[key.removeprefix(prefix)] = value
+        learner.load_state_dict(state)
+
+
+def copied(tensors: Tensors) -> TensorDict:
+    copies = {}
+    for name, tensor in tensors.items():
+        copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return copies
+
+
+def changes(before: Facts, now: Facts) -> str:
     """List the settings that differ, each with its old value."""
     changed = []
     for name, value in now.items():
@@ -180,7 +250,7 @@ class Best:
         if isinstance(known, float) and damage(self.folder) is None:
             self.loss = known
 
-    def offer(self, step: int, lines: Sequence[Mapping[str, object]]) -> None:
+    def offer(self, step: int, lines: Sequence[Facts]) -> None:
         """Save the model if it is the best so far.
 
         Args:
@@ -205,7 +275,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     *,
     card: str | None = None,
-    heads: Mapping[str, Tensor] | None = None,
+    heads: Tensors | None = None,
 ) -> None:
     """Write a transformers folder with a manifest, atomically.
 
@@ -237,6 +307,6 @@ def save_checkpoint(
         if card:
             (target / "README.md").write_text(card, encoding="utf-8")
         if heads:
-            save_file({k: copied(t) for k, t in heads.items()}, target / "heads.safetensors")
+            save_file(copied(heads), target / "heads.safetensors")
 
     write_folder(folder, fill)

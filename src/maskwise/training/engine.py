@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,25 +20,24 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    LoggerType,
-)
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
 from maskwise.constants import ranks_here
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.devices import coming_back, fast_bf16
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.keys import fold
+from maskwise.masking.policies.base import Numbers, TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
-from maskwise.training.data import Batch, Step, coming_back
+from maskwise.training.data import Batch, Step
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
 
@@ -109,8 +108,10 @@ class Engine:
         check_batch_size(settings, self.ranks)
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
-            what = "training.shard takes one objective: probes of several need all weights at once"
-            raise MaskwiseError(what, do="leave it out (every process keeps a copy)")
+            raise MaskwiseError(
+                "training.shard takes one objective: probes of several need all weights at once",
+                do="leave it out (every process keeps a copy)",
+            )
         self.states: States | None = None
         self.hosts = self.ahead = None
         self.matmul_precision = torch.get_float32_matmul_precision()
@@ -148,13 +149,18 @@ class Engine:
             self._load_weights(state)
         if self.sharded:
             bf16 = self.accelerator.mixed_precision == "bf16"
-            self.wrapped: Any = wrapping.Sharded(objective, self.device, self.ranks, bf16=bf16)
+            self.wrapped: Any = wrapping.Sharded(
+                objective,
+                self.device,
+                self.ranks,
+                bf16=bf16,
+            )
         else:
             self.wrapped = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective, settings)
         self.start = 0
         self.totals = Totals()
-        self.learned: dict[str, Tensor] = {}
+        self.learned: TensorDict = {}
         if state is not None:
             self._load_rest(state)
 
@@ -219,7 +225,7 @@ class Engine:
             self.wrapped.reshard()
         return result
 
-    def summed(self, sums: Mapping[str, float], *, ahead: bool = False) -> dict[str, float]:
+    def summed(self, sums: Numbers, *, ahead: bool = False) -> dict[str, float]:
         """Sums over all ranks, in float64.
 
         Args:
@@ -227,8 +233,8 @@ class Engine:
         """
         if self.ranks == 1:
             return dict(sums)
-        names = sorted(sums)
-        tensor = torch.tensor([sums[n] for n in names], dtype=torch.float64)
+        names, values = zip(*sorted(sums.items()))
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.ahead if ahead else self.hosts)
         return dict(zip(names, tensor.tolist(), strict=True))
 
@@ -246,7 +252,7 @@ class Engine:
 
     # States to resume from
 
-    def save(self, step: int, totals: Totals, learned: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, totals: Totals, learned: Tensors) -> None:
         """Write a state in the background.
 
         Args:
@@ -296,8 +302,11 @@ class Engine:
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
         if changed:
-            what = f"{path} is of a run with other settings"
-            raise MaskwiseError(what, got=changed, do="give a new folder")
+            raise MaskwiseError(
+                f"{path} is of a run with other settings",
+                got=changed,
+                do="give a new folder",
+            )
         changed = changes(state.bits, self._bits())
         if changed:
             same = "the same run but for rounding and dropout"
@@ -339,15 +348,19 @@ def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
     """Raise if ranks and micro-batches do not divide the batch size."""
     size = settings.batch_size
     if size < ranks:
-        do = "raise training.batch_size, or start fewer processes"
-        got = f"batch_size {size} for {ranks} processes"
-        raise MaskwiseError("more processes than rows in a batch", got=got, do=do)
+        raise MaskwiseError(
+            "more processes than rows in a batch",
+            got=f"batch_size {size} for {ranks} processes",
+            do="raise training.batch_size, or start fewer processes",
+        )
     if size % (settings.accumulate * ranks):
-        what = "batch_size must be a multiple of accumulate × processes"
-        raise MaskwiseError(what, got=f"{size} for {settings.accumulate} × {ranks}")
+        raise MaskwiseError(
+            "batch_size must be a multiple of accumulate × processes",
+            got=f"{size} for {settings.accumulate} × {ranks}",
+        )
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
@@ -367,12 +380,14 @@ def new_accelerator(
     if precision == "auto":
         precision = "bf16" if fast_bf16() else "no"
     trackers = list(settings.trackers)
-    for name in trackers:
-        if name not in LoggerType.list():
-            raise unknown_name("tracker", name, set(LoggerType.list()) - {"all"})
     if trackers and folder is None:
-        got = ", ".join(trackers)
-        raise MaskwiseError("trackers need a folder to write to", got=got, do="give a folder")
+        raise MaskwiseError(
+            "trackers need a folder to write to",
+            got=", ".join(trackers),
+            do="give a folder",
+        )
+    for name in trackers:
+        require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
     # Accelerate keeps one state per process and refuses another precision.
     AcceleratorState._reset_state()
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
@@ -388,17 +403,15 @@ def new_accelerator(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
-        got = f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected"
-        do = "start them with torchrun"
-        raise MaskwiseError("the processes do not know each other", got=got, do=do)
-    installed = {getattr(tracker, "value", str(tracker)) for tracker in accelerator.log_with}
-    lacking = sorted(set(trackers) - {"all"} - installed)
-    if lacking:
-        do = f"install {lacking[0]}, or leave it out of trackers"
-        raise MaskwiseError(f"tracker {lacking[0]!r} is not installed", do=do)
+        raise MaskwiseError(
+            "the processes do not know each other",
+            got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
+            do="start them with torchrun",
+        )
     if trackers:
-        config = {name: str(value) for name, value in settings.model_dump().items()}
-        accelerator.init_trackers("maskwise", config=config)
+        # Trackers take no lists.
+        config = settings.model_dump()
+        accelerator.init_trackers("maskwise", config=dict(zip(config, map(str, config.values()))))
     return accelerator
 
 
@@ -417,22 +430,6 @@ class Agreement:
             own = self.accelerator.reduce(own.to(self.accelerator.device).double())
         arrived = coming_back(own)
         return lambda: torch.round(arrived().double() * ROUND) / ROUND
-
-
-def best_device() -> torch.device:
-    """Where a training would run: the accelerator, if there is one."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def fast_bf16() -> bool:
-    """Whether the hardware trains faster in bf16 than in float32.
-
-    Among CPUs, only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
-    times as long as in float32 (``benchmarks/quick_step.py``).
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
 
 
 def leave() -> None:

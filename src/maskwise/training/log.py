@@ -7,11 +7,10 @@ docs/files.md documents the fields of a line.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,15 +19,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from maskwise.devices import matmul_rate, peak_memory
 from maskwise.errors import MaskwiseError
-from maskwise.folders import finite, read_lines, write_lines, writing
-from maskwise.masking.policies.base import Learner
-from maskwise.training.checkpoint import Totals
+from maskwise.folders import finite
+from maskwise.masking.policies.base import Facts, Learner
+from maskwise.objectives import Objective
+from maskwise.objectives.base import Work, trained
+from maskwise.training.arms import Arms
+from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
-from maskwise.training.speed import Meter
+from maskwise.weights import attention_work, held_share
 
-Evaluate = Callable[[int], Sequence[Mapping[str, object]]]
+Evaluate = Callable[[int], Sequence[Facts]]
 """Takes the number of completed updates, and returns lines of metrics."""
 
 MOST_SKIPPED = 20
@@ -78,10 +81,6 @@ class Log:
         self.skipped_in_a_row = 0
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
         self.metrics = Metrics(path, keep_until=engine.start)
-        lost = (self.totals.lines or 0) - self.metrics.lines
-        if path and lost > 0:
-            lines = f"{lost} of {self.totals.lines} lines"
-            engine.say(f"{path} has lost {lines}, so curves will have a gap")
         self.meter = Meter(
             engine.objective,
             engine.device,
@@ -91,7 +90,12 @@ class Log:
             known=path is not None,
         )
         hidden = quiet or not engine.first
-        self.progress = Progress(title, self.settings.steps, engine.start, hidden=hidden)
+        self.progress = Progress(
+            title,
+            self.settings.steps,
+            engine.start,
+            hidden=hidden,
+        )
 
     def __enter__(self) -> Log:
         self.progress.bar.start()
@@ -117,9 +121,9 @@ class Log:
             NotFinite: a loss or gradient is not finite on any rank, unless its update was skipped.
             MaskwiseError: not one target so far.
         """
-        last = self.window[-1]
         losses, sums = self._read(done)
         totals = self.totals
+        last = self.window[-1]
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
@@ -134,23 +138,31 @@ class Log:
         totals.seconds = time.perf_counter() - self.began
         asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
         if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
-            what = f"not one target in the first {done} steps: there is nothing to learn from"
-            raise MaskwiseError(what, got="0 targets", do="look at the masks: maskwise inspect")
-        line: dict[str, Any] = {"loss": mean, "targets": int(sums["targets"]), **facts}
-        line["tokens"] = totals.tokens
-        line["lr"] = last.rate
-        line["grad_norm"] = finite(float(last.norm))
+            raise MaskwiseError(
+                f"not one target in the first {done} steps: there is nothing to learn from",
+                got="0 targets",
+                do="look at the masks: maskwise inspect",
+            )
+        line: dict[str, Any] = {
+            "loss": mean,
+            "targets": int(sums["targets"]),
+            **facts,
+            "tokens": totals.tokens,
+            "lr": last.rate,
+            "grad_norm": finite(float(last.norm)),
+        }
         if self.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
         speed = self.meter.read(left=self.settings.steps - done)
-        learned: dict[str, object] = {}
+        learned = {}
         for learner in self.learners.values():
             for name, value in learner.facts().items():
                 learned[f"{learner.arm} {name}".lstrip()] = value
         late = {"speed": speed, "seconds": round(totals.seconds, 3)}
-        self._write({"kind": "train", "step": done, **line, **learned, **late})
-        shares = {f"source/{name}": share for name, share in line.get("sources", {}).items()}
-        self._track("train", {**line, **speed, **shares}, done)
+        self.metrics.write({"kind": "train", "step": done, **line, **learned, **late})
+        self._track("train", {**line, **speed}, done)
+        if "sources" in facts:
+            self._track("train/source", facts["sources"], done)
         mfu = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
         rate = f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, {speed['memory_gib']:.1f} GiB"
         shown = {"loss": totals.loss, "ratio": facts.get("ratio"), "padding": facts.get("padding")}
@@ -169,10 +181,11 @@ class Log:
         for update in self.window:
             values += [*update.losses, update.norm]
             sizes.append(len(update.losses) + 1)
-        parts = [part.tolist() for part in torch.stack(values).cpu().split(sizes)]
-        wrong: dict[str, float] = {}
-        for number, part in enumerate(parts):
-            wrong[f"{number:09}"] = not all(map(math.isfinite, part))
+        parts: list[list[float]] = []
+        wrong = {}
+        for part in torch.stack(values).cpu().split(sizes):
+            wrong[f"{len(parts):09}"] = not part.isfinite().all()
+            parts.append(part.tolist())
         # All ranks skip an update that is not finite on one of them.
         bad = self.engine.summed(wrong).values()
         first = done - len(self.window) + 1
@@ -198,11 +211,11 @@ class Log:
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
-            self._write({"kind": "eval", "step": done, **line})
+            self.metrics.write({"kind": "eval", "step": done, **line})
             self._track(f"eval/{line.get('masks', 'task')}", line, done)
         return any(line.get("enough") for line in lines)
 
-    def _track(self, prefix: str, line: Mapping[str, object], done: int) -> None:
+    def _track(self, prefix: str, line: Facts, done: int) -> None:
         """Send the numbers of a line to the trackers, which accept nothing else."""
         numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
         self.engine.accelerator.log(numbers, step=done)
@@ -224,10 +237,6 @@ class Log:
             self.totals.losses = losses if self.engine.first else []
             self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
 
-    def _write(self, line: Mapping[str, object]) -> None:
-        self.metrics.write(line)
-        self.totals.lines = self.metrics.lines
-
 
 def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     """Return the error for an update.
@@ -246,46 +255,6 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
         got = "finite ones here"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
     return NotFinite(what, got=got, do=do)
-
-
-class Metrics:
-    """Lines of JSON in a file.
-
-    Args:
-        path: the file; None: write nothing.
-        keep_until: lines of later steps are dropped, because a resumed run writes them again; a new
-            run (0) starts with an empty file.
-
-    Attributes:
-        lines: the number of lines.
-    """
-
-    def __init__(self, path: Path | None, *, keep_until: int = 0):
-        self.path = path
-        self.lines = 0
-        if path is None:
-            return
-        kept = read_lines(path) if keep_until else []
-        kept = [line for line in kept if _step(line) <= keep_until]
-        write_lines(path, kept)
-        # Unbuffered: on a full disk, a buffer would be written again on closing.
-        with writing(path):
-            self.file = path.open("ab", buffering=0)
-        self.lines = len(kept)
-
-    def write(self, line: Mapping[str, object]) -> None:
-        if self.path is None:
-            return
-        rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        with writing(self.path):
-            # A nearly full disk accepts a part of the line before it raises an error.
-            while rest:
-                rest = rest[self.file.write(rest) :]
-        self.lines += 1
-
-    def close(self) -> None:
-        if self.path:
-            self.file.close()
 
 
 class Progress:
@@ -310,7 +279,13 @@ class Progress:
             console=console,
             disable=hidden or not console.is_terminal,
         )
-        self.task = self.bar.add_task(title, total=total, completed=start, note="", rate="")
+        self.task = self.bar.add_task(
+            title,
+            total=total,
+            completed=start,
+            note="",
+            rate="",
+        )
 
     def advance(self) -> None:
         self.bar.advance(self.task)
@@ -321,9 +296,111 @@ class Progress:
         if speed and not rate:
             rate = f"{speed:.1f} steps/s"
         known = [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
-        self.bar.update(self.task, note="  ".join(known), rate=rate)
+        self.bar.update(
+            self.task,
+            note="  ".join(known),
+            rate=rate,
+        )
 
 
-def _step(line: Mapping[str, object]) -> float:
-    step = line.get("step", 0)
-    return step if isinstance(step, int) else math.inf
+# The speed of a training: tokens per second and model FLOPs utilisation (MFU)
+# -------------------------------------------------------------------------------------------
+
+# MFU = FLOPs of the model per second / FLOPs per second of a large matrix product
+#
+# The FLOPs are those of useful work: weights outside the embeddings for every token of the text,
+# heads for every target (``Objective.work``), and attention within documents (Σ length²). Padding
+# and recomputation count as waste. The denominator is measured on the device, once a process for
+# each precision; on a busy machine it comes out low.
+
+
+class Meter:
+    """Measures a training between two lines of metrics.
+
+    Args:
+        objective: what is trained.
+        device: of this process.
+        precision: "bf16" or "no".
+        ranks: processes in all.
+        frozen: whether the encoder is not trained.
+        known: whether to measure the rate of matrix products, which takes a moment.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        device: torch.device,
+        precision: str,
+        *,
+        ranks: int,
+        frozen: bool,
+        known: bool,
+    ):
+        self.objective = objective
+        self.device = device
+        self.ranks = ranks
+        self.frozen = frozen
+        # The work of an objective without a transformers model is not known.
+        counted = known and hasattr(objective, "model")
+        self.rate = matmul_rate(device, precision) if counted else None
+        self.held = held_share(objective.model) if counted else 0.0
+        self.per_arm: dict[str, tuple[int, int]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.tokens = self.flops = 0.0
+        self.steps = 0
+        self.began = time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        """Count a step, as this rank saw it."""
+        self.steps += 1
+        tokens = step.facts.get("tokens", 0.0)
+        self.tokens += tokens
+        if self.rate is None:
+            return
+        arm = ""
+        objective = self.objective
+        if isinstance(objective, Arms):
+            arm = step.batches[0].arm
+            objective = objective.arm(arm)
+        # Counting weights takes as long as a small step.
+        if arm not in self.per_arm:
+            per_token = self._trained(objective.work(1, 0), held=self.held)
+            per_target = self._trained(objective.work(0, 1), held=self.held)
+            self.per_arm[arm] = per_token, per_target
+        per_token, per_target = self.per_arm[arm]
+        config = self.objective.model.config
+        attention = Work(attention_work(config, tokens, step.facts.get("squares", 0.0)))
+        self.flops += per_token * tokens + per_target * step.targets + self._trained(attention)
+
+    def _trained(self, work: Work, *, held: float = 0.0) -> int:
+        return trained(work, frozen=self.frozen, held=held)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude what happens in this context."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
+    def read(self, *, left: int) -> dict[str, float]:
+        """The figures since the last reading, after the host has waited for the device.
+
+        Args:
+            left: remaining steps.
+
+        Returns:
+            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (peak
+            of this process, on its accelerator if it has one) and ``seconds_left`` (without
+            evaluations).
+        """
+        # The host has just read the losses, so all steps are finished.
+        seconds = time.perf_counter() - self.began
+        figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
+        if self.rate:
+            figures["mfu"] = round(self.flops / seconds / self.rate, 4)
+        figures["memory_gib"] = round(peak_memory(self.device) / 2**30, 3)
+        figures["seconds_left"] = round(seconds / max(1, self.steps) * left, 1)
+        self._start()
+        return figures

@@ -19,14 +19,14 @@ from types import MappingProxyType
 from typing import TypedDict
 
 import torch
-from torch import Tensor
 
 from maskwise.constants import rank_here
 from maskwise.folders import claim
-from maskwise.masking.policies.base import Learner, Point
+from maskwise.masking.policies.base import Learner, Learners, Point, TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms
+from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
 from maskwise.training.log import Evaluate, Log
@@ -89,7 +89,7 @@ def train(
     ):
         agree = Agreement(engine.accelerator)
         exchange = Exchange(agree, late=settings.lag > 0)
-        kept: dict[str, Learner | Exchange] = {**learners, LATE: exchange}
+        kept: Learners = {**learners, LATE: exchange}
 
         def observe(batch: Batch, outcome: Outcome) -> None:
             # A policy learns only from the losses of its own arm.
@@ -147,7 +147,11 @@ def train(
                 break
         if evaluate and not enough and judged != steps:
             # After a signal at the last step, the resumed run has only this evaluation to do.
-            log.judged(steps, evaluate, write=engine.start != steps)
+            log.judged(
+                steps,
+                evaluate,
+                write=engine.start != steps,
+            )
         engine.finish()
         total = log.so_far()
     return {
@@ -160,7 +164,7 @@ def train(
     }
 
 
-class Exchange:
+class Exchange(Learner):
     """Gives all learners the sums over ranks of what they offer, in a single exchange.
 
     Args:
@@ -172,7 +176,7 @@ class Exchange:
     def __init__(self, agree: Agreement, *, late: bool = False):
         self.agree = agree
         self.late = late
-        self.pending: Callable[[], dict[str, Tensor]] = dict
+        self.pending: Callable[[], TensorDict] = dict
 
     def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
         """Call ``after`` of all learners."""
@@ -188,12 +192,12 @@ class Exchange:
         for name, learner in learners.items():
             learner.after(now._replace(sums=sums.get(name)))
 
-    def _started(self, offered: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    def _started(self, offered: Tensors) -> Callable[[], TensorDict]:
         if not offered:
             return dict
         arrived = self.agree.start(torch.cat([local.flatten() for local in offered.values()]))
 
-        def parts() -> dict[str, Tensor]:
+        def parts() -> TensorDict:
             line = arrived()
             sums = {}
             for name, local in offered.items():
@@ -203,33 +207,12 @@ class Exchange:
 
         return parts
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         """The sums that no learner has used yet."""
         return self.pending()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         self.pending = partial(dict, state)
-
-
-def states(learners: Mapping[str, Learner | Exchange]) -> dict[str, Tensor]:
-    """The states of all learners as one flat dict."""
-    flat = {}
-    for name, learner in learners.items():
-        for key, value in learner.state_dict().items():
-            flat[f"{name}.{key}"] = value
-    return flat
-
-
-def restore(learners: Mapping[str, Learner | Exchange], flat: Mapping[str, Tensor]) -> None:
-    """Load the result of ``states``."""
-    for name, learner in learners.items():
-        state = {}
-        # Names of arms may contain dots, so keys cannot be split at the first one.
-        prefix = f"{name}."
-        for key, value in flat.items():
-            if key.startswith(prefix):
-                state[key.removeprefix(prefix)] = value
-        learner.load_state_dict(state)
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:
@@ -242,7 +225,7 @@ def alone(folder: Path | None) -> AbstractContextManager[None]:
 def stop(
     engine: Engine,
     log: Log,
-    learners: Mapping[str, Learner | Exchange],
+    learners: Mapping[str, Learner],
     asked: Asked,
     done: int,
 ) -> None:

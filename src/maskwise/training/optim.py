@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
+from maskwise.weights import parts
 
 COOLDOWN = 0.1
 """Default share of the steps over which the rate of ``wsd`` (warm-up, stable, decay) falls."""
@@ -74,9 +76,11 @@ class Optimizers:
         if settings.optimizer == "muon":
             matrices = hidden_matrices(module)
             if not matrices:
-                what = "optimizer muon needs trainable matrices in the blocks of a model"
-                got = type(model_of(module)).__name__
-                raise MaskwiseError(what, got=got, do="use optimizer: adamw")
+                raise MaskwiseError(
+                    "optimizer muon needs trainable matrices in the blocks of a model",
+                    got=type(model_of(module)).__name__,
+                    do="use optimizer: adamw",
+                )
         by_muon = set(matrices)
         decayed = []
         plain = []
@@ -93,12 +97,22 @@ class Optimizers:
             {"params": decayed, "weight_decay": decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=True)
+        adamw = torch.optim.AdamW(
+            groups,
+            lr=rate,
+            betas=settings.betas,
+            fused=True,
+        )
         self.members: list[torch.optim.Optimizer] = [adamw]
         self.peaks = [rate]
         if matrices:
             rate = settings.muon_learning_rate
-            muon = BatchedMuon(matrices, compiled=settings.compile, lr=rate, weight_decay=decay)
+            muon = BatchedMuon(
+                matrices,
+                compiled=settings.compile,
+                lr=rate,
+                weight_decay=decay,
+            )
             self.members.append(muon)
             self.peaks.append(rate)
 
@@ -130,7 +144,7 @@ class Optimizers:
             member.zero_grad(set_to_none=True)
 
 
-def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
     """The state of optimisers as one dict of tensors, which is saved without pickle."""
     flat = {}
     for number, member in enumerate(members):
@@ -140,10 +154,10 @@ def state_of(members: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return flat
 
 
-def load_state(members: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> None:
+def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
     """The inverse of ``state_of``."""
     for m, member in enumerate(members):
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, TensorDict] = {}
         parameters = [p for group in member.param_groups for p in group["params"]]
         for key, value in flat.items():
             number, index, name = key.split("/", 2)
@@ -165,17 +179,17 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """
     linear = []
     for block in blocks_of(module):
-        linear += [m for m in block.modules() if isinstance(m, nn.Linear)]
+        linear += parts(block, nn.Linear)
     model: Any = model_of(module)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         known = {output, *encoder_of(model).modules()}
-        linear += [m for m in model.modules() if isinstance(m, nn.Linear) and m not in known]
+        linear += [layer for layer in parts(model, nn.Linear) if layer not in known]
     # Tied embeddings are looked up as well as multiplied, and only the product of an adapter's
     # factors maps hidden states: AdamW trains both.
-    others = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+    others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
-    weights = dict.fromkeys(m.weight for m in linear)
+    weights = dict.fromkeys(layer.weight for layer in linear)
     return [weight for weight in weights if weight.requires_grad and weight not in others]
 
 
@@ -226,11 +240,15 @@ class BatchedMuon(torch.optim.Muon):
             if sound is not None:
                 # To skip an update without a copy or a host sync: the momentum replaces the
                 # gradient, weights decay by the factor 1, and the update is 0.
-                for mean, grad in zip(map(local, momenta), map(local, grads), strict=True):
+                for mean, grad in zip(
+                    map(local, momenta),
+                    map(local, grads),
+                    strict=True,
+                ):
                     torch.where(sound, grad, mean, out=grad)
                 kept = torch.where(sound, kept, 1.0)
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
-            torch._foreach_mul_([local(weight) for weight in weights], kept)
+            torch._foreach_mul_([*map(local, weights)], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
             # Matrices and transposed ones of equal size are iterated together.
             shapes = defaultdict(list)
@@ -275,5 +293,10 @@ def orthogonal(
     a, b, c = coefficients
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = torch.baddbmm(
+            x,
+            torch.baddbmm(gram, gram, gram, beta=b, alpha=c),
+            x,
+            beta=a,
+        )
     return x

@@ -151,18 +151,13 @@ class TrainingSettings(BaseModel):
         >>> sorted(TrainingSettings.that_change("rounding"))[:2]
         ['accumulate', 'activation_checkpointing']
         """
-        marks = [{"changes": effect} for effect in effects]
-        fields = cls.model_fields.items()
-        return {name for name, field in fields if field.json_schema_extra in marks}
-
-    @field_validator("on_nan", mode="before")
-    @classmethod
-    def _not_gone(cls, value: object) -> object:
-        if value == "rewind":
-            raise MaskwiseError(
-                "training.on_nan: rewind is gone", allowed="stop, skip", do="set it to skip"
-            )
-        return value
+        found = set()
+        for name, field in cls.model_fields.items():
+            # A field without a mark changes weights.
+            mark = field.json_schema_extra
+            if isinstance(mark, dict) and mark.get("changes") in effects:
+                found.add(name)
+        return found
 
     @model_validator(mode="after")
     def _aligned(self) -> TrainingSettings:
@@ -252,8 +247,10 @@ class ModelSettings(BaseModel):
                 do="leave it out",
             )
         if own[0] in self.settings:
-            what = "the dropout of attention is given twice"
-            raise MaskwiseError(what, got=f"attention_dropout and settings.{own[0]}")
+            raise MaskwiseError(
+                "the dropout of attention is given twice",
+                got=f"attention_dropout and settings.{own[0]}",
+            )
         return self
 
     @property
@@ -303,12 +300,20 @@ class ModelSettings(BaseModel):
         if self.pretrained:
             config = load_config(self.pretrained, kind=kind)
         else:
-            config = new_config(self.architecture, tokenizer, length, kind=kind, **self.settings)
+            config = new_config(
+                self.architecture,
+                tokenizer,
+                length,
+                kind=kind,
+                **self.settings,
+            )
         if self.changed_dropout is not None:
             own = attention_dropout_of(config)
             if own is None:
-                what = f"{config.model_type} has no dropout of attention alone"
-                raise MaskwiseError(what, do="leave out model.attention_dropout")
+                raise MaskwiseError(
+                    f"{config.model_type} has no dropout of attention alone",
+                    do="leave out model.attention_dropout",
+                )
             # T5Gemma's layers read the configurations of their parts. ESM's part may be None.
             parts = [getattr(config, name) for name in config.sub_configs]
             for part in filter(None, [config, *parts]):

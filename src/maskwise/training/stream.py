@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from itertools import chain
@@ -28,11 +28,11 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
 from maskwise.keys import fold, permutation
-from maskwise.masking.policies.base import Learner, Point
+from maskwise.masking.policies.base import Facts, Learner, Numbers, Point, TensorDict, Tensors
+from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.rows import PieceBatch, Rows, joined
 from maskwise.text.stream import BEGINNING, Chunk, Place, Shard, Stream
-from maskwise.training.order import mixed, parts_of, taken
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
@@ -148,7 +148,7 @@ class Flow:
             MaskwiseError: an epoch has too few rows.
             Ended: the source ends and does not repeat.
         """
-        parts: list[tuple[Rows, Ints]] = []
+        parts = []
         missing = count
         ends = 0
         while missing:
@@ -205,8 +205,16 @@ class Flow:
                     continue
                 for chunk, after in shard.chunks(at.place, self.stream.chunk_size):
                     yield at, chunk
-                    at = at._replace(place=after, block=at.block + 1, row=0)
-                at = at._replace(shard=number + 1, place=BEGINNING, row=0)
+                    at = at._replace(
+                        place=after,
+                        block=at.block + 1,
+                        row=0,
+                    )
+                at = at._replace(
+                    shard=number + 1,
+                    place=BEGINNING,
+                    row=0,
+                )
             at = Position(epoch=at.epoch + 1)
             yield at, None
             if not self.stream.repeat:
@@ -240,7 +248,7 @@ class StreamedRows(Learner):
         stream: Stream,
         settings: TrainingSettings,
         *,
-        shares: Mapping[str, float] = MappingProxyType({}),
+        shares: Numbers = MappingProxyType({}),
     ):
         self.settings = settings
         self.names = tuple(shares)
@@ -288,18 +296,20 @@ class StreamedRows(Learner):
 
     def _draw_next(self) -> None:
         ends = taken(self.next, self.settings.batch_size, self.parts)
-        counts = [after - before for before, after in ends]
+        counts = np.diff(ends).ravel().tolist()
         self._drawn = []
         try:
             for flow, count in zip(self.flows, counts):
                 self._drawn += flow.take(count, together=not self.names)
         except Ended:
-            what = f"the stream ends after {self.next} of {self.settings.steps} steps"
             do = f"set corpus.repeat: true to begin again, or training.steps={self.next}"
-            raise MaskwiseError(what, do=do if self.next else "give more text") from None
-        self._owner = np.repeat(np.arange(len(counts)), counts)
-        numbers = [rows for _, rows in self._drawn]
-        self._part = np.repeat(np.arange(len(numbers)), [len(rows) for rows in numbers])
+            raise MaskwiseError(
+                f"the stream ends after {self.next} of {self.settings.steps} steps",
+                do=do if self.next else "give more text",
+            ) from None
+        self._owner = owners(np.array(counts))
+        _, numbers = zip(*self._drawn)
+        self._part = owners(np.array([*map(len, numbers)]))
         self._row = np.concatenate(numbers)
         self.next += 1
         # The oldest mark stays, in case an earlier step is asked for.
@@ -342,7 +352,7 @@ class StreamedRows(Learner):
         """Note the number of updates done."""
         self.done = now.done
 
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Facts:
         """The epoch and shard of the stream, by source in a mix."""
         positions = self.marks.get(self.done)
         if positions is None:
@@ -350,14 +360,14 @@ class StreamedRows(Learner):
         facts = [flow.facts(position) for flow, position in zip(self.flows, positions)]
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         """The position after the last update and the shards' fingerprints, as bytes of JSON."""
         if self.done not in self.marks:
             return {}
         state = {"step": self.done, "at": self.marks[self.done], "shards": self._fingerprints}
         return {"place": torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         """Continue from a position.
 
         Raises:
@@ -368,10 +378,11 @@ class StreamedRows(Learner):
         saved = json.loads(state["place"].numpy().tobytes())
         changed = sorted(dict(saved["shards"].items() ^ self._fingerprints.items()))
         if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            what = "a shard of the stream changed since the state was saved"
-            do = "restore it, or begin a new run in a new folder"
-            raise MaskwiseError(what, got=f"{changed[0]}{more}", do=do)
+            raise MaskwiseError(
+                "a shard of the stream changed since the state was saved",
+                got=", ".join(changed),
+                do="restore it, or begin a new run in a new folder",
+            )
         self.done = saved["step"]
         self.marks = {
             self.done: tuple(
@@ -384,3 +395,50 @@ class StreamedRows(Learner):
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         return {shard.name: shard.fingerprint() for flow in self.flows for shard in flow.shards}
+
+
+# The shares of a mix
+# -------------------------------------------------------------------------------------------
+
+WHOLE = 1 << 40
+"""The denominator of shares, which are integers so that counts have no rounding errors."""
+
+SHUFFLE = 0x5A6E
+
+
+def mixed(size: int, *, seed: int, step: int) -> Tensor:
+    """The order of the rows in a batch of a mix, which gives each rank rows of every source."""
+    return permutation(
+        size,
+        seed=fold(seed, SHUFFLE),
+        epoch=step,
+    )
+
+
+def parts_of(shares: Numbers) -> list[int]:
+    """Shares as integers, for ``apportioned``."""
+    return [round(share * WHOLE) for share in shares.values()]
+
+
+def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
+    """For each source, its first row in a step and the first row after the step."""
+    first = apportioned(step * size, parts)
+    end = apportioned((step + 1) * size, parts)
+    return list(zip(first, end, strict=True))
+
+
+def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
+    """The number of rows from each source among the first ``rows`` rows; none ever falls.
+
+    Sources are split recursively into two parts of similar weight, and each split rounds once.
+
+    >>> [apportioned(rows, [2, 1]) for rows in range(5)]
+    [[0, 0], [1, 0], [1, 1], [2, 1], [3, 1]]
+    """
+    whole = sum(weights)
+    if len(weights) == 1 or not whole:
+        return [rows, *[0] * (len(weights) - 1)]
+    # Balanced halves keep the recursion shallow and the rounding small.
+    fork = min(range(1, len(weights)), key=lambda place: abs(2 * sum(weights[:place]) - whole))
+    left = (2 * rows * sum(weights[:fork]) + whole) // (2 * whole)
+    return apportioned(left, weights[:fork]) + apportioned(rows - left, weights[fork:])

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
@@ -22,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from maskwise.attention import Documents, MaskKey, quicken, restore, separate
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of, release
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
+from maskwise.weights import parts
 
 if TYPE_CHECKING:  # seconds to import: the functions below import them where they need them
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,8 +48,8 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The blocks of all models in a module: the members of their outermost lists of modules."""
     from transformers import PreTrainedModel
 
-    models = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
-    return list(dict.fromkeys(block for model in models for block in _listed(model)))
+    blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
+    return list(dict.fromkeys(blocks))
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
@@ -69,17 +72,20 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     for part in objective.modules():
         if isinstance(part, Objective):
             part.precision = precision
-        if isinstance(part, PreTrainedModel) and adapter_of(part.config).separates:
-            separate(part)  # needs no sync for masks, and is faster on a CPU
+    for model in parts(objective, PreTrainedModel):
+        if adapter_of(model.config).separates:
+            separate(model)  # needs no sync for masks, and is faster on a CPU
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
         return
     blocks = blocks_of(objective)
     if not blocks:
-        what = "compile and activation_checkpointing work on a model's blocks, and there are none"
-        got = type(getattr(objective, "model", objective)).__name__
-        raise MaskwiseError(what, got=got, do="set both to false")
+        raise MaskwiseError(
+            "compile and activation_checkpointing work on a model's blocks, and there are none",
+            got=type(getattr(objective, "model", objective)).__name__,
+            do="set both to false",
+        )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
         # Otherwise a length that happens to equal the width is taken for it, and is not dynamic.
@@ -94,17 +100,19 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         if settings.activation_checkpointing:
             forward = _recomputed(block, forward)
         block.forward = forward
-    for part in objective.modules() if settings.compile else ():
-        if isinstance(part, MaskedLanguageModelling):
-            part.compile_head()
+    for head in parts(objective, MaskedLanguageModelling) if settings.compile else ():
+        head.compile_head()
 
 
 def freeze_encoder(objective: Objective) -> None:
     """Exclude the encoder from training, with an output matrix that is tied to its embeddings."""
     encoder_of(objective.model).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
-        got = type(objective.model).__name__
-        raise MaskwiseError("nothing is left to train", got=got, do="set training.freeze: none")
+        raise MaskwiseError(
+            "nothing is left to train",
+            got=type(objective.model).__name__,
+            do="set training.freeze: none",
+        )
 
 
 def unwrap(objective: nn.Module) -> None:
@@ -118,7 +126,6 @@ def unwrap(objective: nn.Module) -> None:
         part.__dict__.pop("_original_forward", None)
     for part in objective.modules():
         part.__dict__.pop("compiled", None)
-        part.__dict__.pop("chunks", None)
         part.__dict__.pop("precision", None)
 
 
@@ -169,8 +176,10 @@ def require_compiler(device: torch.device) -> None:
         program = "triton"
     elif shutil.which(program):
         return
-    what = f"training.compile needs {program}, which is not installed"
-    raise MaskwiseError(what, do="install it, or set training.compile: false")
+    raise MaskwiseError(
+        f"training.compile needs {program}, which is not installed",
+        do="install it, or set training.compile: false",
+    )
 
 
 # Shards
@@ -215,8 +224,10 @@ class Sharded(nn.Module):
         here = sum(local(p).numel() for p in self.parameters())
         whole = sum(p.numel() for p in self.parameters())
         if ranks > 1 and here > whole / 2 + whole / ranks:
-            got = f"{here:,} of {whole:,} on one rank"
-            raise MaskwiseError("the weights were not sharded", got=got)
+            raise MaskwiseError(
+                "the weights were not sharded",
+                got=f"{here:,} of {whole:,} on one rank",
+            )
 
     def forward(self, batch: object) -> Outcome:
         return self.objective(batch)
@@ -265,7 +276,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
     """Whole tensors; every rank calls this, in the same order.
 
     Args:
@@ -290,7 +301,7 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
     )
 
 
-def distinct(module: nn.Module) -> dict[str, Tensor]:
+def distinct(module: nn.Module) -> TensorDict:
     """The state of a module by name, tied weights once, as safetensors needs it."""
     names: dict[Tensor, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -298,7 +309,7 @@ def distinct(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for tensor, name in names.items()}
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(module: nn.Module, weights: Tensors) -> None:
     """Copy whole tensors into a module, sharded or not; tied weights need one of their names."""
     # ``keep_vars`` gives the parameters themselves, also where they are sharded.
     state = module.state_dict(keep_vars=True)

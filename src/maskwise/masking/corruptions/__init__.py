@@ -1,24 +1,384 @@
 """What selected tokens become, and what the model must predict. The table is the only registry.
 
-``base`` has the corruptions that leave every token in its place, ``moving`` the others. To add a
-corruption, write a class like ``Bert`` or ``Delete`` and a line here; the contract suite tests it
-like the others.
+``base`` has the corruptions that insert nothing; those here insert or move tokens. They put new
+tokens before some tokens of the line, then take those that remain (``Line``), so pieces need no
+padding, and no routine loops over them. To add a corruption, write a class like ``Bert`` or
+``Delete`` and a line in the table; the contract suite tests it like the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from maskwise.masking.corruptions.base import Bert, Corrupted, Corruption, Replace, mask_only
-from maskwise.masking.corruptions.moving import (
-    T5,
+import numpy as np
+
+from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.keys import Array, Keys, Purpose, below, unit_interval, within
+from maskwise.masking.batch import IGNORE, AnnotatedBatch
+from maskwise.masking.corruptions.base import (
+    Bert,
+    Corrupted,
+    Corruption,
     Delete,
-    Infill,
-    Insert,
-    PermuteSentences,
-    Ul2,
+    Line,
+    Moving,
+    Replace,
+    labels_in_place,
+    last_content,
+    mask_only,
+    moved_extras,
+    removed_text,
+    run_starts,
+    whole_text,
 )
+from maskwise.masking.select import Selection
+from maskwise.masking.units import Units
+from maskwise.masking.vocabulary import Vocabulary
+from maskwise.segments import changes, offsets, owners, rank_within, sums_within
 from maskwise.specs import Call, build
+
+
+@dataclass(frozen=True)
+class Insert(Moving):
+    """Random ordinary tokens are inserted before each selected token: one, or a run (``again``).
+
+    ``again`` is the probability of one more token after an inserted one. At 0, with tokens selected
+    at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129 measured on
+    text), and no two new ones are adjacent. With ``again=p`` every position of the *output* is an
+    insertion with probability p, as in the published code: a share p is new (.149 measured), and
+    the token after a new one is new with probability p (.151).
+
+    Pieces grow; ``cut`` is their largest length: the end of the text is cut off, but no special
+    token. It is a number, such as the model's positions, so that a piece does not depend on its
+    neighbours. Packed rows also have a planned length, see ``Masker``.
+
+    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 elsewhere in the text.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
+        released code.
+    """
+
+    target: str = "full"
+    cut: int | None = None
+    again: float = 0.0
+
+    shows_mask = False
+    targets = ("full", "detect")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cut is not None:
+            whole_number("cut of corruption insert", self.cut, least=1)
+        finite_number("again of corruption insert", self.again, least=0, most=0.9)
+
+    def corrupt(
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        new_T = choice.tokens.astype(np.int64)
+        if self.again:
+            at = np.flatnonzero(choice.tokens)
+            draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
+            # The number of further tokens is geometric: the inverse of its distribution.
+            new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)
+        shown_T = new_T + batch.present
+        # The position of the old line that each token comes from; for a new one, the next token's.
+        source = owners(shown_T)
+        rank = rank_within(shown_T)
+        is_new = rank < new_T.take(source)
+        text = is_new | batch.content.take(source)
+        if self.cut is not None:
+            lengths = batch.count(shown_T)
+            room_P = self.cut - batch.count(batch.present & ~batch.content)
+            fits = ~text | (sums_within(text, lengths) <= np.repeat(room_P, lengths))
+            source = source[fits]
+            rank = rank[fits]
+            is_new = is_new[fits]
+            text = text[fits]
+        piece = batch.piece.take(source)
+        # A piece has fewer than 2²⁰ tokens, so these indices are distinct.
+        index = source - batch.first.take(piece) + (rank << 20)
+        draw = keys.draw(Purpose.REPLACE, piece[is_new], index[is_new])
+        inputs = batch.input_ids.take(source)
+        inputs[is_new] = vocabulary.ordinary[below(draw, len(vocabulary.ordinary))]
+        extras = moved_extras(batch, lambda values: values.take(source))
+        lengths = np.bincount(piece, minlength=batch.pieces)
+        if self.target == "full":
+            labels, label_lengths = whole_text(batch, choice.tokens, vocabulary.eos)
+            return Corrupted(inputs, labels, lengths, label_lengths, text, extras)
+        labels = np.where(text, is_new.astype(np.int64), IGNORE)
+        return Corrupted(inputs, labels, lengths, None, text, extras)
+
+
+@dataclass(frozen=True)
+class Infill(Moving):
+    """BART's infilling: one [MASK] for each run of selected tokens, and for empty spans.
+
+    The policy selects spans of at least one token (BART's: ``span(poisson=3.0)``). A Poisson length
+    is 0 with probability q = exp(−mean), so every span adds an *empty* span with probability
+    q / (1 − q), between two random tokens of the text; it costs no budget. ``mean=None`` adds none.
+
+    Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces with
+    many empty spans and short others can grow; ``cut`` is their largest length: empty spans beyond
+    it are left out.
+
+    Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order a [MASK] and what it
+        replaced, then [eos].
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
+    """
+
+    mean: float | None = 3.0
+    target: str = "full"
+    cut: int | None = None
+
+    targets = ("full", "spans")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean is not None and self.mean <= 0:
+            raise MaskwiseError(
+                "mean of corruption infill",
+                got=self.mean,
+                allowed="above 0, or None",
+            )
+
+    def corrupt(
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        chosen = choice.tokens
+        eos = vocabulary.eos
+        mask = vocabulary.require_mask()
+        starts = run_starts(batch, chosen)
+        stay = batch.present & ~chosen
+        empty = np.zeros_like(chosen)
+        if self.mean is not None:
+            empty[self._empty(batch, chosen, starts, keys, self.mean)] = True
+        if self.cut is not None:
+            room_P = self.cut - batch.count(stay) - batch.count(starts)
+            empty &= sums_within(empty, batch.lengths) <= room_P.take(batch.piece)
+        leads = starts | empty
+        line = Line(batch, stay, leads)
+        inputs = line(batch.input_ids, mask)
+        if self.target == "full":
+            return line.shown(inputs, *whole_text(batch, chosen, eos))
+        return line.shown(inputs, *removed_text(batch, chosen, leads, mask, eos))
+
+    def _empty(
+        self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys, mean: float
+    ) -> Array:
+        """(N,) int64: the tokens before which an empty span is put."""
+        q = math.exp(-mean)
+        count_P = batch.count(batch.content)
+        piece = batch.piece.take(np.flatnonzero(starts))
+        # Each run has two draws: whether it adds an empty span, and where in the text.
+        index = 2 * rank_within(batch.count(starts))
+        adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
+        # An empty span lies between two tokens.
+        adds &= count_P.take(piece) > 1
+        piece = piece[adds]
+        index = index[adds]
+        draw = keys.uniform(Purpose.LENGTH, piece, index + 1)
+        slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
+        before = batch.content_at.take(offsets(count_P).take(piece) + slot)
+        free = batch.content & ~chosen
+        return before[free.take(before) & free.take(before - 1)]
+
+
+@dataclass(frozen=True)
+class T5(Moving):
+    """The k-th run of selected tokens becomes the k-th sentinel; adjacent spans are one run.
+
+        inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
+        targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
+
+    Targets: ``spans``: as above, then [eos] if the tokenizer has one and ``eos`` is True; ``full``:
+        the whole piece. Every piece of a packed row starts again with the first sentinel.
+    Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
+
+    Raises:
+        MaskwiseError: a piece with more spans than the tokenizer has sentinels (the last sentinel
+            only closes the target).
+    """
+
+    target: str = "spans"
+    eos: bool = True
+
+    targets = ("spans", "full")
+
+    @property
+    def writes(self) -> str | None:
+        return "sentinels" if self.target == "spans" else "full"
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        if not vocabulary.sentinels:
+            added = "{'additional_special_tokens': [f'<extra_id_{i}>' for i in range(100)]}"
+            raise MaskwiseError(
+                "the tokenizer has no sentinel tokens",
+                allowed="tokens named <extra_id_0>, <extra_id_1>, …",
+                do=f"use a T5 tokenizer, or tokenizer.add_special_tokens({added})",
+            )
+
+    def corrupt(
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        chosen = choice.tokens
+        sentinel = vocabulary.sentinel
+        starts = run_starts(batch, chosen)
+        runs_P = batch.count(starts)
+        if runs_P.max(initial=0) >= len(sentinel):
+            raise MaskwiseError(
+                "a row has more masked spans than the tokenizer has sentinels",
+                got=int(runs_P.max()),
+                allowed=f"at most {len(sentinel) - 1}",
+                do="use longer spans (policy t5-span), a lower ratio or shorter rows",
+            )
+        lead = batch.input_ids.copy()
+        lead[starts] = sentinel.take(rank_within(runs_P))
+        # A sentinel replaces the first token of its run; only mode tokens are new.
+        stay = batch.present & ~chosen | starts
+        mode_P = self._modes(batch, chosen, vocabulary)
+        if mode_P is None:
+            line = Line(batch, stay)
+            inputs = line(lead)
+        else:
+            opens = np.zeros(len(stay), bool)
+            opens[batch.first[runs_P > 0]] = True
+            line = Line(batch, stay, opens)
+            inputs = line(lead, mode_P.take(batch.piece))
+        eos = vocabulary.eos if self.eos else None
+        if self.target == "full":
+            return line.shown(inputs, *whole_text(batch, chosen, eos))
+        labels = removed_text(batch, chosen, starts, lead, sentinel.take(runs_P), eos)
+        return line.shown(inputs, *labels)
+
+    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
+        """(P,) ids of tokens to put before the text of masked pieces, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Ul2(T5):
+    """``t5`` with a mode token before the text of each masked piece, for the policy ``ul2``.
+
+    The mode follows from the mask itself, so that it is right for any policy: S if the only masked
+    span ends the text; else X (extreme) if spans are at least 12 tokens long on average or at least
+    30 % of the text is masked, the definition of the paper; else R (regular). A piece without
+    selected tokens gets no mode token.
+
+    Targets: as ``t5``.
+    Source: Tay et al. 2023 (UL2, arXiv 2205.05131), sections 3.1.2 and 3.1.3.
+    """
+
+    modes: tuple[str, str, str] = ("[R]", "[S]", "[X]")
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        super().check(vocabulary)
+        missing = set(self.modes) - vocabulary.by_name.keys()
+        if missing or len(self.modes) != 3:
+            added = "{'additional_special_tokens': ['[R]', '[S]', '[X]']}"
+            raise MaskwiseError(
+                "corruption ul2 needs three mode tokens that the tokenizer knows",
+                got=f"{self.modes}, missing {sorted(missing)}",
+                do=f"tokenizer.add_special_tokens({added}), beside the sentinels, or name its own: "
+                "modes=('[NLU]', '[S2S]', '[NLG]')",
+            )
+
+    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
+        modes = np.array([*map(vocabulary.by_name.get, self.modes)])
+        return modes.take(mode_of(batch, chosen))
+
+
+def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
+    """(P,) int64: 0 for R, 1 for S, 2 for X."""
+    runs_P = batch.count(run_starts(batch, chosen))
+    masked_P = batch.count(chosen)
+    last_P = np.append(chosen, False)[last_content(batch)]
+    extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * batch.count(batch.content))
+    return np.where((runs_P == 1) & last_P, 1, extreme_P * 2)
+
+
+@dataclass(frozen=True)
+class PermuteSentences(Corruption):
+    """Sentences with a selected token are permuted among each other; the others stay in place.
+
+    So ``policy="sentence", ratio=1`` permutes all (BART's), a smaller ratio some. ``inner`` is
+    another corruption for the selected tokens of the permuted piece (BART-large: ``infill``);
+    without it they are unchanged. Sentences are runs of one number ≥ 0 in ``layer``. The order is
+    drawn uniformly by hash; it may be the old one.
+
+    Targets: the whole piece.
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
+    """
+
+    layer: str = "sentence"
+    inner: Corruption | None = None
+
+    @property
+    def keeps_length(self) -> bool:
+        return self.inner is None or self.inner.keeps_length
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        if self.inner is not None:
+            self.inner.check(vocabulary)
+
+    def corrupt(
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        chosen = choice.tokens
+        units = choice.units
+        source = self._sources(batch, batch.layer(self.layer), chosen, keys)
+        ids = batch.input_ids.take(source)
+        if self.inner is None:
+            return Corrupted(ids, labels_in_place(batch, chosen, "full"))
+        permuted = replace(
+            batch,
+            input_ids=ids,
+            eligible=batch.eligible.take(source),
+            layers={name: layer.take(source) for name, layer in batch.layers.items()},
+        )
+        # The new place of each token is the inverse permutation.
+        place = np.empty_like(source)
+        place[source] = np.arange(len(source))
+        moved = Units.of_tokens(
+            permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
+        )
+        moved.by_token = units.by_token
+        again = replace(choice, units=moved)
+        shown = self.inner.corrupt(permuted, again, keys, vocabulary)
+        if shown.lengths is None:
+            return replace(shown, labels=labels_in_place(batch, chosen, "full"))
+        labels, label_lengths = whole_text(batch, chosen, vocabulary.eos)
+        return replace(shown, labels=labels, label_lengths=label_lengths)
+
+    def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:
+        """(T,) int64: the old place of the token at each new place."""
+        at = batch.content_at
+        name = marked.take(at).clip(min=-1)
+        piece = batch.piece.take(at)
+        # Within a run places rise by one, so this difference changes where special tokens
+        # interrupt a sentence.
+        opens = changes(name, piece, at - np.arange(len(at)))
+        # All sentences of the batch are numbered consecutively; text between sentences counts as
+        # a sentence that never moves.
+        begin = np.flatnonzero(opens)
+        sentence = opens.cumsum() - 1
+        length = np.diff(begin, append=len(at))
+        moves = np.zeros(len(begin), bool)
+        moves[sentence[chosen.take(at) & (name >= 0)]] = True
+        piece = piece.take(begin)
+        number = rank_within(np.bincount(piece, minlength=batch.pieces))
+        # The sentences that move exchange their slots, within their piece.
+        slot = np.flatnonzero(moves)
+        piece = piece.take(slot)
+        draw = keys.draw(Purpose.PERMUTE, piece, number.take(slot))
+        order = np.arange(len(length))
+        order[slot] = slot.take(((piece << 32) + draw).argsort())
+        new_begin = np.empty_like(begin)
+        new_begin[order] = offsets(length.take(order))
+        shift = new_begin - begin
+        source = np.arange(len(marked))
+        source[at.take(np.arange(len(at)) + shift.take(sentence))] = at
+        return source
 
 
 def permute_sentences(

@@ -1,17 +1,17 @@
-"""The base class of corruptions, and the corruptions that leave every token in its place."""
+"""The base class of corruptions, and the corruptions that insert no token."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.keys import Array, Keys, Purpose, below, split, within
-from maskwise.masking.batch import IGNORE, AnnotatedBatch
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns, Names
 from maskwise.masking.select import Selection
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -37,7 +37,7 @@ class Corrupted:
     lengths: Array | None = None
     label_lengths: Array | None = None
     text: Array = field(default_factory=lambda: np.zeros(0, bool))
-    extras: dict[str, Array] = field(default_factory=dict)
+    extras: Columns = field(default_factory=dict)
 
 
 class Corruption(ABC):
@@ -47,10 +47,10 @@ class Corruption(ABC):
     token is unchanged and has no targets, except with ``detect``, where its targets are 0.
     """
 
-    shows_mask: ClassVar[bool] = True
+    shows_mask = True
     """Whether the tokenizer must have a mask token."""
 
-    targets: ClassVar[tuple[str, ...]] = ()
+    targets: Names = ()
     """The allowed values of ``target``; empty if there is no choice."""
 
     target: str | None = None
@@ -134,7 +134,7 @@ class Line:
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
 
-def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> dict[str, Array]:
+def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> Columns:
     """Move the model inputs, such as token types, with their tokens."""
     # Without position_ids, the model numbers the new positions.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
@@ -155,7 +155,7 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 def last_content(batch: AnnotatedBatch) -> Array:
     """(P,) int64: the last content token of each piece, or its first token if it has none."""
-    at = np.flatnonzero(batch.content)
+    at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
     # The extra item is for the index −1, if the line begins with a piece without content.
     at = np.append(at, 0)
@@ -230,8 +230,10 @@ class Bert(Corruption):
 
     def __post_init__(self) -> None:
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1 + 1e-9:
-            got = (self.mask, self.random)
-            raise MaskwiseError("corruption bert: shares must be ≥ 0 and sum to at most 1", got=got)
+            raise MaskwiseError(
+                "corruption bert: shares must be ≥ 0 and sum to at most 1",
+                got=(self.mask, self.random),
+            )
         require_known("per of corruption bert", self.per, ("token", "unit"))
 
     def corrupt(
@@ -242,7 +244,7 @@ class Bert(Corruption):
         units = choice.units
         by_unit = self.per == "unit" and not units.by_token
         if by_unit:
-            number_T = np.zeros(len(batch.input_ids), np.int32)
+            number_T = np.zeros_like(batch.input_ids)
             number_T[units.tokens] = units.number[units.unit]
             draw = keys.draw_each(Purpose.SHOW, batch.count_at(at), number_T[at])
         else:
@@ -289,8 +291,8 @@ class Replace(Corruption):
 
     target: str = "spans"
 
-    shows_mask: ClassVar[bool] = False
-    targets: ClassVar[tuple[str, ...]] = ("spans", "full", "detect")
+    shows_mask = False
+    targets = ("spans", "full", "detect")
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
@@ -305,3 +307,53 @@ class Replace(Corruption):
         input_ids = batch.input_ids.copy()
         input_ids[at] = ordinary.take(number, mode="clip")
         return Corrupted(input_ids, labels_in_place(batch, choice.tokens, self.target))
+
+
+class Moving(Corruption):
+    """Base of corruptions that change lengths: rows get a new layout."""
+
+    keeps_length = False
+
+
+def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
+    """(T,) bool: the first token of each run of selected tokens in a piece."""
+    start = chosen.copy()
+    start[1:] &= ~chosen[:-1]
+    if len(start):
+        start[batch.begin] = chosen[batch.begin]
+    return start
+
+
+@dataclass(frozen=True)
+class Delete(Moving):
+    """Every selected token disappears without a trace.
+
+    Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then [eos];
+        ``detect``: 1 at each remaining token before which a token was deleted, else 0, in the text
+        and at the special token after it.
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022
+        (MOMETAS, dtd).
+    """
+
+    target: str = "full"
+
+    shows_mask = False
+    targets = ("full", "spans", "detect")
+
+    def corrupt(
+        self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
+    ) -> Corrupted:
+        chosen = choice.tokens
+        line = Line(batch, batch.present & ~chosen)
+        inputs = line(batch.input_ids)
+        if self.target == "full":
+            return line.shown(inputs, *whole_text(batch, chosen, vocabulary.eos))
+        if self.target == "spans":
+            return line.shown(inputs, *removed_text(batch, chosen, None, 0, vocabulary.eos))
+        # Whether the previous token of the same piece was deleted; the first one has none.
+        inside = np.ones(len(chosen), bool)
+        inside[batch.begin[: len(inside)]] = False
+        gap = inside & np.roll(chosen, 1)
+        asked = batch.content | (inside & np.roll(batch.content, 1))
+        labels = np.where(asked, gap.astype(np.int64), IGNORE)
+        return line.shown(inputs, line(labels))

@@ -8,15 +8,14 @@ contract suite tests it like the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.policies.base import Moment, Policy, UnitKind
 from maskwise.masking.policies.given import (
     Frequency,
@@ -86,8 +85,6 @@ def policy(spec: Policy | str | Call) -> Policy:
     """
     if isinstance(spec, Policy):
         return spec
-    if str(spec).startswith("entropy-weighted"):
-        raise MaskwiseError("policy entropy-weighted is gone", do="take type-weighted(by=loss)")
     return build("policy", spec, POLICIES)
 
 
@@ -108,14 +105,22 @@ class Mixture(Policy):
 
     def __post_init__(self) -> None:
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
-            allowed = "two or more policies, none a mixture"
-            raise MaskwiseError("policy mixture", got=self.members, allowed=allowed)
+            raise MaskwiseError(
+                "policy mixture",
+                got=self.members,
+                allowed="two or more policies, none a mixture",
+            )
         if any(member.learner() is not None for member in self.members):
-            what = "policy mixture: a member that learns from losses would learn nothing"
-            raise MaskwiseError(what, got=self.members, do="use it alone")
+            raise MaskwiseError(
+                "policy mixture: a member that learns from losses would learn nothing",
+                got=self.members,
+                do="use it alone",
+            )
         if len(self.shares) != len(self.members):
-            got = f"{len(self.shares)} shares for {len(self.members)} policies"
-            raise MaskwiseError("policy mixture: every member needs a share", got=got)
+            raise MaskwiseError(
+                "policy mixture: every member needs a share",
+                got=f"{len(self.shares)} shares for {len(self.members)} policies",
+            )
 
     # A piece may draw any member, so a property holds for a mixture if it holds for one of them.
     @property
@@ -131,14 +136,19 @@ class Mixture(Policy):
         kinds = {member.unit_kind for member in self.members}
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE
 
-    def judged_on(self) -> tuple[str, ...]:
-        return tuple(sorted(_union(member.judged_on() for member in self.members)))
+    def judged_on(self) -> Names:
+        return tuple(sorted(self._union("judged_on")))
 
-    def layers(self) -> tuple[str, ...]:
-        return _union(member.layers() for member in self.members)
+    def layers(self) -> Names:
+        return self._union("layers")
 
-    def annotators(self) -> tuple[str, ...]:
-        return _union(member.annotators() for member in self.members)
+    def annotators(self) -> Names:
+        return self._union("annotators")
+
+    def _union(self, method: str) -> Names:
+        """All names of the members without repetitions, in their order."""
+        names = [name for member in self.members for name in getattr(member, method)()]
+        return tuple(dict.fromkeys(names))
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         ratios = [member.ratios(ratio_P, keys, moment) for member in self.members]
@@ -147,7 +157,11 @@ class Mixture(Policy):
     def drawn(self, keys: Keys, moment: Moment) -> Array:
         """(P,) int64: the member that each piece draws."""
         edges = np.cumsum(self.current(moment))
-        return np.searchsorted(edges[:-1], keys.per_piece(Purpose.MIXTURE), side="right")
+        return np.searchsorted(
+            edges[:-1],
+            keys.per_piece(Purpose.MIXTURE),
+            side="right",
+        )
 
     def current(self, moment: Moment) -> list[float]:
         """The members' shares at this step; they sum to 1."""
@@ -159,7 +173,7 @@ class Mixture(Policy):
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_P = self.drawn(keys, moment)
-        tokens, unit, piece, number, weights = [], [], [], [], []
+        columns = []
         before = 0
         weighted = False
         for i, share in enumerate(self.current(moment)):
@@ -167,30 +181,19 @@ class Mixture(Policy):
                 continue
             units = _numbered(self.members[i].cut(batch, keys, moment))
             units = units.kept((drawn_P == i).take(units.piece))
-            tokens.append(units.tokens)
-            unit.append(units.unit + before)
-            piece.append(units.piece)
-            number.append(units.number)
-            before += len(units.piece)
             weight = units.weight
             if weight is None:
                 weight = np.ones(len(units.piece))
             else:
                 weighted = True
-            weights.append(weight)
-        return Units.of_tokens(
-            batch,
-            np.concatenate(tokens),
-            np.concatenate(unit),
-            np.concatenate(piece),
-            np.concatenate(number),
-            np.concatenate(weights) if weighted else None,
-        )
-
-
-def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """All names without repetitions, in their order."""
-    return tuple(dict.fromkeys(chain.from_iterable(names)))
+            unit = units.unit + before
+            before += len(units.piece)
+            columns.append((units.tokens, unit, units.piece, units.number, weight))
+        tokens, unit, piece, number, weight = map(np.concatenate, zip(*columns))
+        units = Units.of_tokens(batch, tokens, unit, piece, number)
+        if weighted:
+            units.weight = weight
+        return units
 
 
 def _numbered(units: Units) -> Units:
@@ -198,10 +201,10 @@ def _numbered(units: Units) -> Units:
     if not units.by_token:
         return units
     batch = units.batch
-    content = np.flatnonzero(batch.content)
+    content = batch.content_at
     before_P = content.searchsorted(batch.begin)
     rank = content.searchsorted(units.tokens) - before_P.take(units.piece)
-    return replace(units, number=rank.astype(np.int32))
+    return replace(units, number=rank)
 
 
 __all__ = [

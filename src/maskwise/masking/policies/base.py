@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from maskwise.keys import Array, Keys
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.units import Units, check_weights, runs
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Moment:
     min_targets: int = 1
     place: Array | None = None
 
+
+Facts: TypeAlias = Mapping[str, object]
+Numbers: TypeAlias = Mapping[str, float]
+Tensors: TypeAlias = "Mapping[str, Tensor]"
+TensorDict: TypeAlias = "dict[str, Tensor]"
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
 """From this rank's sums to those of all ranks, equal on every rank; all ranks must call it."""
@@ -119,16 +124,19 @@ class Learner:
     def after(self, now: Point) -> None:
         """Learn after an update, at a point; every rank calls this."""
 
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Facts:
         """Return what to log: numbers, or dicts of numbers by name."""
         return {}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         """Return what a run needs to resume."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         """Resume from a ``state_dict``."""
+
+
+Learners: TypeAlias = dict[str, Learner]
 
 
 class Policy(ABC):
@@ -171,7 +179,7 @@ class Policy(ABC):
         """Return the ratios (P,) of these pieces; policies such as UL2 replace the masker's."""
         return ratio_P
 
-    def judged_on(self) -> tuple[str, ...]:
+    def judged_on(self) -> Names:
         """The held-out masks on which a model trained with this policy is evaluated."""
         layers = self.layers()
         if "word_ids" in layers:
@@ -180,11 +188,11 @@ class Policy(ABC):
             return ("token", "whole-word")
         return ("token",)
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         """The layers that rows must have."""
         return ()
 
-    def annotators(self) -> tuple[str, ...]:
+    def annotators(self) -> Names:
         """The annotators that are added to a corpus, without being named in the recipe."""
         return ()
 
@@ -202,7 +210,7 @@ class CutPolicy(Policy):
     def unit_kind(self) -> UnitKind:
         return {"token": UnitKind.TOKEN, "word": UnitKind.WORD}.get(self.units, UnitKind.LAYER)
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return layer_of(self.units)
 
 
@@ -213,7 +221,7 @@ def units_by(batch: AnnotatedBatch, name: str) -> Units:
     return runs(batch, batch.layer(*layer_of(name)))
 
 
-def layer_of(name: str) -> tuple[str, ...]:
+def layer_of(name: str) -> Names:
     """The layers that ``units_by`` reads."""
     if name == "token":
         return ()
@@ -232,6 +240,10 @@ def weigh(units: Units, weight_T: Array) -> Units:
     # Check before taking the mean, in which a negative weight could disappear.
     check_weights(weight)
     if not units.by_token:
-        total = np.bincount(units.unit, weights=weight, minlength=len(units.piece))
+        total = np.bincount(
+            units.unit,
+            weights=weight,
+            minlength=len(units.piece),
+        )
         weight = total / units.length
     return units.weighted(weight)

@@ -13,7 +13,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.gather import read_numbers
 from maskwise.masking.policies.base import (
     CutPolicy,
@@ -61,7 +61,7 @@ class WholeWord(Policy):
 
     unit_kind = UnitKind.WORD
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return ("word_ids",)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -93,12 +93,12 @@ class SpanLayer(Policy):
     def __post_init__(self) -> None:
         require_known("rest of policy span-layer", self.rest, ("word", "token", "none"))
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         if self.rest == "none":
             return (self.layer,)
         return (self.layer, *layer_of(self.rest))
 
-    def judged_on(self) -> tuple[str, ...]:
+    def judged_on(self) -> Names:
         """Add masks of the marked spans: if they fill the budget, the model learns nothing else."""
         return (*super().judged_on(), self.layer)
 
@@ -158,7 +158,7 @@ class Guided(Policy):
 
     unit_kind = UnitKind.TOKEN
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return (self.layer,)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -185,7 +185,7 @@ class Weighted(CutPolicy):
     units: str = "word"
     power: float = 1.0
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -194,7 +194,12 @@ class Weighted(CutPolicy):
             return units
         # 0 to the power 0 would be 1, but weight 0 stays 0 whatever the power.
         weight = np.zeros_like(units.weight)
-        np.power(units.weight, self.power, out=weight, where=units.weight > 0)
+        np.power(
+            units.weight,
+            self.power,
+            out=weight,
+            where=units.weight > 0,
+        )
         return units.weighted(weight)
 
 
@@ -240,13 +245,16 @@ class Frequency(CutPolicy):
         if self.counts is not None:
             counts = read_numbers("counts", self.counts)
             if counts.ndim != 1:
-                allowed = "one number per id"
-                raise MaskwiseError("counts of policy frequency", got=counts.shape, allowed=allowed)
+                raise MaskwiseError(
+                    "counts of policy frequency",
+                    got=counts.shape,
+                    allowed="one number per id",
+                )
             check_weights(counts, "counts of policy frequency")
             # Frozen dataclasses forbid plain assignment, also to themselves.
             object.__setattr__(self, "counts", counts)
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         layers = super().layers()
         return ("frequency", *layers) if self.counts is None else layers
 
@@ -255,7 +263,11 @@ class Frequency(CutPolicy):
             count_T = batch.layer("frequency", scores=True)
         else:
             largest = int(batch.input_ids.max(initial=-1))
-            whole_number("the largest id", largest, most=len(self.counts) - 1)
+            whole_number(
+                "the largest id",
+                largest,
+                most=len(self.counts) - 1,
+            )
             count_T = self.counts.take(batch.input_ids)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
         return weigh(units_by(batch, self.units), weight_T)
@@ -296,8 +308,11 @@ class Learned(Policy):
 
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
-            allowed = "weights, spans, top-1, top-5, …"
-            raise MaskwiseError("policy learned: take", got=self.take, allowed=allowed)
+            raise MaskwiseError(
+                "policy learned: take",
+                got=self.take,
+                allowed="weights, spans, top-1, top-5, …",
+            )
         finite_number("explore of policy learned", self.explore, least=0, most=1)
         if (self.power != 1 or self.explore) and self.take != "weights":
             raise MaskwiseError("policy learned: power and explore need take=weights", got=self)
@@ -315,12 +330,12 @@ class Learned(Policy):
         """The layer of weights; its name has the folder, since a corpus may have several."""
         return f"learned {self.folder}".rstrip()
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         if self.take == "weights":
             return (self.layer, "word_ids")
         return (f"{self.layer}_span", f"{self.layer}_score", "word_ids")
 
-    def annotators(self) -> tuple[str, ...]:
+    def annotators(self) -> Names:
         return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:

@@ -9,17 +9,28 @@ diffusion with these policies has no likelihood.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskwise.constants import UPOS
+from maskwise.devices import moved, widest
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, moved, widest
-from maskwise.masking.policies.base import CutPolicy, Learner, Moment, Point, units_by, weigh
+from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, Names
+from maskwise.masking.policies.base import (
+    CutPolicy,
+    Facts,
+    Learner,
+    Moment,
+    Numbers,
+    Point,
+    TensorDict,
+    Tensors,
+    units_by,
+    weigh,
+)
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 
@@ -93,11 +104,11 @@ class GroupWeighted(CutPolicy):
                 raise MaskwiseError("half_life_steps: faithful keeps .999", do="leave one out")
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         groups = range(self.groups) if isinstance(self.groups, int) else self.groups
         return tuple(map(str, groups))
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -108,8 +119,11 @@ class GroupWeighted(CutPolicy):
         group_T = np.maximum(batch.layer(self.layer).astype(np.int64), -1)
         largest = int(group_T.max(initial=-1))
         if largest >= len(self.names):
-            allowed = f"below {len(self.names)}"
-            raise MaskwiseError(f"group in layer {self.layer!r}", got=largest, allowed=allowed)
+            raise MaskwiseError(
+                f"group in layer {self.layer!r}",
+                got=largest,
+                allowed=f"below {len(self.names)}",
+            )
         units = weigh(units_by(batch, self.units), weight_G[group_T])
         if not self.faithful or units.weight is None:
             return units
@@ -119,7 +133,7 @@ class GroupWeighted(CutPolicy):
     def learner(self) -> GroupLearner:
         return GroupLearner(self)
 
-    def take(self, weights: Mapping[str, float]) -> None:
+    def take(self, weights: Numbers) -> None:
         """Set weights by group name, as the metrics of a run record them."""
         self.weights.current = np.array([weights.get(name, UNKNOWN) for name in self.names])
 
@@ -189,10 +203,10 @@ class GroupLearner(Learner):
         seen_C = (1 - self.unseen_C).where(self.unseen_C < 1, 1.0)
         return self.average_C / seen_C
 
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Facts:
         """``weights`` and ``group_losses`` (nats) of the groups seen, by name."""
-        weights: dict[str, float] = {}
-        losses: dict[str, float] = {}
+        weights = {}
+        losses = {}
         loss_C = self.losses()
         for number, group in enumerate(self.policy.names):
             if self.unseen_C[number] < 1:
@@ -204,10 +218,10 @@ class GroupLearner(Learner):
         self.weight_C = weight_C
         self.policy.weights.current = weight_C.numpy()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         return {"average": self.average_C, "unseen": self.unseen_C, "weight": self.weight_C}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         self.average_C = state["average"]
         self.unseen_C = state["unseen"]
         self._use(state["weight"])
@@ -252,8 +266,11 @@ class TypeWeighted(CutPolicy):
         require_known("by of policy type-weighted", self.by, ("accuracy", "loss"))
         whole_number("every of policy type-weighted", self.every, least=1)
         if not 0 <= self.kept < 1:
-            allowed = "at least 0, below 1"
-            raise MaskwiseError("kept of policy type-weighted", got=self.kept, allowed=allowed)
+            raise MaskwiseError(
+                "kept of policy type-weighted",
+                got=self.kept,
+                allowed="at least 0, below 1",
+            )
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         units = units_by(batch, self.units)
@@ -328,7 +345,7 @@ class TypeLearner(Learner):
     def _weights(self) -> Tensor:
         return self.total_3V.new_tensor(self.policy.weights.current)
 
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Facts:
         """``type_weights``: the least, the mean and the greatest."""
         weight_V = self._weights()
         weights = {
@@ -338,10 +355,10 @@ class TypeLearner(Learner):
         }
         return {"type_weights": weights}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> TensorDict:
         return {"weight": self._weights(), "sums": self._total()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Tensors) -> None:
         self.total_3V = state["sums"]
         self.sums_3V = None
         self.policy.weights.current = state["weight"].numpy()

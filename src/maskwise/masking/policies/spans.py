@@ -11,10 +11,18 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose, below
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
 from maskwise.masking.units import Units, find_runs
-from maskwise.segments import changes, first_within, listed, offsets, rank_within, sums_within
+from maskwise.segments import (
+    changes,
+    first_within,
+    listed,
+    offsets,
+    owners,
+    rank_within,
+    sums_within,
+)
 
 MOST_WORDS = 1000
 """The largest ``max_words``: each draw is compared with the edges of all lengths."""
@@ -67,12 +75,12 @@ class Span(Policy):
     def reads_text(self) -> bool:
         return self.over == "word"
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> Names:
         return layer_of(self.over)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         if self.over == "token":
-            start = np.flatnonzero(batch.content)
+            start = batch.content_at
             length = np.ones_like(start)
             barred = np.flatnonzero(~batch.eligible.take(start))
         else:
@@ -87,9 +95,9 @@ class Span(Policy):
         span_W = self._ring(keys, counts_P).take(place)
         # Span numbers of all pieces are consecutive.
         piece = np.zeros(span_W.max(initial=-1) + 1, np.int64)
-        piece[span_W] = np.repeat(np.arange(len(counts_P)), counts_P)
+        piece[span_W] = owners(counts_P)
         spans_P = np.bincount(piece, minlength=len(counts_P))
-        number = rank_within(spans_P).astype(np.int32)
+        number = rank_within(spans_P)
         if len(barred):
             start = np.delete(start, barred)
             length = np.delete(length, barred)
@@ -103,7 +111,11 @@ class Span(Policy):
 
     def lengths(self) -> Array:
         """(max_words,) float64: the probabilities of 1, 2, … words, before spans are cut to fit."""
-        size = np.arange(1, self.max_words + 1, dtype=np.float64)
+        size = np.arange(
+            1,
+            self.max_words + 1,
+            dtype=np.float64,
+        )
         if self.poisson is None:
             share = (1 - self.p) ** (size - 1)
         else:
@@ -115,7 +127,7 @@ class Span(Policy):
     def _ring(self, keys: Keys, counts_P: Array) -> Array:
         """(W,) int64: the span of each of the W words around the rings of all pieces."""
         number = rank_within(counts_P)
-        draw = keys.draw_each(Purpose.PARTITION, counts_P, number.astype(np.int32))
+        draw = keys.draw_each(Purpose.PARTITION, counts_P, number)
         length = np.ones(len(draw), np.int64)
         # One pass per edge takes a third of the time of searchsorted.
         for edge in _edges(self):
@@ -179,8 +191,7 @@ class T5Span(_Noise):
             finite_number("ratio of policy t5-span", self.ratio, least=0, most=1)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(batch, keys, noise_P, np.round(noise_P / self.mean_span))
+        return noise_units(batch, keys, moment, self.mean_span)
 
 
 @dataclass(frozen=True)
@@ -198,10 +209,7 @@ class Suffix(_Noise):
     ratio: float | None = None
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        noise_P = noise_tokens(batch, keys, moment)
-        return noise_units(
-            batch, keys, noise_P, np.ones_like(noise_P), at_end_P=np.ones(len(noise_P), bool)
-        )
+        return noise_units(batch, keys, moment, 0)
 
 
 # UL2's denoisers (mean span, ratio): regular, sequential and extreme.
@@ -237,15 +245,16 @@ class Ul2(Policy):
             fits = ((mean >= 1) | (mean == 0)) & (ratio >= 0) & (ratio <= 1)
             valid = np.ndim(mean) == 1 and fits.all()
         if not valid:
-            allowed = "pairs of mean span (≥ 1, or 0 for the end of the piece) and ratio"
             raise MaskwiseError(
-                "invalid denoisers of policy ul2", got=self.denoisers, allowed=allowed
+                "invalid denoisers of policy ul2",
+                got=self.denoisers,
+                allowed="pairs of mean span (≥ 1, or 0 for the end of the piece) and ratio",
             )
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
         # A mixture already uses the piece's draw at its own index, so take another one: −1.
-        draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), np.full(pieces, -1, np.int32))
+        draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         table = np.array(self.denoisers, np.float64)
         mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
         return mean_P, ratio_P
@@ -254,10 +263,8 @@ class Ul2(Policy):
         return self._drawn(keys, len(ratio_P))[1].copy()
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        mean_P, _ = self._drawn(keys, len(batch.begin))
-        noise_P = noise_tokens(batch, keys, moment)
-        spans_P = np.round(np.where(mean_P > 0, noise_P / np.maximum(mean_P, 1), 1.0))
-        return noise_units(batch, keys, noise_P, spans_P, at_end_P=mean_P == 0)
+        mean_P, _ = self._drawn(keys, batch.pieces)
+        return noise_units(batch, keys, moment, mean_P)
 
 
 def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Array:
@@ -269,23 +276,18 @@ def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Array:
     return np.maximum(np.minimum(rounded_P, batch.eligible_P), least_P)
 
 
-def noise_units(
-    batch: AnnotatedBatch,
-    keys: Keys,
-    noise_P: Array,
-    spans_P: Array,
-    *,
-    at_end_P: Array | None = None,
-) -> Units:
-    """Cut ``noise_P`` tokens into ``spans_P`` spans; the gaps between them are units of weight 0.
+def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array | float) -> Units:
+    """Cut pieces into spans of noise, as long as the budget, and gaps, which are units of weight 0.
 
     Args:
         batch: the batch to cut.
         keys: the draws of its pieces.
-        noise_P: (P,) int64, noise tokens of each piece.
-        spans_P: (P,), spans of each piece; at least 1, at most what noise and gaps allow.
-        at_end_P: (P,) bool, pieces that end with noise: their ring is opened before its first gap.
+        moment: has the ratios.
+        mean_P: the mean length of the spans of each piece; 0: one span at its end.
     """
+    noise_P = noise_tokens(batch, keys, moment)
+    # A span for every ``mean`` tokens, at least one, and at most what noise and gaps allow.
+    spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     total_P = batch.eligible_P
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
@@ -295,12 +297,11 @@ def noise_units(
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; row s of ``ends`` has the ends of gap s
     # and noise s, counted from the start of the ring.
-    piece_S = np.repeat(np.arange(len(spans_P)), spans_P)
+    piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    opening_P = keys.per_piece(Purpose.PARTITION)
-    if at_end_P is not None:
-        opening_P = opening_P * ~at_end_P
+    # Noise at the end of a piece: its ring is opened before the first gap.
+    opening_P = keys.per_piece(Purpose.PARTITION) * (mean_P != 0)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
     # Shift every border so that the opening is 0. A border at the opening itself wraps to
@@ -321,7 +322,7 @@ def noise_units(
     # A piece that is all noise or all gap has no borders.
     noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
-    piece = np.repeat(np.arange(len(total_P)), total_P)
+    piece = owners(total_P)
     opens = changes(number, piece)
     first = np.flatnonzero(opens)
     return Units.of_tokens(
@@ -329,7 +330,7 @@ def noise_units(
         batch.eligible_at,
         opens.cumsum() - 1,
         piece.take(first),
-        number.take(first).astype(np.int32),
+        number.take(first),
         noisy.take(first) * _SURE,
     )
 
@@ -342,9 +343,9 @@ def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
     total.
     """
     inner_P = np.maximum(total_P - 1, 0)
-    piece = np.repeat(np.arange(len(inner_P)), inner_P)
+    piece = owners(inner_P)
     place = rank_within(inner_P)
-    index = (place + np.repeat(before_P, inner_P)).astype(np.int32)
+    index = place + np.repeat(before_P, inner_P)
     draw = keys.draw(Purpose.PARTITION, piece, index)
     ending = first_within(piece, draw, parts_P - 1)
     end = np.repeat(total_P, parts_P)

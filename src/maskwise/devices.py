@@ -1,0 +1,203 @@
+"""Devices: which one is best, how fast it is, and copies that block neither it nor the host.
+
+A copy waits for all work that was started before it on the same stream, here for a whole step. So
+batches are copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a
+step later (``coming_back``). Masking imports
+this module, which imports torch only where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Result = TypeVar("Result")
+
+PINNING = ("cuda",)
+"""Kinds of device to which pinned memory is copied without waiting."""
+
+
+def widest(values: Tensor) -> Tensor:
+    """Values in float64 on a CPU and in float32 elsewhere: Apple's GPUs have no float64."""
+    return values.double() if values.is_cpu else values.float()
+
+
+def copies_aside(device: torch.device | str) -> bool:
+    """Whether a device copies pinned memory while it computes."""
+    return str(device).split(":")[0] in PINNING
+
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None."""
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(each, device) for each in value)
+    if value is None:
+        return None
+    # Only from pinned memory does CUDA copy without making the host wait.
+    if copies_aside(device) and value.is_cpu:
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
+# Copies
+# -------------------------------------------------------------------------------------------
+
+
+class Lane:
+    """A stream for copies to a device, separate from the stream of its work."""
+
+    def __init__(self, device: torch.device | str):
+        import torch
+
+        self.cuda: Any = torch.cuda
+        self.stream = self.cuda.Stream(device)
+
+    def send(self, make: Callable[[], Result]) -> tuple[Result, object]:
+        """Call a function that copies on this stream; return its result and an event at its end."""
+        with self.cuda.stream(self.stream):
+            result = make()
+            return result, self.stream.record_event()
+
+    def receive(self, sent: object, mark: Any) -> None:
+        """Make the work that follows on the device wait for a copy; the host does not wait."""
+        current = self.cuda.current_stream()
+        current.wait_event(mark)
+        for tensor in tensors_of(sent):
+            # Otherwise the memory could be reused while the device still reads it.
+            tensor.record_stream(current)
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """The tensors of batches in lists, and of dicts and tuples in these."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_of(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_of(each)
+    elif hasattr(value, "labels"):  # a MaskedBatch
+        yield from tensors_of(vars(value))
+
+
+def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to copy a tensor to the host, and return a function that waits for it."""
+    if not copies_aside(tensor.device):
+        here = tensor.cpu()
+        return lambda: here
+    there = tensor.new_empty(tensor.shape, device="cpu", pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    wait = new_event()
+
+    def arrived() -> Tensor:
+        wait()
+        return there
+
+    return arrived
+
+
+def new_event() -> Callable[[], None]:
+    """Record an event after all work so far, and return a function that waits for it."""
+    import torch
+
+    event = torch.cuda.Event()
+    event.record()
+    wait: Callable[[], None] = event.synchronize
+    return wait
+
+
+# Speed and memory
+# -------------------------------------------------------------------------------------------
+
+MEASURE_SECONDS = 0.3
+SIZES = {"cpu": 1024}
+"""Rows and columns of the measured matrices, by kind of device; 8,192 on accelerators."""
+
+
+def best_device() -> torch.device:
+    """Where a training would run: the accelerator, if there is one."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def fast_bf16() -> bool:
+    """Whether the hardware trains faster in bf16 than in float32.
+
+    Among CPUs, only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
+    times as long as in float32 (``benchmarks/quick_step.py``).
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: this process's peak memory on its accelerator, else in RAM; 0: unknown."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOPs per second of a large square matrix product, measured once in a process."""
+    import torch
+
+    return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate within ``MEASURE_SECONDS``, because other work only slows products down."""
+    import torch
+
+    size = SIZES.get(device.type, 8192)
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    products = 10 if device.type == "cuda" else 1
+    times: list[float] = []
+    end = time.perf_counter() + MEASURE_SECONDS
+    while len(times) < 3 or time.perf_counter() < end:  # the first ones warm up
+        began = time.perf_counter()
+        for _ in range(products):
+            product = matrix @ matrix
+        product[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return products * 2 * size**3 / min(times)
+
+
+def cache_folder() -> Path:
+    """The folder of measurements: ``$XDG_CACHE_HOME/maskwise``, else ``~/.cache/maskwise``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
