@@ -79,7 +79,11 @@ class Known(nn.Module):
         self.before = nn.Parameter(torch.randn(size, size, generator=drawn))
         self.behind = nn.Parameter(torch.randn(size, size, generator=drawn))
         self.config = SimpleNamespace(
-            model_type="known", vocab_size=size, max_position_embeddings=positions, pad_token_id=0
+            model_type="known",
+            vocab_size=size,
+            max_position_embeddings=positions,
+            pad_token_id=0,
+            is_encoder_decoder=False,
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
@@ -139,12 +143,13 @@ def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
 @torch.no_grad()
-def test_batches_do_not_matter(architecture: str) -> None:
+def test_batches_do_not_matter(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_model(architecture).eval(), rows(*TEXTS)
     together = log_probabilities(model, batch, mask=MASK, within_word=True)
-    alone = log_probabilities(model, batch, mask=MASK, within_word=True, tokens=1)
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(together, log_probabilities(model, batch, mask=MASK, within_word=True))
+    monkeypatch.setattr("maskwise.evaluation.scoring.TOKENS", 1)
+    alone = log_probabilities(model, batch, mask=MASK, within_word=True)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -200,10 +205,13 @@ SENTENCES = facts_of(
 
 @pytest.mark.parametrize("tokens", [1, 16384])
 @torch.no_grad()
-def test_candidates_are_scored_by_the_chain_rule(tokens: int) -> None:
+def test_candidates_are_scored_by_the_chain_rule(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskwise.evaluation.cloze.TOKENS", tokens)
     model = Known()
     (questions,) = questions_of(SENTENCES.facts, 20, TOKENIZER, 64, Counter())
-    found = candidate_scores(model, questions, mask=MASK, tokens=tokens)
+    found = candidate_scores(model, questions, mask=MASK)
     pieces = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
     candidates = questions[0].candidates
     assert candidates[0] == (ID["rome"],)  # the most frequent one
@@ -412,15 +420,20 @@ def write(path: Path, lines: list[Any]) -> Path:
     ("read", "name", "lines", "message"),
     [
         (Pairs.read, "a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
-        (Pairs.read, "a.jsonl", [{"sentence_good": "a"}], "row 1 of .* has no sentence_bad; got"),
+        (
+            Pairs.read,
+            "a.jsonl",
+            [{"sentence_good": "a"}],
+            "row 1 of .* has no text under sentence_bad; got sentence_good",
+        ),
         (
             Pairs.read,
             "a.jsonl",
             [{"sentence_good": "a", "sentence_bad": 3}],
-            "row 1 of .*: sentence_bad is not text; got 3",
+            "row 1 of .* has no text under sentence_bad; got 3",
         ),
         (Pairs.read, "a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
-        (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* no sentence_bad"),
+        (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* sentence_bad"),
         (Pairs.read, "a.txt", ["a"], "unknown ending of task file"),
         (Cloze.read, "a.jsonl", [{"masked_sentences": ["[MASK]"]}], "has no answer; got masked_"),
         (Cloze.read, "a.jsonl", [{"obj_label": " "}], "row 1 of .* has no answer; got ' '"),
@@ -648,9 +661,9 @@ def test_bad_commands_are_one_line(
 WORDS = [f"word{number}" for number in range(400)]
 
 
-def places(documents: list[str], items: list[tuple[str, ...]], n: int = 13) -> list[int]:
+def places(documents: list[str], items: list[tuple[str, ...]]) -> list[int]:
     """The items that occur in the documents."""
-    hits, count, _ = occurring(documents, items, n=n, least=4)
+    hits, count, _ = occurring(documents, items, least=4)
     assert count == len(documents)
     return hits.nonzero()[0].tolist()
 
@@ -671,7 +684,6 @@ def test_overlap_by_hand() -> None:
     texts.append(("nothing of it", short))
     other = " ".join(WORDS[200:300])
     assert places([document, other], texts) == [0, 2, 3, 7]
-    assert 1 in places([document], texts, n=12)
     task = SimpleNamespace(name="t", texts=lambda: texts)
     found = overlap_record([Document("1", document), other], task, corpus="c")
     assert found["examples"][-1] == f"nothing of it / {short}" and len(found["examples"]) == 4
@@ -695,16 +707,15 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
             k = min(n, len(item.split()))
             if k >= 4 and any(grams(item, k) & grams(text, k) for text in documents):
                 expected.append(place)
+        monkeypatch.setattr("maskwise.evaluation.overlap.N", n)
         for batch in (1 << 20, 50):
             monkeypatch.setattr("maskwise.evaluation.overlap._BATCH_CHARACTERS", batch)
-            assert places(documents, [(item,) for item in items], n) == expected
+            assert places(documents, [(item,) for item in items]) == expected
 
 
-@pytest.mark.parametrize(("texts", "n"), [([], 13), ([("a",)], 3)])
-def test_nothing_to_look_for_is_refused(texts: list[tuple[str, ...]], n: int) -> None:
+def test_nothing_to_look_for_is_refused() -> None:
     with pytest.raises(MaskwiseError):
-        task = SimpleNamespace(name="t", texts=lambda: texts)
-        overlap_record(["a"], task, corpus="c", n=n)
+        overlap_record(["a"], SimpleNamespace(name="t", texts=list), corpus="c")
 
 
 @pytest.mark.slow

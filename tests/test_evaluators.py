@@ -1,4 +1,4 @@
-"""Evaluators of sentence-transformers as tasks: by a file, as an object, and what is refused."""
+"""Evaluators of sentence-transformers as tasks, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from maskwise.errors import MaskwiseError
-from maskwise.tasks import evaluate_tasks, evaluator_task, load_task
+from maskwise.tasks import evaluate_tasks, load_task
 from tiny import write_lines
 
-evaluation = pytest.importorskip(
-    "sentence_transformers.evaluation", reason="pip install sentence-transformers"
-)
+pytest.importorskip("sentence_transformers.evaluation", reason="pip install sentence-transformers")
 SENTENCES = ("He writes books.", "She wrote a novel.", "It rains today.", "The sea is cold.")
 
 
@@ -34,24 +32,15 @@ def test_the_score_is_what_the_evaluator_says_of_the_same_vectors(tmp_path: Path
     assert task.score("test", task.kind.answers(task, {"test": vectors})["test"]) == 0.75
 
 
-def test_a_file_and_an_object_have_one_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluator", ["similarity", "binary"])
+def test_pairs_are_evaluated_by_a_model(evaluator: str, tmp_path: Path) -> None:
     a, b, c, d = SENTENCES
-    given = evaluator_task(
-        evaluation.TripletEvaluator([a, b, c, d], [b, a, d, c], [c, d, a, b]), "books"
-    )
-    spec = f"{write_triplets(tmp_path)}(kind='evaluator', evaluator='triplet')"
-    file, object_ = evaluate_tasks("bundled:encoder", [spec, given])
-    assert file["score"] == object_["score"] and object_["task"] == "books"
-    assert len(given.splits["test"]) == 4  # every text is embedded once
-
-
-def test_retrieval_asks_for_queries_and_a_corpus() -> None:
-    texts = dict(enumerate(SENTENCES))
-    evaluator = evaluation.InformationRetrievalEvaluator(
-        texts, texts, {n: {n} for n in texts}, accuracy_at_k=[1]
-    )
-    (record,) = evaluate_tasks("bundled:encoder", [evaluator_task(evaluator)])
-    assert record["score"] == 1.0  # every text is nearest to itself
+    rows = [(a, b, 1), (c, d, 1), (a, d, 0), (b, c, 0)]
+    columns = ("sentence1", "sentence2", "score" if evaluator == "similarity" else "label")
+    write_lines(tmp_path / "two.jsonl", [dict(zip(columns, row)) for row in rows])
+    spec = f"{tmp_path / 'two.jsonl'}(kind='evaluator', evaluator='{evaluator}')"
+    (record,) = evaluate_tasks("bundled:encoder", [spec])
+    assert -1 <= record["score"] <= 1 and record["task"] == "two-evaluator"
 
 
 def test_unknown_evaluators_and_columns_are_refused(tmp_path: Path) -> None:

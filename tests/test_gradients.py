@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import training_tools as tools
 from maskwise.keys import Keys
 from maskwise.learning.gradients import InnerStep, Losses, MetaGradient, meta_gradient, values_of
-from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose
+from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose, inclusion
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
@@ -105,7 +105,10 @@ class Problem:
         for batch, choice, task in zip(self.batches, self.choices, self.tasks, strict=True):
             inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
             logit_U = choice.unit_logits(self.policy(inputs["input_ids"], inputs["attention_mask"]))
-            mask = choice.mask(logit_U, smooth=self.smooth)
+            mask = choice.mask(logit_U)
+            if self.smooth:
+                sizes = (choice.length_U, choice.piece_U, choice.budget_P)
+                mask = choice.spread(inclusion(logit_U, *sizes))
             steps.append(InnerStep(self.losses.of(inputs, choice.budget), self.rates[0], mask))
             steps.append(InnerStep(self.losses.of(task), self.rates[1]))
         return steps

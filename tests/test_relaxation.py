@@ -125,9 +125,9 @@ def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
     value = torch.randn(mask.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
     gradient = torch.autograd.grad((mask * value).sum(), logit_U)[0]
     assert (gradient != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
-    smooth = torch.autograd.grad(
-        (choice.mask(choice.unit_logits(logit_BL), smooth=True) * value).sum(), logit_BL
-    )[0]
+    sizes = (choice.length_U, choice.piece_U, choice.budget_P)
+    shares = choice.spread(inclusion(choice.unit_logits(logit_BL), *sizes))
+    smooth = torch.autograd.grad((shares * value).sum(), logit_BL)[0]
     hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[
         0
     ]

@@ -83,25 +83,12 @@ def tiny(tokenizer, architecture="bert", length=48):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_of_libraries_are_their_formulas(seed):
+def test_correlations_are_their_formulas(seed):
     draw = np.random.default_rng(seed)
     gold, answer = draw.integers(0, 6, 50) / 2.0, draw.normal(size=50).round(1)  # with many ties
     assert pearson(gold, answer) == pytest.approx(np.corrcoef(gold, answer)[0, 1])
     ranks = [[1 + (x < v).sum() + ((x == v).sum() - 1) / 2 for v in x] for x in (gold, answer)]
     assert spearman(gold, answer) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    right, given = draw.integers(-1, 4, 50), draw.integers(-2, 5, 50)  # UNSEEN and LOST among them
-    shares = []
-    for label in np.union1d(right, given[given != LOST]):
-        hits = ((right == label) & (given == label)).sum()
-        shares.append(2 * hits / ((right == label).sum() + (given == label).sum()))
-    assert METRICS["macro-f1"](right, given) == pytest.approx(np.mean(shares))
-    several, said = draw.random((50, 4)) < 0.3, draw.random((50, 4)) < 0.3
-    several[:, 3] = said[:, 3] = False  # a label that neither has
-    both, sizes = (several & said).sum(0), several.sum(0) + said.sum(0)
-    assert METRICS["label-micro-f1"](several, said) == pytest.approx(2 * both.sum() / sizes.sum())
-    assert METRICS["label-macro-f1"](several, said) == pytest.approx(
-        (2 * both[:3] / sizes[:3]).mean()
-    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -338,7 +325,6 @@ BAD = {
         "row 1 of .* the answer is not in the context; got zzz",
     ),
     "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is not text"),
-    "odd answers": ({"context": "a", "question": "q", "answers": [3]}, "cannot read the answers"),
     "one choice": ({"question": "q", "choices": ["x"], "answer": 0}, "at least two choices; got 1"),
     "none of them": (
         {"question": "q", "choices": ["x", "y"], "answer": 7},

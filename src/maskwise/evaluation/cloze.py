@@ -121,7 +121,7 @@ class Cloze(TestSet):
         records = read_set(path)
         known = _templates(path, templates)
         used = {id(record) for record in evenly(records, items)}
-        facts: list[Fact] = []
+        facts = []
         right: dict[str, set[str]] = {}
         skipped: Counter[str] = Counter()
         for number, record in enumerate(records, start=1):
@@ -163,10 +163,10 @@ class Cloze(TestSet):
         """
         vocabulary = Vocabulary.of(tokenizer)
         skipped = Counter(self.skipped)
-        ranks: list[float] = []
-        chance: list[float] = []
+        ranks = []
+        chance = []
         ranks_open: list[float] = []
-        chance_open: list[float] = []
+        chance_open = []
         room = most_tokens(model.config)
         relation_of = attrgetter("relation")
         for _, facts in groupby(sorted(self.facts, key=relation_of), relation_of):
@@ -387,9 +387,7 @@ def _pieces(answers: list[str], word: str, tokenizer: PreTrainedTokenizerBase) -
     return pieces
 
 
-def candidate_scores(
-    model: PreTrainedModel, questions: Sequence[Question], *, mask: int, tokens: int = TOKENS
-) -> Floats:
+def candidate_scores(model: PreTrainedModel, questions: Sequence[Question], *, mask: int) -> Floats:
     """Return log p of each candidate in each sentence, (N, C), from left to right."""
     scores = np.zeros((len(questions), len(questions[0].candidates)))
     # Candidates with the same first pieces share rows, and equal rows are run once.
@@ -401,7 +399,7 @@ def candidate_scores(
                 row = (*question.left, *shown, *question.right_side)
                 place = (row, len(question.left) + step)
                 asked.setdefault(place, []).append((number, candidate, piece))
-    for place, log_p in _log_p(model, list(asked), tokens):
+    for place, log_p in _log_p(model, list(asked)):
         for number, candidate, piece in asked[place]:
             scores[number, candidate] += log_p[piece]
     return scores
@@ -418,19 +416,17 @@ def open_ranks(
             row = (*question.left, mask, *question.right_side)
             by_place.setdefault((row, len(question.left)), []).append(question)
     ranks = []
-    for place, log_p in _log_p(model, list(by_place), TOKENS):
+    for place, log_p in _log_p(model, list(by_place)):
         for question in by_place[place]:
             scores = log_p[: vocabulary.size]
             ranks.append(rank_of(scores, question.pieces[0], question.tokens, vocabulary.eligible))
     return ranks
 
 
-def _log_p(
-    model: PreTrainedModel, places: Sequence[Place], tokens: int
-) -> Iterator[tuple[Place, Floats]]:
+def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Place, Floats]]:
     """Yield each place with log p (V,) of the tokens there."""
     widths = torch.tensor([len(row) for row, _ in places])
-    for part in by_width(widths, tokens):
+    for part in by_width(widths, TOKENS):
         some = [places[number] for number in part.tolist()]
         rows = [torch.tensor(row) for row, _ in some]
         ids = pad_sequence(rows, batch_first=True)

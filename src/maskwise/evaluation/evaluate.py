@@ -236,14 +236,27 @@ def _held_out(
     records: Records = []
     rows = held_out.laid(objective.reads(held_out.layout, model.config))
     bound = diffusion_bound(
-        settings.masks, rows, tokenizer, rows=settings.rows, log_unigram=log_unigram
+        settings.masks,
+        rows,
+        tokenizer,
+        rows=settings.rows,
+        log_unigram=log_unigram,
     )
     for ratio in settings.ratios:
         maskers = fixed_maskers(
-            tokenizer, masks=settings.masks, ratio=ratio, kind=objective.kind, length=rows.length
+            tokenizer,
+            masks=settings.masks,
+            ratio=ratio,
+            kind=objective.kind,
+            length=rows.length,
         )
         losses = HeldOut(
-            rows, maskers, log_unigram, rows=settings.rows, tokenizer=tokenizer, bound=bound
+            rows,
+            maskers,
+            log_unigram,
+            rows=settings.rows,
+            tokenizer=tokenizer,
+            bound=bound,
         )
         records += [{"kind": "heldout", **line} for line in losses(objective)]
         bound = None  # it covers all rates, so once is enough
@@ -314,12 +327,8 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
             raise MaskwiseError(f"{name} takes a number", got=value, allowed="≥ 1")
         else:
             counts[name] = max(counts[name], int(value or DEFAULT_COUNTS[name]))
-    return EvaluationSettings(
-        bound=counts[BOUND],
-        pseudo_perplexity=counts[PSEUDO_PERPLEXITY],
-        cloze=tuple(files[CLOZE]),
-        pairs=tuple(files[PAIRS]),
-    )
+    measured = {name.replace("-", "_"): count for name, count in counts.items()}
+    return EvaluationSettings.model_validate({**measured, **files})
 
 
 def evaluate_checkpoint(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,19 +74,18 @@ class OverlapRecord(TypedDict):
 
 
 def overlap_record(
-    documents: Iterable[str | Document], task: HasTexts, *, corpus: str, n: int = N
+    documents: Iterable[str | Document], task: HasTexts, *, corpus: str
 ) -> OverlapRecord:
-    """Count the test items that share n consecutive words with a document.
+    """Count the test items that share ``N`` consecutive words with a document.
 
     Args:
         documents: the corpus, such as ``text.read_documents(source)``; read once.
         task: a ``tasks.Task``, whose test split is looked for, or a set of ``load_sets``. An item
             with several texts (a question and its context) overlaps if one of them does.
         corpus: the name of the corpus in the record.
-        n: consecutive words; shorter texts are looked for whole.
 
     Raises:
-        MaskwiseError: n below ``LEAST``, or no items.
+        MaskwiseError: no items.
 
     >>> from types import SimpleNamespace
     >>> texts = [("the cat sat on the mat",), ("set an alarm",)]
@@ -96,13 +95,9 @@ def overlap_record(
     (2, 1, 1, ['the cat sat on the mat'])
     """
     items = task.texts()
-    if n < LEAST:
-        raise MaskwiseError(
-            "n-grams for an overlap check are too short", got=n, allowed=f"≥ {LEAST}"
-        )
     if not items:
         raise MaskwiseError("there are no test items to look for")
-    hits, count, longest = occurring(documents, items, n=n, least=LEAST)
+    hits, count, longest = occurring(documents, items, least=LEAST)
     examples = [items[place] for place in np.flatnonzero(hits)[:EXAMPLES]]
     return {
         "kind": "overlap",
@@ -112,15 +107,15 @@ def overlap_record(
         "overlapping": int(hits.sum()),
         "short": int((longest < LEAST).sum()),
         "documents": count,
-        "n": n,
+        "n": N,
         "examples": [" / ".join(texts) for texts in examples],
     }
 
 
 def occurring(
-    documents: Iterable[str | Document], items: Sequence[Sequence[str]], *, n: int, least: int
+    documents: Iterable[str | Document], items: Sequence[Sequence[str]], *, least: int
 ) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
-    """Find items in documents by n consecutive words, or by all words of shorter texts.
+    """Find items in documents by ``N`` consecutive words, or by all words of shorter texts.
 
     Args:
         least: texts with fewer words are not looked for.
@@ -134,9 +129,9 @@ def occurring(
     words, size_T = _words(chain.from_iterable(items))
     longest = np.zeros(len(items), dtype=np.int64)
     np.maximum.at(longest, owner_T, size_T)
-    needed_T = np.minimum(size_T, n)
+    needed_T = np.minimum(size_T, N)
     lengths = np.unique(needed_T[needed_T >= least]).tolist()
-    wanted: dict[int, _Wanted] = {}
+    wanted = {}
     for length, grams, text in _grams(words, size_T, lengths):
         of_length = needed_T[text] == length
         wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
@@ -157,7 +152,11 @@ def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
     sizes = np.array([len(words) for words in by_text], dtype=np.int64)
     # Python salts its hash of a string anew in each process, but only equality matters here.
     words = map(hash, chain.from_iterable(by_text))
-    hashes = np.fromiter(words, dtype=np.int64, count=int(sizes.sum()))
+    hashes = np.fromiter(
+        words,
+        dtype=np.int64,
+        count=int(sizes.sum()),
+    )
     return hashes.view(np.uint64), sizes
 
 
@@ -174,7 +173,9 @@ def _grams(
         yield length, grams[whole], first_text[whole]
 
 
-def _in_a_row(values: NDArray[Any], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
+def _in_a_row(
+    values: NDArray[np.generic], lengths: Collection[int]
+) -> Iterator[tuple[int, Hashes]]:
     """Yield each length, ascending, with hashes (T − length + 1,) of that many values in a row."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
@@ -238,7 +239,7 @@ def answers_in(
         documents: texts, or anything with ``text``; read once, one batch in memory.
         rights: the right answers of each item.
     """
-    return occurring(documents, rights, n=N, least=1)[0]
+    return occurring(documents, rights, least=1)[0]
 
 
 def coverage_record(

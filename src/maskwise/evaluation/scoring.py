@@ -194,7 +194,6 @@ def log_probabilities(
     *,
     mask: int,
     within_word: bool = False,
-    tokens: int = TOKENS,
 ) -> Tensor:
     """Return log p of each eligible token while it is masked, (B, L) float32.
 
@@ -205,7 +204,6 @@ def log_probabilities(
         batch: rows padded on the right; with ``word_ids`` if ``within_word``.
         mask: the id of [MASK].
         within_word: also mask the later pieces of the word.
-        tokens: positions in one forward pass.
     """
     width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
@@ -215,7 +213,7 @@ def log_probabilities(
     if within_word:
         word_ids = batch.layer("word_ids")
         words_BL = torch.from_numpy(word_ids.reshape(batch.shape))
-    for part in by_width(width_B[row_T], tokens):
+    for part in by_width(width_B[row_T], TOKENS):
         row = row_T[part]
         column = column_T[part]
         width = int(width_B[row].max())
@@ -286,7 +284,10 @@ def pseudo_perplexity(
     records: list[Measurement] = []
     for metric in ("token", "within-word"):
         log_p = log_probabilities(
-            model, batch, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
+            model,
+            batch,
+            mask=tokenizer.mask_token_id,
+            within_word=metric == "within-word",
         )
         records.append(
             {

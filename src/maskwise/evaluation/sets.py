@@ -166,14 +166,13 @@ class Pairs(TestSet):
         for number, record in enumerate(records, start=1):
             where = f"row {number} of {path}"
             for column in (GOOD, BAD):
-                if column not in record:
+                text = record.get(column)
+                if not isinstance(text, str) or not text.strip():
                     raise MaskwiseError(
-                        f"{where} has no {column}",
-                        got=", ".join(map(str, record)),
+                        f"{where} has no text under {column}",
+                        got=repr(text) if column in record else ", ".join(map(str, record)),
                         allowed=f"{GOOD}, {BAD}",
                     )
-                if not isinstance(record[column], str) or not record[column].strip():
-                    raise MaskwiseError(f"{where}: {column} is not text", got=repr(record[column]))
         group = next((column for column in GROUPS if column in records[0]), "")
         kept = evenly(records, items)
         return cls(

@@ -153,7 +153,9 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
 
     A word that is longer than a window is left out.
     """
-    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    # Documents are named by their places.
+    names = map(str, range(len(texts)))
+    documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
     sizes = [len(tokens_of_text.input_ids) for tokens_of_text in tokens]
     if not any(sizes):
@@ -205,7 +207,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
 
     # Windows as rows of words, padded at the end: (P, longest row of words).
     words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
-    real_PW = np.arange(words_P.max(initial=1)) < words_P[:, None]
+    most = words_P.max(initial=1)
+    real_PW = np.arange(most) < words_P[:, None]
     if policy.config.head == "tokens":
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
@@ -217,7 +220,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
         chance_PWK = span_chances(first_PW, last_PW, longest=policy.config.longest)
         weight_W = _inside(chance_PWK)[real_PW]
     total = np.bincount(text_W, weight_W, len(texts))
-    mean = total / np.bincount(text_W, minlength=len(texts)).clip(min=1)
+    words = np.bincount(text_W, minlength=len(texts))
+    mean = total / words.clip(min=1)
     # All probabilities of a text may underflow to 0.
     weight_W = weight_W / np.maximum(mean, 1e-300)[text_W]
     weight_W = np.maximum(weight_W, np.exp(LEAST_LOGIT))
@@ -225,19 +229,21 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     piece_S, word_S, more_S, score_S = best_spans(chance_PWK, spans)
     first_S = word_S + np.searchsorted(windows.piece, piece_S)
     last_S = first_S + more_S
-    spans_S = np.stack([windows.start[first_S], windows.end[last_S]], axis=1)
+    starts_S = windows.start[first_S]
+    ends_S = windows.end[last_S]
+    spans_S = np.stack([starts_S, ends_S], axis=1)
     # Words and spans are in text order, so those of a text lie between two edges.
     text_numbers = np.arange(len(texts) + 1)
     word_edges = np.searchsorted(text_W, text_numbers)
     span_edges = np.searchsorted(text_W[first_S], text_numbers)
     scores = []
     for number in range(len(texts)):
-        words = slice(*word_edges[number : number + 2])
+        own = slice(*word_edges[number : number + 2])
         best = slice(*span_edges[number : number + 2])
         text_scores = TextScores(
-            start=windows.start[words],
-            end=windows.end[words],
-            weight=weight_W[words],
+            start=windows.start[own],
+            end=windows.end[own],
+            weight=weight_W[own],
             spans=spans_S[best],
             score=score_S[best],
         )
@@ -292,7 +298,8 @@ def _inside(chance_PWK: Floats) -> Floats:
     inside = np.zeros((pieces, words + longest))
     for more in range(longest):
         for further in range(more + 1):
-            inside[:, further : further + words] += chance_PWK[..., more]
+            covered = slice(further, further + words)
+            inside[:, covered] += chance_PWK[..., more]
     return inside[:, :words]
 
 
@@ -307,11 +314,17 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     special = (frame.first >= 0) + (frame.last >= 0)
     length = int(size.sum()) + len(size) * special
     # ``Flat`` pads each batch by itself, so the pieces stand in one row without padding.
-    line = framed(size, np.zeros_like(size), length=length, frame=frame)
+    line = framed(
+        size,
+        np.zeros_like(size),
+        length=length,
+        frame=frame,
+    )
     token = listed(pieces.offsets[rows], size)
     ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
     starts = torch.from_numpy(np.append(line.begin, length))
-    return Flat(ids, torch.zeros_like(ids), starts, frame.pad), line.at, token
+    flat = Flat(ids, torch.zeros_like(ids), starts, frame.pad)
+    return flat, line.at, token
 
 
 @torch.inference_mode()

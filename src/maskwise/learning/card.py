@@ -24,6 +24,8 @@ from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
+Measures: TypeAlias = dict[str, Any]
+"""Figures of a policy by name."""
 
 EXAMPLES = 5
 EXAMPLE_WORDS = 60
@@ -61,9 +63,9 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     examples = []
     # One pass over all texts: the policy sorts their windows by length, which saves padding.
     for number, scores in enumerate(score_words(policy, texts)):
-        text_words = []
-        for start, end in zip(scores.start.tolist(), scores.end.tolist()):
-            text_words.append(texts[number][start:end])
+        text = texts[number]
+        places = map(slice, scores.start.tolist(), scores.end.tolist())
+        text_words = [text[place] for place in places]
         words += map(str.casefold, text_words)
         tags += _tags(scores, tagged[number]["pos"])
         weights += scores.weight.tolist()
@@ -81,7 +83,8 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
 
 def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[NDArray[np.float64]]:
     """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
-    return [scores.weight for scores in score_words(policy, list(texts[:EXAMPLES]))]
+    first = list(texts[:EXAMPLES])
+    return [scores.weight for scores in score_words(policy, first)]
 
 
 def weights_shown(texts: Sequence[str], policy: PolicyModel) -> list[list[float]]:
@@ -119,14 +122,15 @@ def _means(
     return found
 
 
-def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], shown: Shown) -> str:
+def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown) -> str:
     """Write the card of a policy in the hub's format: how it was learned, its measures, its words.
 
     Args:
         measures: of the policy, by name; ``salient`` holds those of the salient spans, the
             baseline.
     """
-    facts = "\n".join(f"| {name} | `{choice}` |" for name, choice in choices.items())
+    lines = "\n".join
+    facts = [f"| {name} | `{choice}` |" for name, choice in choices.items()]
     # Only some measures exist for the baseline; the others leave its cell empty.
     salient = measures.get("salient", {})
     rows = []
@@ -134,10 +138,9 @@ def policy_card(choices: Mapping[str, object], measures: Mapping[str, Any], show
         if name != "salient":
             baseline = _figure(salient.get(name, ""))
             rows.append(f"| {name} | {_figure(value)} | {baseline} |")
-    words = ", ".join(f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items())
-    tags = ", ".join(f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items())
-    figures = "\n".join(rows)
-    examples = "\n".join(f"> {_with_bold(words_of_text)}\n" for words_of_text in shown["examples"])
+    words = [f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items()]
+    tags = [f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items()]
+    examples = [f"> {text}\n" for text in map(_with_bold, shown["examples"])]
     return f"""---
 library_name: maskwise
 tags: [maskwise, masking-policy]
@@ -151,24 +154,24 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 | choice | value |
 |---|---|
-{facts}
+{lines(facts)}
 
 ## On texts that it has not learned from
 
 | measure | policy | salient spans |
 |---|---|---|
-{figures}
+{lines(rows)}
 
 ## What it masks
 
 Weights average 1 over a text.
 
-- Heaviest words, of those that occur {LEAST_COUNT} times: {words or "none"}
-- Mean weight by part of speech: {tags or "none"}
+- Heaviest words, of those that occur {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Mean weight by part of speech: {", ".join(tags) or "none"}
 
 Words of three times the mean weight and more are in bold:
 
-{examples}"""
+{lines(examples)}"""
 
 
 def _figure(value: object) -> str:
@@ -190,7 +193,7 @@ def _with_bold(words: Sequence[tuple[str, float, float]]) -> str:
 # -------------------------------------------------------------------------------------------
 
 
-def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
+def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     """Evaluate a policy on held-out labelled texts.
 
     Returns:
@@ -207,7 +210,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
         salient = []
         for layers in annotator("salient").annotate(texts):
             found = layers["salient"]
-            salient.append(list(zip(found.start.tolist(), found.end.tolist())))
+            places = zip(found.start.tolist(), found.end.tolist())
+            salient.append(list(places))
     counts = [max(1, len(spans)) for spans in salient]
 
     weight = labelled_words = words = 0.0
@@ -224,7 +228,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
         words += len(labelled)
         # Every window gave ``max(counts)`` spans; the text keeps its best ones over all windows.
         order = np.argsort(-scores.score, kind="stable")[:count]
-        chosen = [(start, end) for start, end in scores.spans[order].tolist()]
+        ordered = scores.spans[order].tolist()
+        chosen = [(start, end) for start, end in ordered]
         best.append(chosen)
         answer = ""
         if chosen:
@@ -233,7 +238,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
         exact += [same_words(rights, answer) for rights in each.questions]
         f1 += [shared_words(rights, answer) for rights in each.questions]
     # Weights average 1, so their sum is the number of words.
-    measures: dict[str, Any] = {
+    measures: Measures = {
         "texts": len(texts),
         "questions": questions,
         "weight_on_labels": weight / max(words, 1.0),
@@ -247,7 +252,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> dict[str, Any]:
     measures["salient"] = found_among(marked, salient)
     shorter = []
     for each, spans, baseline in zip(marked, best, salient, strict=True):
-        shorter.append(_within(each.text, spans, words=_words_in(each.text, baseline)))
+        most = _words_in(each.text, baseline)
+        shorter.append(_within(each.text, spans, words=most))
     measures["covered_in_as_many_words"] = found_among(marked, shorter)["covered"]
     return measures
 
@@ -265,8 +271,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
     >>> found_among(marked, [[(8, 10)]])["covered"]
     0.0
     """
-    hits: list[bool] = []
-    covered: list[bool] = []
+    hits = []
+    covered = []
     words = 0
     for each, text_spans in zip(marked, spans, strict=True):
         exact = set()
@@ -293,7 +299,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
 
 
 def _words_in(text: str, spans: Spans) -> int:
-    return sum(len(text[start:end].split()) for start, end in spans)
+    parts = [text[start:end].split() for start, end in spans]
+    return sum(map(len, parts))
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:

@@ -83,21 +83,26 @@ def find_contexts(
         rarity = {}
         for word in dict.fromkeys(_WORD.findall(question.casefold())):
             if word in texts_with:
-                rarity[word] = math.log((1 + len(texts)) / (1 + len(texts_with[word])))
+                share = (1 + len(texts)) / (1 + len(texts_with[word]))
+                rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
             # A search by regular expression is slow: only texts with the rarest word are searched.
             parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
-            with_answer.update(place for place in candidates if occurrences(right, texts[place]))
+            for place in candidates:
+                if occurrences(right, texts[place]):
+                    with_answer.add(place)
         scores = {}
         for place in sorted(with_answer):
-            scores[place] = sum(rarity[word] for word in rarity if word in words[place])
+            shared = [rarity[word] for word in rarity if word in words[place]]
+            scores[place] = sum(shared)
         best = max(scores.values(), default=0)
+        least = NEARLY * best
         good = []
         # A text that shares no word with the question is no context, whatever it answers.
         if best > 0:
-            good = [place for place, score in scores.items() if score >= NEARLY * best]
+            good = [place for place, score in scores.items() if score >= least]
         contexts.append(good[:most])
     return contexts
 
@@ -175,7 +180,7 @@ class Examples:
             raise MaskwiseError(what, got=got, do="learn from a corpus that contains them")
 
         order: list[int] = []
-        counts: list[int] = []
+        counts = []
         answers: dict[int, list[str]] = {}
         for n in kept:
             order += places[n]
@@ -209,10 +214,11 @@ class Examples:
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
-        draws = np.array([fold(seed, example, 0xC0) for example in examples.tolist()])
+        numbers = examples.tolist()
+        draws = np.array([fold(seed, number, 0xC0) for number in numbers])
         chosen = first + draws % count
         rows = []
-        for c, n in zip(chosen.tolist(), examples.tolist(), strict=True):
+        for c, n in zip(chosen.tolist(), numbers, strict=True):
             # Two examples may share a context: the id, which seeds the masks, depends on both.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
@@ -300,7 +306,8 @@ def masked_by(
 ) -> Masked:
     """Score and mask a context of each example; every draw is a function of ``key``."""
     batch, answer = examples.batch(rows, seed=key)
-    attention = torch.from_numpy(batch.present.astype(np.int64)).view(batch.shape)
+    present = batch.present.astype(np.int64)
+    attention = torch.from_numpy(present).view(batch.shape)
     inputs = {
         "input_ids": batch.tensor("input_ids").to(device),
         "attention_mask": attention.to(device),

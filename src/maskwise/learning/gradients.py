@@ -208,9 +208,9 @@ def _finite_difference(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
 ) -> MetaGradient:
     now = theta
-    visited: list[Parameters] = []
-    slopes: list[Parameters] = []
-    inner: list[float] = []
+    visited = []
+    slopes = []
+    inner = []
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
         visited.append(now)
@@ -290,7 +290,11 @@ def _leaf(mask: Tensor | None) -> Tensor | None:
 def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
     """Return the gradients of a scalar, 0 for tensors that it does not depend on."""
     return torch.autograd.grad(
-        value, wanted, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        value,
+        wanted,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
     )
 
 

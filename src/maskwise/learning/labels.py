@@ -26,13 +26,22 @@ from maskwise.learning.examples import contexts_of, given_context, occurrences
 from maskwise.learning.scorer import Head
 from maskwise.tasks import load_task
 from maskwise.tasks.classes import TextRow
-from maskwise.tasks.files import ANSWERS, CONTEXT, read_splits, shared_names, shared_text, splits_of
-from maskwise.tasks.questions import read_answers
+from maskwise.tasks.columns import read_answers
+from maskwise.tasks.files import (
+    ANSWERS,
+    CONTEXT,
+    read_splits,
+    shared_names,
+    shared_text,
+    splits_of,
+)
 from maskwise.tasks.task import SPLITS, Row, Task
 from maskwise.text.words import classify, words_in
 
 Place: TypeAlias = tuple[int, int]
 """(start, end) in characters."""
+Pairs: TypeAlias = Iterable[tuple[str, Sequence[str]]]
+"""Texts, each with the right answers or targets of one row."""
 
 NOT_IN_CONTEXT = "answers that are not in their context"
 NO_SHARED_WORD = "targets without a content word of their source"
@@ -100,7 +109,7 @@ class Labels:
         return []
 
 
-def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
+def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     """Label answers: (context, right answers) of questions → each context with all its answers.
 
     >>> counts = Counter()
@@ -131,7 +140,7 @@ def answer_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     return marked
 
 
-def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[str]) -> list[Marked]:
+def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     """Label content words of targets: (source, targets) pairs → the sources with these words.
 
     >>> target_labels([("Owls hunt mice at night.", ["Mice fear the owls."])], Counter())[0].spans
@@ -141,12 +150,14 @@ def target_labels(pairs: Iterable[tuple[str, Sequence[str]]], counts: Counter[st
     for source, targets in pairs:
         wanted = set[str]()
         for target in targets:
-            wanted.update(word.casefold() for word, _ in placed_words(target))
+            for word, _ in placed_words(target):
+                wanted.add(word.casefold())
         wanted -= FUNCTION_WORDS
         spans = []
         for word, place in placed_words(source):
             # Signs are words of their own, and every text contains the same ones.
-            if word.casefold() in wanted and any(map(str.isalnum, word)):
+            is_sign = not any(map(str.isalnum, word))
+            if word.casefold() in wanted and not is_sign:
                 spans.append(place)
         if not spans:
             counts[NO_SHARED_WORD] += 1
@@ -171,12 +182,13 @@ def classifier_labels(
     rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
 ) -> list[Marked]:
     """Label words of (text, class) rows if the class is less probable without them by ``drop``."""
-    shown: list[str] = []
-    classes: list[int] = []
-    places: list[Place] = []
+    shown = []
+    classes = []
+    places = []
     for text, label in rows:
         # The whole text first: (0, 0) drops nothing.
-        for start, end in [(0, 0), *(place for _, place in placed_words(text))]:
+        words = [place for _, place in placed_words(text)]
+        for start, end in [(0, 0), *words]:
             shown.append(text[:start] + text[end:])
             classes.append(label)
             places.append((start, end))
@@ -190,7 +202,10 @@ def classifier_labels(
             spans.append([])
         elif whole - probability >= drop:
             spans[-1].append(place)
-    return [Marked(text, tuple(found)) for (text, _), found in zip(rows, spans, strict=True)]
+    marked = []
+    for (text, _), found in zip(rows, spans, strict=True):
+        marked.append(Marked(text, tuple(found)))
+    return marked
 
 
 # From a task
@@ -265,7 +280,8 @@ def _of_task(
         for split, part in rows.items():
             pairs = _answer_pairs(part, texts, labels.counts)
             labels.splits[split] = answer_labels(pairs, labels.counts)
-        answered = sum(len(each.questions) for each in labels.splits["train"])
+        questions = [each.questions for each in labels.splits["train"]]
+        answered = sum(map(len, questions))
         # Without a context a row may be a summary; hardly any text of a corpus contains one.
         if kind or has_context or answered >= LEAST_ANSWERED * len(rows["train"]):
             return labels
@@ -276,9 +292,7 @@ def _of_task(
     return labels
 
 
-def _answer_pairs(
-    rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]
-) -> list[tuple[str, Sequence[str]]]:
+def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> Pairs:
     """Pair the contexts of each row with its right answers."""
     pairs = []
     places, contexts = contexts_of(rows, texts)

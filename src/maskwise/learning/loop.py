@@ -131,7 +131,8 @@ class LabelledWindows(Trainable):
             else:
                 targets_TC[begin, 0] += 1
                 targets_TC[end, 1] += 1
-        totals_P = np.add.reduceat(targets_TC.sum(1), pieces.offsets[:-1])
+        totals_T = targets_TC.sum(1)
+        totals_P = np.add.reduceat(totals_T, pieces.offsets[:-1])
         labelled = np.flatnonzero(totals_P > 0)
         if not len(labelled):
             what = "not one label is left in the windows of the policy"
@@ -141,13 +142,15 @@ class LabelledWindows(Trainable):
         targets = torch.zeros(len(flat.ids), targets_TC.shape[1])
         targets[place] = torch.from_numpy(targets_TC[token])
         inside = torch.zeros(len(flat.ids), dtype=torch.bool)
-        inside[place] = torch.from_numpy(pieces.columns["word_ids"][token] >= 0)
+        in_word = pieces.columns["word_ids"][token] >= 0
+        inside[place] = torch.from_numpy(in_word)
         return cls(flat, targets, inside, counts)
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
     """(S, 2) the first and the last word of every labelled span that touches a word."""
-    edges = np.searchsorted(windows.text, np.arange(len(marked) + 1))
+    text_numbers = np.arange(len(marked) + 1)
+    edges = np.searchsorted(windows.text, text_numbers)
     found = [np.zeros((0, 2), np.int64)]
     for number, each in enumerate(marked):
         words = slice(edges[number], edges[number + 1])
@@ -204,7 +207,13 @@ def learn_supervised(
     settings = training.model_copy(update={"batch_size": size})
     source = TaskSource(data, settings)
     done = train(
-        objective, source, settings, folder=folder, evaluate=curve, title="policy", quiet=quiet
+        objective,
+        source,
+        settings,
+        folder=folder,
+        evaluate=curve,
+        title="policy",
+        quiet=quiet,
     )
     policy.eval()
     return done, data.counts
@@ -331,7 +340,7 @@ def learn_policy(
     metrics = Metrics(log, keep_until=now.step)
     progress = Progress(title, s.steps, now.step, hidden=quiet or not writes)
     began = time.perf_counter()
-    outers: list[float] = []
+    outers = []
     if now.step == 0:
         now.overshoot = learner.overshoot()
     with progress.bar:

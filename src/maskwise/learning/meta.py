@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
-from maskwise.keys import Array, fold, permutation
+from maskwise.keys import Array, fold
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
@@ -47,6 +47,7 @@ from maskwise.learning.gradients import (
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
+from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings
 from maskwise.training.checkpoint import changes
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -249,17 +250,9 @@ class MetaLearner:
 
     def _rows(self, number: int, *, order: int) -> Array:
         """Return this rank's examples of a batch; every order is a sequence of shuffled epochs."""
-        size = len(self.train)
-        batch_size = self.settings.batch_size
-        place = np.arange(number * batch_size, (number + 1) * batch_size)
-        epoch = place // size
         seed = fold(self.settings.seed, order, 0xE0)
-        rows = []
-        # A batch may cross the end of an epoch, or of several if there are few examples.
-        for each in np.unique(epoch).tolist():
-            shuffled = permutation(size, seed=seed, epoch=each).numpy()
-            rows.append(shuffled[place[epoch == each] % size])
-        return np.concatenate(rows)[self.rank :: self.ranks]
+        rows, _ = shuffled(len(self.train), number, self.settings.batch_size, seed=seed)
+        return rows.numpy()[self.rank :: self.ranks]
 
     def _masked(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> Masked:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
@@ -379,16 +372,18 @@ class MetaLearner:
     # States to resume from
     # ---------------------------------------------------------------------------------------
 
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, "average": self.average, "model": self.losses}
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint to resume from."""
         groups = {
-            "policy": values_of(self.policy),
-            "average": values_of(self.average),
             "best": self.best,
-            "model": values_of(self.losses),
             "adam": state_of([self.adam]),
             "optimizers": state_of(self.optimizers.members),
         }
+        for name, module in self._modules().items():
+            groups[name] = values_of(module)
         tensors = {}
         for group, members in groups.items():
             for name, tensor in members.items():
@@ -419,9 +414,8 @@ class MetaLearner:
             group, _, name = path.partition("/")
             groups[group][name] = tensor
         self.best = groups["best"]
-        set_values(self.policy, groups["policy"])
-        set_values(self.average, groups["average"])
-        set_values(self.losses, groups["model"])
+        for name, module in self._modules().items():
+            set_values(module, groups[name])
         # Empty if the optimisers were cleared just before the checkpoint.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])

@@ -144,16 +144,13 @@ class Choice:
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
-    def mask(self, logit_U: Tensor, *, smooth: bool = False) -> Tensor:
+    def mask(self, logit_U: Tensor) -> Tensor:
         """(B, L) the share of each token that is masked, with a gradient for every unit.
 
         Straight-through: the values are 0 and 1, and the gradient is that of the inclusion
-        probabilities, also for units that were not chosen. If ``smooth``, the values are the
-        probabilities themselves.
+        probabilities, also for units that were not chosen.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
-        if smooth:
-            return self.spread(p_U)
         hard_U = self.chosen_U.to(p_U.dtype)
         return self.spread(hard_U + p_U - p_U.detach())
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
-from maskwise.learning.card import judge, policy_card, show, weights_of, weights_shown
+from maskwise.learning.card import Measures, judge, policy_card, show, weights_of, weights_shown
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
-from maskwise.learning.meta import Point
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.objectives import Classification
@@ -41,8 +40,6 @@ from maskwise.training.settings import ModelSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Measures: TypeAlias = dict[str, Any]
-
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
 """Separates the seed of learning from the seed of the run."""
@@ -54,22 +51,14 @@ class Made(NamedTuple):
     Attributes:
         policy: with the weights of the best step.
         before: weights of the words of some texts, before learning.
-        end: the final progress.
+        figures: of the best step, for the records.
         without: number of train rows that were dropped because no text has their answers.
     """
 
     policy: PolicyModel
     before: list[NDArray[np.float64]]
-    end: Point
+    figures: Measures
     without: int
-
-    def figures(self) -> Measures:
-        return {
-            "best_step": self.end.best,
-            "gain": self.end.gain,
-            "stopped": self.end.stopped,
-            "overshoot": self.end.overshoot,
-        }
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,11 @@ class Lesson:
         how = self.learning.supervised
         tokenizer = self._policy_tokenizer()
         labels = labels_of(
-            self.task, kind=how.labels, texts=self.texts, drop=how.drop, classifier=self._classifier
+            self.task,
+            kind=how.labels,
+            texts=self.texts,
+            drop=how.drop,
+            classifier=self._classifier,
         )
         policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
         texts = [each.text for each in labels.marked("test", "dev", "train")]
@@ -154,7 +147,12 @@ class Lesson:
             "left_out": dict(labels.counts + counts),
             "loss": done["loss"],
         }
-        return self._keep(policy, measures | _measured(policy, labels), texts=texts, before=before)
+        return self._keep(
+            policy,
+            measures | _measured(policy, labels),
+            texts=texts,
+            before=before,
+        )
 
     def _by_meta_gradient(self) -> Measures:
         tokenizer = self._policy_tokenizer()
@@ -183,20 +181,23 @@ class Lesson:
         results = []
         for number in range(tries):
             results.append(self._try(number, tokenizer, task, shown, log_unigram))
-        best = max(range(tries), key=lambda number: results[number].end.gain)
+        best = max(range(tries), key=lambda number: results[number].figures["gain"])
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
             shutil.copyfile(metrics, self.folder / "metrics.jsonl")
         made = results[best]
         made.policy.cpu()
-        measures = made.figures()
-        measures["tries"] = [result.figures() for result in results]
-        measures["left_out"] = {}
+        measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
         if made.without:
             measures["left_out"]["rows of train whose answers are in no text"] = made.without
         if labels:
             measures |= _measured(made.policy, labels)
-        return self._keep(made.policy, measures, texts=shown, before=made.before)
+        return self._keep(
+            made.policy,
+            measures,
+            texts=shown,
+            before=made.before,
+        )
 
     def _try(
         self,
@@ -219,7 +220,11 @@ class Lesson:
         policy = self._new_policy(tokenizer, head="tokens", seed=seed)
         length = self.corpus.length
         model = self.model.model(
-            tokenizer, length, kind=self.kind, seed=self.seed, log_unigram=log_unigram
+            tokenizer,
+            length,
+            kind=self.kind,
+            seed=self.seed,
+            log_unigram=log_unigram,
         )
         before = weights_of(policy, shown)
         learner = new_learner(
@@ -234,8 +239,20 @@ class Lesson:
             max_length=self.finetune.max_length,
         )
         watch = partial(weights_shown, shown)
-        end = learn_policy(learner, folder, quiet=self.quiet, watch=watch, title=title)
-        return Made(policy, before, end, learner.train.without)
+        end = learn_policy(
+            learner,
+            folder,
+            quiet=self.quiet,
+            watch=watch,
+            title=title,
+        )
+        figures = {
+            "best_step": end.best,
+            "gain": end.gain,
+            "stopped": end.stopped,
+            "overshoot": end.overshoot,
+        }
+        return Made(policy, before, figures, learner.train.without)
 
     def _keep(
         self,
@@ -323,14 +340,23 @@ class Lesson:
         if not checkpoint:
             config = self.model.config(tokenizer, length, kind="encoder")
         network = load_network(
-            checkpoint, task, tokenizer, config=config, max_length=length, seed=self.seed
+            checkpoint,
+            task,
+            tokenizer,
+            config=config,
+            max_length=length,
+            seed=self.seed,
         )
         objective = Classification(network)
         data = encode(task, tokenizer, max_length=length)
         training = settings.fitting(network.num_parameters()).training(task, seed=self.seed)
         title = f"classifier of {task.name}"
         train(
-            objective, TaskSource(data["train"], training), training, title=title, quiet=self.quiet
+            objective,
+            TaskSource(data["train"], training),
+            training,
+            title=title,
+            quiet=self.quiet,
         )
         objective.eval()
         cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)

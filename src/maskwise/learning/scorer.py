@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 Head = Literal["tokens", "spans"]
+Fields: TypeAlias = dict[str, Any]
+"""A configuration as JSON values."""
 COLUMNS = {"tokens": 1, "spans": 2}
 """Logits per token of each head."""
 LIGHT = "light"
@@ -56,7 +58,7 @@ class PolicyConfig:
         longest: maximum words of a span.
     """
 
-    encoder: dict[str, Any] = field(default_factory=dict)
+    encoder: Fields = field(default_factory=dict)
     head: Head = "tokens"
     length: int = 64
     longest: int = 10
@@ -144,7 +146,7 @@ class PolicyModel(
         *,
         architecture: str = LIGHT,
         pretrained: str | None = None,
-        settings: dict[str, Any] | None = None,
+        settings: Fields | None = None,
         head: Head = "tokens",
         length: int = 64,
         longest: int = 10,
@@ -288,10 +290,10 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
         return load_task_model(None, loaded, head="embedding", seed=0)
 
 
-def _described(config: PreTrainedConfig) -> dict[str, Any]:
+def _described(config: PreTrainedConfig) -> Fields:
     """Return the fields of a configuration as JSON values, without its path."""
     text = json.dumps(config.to_dict(), default=str)
-    fields: dict[str, Any] = json.loads(text)
+    fields: Fields = json.loads(text)
     fields.pop("_name_or_path", None)
     return fields
 

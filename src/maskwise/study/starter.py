@@ -31,7 +31,6 @@ from maskwise.recipe import Recipe, read_recipe, shipped
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
-from maskwise.tasks.columns import AMONG_OTHERS
 from maskwise.tasks.loading import HiddenLabels
 from maskwise.text import Documents, read_documents, require_documents
 from maskwise.text.documents import longest_field
@@ -148,14 +147,13 @@ def look_at(source: str | Documents) -> TextFacts:
 def is_task(spec: str) -> bool:
     """Whether a file has labelled rows. A file that may be text or labels counts as labels."""
     try:
-        notes = load_task(spec).notes
+        load_task(spec)
     except HiddenLabels:
         # A file of labels nonetheless: loading it as a task says that they are hidden.
         return True
     except MaskwiseError:
         return False
-    # If several columns may be the label, the file is more likely a table of texts.
-    return not any(note.endswith(AMONG_OTHERS) for note in notes)
+    return True
 
 
 def name_of(source: str) -> str:

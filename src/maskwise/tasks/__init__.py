@@ -2,7 +2,6 @@
 questions, written, embeddings), tensors, metrics, and fine-tuning (judge). Imports ``training`` and
 below, and ``text``."""
 
-from maskwise.tasks.embeddings import evaluator_task
 from maskwise.tasks.files import BUNDLED_TASKS, CARDS
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.judge import Score, TaskRecord, evaluate_tasks, finetune, task_record
@@ -23,7 +22,6 @@ __all__ = [
     "TaskSource",
     "encode",
     "evaluate_tasks",
-    "evaluator_task",
     "finetune",
     "load_task",
     "task_record",

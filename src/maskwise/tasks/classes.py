@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -255,8 +256,8 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Whole numbers with at most this many values are classes; see also ``files.are_numbered``.
-MOST_CLASSES = 20
+# Few whole numbers are classes, and more of them if they have no gaps and enough rows each.
+MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
 @dataclass(frozen=True)
@@ -293,27 +294,20 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), targets.float())
 
 
-def _is_similarity(records: Records, given: Columns) -> bool:
-    """Recognise a pair of texts with a score, or with labels that are quantities."""
-    _, pair = pair_in(records[0], given, PAIRS)
-    if not pair or pair not in records[0]:
+def _has_scores(records: Records, given: Columns, names: Sequence[str], *, paired: bool) -> bool:
+    """Recognise one text or a pair of texts, with a score or labels that are quantities."""
+    first = records[0]
+    _, pair = pair_in(first, given, PAIRS)
+    if paired != (pair in first):
         return False
-    label = given.label or first_in(("label", *SCORE_COLUMNS), records[0])
-    return label in SCORE_COLUMNS or _are_quantities(records, label)
-
-
-def _is_regression(records: Records, given: Columns) -> bool:
-    """Recognise a single text with labels that are quantities."""
-    _, pair = pair_in(records[0], given, PAIRS)
-    text = first_in((given.text or "", *TEXT), records[0])
-    if pair in records[0] or text is None:
+    if not paired and first_in((given.text or "", *TEXT), first) is None:
         return False
-    label = first_in([given.label] if given.label else NUMBER_COLUMNS, records[0])
-    return _are_quantities(records, label)
+    label = given.label or first_in(names, first)
+    return (paired and label in SCORE_COLUMNS) or _are_quantities(records, label)
 
 
 def _are_quantities(records: Records, column: str | None) -> bool:
-    """Return whether all labels are numbers, with fractions or more than ``MOST_CLASSES`` values.
+    """Return whether all labels are numbers that are not classes: see ``MOST_CLASSES``.
 
     Raises:
         MaskwiseError: numbers with currencies, percent signs or commas between thousands.
@@ -325,7 +319,13 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     if not all(map(may_be_number, labels)):
         return False
     values = {require_number(label, f"column {column!r}") for label in labels}
-    return len(values) > MOST_CLASSES or not all(map(float.is_integer, values))
+    has_fractions = not all(map(float.is_integer, values))
+    if has_fractions or len(values) <= MOST_CLASSES:
+        return has_fractions
+    first = min(values)
+    are_numbered = first in (0, 1) and max(values) - first == len(values) - 1
+    most = min(MOST_NUMBERED_CLASSES, len(records) / ROWS_A_CLASS)
+    return len(values) > most or not are_numbered
 
 
 # Squared error of standardised scores: Devlin et al. 2019, appendix B.1 (STS-B).
@@ -338,7 +338,7 @@ SIMILARITY = TaskKind(
     gold=gold_scores,
     # A constant answer has no correlation with anything.
     baseline=lambda task: 0.0,
-    recognises=_is_similarity,
+    recognises=partial(_has_scores, names=("label", *SCORE_COLUMNS), paired=True),
     head="sequence-classification",
     objective=Regression,
     encode=_encode_scores,
@@ -349,7 +349,7 @@ REGRESSION = replace(
     SIMILARITY,
     name="regression",
     columns=UsualColumns(TEXT, (), NUMBER_COLUMNS),
-    recognises=_is_regression,
+    recognises=partial(_has_scores, names=NUMBER_COLUMNS, paired=False),
 )
 
 # Classes of words

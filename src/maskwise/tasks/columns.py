@@ -115,7 +115,11 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
         MaskwiseError: the cell holds no text.
     """
     if not isinstance(value, str) or (filled and not value.strip()):
-        raise MaskwiseError(f"{where}: the {what} is not text", got=repr(value), allowed="a string")
+        raise MaskwiseError(
+            f"{where}: the {what} is not text",
+            got=repr(value),
+            allowed="a string",
+        )
     return value
 
 
@@ -157,21 +161,20 @@ def without(value: Any, missing: Collection[str]) -> Any:
     return None if label_of(value) in missing else value
 
 
-class TooFewLabels(MaskwiseError):
-    """Fewer than two different labels, so nothing can be learned or measured."""
-
-
 def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     """Return the different labels, sorted.
 
     Raises:
-        TooFewLabels: fewer than two.
+        MaskwiseError: fewer than two, so nothing can be learned or measured.
     """
     found = tuple(sorted(set(labels)))
     if len(found) < 2:
         only = repr(found[0]) if found else "empty cells"
-        what = f"{where} needs at least two {what}"
-        raise TooFewLabels(what, got=f"only {only}", do="check the label column")
+        raise MaskwiseError(
+            f"{where} needs at least two {what}",
+            got=f"only {only}",
+            do="check the label column",
+        )
     return found
 
 
@@ -179,21 +182,33 @@ def distinct(labels: Iterable[str], what: str, where: str) -> Names:
 ANSWER_KEYS = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 
 
-def texts_in(value: object, where: str) -> Iterator[str]:
-    """Yield the answers in a cell: texts or numbers, possibly in lists or objects."""
+def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
+    """Yield the answers in a cell, each with its start in the context, if known.
+
+    A cell holds texts or numbers, possibly in lists or in objects. SQuAD's have ``answer_start``.
+    """
     if isinstance(value, Mapping):
+        starts = value.get("answer_start")
+        if starts:
+            texts = value.get("text") or ()
+            if isinstance(starts, int):
+                starts = [starts]
+                texts = [texts]
+            for text, start in zip(texts, starts):
+                for answer, _ in read_answers(text, where):
+                    yield answer, start
+            return
         value = [value[name] for name in ANSWER_KEYS if name in value]
     if isinstance(value, list | tuple):
         for part in value:
-            yield from texts_in(part, where)
+            yield from read_answers(part, where)
     elif value is None or isinstance(value, str | int | float):
         text = label_of(value)
         if text is not None:
-            yield text
+            # The start of a text counts its white space.
+            yield value if isinstance(value, str) else text, None
     else:
-        raise MaskwiseError(
-            f"{where}: cannot read the answers", got=value, allowed="texts, or KILT's objects"
-        )
+        raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts")
 
 
 # Numbers
@@ -368,62 +383,47 @@ def with_text(record: Record, template: str, place: str) -> Record:
 # A column of texts has at least this many words a row, or letters where it has no spaces, as in
 # proteins.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
-# The end of the note on a label that was guessed among several columns, as in a file of texts.
-AMONG_OTHERS = ", the only one whose values come again or are measured"
 
 
 def guess_columns(
-    records: Records,
-    given: Columns,
-    usual: UsualColumns,
-    *,
-    others: Collection[str],
-    where: str,
+    records: Records, given: Columns, usual: UsualColumns, where: str
 ) -> tuple[Columns, list[str]]:
     """Guess the text and the label of a table with unusual column names, and note each guess.
 
-    The text is the column with the longest texts. The label is the only other column, or the only
-    other one whose values repeat or are measured, provided that no column is a second text.
+    The text is the column with the longest texts, the label the only other column.
 
     Args:
         records: the first one has every column.
         given: the columns that the user names.
         usual: the names that the kind of task looks for. Columns with such names are not guessed.
-        others: the text columns of other kinds. Where one is present, a text is guessed only next
-            to a single column of labels.
         where: the table, for errors.
 
     >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
-    >>> guess_columns(table, Columns(), UsualColumns(()), others=(), where="the table")[0]
+    >>> guess_columns(table, Columns(), UsualColumns(()), "the table")[0]
     Columns(text='Kommentar', pair=None, label='Note')
     """
-    if not records:
-        return given, []
+    notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
-    words = {name: _mean_words(records, name) for name in names}
-    notes = []
-    text = pair_in(names, given, usual.pairs)[0] or first_in(usual.text, names)
-    if names and text is None:
-        longest = max(names, key=words.__getitem__)
-        rest = [name for name in names if name != longest]
-        clear = len(rest) == 1 and _may_be_label(records, rest[0])
-        if words[longest] >= LEAST_WORDS and (clear or not first_in(others, names)):
-            refuse_rows_as_names(records, longest, where)
-            given = given._replace(text=longest)
-            notes.append(f"the text is column {longest!r}")
-    # Not the first of a known pair: the second one would be taken for the label.
-    text = given.text or first_in(usual.text, names)
+    text, pair = pair_in(names, given, usual.pairs)
+    # The second text of a pair would be taken for the label.
+    if pair:
+        return given, notes
+    text = text or first_in(usual.text, names)
+    if text is None:
+        words = {}
+        for name in names:
+            if isinstance(records[0].get(name), str):
+                words[name] = _mean_words(records, name)
+        text = max(words, key=words.__getitem__, default="")
+        if not text or words[text] < LEAST_WORDS:
+            return given, notes
+        refuse_rows_as_names(records, text, where)
+        given = given._replace(text=text)
+        notes.append(f"the text is column {text!r}")
     rest = [name for name in names if name != text]
-    if text is not None and given.label is None and not first_in(usual.label, rest):
-        likely = rest
-        among = ""
-        if len(rest) > 1:
-            likely = [name for name in rest if _may_be_label(records, name)]
-            among = AMONG_OTHERS
-        texts = [name for name in rest if words[name] >= LEAST_WORDS]
-        if len(likely) == 1 and set(texts) <= set(likely):
-            given = given._replace(label=likely[0])
-            notes.append(f"the label is column {likely[0]!r}{among}")
+    if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
+        given = given._replace(label=rest[0])
+        notes.append(f"the label is column {rest[0]!r}")
     return given, notes
 
 
@@ -435,16 +435,3 @@ def _mean_words(records: Records, name: str) -> float:
         letters = fmean(map(len, texts))
         return max(words, letters * LEAST_WORDS / LEAST_LETTERS)
     return words
-
-
-def _may_be_label(records: Records, name: str) -> bool:
-    """Return whether values occur twice on average or are measured. Row numbers do neither."""
-    cells = [record.get(name) for record in records]
-    values = [str(cell) for cell in cells if cell not in (None, "")]
-    different = set(values)
-    if len(different) < 2:
-        return False
-    if len(different) <= len(values) / 2:
-        return True
-    whole = all(map(str.isdigit, different))
-    return not whole and all(map(may_be_number, different))

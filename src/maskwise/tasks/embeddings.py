@@ -1,10 +1,9 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
 
 They classify texts by logistic regression, measure the similarity of texts by their cosine, find
-the text for a title, or run evaluators of sentence-transformers. A
-recipe names an evaluator, as in ``FILE(kind='evaluator', evaluator='triplet')``; Python takes any
-evaluator object (``evaluator_task``). All texts are embedded once, and evaluators look the vectors
-up.
+the text for a title, or run evaluators of sentence-transformers, as in
+``FILE(kind='evaluator', evaluator='triplet')``. All texts are
+embedded once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskwise.errors import unknown_name
+from maskwise.errors import require_known, unknown_name
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
 from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
@@ -32,8 +31,6 @@ from maskwise.text.labelled import Record
 
 # By split, (N, H) embeddings of all texts of its rows. The two texts of a pair are adjacent.
 ByText = Mapping[str, Tensor]
-# An evaluator object. sentence-transformers is not a dependency, so its type is not known here.
-SentenceEvaluator = Any
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
 PENALTIES = tuple(2.0**power for power in range(-2, 4))
@@ -161,7 +158,7 @@ RETRIEVAL = TaskKind(
 # Evaluators of sentence-transformers
 
 _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
-# Evaluators that a recipe can name: the class, and its argument for each column of a file.
+# Evaluators by name: the class, and its argument for each column of a file.
 EVALUATORS = {
     "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
     "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
@@ -183,17 +180,13 @@ class EvaluatedRow(Row):
         return tuple(cell for cell in self.cells if isinstance(cell, str))
 
 
-def evaluator_kind(evaluator: SentenceEvaluator = "triplet") -> TaskKind:
+def evaluator_kind(evaluator: str = "triplet") -> TaskKind:
     """Build the kind ``evaluator``: the primary metric of an evaluator of sentence-transformers.
 
     Args:
-        evaluator: a name in ``EVALUATORS``, or an evaluator object.
+        evaluator: a name in ``EVALUATORS``.
     """
-    setting = evaluator
-    if not isinstance(evaluator, str):
-        setting = [type(evaluator).__name__, evaluator.get_config_dict()]
-    elif evaluator not in EVALUATORS:
-        raise unknown_name("evaluator", evaluator, EVALUATORS)
+    require_known("evaluator", evaluator, EVALUATORS)
     return TaskKind(
         name="evaluator",
         suffix="-evaluator",
@@ -206,7 +199,7 @@ def evaluator_kind(evaluator: SentenceEvaluator = "triplet") -> TaskKind:
         answers=partial(_evaluated, evaluator),
         needs_train=False,
         least_tokens=(False, 1),
-        settings={"evaluator": setting},
+        settings={"evaluator": evaluator},
         make=evaluator_kind,
     )
 
@@ -228,62 +221,32 @@ def _evaluated_row(
     return EvaluatedRow(tuple(cells))
 
 
-def _evaluated(evaluator: SentenceEvaluator, task: Task, vectors: ByText) -> ByAnswer:
+def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
+    name, columns = EVALUATORS[evaluator]
+    build = getattr(import_module("sentence_transformers.evaluation"), name)
     scores = {}
     for split, each in vectors.items():
         rows = task.splits[split]
         texts = chain.from_iterable(row.texts for row in rows)
         known = dict(zip(texts, each, strict=True))
-        made = evaluator
-        if isinstance(evaluator, str):
-            name, columns = EVALUATORS[evaluator]
-            arguments = {}
-            for place, argument in enumerate(columns.values()):
-                arguments[argument] = [row.cells[place] for row in rows]
-            made = getattr(import_module("sentence_transformers.evaluation"), name)(**arguments)
-        scores[split] = [_primary(made, _Model(known))]
+        arguments = zip(columns.values(), zip(*(row.cells for row in rows)))
+        made = build(**{argument: list(cells) for argument, cells in arguments})
+        result = made(_Embedded(known))
+        scores[split] = [float(result[made.primary_metric])]
     return scores
 
 
-def _primary(evaluator: SentenceEvaluator, model: _Model) -> float:
-    result = evaluator(model)
-    if isinstance(result, dict):
-        result = result[evaluator.primary_metric]
-    return float(result)
-
-
-def evaluator_task(evaluator: SentenceEvaluator, name: str = "evaluator") -> Task:
-    """Build a task from an evaluator object of sentence-transformers, for ``evaluate_tasks``.
-
-    The evaluator is called once with random vectors, to see which texts it asks for.
-    """
-    probe = _Model()
-    _primary(evaluator, probe)
-    rows = [EvaluatedRow((text,)) for text in probe.asked]
-    splits: dict[str, Sequence[Row]] = {"train": [], "dev": [], "test": rows}
-    return Task(name, evaluator_kind(evaluator), "evaluator", (), splits)
-
-
-class _Model:
-    """Takes the place of a SentenceTransformer: records the texts and returns known vectors."""
+class _Embedded:
+    """Takes the place of a SentenceTransformer: returns known vectors."""
 
     similarity_fn_name = "cosine"
     model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_, **__: None)
 
-    def __init__(self, vectors: Mapping[str, Tensor] | None = None):
+    def __init__(self, vectors: Mapping[str, Tensor]):
         self.vectors = vectors
-        self.asked: dict[str, None] = {}
 
-    def encode(
-        self, texts: str | Sequence[str], *, convert_to_numpy: bool = True, **_: object
-    ) -> object:
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        self.asked.update(dict.fromkeys(wanted))
-        known = self.vectors or {text: torch.randn(8) for text in wanted}
-        found = torch.stack([known[text] for text in wanted])
-        if isinstance(texts, str):
-            found = found[0]
-        return found.numpy() if convert_to_numpy else found
+    def encode(self, texts: Sequence[str], **_: object) -> ArrayLike:
+        return torch.stack([self.vectors[text] for text in texts]).numpy()
 
     encode_query = encode_document = encode
 

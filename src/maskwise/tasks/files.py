@@ -14,23 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, NotRequired, TypeAlias, TypedDict, TypeVar
 
 import yaml
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import FilesState, files_state, looked_in
-from maskwise.tasks.classes import (
-    REGRESSION,
-    SEQUENCE_CLASSIFICATION,
-    SIMILARITY,
-    ScoredRow,
-    TextRow,
-)
-from maskwise.tasks.columns import Names, number_of
-from maskwise.tasks.task import SPLITS, Rows, place_of
+from maskwise.tasks.columns import Names
+from maskwise.tasks.task import SPLITS, place_of
 from maskwise.text import bundled_path
 from maskwise.text.labelled import (
     READERS,
@@ -55,13 +47,17 @@ BUNDLED_TASKS = {
 }
 
 
+# Arguments of ``load_task``.
+Options: TypeAlias = dict[str, Any]
+
+
 class Card(TypedDict):
     """A published task: see cards.yaml."""
 
     title: str
     source: str
     licence: str
-    options: dict[str, Any]
+    options: Options
     hub: NotRequired[str]
     files: NotRequired[dict[str, str]]
 
@@ -342,46 +338,3 @@ def only_test(
 
 def _between(keyed: Sequence[tuple[str, T]], low: float = 0, high: float = 1) -> list[T]:
     return [row for key, row in keyed if low <= place_of(key) < high]
-
-
-# Numbers as classes or as quantities
-
-# Whole numbers beyond ``MOST_CLASSES`` are classes if they count up without gaps and each has
-# several training rows on average.
-MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 1000, 5
-
-
-def are_numbered(splits: Mapping[str, Rows]) -> bool:
-    """Return whether scores are the numbers of classes: see ``MOST_NUMBERED_CLASSES``."""
-    values = {row.score for row in chain.from_iterable(splits.values())}
-    first = min(values)
-    most = min(MOST_NUMBERED_CLASSES, len(splits["train"]) / ROWS_A_CLASS)
-    if len(values) > most or not all(map(float.is_integer, values)):
-        return False
-    without_gaps = max(values) - first == len(values) - 1
-    return first in (0, 1) and without_gaps
-
-
-def with_classes(splits: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Turn scored rows into rows of classes, whose names are the scores."""
-    classes: dict[str, Rows] = {}
-    for split, rows in splits.items():
-        classes[split] = [TextRow(row.text, row.pair, f"{row.score:.0f}") for row in rows]
-    return classes
-
-
-def note_on_numbers(rows: Rows) -> list[str]:
-    """Note whether whole numbers were read as classes or as quantities."""
-    if isinstance(rows[0], ScoredRow):
-        values = {row.score for row in rows}
-        how = f"quantities; as classes with kind={SEQUENCE_CLASSIFICATION.name!r}"
-    elif isinstance(rows[0], TextRow):
-        values = {number_of(row.label) for row in rows}
-        kind = SIMILARITY if rows[0].pair else REGRESSION
-        how = f"classes; as quantities with kind={kind.name!r}"
-    else:
-        return []
-    # Two different labels, such as 0 and 1, are classes without any doubt.
-    if len(values) < 3 or None in values or not all(map(float.is_integer, values)):
-        return []
-    return [f"the labels are {len(values)} whole numbers, read as {how}"]

@@ -94,7 +94,12 @@ class FinetuneSettings(BaseModel):
                 enough = FEWEST_STEPS * self.batch_size / rows
                 epochs = min(20.0, max(epochs, enough))
         steps = self.steps or max(1, round(epochs * rows / self.batch_size))
-        return TrainingSettings(steps=steps, seed=seed, log_every=max(1, steps // 20), **shared)
+        return TrainingSettings(
+            steps=steps,
+            seed=seed,
+            log_every=max(1, steps // 20),
+            **shared,
+        )
 
 
 # Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,

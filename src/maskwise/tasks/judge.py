@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -246,8 +246,8 @@ def _search_rate(
     assert settings.learning_rate is not None
     # All rates get the same steps, although small rates have more steps by default.
     steps = settings.training(task, seed=0).steps
-    tried: dict[float, float] = {}
-    diverged: list[str] = []
+    tried = {}
+    diverged = []
     for factor in TRIAL_FACTORS:
         rate = float(f"{factor * settings.learning_rate:.2g}")
         trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
@@ -431,7 +431,7 @@ class Best:
         self._score = -math.inf
         self._waited = 0
 
-    def __call__(self, done: int) -> list[dict[str, Any]]:
+    def __call__(self, done: int) -> list[dict[str, object]]:
         score = self.task.finite_score("dev", answer(self.objective, self.data))
         signed = -score if self.task.metric in LOWER_IS_BETTER else score
         self._waited += 1

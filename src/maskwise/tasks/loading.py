@@ -6,8 +6,7 @@ Rows are left out or moved by fixed rules, and notes say so:
 - a row without a label is left out and counted: one with an empty cell, or with a label that
   ``missing`` names. "-1", "NA" and "null" are labels, with a note. A split whose only label is −1
   hides its labels, and counts as unlabelled;
-- whole numbers are classes if they are few (``classes.MOST_CLASSES``) or numbered
-  (``files.are_numbered``), else quantities;
+- whole numbers are classes if they are few or numbered (``classes.MOST_CLASSES``), else quantities;
 - without a labelled test split, dev is the test; without dev, 15 % of train is dev; without train,
   dev is train;
 - a single file, or train alone, is cut 70/15/15 by a hash of the text, article or context;
@@ -18,18 +17,15 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from maskwise.errors import MaskwiseError, counted, unknown_name
-from maskwise.specs import Call, build, parse_call, read_options
+from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
+from maskwise.specs import Call, build, read_options, with_options
 from maskwise.tasks.classes import (
     MULTI_LABEL,
     REGRESSION,
-    SCORE_COLUMNS,
     SEQUENCE_CLASSIFICATION,
     SIMILARITY,
     TOKEN_CLASSIFICATION,
@@ -42,12 +38,12 @@ from maskwise.tasks.columns import (
     Columns,
     Names,
     Records,
-    TooFewLabels,
     find_columns,
     first_in,
     flat,
     guess_columns,
     labels_in,
+    number_of,
     with_inside,
     with_text,
     without,
@@ -60,9 +56,8 @@ from maskwise.tasks.embeddings import (
 )
 from maskwise.tasks.files import (
     CARDS,
-    are_numbered,
+    Options,
     merged,
-    note_on_numbers,
     only_test,
     read_splits,
     records_where,
@@ -70,7 +65,6 @@ from maskwise.tasks.files import (
     shared_text,
     splits_of,
     state_of,
-    with_classes,
 )
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
@@ -101,8 +95,6 @@ KINDS: dict[str, TaskKind] = {
 }
 """The kinds of tasks. A new kind is a ``TaskKind``, and an entry here."""
 POOLINGS = ("mean", "cls", "dev")
-# Arguments of ``load_task``.
-Options = dict[str, Any]
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
 # Published metrics, by the name of the folder, where they are not the default of the kind.
 _USUAL_METRIC = {"cola": "matthews"}
@@ -124,7 +116,7 @@ def load_task(
     missing: str | float | tuple[str | float, ...] | None = None,
     card: str | None = None,
     metric: str | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     train_rows: int | None = None,
     name: str | None = None,
     **settings: object,
@@ -154,7 +146,7 @@ def load_task(
         card: the published task whose files these are. Other arguments override those of the card.
         metric: one of the kind's metrics. By default the first one, entity-f1 for BIO tags,
             matthews for CoLA.
-        pooling: "mean", "cls" or "dev": see ``Task``.
+        pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows: see ``Task.with_train_rows``.
         name: the name in records; made from ``spec`` if not given.
         settings: of the kind, such as ``beams``: see ``generation`` and ``evaluator_kind``.
@@ -170,18 +162,16 @@ def load_task(
     'activate_my_card'
     """
     arguments = {**locals(), **settings}
-    for apart in ("spec", "card", "settings"):
+    for apart in ("spec", "settings"):
         del arguments[apart]
-    given = {name: value for name, value in arguments.items() if value is not None}
-    source, options = _options(str(spec))
-    if options:
-        if pooling == "mean":  # the default must not override the option
-            del given["pooling"]
-        return load_task(source, **{"card": card, **options, **given})
-    by_name = source in CARDS and not Path(source).exists()
-    if card is None and not by_name:
+    source, given = _options(str(spec))
+    given |= {name: value for name, value in arguments.items() if value is not None}
+    card = given.pop("card", None)
+    by_name = card is None and source in CARDS and not Path(source).exists()
+    if by_name:
+        card = source
+    if card is None:
         return _load(source, given)
-    card = card or source
     if card not in CARDS:
         raise unknown_name("card", card, CARDS, do=GONE.get(card))
     about = CARDS[card]
@@ -201,23 +191,19 @@ def _options(spec: str) -> tuple[str, Options]:
     for kind in KINDS.values():
         if kind.make:
             of_kinds.update(inspect.signature(kind.make).parameters)
-    read = partial(
-        read_options, reader=load_task, kind="task", example="train_rows=300", also=of_kinds
-    )
+    of_world: set[str] = set()
     name = spec.partition("(")[0].strip()
-    if name not in WORLDS or Path(spec).exists():
-        return read(spec)
-    call = parse_call(spec)
-    known = {*inspect.signature(load_task).parameters, *of_kinds}
-    of_task: dict[str, object] = {}
-    of_world: dict[str, object] = {}
-    for key, value in call.kwargs.items():
-        if key in known:
-            of_task[key] = value
-        else:
-            of_world[key] = value
-    _, options = read(str(Call(name, (), of_task)))
-    return str(Call(name, call.args, of_world)), options
+    if name in WORLDS and not Path(spec).exists():
+        of_world.update(inspect.signature(WORLDS[name]).parameters)
+    source, options = read_options(
+        spec,
+        load_task,
+        kind="task",
+        example="train_rows=300",
+        also=of_kinds | of_world,
+    )
+    own = {key: options.pop(key) for key in list(options) if key in of_world}
+    return with_options(source, **own) if own else source, options
 
 
 _LOADED: dict[str, Task] = {}
@@ -244,7 +230,7 @@ class HiddenLabels(MaskwiseError):
 def _read_task(
     spec: str,
     *,
-    pooling: str,
+    pooling: str = "mean",
     files: Mapping[str, str] | None = None,
     kind: str | None = None,
     text: object = None,
@@ -255,26 +241,19 @@ def _read_task(
     metric: str | None = None,
     train_rows: int | None = None,
     name: str | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Task:
     """Read a task from its files, with the arguments of ``load_task``.
 
     Args:
         files: those of a card.
     """
-    names: list[tuple[str, str | None, Collection[str]]] = [
-        ("kind of task", kind, KINDS),
-        ("metric", metric, METRICS),
-        ("pooling", pooling, POOLINGS),
-    ]
-    for what, value, known in names:
-        if value is not None and value not in known:
-            raise unknown_name(what, value, known)
+    if kind is not None:
+        require_known("kind of task", kind, KINDS)
+    if metric is not None:
+        require_known("metric", metric, METRICS)
+    require_known("pooling", pooling, POOLINGS)
     place = f"task {spec!r}"
-    if isinstance(missing, Mapping):
-        raise MaskwiseError(
-            f"missing of {place}", got=missing, allowed="a text, a number or a list of these"
-        )
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -303,10 +282,8 @@ def _read_task(
 
     notes: list[str] = []
     chosen = KINDS[kind] if kind else _recognised(examples, given)
-    if kind is None and chosen is SEQUENCE_CLASSIFICATION:
-        given, notes = guess_columns(
-            examples, given, chosen.columns, others=_text_columns(), where=place
-        )
+    if examples and kind is None and chosen is SEQUENCE_CLASSIFICATION:
+        given, notes = guess_columns(examples, given, chosen.columns, place)
         chosen = _recognised(examples, given)
     if settings:
         make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
@@ -376,32 +353,24 @@ def _read_task(
             do='give it a dev split, or choose pooling="mean" or pooling="cls"',
         )
 
-    if kind is None and chosen in (SIMILARITY, REGRESSION):
-        is_score = fields.pair and fields.label in SCORE_COLUMNS
-        # Quantities were recognised from the file; only now are the training rows known.
-        if not is_score and are_numbered(splits):
-            chosen = SEQUENCE_CLASSIFICATION
-            splits = with_classes(splits)
-    all_rows = list(chain.from_iterable(splits.values()))
     rows: Rows = splits["train" if chosen.needs_train else "test"]
     if chosen.every_label:
-        rows = all_rows
+        rows = list(chain.from_iterable(splits.values()))
     try:
         labels = chosen.labels(rows, place)
-    except TooFewLabels as error:
+    except MaskwiseError as error:
         # Rows without a label may be the reason why only one class is left.
         if not skipped:
             raise
-        raise MaskwiseError(
-            error.what, got=f"{error.got}, skipped {counted(skipped)}", do=error.do
-        ) from None
+        got = f"{error.got}, skipped {counted(skipped)}"
+        raise MaskwiseError(error.what, got=got, allowed=error.allowed, do=error.do) from None
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published
     notes += cuts
     notes += _notes_on_labels(labels, absent - seen)
     if kind is None:
-        notes += note_on_numbers(all_rows)
+        notes += _note_on_numbers(chosen, seen - absent, paired=fields.pair is not None)
     task = Task(
         name=name or _short_name(spec) + chosen.suffix,
         kind=chosen,
@@ -423,12 +392,23 @@ def _recognised(records: Records, given: Columns) -> TaskKind:
     return SEQUENCE_CLASSIFICATION
 
 
-def _text_columns() -> set[str]:
-    """Return the names of text columns of all kinds."""
-    names: set[str] = set()
-    for kind in KINDS.values():
-        names.update(kind.columns.text, kind.columns.pair, *kind.columns.pairs)
-    return names
+def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> list[str]:
+    """Note whether whole numbers were read as classes or as quantities."""
+    if chosen is SEQUENCE_CLASSIFICATION:
+        other = SIMILARITY if paired else REGRESSION
+    elif chosen in (SIMILARITY, REGRESSION):
+        other = SEQUENCE_CLASSIFICATION
+    else:
+        return []
+    for label in labels:
+        number = number_of(label)
+        if number is None or not number.is_integer():
+            return []
+    # Two different labels, such as 0 and 1, are classes without any doubt.
+    if len(labels) < 3:
+        return []
+    read = f"the labels are {len(labels)} whole numbers, read for {chosen.name}"
+    return [f"{read}; kind={other.name!r} reads them otherwise"]
 
 
 def _short_name(spec: str) -> str:

@@ -271,6 +271,9 @@ def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], 
 
 # Uncertainty over test items
 
+# Test sets that are drawn for the standard error of a score.
+RESAMPLES = 1000
+
 
 def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean over test items.
@@ -292,7 +295,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int = 1000) -> float:
+def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
     """Return the standard error of a score over test items, by a bootstrap of whole clusters.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
@@ -302,7 +305,6 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
         counts: (N, 2) what each row adds to the numerator and to the denominator of the score.
         clusters: (N,) the cluster of each row. Rows of one cluster are drawn together, such as the
             questions about one text.
-        resamples: how many test sets are drawn.
     """
     # Not np.unique: an array of texts would be as wide as the longest one.
     place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
@@ -311,7 +313,7 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str], *, resamples: int
     np.add.at(sums, cluster_N, np.asarray(counts, dtype=np.float64))
     rng = np.random.default_rng(0)
     scores = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         drawn = rng.integers(0, len(sums), len(sums))
         numerator, denominator = sums[drawn].sum(0)
         # A resampled test set without any entity has a score of 0, not NaN.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ from maskwise.tasks.columns import (
     UsualColumns,
     choices_of,
     label_of,
+    read_answers,
     require_text,
     right_choice,
 )
@@ -46,40 +47,6 @@ from maskwise.text.labelled import Record
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
-
-
-def read_answers(value: object, where: str) -> list[tuple[str, int | None]]:
-    """Return the texts and starts (None if not known) of answers, without blank ones.
-
-    A cell holds {"text": […], "answer_start": […]}, a list of single such objects, or plain texts.
-    """
-    pairs: list[tuple[object, object]] = []
-    if isinstance(value, Mapping):
-        texts = value.get("text") or ()
-        if isinstance(texts, str):
-            texts = [texts]
-        starts = value.get("answer_start")
-        if isinstance(starts, int):
-            starts = [starts]
-        pairs += zip(texts, starts or [None] * len(texts))
-    else:
-        cells = value if isinstance(value, list | tuple) else [value]
-        for cell in cells:
-            if isinstance(cell, Mapping):
-                pairs.append((cell.get("text"), cell.get("answer_start")))
-            elif cell is not None:
-                pairs.append((cell, None))
-    answers = []
-    for text, start in pairs:
-        if not isinstance(text, str) or not isinstance(start, int | None):
-            raise MaskwiseError(
-                f"{where}: cannot read the answers",
-                got=value,
-                allowed='{"text": […], "answer_start": […]}, or texts',
-            )
-        if text.strip():
-            answers.append((text, start))
-    return answers
 
 
 def relation_of(record: Record) -> str:
@@ -154,7 +121,7 @@ def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str
     context, question, answers = columns.cells(record)
     require_text(context, "context", where, filled=True)
     require_text(question, "question", where, filled=True)
-    pairs = read_answers(answers, where)
+    pairs = list(read_answers(answers, where))
     if not pairs:
         return NO_ANSWER
     starts = [_start(context, text, start, where) for text, start in pairs]

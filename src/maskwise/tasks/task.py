@@ -180,7 +180,9 @@ class TaskKind:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
             raise MaskwiseError(
-                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
+                f"no metric for {self.name}",
+                got=metric,
+                allowed=", ".join(self.metrics),
             )
         if metric == ENTITY_F1 and not is_bio:
             raise MaskwiseError(

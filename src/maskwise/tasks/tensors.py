@@ -202,6 +202,17 @@ def draws_of(planned: Tensor, seed: int) -> Tensor:
     return torch.tensor(list(map(fold, repeat(seed), epochs, rows, repeat(CHOICE))))
 
 
+def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Return part ``part`` (length,) of the permutations of all epochs in a row, and its epochs."""
+    position = torch.arange(part * length, (part + 1) * length)
+    epoch = position // size
+    rows = []
+    for number in epoch.unique().tolist():
+        order = permutation(size, seed=seed, epoch=number)
+        rows.append(order[position[epoch == number] % size])
+    return torch.cat(rows), epoch
+
+
 class TaskSource:
     """Training batches of a task: all rows in a new order every epoch.
 
@@ -224,17 +235,9 @@ class TaskSource:
 
     def _plan(self, window: int) -> Tensor:
         """Plan the rows and epochs of a window, (steps, batch_size, 2)."""
-        size = len(self.data)
         seed = self.settings.seed
         batch_size = self.settings.batch_size
-        first = window * WINDOW_STEPS * batch_size
-        position = torch.arange(first, first + WINDOW_STEPS * batch_size)
-        epoch = position // size
-        parts = []
-        for number in epoch.unique().tolist():
-            order = permutation(size, seed=seed, epoch=number)
-            parts.append(order[position[epoch == number] % size])
-        rows = torch.cat(parts)
+        rows, epoch = shuffled(len(self.data), window, WINDOW_STEPS * batch_size, seed=seed)
         by_length = self.data.lengths[rows].argsort(stable=True)
         plan = torch.stack([rows, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
         # Without the permutation, each window would begin with its short rows.
@@ -294,13 +297,9 @@ def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
-        _warn_once(f"{task.name}: {'; '.join(notes)}")
+        # Python shows equal warnings of one place once.
+        warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
-
-
-@lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ from maskwise.tasks.columns import (
     Records,
     UsualColumns,
     choices_of,
+    read_answers,
     require_text,
     right_choice,
-    texts_in,
 )
 from maskwise.tasks.metrics import ITEMS, Answer
-from maskwise.tasks.questions import answer_baseline, gold_texts, read_answers, relation_of
+from maskwise.tasks.questions import answer_baseline, gold_texts, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
 from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
@@ -270,7 +270,7 @@ def _right_texts(record: Record, column: str, where: str) -> list[str]:
     texts: list[str] = []
     for name, value in record.items():
         if re.fullmatch(pattern, name):
-            texts += texts_in(value, where)
+            texts += [text.strip() for text, _ in read_answers(value, where)]
     names, choices = choices_of(record)
     if choices and len(texts) == 1:
         place = right_choice(texts[0], names, choices, may_be_text=True)
