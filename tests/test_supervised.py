@@ -25,7 +25,7 @@ from maskwise.learning.labels import (
 from maskwise.learning.loop import CUT, LONG, FindSpans, LabelledWindows, learn_supervised
 from maskwise.learning.meta import MetaLearner
 from maskwise.learning.scorer import PolicyModel
-from maskwise.tasks import load_task
+from maskwise.tasks import CARDS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
 from tiny import WORDS, maskwise, read_lines, write_lines
@@ -219,6 +219,22 @@ def test_words_without_which_a_classifier_is_less_sure_are_labelled():
     rows = [("a good film", 1), ("a good film", 0), ("good, good", 1)]
     marked = classifier_labels(rows, confidence, drop=0.05)
     assert [[each.text[a:b] for a, b in each.spans] for each in marked] == [["good"], [], []]
+
+
+@pytest.mark.parametrize("spec", ["squad-closed-book", "hf:a/questions(train_rows=9)"])
+def test_a_card_or_arguments_choose_the_columns_of_labels(spec, monkeypatch):
+    """Neither is the name of a file or of a data set: ``load_task`` reads both."""
+    asked = []
+    rows = [{"text": f"Ada met Bo {n}", "label": "ab"[n % 2]} for n in range(60)]
+    monkeypatch.setattr("maskwise.tasks.files.read_hub", lambda name: {"train": rows})
+    known = {**CARDS, "squad-closed-book": {"hub": "a/questions", "options": {}}}
+    monkeypatch.setattr("maskwise.tasks.loading.CARDS", known)
+
+    def classifier(task):
+        asked.append(len(task.splits["train"]))
+        return lambda texts, classes: np.array([float("Bo" in text) for text in texts])
+
+    assert labels_of(spec, classifier=classifier).kind == "classifier" and asked
 
 
 def test_pairs_of_texts_have_no_labels_of_a_classifier(tmp_path):

@@ -29,6 +29,7 @@ from maskwise.tasks.classes import TextRow
 from maskwise.tasks.columns import read_answers
 from maskwise.tasks.files import (
     ANSWERS,
+    CARDS,
     CONTEXT,
     read_splits,
     shared_names,
@@ -306,8 +307,8 @@ def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str
 
 def _answers_of_file(spec: str) -> Labels | None:
     """Label the answers of raw records; None if they have no contexts or answers."""
-    # Arguments may choose other columns, which only ``load_task`` knows.
-    if "(" in spec and not spec.startswith("hf:"):
+    # Arguments and cards may choose other columns, which only ``load_task`` knows.
+    if "(" in spec or spec in CARDS:
         return None
     records = read_splits(spec)
     first = next((part[0] for part in records.values() if part), {})
