@@ -346,6 +346,17 @@ def test_esm_computes_as_before_once_the_trainer_is_done(after: str, tmp_path: P
     assert torch.equal(net.eval()(**dict(plain)).logits, before)
 
 
+def test_esm_resumes_with_all_its_weights(tmp_path: Path) -> None:
+    """transformers saves its norms under other names, which ``Trainer`` does not load."""
+    whole = model("esm", token_dropout=False)
+    trainer(whole, arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=4)).train()
+    resumed = model("esm", token_dropout=False)
+    made = trainer(resumed, arguments(tmp_path, max_steps=4))
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("architecture", ["bert", "convbert"])
 def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> None:
     """Where maskwise knows the head: the logits of a training step are those of the targets."""

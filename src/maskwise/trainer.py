@@ -120,6 +120,8 @@ class MaskingTrainer(Trainer):
         self._shown: deque[MaskedBatch] = deque()
         self._loss_sum = 0.0
         self._targets = 0
+        # Whether the file that was loaded last lacked names of the model.
+        self._missing = False
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
         for each in (self.masker, self.evaluation_masker):
@@ -287,12 +289,32 @@ class MaskingTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed(resume_from_checkpoint)
         if not self._learners:
             return
         folder = Path(resume_from_checkpoint)
         restore(self._learners, load_file(folder / LEARNED))
         # The name is checkpoint-STEP; Trainer restores its own step only later.
         self._learned = int(folder.name.rpartition("-")[2])
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed(self.state.best_model_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self._missing = bool(load_result.missing_keys)
+        super()._issue_warnings_after_load(load_result)
+
+    def _load_renamed(self, folder: str | None) -> None:
+        """Load weights that a file has under other names than the model.
+
+        ``save_pretrained`` renames some weights (ESM's norms), and ``Trainer`` loads a file by the
+        names of the model: it keeps the old values of all others, with no more than a warning.
+        """
+        if self._missing and isinstance(self.model, PreTrainedModel):
+            saved = type(self.model).from_pretrained(folder, config=self.model.config)
+            self.model.load_state_dict(saved.state_dict())
+        self._missing = False
 
     def _inputs(self, batch: MaskedBatch) -> Inputs:
         inputs: Inputs = dict(batch)
