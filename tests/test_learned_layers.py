@@ -268,3 +268,17 @@ def test_a_split_budget_is_not_drawn_unit_by_unit(words):
     ):
         with pytest.raises(MaskwiseError, match="bernoulli has no budget to split"):
             Masker(tokenizer, policy=spec, budget="bernoulli")
+
+
+def test_rows_for_a_masker_with_a_learned_policy(tmp_path):
+    """The error for rows without its layers names a call that makes them."""
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    folder = tmp_path / "a policy"
+    PolicyModel.new(tokenizer, settings={"hidden_size": 8}, length=16).save_pretrained(folder)
+    masker = Masker(tokenizer, policy=f'learned("{folder}", take="spans")', ratio=0.5)
+    with pytest.raises(MaskwiseError) as caught:
+        masker(encode(tokenizer, ["the cat sat"]), step=0, total_steps=1)
+    makers = masker.policy.annotators()
+    assert str([*makers]) in caught.value.do
+    batch = masker(encode(tokenizer, ["the cat sat"], layers=makers), step=0, total_steps=1)
+    assert (batch.labels != -100).any()
