@@ -366,3 +366,27 @@ def test_a_recipe_extends_another(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: quick-strat")
     with pytest.raises(MaskwiseError, match="unknown recipe 'quick-strat'"):
         read_recipe(tmp_path / "own.yaml")
+
+
+def test_repeated_titles_are_no_labels(tmp_path: Path) -> None:
+    """Paragraphs of an article share its title; the file is text, not labelled rows."""
+    lines = []
+    for n in range(60):
+        row = {"title": f"article {n % 3}", "text": f"the story of the day number {n} is short"}
+        lines.append(json.dumps(row))
+    file = tmp_path / "paragraphs.jsonl"
+    file.write_text("\n".join(lines))
+    written = starter(str(file))
+    assert f"source: {json.dumps(str(file))}" in written
+    assert "tasks: []" in written
+
+
+def test_new_points_to_encoder_decoders_for_written_answers(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the story of the day is short\n" * 9)
+    questions = tmp_path / "questions.jsonl"
+    rows = [json.dumps({"question": f"what is {n}?", "answers": [str(n)]}) for n in range(60)]
+    questions.write_text("\n".join(rows))
+    with pytest.raises(MaskwiseError) as caught:
+        starter(str(texts), [str(questions)])
+    assert "maskwise study intermediate" in caught.value.do

@@ -184,6 +184,12 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         comment = "the bundled text, for only labels were given"
     # Tasks are loaded first, because reading a large text takes longer than finding a bad table.
     loaded = {spec: load_task(spec) for spec in tasks}
+    for spec, task in loaded.items():
+        if task.kind.name == "generation":
+            # Recipes of the starter train encoders.
+            what = "a task whose answers are written needs an encoder–decoder"
+            do = f"maskwise study intermediate corpus.source={source} tasks='[\"{spec}\"]'"
+            raise MaskwiseError(what, got=spec, do=f"{do} (docs/seq2seq.md)")
     facts = look_at(source)
     letters = facts.is_alphabet
     start = "bundled:encoder" if facts.is_english and facts.spaced else None

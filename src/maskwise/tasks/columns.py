@@ -420,7 +420,8 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    rest = [name for name in names if name != text]
+    # Titles repeat in files of paragraphs: they are no labels unless the user says so.
+    rest = [name for name in names if name not in (text, "title")]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
         notes.append(f"the label is column {rest[0]!r}")
