@@ -19,8 +19,9 @@ from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
-from maskwise.text import read_documents, tokenise, train_tokenizer
+from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.text.documents import Document
+from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import word_rule
 
 AMINO = "ACDEFGHIKLMNPQRSTVWY"
@@ -265,3 +266,57 @@ def test_prompts_are_kept_and_must_leave_something(tmp_path: Path) -> None:
         run_pretrain(fine.model_copy(), tmp_path / "none", quiet=True)
     with pytest.raises(MaskwiseError, match="'prompt'"):
         check_inputs(recipe(str(source), **settings))
+
+
+def esm_tokenizer(folder: Path) -> Any:
+    letters = [*"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-"]
+    names = ["<cls>", "<pad>", "<eos>", "<unk>", *letters, "<null_1>", "<mask>"]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(names))
+    return EsmTokenizer(str(vocabulary))
+
+
+def test_esms_tokenizer_is_converted_with_the_same_ids(tmp_path: Path) -> None:
+    slow = esm_tokenizer(tmp_path)
+    assert not slow.is_fast
+    slow.save_pretrained(tmp_path / "esm")
+    fast = load_tokenizer(str(tmp_path / "esm"))
+    assert fast.is_fast
+    draw = random.Random(0)
+    for size in range(1, 40):
+        text = "".join(draw.choices(AMINO + "XBUZO", k=size))
+        assert fast(text)["input_ids"] == slow(text)["input_ids"]
+        assert fast(text, text)["input_ids"] == slow(text, text)["input_ids"]
+        assert fast.decode(fast(text)["input_ids"], skip_special_tokens=True) == text
+    rows = encode(slow, ["MKTAY"])
+    assert rows[0]["input_ids"] == slow("MKTAY")["input_ids"]
+
+
+def test_sequences_without_words_are_told(tmp_path: Path) -> None:
+    slow = esm_tokenizer(tmp_path)
+    with pytest.warns(UserWarning, match="span"):
+        encode(slow, ["".join(random.Random(0).choices(AMINO, k=90))])
+    with pytest.warns(UserWarning, match="unknown"):
+        encode(slow, ["mktayiakqr"])
+
+
+def test_names_and_held_out_sides_of_sequences_do_not_depend_on_their_file(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "a.fasta", 60, length=40)
+    longer = tmp_path / "b.fasta"
+    longer.write_text(">new one\nMKV\n" + path.read_text())
+    assert [d.id for d in read_documents(str(path))][0] == "sp|P00000| a protein"
+    tokenizer = train_tokenizer([AMINO], kind="letter", vocab_size=64, lowercase=False)
+    held_out = []
+    for file in (path, longer):
+        pieces = read_pieces(
+            tokenise(read_documents(str(file)), tokenizer), tokenizer=tokenizer, length=64
+        )
+        rows = split(pieces, held_out=0.2)[1]
+        held_out.append({*pieces.documents[rows.order].tolist()})
+    assert held_out[0] <= held_out[1]
+
+
+def test_gaps_of_aligned_sequences_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "aligned.fasta"
+    path.write_text(">one\nMKT-AY..ia\n")
+    assert [document.text for document in read_documents(str(path))] == ["MKTAYIA"]

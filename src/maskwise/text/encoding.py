@@ -21,6 +21,7 @@ from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
+from maskwise.text.tokenizers import ESM, fast_esm
 from maskwise.text.words import (
     Ints,
     codes_of,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_TEXTS = "texts must be a list of strings"
+LONGEST_USUAL_WORD = 40
+"""Tokens of a word. Where most tokens are in longer words, the text has no words, as in proteins."""
+MOST_UNKNOWN = 0.5
 LEAST_ID = -(2**63)
 MOST_ID = 2**64 - 1
 
@@ -71,7 +75,7 @@ def encode(
     >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
     [-1, 0, 1, -1]
     """
-    _require_fast(tokenizer)
+    tokenizer = _fast(tokenizer)
     texts = _checked(texts)
     annotators = _annotators(layers)
     if max_length is not None:
@@ -97,14 +101,16 @@ def encode(
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
-        what = f"{longer:,} of {len(texts):,} texts have more than model_max_length tokens"
-        warnings.warn(f"{what}; max_length={limit} cuts them", stacklevel=2)
+        what = f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens"
+        warnings.warn(f"{what} and were not cut; pass max_length={limit}", stacklevel=2)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
     # "[MASK]" in a text is a control token, too.
     written = np.isin(np.concatenate(tokens), special_ids(tokenizer))
     special = np.concatenate(added) | written
     columns = annotated(annotators, texts, offsets, lengths, special=special)
+    read = np.concatenate(tokens)[~special]
+    _warn_of_letters(read, columns["word_ids"][~special], tokenizer.unk_token_id)
     ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):
@@ -149,8 +155,13 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
     return annotators
 
 
-def _require_fast(tokenizer: object) -> None:
-    """Refuse anything but a fast tokenizer: words are found by its character offsets."""
+def _fast(tokenizer: Any) -> PreTrainedTokenizerBase:
+    """Refuse anything but a fast tokenizer, because words are found by its character offsets.
+
+    ESM's is converted.
+    """
+    if type(tokenizer).__name__ == ESM:
+        return fast_esm(tokenizer)
     # The class of a fast tokenizer has ``is_fast``, too, but as a property.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
     if isinstance(tokenizer, type) or not is_fast:
@@ -159,6 +170,22 @@ def _require_fast(tokenizer: object) -> None:
             got=repr(tokenizer)[:60],
             do="load one: transformers.AutoTokenizer.from_pretrained(NAME)",
         )
+    return tokenizer
+
+
+def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
+    """Warn of texts that policies would hide whole, or that the tokenizer does not know."""
+    unknown_share = np.mean(tokens == unknown) if len(tokens) else 0.0
+    if unknown_share > MOST_UNKNOWN:
+        what = f"{unknown_share:.0%} of the tokens are unknown to the tokenizer, and never masked"
+        warnings.warn(f"{what}; are these its letters and capitals?", stacklevel=3)
+    starts = np.flatnonzero(np.diff(words, prepend=-2))
+    sizes = np.diff(starts, append=len(words))
+    long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
+    if long > len(words) / 2:
+        what = f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens"
+        do = "take policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
+        warnings.warn(f"{what}; {do}", stacklevel=3)
 
 
 def _checked(texts: object) -> list[str]:
@@ -303,7 +330,7 @@ class _Surfaces:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        _require_fast(tokenizer)
+        tokenizer = _fast(tokenizer)
         self.tokenizer = tokenizer
         self.special = frozenset(special_ids(tokenizer))
         backend = tokenizer.backend_tokenizer

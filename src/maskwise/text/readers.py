@@ -272,10 +272,11 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the sequences of a FASTA file in capitals, long ones in parts, without gaps (-) and
-    final *.
+    """Yield the sequences of a FASTA file in capitals, long ones in parts, without gaps (- and .)
+    and final *.
 
-    Small letters are the same residues, marked as repeats or as not aligned.
+    Small letters are the same residues, marked as repeats or as not aligned. A sequence is named
+    by its header, so that its masks and its side of the held-out split do not depend on its file.
     """
     refuse_unreadable(path)
     number = 0
@@ -296,7 +297,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 what = f"{path} is no FASTA file: it has no header"
                 raise MaskwiseError(what, got=text[:40], do=do)
             if number and (header or size >= LONGEST_TEXT):
-                sequence = "".join(letters).replace("-", "").rstrip("*").upper()
+                sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()
                 if re.search("[^A-Za-z]", sequence):
                     yield Skip(NO_LETTERS)
                 else:
@@ -304,11 +305,11 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 letters = []
                 size = 0
                 part += 1
-                title = PartName.of(f"{name}#{number}.{part}", title)
+                title = PartName.of(f"{whole_name(title)}.{part}", title)
             if header:
                 number += 1
                 part = 1
-                title = f"{name}#{number}"
+                title = text[1:].strip() or f"{name}#{number}"
             else:
                 letters.append(text)
                 size += len(text)
