@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import EsmTokenizer
+from transformers import EsmTokenizer, ProphetNetTokenizer
 
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
@@ -208,11 +208,14 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
 
 
 def slow_tokenizer(folder: Path) -> str:
-    """ESM's, which is a slow one."""
+    """ProphetNet's, which transformers has in Python alone."""
     folder.mkdir()
-    names = ["<cls>", "<pad>", "<eos>", "<unk>", *AMINO, "<mask>"]
+    # It splits a word into a first piece and others.
+    pieces = [*AMINO, *(f"##{letter}" for letter in AMINO)]
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[X_SEP]", "[MASK]", *pieces]
     (folder / "vocab.txt").write_text("\n".join(names))
-    EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    made = ProphetNetTokenizer(str(folder / "vocab.txt"), do_lower_case=False)
+    made.save_pretrained(folder)
     return str(folder)
 
 
