@@ -17,6 +17,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
+from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
@@ -239,6 +240,16 @@ def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Pat
     assert run_pretrain(each, tmp_path / "words", quiet=True)["targets"] > 500
 
 
+def test_a_study_with_a_slow_tokenizer_ends_with_a_page(proteins: str, tmp_path: Path) -> None:
+    """It shows no texts, since their masks are shown by character offsets."""
+    study = {"arms": {"more": {"masking.ratio": 0.3}}, "seeds": 1, "outcome": "heldout:token"}
+    name = slow_tokenizer(tmp_path / "slow")
+    training = {"steps": 2}
+    arms = recipe(proteins, tokenizer={"name": name}, training=training, study=study)
+    run_study(arms, tmp_path / "out", jobs=1, quiet=True)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("architecture", ["esm", "esmc"])
 def test_a_new_protein_model_is_checked_before_its_tokenizer_is_trained(
     proteins: str, architecture: str
@@ -307,7 +318,8 @@ def test_names_and_held_out_sides_of_sequences_do_not_depend_on_their_file(tmp_p
     path = fasta(tmp_path / "a.fasta", 60, length=40)
     longer = tmp_path / "b.fasta"
     longer.write_text(">new one\nMKV\n" + path.read_text())
-    assert [d.id for d in read_documents(str(path))][0] == "sp|P00000| a protein"
+    first = next(iter(read_documents(str(path))))
+    assert first.id == "sp|P00000| a protein"
     tokenizer = train_tokenizer([AMINO], kind="letter", vocab_size=64, lowercase=False)
     held_out = []
     for file in (path, longer):

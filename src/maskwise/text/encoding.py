@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""Tokens of a word. Where most tokens are in longer words, the text has no words, as in proteins."""
+"""Tokens of a word. If most tokens are in longer ones, the text has no words, as in proteins."""
 MOST_UNKNOWN = 0.5
+"""Share of the tokens above which the text is likely in another alphabet than the tokenizer's."""
 LEAST_ID = -(2**63)
 MOST_ID = 2**64 - 1
 
