@@ -61,6 +61,8 @@ def test_masks_of_sequences_are_shown_letter_by_letter(tmp_path: Path) -> None:
     for entry, document in zip(shown, read_documents(str(path)), strict=True):
         assert [piece.text for piece in entry.shown.pieces] == list(document.text)
         assert entry.shown.ratio == 0.25
+    by_default = inspect_text(str(path), None, {"ratio": 0.25})
+    assert {entry.policy for entry in by_default} == {"token", "span(over='token')"}
     with pytest.raises(MaskwiseError, match="does not exist"):
         inspect_text(str(tmp_path / "nowhere.fasta"), "token", {})
 

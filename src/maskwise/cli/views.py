@@ -183,8 +183,12 @@ def inspect(
         typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]]."),
     ],
     policy: Annotated[
-        str, typer.Option(help="One or more policies, separated by commas.")
-    ] = "token,whole-word",
+        str | None,
+        typer.Option(
+            help="One or more policies, separated by commas; token,whole-word if not said, and "
+            "token,span(over='token') for sequences."
+        ),
+    ] = None,
     ratio: Annotated[
         str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")
     ] = "0.15",
