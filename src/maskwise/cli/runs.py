@@ -106,7 +106,14 @@ def study(
         "seeds": None if seeds is None else _seeds(seeds),
     }
     if dry_run:
-        plan = room.dry_run(whole, out, **where)
+        from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
+
+        with tempfile.TemporaryDirectory() as folder:
+            # A recipe without arms is refused by the dry run itself.
+            first = whole.arm(whole.baseline, seed=0) if whole.baseline else whole
+            samples = Samples(first.links()[-1], Path(folder))
+            probe = partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
+            plan = room.dry_run(whole, out, probe=probe, **where)
         print_json(plan) if as_json else print_plan(plan)
         return
     result = room.run_study(whole, out, quiet=as_json, retries=retries, **where)
