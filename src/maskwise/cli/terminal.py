@@ -275,6 +275,10 @@ def print_outlook(facts: Facts) -> None:
         say("\nNothing is doubtful.")
 
 
+HARDLY_MORE = 1.1
+"""Times the share of labelled words: policies with less weight on them are doubtful."""
+
+
 def print_policy(result: Facts) -> None:
     """Print the figures of a learned policy, and what is doubtful about them."""
     held_out = result.get("held_out") or {}
@@ -290,10 +294,10 @@ def print_policy(result: Facts) -> None:
     print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
-    # A policy that puts less weight on answers than chance has learned nothing.
+    # A policy that hardly prefers answers to other words has learned nothing.
     weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
-    if result.get("gain", 1) <= 0 or (weight is not None and weight <= even):
-        warn("these figures are no better than those of even weights: the policy may be useless")
+    if result.get("gain", 1) <= 0 or (weight is not None and weight <= HARDLY_MORE * even):
+        warn("these figures are hardly better than those of even weights: it may be useless")
     if result.get("stopped"):
         kept = f"the policy of step {result['best_step']} is kept"
         warn(f"learning stopped early: {result['stopped']}; {kept}")
