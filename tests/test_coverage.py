@@ -71,7 +71,7 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
         records.append({**record, "occurrences": occurrences, "whole": whole, "part": part})
     write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
     html = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Do the answers stand in the corpus" in html and "masked whole" in html
+    assert "Do the answers stand in the corpus" in html and "Masked whole" in html
     assert re.search(r'<td>wiki</td><td class="number">40\W*%</td>', html)  # 20 of 50
     novels = r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>'
     assert re.search(novels, html)

@@ -182,7 +182,9 @@ class Encoder(nn.Module):
     def __init__(self, table: Tensor, *, dropout: float = 0.0, ahead: int = 0):
         super().__init__()
         self.table, self.drop, self.ahead = nn.Parameter(table), nn.Dropout(dropout), ahead
-        self.config = SimpleNamespace(hidden_size=table.shape[1], model_type="table")
+        self.config = SimpleNamespace(
+            hidden_size=table.shape[1], model_type="table", is_encoder_decoder=False
+        )
 
     @property
     def base_model(self) -> Encoder:
@@ -378,7 +380,7 @@ class Generator(nn.Module):
 
     def __init__(self, says: Tensor, vocabulary: int, *, sure: float):
         super().__init__()
-        self.config = SimpleNamespace(model_type="told")
+        self.config = SimpleNamespace(model_type="told", is_encoder_decoder=False)
         self.logits = nn.Parameter(sure * torch.nn.functional.one_hot(says, vocabulary).float())
 
     def forward(self, **inputs: Tensor) -> Any:

@@ -482,8 +482,7 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     assert result["method"] == "meta" and result["best_step"] in (0, 2, 4)
     assert PolicyModel.from_pretrained(tmp_path / "out" / "policy").config.head == "tokens"
     page = (tmp_path / "out" / "report.html").read_text()
-    counts = [page.count(f">{word}</div>") for word in ("before", "after 2 steps", "after")]
-    assert counts[0] == counts[1] == counts[2] > 0
+    assert page.count(">before</div>") == page.count(">after</div>") > 0
     assert "gain" in result and "held_out" not in result
     assert "<figcaption>agreement of the gradients" in page
 

@@ -186,12 +186,16 @@ class AnnotatedBatch:
         """
         values = self.layers.get(name)
         if values is None:
+            call = "maskwise.encode(tokenizer, texts)"
+            if name != "word_ids":
+                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
+                call = f"maskwise.encode(tokenizer, texts, layers=[{maker!r}])"
             raise MaskwiseError(
                 f"the layer {name!r} is missing",
                 got=f"layers {sorted(self.layers)}",
-                do="make the rows with maskwise.encode(tokenizer, texts, layers=…), or map "
-                "maskwise.annotate_rows over a data set; transformers' Trainer keeps the column "
-                "only with remove_unused_columns=False; a recipe names annotators in corpus.layers",
+                do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
+                "transformers' Trainer keeps the column only with remove_unused_columns=False; "
+                "a recipe names annotators in corpus.layers",
             )
         # Floats are refused, because rounding them would merge units.
         if values.dtype.kind == "f" and len(values) and not scores:
