@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "maskwise"
 
 AT_MOST = {
-    "files": 155,
-    "nodes": 293_643,
+    "files": 156,
+    "nodes": 294_545,
     "nodes_a_code_line": 9.1,
     "ternaries": 345,
     "comprehensions": 976,

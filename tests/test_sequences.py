@@ -5,6 +5,7 @@ what is refused.
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from maskwise.text import encode, read_documents, read_pieces, split, tokenise, 
 from maskwise.text.documents import Document
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import word_rule
+from tiny import maskwise
 
 AMINO = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -54,15 +56,18 @@ def test_fasta_is_read(tmp_path: Path) -> None:
     assert [document.text for document in read_documents(str(tmp_path / "b.fa.gz"))] == ["ACGT"]
 
 
-def test_masks_of_sequences_are_shown_letter_by_letter(tmp_path: Path) -> None:
+def test_masks_of_sequences_are_shown_letter_by_letter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = fasta(tmp_path / "a.fasta", 2, length=40)
     shown = inspect_text(str(path), "token", {"ratio": 0.25})
     assert [entry.tokenizer for entry in shown] == ["letter", "letter"]
     for entry, document in zip(shown, read_documents(str(path)), strict=True):
         assert [piece.text for piece in entry.shown.pieces] == list(document.text)
         assert entry.shown.ratio == 0.25
-    by_default = inspect_text(str(path), None, {"ratio": 0.25})
-    assert {entry.policy for entry in by_default} == {"token", "span(over='token')"}
+    assert maskwise("inspect", path, "--json") == 0
+    by_default = {entry["policy"] for entry in json.loads(capsys.readouterr().out)}
+    assert by_default == {"token", "span(over='token')"}
     with pytest.raises(MaskwiseError, match="does not exist"):
         inspect_text(str(tmp_path / "nowhere.fasta"), "token", {})
 

@@ -32,7 +32,7 @@ from maskwise.specs import split_calls
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
 from maskwise.text.layers import Annotator, CharSpans, annotated
 from maskwise.text.readers import known_ending
-from maskwise.text.tokenizers import LETTERS, light_tokenizer, usual_tokenizer
+from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 from maskwise.text.words import flat_offsets
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Inspected:
 
 def inspect_text(
     text: str,
-    policies: str | None,
+    policies: str,
     settings: Mapping[str, Any],
     *,
     tokenizer: str | None = None,
@@ -261,7 +261,7 @@ def inspect_text(
 
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
-        policies: separated by commas; None: "token,whole-word", or tokens and spans of FASTA.
+        policies: separated by commas.
         settings: settings of the masker; a corruption of None is one that suits the model.
         tokenizer: a folder or hub id; None: the model's, letters for FASTA, or the bundled one.
         model: a folder or hub id of an encoder–decoder, whose output is reported.
@@ -272,10 +272,6 @@ def inspect_text(
             another kind of model, or a corruption whose targets are not a text.
     """
     network = None
-    usual = usual_tokenizer(text)
-    if policies is None:
-        # A sequence has no words.
-        policies = "token,span(over='token')" if usual == LETTERS else "token,whole-word"
     shown_as = settings.get("corruption")
     if model:
         loaded, network = _load(model, tokenizer)
@@ -292,11 +288,11 @@ def inspect_text(
     # Missing layers are refused before the tokenizer is loaded, which may take a download.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
     if not model:
-        loaded = light_tokenizer(tokenizer or usual)
+        loaded = light_tokenizer(tokenizer or usual_tokenizer(text))
     settings = {**settings, "corruption": shown_as}
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     # A reader who sees other tokens than expected looks for the reason here.
-    used = tokenizer or model or usual
+    used = tokenizer or model or usual_tokenizer(text)
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +42,9 @@ from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
 from maskwise.training.loop import Exchange, restore, states
+
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
 
 Inputs: TypeAlias = dict[str, Any]
 """Model inputs with ``labels``; of masked diffusion also ``loss_weight`` and ``counted``."""
@@ -301,7 +304,7 @@ class MaskingTrainer(Trainer):
         super()._load_best_model()
         self._load_renamed(self.state.best_model_checkpoint)
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
+    def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
         self._missing = bool(load_result.missing_keys)
         super()._issue_warnings_after_load(load_result)
 

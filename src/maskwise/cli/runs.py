@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,14 +105,10 @@ def study(
         "seeds": None if seeds is None else _seeds(seeds),
     }
     if dry_run:
-        from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
+        from maskwise.study.timing import probe_of
 
         with tempfile.TemporaryDirectory() as folder:
-            # A recipe without arms is refused by the dry run itself.
-            first = whole.arm(whole.baseline, seed=0) if whole.baseline else whole
-            samples = Samples(first.links()[-1], Path(folder))
-            probe = partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
-            plan = room.dry_run(whole, out, probe=probe, **where)
+            plan = room.dry_run(whole, out, probe=probe_of(whole, Path(folder)), **where)
         print_json(plan) if as_json else print_plan(plan)
         return
     result = room.run_study(whole, out, quiet=as_json, retries=retries, **where)
@@ -192,7 +187,7 @@ def adapt(
     """
     from maskwise import study as room
     from maskwise.study import adapt as steps_of
-    from maskwise.study.timing import PROBE_SECONDS, Samples, time_stages
+    from maskwise.study.timing import probe_of
 
     given = overrides or []
     limit_seconds = time_limit(limit)
@@ -224,9 +219,7 @@ def adapt(
 
         recipe = recipe_with([], steps)
         if dry_run or not as_json:
-            first = recipe.arm(recipe.baseline or "", seed=0).links()[0]
-            samples = Samples(first, Path(aside))
-            probe = partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
+            probe = probe_of(recipe, Path(aside))
             plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)

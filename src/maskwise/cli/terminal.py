@@ -295,8 +295,9 @@ def print_policy(result: Facts) -> None:
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
     # A policy that hardly prefers answers to other words has learned nothing.
-    weight, even = (held_out.get(name) for name in ("weight_on_labels", "labelled_words"))
-    if result.get("gain", 1) <= 0 or (weight is not None and weight <= HARDLY_MORE * even):
+    weight = held_out.get("weight_on_labels", 1.0)
+    even = held_out.get("labelled_words", 0.0)
+    if result.get("gain", 1) <= 0 or weight <= HARDLY_MORE * even:
         warn("these figures are hardly better than those of even weights: it may be useless")
     if result.get("stopped"):
         kept = f"the policy of step {result['best_step']} is kept"

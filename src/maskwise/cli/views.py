@@ -218,7 +218,12 @@ def inspect(
 ) -> None:
     """See the masks: the same text under one or more policies."""
     from maskwise.inspection import inspect_text, render_masks, write_masks
+    from maskwise.text.tokenizers import LETTERS, usual_tokenizer
 
+    if policy is None:
+        policy = "token,whole-word"
+        if usual_tokenizer(text) == LETTERS:
+            policy = "token,span(over='token')"
     settings = {
         "ratio": ratio,
         "budget": budget,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -202,6 +202,16 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 
 # Times
 # -------------------------------------------------------------------------------------------
+
+
+def probe_of(recipe: Recipe, folder: Path) -> Callable[[list[Plan], Forecast], None]:
+    """The probe of a dry run; its samples of the text are written to a folder."""
+    first = recipe
+    # A recipe without arms is refused by the dry run itself.
+    if recipe.baseline:
+        first = recipe.arm(recipe.baseline, seed=0)
+    samples = Samples(first.links()[0], folder)
+    return partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
 
 
 def time_stages(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array
+from maskwise.text.esm import fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
-from maskwise.text.tokenizers import ESM, fast_esm
 from maskwise.text.words import (
     Ints,
     codes_of,
@@ -156,12 +156,12 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
     return annotators
 
 
-def _fast(tokenizer: Any) -> PreTrainedTokenizerBase:
+def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Refuse anything but a fast tokenizer, because words are found by its character offsets.
 
     ESM's is converted.
     """
-    if type(tokenizer).__name__ == ESM:
+    if is_esm(tokenizer):
         return fast_esm(tokenizer)
     # The class of a fast tokenizer has ``is_fast``, too, but as a property.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
@@ -176,9 +176,10 @@ def _fast(tokenizer: Any) -> PreTrainedTokenizerBase:
 
 def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     """Warn of texts that policies would hide whole, or that the tokenizer does not know."""
-    unknown_share = np.mean(tokens == unknown) if len(tokens) else 0.0
-    if unknown_share > MOST_UNKNOWN:
-        what = f"{unknown_share:.0%} of the tokens are unknown to the tokenizer, and never masked"
+    unknown_tokens = int((tokens == unknown).sum())
+    if unknown_tokens > MOST_UNKNOWN * len(tokens):
+        share = unknown_tokens / len(tokens)
+        what = f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked"
         warnings.warn(f"{what}; are these its letters and capitals?", stacklevel=3)
     starts = np.flatnonzero(np.diff(words, prepend=-2))
     sizes = np.diff(starts, append=len(words))

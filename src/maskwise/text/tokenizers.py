@@ -35,6 +35,7 @@ from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_numbe
 from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
+from maskwise.text.esm import fast_esm, is_esm
 from maskwise.text.layers import Layered, align
 from maskwise.text.pieces import Tokens
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 
     from maskwise.keys import Array
 
-ESM = "EsmTokenizer"
-"""The class that ``fast_esm`` converts."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A vocabulary does not get better with more text, while memory and minutes grow.
 SAMPLE_CHARACTERS = 1 << 24
@@ -106,7 +105,7 @@ def load_tokenizer(
             do="give a folder written by save_pretrained, or a name on the hub (the network must "
             "be reachable)",
         ) from error
-    if type(tokenizer).__name__ == ESM:
+    if is_esm(tokenizer):
         tokenizer = fast_esm(tokenizer)
     if largest >= MOST_TOKENS:
         what = f"{name} has too large a token id"
@@ -122,32 +121,6 @@ def load_tokenizer(
                 )
                 raise MaskwiseError(f"{name} has no {kind} token", do=do)
     return tokenizer
-
-
-def fast_esm(tokenizer: Any) -> PreTrainedTokenizerFast:
-    """Convert ESM's tokenizer, which transformers has in Python alone, to one with offsets.
-
-    The ids of residues are the same. Each character that is no residue becomes an unknown token of
-    its own.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel(tokenizer.get_vocab(), unk_token=tokenizer.unk_token))
-    characters = pre_tokenizers.Split(Regex("."), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), characters])
-    # Residues are written without spaces between them.
-    backend.decoder = decoders.Fuse()
-    cls, eos = tokenizer.cls_token, tokenizer.eos_token
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {eos}",
-        pair=f"{cls} $A {eos} $B {eos}",
-        special_tokens=[(cls, tokenizer.cls_token_id), (eos, tokenizer.eos_token_id)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=tokenizer.model_max_length,
-        **tokenizer.special_tokens_map,
-    )
 
 
 def train_tokenizer(
