@@ -398,6 +398,9 @@ def test_mistakes_in_files(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 13)
+)
 LAUGHS = "a0: &a0 [ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
@@ -408,6 +411,7 @@ LAUGHS = "a0: &a0 [ha]\n" + "".join(
     [
         ("[" * 500 + "]" * 500, "nested too deeply"),
         (LAUGHS, "too many values"),
+        (MERGES, "too many values"),
         ("a: &a [*a]", "too many values"),
     ],
 )

@@ -191,9 +191,7 @@ class Yaml(yaml.SafeLoader):
         """Return the value of a node, or raise an error with its line."""
         # Constructed anew for each alias of an anchor, so that overrides change one of them alone.
         self.constructed_objects.pop(node, None)
-        self.values += 1
-        if self.values > MOST_VALUES:
-            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
+        self._count(1)
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
@@ -206,6 +204,16 @@ class Yaml(yaml.SafeLoader):
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
         return value
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Expand merge keys (``<<``), which are not constructed one by one."""
+        super().flatten_mapping(node)
+        self._count(len(node.value))
+
+    def _count(self, values: int) -> None:
+        self.values += values
+        if self.values > MOST_VALUES:
+            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
 
 
 # The resolvers are a table by first character, without the booleans of YAML 1.1.
