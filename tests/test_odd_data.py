@@ -55,7 +55,7 @@ def test_a_long_sequence_is_several_documents(
     assert [size for _, size in found] == [120, 120, 40, 4] and sum(
         size for _, size in found
     ) == 284
-    assert [name.rpartition("#")[2] for name, _ in found] == ["1", "1.2", "1.3", "2"]
+    assert [name for name, _ in found] == ["one", "one.2", "one.3", "two"]
 
 
 def test_a_number_has_no_currency_and_no_thousands() -> None:
