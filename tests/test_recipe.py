@@ -545,3 +545,14 @@ def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):
     )
     recipe = read_recipe(path, ["study.arms.a.masking.ratio=0.15"])
     assert [recipe.arm(name, seed=0).masking.ratio for name in "ab"] == [0.15, 0.3]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_arm_that_is_added_while_another_goes_drops_the_old_contrasts(order):
+    arms = {"a": {}, "b": {}, "c": {}}
+    contrasts = [["b", "a"], ["c", "a"]]
+    settings = {"study": {"arms": arms, "contrasts": contrasts, "outcome": "heldout:token"}}
+    overrides = ["study.arms.d={}", "study.arms.b=null"]
+    apply_overrides(settings, [overrides[place] for place in order])
+    assert sorted(settings["study"]["arms"]) == ["a", "c", "d"]
+    assert not settings["study"].get("contrasts")

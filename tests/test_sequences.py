@@ -342,3 +342,9 @@ def test_gaps_of_aligned_sequences_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "aligned.fasta"
     path.write_text(">one\nMKT-AY..ia\n")
     assert [document.text for document in read_documents(str(path))] == ["MKTAYIA"]
+
+
+def test_texts_of_one_word_are_not_taken_for_a_long_word(recwarn: Any) -> None:
+    tokenizer = train_tokenizer(["the cat sat"] * 9, vocab_size=64)
+    encode(tokenizer, ["cat"] * 60)
+    assert not recwarn.list

@@ -507,3 +507,15 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
         one = [*logged(made), {k: evaluated[k] for k in ("eval_loss", "eval_targets")}]
         for a, b in zip(one, two[architecture], strict=True):
             close(a, b, rel=1e-4)
+
+
+def test_a_checkpoint_in_half_precision_is_resumed_as_it_is(tmp_path: Path) -> None:
+    """Tied weights are in the file once, and are no reason to load it in another way."""
+    net = model("bert")
+    trainer(net, arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)).train()
+    resumed = model("bert")
+    resumed.config.dtype = torch.bfloat16
+    made = trainer(resumed, arguments(tmp_path, max_steps=2))
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, weight in net.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name

@@ -19,6 +19,7 @@ from report_fixture import (
     evaluation_record,
     failure_record,
     heldout_record,
+    make_records,
     make_study,
     old_selection,
     primary_rows,
@@ -512,3 +513,11 @@ def test_unmatched_compute_is_said_by_quantity_and_the_verdict_stands():
     assert ratios == pytest.approx({"flops": 1.2})
     unknown = judged(records=facts)  # it was not recorded of one side
     assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_codes([unknown])
+
+
+def test_looks_of_older_studies_name_numbers_of_runs_alone():
+    study = make_study(runs=8, tasks=1)
+    study["looked"] = [{"runs": 5, "looks": None}, {"runs": 6, "looks": None}]
+    records = make_records(study, dict.fromkeys(study["arms"], 0.0))
+    flags = summarise(records, study)["contrasts"][0]["flags"]
+    assert "looked-before" in [flag["code"] for flag in flags]

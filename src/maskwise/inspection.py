@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -293,21 +294,17 @@ def inspect_text(
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     # A reader who sees other tokens than expected looks for the reason here.
     used = tokenizer or model or usual_tokenizer(text)
+    show = partial(show_masks, step=step, total_steps=total_steps, model=network)
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)
-        for name in annotators:
+        makers = annotators
+        if has_marks and not spans:
+            makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
+        for name in makers:
             layers |= _annotated_layers(annotator(name), loaded, plain)
         for spec, masker in maskers.items():
-            shown = show_masks(
-                masker,
-                loaded,
-                plain,
-                layers=layers,
-                step=step,
-                total_steps=total_steps,
-                model=network,
-            )
+            shown = show(masker, loaded, plain, layers=layers)
             inspected.append(Inspected(spec, shown_as, plain, shown, used))
     return inspected
 

@@ -123,8 +123,8 @@ class MaskingTrainer(Trainer):
         self._shown: deque[MaskedBatch] = deque()
         self._loss_sum = 0.0
         self._targets = 0
-        # Whether the file that was loaded last lacked names of the model.
-        self._missing = False
+        # Names of the model that the file that was loaded last lacked.
+        self._missing: set[str] = set()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
         for each in (self.masker, self.evaluation_masker):
@@ -305,7 +305,14 @@ class MaskingTrainer(Trainer):
         self._load_renamed(self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
-        self._missing = bool(load_result.missing_keys)
+        assert self.model is not None, "a model was loaded"
+        own = self.model.state_dict(keep_vars=True)
+        missing = set(load_result.missing_keys)
+        # A tied weight is in the file once.
+        loaded = {weight.data_ptr() for name, weight in own.items() if name not in missing}
+        self._missing = {
+            name for name in missing if name in own and own[name].data_ptr() not in loaded
+        }
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
@@ -315,9 +322,14 @@ class MaskingTrainer(Trainer):
         names of the model: it keeps the old values of all others, with no more than a warning.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
-            saved = type(self.model).from_pretrained(folder, config=self.model.config)
-            self.model.load_state_dict(saved.state_dict())
-        self._missing = False
+            how: dict[str, Any] = {"config": self.model.config, "dtype": self.model.dtype}
+            read: Any = type(self.model).from_pretrained(folder, output_loading_info=True, **how)
+            network, found = read
+            saved = network.state_dict()
+            renamed = self._missing - set(found["missing_keys"])
+            weights = {name: saved[name] for name in renamed if name in saved}
+            self.model.load_state_dict(weights, strict=False)
+        self._missing = set()
 
     def _inputs(self, batch: MaskedBatch) -> Inputs:
         inputs: Inputs = dict(batch)

@@ -148,12 +148,19 @@ def spans(
             continue
         try:
             if not labels:
-                marked = [span[:2] for span in marked]
+                # A label is allowed, and not used.
+                marked = [span[:2] if len(span) in (2, 3) else span for span in marked]
+            elif any(span[2] not in labels for span in marked):
+                raise MaskwiseError("a span with an unknown label", got=marked, allowed=labels)
             found = given_spans(marked, kind)
             check_spans(found, kind, len(text), name="given spans")
             known[text_id(text)] = {layer: found}
-        except (MaskwiseError, TypeError) as error:
+        except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
+        except (TypeError, LookupError):
+            form = "[start, end], or with labels [start, end, label]"
+            what = f"{place} of {path}: a span of another form"
+            raise MaskwiseError(what, got=marked, allowed=form) from None
     if not known:
         do = "name the field of the spans and that of the text"
         raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)

@@ -338,7 +338,11 @@ def _claimed(out: Path) -> Iterator[None]:
         except Exception:
             # Without a shard there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
-                shutil.rmtree(out, ignore_errors=True)
-                if existed:
-                    out.mkdir(exist_ok=True)
+                # The folder may hold files of others.
+                for part in ("shards", "fitted"):
+                    shutil.rmtree(out / part, ignore_errors=True)
+                (out / LOCK).unlink(missing_ok=True)
+                if not existed:
+                    with suppress(OSError):
+                        out.rmdir()
             raise

@@ -441,7 +441,7 @@ def _seeds(text: str) -> list[int]:
                 last = first
             span = range(int(first), int(last) + 1)
             # No study needs more seeds, and a longer range would fill the memory.
-            if not 0 < len(span) <= MOST_SEEDS:
+            if not 0 < len(span) <= MOST_SEEDS - len(seeds):
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):

@@ -41,7 +41,7 @@ find τ.
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,10 +186,6 @@ class Rates:
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
 
-rates_of = lru_cache(4)(Rates)
-"""``Rates``; the table of quantiles costs more than a batch, so the last ones are cached."""
-
-
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 in (0, 1): draws of low discrepancy, a function of (seed, epoch, place).
 
@@ -237,6 +233,7 @@ class Noising(Masker):
 
     def __init__(self, tokenizer: Tokenizer, *, ratio: Spec = "uniform(0, 1)", **more: Any):
         defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
+        self._rates: dict[tuple[int, int | None], Rates] = {}
         super().__init__(tokenizer, ratio=ratio, **{**defaults, **more})
 
     def _check(self) -> None:
@@ -251,7 +248,12 @@ class Noising(Masker):
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
         """The distribution of rates at a step, with their weights."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
-        return rates_of(self.ratio, *when, twice=self.visits == "complement")
+        rates = self._rates.get(when)
+        if rates is None:
+            rates = Rates(self.ratio, *when, twice=self.visits == "complement")
+            # A table of quantiles costs more than a batch, and is no use after its step.
+            self._rates = {when: rates}
+        return rates
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
         rates = self.rates(moment.step, moment.total_steps)

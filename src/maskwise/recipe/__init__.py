@@ -66,7 +66,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
     changes = dict(map(parse_override, overrides))
-    old_arms = _arms(settings)
+    old_arms = dict(_arms(settings))
     for key, value in changes.items():
         known = _arms(settings)
         arm = key.removeprefix("study.arms.")
@@ -84,7 +84,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             value = {name: arms for name, arms in known.items() if name in names}
         put(settings, key, value)
     # Other settings of the file may name arms that were dropped.
-    if _arms(settings) != old_arms:
+    if _arms(settings).keys() != old_arms.keys():
         _follow_arms(settings["study"], old=old_arms.keys(), overridden=changes.keys())
 
 

@@ -207,8 +207,9 @@ class Yaml(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Expand merge keys (``<<``), which are not constructed one by one."""
+        before = len(node.value)
         super().flatten_mapping(node)
-        self._count(len(node.value))
+        self._count(max(0, len(node.value) - before))
 
     def _count(self, values: int) -> None:
         self.values += values

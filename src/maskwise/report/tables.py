@@ -379,5 +379,5 @@ def _settings(folder: Folder) -> dict[str, object]:
     Arms are compared by their outcomes; names and descriptions always differ.
     """
     recipe: View = {**folder.study["recipe"], "name": None, "description": None}
-    study: View = {**recipe.get("study", {}), "arms": None}
+    study: View = {**(recipe.get("study") or {}), "arms": None}
     return dict(leaves({**recipe, "study": study}))

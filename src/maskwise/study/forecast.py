@@ -295,7 +295,7 @@ def dry_run(
     point of the grid, and matched runs with their steps as written.
 
     Args:
-        probe: times stages that the forecast does not know (``timing.Probe``).
+        probe: times stages that the forecast does not know (``timing.probe_of``).
 
     Returns:
         ``plans``: purpose, runs and stages to do of each. ``phases``: the trainings of a run in
@@ -303,7 +303,8 @@ def dry_run(
         ``done``, ``to_do`` and ``seconds`` of work (None if no similar stage was timed).
         ``seconds``: until the end with ``jobs`` at once, None if unknown. ``memory_gib``: of a
         process, None if unknown. ``unknown``: kinds without a time. ``contrasts``: what each can
-        decide (``prospects``). ``notes``: what may still change.
+        decide (``prospects``). ``doubts``: what the recipe or its files leave doubtful. ``notes``:
+        these, and what is not known yet.
 
     Raises:
         MaskwiseError: bad input, the same as in ``run_study``.
@@ -344,6 +345,7 @@ def dry_run(
         **_summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
         "contrasts": prospects_of(recipe),
+        "doubts": notes,
         "notes": notes + list(_notes(recipe, design)),
     }
 

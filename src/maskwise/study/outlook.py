@@ -339,7 +339,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         if timing:
             probe = partial(time_stages, samples=samples)
         plan = dry_run(study, samples.folder / "study", probe=probe)
-        for note in plan["notes"]:
+        for note in plan["doubts"]:
             outlook.doubt(note)
         sample = samples.first
         outlook.text(sample)

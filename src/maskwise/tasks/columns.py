@@ -189,12 +189,16 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
     """
     if isinstance(value, Mapping):
         starts = value.get("answer_start")
-        if starts:
-            texts = value.get("text") or ()
-            if isinstance(starts, int):
-                starts = [starts]
+        if starts and "text" in value:
+            texts = value["text"] or ()
+            if isinstance(texts, str):
                 texts = [texts]
+            if not isinstance(starts, list | tuple):
+                starts = [starts]
             for text, start in zip(texts, starts):
+                if not isinstance(start, int | None):
+                    what = f"{where}: cannot read the answers"
+                    raise MaskwiseError(what, got=value, allowed="whole numbers as answer_start")
                 for answer, _ in read_answers(text, where):
                     yield answer, start
             return

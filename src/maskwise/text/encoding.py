@@ -111,7 +111,11 @@ def encode(
     special = np.concatenate(added) | written
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     read = np.concatenate(tokens)[~special]
-    _warn_of_letters(read, columns["word_ids"][~special], tokenizer.unk_token_id)
+    # Words are numbered within each text.
+    text_of_token = np.repeat(np.arange(len(texts)), lengths)
+    numbers = columns["word_ids"]
+    words = np.where(numbers < 0, -1, numbers + (text_of_token << 32))
+    _warn_of_letters(read, words[~special], tokenizer.unk_token_id)
     ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):

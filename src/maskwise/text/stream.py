@@ -300,7 +300,8 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     if path.exists():
         shards = [FileShard(file, name, fields) for name, file in files_in(path, ENDINGS).items()]
     else:
-        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        # A pattern with several ** matches a file more than once.
+        matches = [Path(name) for name in dict.fromkeys(glob.glob(str(path), recursive=True))]
         found = [file for file in matches if file.is_file()]
         if not found:
             do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"

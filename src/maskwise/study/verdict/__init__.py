@@ -163,7 +163,8 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     seeds = table.study["seeds"]
     looked: list[Look] = []
     for look in table.study.get("looked") or ():
-        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in look["seeds"]]})
+        seen = look.get("seeds", seeds[: look["runs"]])
+        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in seen]})
     study: Study = {
         **table.study,
         "arms": {arm: facts for arm, facts in table.study["arms"].items() if arm in compared},

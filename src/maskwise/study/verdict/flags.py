@@ -162,7 +162,8 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     looks = table.study.get("looks")
     seeds = set(table.study["seeds"])
     for look in table.study.get("looked") or ():
-        seen = set(look["seeds"])
+        # Looks of older studies have numbers of runs alone, the first ones of the study.
+        seen = set(look.get("seeds", table.study["seeds"][: look["runs"]]))
         planned = looks is not None and look["looks"] == looks and seen <= seeds
         what = ""
         if look.get("settings_changed"):
@@ -170,7 +171,7 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
         elif not planned and seen != seeds:
             what = "runs were"
         # A look that could decide nothing has spent no error rate. One at a gate has no contrasts.
-        if what and can_decide(look["runs"], max(1, look["contrasts"])):
+        if what and can_decide(look["runs"], max(1, look.get("contrasts", 1))):
             return {"what": what, "runs": look["runs"]}
     return None
 
