@@ -11,12 +11,12 @@ learns from an article that is asked in the test: ``OUT/closed`` has questions a
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 from pathlib import Path
 
 from maskwise.folders import write_lines
+from maskwise.text.opening import opened
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
 """Shares of the articles."""
@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--most-test", type=int, default=2000, help="test questions at most")
     given = parser.parse_args()
-    opened = gzip.open if given.squad.suffix == ".gz" else open
-    with opened(given.squad, "rt", encoding="utf-8") as file:
+    with opened(given.squad) as file:
         articles = json.load(file)["data"]
     random.Random(ORDER_SEED).shuffle(articles)
     contexts: list[dict[str, object]] = []

@@ -11,12 +11,12 @@ of them are neighbours.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 from pathlib import Path
 
 from maskwise.folders import write_lines
+from maskwise.text.opening import opened
 
 SHORTEST, LONGEST = 30, 60
 """Words of a passage that may be labelled."""
@@ -35,7 +35,7 @@ def main() -> None:
     train: list[dict[str, str]] = []
     test: list[dict[str, str]] = []
     texts: list[dict[str, str]] = []
-    with gzip.open(given.novels, "rt", encoding="utf-8") as file:
+    with opened(given.novels) as file:
         for line in file:
             novel = json.loads(line)
             passages = passages_of(novel["text"])

@@ -11,7 +11,6 @@ questions, so cut into train, dev and test that questions about one article are 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from maskwise.folders import write_lines
 from maskwise.learning.examples import find_contexts
 from maskwise.learning.labels import FUNCTION_WORDS
 from maskwise.text import read_documents
+from maskwise.text.opening import opened
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
@@ -54,8 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    opened = gzip.open if given.questions.suffix == ".gz" else open
-    with opened(given.questions, "rt", encoding="utf-8") as lines:
+    with opened(given.questions) as lines:
         rows = [json.loads(line) for line in lines]
     articles, texts = zip(*paragraphs(given.corpus, given.limit), strict=True)
     questions = [row["question"] for row in rows]

@@ -876,3 +876,22 @@ def test_an_annotator_with_wrong_results_is_named(monkeypatch, result, message):
     monkeypatch.setattr(Chokes, "annotate", lambda self, texts: result)
     with pytest.raises(MaskwiseError, match=message):
         shard.spans_of(Chokes(), ["a text"], Counter())
+
+
+@pytest.mark.parametrize(
+    ("marked", "labels"),
+    [
+        ([[0, 3, None]], ("PER",)),
+        ([[0, 3, ["PER"]]], ("PER",)),
+        ([[0, 3]], ("PER",)),
+        ([[0, 3, "PER", "x"]], ()),
+        ([{"start": 0, "end": 3}], ()),
+        ([5], ()),
+        (5, ()),
+    ],
+)
+def test_spans_of_another_form_are_refused_with_their_place(marked, labels, tmp_path):
+    file = tmp_path / "spans.jsonl"
+    file.write_text(json.dumps({"text": "Ada was here", "spans": marked}))
+    with pytest.raises(MaskwiseError, match=r"spans.jsonl#1 of "):
+        annotator(f"spans({str(file)!r}, labels={labels!r})")

@@ -9,7 +9,6 @@ task on two threads. A failed task raises ``Failure``, and a worker that dies is
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import pickle
@@ -92,8 +91,8 @@ class Pool(ABC, Generic[Task, Result]):
     def close(self) -> None:
         """Stop all workers, including those with running tasks."""
 
-    def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
-        """Start ``count`` workers that import the function and modules, without waiting."""
+    def warm(self, count: int) -> None:
+        """Start ``count`` workers that import the function, without waiting."""
         return
 
     def results(
@@ -207,9 +206,9 @@ class LocalPool(Pool[Task, Result]):
     def places(self) -> int:
         return self.jobs
 
-    def warm(self, count: int, *, imports: Iterable[str] = ()) -> None:
+    def warm(self, count: int) -> None:
         for _ in range(min(count, self.jobs)):
-            self.threads.submit(lambda: self.idle.append(self._hire(*imports)))
+            self.threads.submit(lambda: self.idle.append(self._hire()))
 
     def submit(self, task: Task) -> Future[Result]:
         return self.threads.submit(self._run, task)
@@ -239,12 +238,12 @@ class LocalPool(Pool[Task, Result]):
                     return worker
         return self._hire()
 
-    def _hire(self, *imports: str) -> _Worker:
+    def _hire(self) -> _Worker:
         with self.hiring:
             # Several workers may share a card; each has only one.
             taken = [worker.card for worker in self.workers]
             card = min(self.cards, key=taken.count, default=None)
-            worker = _Worker(self.function, imports, card)
+            worker = _Worker(self.function, card)
             self.workers.append(worker)
         # The pool may have been closed while the worker started.
         if self.closed:
@@ -274,7 +273,7 @@ class LocalPool(Pool[Task, Result]):
 class _Worker:
     """A process that calls the pool's function on every task it gets through ``pipe``."""
 
-    def __init__(self, function: bytes, imports: tuple[str, ...], card: str | None):
+    def __init__(self, function: bytes, card: str | None):
         self.card = card
         environment = os.environ | ONE_THREAD
         if card is not None:
@@ -293,7 +292,7 @@ class _Worker:
         theirs.close()
         # If the worker has died already, the first task reports it.
         with suppress(OSError):
-            self.pipe.send((function, imports))
+            self.pipe.send(function)
 
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
@@ -305,12 +304,10 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     pipe = Connection(descriptor)
     code = 0
     try:
-        function, imports = pipe.recv()
+        function = pipe.recv()
         # An error of an import is raised again by the first task.
         with suppress(Exception):
             _load(function)
-            for name in imports:
-                importlib.import_module(name)
         while True:
             pipe.send(call(function, pipe.recv()))
     except SystemExit as end:

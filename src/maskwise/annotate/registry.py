@@ -147,25 +147,27 @@ def spans(
         if not isinstance(text, str) or marked is None:
             continue
         try:
+            if not isinstance(marked, list):
+                raise MaskwiseError("spans", got=marked, allowed="a list of them")
             if not labels:
                 # A label is allowed, and not used.
-                marked = [span[:2] if len(span) in (2, 3) else span for span in marked]
-            elif any(span[2] not in labels for span in marked):
-                raise MaskwiseError("a span with an unknown label", got=marked, allowed=labels)
+                marked = [span[:2] if _has_label(span) else span for span in marked]
             found = given_spans(marked, kind)
+            if labels and not np.all(found.value):
+                raise MaskwiseError("a span without a label", got=marked, allowed=labels)
             check_spans(found, kind, len(text), name="given spans")
             known[text_id(text)] = {layer: found}
         except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
-        except (TypeError, LookupError):
-            form = "[start, end], or with labels [start, end, label]"
-            what = f"{place} of {path}: a span of another form"
-            raise MaskwiseError(what, got=marked, allowed=form) from None
     if not known:
         do = "name the field of the spans and that of the text"
         raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
+
+
+def _has_label(span: object) -> bool:
+    return isinstance(span, list) and len(span) == 3
 
 
 def _known(

@@ -87,14 +87,6 @@ def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[NDArray[np.flo
     return [scores.weight for scores in score_words(policy, first)]
 
 
-def weights_shown(texts: Sequence[str], policy: PolicyModel) -> list[list[float]]:
-    """Return the weights of words in the first texts, rounded for ``metrics.jsonl``."""
-    shown = []
-    for weights in weights_of(policy, texts):
-        shown.append(np.round(weights[:EXAMPLE_WORDS], 3).tolist())
-    return shown
-
-
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     """Return the part of speech of each word of a text, or "none"."""
     assert tagged.value is not None

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -48,8 +48,6 @@ from maskwise.training.loop import Training
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Watch: TypeAlias = Callable[[PolicyModel], list[list[float]]]
-"""Policy → its weights of the words of some texts, for ``metrics.jsonl``."""
 CUT = "labels that a window cuts"
 LONG = "labels longer than the longest span"
 
@@ -172,14 +170,12 @@ def learn_supervised(
     dev_texts: Sequence[Marked] = (),
     folder: Path | None = None,
     quiet: bool = True,
-    watch: Watch | None = None,
 ) -> tuple[Training, Counter[str]]:
     """Train a policy in place to find the labels of texts.
 
     Args:
         dev_texts: the loss on them is logged every ``training.eval_every`` steps.
         folder: for metrics and checkpoints to resume from.
-        watch: its result is logged with the loss on dev, as ``weights``.
 
     Returns:
         The figures of the training, and the labels that were dropped, by reason.
@@ -196,10 +192,7 @@ def learn_supervised(
     def curve(step: int) -> list[dict[str, object]]:
         if dev is None:
             return []
-        line: dict[str, object] = {"masks": "labels of dev", "loss": mean_loss(objective, dev)}
-        if watch:
-            line["weights"] = watch(policy)
-        return [line]
+        return [{"masks": "labels of dev", "loss": mean_loss(objective, dev)}]
 
     # A task may have fewer labelled windows than a batch, and ``accumulate`` must divide the batch.
     size = min(training.batch_size, len(data))
@@ -314,7 +307,6 @@ def learn_policy(
     folder: Path | None = None,
     *,
     quiet: bool = False,
-    watch: Watch | None = None,
     title: str = "learning a policy",
 ) -> Point:
     """Learn until all steps are done, dev stops improving, or the outer loss diverges.
@@ -325,7 +317,6 @@ def learn_policy(
         learner: its policy becomes the best average, or the initial policy if none was better.
         folder: of ``metrics.jsonl`` and the checkpoint; None writes nothing.
         quiet: no progress bar.
-        watch: its result for the average policy is logged at every evaluation, as ``weights``.
         title: of the progress bar.
     """
     s = learner.settings
@@ -355,10 +346,7 @@ def learn_policy(
                     continue
                 mean = float(np.mean(outers))
                 gain = learner.gain_of(learner.average)
-                evaluated = _evaluated(learner, mean, gain)
-                if watch and writes:
-                    evaluated["weights"] = watch(learner.average)
-                _write(metrics, evaluated)
+                _write(metrics, _evaluated(learner, mean, gain))
                 progress.note(outer=mean, gain=gain)
                 learner.slopes = Slopes()
                 outers = []

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
-from maskwise.learning.card import Measures, judge, policy_card, show, weights_of, weights_shown
+from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
@@ -140,7 +140,6 @@ class Lesson:
             dev_texts=labels.splits["dev"],
             folder=self.folder,
             quiet=self.quiet,
-            watch=partial(weights_shown, texts),
         )
         measures = {
             "labels": labels.kind,
@@ -238,14 +237,7 @@ class Lesson:
             length=length,
             max_length=self.finetune.max_length,
         )
-        watch = partial(weights_shown, shown)
-        end = learn_policy(
-            learner,
-            folder,
-            quiet=self.quiet,
-            watch=watch,
-            title=title,
-        )
+        end = learn_policy(learner, folder, quiet=self.quiet, title=title)
         figures = {
             "best_step": end.best,
             "gain": end.gain,

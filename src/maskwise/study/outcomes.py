@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.files import Contrast, Record, Study
+from maskwise.files import Contrast, Look, Record, Study
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
@@ -359,6 +359,10 @@ class Outcomes:
         if facts is None:
             return "token"
         return facts.get("units", facts["policy"])
+
+    def seen_seeds(self, look: Look) -> list[int]:
+        """Return the seeds of an earlier verdict; old studies know their number alone."""
+        return look.get("seeds", self.study["seeds"][: look["runs"]])
 
     def own_heldout(self, arm: str) -> list[str]:
         """Return the held-out losses on the arm's own kind of mask.

@@ -107,15 +107,15 @@ def encode(
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
     # "[MASK]" in a text is a control token, too.
-    written = np.isin(np.concatenate(tokens), special_ids(tokenizer))
+    all_tokens = np.concatenate(tokens)
+    written = np.isin(all_tokens, special_ids(tokenizer))
     special = np.concatenate(added) | written
     columns = annotated(annotators, texts, offsets, lengths, special=special)
-    read = np.concatenate(tokens)[~special]
     # Words are numbered within each text.
     text_of_token = np.repeat(np.arange(len(texts)), lengths)
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (text_of_token << 32))
-    _warn_of_letters(read, words[~special], tokenizer.unk_token_id)
+    _warn_of_letters(all_tokens[~special], words[~special], tokenizer.unk_token_id)
     ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):

@@ -240,7 +240,8 @@ def given_spans(
             raise MaskwiseError(f"{name}: a span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
-            if value[0] not in codes:
+            # A list would not even be looked for.
+            if not isinstance(value[0], str | None) or value[0] not in codes:
                 allowed = ", ".join(layer.labels)
                 raise MaskwiseError(f"{name}: a label", got=value[0], allowed=allowed)
             value = [codes[value[0]]]

@@ -163,7 +163,7 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     seeds = table.study["seeds"]
     looked: list[Look] = []
     for look in table.study.get("looked") or ():
-        seen = look.get("seeds", seeds[: look["runs"]])
+        seen = table.seen_seeds(look)
         looked.append({**look, "seeds": [seed - FRESH_RUN for seed in seen]})
     study: Study = {
         **table.study,

@@ -162,8 +162,7 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     looks = table.study.get("looks")
     seeds = set(table.study["seeds"])
     for look in table.study.get("looked") or ():
-        # Looks of older studies have numbers of runs alone, the first ones of the study.
-        seen = set(look.get("seeds", table.study["seeds"][: look["runs"]]))
+        seen = set(table.seen_seeds(look))
         planned = looks is not None and look["looks"] == looks and seen <= seeds
         what = ""
         if look.get("settings_changed"):
