@@ -1,8 +1,8 @@
-"""The drop-in without padding: a batch of documents as one line, for other people's trainers.
+"""A collator without padding, for any trainer: a batch of documents becomes one line.
 
-A line of T tokens has the documents one after the other, and the boundaries between them by the
-names that transformers' flash attention reads. Attention of another kind would read the line as
-one text, so ``PackedCollator`` looks at the model: it adds a mask of blocks where the model can
+A line of T tokens concatenates the documents. The boundaries between them have the names under
+which transformers' flash attention reads them. Any other attention would read the line as one text,
+so ``PackedCollator`` looks at the model's configuration: it adds a mask of blocks if the model can
 use one, and refuses models that cannot keep documents apart.
 """
 
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MASKED = ("sdpa", NAME)
-"""Attention functions that take a mask of bools. Eager attention would add it to the scores."""
+"""Attention implementations that take boolean masks. Eager attention would add them to the scores.
+"""
 
 
 class PackedCollator:
     """Mask rows and join them into one line, without padding.
 
-    Gives ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
-    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``, and where the model's
-    attention needs it ``attention_mask``: (1, 1, T, T), so its memory grows with T². Masks are
-    those of ``MaskingCollator``, which also says how rows carry their step and epoch.
+    Returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``. If the model's
+    attention needs it, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows with
+    T². Rows are masked by ``MaskingCollator``, which also describes how they carry their step and
+    epoch.
 
     Args:
-        masker: the masker, with a corruption whose labels stand at the tokens.
-        model: the model that will read the lines; only its configuration is looked at. None: the
-            caller is sure that its attention keeps documents apart, and positions start at 0.
+        masker: the masker, with a corruption whose labels are aligned with the tokens.
+        model: the model that will read the lines; only its configuration is used. None: the caller
+            ensures that its attention keeps documents apart; positions start at 0.
         total_steps: the number of optimiser steps; needed by schedules that change.
 
     Raises:
@@ -92,7 +94,7 @@ class PackedCollator:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
         document_BL = documents_of(batch)
-        # Row by row, so that documents come one after the other, and padding falls out.
+        # The rows are concatenated without their padding.
         present_BL = document_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         line: dict[str, Any] = {
@@ -115,14 +117,15 @@ class PackedCollator:
         return line
 
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
-        """(1, 1, T, T): which tokens each token attends to; by kind of layer if it has two."""
+        """(1, 1, T, T): which tokens each token attends to; a dict if layers are of two kinds."""
         together = (document_T[:, None] == document_T)[None, None]
         if not self.window:
             return together
         place = torch.arange(len(document_T))
         distance = place[:, None] - place
         near = together & (distance.abs() <= self.window)
-        # ModernBERT takes a mask for each kind of layer; a single one would widen the windows.
+        # ModernBERT takes a mask for each kind of layer; with a single one, sliding layers would
+        # attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
 
 
@@ -136,10 +139,10 @@ def documents_of(batch: MaskedBatch) -> Tensor:
 
 
 def needs_blocks(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration keeps documents apart by a mask only.
+    """Whether a model with this configuration needs a mask to keep documents apart.
 
     Raises:
-        MaskwiseError: it cannot at all.
+        MaskwiseError: it cannot keep them apart.
     """
     require_kind(config, "encoder", use="a line of tokens", do="use MaskingTrainer, which pads")
     attention = config._attn_implementation
@@ -149,7 +152,7 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
         what = f"{config.model_type} cannot keep the documents of a line apart"
         known = [name for name, other in ENCODERS.items() if other.separates]
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
-    # Its kernels read where documents end, whatever their version.
+    # Every version of flash attention reads the boundaries of documents.
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):

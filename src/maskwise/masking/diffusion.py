@@ -35,8 +35,8 @@ drawn uniformly between neighbours, so the density is known exactly. There are t
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
 2502.09992), equations 3 and 6; numbers of tokens: Ou et al. 2024 (arXiv 2406.03736).
 
-Cost: for single tokens as the policy ``token``; with weights some five passes over the units to
-find τ.
+Cost: for single tokens, as the policy ``token``; with weights, about five more passes over the
+units, to find τ.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Rates:
         twice: whether each row is visited twice, at the rates t and 1 − t (``visits: complement``).
 
     Attributes:
-        complete: whether the weights make the whole bound; False for fixed rates.
+        complete: whether the weighted loss estimates the bound; False for fixed rates.
 
     Raises:
         MaskwiseError: a fixed rate of 0, at which nothing is ever masked.

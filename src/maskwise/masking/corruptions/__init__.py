@@ -1,8 +1,8 @@
 """What selected tokens become, and what the model must predict. The table is the only registry.
 
-``base`` has the corruptions that insert nothing; those here insert or move tokens. They put new
-tokens before some tokens of the line, then take those that remain (``Line``), so pieces need no
-padding, and no routine loops over them. To add a corruption, write a class like ``Bert`` or
+``base`` has the corruptions that insert nothing; those here insert or move tokens. They insert new
+tokens before some tokens of the line and drop others (``Line``), so pieces need no padding, and no
+routine loops over them. To add a corruption, write a class like ``Bert`` or
 ``Delete`` and a line in the table; the contract suite tests it like the others.
 """
 
