@@ -305,9 +305,9 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     if found == kind:
         return
     if do is None:
-        do = "take bert or modernbert, for example, or objective: denoise"
+        do = "use bert or modernbert, for example, or objective: denoise"
         if kind == "encoder-decoder":
-            do = "take bart or t5, for example, or objective: mlm"
+            do = "use bart or t5, for example, or objective: mlm"
     got = f"{config.model_type}, which is an {found}"
     raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do)
 
@@ -350,7 +350,7 @@ def decoder_inputs(
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         what = "targets are longer than the decoder's positions"
-        do = "lower corpus.length, or take targets of masked spans only"
+        do = "lower corpus.length, or use targets of masked spans only"
         raise MaskwiseError(what, got=longest, allowed=f"≤ {room}", do=do)
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
@@ -406,7 +406,7 @@ def most_tokens(config: PreTrainedConfig) -> int:
     try:
         positions = int(given)
     except (TypeError, ValueError):
-        what = "max_position_embeddings of the model is no number"
+        what = "max_position_embeddings of the model is not a number"
         raise MaskwiseError(what, got=given) from None
     return positions - adapter_of(config).first_position(config)
 
@@ -422,7 +422,7 @@ def window_of(config: PreTrainedConfig) -> tuple[int, int]:
 def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
     """Raise if a tokenizer has more tokens than the model has embeddings; ``do`` is the advice."""
     if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
-        what = "tokenizer and model do not fit"
+        what = "tokenizer and model do not match"
         raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {config.vocab_size}", do=do)
 
 

@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
         # If the disk is full, safetensors and tokenizers raise errors of Rust.
         elif "(os error " not in got:
             raise
-        do = "make room, or give a folder that can be written; what was finished is kept"
+        do = "free disk space, or give a writable folder; finished work is kept"
         raise MaskwiseError(f"cannot write {path}", got=got, do=do) from error
 
 
@@ -187,8 +187,8 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
         return
     wrong = damage(folder, weights=weights)
     if wrong:
-        do = f"take a whole copy, or remove its {MANIFEST} if the change is meant"
-        raise MaskwiseError(f"{folder} is not as it was written", got=wrong, do=do)
+        do = f"copy it again, or remove its {MANIFEST} if the change is intended"
+        raise MaskwiseError(f"{folder} has changed since it was written", got=wrong, do=do)
 
 
 def file_hash(path: Path) -> str:
@@ -332,9 +332,9 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     names = sorted(path.name for path in folder.glob("*"))
     found = [mark for mark in marks if any(folder.glob(mark))]
     if names and not found:
-        do = f"give a new folder, or that of {what}"
+        do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
-        raise MaskwiseError(f"--out {folder} holds something else", got=got, do=do)
+        raise MaskwiseError(f"--out {folder} contains something else", got=got, do=do)
 
 
 def sweep(folder: Path) -> None:
@@ -417,7 +417,7 @@ def recipe_path(source: str | Path) -> Path:
     refuse_missing(str(source))
     if str(source) in MOVED:
         do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
-        raise MaskwiseError(f"recipe {source} is not part of the package any more", do=do)
+        raise MaskwiseError(f"recipe {source} is no longer part of the package", do=do)
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 

@@ -341,15 +341,15 @@ def _needed_layers(
             for layer in annotator(name).layers:
                 annotator_of[layer] = name
         if isinstance(rule, GroupWeighted) and rule.layer == "salient" and not marked:
-            what = f"policy {spec} needs a layer of groups, and {rule.layer!r} is one of spans"
-            raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
+            what = f"policy {spec} needs a layer of groups, but {rule.layer!r} has spans"
+            raise MaskwiseError(what, do="use layer='pos', or the policy salient for spans")
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
         users.setdefault(mover.layer, f"corruption {shown_as}")
     for layer, user in users.items():
         if not marked and layer not in TEXT_LAYERS and layer not in annotator_of:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
-            raise MaskwiseError(f"{user} needs the layer {layer!r}, and this text has none", do=do)
+            raise MaskwiseError(f"{user} needs the layer {layer!r}, but this text has none", do=do)
     needed = [layer for layer in users if layer not in annotator_of]
     annotators = dict.fromkeys(annotator_of[layer] for layer in users if layer in annotator_of)
     return needed, list(annotators)

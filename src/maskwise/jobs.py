@@ -121,7 +121,7 @@ class Pool(ABC, Generic[Task, Result]):
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = "was there enough memory? Fewer --jobs need less; the same command resumes"
+                    do = "did memory run out? Fewer --jobs need less; the same command resumes"
                     raise MaskwiseError(failure.error, do=do if failure.passing else None)
                 yield task, future.result()
 

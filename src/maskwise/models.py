@@ -144,7 +144,7 @@ def new_config(
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate themselves, and may raise anything
-        raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
+        raise MaskwiseError(f"these settings build no {architecture} model: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
@@ -202,7 +202,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings raise anything, such as a division by zero
-        what = f"these model settings make no {config.model_type} model: {first_line(error)}"
+        what = f"these settings build no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 
 
@@ -301,7 +301,7 @@ def load_model(
         how = {} if config is None else {"config": config}
         model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
-        what = f"{str(name)!r} has no MLM head, and a random one says nothing"
+        what = f"{str(name)!r} has no MLM head, and a random head cannot predict"
         do = "train one first: maskwise pretrain with training.freeze=encoder"
         raise MaskwiseError(what, do=do)
     if lacking:
@@ -405,7 +405,7 @@ def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[
     encoder = set(body.state_dict(keep_vars=True).values())
     inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
-    do = "take a whole checkpoint"
+    do = "use a complete checkpoint"
     # A pooler is in the encoder, but belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:

@@ -71,8 +71,8 @@ class PackedCollator:
     ):
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
-            what = "the labels of a line stand at its tokens, and a decoder's do not"
-            do = "take bert or mask-only, for example, or MaskingCollator"
+            what = "labels must be aligned with the tokens, but a decoder's are not"
+            do = "use bert or mask-only, for example, or MaskingCollator"
             raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
         # The model itself is not kept: a loader would copy it into its workers.
         self.blocks = False
@@ -80,7 +80,7 @@ class PackedCollator:
         self.window = 0
         if model is None:
             warnings.warn(
-                "PackedCollator cannot see whether attention keeps documents apart: give model=",
+                "PackedCollator cannot check whether attention keeps documents apart: give model=",
                 stacklevel=2,
             )
             return
@@ -156,11 +156,11 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
-        what = "ESM would count the masks of the whole line"
+        what = "ESM would scale its embeddings by the masks of the whole line"
         got = f"{attention}, token_dropout {config.token_dropout}"
         allowed = "flash_attention_2, token_dropout False"
         raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
     if not ragged and attention not in MASKED:
-        what = "this attention reads neither the boundaries of documents nor a mask of bools"
+        what = "this attention reads neither the boundaries of documents nor a boolean mask"
         raise MaskwiseError(what, got=attention, allowed="sdpa, flash_attention_2", do=pads)
     return not ragged

@@ -90,9 +90,9 @@ def find_start(name: str | Path) -> str:
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
             raise MaskwiseError(
-                f"{str(name)!r} brings code of its own",
+                f"{str(name)!r} contains Python code",
                 got=f"auto_map in {file}",
-                do="maskwise runs no code that comes with a model: take an architecture that "
+                do="maskwise runs no code that comes with a model: use an architecture that "
                 "transformers has",
             )
     return where
@@ -203,7 +203,7 @@ def push_to_hub(
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
     except Exception as error:
         # Errors of the network, of the hub, and of malformed ids have no common base class.
-        raise MaskwiseError(f"the hub did not take {name!r}", got=first_line(error)) from None
+        raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None
     return str(made)
 
 

@@ -104,9 +104,9 @@ class MaskingTrainer(Trainer):
         if ours or hasattr(data_collator, "mlm"):
             do = "leave data_collator out, or use it with transformers.Trainer"
             got = f"a {type(data_collator).__name__}"
-            raise MaskwiseError("MaskingTrainer masks by itself", got=got, do=do)
+            raise MaskwiseError("MaskingTrainer masks the rows itself", got=got, do=do)
         if more.get("compute_loss_func") is not None:
-            what = "MaskingTrainer computes the loss by itself"
+            what = "MaskingTrainer computes the loss itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
         self._learners = learners_of(masker)
         # The step of the last ``_learn``.
@@ -135,12 +135,12 @@ class MaskingTrainer(Trainer):
         name = type(self.model).__name__
         writes = masker.corruption.writes is not None
         if self._decodes and not writes:
-            what = f"{name} has a decoder, and these labels are no text to write"
+            what = f"{name} has a decoder, but these labels are not a text"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
-            what = f"{name} has no decoder, and these labels are a text to write"
+            what = f"{name} has no decoder to write these labels, which are a text"
             fitting = "bert"
         else:
             return

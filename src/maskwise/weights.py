@@ -59,7 +59,7 @@ def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
         extremes = torch.stack(tensor.aminmax())
         if not extremes.isfinite().all():
             what = f"the weights of {str(name)!r} are not finite"
-            do = "take another checkpoint: the training of this one diverged"
+            do = "use another checkpoint: the training of this one diverged"
             raise MaskwiseError(what, got=key, do=do)
 
 
@@ -178,11 +178,11 @@ class Lora:
         whole_number("lora: rank", self.rank, least=1)
         whole_number("lora: alpha", self.alpha, least=1)
         if not 0 <= self.dropout < 1:
-            raise MaskwiseError("lora: dropout", got=self.dropout, allowed="from 0 to 1, not 1")
+            raise MaskwiseError("lora: dropout", got=self.dropout, allowed="at least 0, below 1")
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless updates can be added to a model of this configuration."""
-        do = "leave out model.adapter: LoRA is for encoders here"
+        do = "leave out model.adapter: LoRA is supported for encoders only"
         require_kind(config, "encoder", use="model.adapter", do=do)
         require_library("peft", use="model.adapter")
 

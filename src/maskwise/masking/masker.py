@@ -117,7 +117,7 @@ class Masker:
             raise MaskwiseError(
                 "budget bernoulli has no budget to split",
                 got=self.policy,
-                do="take budget exact",
+                do="use budget exact",
             )
         self.corruption.check(self.vocabulary)
         if not (self.predict.always(1) or self.corruption.keeps_length):

@@ -279,7 +279,7 @@ class Ul2(T5):
             raise MaskwiseError(
                 "corruption ul2 needs three mode tokens that the tokenizer knows",
                 got=f"{self.modes}, missing {sorted(missing)}",
-                do=f"tokenizer.add_special_tokens({added}), beside the sentinels, or name its own: "
+                do=f"tokenizer.add_special_tokens({added}), as well as sentinels, or name others: "
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
