@@ -228,7 +228,9 @@ def test_what_an_annotator_counted_is_counted_again_where_a_bit_has_flipped(tmp_
     before = contents(tmp_path)
     (table,) = tmp_path.glob("fitted/*/words.parquet")
     flip(table, at=0.5)
-    with pytest.raises(MaskwiseError, match=r"not as it was written; got words.parquet is damaged"):
+    with pytest.raises(
+        MaskwiseError, match=r"changed since it was written; got words.parquet is damaged"
+    ):
         annotator(f"frequency(table={str(table.parent)!r})")
     annotate_corpus(texts, ["frequency"], tmp_path)
     assert contents(tmp_path) == before and table.is_file()
@@ -447,7 +449,7 @@ def test_a_run_that_ends_before_its_first_shard_leaves_nothing(count, tmp_path, 
 
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(MaskwiseError, match="holds something else; got precious"):
+    with pytest.raises(MaskwiseError, match="contains something else; got precious"):
         annotate_corpus(corpus(3), ["words"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
@@ -488,7 +490,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
         ]
         out = disk / "out"
         with pytest.raises(
-            MaskwiseError, match=r"No space left on device; make room.*; what was finished is kept"
+            MaskwiseError,
+            match=r"No space left on device; free disk .*; finished work is kept",
         ) as caught:
             annotate_corpus(texts, ["words"], out)
         assert "\n" not in str(caught.value)
@@ -729,7 +732,7 @@ SLOW = ("--jobs", "2", "--function", "annotate_tools:slow")
 @pytest.mark.process
 def test_a_worker_that_dies_is_one_line(tmp_path):
     with pytest.raises(
-        MaskwiseError, match=r"the worker process died \(exit code 3\); was there enough memory"
+        MaskwiseError, match=r"the worker process died \(exit code 3\); did memory run out"
     ) as caught:
         annotate_corpus(corpus(40), [], tmp_path, functions=["annotate_tools:dies"], jobs=2)
     assert "\n" not in str(caught.value)

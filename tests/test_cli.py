@@ -156,7 +156,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(command, inputs, tmp_p
         if command == "finetune"
         else [inputs / "recipe.yaml"]
     )
-    for place, said in ((out, "holds something else"), (out / "thesis.tex", "is a file")):
+    for place, said in ((out, "contains something else"), (out / "thesis.tex", "is a file")):
         assert maskwise(command, *what, "--out", place) == 2
         err = capfd.readouterr().err
         assert said in err and err.count("\n") == 1
@@ -361,7 +361,7 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
     ("override", "said"),
     [
         ("model.settings.hidden_size=17", "make no"),
-        ("model.settings.vocab_size=10", "tokenizer and model do not fit"),
+        ("model.settings.vocab_size=10", "tokenizer and model do not match"),
         ("model.pretrained=/nowhere/at/all", "there is no model or tokenizer in '/nowhere/at/all'"),
     ],
 )

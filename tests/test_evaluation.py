@@ -617,7 +617,7 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
         evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()
     small.config.vocab_size = 3
-    with pytest.raises(MaskwiseError, match="tokenizer and model do not fit"):
+    with pytest.raises(MaskwiseError, match="tokenizer and model do not match"):
         evaluate(small, data, EvaluationSettings())
 
 

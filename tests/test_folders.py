@@ -114,7 +114,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(
         MaskwiseError,
-        match=r"holds something else; got thesis\.tex; give a new folder, or that of a study",
+        match=r"something else; got thesis\.tex; give a new folder, or the folder of a study",
     ):
         require_own(tmp_path, "stages", what="a study")
     (tmp_path / "stages").mkdir()

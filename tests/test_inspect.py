@@ -148,7 +148,7 @@ def test_a_model_writes_what_it_reads(tokenizer, tmp_path, capsys, monkeypatch):
     # no start of the decoder
     assert "[MASK]" in entry.shown.source and entry.shown.written == entry.shown.target
     assert maskwise("inspect", TEXT, "--model", tmp_path / "bart", "--tokenizer", tokenizer) == 2
-    assert "tokenizer and model do not fit" in capsys.readouterr().err
+    assert "tokenizer and model do not match" in capsys.readouterr().err
     # T5's format, since there are sentinels
     assert maskwise("inspect", TEXT, "--model", tmp_path / "model") == 0
     seen = capsys.readouterr().out
@@ -288,7 +288,7 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--nonsense"], "--nonsense"),
         (
             ["--policy", "group-weighted(layer='salient')"],
-            "'salient' is one of spans; take layer='pos'",
+            "'salient' has spans; use layer='pos'",
         ),
     ],
 )

@@ -117,7 +117,7 @@ def pickled(folder: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "remote code": (
         lambda f: rewrite(f, auto_map={"AutoModel": "evil.Evil"}),
-        "brings code of its own",
+        "contains Python code",
     ),
     "pickled weights": (pickled, "are pickled; got pytorch_model.bin"),
     "missing weights": (without_layers, "lacks weights of its encoder"),
@@ -205,7 +205,7 @@ def test_a_flipped_bit_in_any_file_is_seen_by_the_manifest(reader: str, tmp_path
         for at in (0, 0.2, 0.4, 0.6, 0.8, 1):
             before = flip(folder / name, at=at)
             with pytest.raises(
-                MaskwiseError, match=f"not as it was written; got {name} is damaged"
+                MaskwiseError, match=f"has changed since it was written; got {name} is damaged"
             ):
                 READERS[reader](folder)
             (folder / name).write_bytes(before)
@@ -227,7 +227,7 @@ def test_nobody_is_asked_on_stdin_whether_a_checkpoint_may_run_its_code(tmp_path
         yes_to_all, "finetune", folder, "--task", "ud-pos", "--out", tmp_path / "o"
     )()
     assert code == 2 and not (tmp_path / "ran").exists()
-    assert "brings code of its own; got auto_map in config.json" in said and "Traceback" not in said
+    assert "contains Python code; got auto_map in config.json" in said and "Traceback" not in said
 
 
 def test_a_tokenizer_with_code_is_refused_too(tmp_path: Path) -> None:

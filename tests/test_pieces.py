@@ -523,7 +523,7 @@ def test_one_flipped_bit_is_noticed(real, tmp_path: Path, name: str) -> None:
         Prepared.open(folder)
     assert raised.value.got == f"{name} is damaged" and "\n" not in str(raised.value)
     if name.startswith("tokenizer"):  # which stages also read by itself
-        with pytest.raises(MaskwiseError, match="is not as it was written"):
+        with pytest.raises(MaskwiseError, match="has changed since it was written"):
             load_tokenizer(str(folder / "tokenizer"))
 
 

@@ -519,7 +519,7 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("not a study")
-    with pytest.raises(MaskwiseError, match="holds something else"):
+    with pytest.raises(MaskwiseError, match="contains something else"):
         run_study(read, notes, quiet=True, seeds=(100,))
     common = ["study", recipe, *QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "--out", out]
     assert maskwise(*common, "--seeds", "101-102", "--dry-run", "--json") == 0

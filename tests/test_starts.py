@@ -218,7 +218,7 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     capfd.readouterr()
     assert not has_head(str(folder))
     with pytest.raises(
-        MaskwiseError, match="has no MLM head, and a random one says nothing; train one"
+        MaskwiseError, match="has no MLM head, and a random head cannot predict; train one"
     ):
         load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
@@ -629,5 +629,5 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         assert files["ada/encoder"]["README.md"] == b"# A card"
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
         assert not {"optimizer.bin", "code.py"} & set(files["ada/encoder"])
-        with pytest.raises(MaskwiseError, match="the hub did not take 'no/such/id'"):
+        with pytest.raises(MaskwiseError, match="the hub refused 'no/such/id'"):
             starts.push_to_hub(folder, "no/such/id", token="hf_of_nobody")

@@ -525,7 +525,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         finetune(None, task, **same)
     with pytest.raises(MaskwiseError, match="there is no model or tokenizer"):
         finetune(tmp_path / "absent", task, **same)
-    with pytest.raises(MaskwiseError, match="tokenizer and model do not fit"):
+    with pytest.raises(MaskwiseError, match="tokenizer and model do not match"):
         finetune(None, task, config=tiny_config(tokenizer, vocab_size=20), **same)
     with pytest.raises(MaskwiseError, match="more than the model's positions; got 64"):
         finetune(None, task, config=tiny_config(tokenizer), max_length=64, **same)

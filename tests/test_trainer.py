@@ -427,12 +427,12 @@ def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     theirs = DataCollatorForLanguageModeling(tokenizer())
     for collator in (mw.MaskingCollator(masker), theirs):
         name = type(collator).__name__
-        with pytest.raises(mw.MaskwiseError, match=f"masks by itself; got a {name}"):
+        with pytest.raises(mw.MaskwiseError, match=f"masks the rows itself; got a {name}"):
             trainer(model("bert"), arguments(tmp_path), data_collator=collator)
     with pytest.raises(mw.MaskwiseError, match="got a PackedCollator"):
         packing = mw.PackedCollator(masker, model=model("bert"))
         trainer(model("bert"), arguments(tmp_path), data_collator=packing)
-    with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss by itself"):
+    with pytest.raises(mw.MaskwiseError, match="MaskingTrainer computes the loss itself"):
         trainer(model("bert"), arguments(tmp_path), compute_loss_func=lambda *a, **k: 0)
     with pytest.raises(mw.MaskwiseError, match="loss weights of masked diffusion"):
         mw.MaskingCollator(Noising(tokenizer()))

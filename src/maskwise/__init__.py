@@ -69,11 +69,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are used: ``maskwise --help`` must not wait for torch."""
+    """Import public names on first use, so that ``maskwise --help`` need not wait for torch."""
     if name in _HOMES:
         from importlib import import_module
 
-        if name == "samplers":  # a room of that name
+        if name == "samplers":  # the package itself, not a name in it
             return import_module("maskwise.samplers")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

@@ -1,16 +1,17 @@
-"""Attention within documents of packed rows, and fast dropout on processors.
+"""Attention within documents of packed rows, and fast dropout on CPUs.
 
-A token attends to the tokens of its own document, and positions start over with every document.
-This uses transformers' registry of attention functions: ``separate(model)`` names the function, and
-a forward pass with ``documents=Documents(…)`` uses it. Without that argument, the function computes
-what transformers' ``sdpa`` does; soft caps, and dropout on processors, are computed here.
+A token attends only to tokens of its document, and positions restart in every document. This uses
+transformers' registry of attention functions: ``separate(model)`` selects the function ``attend``,
+which separates documents in a forward pass with ``documents=Documents(…)``. Without that argument
+it gives the results of transformers' ``sdpa``, and adds soft caps and fast dropout on CPUs.
 
-In half precision on CUDA ``torch.nn.attention.varlen`` computes documents at the cost of Σ length²,
-if there is no dropout, soft cap or bias. Elsewhere one mask for a batch serves all layers.
+On CUDA in half precision, without dropout, soft cap or bias, ``torch.nn.attention.varlen`` computes
+the attention at a cost of Σ length² over the documents. In all other cases the layers share one
+mask per batch.
 
-Dropout on processors draws 16 random bits for each entry, four entries at once: torch draws 32 bits
-for each, in 9 ns against 1.4, which took an eighth of a training step of a small BERT. The rate is
-exact to 1 / 65,536. Accelerators keep torch's fused dropout.
+On CPUs, dropout draws 16 random bits per entry, four entries at a time, which takes 1.4 ns per
+entry. Torch draws 32 bits per entry in 9 ns, which was an eighth of a training step of a small
+BERT. Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -36,14 +37,14 @@ NAME = "documents"
 """The name of this attention in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The kinds of attention that it replaces; a model with another one keeps it."""
+"""The attention implementations that it replaces; models with any other keep theirs."""
 
 DROP_STEPS = 1 << 16
-"""Resolution of a dropout rate on a processor."""
+"""Dropout rates on a CPU are multiples of 1 / DROP_STEPS."""
 
 
 MaskKey: TypeAlias = tuple[bool, bool, int | None]
-"""What a mask is made for: across to another text, causal, and within a window."""
+"""The arguments of ``Documents.mask``: cross, causal and window."""
 
 
 @dataclass(eq=False)
@@ -53,10 +54,10 @@ class Documents:
     Attributes:
         ids: (B, L) int64, ascending along a row; −1 for padding.
         read: (B, K) int64, the documents of the text that a decoder attends to, or None.
-        causal: whether a token attends only to earlier ones of its document.
-        ends: (D + 1,) int32, the offsets of documents in the line of all rows (padding is one more
-            document of its row), and the end of the last; None: computed on the device, which costs
-            one host sync.
+        causal: whether a token attends only to itself and earlier tokens of its document.
+        ends: (D + 1,) int32, the offsets of documents in the line of all rows (the padding of a row
+            counts as one more document), and the end of the last; None: computed when it is needed,
+            at the cost of one host sync.
     """
 
     ids: Tensor
@@ -67,7 +68,7 @@ class Documents:
 
     @property
     def masked_by(self) -> tuple[MaskKey, ...]:
-        """The masks that were made so far, for ``with_masks``."""
+        """The arguments of all masks made so far, for ``with_masks``."""
         return tuple(self._masks)
 
     @cached_property
@@ -86,9 +87,9 @@ class Documents:
         """(B, 1, L, K) bool: which of K tokens each of L tokens attends to; shared by all layers.
 
         Args:
-            cross: to the text that a decoder reads.
-            causal: only to itself and earlier tokens.
-            window: only to tokens less than this distance away.
+            cross: tokens attend to the text that a decoder reads, not to their own text.
+            causal: tokens attend only to themselves and earlier tokens.
+            window: tokens attend only to tokens at a smaller distance than this.
         """
         asked = (cross, causal, window)
         if asked in self._masks:
@@ -97,7 +98,7 @@ class Documents:
         assert keys is not None, "cross-attention needs the documents of the text that is read"
         reader = self.ids[:, :, None]
         seen = reader == keys[:, None, :]
-        # Padding sees everything, because a softmax over nothing is NaN and spoils the gradient.
+        # Padding attends to everything: a softmax over nothing is NaN, and so is its gradient.
         seen |= reader < 0
         if causal or window is not None:
             place = torch.arange(keys.shape[1], device=keys.device)
@@ -111,7 +112,7 @@ class Documents:
         return mask
 
     def with_masks(self, asked: Iterable[MaskKey]) -> Documents:
-        """The same documents with these masks alone, made now if need be."""
+        """Copy the documents with only these masks; missing masks are made."""
         masks = {}
         for cross, causal, window in asked:
             mask = self.mask(cross=cross, causal=causal, window=window)
@@ -129,7 +130,7 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Let a model attend within documents if it is given ``documents``."""
+    """Make a model attend within documents whenever it is given ``documents``."""
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -171,16 +172,16 @@ def attend(
         causal |= documents.causal
         cross = documents.read is not None and not causal
         if sliding_window is not None and not causal:
-            # Transformers' bidirectional masks include the last token of the window. ModernBERT
-            # has added it to what it asks for, and T5Gemma has not.
+            # Transformers' bidirectional masks include tokens at the distance of the setting.
+            # ModernBERT already passes the setting plus one, but T5Gemma passes the setting.
             sliding_window = module.config.sliding_window + 1
-        # Cross-attention has other offsets for keys, which the kernel would need too.
+        # In cross-attention, keys have other offsets than queries; ``_ragged`` passes only one set.
         if not cross and _can_be_ragged(query, options):
             lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
-        # Transformers leaves out masks that its own kernels know; a product needs this one.
+        # Transformers omits causal masks that its kernels can apply; ``_product`` needs the mask.
         read, wanted = query.shape[2], key.shape[2]
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
@@ -198,7 +199,7 @@ def attend(
 
 
 def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
-    """Whether torch's attention over documents of variable length can be used."""
+    """Whether torch's kernel for documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.device.type != "cuda" or not half:
         return False
@@ -256,8 +257,7 @@ def _by_hand(
     documents: Documents | None,
     options: dict[str, Any],
 ) -> bool:
-    """Whether ``_product`` computes it: torch has no kernel with a soft cap, and none that is fast
-    with dropout on a CPU."""
+    """Whether to use ``_product``: torch has no kernel for soft caps, and slow dropout on CPUs."""
     if options.get("softcap"):
         return True
     if query.device.type != "cpu" or not options.get("dropout"):
@@ -267,11 +267,11 @@ def _by_hand(
     if options.get("position_bias") is not None:
         return False
     if mask is not None:
-        # With another mask than ours, a token may attend to nothing.
+        # A mask of transformers may let a token attend to nothing; a mask of documents does not.
         return documents is not None
     causal = options.get("is_causal")
     if causal is None:
-        # Transformers takes a module that says nothing for a causal one.
+        # Transformers treats a module without this attribute as causal.
         return hasattr(module, "is_causal") and not module.is_causal
     return not causal
 
@@ -289,7 +289,7 @@ def _product(
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        # Not −inf: a padded token that may attend to nothing would be NaN.
+        # Not −inf, with which a padded token that may attend to nothing would be NaN.
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
@@ -299,7 +299,7 @@ def _product(
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """transformers' mask, made without a host sync to see whether there is any padding."""
+    """Make transformers' mask, without its check whether there is any padding: a host sync."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -336,11 +336,11 @@ class _Dropped(torch.autograd.Function):
         draws = -(-count // 4)
         drawn = torch.empty(draws, dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        # 16 bits are a signed number, whose least value is −DROP_STEPS / 2.
+        # The 16 bits are a signed number, whose minimum is −DROP_STEPS / 2.
         stays = bits >= below - DROP_STEPS // 2
         rescale = DROP_STEPS / (DROP_STEPS - below)
         factor = stays.to(values.dtype).mul_(rescale)
-        # One tensor serves both passes.
+        # The backward pass multiplies by the same factor.
         ctx.save_for_backward(factor)
         return values * factor
 
@@ -358,7 +358,7 @@ def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
 
 
 def _dropout(values: Tensor, p: float, training: bool) -> Tensor:
-    """``torch.nn.functional.dropout`` by ``dropped``."""
+    """A replacement of ``torch.nn.functional.dropout`` that uses ``dropped``."""
     if not training:
         return values
     return dropped(values, p)
@@ -376,11 +376,12 @@ class _Replaced:
 
 
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
-    """The forward pass of a class of blocks with ``dropped`` for torch's function.
+    """The forward pass of a class of blocks, with ``dropped`` in place of torch's dropout.
 
-    None if it does not call ``nn.functional.dropout``. It is the same code, with other globals.
+    It is the same code with other globals. None if the code does not call
+    ``nn.functional.dropout``.
     """
-    # Around it is transformers' activation checkpointing.
+    # Transformers wraps the method for activation checkpointing.
     forward = unwrap(kind.forward)
     assert isinstance(forward, FunctionType)
     named = {"nn", "functional", "dropout"} <= set(forward.__code__.co_names)
@@ -396,7 +397,7 @@ def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
 
 
 def _calls_torch(layer: nn.Module) -> bool:
-    """Whether a layer is a block that drops values by torch's function, as BART's do."""
+    """Whether a layer is a block that calls torch's dropout function, as BART's blocks do."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if not isinstance(layer, GradientCheckpointingLayer) or layer.gradient_checkpointing:
@@ -405,10 +406,12 @@ def _calls_torch(layer: nn.Module) -> bool:
 
 
 def quicken(module: nn.Module) -> None:
-    """Patch dropout layers, and blocks that call torch's dropout, to use ``dropped``; see
-    ``restore``."""
+    """Patch dropout layers and blocks that call torch's dropout, so that they use ``dropped``.
+
+    ``restore`` undoes this.
+    """
     for layer in module.modules():
-        # Patched in the instance, so that ``restore`` needs only to delete it.
+        # The instance is patched, not the class, so ``restore`` only deletes an attribute.
         if isinstance(layer, nn.Dropout):
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
         elif _calls_torch(layer):

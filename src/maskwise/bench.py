@@ -1,12 +1,14 @@
 """``maskwise bench mask``: speed of masking on one core, compared with transformers' collator.
 
-Rows are the bundled sample, cut by a small WordPiece, in three layouts: one document a row; packed
-rows of five documents; packed rows of sentences of 20 tokens. All contestants get the same rows:
-transformers' collator as lists of dicts, with character offsets for whole words, ours as tensors.
+Rows are the bundled sample, tokenised by a small WordPiece, in three layouts: one document per row;
+packed rows of five documents; packed rows of sentences of 20 tokens. All contestants get the same
+rows: transformers' collator as lists of dicts, with character offsets for whole words, and maskwise
+as tensors.
 
-Times are processor seconds of one thread, since wall time on a shared machine measures other
-processes. Contestants take turns, because other processes share the caches, too. Everything is
-timed three times, and the spread is shown beside how busy the machine was.
+Times are CPU seconds of one thread, because wall time on a shared machine also measures other
+processes. Contestants take turns, so that other processes, which share the caches, affect all of
+them alike. Everything is timed three times by default, and the report shows how much the times
+vary and how busy the machine was.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ POLICY_FOR = {
     "ul2": "ul2",
     "permute-sentences": "sentence",
 }
-"""The policy under which a corruption is timed; token for the others."""
+"""The policy with which a corruption is timed; ``token`` for all others."""
 PROBED = 1_000_000
-"""Numbers that the probe of ``Noise`` sorts."""
+"""How many numbers the probe of ``Noise`` sorts."""
 DIFFUSION: dict[str, Figures] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -68,18 +70,18 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
     """Time every policy and corruption at 32 × 512, tokens and whole words also in other shapes.
 
     Args:
-        batches: timed batches of each contestant in a repetition (a tenth of it for long rows).
+        batches: batches timed per contestant and repetition (a tenth of them for long rows).
         repetitions: how often everything is timed.
-        vocab_size: size of the WordPiece that is trained.
+        vocab_size: the vocabulary size of the WordPiece that is trained.
 
     Returns:
         ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
-        ``milliseconds`` (processor time of a batch: the median of the medians of the repetitions),
-        ``spread`` (their range over their median), ``tokens_per_second``, ``times_random`` and
-        ``times_whole_word`` (the speed relative to the peer's random and whole-word masking);
-        ``repetitions`` that were done, ``noise`` (see ``Noise``), and ``hardware``.
+        ``milliseconds`` (CPU time per batch: the median over repetitions of their medians),
+        ``spread`` (the range of these medians over their median), ``tokens_per_second``,
+        ``times_random`` and ``times_whole_word`` (the speed relative to transformers' random and
+        whole-word masking); ``repetitions``, ``noise`` (see ``Noise``), and ``hardware``.
     """
-    # A worker of a data loader has one thread, too.
+    # Workers of a data loader have one thread as well.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -113,7 +115,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
 
 
 class Shape(NamedTuple):
-    """What batches look like."""
+    """The shape and the layout of batches."""
 
     rows: int
     length: int
@@ -121,14 +123,14 @@ class Shape(NamedTuple):
 
 
 Timed = dict[tuple[str, Shape], list[float]]
-"""Seconds of a batch in every repetition, by contestant."""
+"""Seconds per batch in every repetition, by contestant."""
 
 
 class Sample:
-    """The bundled sample as batches of any shape, with invented layers for every policy.
+    """The bundled sample as batches of any shape, with made-up layers for every policy.
 
     Args:
-        vocab_size: size of the WordPiece that is trained.
+        vocab_size: the vocabulary size of the WordPiece that is trained.
     """
 
     def __init__(self, vocab_size: int):
@@ -147,7 +149,7 @@ class Sample:
             words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)
-        # T5's corruption needs sentinels, and UL2's the tokens of its modes.
+        # The corruption t5 needs sentinels, and ul2 also needs mode tokens.
         sentinels = [f"<extra_id_{number}>" for number in range(120)]
         names = [*sentinels, "[R]", "[S]", "[X]"]
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
@@ -171,7 +173,7 @@ class Sample:
         layers = {
             "input_ids": ids,
             "word_ids": word,
-            # The values of the following layers do not matter to the time.
+            # The values of the following layers do not affect the time.
             "sentence": np.where(word >= 0, word // 20, -1),
             "salient": np.where(word % 10 < 2, word // 10, -1),
             "phrase": np.where(word % 6 < 3, word // 6, -1),
@@ -238,14 +240,14 @@ def _results(timed: Timed) -> list[Figures]:
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
-    # Each call has another (batch, epoch), so that the processor cannot predict its branches.
+    # Every call gets a different (batch, epoch), so that the CPU cannot learn to predict branches.
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[int], Any]]:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
-        # It warns that with whole words it never replaces or keeps a token.
+        # It warns that with whole words every selected token becomes [MASK].
         warnings.simplefilter("ignore")
         whole = DataCollatorForLanguageModeling(
             sample.tokenizer, mlm_probability=RATIO, whole_word_mask=True
@@ -256,7 +258,7 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callab
         ids, words = batch["input_ids"], batch["word_ids"]
         starts = torch.ones_like(words)
         starts[:, 1:] = (words[:, 1:] != words[:, :-1]).long()
-        # transformers finds the borders of words at gaps between offsets.
+        # transformers finds the boundaries of words at gaps between offsets.
         end = torch.arange(1, words.shape[1] + 1) + starts.cumsum(1)
         offsets = torch.stack((end - 1, end), 2) * (words >= 0)[..., None]
         bare.append([{"input_ids": row} for row in ids.tolist()])
@@ -284,18 +286,18 @@ def in_turn(
     check: Callable[[str, int, object], None] | None = None,
     turn: int = 10,
 ) -> dict[str, float]:
-    """Return the median processor seconds of a call of each contestant.
+    """Return the median CPU seconds per call of each contestant.
 
     Args:
         contestants: functions by name, which are called with the numbers 0, 1, ….
-        batches: number of timed calls of each.
-        check: is called with (name, number, result) of every timed call, outside the time.
-        turn: calls of one contestant in a row; one more before them is not timed.
+        batches: the number of timed calls per contestant.
+        check: called with (name, number, result) after every timed call; not timed itself.
+        turn: consecutive timed calls of one contestant, after one call that is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for first in range(0, batches, turn):
         for name, call in contestants.items():
-            # Fills the caches that the contestant before has emptied.
+            # Refill the caches, which the previous contestant has emptied.
             call(first)
             results = []
             for number in range(first, min(first + turn, batches)):
@@ -310,9 +312,9 @@ def in_turn(
 
 
 class Noise:
-    """How busy the machine is with other work during a bench.
+    """Measures how busy the machine is with other work during a benchmark.
 
-    A fixed piece of work, the probe, always takes the same time on a quiet machine.
+    A fixed piece of work, the probe, always takes the same time on an idle machine.
 
     >>> noise = Noise()
     >>> for repetition in range(3):
@@ -325,11 +327,11 @@ class Noise:
         self.numbers = np.random.default_rng(0).random(PROBED)
         self.before = _load()
         self.milliseconds: list[float] = []
-        # The first call is slower on any machine.
+        # The first call is always slower, so it is not timed.
         np.sort(self.numbers)
 
     def probe(self) -> None:
-        """Time the fixed work once, by the wall clock."""
+        """Time the fixed work once, in wall time."""
         began = time.perf_counter()
         for _ in range(3):
             np.sort(self.numbers)
@@ -362,7 +364,7 @@ def _load() -> float | None:
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, object]:
-    """Return the processor, threads, versions and date on which figures depend."""
+    """Return the processor, threads, versions and date, on which measurements depend."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "processor": cpu_name(),
@@ -376,7 +378,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
 
 
 def render_mask(result: Figures) -> RenderableType:
-    """Draw the figures as a table."""
+    """Draw the result of ``bench_mask`` as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
     noise = result["noise"]

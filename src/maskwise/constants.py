@@ -1,4 +1,7 @@
-"""Constants that several packages share. It imports none of them, so any module may import it."""
+"""Constants and small functions that several packages share.
+
+This module imports none of them, so any module may import it.
+"""
 
 import math
 import os
@@ -41,10 +44,12 @@ CONTROL = "-control"
 (``study.gate``)."""
 
 MOST_PRIMARY = 6
-"""The most primary contrasts of a study; after Holm's correction for more, ten runs decide none."""
+"""The largest number of primary contrasts of a study: after Holm's correction for more contrasts,
+ten runs could not decide any of them."""
 
 FRESH_RUN = 10_000
-"""Added to the seed of a search for the run that is compared: the best run of a grid was lucky."""
+"""Added to the seed of a search to get the seed of the run that is compared. The best run of a grid
+is not compared itself, because it won partly by luck."""
 
 PLATEAU_NATS = 0.3
 """A model whose held-out loss is less than this below the unigram loss knows little more than word
@@ -58,7 +63,7 @@ IMBALANCED = 0.6
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:
-    """Whether accuracy needs macro F1 next to it: ``share`` is that of the most frequent label."""
+    """Whether to report macro F1 too; ``share`` is the share of the most frequent label."""
     return metric == "accuracy" and (share or 0) > IMBALANCED
 
 
@@ -67,7 +72,7 @@ OVERLAP_SHARE = 0.01
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
-    """Whether the corpus has so many test items of a task that its score may be due to memory."""
+    """Whether the corpus contains enough of a task's test items for memory to explain the score."""
     return overlapping >= OVERLAP_SHARE * items
 
 
@@ -87,7 +92,7 @@ COSTS = {
     "targets": "targets (tokens to predict)",
     "flops": "FLOPs",
 }
-"""The quantities that a training spends, in words."""
+"""The quantities in which the cost of training is measured, with their labels."""
 
 LOWER_IS_BETTER = (NATS,)
 """Metrics of tasks that are better when they are lower."""
@@ -96,10 +101,10 @@ CORRELATIONS = ("spearman", "pearson", "matthews")
 
 
 GAIN = "gain over random masks on dev, nats"
-"""The name of a learned policy's gain, on its card and in ``maskwise learn``."""
+"""The label of a learned policy's gain, on its card and in ``maskwise learn``."""
 
 DIFFUSION = "diffusion"
-"""The held-out masks of masked diffusion, whose bound compares arms with any kinds of units."""
+"""The held-out masks of masked diffusion, whose bound can compare arms with different units."""
 
 
 def rank_here() -> int:
@@ -122,12 +127,12 @@ def cards_here() -> list[str]:
 
 
 def jobs_here() -> int:
-    """Stages of a study at once on this machine: one for each CUDA device, or for each core."""
+    """How many stages of a study run at once on this machine: one per CUDA device, or per core."""
     return len(cards_here()) or os.cpu_count() or 1
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:
-    """The part of a GPU for each of ``jobs`` tasks, spread evenly over ``cards``; 0 without any.
+    """The share of a GPU for each of ``jobs`` tasks, spread evenly over ``cards``; 0 without GPUs.
 
     >>> share_of_card(8, 2.0), share_of_card(3, 2.0), share_of_card(None, 2.0), share_of_card(8, 0)
     (0.25, 0.5, 1.0, 0.0)

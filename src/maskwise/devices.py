@@ -1,9 +1,8 @@
-"""Devices: which one is best, how fast it is, and copies that block neither it nor the host.
+"""Choose and measure devices, and copy tensors without blocking the device or the host.
 
-A copy waits for all work that was started before it on the same stream, here for a whole step. So
-batches are copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a
-step later (``coming_back``). Masking imports
-this module, which imports torch only where it is used.
+A copy waits for all earlier work on its stream, which can be a whole training step. So batches are
+copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a step later
+(``coming_back``). Masking imports this module, so torch is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PINNING = ("cuda",)
-"""Kinds of device to which pinned memory is copied without waiting."""
+"""Device types to which pinned memory is copied without waiting."""
 
 
 def widest(values: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ class Lane:
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
-    """The tensors of batches in lists, and of dicts and tuples in these."""
+    """Yield the tensors in nested batches, lists, tuples and dicts."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -130,7 +129,7 @@ SIZES = {"cpu": 1024}
 
 
 def best_device() -> torch.device:
-    """Where a training would run: the accelerator, if there is one."""
+    """The device to train on: the accelerator if there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -150,7 +149,7 @@ def fast_bf16() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: this process's peak memory on its accelerator, else in RAM; 0: unknown."""
+    """This process's peak memory in bytes, on its accelerator or in RAM; 0 if it is unknown."""
     import torch
 
     if device.type == "cuda":
@@ -172,7 +171,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate within ``MEASURE_SECONDS``, because other work only slows products down."""
+    """The best rate within ``MEASURE_SECONDS``, since other work can only slow products down."""
     import torch
 
     size = SIZES.get(device.type, 8192)

@@ -1,7 +1,7 @@
 """Errors that a user can correct, and checks and phrases for messages.
 
-Every message has one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
-command line prints it and exits with code 2. Bugs of maskwise itself raise ``AssertionError``.
+Every message is one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
+command line prints it and exits with code 2. Bugs in maskwise itself raise ``AssertionError``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXTRAS = {
 """Libraries that only some users need, and the extra of maskwise that installs them."""
 
 CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
-"""Where a checkout has the distribution maskwise-data."""
+"""The distribution maskwise-data in a checkout of the project."""
 
 
 class MaskwiseError(ValueError):
@@ -101,7 +101,7 @@ def install_command(module: str) -> str | None:
         return None
     if module != "maskwise_data":
         return f"pip install 'maskwise[{EXTRAS[module]}]'"
-    # a checkout has the data that fit its code
+    # A checkout contains the data that match its code.
     if CHECKOUT.is_dir():
         return f"pip install -e {CHECKOUT}"
     return "pip install maskwise-data"
@@ -127,13 +127,14 @@ def whole_number(
     most: float = math.inf,
     do: str | None = None,
 ) -> int:
-    """Return a whole number from ``least`` to ``most`` as an int: Python's or numpy's, but no bool.
+    """Return a whole number from ``least`` to ``most``, Python's or numpy's, as an int.
 
     >>> whole_number("step", 3, least=0)
     3
 
     Raises:
-        MaskwiseError: for anything else. Nothing is rounded and no text is read.
+        MaskwiseError: another value. Bools are refused, floats are not rounded, and text is not
+            parsed.
     """
     return int(_checked(Integral, "a whole number", name, value, least, most, do))
 
@@ -141,10 +142,10 @@ def whole_number(
 def finite_number(
     name: str, value: object, *, least: float = -math.inf, most: float = math.inf
 ) -> int | float:
-    """Return a finite number from ``least`` to ``most`` as an int or a float, but no bool.
+    """Return a finite number from ``least`` to ``most`` as an int or a float.
 
     Raises:
-        MaskwiseError: for anything else, NaN included.
+        MaskwiseError: another value; bools and NaN are refused too.
     """
     return _checked(Real, "a number", name, value, least, most)
 

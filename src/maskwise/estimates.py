@@ -13,7 +13,7 @@ SPREADS = "spreads between seeds"
 
 @dataclass(frozen=True)
 class Shown:
-    """A difference from the baseline for display; above 0 where the arm is better.
+    """A difference from the baseline for display; positive if the arm is better.
 
     Attributes:
         mean, low, high: the estimate and its interval; None where it is unknown.
@@ -34,7 +34,7 @@ class Shown:
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
     def figure(self) -> str:
-        """The mean with its sign: "+2.1"; "" where it is unknown."""
+        """The mean with its sign: "+2.1"; "" if it is unknown."""
         if self.mean is None:
             return ""
         return with_minus(f"{self.mean:+.{self.digits}f}")
@@ -49,10 +49,10 @@ class Shown:
 
 
 def shown(row: Contrast) -> Shown:
-    """The estimate of a row in the unit for display.
+    """The estimate of a row, in the unit for display.
 
-    Spreads are shown only where tasks have no common unit, or where the plain mean and the
-    standardised mean have opposite signs.
+    Spreads are shown only if tasks have no common unit, or if the plain mean and the standardised
+    mean have opposite signs.
     """
     estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
     scale = 1.0

@@ -1,8 +1,8 @@
-"""Families: the differences between kinds of models, as one ``Adapter`` each.
+"""Model families: one ``Adapter`` describes how a family differs from the others.
 
 An adapter knows where the encoder and the prediction head are, and how positions are counted. A
-family is one line of ``ENCODERS`` or ``ENCODER_DECODERS``. A model without a line works too: its
-own logits are taken at every place, which is slower and gives the same loss.
+family is one line of ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other families work too: they
+compute their logits at every position, which is slower but gives the same loss.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ PARTS = (
     *("labels", "layers", "experts", "groups", "group_num"),
     *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
 )
-"""The endings of fields of a configuration that count parts of a model; their largest numbers:"""
+"""The endings of configuration fields that count parts of a model. Their upper limits follow."""
 MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A family of encoders: a label belongs to the input token at the same place.
+    """A family of encoders: a label belongs to the input token at the same position.
 
     Attributes:
-        head: the prediction head; None: unknown, take the model's own logits.
+        head: the prediction head; None if it is unknown, so that the model must compute its logits.
         counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
-        separates: whether its attention can keep documents of a packed row apart (``attention``).
-        ends_in_output: whether the output layer is the last step of the head, but for BART's bias.
+        separates: whether ``attention`` can keep the documents of a packed row apart.
+        ends_in_output: whether the output layer is the last step of the head, except BART's bias.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -60,13 +60,13 @@ class Adapter:
         return model.base_model
 
     def states(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B, L, H): the input of the prediction head, at the places of the labels."""
+        """(B, L, H): the input of the prediction head, at the positions of the labels."""
         return self.encoder(model)(**inputs).last_hidden_state
 
     def apart(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], documents: Tensor
     ) -> Inputs:
-        """The inputs (B, L) with which ``documents`` (B, L) of packed rows are read one by one."""
+        """Inputs (B, L) with which a model keeps the ``documents`` (B, L) of packed rows apart."""
         separate(model)
         read = Documents(documents)
         positions = read.positions + self.first_position(model.config)
@@ -93,27 +93,27 @@ class Esm(Adapter):
         return super().apart(model, inputs, documents)
 
     def first_position(self, config: PreTrainedConfig) -> int:
-        """Only the learned positions of ESM-1b begin after the padding; ESM-2's are rotary."""
+        """ESM-1b's learned positions start after the padding's; ESM-2's are rotary, from 0."""
         if config.position_embedding_type == "rotary":
             return 0
         return super().first_position(config)
 
 
 ESM_MASKED = 0.15 * 0.8
-"""The share of masks that ESM was trained with, which its embeddings are scaled for."""
+"""The share of masks in ESM's training, for which its embeddings are scaled."""
 
 
 def _scale_by_document(
     encoder: Any, given: tuple[Any, ...], named: Inputs
 ) -> tuple[tuple[None], Inputs] | None:
-    """Before ESM's encoder: scale the embeddings by the masks of each document, not of the row.
+    """Scale ESM's embeddings by the share of masks of each document, not of the row.
 
-    With ``inputs_embeds``, transformers leaves scaling and positions to the caller.
+    A hook before the encoder: transformers does not scale ``inputs_embeds`` or count positions.
     """
     documents = named.get("documents")
     if documents is None:
         return None
-    # EsmForMaskedLM gives the tokens by place, and maskwise by name.
+    # EsmForMaskedLM passes the tokens by position, and maskwise passes them by name.
     ids = given[0] if given else named["input_ids"]
     table = encoder.embeddings
     masked = ids == table.mask_token_id
@@ -131,7 +131,7 @@ def _scale_by_document(
 
 
 def release(module: nn.Module) -> None:
-    """Remove what ``Adapter.apart`` left on the models of a module."""
+    """Remove the hooks that ``Adapter.apart`` has added to models in a module."""
     for part in module.modules():
         for number, hook in [*part._forward_pre_hooks.items()]:
             if hook is _scale_by_document:
@@ -140,10 +140,10 @@ def release(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
-    """Let the positions of an encoder or decoder start over with every document.
+    """Make the positions of an encoder or decoder restart in every document.
 
-    BART counts positions by itself, in a table that takes those of one row; here all rows are
-    given as one. T5's attention knows only distances, and needs no such table.
+    BART's table of positions counts by itself, or takes the positions of a single row, so all rows
+    are passed as one. T5 has no such table, because its attention uses distances.
     """
     table = getattr(part, "embed_positions", None)
     if documents is None or table is None:
@@ -172,8 +172,8 @@ class EncoderDecoder(Adapter):
     """A family of encoder–decoders: the decoder reads the labels, shifted by one.
 
     Attributes:
-        starts_with: the token that a new model's decoder begins with.
-        rotary: whether encoder and decoder take ``position_ids``, which turn queries and keys.
+        starts_with: the token with which a new model's decoder begins.
+        rotary: whether encoder and decoder take ``position_ids``, for rotary embeddings.
     """
 
     kind = "encoder-decoder"
@@ -185,9 +185,9 @@ class EncoderDecoder(Adapter):
         return model.get_encoder()
 
     def states(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
-        """(B, L', H) of the decoder from ``decoder_input_ids`` (B, L').
+        """(B, L', H): the decoder's hidden states for ``decoder_input_ids`` (B, L').
 
-        With ``documents`` and ``decoder_documents``, documents are read and written one by one.
+        With ``documents`` and ``decoder_documents``, attention stays within documents.
         """
         read = inputs.get("documents")
         written = inputs.get("decoder_documents")
@@ -210,7 +210,7 @@ class EncoderDecoder(Adapter):
         return decoded.last_hidden_state
 
     def _named(self, documents: Documents | None) -> Inputs:
-        """Arguments of an encoder or decoder, which passes them on to every attention layer."""
+        """Arguments that an encoder or decoder passes on to every attention layer."""
         if documents is None:
             return {}
         if self.rotary:
@@ -219,12 +219,12 @@ class EncoderDecoder(Adapter):
 
 
 def without(inputs: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
-    """The inputs except some names."""
+    """The inputs without these names."""
     return {name: value for name, value in inputs.items() if name not in names}
 
 
 def chain(*names: str) -> Head:
-    """The head that calls these modules of a model one after the other."""
+    """Make a head that calls these modules of a model in sequence."""
 
     def head(model: Any, states: Tensor) -> Tensor:
         for name in names:
@@ -235,12 +235,12 @@ def chain(*names: str) -> Head:
 
 
 def _bart(model: Any, states: Tensor) -> Tensor:
-    # Added afterwards, as transformers does, the bias would need a second array of logits.
+    # Adding the bias afterwards, as transformers does, would allocate a second array of logits.
     return linear(states, model.lm_head.weight, model.final_logits_bias[0])
 
 
 def _scaled(where: str) -> Head:
-    """The head of T5, for states that are scaled where a field of the configuration is set."""
+    """Make T5's head, which scales states if the configuration field ``where`` is true."""
 
     def head(model: Any, states: Tensor) -> Tensor:
         if getattr(model.config, where):
@@ -293,7 +293,7 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
-    """What maskwise knows of a model's family."""
+    """The adapter of a model's family; for an unknown family, the default."""
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())
@@ -305,15 +305,15 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     if found == kind:
         return
     if do is None:
-        do = "take bert or modernbert, for example, or objective: denoise"
+        do = "use bert or modernbert, for example, or objective: denoise"
         if kind == "encoder-decoder":
-            do = "take bart or t5, for example, or objective: mlm"
+            do = "use bart or t5, for example, or objective: mlm"
     got = f"{config.model_type}, which is an {found}"
     raise MaskwiseError(f"{use} needs an {kind}", got=got, do=do)
 
 
 def start_token(config: PreTrainedConfig) -> int:
-    """The token that the decoder begins with.
+    """The id of the token with which the decoder begins.
 
     Raises:
         MaskwiseError: the configuration names none.
@@ -332,7 +332,7 @@ def start_token(config: PreTrainedConfig) -> int:
 def decoder_inputs(
     config: PreTrainedConfig, labels: Tensor, documents: Tensor | None = None
 ) -> Tensor:
-    """(B, L') int64: the decoder's input, which is the start token and the targets, shifted by one.
+    """(B, L') int64: the decoder's input: the targets, shifted by one, after the start token.
 
     Args:
         documents: (B, L') int64, the document of each target, if a row has several; each begins
@@ -350,14 +350,14 @@ def decoder_inputs(
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         what = "targets are longer than the decoder's positions"
-        do = "lower corpus.length, or take targets of masked spans only"
+        do = "lower corpus.length, or use targets of masked spans only"
         raise MaskwiseError(what, got=longest, allowed=f"≤ {room}", do=do)
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
     if documents is not None:
         # Each document of a packed row begins with its own start token.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
-    # Labels to ignore are negative, and no token.
+    # Ignored labels are negative, so they are not ids of tokens.
     padding = config.pad_token_id or 0
     return shifted.masked_fill_(shifted < 0, padding)
 
@@ -373,8 +373,8 @@ def width_of(model: PreTrainedModel) -> int:
 
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
-    """The prediction head of a masked language model, or None if it is not known."""
-    # A newer DeBERTa has another head, by another name.
+    """The prediction head of a language model, or None if it is unknown."""
+    # DeBERTa models with ``legacy=False`` have another head, under another name.
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
         return None
     return adapter_of(model.config).head
@@ -383,9 +383,9 @@ def prediction_head(model: PreTrainedModel) -> Head | None:
 def masked_logits(
     model: PreTrainedModel, inputs: dict[str, Tensor], row: Tensor, column: Tensor
 ) -> Tensor:
-    """Logits (M, V) at the places (row, column), both (M,).
+    """Logits (M, V) at the positions (row, column), both (M,).
 
-    At 15 % masking, the vocabulary head at every place would waste seven eighths of its work.
+    At 15 % masking, a head that ran at every position would waste 85 % of its work.
     """
     head = prediction_head(model)
     if head is None:
@@ -395,24 +395,24 @@ def masked_logits(
 
 
 UNLIMITED = 1 << 29
-"""A row's tokens in models without a limit, at least."""
+"""``most_tokens`` of models without a limit is at least this."""
 
 
 def most_tokens(config: PreTrainedConfig) -> int:
-    """The most tokens of a row, including special ones; about ``UNLIMITED`` without a limit."""
+    """The maximum tokens of a row, including special ones; ``UNLIMITED`` or more if unlimited."""
     given = 2 * UNLIMITED
     if hasattr(config, "max_position_embeddings"):
         given = config.max_position_embeddings or given
     try:
         positions = int(given)
     except (TypeError, ValueError):
-        what = "max_position_embeddings of the model is no number"
+        what = "max_position_embeddings of the model is not a number"
         raise MaskwiseError(what, got=given) from None
     return positions - adapter_of(config).first_position(config)
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """The window of sliding layers, and the number of these layers; most families have none."""
+    """The window of sliding layers, and the number of these layers; (0, 0) if there are none."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0
@@ -422,7 +422,7 @@ def window_of(config: PreTrainedConfig) -> tuple[int, int]:
 def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
     """Raise if a tokenizer has more tokens than the model has embeddings; ``do`` is the advice."""
     if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
-        what = "tokenizer and model do not fit"
+        what = "tokenizer and model do not match"
         raise MaskwiseError(what, got=f"{tokens} tokens", allowed=f"≤ {config.vocab_size}", do=do)
 
 
@@ -437,7 +437,7 @@ def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
 def check_counts(fields: Mapping[str, Any]) -> None:
     """Raise if a configuration, or one nested in it, has more parts than ``MOST_PARTS``.
 
-    Transformers builds them before anything can be compared, and a billion layers never end.
+    Transformers would build them before any other check, and building a billion layers never ends.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):

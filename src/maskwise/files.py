@@ -23,12 +23,12 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """The value of a ``maskwise.masking.UnitKind``; a file written by hand may leave it out, and
-    then the policy stands for it."""
+    """The value of a ``maskwise.masking.UnitKind``. Files written by hand may omit it; the policy
+    is used instead."""
     setting: NotRequired[dict[str, object]]
     """The settings that a search chose, by dotted name."""
     judged_on: NotRequired[list[str]]
-    """The held-out masks of the arm's own policy, which evaluate it."""
+    """The held-out masks that suit the arm's policy and on which it is evaluated."""
     tokenizer: NotRequired[str]
     runs: NotRequired[dict[str, str]]
     """The folder of the pre-training run, by seed."""
@@ -116,7 +116,7 @@ class Study(TypedDict, total=False):
     share: NotRequired[tuple[str, str] | None]
     """The arms whose difference is the whole gain (``study.share``)."""
     gate: NotRequired[Gate | tuple[str, str] | None]
-    """In older files only the pair, which is then among the contrasts, too."""
+    """Older files contain only the pair, which is then also one of the contrasts."""
     pending: NotRequired[list[int]]
     """The seeds of compared runs that have not run yet; present only if there are any."""
     learned: NotRequired[dict[str, str]]
@@ -132,8 +132,8 @@ class Candidate(TypedDict):
     mean: NotRequired[float | None]
     """The score in older files."""
     scores: dict[str, float] | None
-    """The score of each outcome, higher is better. In older files a list with one of these for each
-    seed."""
+    """The score of each outcome; higher is better. Older files contain a list of such dicts, one
+    per seed."""
 
 
 class Record(TypedDict, total=False):
@@ -182,7 +182,7 @@ class Record(TypedDict, total=False):
     corpus: str
     overlapping: int
     standing: int
-    """Items with a right answer that occurs in the corpus."""
+    """How many items have a right answer that occurs in the corpus."""
     occurrences: int
     """Occurrences of right answers in the masked rows; all of their tokens were masked in ``whole``
     of them, and only some in ``part`` of them."""
@@ -213,7 +213,7 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The difference that so many runs detect with probability .8, in scores or the row's unit."""
+    """The difference that ``runs`` runs detect with probability .8, in scores or the row's unit."""
 
     runs: int
     difference: float
@@ -295,7 +295,7 @@ class Crossing(TypedDict):
 
 
 class TransferCell(Estimate):
-    """The gain over the baseline on a task, of a policy learned from perhaps another task."""
+    """The gain over the baseline on a task, by a policy that was learned from any of the tasks."""
 
     arm: str
     learned_from: str
@@ -307,8 +307,8 @@ class GainShare(TypedDict):
     """The gain of an arm over the ``baseline`` as a share of the gain of the ``best`` arm.
 
     In ``failed`` of ``n`` pairs of runs the arm learned nothing; ``failed_low`` and ``failed_high``
-    are the exact interval of that share of runs. ``share`` and its 95 % interval are of the other
-    runs; None without such runs, or if the arms cannot be compared.
+    are the exact interval of this failure rate. ``share`` and its 95 % interval are estimated from
+    the other runs; None if there are none, or if the arms cannot be compared.
     """
 
     arm: str

@@ -31,16 +31,16 @@ CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
-"""Name, time of change in nanoseconds, and size of files: changes where one of them does."""
+"""Name, modification time in nanoseconds, and size of each file, to notice changes."""
 RELEASE_SECONDS = 0.2
-"""How long to retry a lock: another process may be removing its file."""
+"""How long to retry a lock, since another process may be removing its file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""Time limits of waiting for files of another machine, and of rank 0."""
+"""Time limits for waiting for files from another machine, and from rank 0."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of writing to ``path`` into errors of one line.
+    """Turn errors while writing to ``path`` into errors of one line.
 
     Raises:
         MaskwiseError: the disk is full, or the folder is missing or read-only.
@@ -51,10 +51,10 @@ def writing(path: Path) -> Iterator[None]:
         got = str(error)
         if isinstance(error, OSError):
             got = error.strerror or got
-        # For a full disk safetensors and tokenizers raise errors of Rust.
+        # If the disk is full, safetensors and tokenizers raise errors of Rust.
         elif "(os error " not in got:
             raise
-        do = "make room, or give a folder that can be written; what was finished is kept"
+        do = "free disk space, or give a writable folder; finished work is kept"
         raise MaskwiseError(f"cannot write {path}", got=got, do=do) from error
 
 
@@ -81,7 +81,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Replace every number that is not finite by None, because JSON has no such numbers.
+    """Replace infinite numbers and NaN by None, because JSON has no such numbers.
 
     >>> finite({"score": float("nan"), "dev": [0.5]})
     {'score': None, 'dev': [0.5]}
@@ -124,8 +124,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder with its manifest under a temporary name, then rename it.
 
-    A folder of that name is replaced. Neither of them is left only if the process is killed between
-    removing the old folder and renaming the new one.
+    A folder of that name is replaced. Both are lost only if the process is killed between removing
+    the old folder and renaming the new one.
 
     Args:
         fill: writes the files into the folder it is given.
@@ -145,7 +145,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
                 if path.is_file() and path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # A folder cannot replace another one that is not empty.
+            # A folder cannot be renamed to the name of a folder that is not empty.
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -187,8 +187,8 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
         return
     wrong = damage(folder, weights=weights)
     if wrong:
-        do = f"take a whole copy, or remove its {MANIFEST} if the change is meant"
-        raise MaskwiseError(f"{folder} is not as it was written", got=wrong, do=do)
+        do = f"copy it again, or remove its {MANIFEST} if the change is intended"
+        raise MaskwiseError(f"{folder} has changed since it was written", got=wrong, do=do)
 
 
 def file_hash(path: Path) -> str:
@@ -198,7 +198,7 @@ def file_hash(path: Path) -> str:
 
 
 def files_state(path: Path) -> FilesState:
-    """Name, time of change and size of a file, or of the files in a folder."""
+    """Name, modification time and size of a file, or of the files in a folder."""
     path = path.absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     state = []
@@ -236,7 +236,7 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
                 holder = path.read_text() or None
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    # Only the error of a second process reads this, so a full disk is no problem.
+    # Only the error of a second process quotes this, so it may be missing if the disk is full.
     with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -287,7 +287,7 @@ def locked(path: Path, *, wait: float) -> FileLock:
 
 
 def appears(path: Path, *, within: float | None = None) -> bool:
-    """Wait for a file, because the files of other machines may appear late.
+    """Wait for a file, because files from other machines may appear late.
 
     Args:
         within: time limit in seconds; None: ``LATE_SECONDS``.
@@ -307,7 +307,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Let other ranks wait for a file of rank 0, for longer than a collective operation would.
+    """Wait for a file from rank 0, for longer than a collective operation would.
 
     Raises:
         MaskwiseError: the file did not appear within an hour.
@@ -332,9 +332,9 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     names = sorted(path.name for path in folder.glob("*"))
     found = [mark for mark in marks if any(folder.glob(mark))]
     if names and not found:
-        do = f"give a new folder, or that of {what}"
+        do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
-        raise MaskwiseError(f"--out {folder} holds something else", got=got, do=do)
+        raise MaskwiseError(f"--out {folder} contains something else", got=got, do=do)
 
 
 def sweep(folder: Path) -> None:
@@ -381,7 +381,7 @@ def bundled_file(name: str) -> Path:
         require_library("maskwise_data", use=f"bundled {name}")
         path = Path(str(files("maskwise_data") / name))
     if not path.exists():
-        # an older version, or a damaged one
+        # The installed version is older, or damaged.
         do = "pip install --force-reinstall maskwise-data"
         raise MaskwiseError(f"maskwise-data has no {name}", got=f"no {path}", do=do)
     return path
@@ -417,7 +417,7 @@ def recipe_path(source: str | Path) -> Path:
     refuse_missing(str(source))
     if str(source) in MOVED:
         do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
-        raise MaskwiseError(f"recipe {source} is not part of the package any more", do=do)
+        raise MaskwiseError(f"recipe {source} is no longer part of the package", do=do)
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 

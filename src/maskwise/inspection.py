@@ -1,7 +1,7 @@
 """Show what a policy masks in a text, token by token (``maskwise inspect``, reports).
 
-torch and transformers are imported only for a model, or for a tokenizer from the hub: they take
-seconds, and a look at masks needs neither.
+Importing torch and transformers takes seconds, so they are imported only for a model or for a
+tokenizer from the hub.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown 
 
 MAX_TEXTS = 5
 MAX_CHARACTERS = 600
-"""Of a file so many texts are shown, and so many characters of each."""
+"""Limits for a file: the number of texts that are shown, and the characters of each."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
-"""Layers of any text."""
+"""Layers that any text has."""
 ANNOTATED = ("pos", "salient")
-"""Layers with an annotator of the same name, used for texts without marks. Others need marks."""
+"""Layers with an annotator of the same name, used for texts without marks. All others need marks.
+"""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
 
@@ -120,7 +121,7 @@ def show_masks(
     """Mask one text and report what happened to each of its tokens.
 
     Args:
-        layers: layers of its tokens, by name, besides words.
+        layers: layers of its tokens, by name, other than words.
         step, total_steps: position in the schedule.
         epoch: the pass over the text; each draws other masks.
         max_length: maximum number of tokens; the rest of the text is dropped.
@@ -221,7 +222,7 @@ class Inspected:
         for name, fact in optional.items():
             if fact:
                 facts[name] = fact
-        # A model may write nothing, and "" is reported.
+        # Reported even if it is "", because a model may write nothing.
         if shown.written is not None:
             facts["written"] = shown.written
         return facts
@@ -263,7 +264,7 @@ def inspect_text(
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: separated by commas.
-        settings: settings of the masker; a corruption of None is one that suits the model.
+        settings: settings of the masker; if ``corruption`` is None, one is chosen for the model.
         tokenizer: a folder or hub id; None: the model's, letters for FASTA, or the bundled one.
         model: a folder or hub id of an encoder–decoder, whose output is reported.
         step, total_steps: position in the schedule.
@@ -292,7 +293,7 @@ def inspect_text(
         loaded = light_tokenizer(tokenizer or usual_tokenizer(text))
     settings = {**settings, "corruption": shown_as}
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
-    # A reader who sees other tokens than expected looks for the reason here.
+    # The output names the tokenizer, which explains unexpected tokens.
     used = tokenizer or model or usual_tokenizer(text)
     show = partial(show_masks, step=step, total_steps=total_steps, model=network)
     inspected = []
@@ -323,14 +324,14 @@ def _load(model: str, tokenizer: str | None) -> tuple[FastTokenizer, PreTrainedM
 def _needed_layers(
     specs: Sequence[str], shown_as: str, *, marked: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the layers that are made of the text and its marks, and annotators of the others.
+    """Return the layers that the text and its marks provide, and the annotators that make the rest.
 
     Raises:
-        MaskwiseError: a layer that a text without marks does not have, or one of spans where groups
-            are needed.
+        MaskwiseError: a layer that a text without marks does not have, or a layer of spans where
+            groups are needed.
     """
     users = {}
-    # A text without marks has these layers by annotators of the same names.
+    # For a text without marks, annotators of the same names make these layers.
     annotator_of = {} if marked else dict(zip(ANNOTATED, ANNOTATED))
     for spec in specs:
         rule = policy(spec)
@@ -340,15 +341,15 @@ def _needed_layers(
             for layer in annotator(name).layers:
                 annotator_of[layer] = name
         if isinstance(rule, GroupWeighted) and rule.layer == "salient" and not marked:
-            what = f"policy {spec} needs a layer of groups, and {rule.layer!r} is one of spans"
-            raise MaskwiseError(what, do="take layer='pos', or the policy salient for these spans")
+            what = f"policy {spec} needs a layer of groups, but {rule.layer!r} has spans"
+            raise MaskwiseError(what, do="use layer='pos', or the policy salient for spans")
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
         users.setdefault(mover.layer, f"corruption {shown_as}")
     for layer, user in users.items():
         if not marked and layer not in TEXT_LAYERS and layer not in annotator_of:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
-            raise MaskwiseError(f"{user} needs the layer {layer!r}, and this text has none", do=do)
+            raise MaskwiseError(f"{user} needs the layer {layer!r}, but this text has none", do=do)
     needed = [layer for layer in users if layer not in annotator_of]
     annotators = dict.fromkeys(annotator_of[layer] for layer in users if layer in annotator_of)
     return needed, list(annotators)
@@ -364,7 +365,7 @@ def text_layers(
         if name == "word_ids":
             continue
         if name == "frequency":
-            # One text says nothing about frequencies, so tokens are counted in the bundled sample.
+            # One text is too short to estimate frequencies, so the bundled sample is counted.
             counts = Counter[int]()
             sample = read_documents("bundled:wikipedia", limit=200)
             for known in tokenizer([document.text for document in sample]).encodings:
@@ -377,7 +378,7 @@ def text_layers(
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
             numbers = _annotated_layers(maker, tokenizer, text)[name]
             if name in WEIGHT_LAYERS:
-                # An unmarked token has the number −1, and so the last weight.
+                # An unmarked token has the number −1, which indexes the last weight.
                 weights = [*(span.weight for span in spans), 1.0]
                 layers[name] = [weights[number] for number in numbers]
             else:
@@ -436,7 +437,7 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         if shown.written is not None:
             lines.append(("model", shown.written or "(nothing)"))
         group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        # An empty group takes no blank line below it.
+        # An empty group gets no blank line below it.
         parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
     return Group(*parts)
 

@@ -1,4 +1,4 @@
-"""Pools that call one function on many tasks, in processes on this machine or on a Ray cluster.
+"""Pools, which call one function on many tasks, in processes on this machine or on a Ray cluster.
 
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
@@ -42,8 +42,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 PATIENCE_SECONDS = 20.0
 """Time for a worker to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
-"""Ray's object store in a cluster that we start; tasks are small."""
-# Prefixes of the environment variables of Ray workers: places of models, and rounding.
+"""The size of Ray's object store in a cluster that maskwise starts; tasks are small."""
+# Prefixes of the variables that Ray workers inherit: locations of models, and rounding.
 CARRIED = (
     *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
     *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
@@ -115,13 +115,13 @@ class Pool(ABC, Generic[Task, Result]):
                 running[self.submit(task)] = task
             if not running:
                 return
-            # With a time limit the loop notices that a cluster has grown.
+            # The time limit lets the loop notice that a cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = "was there enough memory? Fewer --jobs need less; the same command resumes"
+                    do = "did memory run out? Fewer --jobs need less; the same command resumes"
                     raise MaskwiseError(failure.error, do=do if failure.passing else None)
                 yield task, future.result()
 
@@ -362,7 +362,7 @@ class RayPool(Pool[Task, Result]):
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
-        # Ray's own future cannot be told apart from a task that raised our failure.
+        # Ray's future would not distinguish errors of Ray from a failure of the task.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
@@ -378,7 +378,7 @@ class RayPool(Pool[Task, Result]):
         result = None
         try:
             result, failure = answer.result()
-        # maskwise could not be imported on the node.
+        # For example, maskwise could not be imported on the node.
         except self.ray.exceptions.RayTaskError as error:
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:

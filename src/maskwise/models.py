@@ -1,8 +1,8 @@
-"""Building and loading models; the only file that names transformers' model classes.
+"""Build and load models; the only module that names transformers' model classes.
 
-Nothing that comes with a checkpoint is executed: no remote code, no pickled weights. A checkpoint
-without all weights of its encoder is refused, because transformers would initialise the missing
-ones silently. Weights are loaded in float32, because training in half precision fails quietly.
+Code in a checkpoint is never executed: neither remote code nor pickled weights. A checkpoint that
+lacks weights of its encoder is refused, because transformers would initialise the missing ones
+silently. Weights are loaded in float32, because training in half precision fails silently.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
-"""The warning where a new head is trained together with the encoder."""
+"""The warning if a new head is trained together with the encoder."""
 
 AutoClass: TypeAlias = Any
 """One of transformers' auto classes, which have no common type."""
@@ -82,7 +82,8 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, by head: ``masked-lm`` is that of pre-training, ``embedding`` has none."""
+"""The classes for tasks, by head. ``masked-lm`` is the head of pre-training; ``embedding`` has no
+head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
@@ -105,7 +106,7 @@ def new_config(
     Args:
         architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert, or
             of an encoder–decoder, such as bart or t5.
-        kind: of model that is wanted.
+        kind: the kind of model that is needed.
         fields: anything the configuration takes, such as hidden_size.
 
     Raises:
@@ -129,21 +130,21 @@ def new_config(
     # Some families fail with very few positions.
     positions = max(length + family.first_position(plain), 8)
     if isinstance(family, EncoderDecoder):
-        # Targets of masked spans have a separator for each, and may be longer than the text.
+        # Targets of masked spans have a separator per span, so they may be longer than the text.
         positions *= 2
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
         if hasattr(plain, "forced_eos_token_id"):  # BART's default is the id of its own </s>
             given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
-    for part in plain.sub_configs:  # T5Gemma describes its encoder and its decoder apart
+    for part in plain.sub_configs:  # T5Gemma configures its encoder and its decoder separately
         fields[part] = {**_ids_of(tokenizer), **fields.get(part, {})}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
         return AutoConfig.for_model(architecture, **set_fields)
-    except Exception as error:  # configurations validate themselves with errors of many kinds
-        raise MaskwiseError(f"these model settings make no {architecture} model: {error}") from None
+    except Exception as error:  # configurations validate themselves, and may raise anything
+        raise MaskwiseError(f"these settings build no {architecture} model: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
@@ -161,7 +162,7 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
 
 
 def config_of(fields: Fields) -> PreTrainedConfig:
-    """The configuration from the fields of its ``to_dict``.
+    """Make a configuration from the fields of its ``to_dict``.
 
     Raises:
         ValueError: an unknown ``model_type``, or too many layers or classes.
@@ -172,18 +173,18 @@ def config_of(fields: Fields) -> PreTrainedConfig:
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Share one encoder between two models: the module of ``other``, with weights of ``model``."""
-    # Only a task's model may have a pooler.
+    # Not strict, because only a task's model may have a pooler.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
     model.tie_weights()
 
 
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
-    """Raise if no model can be built from a configuration, without allocating memory.
+    """Check that a model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: the first line of transformers' or torch's error; too many tokens; no start
-            token for a decoder; more weights than this machine can hold.
+        MaskwiseError: transformers or torch cannot build it; too many tokens; no start token for a
+            decoder; more weights than fit into this machine's memory.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -200,8 +201,8 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     try:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
-    except Exception as error:  # configurations fail by assertions, divisions, look-ups
-        what = f"these model settings make no {config.model_type} model: {first_line(error)}"
+    except Exception as error:  # wrong settings raise anything, such as a division by zero
+        what = f"these settings build no {config.model_type} model: {first_line(error)}"
         raise MaskwiseError(what) from None
 
 
@@ -211,7 +212,7 @@ def weights_of(config: PreTrainedConfig) -> int:
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
-    """The class of transformers for a language model of this kind."""
+    """The class of transformers for a language model with this configuration."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
@@ -231,12 +232,12 @@ def new_model(
     """A language model with fresh weights.
 
     Args:
-        seed: of the initialisation.
-        log_unigram: (V,) initial output bias. Without it a model spends its first thousand steps
-            learning the frequencies of tokens.
+        seed: the seed of the initialisation.
+        log_unigram: (V,) the initial output bias. Without it, a model spends its first thousand
+            steps on learning the frequencies of tokens.
 
     Raises:
-        MaskwiseError: no model can be built from the configuration, or this machine cannot hold it.
+        MaskwiseError: no model can be built from the configuration, or it does not fit into memory.
     """
     # Fresh weights depend on the seed alone.
     torch.manual_seed(fold(seed, 0x1217))
@@ -253,7 +254,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
         bias = getattr(model.lm_head, "bias", None)
     if bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is not trained
         bias = model.get_buffer("final_logits_bias")[0]
-        # Tokens that only the decoder writes, such as separators, begin like an average word.
+        # Tokens that only the decoder writes, such as separators, get the mean bias.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if bias is not None:
         with torch.no_grad():
@@ -283,9 +284,10 @@ def load_model(
     Args:
         name: as for ``starts.find_start``.
         kind: the kind of model; None: any.
-        seed: of a new head for a checkpoint that has none. None: such a checkpoint is refused.
-        log_unigram: (V,) initial output bias of a new head.
-        config: in place of the checkpoint's own.
+        seed: the seed of a new head, if the checkpoint has none. None: such a checkpoint is
+            refused.
+        log_unigram: (V,) the initial output bias of a new head.
+        config: replaces the checkpoint's configuration.
 
     Raises:
         MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no
@@ -299,7 +301,7 @@ def load_model(
         how = {} if config is None else {"config": config}
         model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
-        what = f"{str(name)!r} has no MLM head, and a random one says nothing"
+        what = f"{str(name)!r} has no MLM head, and a random head cannot predict"
         do = "train one first: maskwise pretrain with training.freeze=encoder"
         raise MaskwiseError(what, do=do)
     if lacking:
@@ -310,7 +312,7 @@ def load_model(
 
 def has_head(name: str) -> bool:
     """Whether a checkpoint has a prediction head."""
-    # Reading it takes a moment, and checks of a study ask for every arm.
+    # Cached by the state of the files: reading takes time, and the checks of a study ask per arm.
     return _has_head(name, files_state(Path(resolve_start(name))))
 
 
@@ -322,7 +324,7 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 
 def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
-    """The configuration of a checkpoint (or another one) with the labels of a task."""
+    """The configuration of a checkpoint, or a given configuration, with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
@@ -335,13 +337,13 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrai
 def load_task_model(
     name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """A checkpoint in float32 with a head for a task, new where it has none of that size.
+    """A checkpoint in float32 with a head for a task; new if the checkpoint has none of that size.
 
     Args:
         name: as for ``starts.find_start``; None for random weights.
         config: see ``task_config``.
         head: a key of ``TASK_MODELS``.
-        seed: of new weights.
+        seed: the seed of new weights.
 
     Raises:
         MaskwiseError: the family has no such head; a damaged or incomplete checkpoint.
@@ -359,7 +361,7 @@ def load_task_model(
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings of new heads, of which we warn ourselves."""
+    """Silence transformers' progress bars and its warnings of new heads; maskwise has its own."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -378,7 +380,7 @@ def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrain
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
     state = model.state_dict()
     for key in lacking:
-        if key.endswith("bias"):  # of a new head, which some families leave uninitialised
+        if key.endswith("bias"):  # some families leave biases of a new head uninitialised
             state[key].zero_()
     check_finite(state, name)
     return model, lacking
@@ -387,23 +389,23 @@ def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrain
 def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[str]:
     """The names of the weights outside of the encoder that a checkpoint lacks.
 
-    Reads only names and shapes, because a configuration may have any size.
+    Reads only names and shapes, because the configuration may describe a model of any size.
 
     Raises:
         MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or the model
             does not fit into memory.
     """
-    # Also for tensors that a model computes itself, such as position ids.
+    # The context also applies to tensors that a model computes itself, such as position ids.
     with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
-    # All of an encoder–decoder is pre-trained, with its head.
+    # An encoder–decoder is pre-trained as a whole, with its head.
     kind = adapter_of(model.config).kind
     body = encoder_of(model) if kind == "encoder" else model
-    # Tied weights have two names, so tensors are compared and not names.
+    # Tied weights have two names, so tensors are compared instead of names.
     encoder = set(body.state_dict(keep_vars=True).values())
     inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
-    do = "take a whole checkpoint"
+    do = "use a complete checkpoint"
     # A pooler is in the encoder, but belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
@@ -418,7 +420,7 @@ def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[
     return sorted(missing)
 
 
-@torch.inference_mode(False)  # in which a model without memory cannot tie its weights
+@torch.inference_mode(False)  # in inference mode, models on the meta device cannot tie weights
 def _weights(
     auto: AutoClass, name: str | Path, where: str, **how: Any
 ) -> tuple[PreTrainedModel, Fields]:
@@ -438,6 +440,6 @@ def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
 def _loading(name: str | Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a damaged file raises those of json, safetensors and transformers
+    except Exception as error:  # damaged files raise errors of json, safetensors, transformers
         what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
         raise MaskwiseError(what) from None

@@ -1,8 +1,8 @@
-"""The drop-in without padding: a batch of documents as one line, for other people's trainers.
+"""A collator without padding, for any trainer: a batch of documents becomes one line.
 
-A line of T tokens has the documents one after the other, and the boundaries between them by the
-names that transformers' flash attention reads. Attention of another kind would read the line as
-one text, so ``PackedCollator`` looks at the model: it adds a mask of blocks where the model can
+A line of T tokens concatenates the documents. The boundaries between them have the names under
+which transformers' flash attention reads them. Any other attention would read the line as one text,
+so ``PackedCollator`` looks at the model's configuration: it adds a mask of blocks if the model can
 use one, and refuses models that cannot keep documents apart.
 """
 
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MASKED = ("sdpa", NAME)
-"""Attention functions that take a mask of bools. Eager attention would add it to the scores."""
+"""Attention implementations that take boolean masks. Eager attention would add them to the scores.
+"""
 
 
 class PackedCollator:
     """Mask rows and join them into one line, without padding.
 
-    Gives ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
-    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``, and where the model's
-    attention needs it ``attention_mask``: (1, 1, T, T), so its memory grows with T². Masks are
-    those of ``MaskingCollator``, which also says how rows carry their step and epoch.
+    Returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``. If the model's
+    attention needs it, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows with
+    T². Rows are masked by ``MaskingCollator``, which also describes how they carry their step and
+    epoch.
 
     Args:
-        masker: the masker, with a corruption whose labels stand at the tokens.
-        model: the model that will read the lines; only its configuration is looked at. None: the
-            caller is sure that its attention keeps documents apart, and positions start at 0.
+        masker: the masker, with a corruption whose labels are aligned with the tokens.
+        model: the model that will read the lines; only its configuration is used. None: the caller
+            ensures that its attention keeps documents apart; positions start at 0.
         total_steps: the number of optimiser steps; needed by schedules that change.
 
     Raises:
@@ -69,8 +71,8 @@ class PackedCollator:
     ):
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
-            what = "the labels of a line stand at its tokens, and a decoder's do not"
-            do = "take bert or mask-only, for example, or MaskingCollator"
+            what = "labels must be aligned with the tokens, but a decoder's are not"
+            do = "use bert or mask-only, for example, or MaskingCollator"
             raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
         # The model itself is not kept: a loader would copy it into its workers.
         self.blocks = False
@@ -78,7 +80,7 @@ class PackedCollator:
         self.window = 0
         if model is None:
             warnings.warn(
-                "PackedCollator cannot see whether attention keeps documents apart: give model=",
+                "PackedCollator cannot check whether attention keeps documents apart: give model=",
                 stacklevel=2,
             )
             return
@@ -92,7 +94,7 @@ class PackedCollator:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
         document_BL = documents_of(batch)
-        # Row by row, so that documents come one after the other, and padding falls out.
+        # The rows are concatenated without their padding.
         present_BL = document_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         line: dict[str, Any] = {
@@ -115,14 +117,15 @@ class PackedCollator:
         return line
 
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
-        """(1, 1, T, T): which tokens each token attends to; by kind of layer if it has two."""
+        """(1, 1, T, T): which tokens each token attends to; a dict if layers are of two kinds."""
         together = (document_T[:, None] == document_T)[None, None]
         if not self.window:
             return together
         place = torch.arange(len(document_T))
         distance = place[:, None] - place
         near = together & (distance.abs() <= self.window)
-        # ModernBERT takes a mask for each kind of layer; a single one would widen the windows.
+        # ModernBERT takes a mask for each kind of layer; with a single one, sliding layers would
+        # attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
 
 
@@ -136,10 +139,10 @@ def documents_of(batch: MaskedBatch) -> Tensor:
 
 
 def needs_blocks(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration keeps documents apart by a mask only.
+    """Whether a model with this configuration needs a mask to keep documents apart.
 
     Raises:
-        MaskwiseError: it cannot at all.
+        MaskwiseError: it cannot keep them apart.
     """
     require_kind(config, "encoder", use="a line of tokens", do="use MaskingTrainer, which pads")
     attention = config._attn_implementation
@@ -149,15 +152,15 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
         what = f"{config.model_type} cannot keep the documents of a line apart"
         known = [name for name, other in ENCODERS.items() if other.separates]
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
-    # Its kernels read where documents end, whatever their version.
+    # Every version of flash attention reads the boundaries of documents.
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
-        what = "ESM would count the masks of the whole line"
+        what = "ESM would scale its embeddings by the masks of the whole line"
         got = f"{attention}, token_dropout {config.token_dropout}"
         allowed = "flash_attention_2, token_dropout False"
         raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
     if not ragged and attention not in MASKED:
-        what = "this attention reads neither the boundaries of documents nor a mask of bools"
+        what = "this attention reads neither the boundaries of documents nor a boolean mask"
         raise MaskwiseError(what, got=attention, allowed="sdpa, flash_attention_2", do=pads)
     return not ragged

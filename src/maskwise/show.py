@@ -1,6 +1,6 @@
 """Coloured texts and the layers of annotators, on a terminal or an HTML page.
 
-A text is a list of stretches. The page escapes texts, and the terminal gets no control characters.
+A text is a list of stretches. Pages escape texts, and control characters never reach a terminal.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
 
 
 def visible(text: str) -> str:
-    """Replace control characters, which could steer a terminal."""
+    """Replace control characters, which could control a terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
 
 
@@ -152,7 +152,7 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             style = _on(shade(value / greatest))
             label = f"{value:.3g}"
         elif spans.value is None:
-            # Two colours in turn, so that adjacent spans can be told apart.
+            # Colours alternate, so that adjacent spans can be distinguished.
             style = _on(PALETTE[number % 2])
         elif value:
             # Label 0 is no label.
@@ -231,7 +231,7 @@ def _rows(layer: LayerSummary) -> list[Row]:
         shown = []
         long = []
         for text, times in layer["top"][label]:
-            # A text may have line breaks of its document.
+            # A text may contain line breaks from its document.
             words = " ".join(str(text).split())
             shown.append(f"{words} {times:,}")
             if words.count(" ") > 1:

@@ -18,7 +18,7 @@ from types import FrameType
 ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))
 WATCH_SECONDS = 0.2
 CODES = {128 + number: number.name for number in ASKED}
-"""Exit codes, and the signals that they stand for."""
+"""The name of the signal for each exit code."""
 
 
 def leave_when_asked() -> None:
@@ -32,7 +32,7 @@ def leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    # The signal is handled between steps, and not at all during an import.
+    # Python handles the signal between training steps, but not while it imports a library.
     time.sleep(1.0)
     os._exit(1)
 
@@ -48,7 +48,7 @@ class Asked:
     signals only to the main thread; in any other thread this does nothing.
 
     Attributes:
-        said: whether a training says that it was stopped; workers leave that to their parent.
+        said: whether training reports that it was stopped; workers leave that to their parent.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)

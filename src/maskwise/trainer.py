@@ -1,17 +1,18 @@
-"""A Hugging Face ``Trainer`` that masks on the device and gives every target the same weight.
+"""A Hugging Face ``Trainer`` that masks every batch for its step and weighs all targets equally.
 
     trainer = MaskingTrainer(model, args, masker=Masker(tokenizer), train_dataset=rows)
     trainer.train()
 
-``MaskingCollator`` in the stock ``Trainer`` works too, but makes masks before their step is known;
-and the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
-``num_items_in_batch``. Most masked language models ignore it: with 4 × accumulation their loss and
-gradient are 4 times too large, on 2 ranks twice. Here the loss is the sum over targets divided by
-the targets of all micro-batches and ranks: the same for 16 rows, 4 × 4, 2 ranks × 8.
+``MaskingCollator`` in the stock ``Trainer`` works too, but makes masks before their step is known.
+Moreover, the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
+``num_items_in_batch``. Most masked language models ignore it: with 4 accumulation steps their loss
+and gradient are 4 times too large, and on 2 ranks twice too large. Here the loss is the sum over
+targets, divided by the targets of all micro-batches and ranks. It is the same for a batch of 16
+rows, 4 micro-batches of 4 rows, and 2 ranks with 8 rows each.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
-logits. Documents of packed rows (``example_id`` (B, L)) are read one by one, if the model's family
-supports it.
+logits. Attention stays within the documents of packed rows (``example_id`` (B, L)), if the model's
+family supports it.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
 
 Inputs: TypeAlias = dict[str, Any]
-"""Model inputs with ``labels``; of masked diffusion also ``loss_weight`` and ``counted``."""
+"""Model inputs with ``labels``, and in masked diffusion ``loss_weight`` and ``counted``."""
 
 
 class MaskingTrainer(Trainer):
     """A ``Trainer`` of masked (or denoising) language models over unmasked rows.
 
     Rows hold ``input_ids``, ``example_id`` and the layers that the policy needs (``word_ids``, …).
-    Masks are a function of (seed, epoch, example id), so batch size, ranks, workers and resuming do
-    not move them, and schedules act at the exact step. Datasets without a length get masks by the
-    step instead of the epoch.
+    Masks are a function of (seed, epoch, example id), so they do not depend on batch size, ranks,
+    workers or resuming, and schedules follow the exact step. For datasets without a length, masks
+    depend on the step instead of the epoch.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -74,19 +75,18 @@ class MaskingTrainer(Trainer):
 
     Args:
         model, args: as for ``Trainer``; ``args.remove_unused_columns`` is always False.
-        masker: what masks, in training.
-        evaluation_masker: what masks in evaluation. Evaluation always masks as at step 0 of epoch
-            0, so losses are comparable. None: ``masker``. The evaluation's loss is the mean over
-            all targets.
-        data_collator: rows to one dict of (B, L) tensors, unmasked; None pads.
+        masker: masks batches in training.
+        evaluation_masker: masks batches in evaluation, always as at step 0 of epoch 0, so that
+            losses are comparable. None: ``masker``. The loss is the mean over all targets.
+        data_collator: turns rows into one dict of (B, L) tensors, unmasked; None: pads rows.
         more: as for ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``: it does both itself; a
-            corruption that does not fit the model.
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer does
+            both itself; a corruption that does not fit the model.
     """
 
-    # Trainer.training_step would divide the loss by the micro-batches otherwise.
+    # Otherwise Trainer.training_step would divide the loss by the number of micro-batches.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -104,14 +104,14 @@ class MaskingTrainer(Trainer):
         if ours or hasattr(data_collator, "mlm"):
             do = "leave data_collator out, or use it with transformers.Trainer"
             got = f"a {type(data_collator).__name__}"
-            raise MaskwiseError("MaskingTrainer masks by itself", got=got, do=do)
+            raise MaskwiseError("MaskingTrainer masks the rows itself", got=got, do=do)
         if more.get("compute_loss_func") is not None:
-            what = "MaskingTrainer computes the loss by itself"
+            what = "MaskingTrainer computes the loss itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
         self._learners = learners_of(masker)
         # The step of the last ``_learn``.
         self._learned = -1
-        # A policy that learns from correct answers sets it in ``meet``.
+        # A policy that learns from correct answers sets this in ``meet``.
         self.tells_right = False
         for learner in self._learners.values():
             learner.meet(self)
@@ -123,7 +123,7 @@ class MaskingTrainer(Trainer):
         self._shown: deque[MaskedBatch] = deque()
         self._loss_sum = 0.0
         self._targets = 0
-        # Names of the model that the file that was loaded last lacked.
+        # Names of weights that were missing in the last file that was loaded.
         self._missing: set[str] = set()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
@@ -135,12 +135,12 @@ class MaskingTrainer(Trainer):
         name = type(self.model).__name__
         writes = masker.corruption.writes is not None
         if self._decodes and not writes:
-            what = f"{name} has a decoder, and these labels are no text to write"
+            what = f"{name} has a decoder, but these labels are not a text"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
-            what = f"{name} has no decoder, and these labels are a text to write"
+            what = f"{name} has no decoder to write these labels, which are a text"
             fitting = "bert"
         else:
             return
@@ -149,7 +149,7 @@ class MaskingTrainer(Trainer):
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``."""
-        # Every training counts its steps from 0; a resumed one takes ``_learned`` from its state.
+        # Training starts at step 0; if it resumes, ``_load_from_checkpoint`` sets ``_learned``.
         self._learned = -1
         self._shown.clear()
         try:
@@ -204,7 +204,7 @@ class MaskingTrainer(Trainer):
             loss = loss / max(1, losses.numel())
         else:
             targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
-            # DDP averages over ranks; their number makes a sum of it.
+            # DDP averages over ranks; the factor turns the average into a sum.
             loss = loss * self.accelerator.num_processes / targets
         if return_outputs:
             return loss, outputs
@@ -258,7 +258,7 @@ class MaskingTrainer(Trainer):
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
-        # A mean of nothing would look like a perfect model if it were 0.
+        # Without targets the loss is NaN: 0 would look like a perfect model.
         loss = math.nan
         if self._targets:
             loss = self._loss_sum / self._targets
@@ -280,9 +280,9 @@ class MaskingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if not self._learners:
             return
-        # A checkpoint comes before the next batch, in which learners would see this update.
+        # A checkpoint is saved before the next batch, at which learners would see this update.
         self._learn()
-        # On every rank, because states add up what ranks have not exchanged yet.
+        # Called on every rank, because it adds up what ranks have not exchanged yet.
         learned = states(self._learners)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -308,7 +308,7 @@ class MaskingTrainer(Trainer):
         assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
         missing = set(load_result.missing_keys)
-        # A tied weight is in the file once.
+        # A file contains tied weights only once.
         loaded = {weight.data_ptr() for name, weight in own.items() if name not in missing}
         self._missing = {
             name for name in missing if name in own and own[name].data_ptr() not in loaded
@@ -316,10 +316,10 @@ class MaskingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
-        """Load weights that a file has under other names than the model.
+        """Load weights that a file stores under other names than the model's.
 
-        ``save_pretrained`` renames some weights (ESM's norms), and ``Trainer`` loads a file by the
-        names of the model: it keeps the old values of all others, with no more than a warning.
+        ``save_pretrained`` renames some weights (ESM's norms). ``Trainer`` loads a file by the
+        model's names, so these weights would keep their old values, with only a warning.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
             how: dict[str, Any] = {"config": self.model.config, "dtype": self.model.dtype}
@@ -351,13 +351,13 @@ class MaskingTrainer(Trainer):
 
     @property
     def _config(self) -> Any:
-        # A model of the user's own, or one wrapped by peft, may be no PreTrainedModel.
+        # A custom model, or one wrapped by peft, may not be a PreTrainedModel.
         return getattr(self.model, "config", None)
 
     def _token_losses(
         self, model: nn.Module, inputs: Inputs, *, everywhere: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Loss (M,) float32, place (M, 2) and correctness of each target, and the model's outputs.
+        """Loss (M,) float32, position (M, 2) and correctness of each target, and the outputs.
 
         Args:
             everywhere: whether to compute logits at every position.
@@ -403,10 +403,10 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
-    """Let a model's head see only the hidden states (M, H) at some places, for logits (M, V).
+    """Make a model's head see only the hidden states (M, H) at some positions, for logits (M, V).
 
     The model is called as a whole, so that DDP sees one forward pass. Yields False for families
-    without a known head, which may need all places.
+    without a known head, which may need all positions.
     """
     if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False
@@ -427,7 +427,7 @@ class RowCollator:
     """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers.
 
     Args:
-        vocabulary: of the masker.
+        vocabulary: the vocabulary of the masker.
     """
 
     def __init__(self, vocabulary: Vocabulary):

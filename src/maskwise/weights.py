@@ -1,7 +1,4 @@
-"""The weights of a model: whether they fit and are finite, how many multiply each token, and LoRA.
-
-The work of a training follows from the number of weights.
-"""
+"""The weights of a model: checks, the numbers from which FLOPs are computed, and LoRA."""
 
 from __future__ import annotations
 
@@ -23,11 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 QUIET = 0.1
-"""Initial weight of a new head's layer norm. At 1 the noise of a random head costs 0.4 nats more
-than word frequencies on a sentence encoder (benchmarks/recipes/continual-minilm.yaml)."""
+"""The initial weight of a new head's layer norm. At 1, the noise of a random head made the loss of
+a sentence encoder 0.4 nats worse than word frequencies (benchmarks/recipes/continual-minilm.yaml).
+"""
 
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
-"""Parameters that make keys and values of cross-attention: BART's, T5's and T5Gemma's names."""
+"""Parameters for keys and values of cross-attention, by the names of BART, T5 and T5Gemma."""
 
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -53,15 +51,15 @@ def check_size(model: PreTrainedModel) -> None:
 
 
 def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
-    """Raise if weights are NaN or infinite, as after divergence; takes .1 s for a gigabyte."""
+    """Raise if weights are NaN or infinite, as after divergence; takes 0.1 s per gigabyte."""
     for key, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # The extremes tell: a sum may overflow, and a mask of all weights takes memory.
+        # The extremes suffice. A sum may overflow, and a mask of all weights would need memory.
         extremes = torch.stack(tensor.aminmax())
         if not extremes.isfinite().all():
             what = f"the weights of {str(name)!r} are not finite"
-            do = "take another checkpoint: the training of this one diverged"
+            do = "use another checkpoint: the training of this one diverged"
             raise MaskwiseError(what, got=key, do=do)
 
 
@@ -74,15 +72,15 @@ def quieten(model: PreTrainedModel, new: list[str]) -> None:
 
 
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
-    """The modules of one kind in a module, itself included."""
+    """All modules of one kind within a module, which may be one itself."""
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
 def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
-    """Weights of a module without its embeddings, which are looked up.
+    """The number of weights of a module, except embeddings, which are looked up.
 
     Args:
-        held: count only those that are not trained.
+        held: count only weights that are not trained.
     """
     tables = {id(part.weight) for part in parts(module, nn.Embedding)}
     count = 0
@@ -94,18 +92,18 @@ def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
 
 
 def encoder_weights(model: PreTrainedModel) -> int:
-    """Weights that multiply each token: the encoder's, without its embeddings."""
+    """The number of weights that multiply each token: the encoder's, except embeddings."""
     return multiplied_weights(encoder_of(model))
 
 
 def held_share(model: PreTrainedModel) -> float:
-    """The share of ``encoder_weights`` that LoRA leaves as they are; 0 without it."""
+    """The share of ``encoder_weights`` that LoRA does not train; 0 without LoRA."""
     encoder = encoder_of(model)
     return multiplied_weights(encoder, held=True) / max(1, multiplied_weights(encoder))
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights that multiply each target: the prediction head's, and those tied to embeddings."""
+    """The numbers of weights that multiply each target: of the head, and tied to embeddings."""
     body = list(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
         body += model.get_decoder().parameters()
@@ -119,9 +117,10 @@ def head_weights(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights of a decoder, without embeddings, that multiply (each target, each token read).
+    """The numbers of a decoder's weights that multiply (each target, each token read).
 
-    The latter make the keys and values of cross-attention.
+    Embeddings are not counted. The second number counts the weights that compute the keys and
+    values of cross-attention.
     """
     decoder = model.get_decoder()
     crossed = 0
@@ -139,10 +138,10 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     lengths this is a slight overestimate.
 
     Args:
-        tokens: that are read.
+        tokens: the number of tokens that are read.
         squares: Σ length² over their documents.
     """
-    if "encoder" in config.sub_configs:  # T5Gemma describes its encoder apart
+    if "encoder" in config.sub_configs:  # T5Gemma configures its encoder separately
         config = config.encoder
     pairs = config.num_hidden_layers * squares
     # ModernBERT and T5Gemma alternate full and sliding attention.
@@ -152,13 +151,13 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     return 2.0 * config.hidden_size * pairs
 
 
-# LoRA: low-rank updates are trained in place of the weights, by peft. A linear layer W of a block
-# becomes W + (alpha / rank) · B A, of which only A and B are trained, besides the heads. Optimiser
-# states and gradients shrink with them, which is what fits a large encoder on a small card; forward
-# passes do not. Checkpoints have the sum, so peft reads none.
+# LoRA, by peft, trains low-rank updates in place of the weights. A linear layer W of a block
+# becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Optimiser states and
+# gradients become much smaller, so that a large encoder fits on a small GPU; forward passes cost as
+# much as before. Checkpoints contain the sum, so loading one does not need peft.
 
 LORA_NAME = "default"
-"""Peft's own name for the only adapter of a model."""
+"""Peft's default name for an adapter."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Lora:
     """The setting ``lora(…)`` (Hu et al. 2021, arXiv:2106.09685).
 
     Attributes:
-        rank: of the updates: the width between A and B.
+        rank: the rank of the updates, which is the width between A and B.
         alpha: the updates are scaled by alpha / rank.
         dropout: the rate at which inputs of the updates are dropped.
     """
@@ -179,11 +178,11 @@ class Lora:
         whole_number("lora: rank", self.rank, least=1)
         whole_number("lora: alpha", self.alpha, least=1)
         if not 0 <= self.dropout < 1:
-            raise MaskwiseError("lora: dropout", got=self.dropout, allowed="from 0 to 1, not 1")
+            raise MaskwiseError("lora: dropout", got=self.dropout, allowed="at least 0, below 1")
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise unless such updates can be added to a model of this configuration."""
-        do = "leave out model.adapter: LoRA is for encoders here"
+        """Raise unless updates can be added to a model of this configuration."""
+        do = "leave out model.adapter: LoRA is supported for encoders only"
         require_kind(config, "encoder", use="model.adapter", do=do)
         require_library("peft", use="model.adapter")
 
@@ -191,8 +190,8 @@ class Lora:
         """Replace the linear layers in the blocks of a model's encoder, and freeze the rest of it.
 
         Args:
-            model: changed in place; its own class, names and head stay.
-            seed: of A. B starts at 0, so that the model is the same until it is trained.
+            model: changed in place; its class and its head stay the same.
+            seed: the seed of A. B starts at 0, so the model's outputs are the same at first.
         """
         self.check(model.config)
         # Imported here, because it takes seconds and few recipes need it.
@@ -226,7 +225,7 @@ def lora(spec: str) -> Lora:
 
 
 def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a model with its updates added to the weights, by the model's own names."""
+    """Add the updates in a model's state to its weights, named as in a model without LoRA."""
     whole = dict(state)
     for name, part in model.named_modules():
         if not hasattr(part, "base_layer"):

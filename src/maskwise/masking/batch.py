@@ -42,9 +42,9 @@ COPIED = (
     "written",
     "ends",
 )
-"""What the device needs of a batch."""
+"""The attributes of a batch that are copied to a device."""
 SHOWN = 8
-"""Rows of a batch that a notebook shows."""
+"""How many rows of a batch a notebook shows."""
 HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em"
 
 
@@ -63,7 +63,7 @@ class AnnotatedBatch:
         example_id: (P,) int64, the permanent name of each piece.
         layers: (T,) arrays by name, such as ``word_ids``; negative where a token has no value.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
-        plan: the most tokens of a row, if rows hold several pieces; None: no limit.
+        plan: the maximum tokens of a row, if rows hold several pieces; None: no limit.
         apart: whether attention must not cross pieces.
     """
 
@@ -364,7 +364,7 @@ class MaskedBatch:
         there = replace(self)
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Some are computed here, on the host: on the device, the step would have to wait for them.
+        # Properties are computed here, on the host: on the device, the step would wait for them.
         for name in COPIED:
             setattr(there, name, moved(getattr(self, name), device))
         return there

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class MaskingCollator:
     """Mask rows for their step, as inputs ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows without ``epoch`` get dynamic masks, keyed by their step. Without ``step`` as well, the
-    seed of the loader and the number of batches of this process are the key, and that number
-    replaces the step in the schedule. One warning says so.
+    Rows without ``epoch`` get dynamic masks, keyed by their step. If they have no ``step`` either,
+    masks are keyed by the loader's seed and this process's count of batches, and the count replaces
+    the step in the schedule. In both cases there is one warning.
 
     Args:
         masker: the masker.
@@ -184,8 +184,8 @@ class StepBatchSampler:
         accumulate: batches per optimiser step.
 
     Attributes:
-        total_steps: optimiser steps of all passes, also of a sampler that resumes; its length is
-            the number of batches that are left.
+        total_steps: the optimiser steps of all passes. The length of the sampler is the number of
+            batches after ``first_step``.
 
     Raises:
         MaskwiseError: numbers out of range, or too few rows for one step.

@@ -35,8 +35,8 @@ drawn uniformly between neighbours, so the density is known exactly. There are t
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
 2502.09992), equations 3 and 6; numbers of tokens: Ou et al. 2024 (arXiv 2406.03736).
 
-Cost: for single tokens as the policy ``token``; with weights some five passes over the units to
-find τ.
+Cost: for single tokens, as the policy ``token``; with weights, about five more passes over the
+units, to find τ.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Rates:
         twice: whether each row is visited twice, at the rates t and 1 − t (``visits: complement``).
 
     Attributes:
-        complete: whether the weights make the whole bound; False for fixed rates.
+        complete: whether the weighted loss estimates the bound; False for fixed rates.
 
     Raises:
         MaskwiseError: a fixed rate of 0, at which nothing is ever masked.
@@ -108,7 +108,7 @@ class Rates:
                 f"ratio {schedule}: rate 0 masks nothing and has no weight",
                 got=0,
                 allowed="rates above 0",
-                do="take uniform(0, 1)",
+                do="use uniform(0, 1)",
             )
         # Rates at the ends of a clipped range, which many rows share, have no density.
         if self.complete:
@@ -242,7 +242,7 @@ class Noising(Masker):
             raise MaskwiseError(
                 "masked diffusion masks every selected token",
                 got=f"corruption {self.corruption}, predict {self.predict}",
-                do="take corruption mask-only and predict 1.0",
+                do="use corruption mask-only and predict 1.0",
             )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
@@ -347,7 +347,7 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
         raise MaskwiseError(
             "masked diffusion needs units that do not depend on the rate",
             got=f"policy {policy}",
-            do="take token, span, or any policy with words or weights",
+            do="use token, span, or any policy with words or weights",
         )
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
         raise MaskwiseError(

@@ -61,7 +61,7 @@ class Pieces(Protocol):
         rows: (P,) ascending from 0: the row of each piece.
         length: tokens of a row.
         frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1: none.
-        apart: whether each piece is a text, which ``first`` opens, or each row.
+        apart: whether each piece is a text, and begins with ``first``; otherwise each row is one.
     """
 
     @property

@@ -117,7 +117,7 @@ class Masker:
             raise MaskwiseError(
                 "budget bernoulli has no budget to split",
                 got=self.policy,
-                do="take budget exact",
+                do="use budget exact",
             )
         self.corruption.check(self.vocabulary)
         if not (self.predict.always(1) or self.corruption.keeps_length):
@@ -278,7 +278,7 @@ def some_labels(
     """
     at = np.flatnonzero(candidate)
     pieces = np.arange(batch.pieces)
-    # Draws with a purpose of their own leave the mask as it is without ``predict``.
+    # The draws have a separate purpose, so that the mask does not depend on ``predict``.
     rounding_P = keys.uniform(Purpose.PREDICT, pieces, -1)
     wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
     wanted_P = np.maximum(wanted_P, 1) * (share > 0)
@@ -393,9 +393,9 @@ class MaskingSettings(BaseModel):
     budget: str = "expected"
     """How strictly the ratio is met. ``expected``: at most one unit over the budget, the budget on
     average. ``exact``: never over it; a unit that does not fit is skipped. ``bernoulli``: each unit
-    by itself, with probability ratio × weight."""
+    independently, with probability ratio × weight."""
     fill: str = "none"
-    """What becomes of budget that units of positive weight cannot use. ``none``: it is left.
+    """What happens to budget that units of positive weight cannot use. ``none``: it stays unused.
     ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
     corruption: str = "bert"
     """What the model sees instead, and what it predicts: a name of ``list corruptions``."""

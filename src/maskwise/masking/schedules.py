@@ -89,7 +89,7 @@ class Schedule:
         return min(max(finite_number("step", step) / total_steps, 0.0), 1.0)
 
     def always(self, ratio: float) -> bool:
-        """Whether the ratio is this one at every step."""
+        """Whether the schedule has this ratio at every step."""
         return not self.varies and self(0) == ratio
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
@@ -227,7 +227,7 @@ def cosine(f: float, start: float, end: float) -> float:
 
 @published
 def step(f: float, start: float, end: float, at: float = 0.5) -> float:
-    """Use ``start`` before the share ``at`` of training, ``end`` from there."""
+    """Use ``start`` until the share ``at`` of training, then ``end``."""
     return start if f < _share("at", at, ends=True) else end
 
 
@@ -269,7 +269,7 @@ def triangle(f: float, p: float = 0.15) -> float:
 
 @published
 def vee(f: float, p: float = 0.15) -> float:
-    """Fall from 2p to 0 at half-time, then rise again; 0.01 above that throughout."""
+    """Fall from 2p + 0.01 to 0.01 at half-time, then rise again: 2p |1 − 2f| + 0.01."""
     return 2 * p * abs(1 - 2 * f) + 0.01
 
 
@@ -301,7 +301,7 @@ def elliptical(f: float, p: float = 0.15) -> float:
 def piecewise(f: float, *points: float) -> float:
     """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates share and ratio.
 
-    Before the first point and after the last one, the ratio is theirs.
+    Before the first point and after the last, the ratio is constant.
     """
     at = points[::2]
     ratios = points[1::2]
@@ -359,14 +359,14 @@ def beta(draw_P: Array, a: float, b: float) -> Array:
 def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
     """Draw ratios from a normal around ``centre``, standard deviation ``width``, cut to (0, 1).
 
-    After Hong et al. 2026 (arXiv 2605.13026), who draw the rates of masked diffusion so.
+    After Hong et al. 2026 (arXiv 2605.13026), who use it for the rates of masked diffusion.
     """
     return _on_grid(_bell_quantiles(centre, width), draw_P)
 
 
 @published
 def cosine_rates(draw_P: Array) -> Array:
-    """Draw ratios as cos(π u / 2) of a uniform u, so that high ratios come more often.
+    """Draw ratios as cos(π u / 2) of a uniform u, so that high ratios are more frequent.
 
     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of diffusion.
     """
@@ -436,7 +436,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     if isinstance(spec, str | Call):
         return build("schedule", spec, SCHEDULES)
     if callable(spec) and not isinstance(spec, type):
-        # Callable objects have no name of their own.
+        # Callable objects may have no ``__name__``.
         name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__
         return FunctionSchedule(f"function {name}", _no_curve, function=spec)
     raise MaskwiseError(

@@ -283,7 +283,7 @@ def check_visits(visits: str, policy: Policy, **settings: object) -> None:
         raise MaskwiseError(
             f"visits: {visits} needs units and weights that do not depend on the ratio",
             got=f"policy {policy}",
-            do="take visits: random",
+            do="use visits: random",
         )
     possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
     for setting, values in possible.items():
@@ -304,7 +304,7 @@ def known_epoch(epoch: int | None, visits: str) -> int:
     if epoch is None:
         raise MaskwiseError(
             f"visits: {visits} needs the epoch",
-            do="give epoch=…; sources of a mix have epochs of their own: take visits: random there",
+            do="give epoch=…; in a mix of sources, which have separate epochs, use visits: random",
         )
     return epoch
 
@@ -329,7 +329,7 @@ def coverage(
         raise MaskwiseError(
             "visits: coverage needs one ratio above 0 for all steps and rows",
             got=ratio,
-            do="take a number, such as 0.25",
+            do="use a number, such as 0.25",
         )
     ratio_P = np.full(batch.pieces, share)
     # Fractions, so that the parts of a round meet exactly: floats would leave a gap or overlap.

@@ -1,7 +1,7 @@
 """The vocabulary: tables over ids, read once from a tokenizer.
 
-They say which ids are ordinary tokens and which are special. The usual collator spends most of its
-time asking the tokenizer about each row.
+They record which ids are ordinary tokens and which are special. The usual collator asks the
+tokenizer about each row, which takes most of its time.
 """
 
 from __future__ import annotations

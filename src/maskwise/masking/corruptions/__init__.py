@@ -1,8 +1,8 @@
 """What selected tokens become, and what the model must predict. The table is the only registry.
 
-``base`` has the corruptions that insert nothing; those here insert or move tokens. They put new
-tokens before some tokens of the line, then take those that remain (``Line``), so pieces need no
-padding, and no routine loops over them. To add a corruption, write a class like ``Bert`` or
+``base`` has the corruptions that insert nothing; those here insert or move tokens. They insert new
+tokens before some tokens of the line and drop others (``Line``), so pieces need no padding, and no
+routine loops over them. To add a corruption, write a class like ``Bert`` or
 ``Delete`` and a line in the table; the contract suite tests it like the others.
 """
 
@@ -279,7 +279,7 @@ class Ul2(T5):
             raise MaskwiseError(
                 "corruption ul2 needs three mode tokens that the tokenizer knows",
                 got=f"{self.modes}, missing {sorted(missing)}",
-                do=f"tokenizer.add_special_tokens({added}), beside the sentinels, or name its own: "
+                do=f"tokenizer.add_special_tokens({added}), as well as sentinels, or name others: "
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 

@@ -59,11 +59,11 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 TensorDict: TypeAlias = "dict[str, Tensor]"
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""From this rank's sums to those of all ranks, equal on every rank; all ranks must call it."""
+"""Adds the sums of all ranks; the result is equal on every rank, and all ranks must call it."""
 
 
 class Point(NamedTuple):
-    """The progress of a training when its learners learn.
+    """The progress of training when learners learn.
 
     Attributes:
         done: completed updates; 0 before the first update of a new run.

@@ -70,7 +70,7 @@ class WholeWord(Policy):
 
 @dataclass(frozen=True)
 class SpanLayer(Policy):
-    """Marked spans: units are runs of one number ≥ 0 in a layer, and the words or tokens around.
+    """Marked spans: units are runs of one number ≥ 0 in a layer, and the words or tokens elsewhere.
 
     Selects: marked spans. At ``rest_weight=0`` the masker's ``fill`` decides about the rest:
         ``none`` (salient span masking as published), ``random`` (equal budgets), ``skip-row``. At 1

@@ -101,7 +101,7 @@ class GroupWeighted(CutPolicy):
         if self.half_life_steps is not None:
             finite_number("half_life_steps", self.half_life_steps, least=1e-9)
             if self.faithful:
-                raise MaskwiseError("half_life_steps: faithful keeps .999", do="leave one out")
+                raise MaskwiseError("half_life_steps needs faithful=False", do="leave one out")
 
     @property
     def names(self) -> Names:
