@@ -91,9 +91,9 @@ def sentences() -> ByText:
 
 
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
-    """Annotate the prompt of a text: all up to the first (or ``last``) ``until``, included.
+    """Annotate the prompt of a text: everything up to the end of the first (or ``last``) ``until``.
 
-    ``masking.keep: prompt`` never masks it. A text without ``until`` has no prompt.
+    With ``masking.keep: prompt`` it is never masked. A text without ``until`` has no prompt.
     """
     if not until:
         do = "say prompt(until='?')"
@@ -150,7 +150,7 @@ def spans(
             if not isinstance(marked, list):
                 raise MaskwiseError("spans", got=marked, allowed="a list of them")
             if not labels:
-                # A label is allowed, and not used.
+                # A label is allowed but not used.
                 marked = [span[:2] if _has_label(span) else span for span in marked]
             found = given_spans(marked, kind)
             if labels and not np.all(found.value):
@@ -200,10 +200,10 @@ class Function:
         place: "module:function"; the current folder is searched too.
         kind: "spans", "categorical" or "weight".
         labels: allowed values; "categorical" requires them, "weight" has none.
-        layer: name of the layer, by default that of the function.
+        layer: name of the layer; by default the name of the function.
 
     Raises:
-        MaskwiseError: no such function; a kind that does not exist, or lacks its labels.
+        MaskwiseError: no such function; an unknown kind, or a kind without the labels it requires.
     """
 
     name = "function"
@@ -267,7 +267,8 @@ def spec_of(function: str | Callable[..., object]) -> Call:
 def _load(place: str) -> tuple[Finder, str]:
     """Import a function; returns it with the source of its module, a part of the version."""
     module_name, _, name = place.partition(":")
-    # ``python script.py`` has the folder of the script on the path; a console script has not.
+    # ``python script.py`` searches the folder of the script; a console script searches neither
+    # that nor the current folder.
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -279,7 +280,7 @@ def _load(place: str) -> tuple[Finder, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    # The module of a user may raise anything while it is imported.
+    # A user's module may raise anything while it is imported.
     except (Exception, SystemExit) as error:
         what = f"cannot load the function {place}"
         got = f"{type(error).__name__}: {first_line(error)}"
@@ -323,16 +324,16 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Find sentences by their final punctuation, a rough rule."""
+    """Find sentences by their final punctuation, which is only a rough rule."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
-# The table; a new annotator adds its line here
+# The table of annotators; add new ones here
 # -------------------------------------------------------------------------------------------
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate the layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
+    """Annotate with a learned policy; see ``maskwise.learning.annotator.Learned``."""
     module = importlib.import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
@@ -365,10 +366,10 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
 
     Args:
         spec: a name of `ANNOTATORS`, with arguments.
-        functions: allow ``function("module:name")`` too, which runs the user's code.
+        functions: also allow ``function("module:name")``, which runs the user's code.
 
     Raises:
-        MaskwiseError: an unknown name, or arguments that it does not take.
+        MaskwiseError: an unknown name, or arguments that the annotator does not have.
     """
     table = dict(ANNOTATORS)
     if functions:

@@ -1,15 +1,15 @@
-"""Annotate one shard: texts and the specs of annotators in, the bytes of files out.
+"""Annotate one shard: from texts and the specs of annotators to the bytes of files.
 
-Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks,
-which bounds memory; annotators with ``whole_texts`` get them whole. A text on which an annotator
-fails gets no spans and is counted. The run ends if all texts fail, or on an error of a file, the
-network or memory.
+To bound memory, long documents are passed to annotators in parts of at most `PART_CHARACTERS`, cut
+at line breaks or blanks; annotators with ``whole_texts`` get them whole. A text on which an
+annotator fails gets no spans and is counted. The run ends if all texts of a shard fail, or if a
+file, the network or memory fails.
 
-Spans are counted here too, while the text is in memory. Totals are exact; the most common words and
-spans are merged from the most common ones of each shard, so rare ones may be missed. Counting costs
-0.4 µs per span.
+Spans are counted here too, while the text is in memory. Totals are exact. The most common words and
+spans of the corpus are merged from those of each shard, so a text that is rare in every shard may
+be missed. Counting costs 0.4 µs per span.
 
-`Live` annotates texts of a stream, for which nothing is stored.
+`Live` annotates the texts of a stream, for which nothing is stored.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class AnnotatorSummary(TypedDict):
     layers: dict[str, LayerSummary]
 
 
-# The user's functions are allowed: run.py has checked the options of the run. Each process builds
-# an annotator once, since some load a model.
+# Functions of the user are allowed here, because run.py has checked that the run may use them. Each
+# process builds an annotator once, since some load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
@@ -188,7 +188,7 @@ def spans_of(
         MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
     """
     most = PART_CHARACTERS
-    # Annotators are any classes with ``name``, ``version`` and ``layers``; the flag is optional.
+    # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
     parts_of = []
@@ -234,7 +234,7 @@ def _annotate(
             return spans
         message = f"{type(error).__name__}: {error}"
         line = " ".join(message.split())[:200]
-        # The text is not to blame, so the shard must not be stored as finished.
+        # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             do = "the same command resumes"
             raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
@@ -286,8 +286,8 @@ def _layer_facts(
 ) -> Facts:
     """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
     start, end, codes = joined_spans(found, base)
-    # A word counts if the last span that opens at or before its first character covers it. A word
-    # before all spans finds index −1, the padding, which covers nothing.
+    # A word is covered if the last span that begins at or before its first character ends after it.
+    # A word before all spans gets index −1, the 0 that is appended, which covers nothing.
     last = np.searchsorted(start, words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
@@ -315,7 +315,7 @@ def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[
     if layer.kind == "spans":
         most = TOP_SPANS
     top: dict[int, dict[str, int]] = {}
-    # Ties are broken by text: the order of the input must not matter.
+    # Ties are broken by text, because the order of the input must not matter.
     for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
         common = top.setdefault(code, {})
         if len(common) < most:
@@ -343,7 +343,7 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
     share = sum(part["words"] for part in parts) / max(1, words)
     summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
     if layer.kind == "weight":
-        # A shard without spans has (0, 0, 0), which is not a least weight.
+        # A shard without spans has (0, 0, 0), and this 0 is not the least weight of any span.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)

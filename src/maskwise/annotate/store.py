@@ -8,10 +8,10 @@
 
 The name of a shard's file hashes everything that it depends on: its documents and the annotator's
 version. Files are written atomically, so an existing file is complete: a second run is instant, a
-killed run resumes, and another tagger or a changed character writes only the files that it affects.
+killed run resumes, and a new tagger or a changed text rewrites only the files that it affects.
 
-A shard ends after a document whose hash decides so (about 1 in 128) or when it is full. A new or
-longer document therefore moves only the borders of its own shard.
+A shard ends after a document with a certain hash (about 1 in 128) or when it is full. A new or
+longer document therefore changes only the shard that contains it.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
 (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
@@ -44,7 +44,8 @@ MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""A second or two of tagging: what a kill loses at most, or one process waits for another."""
+"""A second or two of tagging, which bounds what a killed run loses and how long one process waits
+for another."""
 Facts: TypeAlias = dict[str, Any]
 """Counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
 
@@ -98,7 +99,7 @@ def to_parquet(
         if layer.dtype is not None:
             values = pa.list_(pa.from_numpy_dtype(layer.dtype))
             columns[f"{name}.value"] = pa.array([each.value for each in found], values)
-    # In the footer, so that facts are read without decoding a column.
+    # Facts are in the footer, so that they can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -108,7 +109,7 @@ def to_parquet(
 def stored_facts(path: Path) -> Facts:
     """Read the facts of a shard's file; {} if it is missing or damaged."""
     try:
-        # The whole table is read for its checksums: a damaged file must be written again.
+        # The whole table is read to verify its checksums, because a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
         facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
         return facts
@@ -126,7 +127,7 @@ class Part:
     layers: dict[str, Layer]
 
     def file(self, shard: str) -> str:
-        """Return the name of its file for the shard with that key."""
+        """Return the name of its file for the shard with the key ``shard``."""
         return f"{self.name}-{digest(self.version, shard)}.parquet"
 
 

@@ -4,13 +4,13 @@ One pass over the text gives both layers. The shipped pipeline (data/tagger-en, 
 tagger and an entity recogniser on an encoder of two convolutions. ``pos`` alone skips the
 recogniser.
 
-No text is refused. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are cut
-at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest text
-(4.5 GB for 10 MB). Words of a thousand characters are cut too, since the tokenizer may take minutes
-over them. White space has no part of speech.
+Every text is accepted. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are
+cut at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest
+text (4.5 GB for 10 MB). Words of a thousand characters or more are cut too, since spaCy's tokenizer
+may need minutes for one. White space has no part of speech.
 
-Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``). Matrix products, half of it,
-use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
+Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``), half of it in matrix products.
+These use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Tokens(NamedTuple):
         return np.isin(self.tag, [_CODES[tag] for tag in tags])
 
     def within(self, match: re.Match[str]) -> slice:
-        """Return the tokens that a match covers or cuts."""
+        """Return the tokens that overlap a match."""
         first = int(self.end.searchsorted(match.start(), "right"))
         return slice(first, int(self.start.searchsorted(match.end())))
 
@@ -128,7 +128,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)
     breaks[1:] = lines[start[1:]] > lines[end[:-1] - 1]
-    # A token that may open a sentence has a capital whether it is a name or not.
+    # The first word of a sentence has a capital letter whether or not it is a name.
     opens = breaks.copy()
     opens[1:] |= np.isin(codes[end[:-1] - 1], _OPENERS)
 
@@ -158,7 +158,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     begin = np.flatnonzero(breaks | changes(kind, form))
     last = np.append(begin[1:], len(kind)) - 1
     is_salient = kind[begin] != NONE
-    # Taggers may tag emoji and stray marks as PROPN; they are no names.
+    # Taggers may tag emoji and stray punctuation as PROPN, but these are not names.
     first_class = classify(text)[start[begin]]
     for at in np.flatnonzero(is_salient & (first_class != LETTER)):
         span = text[start[begin[at]] : end[last[at]]]
@@ -170,7 +170,8 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Texts per batch; from 64 on the arrays outgrow the processor's cache, which costs a third."""
+"""Texts per batch. With 64 or more the arrays outgrow the processor's cache and annotating takes a
+third longer."""
 MAX_NEW_WORDS = 200_000
 """spaCy caches every word; after this many new words (about 100 MB) it is reloaded. Its memory
 zones would drop the cache, but made annotating a third slower.
@@ -205,7 +206,7 @@ class SpacyPipeline:
     """An annotator with the layers "pos" (17 universal tags), "salient", or both.
 
     Args:
-        layers: names of the layers. Both take one pass; "pos" alone is faster.
+        layers: names of the layers. Both are made in one pass; "pos" alone is faster.
         model: an installed spaCy pipeline or its folder; None: the shipped one.
 
     Raises:
@@ -221,7 +222,7 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """A digest of the pipeline without its card, of spaCy's version and of the rules here."""
+        """Hash of the pipeline without its card, spaCy's version and the rules of this module."""
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -350,7 +351,7 @@ def one_pass(specs: Sequence[str]) -> list[str]:
 
 
 def _multiply_by_numpy(nlp: Any) -> None:
-    """Use numpy's matrix product in place of BLIS; a GPU and Apple's library keep their own."""
+    """Use numpy's matrix product in place of BLIS, but not on a GPU or with Apple's library."""
     from thinc.api import Model, NumpyOps
 
     ops = NumpyOps(use_blis=False)
