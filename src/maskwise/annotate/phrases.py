@@ -142,7 +142,7 @@ class Phrases:
             effect = "which are often pairs such as 'of the'"
         count, documents = facts["min_count"], facts["min_documents"]
         floors = f"(min_count={count}, min_documents={documents})"
-        do = f"give more text, or take phrases(min_count={min(count, 2)}, min_documents=1)"
+        do = f"give more text, or use phrases(min_count={min(count, 2)}, min_documents=1)"
         return f"{number} phrases among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:

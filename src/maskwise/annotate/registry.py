@@ -96,7 +96,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
     With ``masking.keep: prompt`` it is never masked. A text without ``until`` has no prompt.
     """
     if not until:
-        do = "say prompt(until='?')"
+        do = "write prompt(until='?')"
         raise MaskwiseError("prompt: `until` must not be empty", got=repr(until), do=do)
 
     def find(text: str) -> Found:
@@ -160,7 +160,7 @@ def spans(
         except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
     if not known:
-        do = "name the field of the spans and that of the text"
+        do = "set field and text_field to its fields"
         raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
@@ -256,7 +256,7 @@ def spec_of(function: str | Callable[..., object]) -> Call:
         # Python's names of lambdas and of functions inside others contain "<".
         if "<" in name or function.__module__ == "__main__":
             what = "worker processes cannot import this function"
-            do = "put it at the top of a module that can be imported"
+            do = "define it at the top level of an importable module"
             raise MaskwiseError(what, got=repr(function), do=do)
         return Call("function", (f"{function.__module__}:{name}",))
     place, bracket, rest = function.partition("(")
@@ -385,6 +385,6 @@ def check_names(annotators: Sequence[Annotator]) -> None:
         for name in each.layers:
             if name in owner:
                 got = f"{owner[name]} and {each.name}"
-                do = "ask for one of them"
+                do = "keep one of them"
                 raise MaskwiseError(f"two annotators make the layer {name!r}", got=got, do=do)
             owner[name] = each.name

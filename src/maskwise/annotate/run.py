@@ -310,8 +310,9 @@ def _require_nothing_lost(
     lost = _kept(before, [each.part for each in wanted])
     if lost:
         layers = ", ".join(name for part in lost for name in part.layers)
-        do = f"ask for them too ({', '.join(part.spec for part in lost)}), or give a new folder"
-        raise MaskwiseError(f"the corpus has changed since {out} got the layers {layers}", do=do)
+        specs = ", ".join(part.spec for part in lost)
+        what = f"the corpus has changed since the layers {layers} in {out} were made"
+        raise MaskwiseError(what, do=f"make them again ({specs}), or give a new folder")
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:

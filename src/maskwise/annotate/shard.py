@@ -169,7 +169,7 @@ def require_live(spec: str, maker: Annotator) -> None:
         option = "vocabulary"
     raise MaskwiseError(
         f"layers of {spec} need the whole corpus, and a stream is not read beforehand",
-        do=f"count in a part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
+        do=f"count in part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
         f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
         f"corpus.stream",
     )

@@ -277,5 +277,5 @@ class Store:
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
-            do = "give the same maskwise annotate command again: it repairs the store"
+            do = "run the same maskwise annotate command again, which repairs the store"
             raise MaskwiseError(f"{path} is missing or damaged", do=do) from error

@@ -318,7 +318,7 @@ class SpacyPipeline:
         if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
             return "TAG"
         what = f"spaCy pipeline {self.folder.name} gives no universal parts of speech"
-        do = "take one with a tagger and an attribute ruler, such as en_core_web_sm"
+        do = "use one with a tagger and an attribute ruler, such as en_core_web_sm"
         raise MaskwiseError(what, got=f"tags {sorted(tags)[:5]}", do=do)
 
 

@@ -198,7 +198,7 @@ class Informativeness(WordWeights):
         most_frequent = np.argsort(-seen.counts, kind="stable")[: self.words]
         frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
-            do = "give more text, or a lower min_count"
+            do = "give more text, or lower min_count"
             raise MaskwiseError(f"no word occurs {self.min_count} times", do=do)
         # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
         frequent = np.sort(frequent)

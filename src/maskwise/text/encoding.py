@@ -157,7 +157,7 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
                 f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
                 """layers=['stored("FOLDER")']"""
             )
-            raise MaskwiseError(f"{spec} counts over a whole corpus first", do=do)
+            raise MaskwiseError(f"{spec} must count over a whole corpus first", do=do)
         annotators.append(maker)
     return annotators
 
@@ -192,7 +192,7 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
         what = f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens"
-        do = "take policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
+        do = "use policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
         warnings.warn(f"{what}; {do}", stacklevel=3)
 
 

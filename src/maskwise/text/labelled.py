@@ -278,7 +278,7 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         try:
             words = _surface_words(rows)
         except (ValueError, KeyError, IndexError) as error:
-            what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
+            what = f"{path} is not CoNLL-U: its words are not numbered consecutively"
             got = f"a sentence that begins with {' '.join(rows[0][:2])!r}"
             raise MaskwiseError(what, got=got) from error
         for form, tag in words:

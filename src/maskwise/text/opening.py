@@ -85,7 +85,7 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        do = "is it complete and readable?"
+        do = "check that it is complete and readable"
         raise MaskwiseError(f"cannot read {path}: {error}", do=do) from error
 
 
@@ -250,7 +250,7 @@ def _records(
             raise MaskwiseError(
                 f"row {number} of {path} has {len(cells)} columns",
                 allowed=f"{len(names)} columns, as in the header",
-                do=f"put cells that hold {SEPARATORS[separator]} into quotation marks",
+                do=f"put quotation marks around cells that contain {SEPARATORS[separator]}",
             )
         else:
             yield dict(zip(names, cells))

@@ -351,7 +351,7 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
             got=f"{counts[UNKNOWN]:,} × [UNK]",
             allowed="at most half",
-            do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
+            do="use a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
             "or bpe",
         )
 
@@ -408,5 +408,5 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 def require_length(folder: Path, column: Array, length: int) -> None:
     """Refuse a column of a folder that does not have the expected length."""
     if len(column) != length:
-        what = f"{folder} is damaged: a column is not whole"
+        what = f"{folder} is damaged: a column is incomplete"
         raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")

@@ -137,7 +137,7 @@ class Prepared:
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
-            do = "run the same command again: it is prepared anew"
+            do = "run the same command again, which prepares it again"
             raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
@@ -218,7 +218,7 @@ def _read_beginning(
                 f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
                 "beginning empty",
                 got=f"{read:,} characters",
-                do="give more text, or take another share",
+                do="give more text, or use another share",
             )
     return training, held_out, {"read_characters": read, "skipped": dict(skipped)}
 

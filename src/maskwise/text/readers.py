@@ -20,7 +20,7 @@ from maskwise.text.opening import HEAD_BYTES, damaged, opened, read_table, refus
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
-NO_LETTERS = "sequence with characters that are no letters"
+NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
 # Bytes. A longer line, as in a file without line breaks, is not held in memory.
 LONGEST_LINE = 1 << 24
@@ -295,7 +295,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 continue
             if not header and not number:
                 do = "begin every sequence with a line >NAME, or call the file .txt"
-                what = f"{path} is no FASTA file: it has no header"
+                what = f"{path} is not a FASTA file: it has no header"
                 raise MaskwiseError(what, got=text[:40], do=do)
             if number and (header or size >= LONGEST_TEXT):
                 sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()

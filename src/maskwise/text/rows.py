@@ -310,7 +310,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
             raise MaskwiseError(
                 f"corpus.held_out={held_out} leaves the {name} side empty",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
-                do="give more documents (blank lines separate those of a .txt file), or take "
+                do="give more documents (blank lines separate those of a .txt file), or use "
                 "another share",
             )
         sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))

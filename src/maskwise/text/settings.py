@@ -85,8 +85,8 @@ class CorpusSettings(BaseModel):
             raise MaskwiseError("a mix that names no source", got=source, allowed=allowed)
         for name in source:
             if not isinstance(name, str) or not name:
-                allowed = "a file, bundled:wikipedia, …"
-                raise MaskwiseError("a source is named by text", got=repr(name), allowed=allowed)
+                what = "the name of a source must be text"
+                raise MaskwiseError(what, got=repr(name), allowed="a file, bundled:wikipedia, …")
         # Normalised names are compared, so that ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
@@ -117,8 +117,8 @@ class CorpusSettings(BaseModel):
         else:
             self._refuse("{} is for streams", "shuffle", "repeat")
         if self.stream and any(map(read_world, self.sources)):
-            do = "leave out corpus.stream: its texts are few"
-            raise MaskwiseError("an invented world is no stream", got=self.source, do=do)
+            do = "leave out corpus.stream: a world is small"
+            raise MaskwiseError("an invented world cannot be a stream", got=self.source, do=do)
         return self
 
     def _refuse(self, what: str, *names: str) -> None:

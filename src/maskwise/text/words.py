@@ -217,7 +217,7 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
     for match in re.finditer(pattern, text):
         if not match[0]:
             what = "corpus.words: the pattern matches an empty word"
-            do = "use + instead of *, and \\b or \\B only beside characters"
+            do = "use + instead of *, and \\b or \\B only next to characters"
             raise MaskwiseError(what, got=pattern, do=do)
         yield match.span()
 
@@ -268,7 +268,7 @@ def word_ids(
         raise MaskwiseError("every token needs one special flag", got=got)
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
-        do = "pass the text exactly as the tokenizer got it"
+        do = "pass the text exactly as it was tokenised"
         raise MaskwiseError("offsets that do not fit the text", do=do)
     placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
     return number_words(placed)

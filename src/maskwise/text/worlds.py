@@ -56,7 +56,7 @@ class World(ABC):
             check = finite_number if isinstance(low, float) else whole_number
             check(f"{name} of {self.name}", getattr(self, name), least=low, most=high)
         if self.seed != RUN:
-            whole_number(f"seed of {self.name}", self.seed, do=f"or take {RUN!r}")
+            whole_number(f"seed of {self.name}", self.seed, do=f"or use {RUN!r}")
 
     def __str__(self) -> str:
         """Write the name with the options that differ from their defaults, the seed last."""
@@ -363,7 +363,7 @@ class CausalWorld(World):
                 more = not more
             answers[question] = "more" if more else "less"
         if len(answers) < self.asked:
-            what = "this causalworld has fewer different questions"
+            what = "this causalworld has too few different questions"
             raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
         rows: list[Question] = []
         for question, answer in answers.items():
