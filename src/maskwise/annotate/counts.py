@@ -442,5 +442,7 @@ def read_table(path: Path, *columns: str) -> pa.Table:
     try:
         return pq.read_table(path).select(columns)
     except (OSError, KeyError, pa.ArrowException) as error:
-        do = "give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)"
-        raise MaskwiseError(f"cannot read {path}: {error}", do=do) from None
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
+        ) from None

@@ -99,11 +99,12 @@ class Phrases:
     def __post_init__(self) -> None:
         too_small = self.size is not None and self.size < 2
         if too_small or self.min_count < 0 or self.min_documents < 1:
-            got = (
-                f"size={self.size}, min_count={self.min_count}, min_documents={self.min_documents}"
+            raise MaskwiseError(
+                "phrases: settings out of range",
+                got=f"size={self.size}, min_count={self.min_count}, "
+                f"min_documents={self.min_documents}",
+                allowed="size ≥ 2, min_count ≥ 0, min_documents ≥ 1",
             )
-            allowed = "size ≥ 2, min_count ≥ 0, min_documents ≥ 1"
-            raise MaskwiseError("phrases: settings out of range", got=got, allowed=allowed)
         if self.vocabulary == "":
             raise MaskwiseError("phrases: vocabulary is empty", do="give a folder or a file")
         self._path = Path(self.vocabulary or "")
@@ -194,8 +195,10 @@ def read_phrases(path: Path) -> list[str]:
     try:
         lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        do = "give the folder of a fit, or a UTF-8 text file with a phrase on each line"
-        raise MaskwiseError(f"cannot read the phrases {path}: {error}", do=do) from None
+        raise MaskwiseError(
+            f"cannot read the phrases {path}: {error}",
+            do="give the folder of a fit, or a UTF-8 text file with a phrase on each line",
+        ) from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -247,8 +250,10 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
         return {}
     words = words_of(phrases)
     if not words.plain.all():
-        got = phrases[words.text[np.argmin(words.plain)]]
-        raise MaskwiseError("phrases must not have punctuation", got=got)
+        raise MaskwiseError(
+            "phrases must not have punctuation",
+            got=phrases[words.text[np.argmin(words.plain)]],
+        )
     lengths = np.bincount(words.text, minlength=len(phrases))
     first = offsets(lengths)
     keys = {}

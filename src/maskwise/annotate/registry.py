@@ -96,8 +96,11 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
     With ``masking.keep: prompt`` it is never masked. A text without ``until`` has no prompt.
     """
     if not until:
-        do = "write prompt(until='?')"
-        raise MaskwiseError("prompt: `until` must not be empty", got=repr(until), do=do)
+        raise MaskwiseError(
+            "prompt: `until` must not be empty",
+            got=repr(until),
+            do="write prompt(until='?')",
+        )
 
     def find(text: str) -> Found:
         end = text.rfind(until) if last else text.find(until)
@@ -131,8 +134,10 @@ def spans(
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
-        allowed = "JSON lines or Parquet, with fields"
-        raise MaskwiseError(f"spans are not read from {path}", allowed=allowed)
+        raise MaskwiseError(
+            f"spans are not read from {path}",
+            allowed="JSON lines or Parquet, with fields",
+        )
     kind = Layer("spans", tuple(labels))
     known = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
@@ -160,8 +165,10 @@ def spans(
         except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
     if not known:
-        do = "set field and text_field to its fields"
-        raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
+        raise MaskwiseError(
+            f"no record of {path} has {text_field!r} and {field!r}",
+            do="set field and text_field to its fields",
+        )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
 
@@ -218,9 +225,11 @@ class Function:
     ):
         known = kind in ("spans", "categorical", "weight")
         if not known or (kind == "categorical" and not labels):
-            got = f"{kind}, labels {labels}"
-            allowed = "spans, categorical (with labels) or weight"
-            raise MaskwiseError(f"function {place}: kind", got=got, allowed=allowed)
+            raise MaskwiseError(
+                f"function {place}: kind",
+                got=f"{kind}, labels {labels}",
+                allowed="spans, categorical (with labels) or weight",
+            )
         self._call, source = _load(place)
         self._place = place
         self._layer = Layer(kind, tuple(labels))
@@ -231,8 +240,10 @@ class Function:
     def annotate(self, texts: list[str]) -> list[Found]:
         results = list(self._call(texts))
         if len(results) != len(texts):
-            what = f"function {self._place}: one list of spans per text"
-            raise MaskwiseError(what, got=f"{len(results)} for {len(texts)} texts")
+            raise MaskwiseError(
+                f"function {self._place}: one list of spans per text",
+                got=f"{len(results)} for {len(texts)} texts",
+            )
         found = []
         for marked in results:
             spans_of_text = given_spans(marked, self._layer, name=f"function {self._place}")
@@ -255,9 +266,11 @@ def spec_of(function: str | Callable[..., object]) -> Call:
             name = function.__qualname__
         # Python's names of lambdas and of functions inside others contain "<".
         if "<" in name or function.__module__ == "__main__":
-            what = "worker processes cannot import this function"
-            do = "define it at the top level of an importable module"
-            raise MaskwiseError(what, got=repr(function), do=do)
+            raise MaskwiseError(
+                "worker processes cannot import this function",
+                got=repr(function),
+                do="define it at the top level of an importable module",
+            )
         return Call("function", (f"{function.__module__}:{name}",))
     place, bracket, rest = function.partition("(")
     settings = parse_call(f"function{bracket}{rest}")
@@ -282,9 +295,11 @@ def _load(place: str) -> tuple[Finder, str]:
             raise TypeError(f"{name} is not a function")
     # A user's module may raise anything while it is imported.
     except (Exception, SystemExit) as error:
-        what = f"cannot load the function {place}"
-        got = f"{type(error).__name__}: {first_line(error)}"
-        raise MaskwiseError(what, got=got, allowed="module:function") from error
+        raise MaskwiseError(
+            f"cannot load the function {place}",
+            got=f"{type(error).__name__}: {first_line(error)}",
+            allowed="module:function",
+        ) from error
     return member, source
 
 
@@ -384,7 +399,9 @@ def check_names(annotators: Sequence[Annotator]) -> None:
     for each in annotators:
         for name in each.layers:
             if name in owner:
-                got = f"{owner[name]} and {each.name}"
-                do = "keep one of them"
-                raise MaskwiseError(f"two annotators make the layer {name!r}", got=got, do=do)
+                raise MaskwiseError(
+                    f"two annotators make the layer {name!r}",
+                    got=f"{owner[name]} and {each.name}",
+                    do="keep one of them",
+                )
             owner[name] = each.name

@@ -258,8 +258,10 @@ def _tasks(
         return
     for number, contents in enumerate(cut_shards(documents)):
         if number >= len(keys) or shard_key(contents) != keys[number]:
-            do = "annotate it again"
-            raise MaskwiseError(f"{documents.name} changed while it was read", do=do)
+            raise MaskwiseError(
+                f"{documents.name} changed while it was read",
+                do="annotate it again",
+            )
         if missing[number]:
             yield ShardTask(number, contents, missing[number])
 
@@ -304,15 +306,19 @@ def _require_nothing_lost(
     """Refuse to replace the layers of another corpus, or to lose layers of a changed corpus."""
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not set(keys) & set(before.shards):
-        what = f"--out {out} holds the layers of another corpus"
-        got = f"{before.documents:,} documents of {before.source}"
-        raise MaskwiseError(what, got=got, do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds the layers of another corpus",
+            got=f"{before.documents:,} documents of {before.source}",
+            do="give a new folder",
+        )
     lost = _kept(before, [each.part for each in wanted])
     if lost:
         layers = ", ".join(name for part in lost for name in part.layers)
         specs = ", ".join(part.spec for part in lost)
-        what = f"the corpus has changed since the layers {layers} in {out} were made"
-        raise MaskwiseError(what, do=f"make them again ({specs}), or give a new folder")
+        raise MaskwiseError(
+            f"the corpus has changed since the layers {layers} in {out} were made",
+            do=f"make them again ({specs}), or give a new folder",
+        )
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:

@@ -197,9 +197,11 @@ def spans_of(
         parts_of.append([text[start:end] for start, end in cuts])
     annotated = iter(_annotate(maker, parts_of, failures))
     if failures.total() == len(texts) >= SURE_FAILURES:
-        what = f"{maker.name} failed on all {len(texts)} texts of a shard"
-        do = "fix it; finished shards are kept"
-        raise MaskwiseError(what, got=next(iter(failures)), do=do)
+        raise MaskwiseError(
+            f"{maker.name} failed on all {len(texts)} texts of a shard",
+            got=next(iter(failures)),
+            do="fix it; finished shards are kept",
+        )
     found = []
     for parts in parts_of:
         found_in_parts = [next(annotated) for _ in parts]
@@ -236,13 +238,18 @@ def _annotate(
         line = " ".join(message.split())[:200]
         # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
-            do = "the same command resumes"
-            raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
+            raise MaskwiseError(
+                f"{maker.name} failed",
+                got=line,
+                do="the same command resumes",
+            ) from error
         failures[line] += 1
         return [no_spans(maker.layers)] * len(parts)
     if len(found) != len(parts):
-        got = f"{len(found)} for {len(parts)} texts"
-        raise MaskwiseError(f"{maker.name} must return the layers of every text", got=got)
+        raise MaskwiseError(
+            f"{maker.name} must return the layers of every text",
+            got=f"{len(found)} for {len(parts)} texts",
+        )
     for layers in found:
         for name in maker.layers:
             if name not in layers:

@@ -170,11 +170,15 @@ class Manifest:
             content = (folder / MANIFEST).read_bytes()
             return TypeAdapter(Manifest).validate_json(content)
         except FileNotFoundError:
-            do = "run maskwise annotate; the same command resumes an interrupted run"
-            raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
+            raise MaskwiseError(
+                f"{folder} holds no finished annotations",
+                do="run maskwise annotate; the same command resumes an interrupted run",
+            ) from None
         except (OSError, ValueError) as error:
-            what = f"{folder / MANIFEST} is damaged: {first_line(error)}"
-            raise MaskwiseError(what, do="annotate again") from error
+            raise MaskwiseError(
+                f"{folder / MANIFEST} is damaged: {first_line(error)}",
+                do="annotate again",
+            ) from error
 
 
 class Store:
@@ -277,5 +281,7 @@ class Store:
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
-            do = "run the same maskwise annotate command again, which repairs the store"
-            raise MaskwiseError(f"{path} is missing or damaged", do=do) from error
+            raise MaskwiseError(
+                f"{path} is missing or damaged",
+                do="run the same maskwise annotate command again, which repairs the store",
+            ) from error

@@ -302,8 +302,9 @@ class SpacyPipeline:
             nlp = spacy.load(self.folder, exclude=unused)
         # Components of other packages may raise anything.
         except Exception as error:
-            what = f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}"
-            raise MaskwiseError(what) from error
+            raise MaskwiseError(
+                f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
+            ) from error
         self._words_at_load = len(nlp.vocab)
         _multiply_by_numpy(nlp)
         return nlp
@@ -317,9 +318,11 @@ class SpacyPipeline:
         tags = {token.tag_ for token in probe}
         if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
             return "TAG"
-        what = f"spaCy pipeline {self.folder.name} gives no universal parts of speech"
-        do = "use one with a tagger and an attribute ruler, such as en_core_web_sm"
-        raise MaskwiseError(what, got=f"tags {sorted(tags)[:5]}", do=do)
+        raise MaskwiseError(
+            f"spaCy pipeline {self.folder.name} gives no universal parts of speech",
+            got=f"tags {sorted(tags)[:5]}",
+            do="use one with a tagger and an attribute ruler, such as en_core_web_sm",
+        )
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
@@ -382,8 +385,11 @@ def _folder(model: str | None) -> Path:
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
-        do = f"install it with: python -m spacy download {model}; or give the folder of a pipeline"
-        raise MaskwiseError(f"no spaCy pipeline {model!r} is installed", do=do)
+        raise MaskwiseError(
+            f"no spaCy pipeline {model!r} is installed",
+            do=f"install it with: python -m spacy download {model}; or give the folder of a "
+            "pipeline",
+        )
     return path
 
 

@@ -198,8 +198,10 @@ class Informativeness(WordWeights):
         most_frequent = np.argsort(-seen.counts, kind="stable")[: self.words]
         frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
-            do = "give more text, or lower min_count"
-            raise MaskwiseError(f"no word occurs {self.min_count} times", do=do)
+            raise MaskwiseError(
+                f"no word occurs {self.min_count} times",
+                do="give more text, or lower min_count",
+            )
         # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
@@ -378,8 +380,10 @@ class Difference(WordWeights):
         spread = documents.of(keys) >= min(self.min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
         if not len(chosen):
-            do = "give another general corpus, or lower min_documents"
-            raise MaskwiseError(f"no word sets this corpus apart from {self.general}", do=do)
+            raise MaskwiseError(
+                f"no word sets this corpus apart from {self.general}",
+                do="give another general corpus, or lower min_documents",
+            )
         anchors = [names[place] for place in chosen]
         weights = scores
         if self.vectors is not None:

@@ -411,21 +411,28 @@ def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Reco
         return _resolve_path(Path(source).expanduser(), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
-    allowed = "a path, a name such as bundled:wikipedia, a list of texts"
-    got = type(source).__name__
-    raise MaskwiseError("a corpus cannot be read from this", got=got, allowed=allowed)
+    raise MaskwiseError(
+        "a corpus cannot be read from this",
+        got=type(source).__name__,
+        allowed="a path, a name such as bundled:wikipedia, a list of texts",
+    )
 
 
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     if not path.exists():
-        do = "give a file, a folder, bundled:wikipedia or hf:NAME"
-        raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=looked_in(path), do=do)
+        raise MaskwiseError(
+            f"corpus {str(path)!r} does not exist",
+            got=looked_in(path),
+            do="give a file, a folder, bundled:wikipedia or hf:NAME",
+        )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
     files = files_in(path, [*READERS])
     if not files:
-        what = f"{path}: no corpus file, or unknown ending"
-        raise MaskwiseError(what, allowed=", ".join(READERS))
+        raise MaskwiseError(
+            f"{path}: no corpus file, or unknown ending",
+            allowed=", ".join(READERS),
+        )
     return lambda: chain.from_iterable(
         read_file(file, name, fields) for name, file in files.items()
     )

@@ -93,8 +93,10 @@ def encode(
     else:
         names = []
     if len(names) != len(texts):
-        got = f"{len(names)} ids for {len(texts)} texts"
-        raise MaskwiseError("every text needs one id", got=got)
+        raise MaskwiseError(
+            "every text needs one id",
+            got=f"{len(names)} ids for {len(texts)} texts",
+        )
     if not texts:
         return []
     # Rows are truncated below, because only there is it known which word is cut.
@@ -153,11 +155,11 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
     for spec in specs:
         maker = registry.annotator(spec)
         if isinstance(maker, Fitted) and not maker.fitted:
-            do = (
-                f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
-                """layers=['stored("FOLDER")']"""
+            raise MaskwiseError(
+                f"{spec} must count over a whole corpus first",
+                do=f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
+                """layers=['stored("FOLDER")']""",
             )
-            raise MaskwiseError(f"{spec} must count over a whole corpus first", do=do)
         annotators.append(maker)
     return annotators
 
@@ -206,9 +208,11 @@ def _checked(texts: object) -> list[str]:
         if not isinstance(text, str):
             raise MaskwiseError(NO_TEXTS, got=f"{type(text).__name__} at place {place}")
         if not is_utf8(text):
-            do = "replace it: text.encode('utf-8', 'replace').decode()"
-            what = "a text holds half a character (a lone surrogate)"
-            raise MaskwiseError(what, got=f"place {place}", do=do)
+            raise MaskwiseError(
+                "a text holds half a character (a lone surrogate)",
+                got=f"place {place}",
+                do="replace it: text.encode('utf-8', 'replace').decode()",
+            )
     return found
 
 
@@ -219,8 +223,11 @@ def _dropped(added: Array, limit: int | None) -> Array:
     content = np.flatnonzero(~added)
     room = limit - (len(added) - len(content))
     if room < 1:
-        allowed = f"> {limit - room}"
-        raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=allowed)
+        raise MaskwiseError(
+            "max_length leaves no room for text",
+            got=limit,
+            allowed=f"> {limit - room}",
+        )
     return content[room:]
 
 
@@ -274,8 +281,7 @@ def annotate_rows(
     [[-1, 0, 1, -1], [-1, 0, -1]]
     """
     if not isinstance(batch, Mapping):
-        got = type(batch).__name__
-        raise MaskwiseError("a batch must be a dict of columns", got=got)
+        raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
     if "input_ids" in batch:
         rows = batch["input_ids"]
         alone = _is_one_row(rows)
@@ -330,8 +336,11 @@ def _token_ids(row: object) -> Ints:
 
 
 def _no_token_ids(got: object) -> MaskwiseError:
-    what = "input_ids must hold rows of token ids"
-    return MaskwiseError(what, got=str(got)[:60], allowed="whole numbers ≥ 0")
+    return MaskwiseError(
+        "input_ids must hold rows of token ids",
+        got=str(got)[:60],
+        allowed="whole numbers ≥ 0",
+    )
 
 
 class _Surfaces:

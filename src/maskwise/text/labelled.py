@@ -105,8 +105,10 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
         # Every byte is a character of Latin-1, so this cannot fail.
         if or_latin1:
             return content.decode("latin-1")
-        do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        raise MaskwiseError(f"{path} is not UTF-8 text (byte {error.start})", do=do) from None
+        raise MaskwiseError(
+            f"{path} is not UTF-8 text (byte {error.start})",
+            do="convert it, for example with iconv -f LATIN1 -t UTF-8",
+        ) from None
 
 
 def _parsed(text: str) -> object:
@@ -124,8 +126,11 @@ def _read_json_lines(path: Path) -> list[Record]:
             continue
         record = _parsed(line)
         if not isinstance(record, dict):
-            what = f"line {number} of {path} is not a JSON object"
-            raise MaskwiseError(what, got=line[:60], allowed="JSON lines")
+            raise MaskwiseError(
+                f"line {number} of {path} is not a JSON object",
+                got=line[:60],
+                allowed="JSON lines",
+            )
         records.append(record)
     return records
 
@@ -163,9 +168,11 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
                         record["article_title"] = article["title"]
                     records.append(record)
     except (KeyError, TypeError, AttributeError) as error:
-        allowed = "data > paragraphs > context, qas > question, answers"
-        what = f"{path} is not SQuAD's JSON"
-        raise MaskwiseError(what, got=f"no {error}", allowed=allowed) from None
+        raise MaskwiseError(
+            f"{path} is not SQuAD's JSON",
+            got=f"no {error}",
+            allowed="data > paragraphs > context, qas > question, answers",
+        ) from None
     return records
 
 
@@ -204,9 +211,11 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
             separator = "\t" if "\t" in line else " "
             cells = line.split(separator)
             if len(cells) < columns:
-                allowed = "10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag"
-                what = f"line {number} of {path} has too few columns"
-                raise MaskwiseError(what, got=line[:60], allowed=allowed)
+                raise MaskwiseError(
+                    f"line {number} of {path} has too few columns",
+                    got=line[:60],
+                    allowed="10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag",
+                )
             rows.append(cells)
 
 
@@ -278,15 +287,19 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         try:
             words = _surface_words(rows)
         except (ValueError, KeyError, IndexError) as error:
-            what = f"{path} is not CoNLL-U: its words are not numbered consecutively"
-            got = f"a sentence that begins with {' '.join(rows[0][:2])!r}"
-            raise MaskwiseError(what, got=got) from error
+            raise MaskwiseError(
+                f"{path} is not CoNLL-U: its words are not numbered consecutively",
+                got=f"a sentence that begins with {' '.join(rows[0][:2])!r}",
+            ) from error
         for form, tag in words:
             if tag in UPOS:
                 spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
             elif tag != "_":
-                what = f"{path}: not a universal part of speech"
-                raise MaskwiseError(what, got=tag, allowed=UPOS)
+                raise MaskwiseError(
+                    f"{path}: not a universal part of speech",
+                    got=tag,
+                    allowed=UPOS,
+                )
             text += form
         text = text.rstrip()
     if text:

@@ -189,8 +189,9 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         # Sorted spans lie between the first start and the last end.
         fits = start[0] >= 0 and end[-1] <= size
     if not fits:
-        what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
-        raise MaskwiseError(what)
+        raise MaskwiseError(
+            f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters",
+        )
     if layer.dtype is None:
         valid = value is None
     elif value is None or value.dtype != layer.dtype or len(value) != len(start):
@@ -198,16 +199,21 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     else:
         valid = bool(np.isfinite(value).all())
     if not valid:
-        what = f"{name}: a {layer.kind} layer needs a finite value of its type for each span"
-        raise MaskwiseError(what, got=value)
+        raise MaskwiseError(
+            f"{name}: a {layer.kind} layer needs a finite value of its type for each span",
+            got=value,
+        )
     if layer.kind == "weight" or value is None or not len(value):
         return
     low = int(value.min())
     high = int(value.max())
     most = len(layer.labels)
     if low < 0 or high > most:
-        what = f"{name}: a code without a label"
-        raise MaskwiseError(what, got=f"{low}…{high}", allowed=f"0…{most}")
+        raise MaskwiseError(
+            f"{name}: a code without a label",
+            got=f"{low}…{high}",
+            allowed=f"0…{most}",
+        )
 
 
 def given_spans(
@@ -242,8 +248,11 @@ def given_spans(
         if layer.labels:
             # A list is not hashable and could not be looked up.
             if not isinstance(value[0], str | None) or value[0] not in codes:
-                allowed = ", ".join(layer.labels)
-                raise MaskwiseError(f"{name}: a label", got=value[0], allowed=allowed)
+                raise MaskwiseError(
+                    f"{name}: a label",
+                    got=value[0],
+                    allowed=", ".join(layer.labels),
+                )
             value = [codes[value[0]]]
         rows.append((start, end, *value))
     return CharSpans.of(rows, layer)

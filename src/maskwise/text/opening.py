@@ -85,8 +85,10 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        do = "check that it is complete and readable"
-        raise MaskwiseError(f"cannot read {path}: {error}", do=do) from error
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="check that it is complete and readable",
+        ) from error
 
 
 def is_utf8(text: str) -> bool:
@@ -102,8 +104,10 @@ def refuse_unreadable(path: Path) -> None:
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
-        do = "give UTF-8 text (convert UTF-16 first)"
-        raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
+        raise MaskwiseError(
+            f"{path} is a binary file, or UTF-16: it has NUL bytes",
+            do="give UTF-8 text (convert UTF-16 first)",
+        )
     # A bad byte becomes a lone surrogate, which `is_utf8` notices.
     text = head.decode("utf-8", "surrogateescape")
     lines = [line for line in text.split("\n") if line.strip()]

@@ -211,8 +211,11 @@ def read_pieces(
     """
     frame = Frame.of(tokenizer)
     if not 1 <= frame.room(length) <= MOST_TOKENS:
-        what = "length leaves no room for text, or is too long"
-        raise MaskwiseError(what, got=length, allowed="3 to 32,768")
+        raise MaskwiseError(
+            "length leaves no room for text, or is too long",
+            got=length,
+            allowed="3 to 32,768",
+        )
     counts = Counter[str]()
     key = tokenizer_key(tokenizer)
     about = {"frame": frame, "length": length, "counts": counts, "tokenizer": key}
@@ -242,8 +245,11 @@ def _windows(
         for document, part in zip(window, parts):
             found = list(part)
             if found != names:
-                got = f"{found} in {document.document_id!r}"
-                raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
+                raise MaskwiseError(
+                    "every document needs the same layers",
+                    got=f"{found} in {document.document_id!r}",
+                    allowed=names,
+                )
         columns = {}
         for name in names:
             columns[name] = np.concatenate([part[name] for part in parts])
@@ -260,9 +266,11 @@ def _windows(
             counts[UNKNOWN] += unknown_tokens
         yield columns | cut
     if not counts["pieces"]:
-        got = f"{counts['documents']} documents"
-        do = "check the corpus and its text field"
-        raise MaskwiseError("the corpus has no tokens", got=got, do=do)
+        raise MaskwiseError(
+            "the corpus has no tokens",
+            got=f"{counts['documents']} documents",
+            do="check the corpus and its text field",
+        )
 
 
 def _cut(
@@ -389,9 +397,12 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """
     about = folders.read_json(folder / INDEX) or {}
     if about.get("format") != FORMAT:
-        what = f"{folder} does not hold pieces of this version"
-        do = "prepare the corpus again"
-        raise MaskwiseError(what, got=about.get("format"), allowed=FORMAT, do=do)
+        raise MaskwiseError(
+            f"{folder} does not hold pieces of this version",
+            got=about.get("format"),
+            allowed=FORMAT,
+            do="prepare the corpus again",
+        )
     columns = {}
     path = folder / INDEX
     try:
@@ -400,13 +411,20 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             # A plain array, because indexing a memmap is slower.
             columns[name] = np.asarray(np.memmap(path, dtype, "r"))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        do = "prepare the corpus again"
-        raise MaskwiseError(f"{path} is damaged", got=str(error), do=do) from error
+        raise MaskwiseError(
+            f"{path} is damaged",
+            got=str(error),
+            do="prepare the corpus again",
+        ) from error
     return columns, about
 
 
 def require_length(folder: Path, column: Array, length: int) -> None:
     """Refuse a column of a folder that does not have the expected length."""
     if len(column) != length:
-        what = f"{folder} is damaged: a column is incomplete"
-        raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")
+        raise MaskwiseError(
+            f"{folder} is damaged: a column is incomplete",
+            got=len(column),
+            allowed=length,
+            do="prepare the corpus again",
+        )

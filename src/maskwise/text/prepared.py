@@ -137,8 +137,11 @@ class Prepared:
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
-            do = "run the same command again, which prepares it again"
-            raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
+            raise MaskwiseError(
+                f"the prepared text in {folder} is damaged",
+                got=wrong,
+                do="run the same command again, which prepares it again",
+            )
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)

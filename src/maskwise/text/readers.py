@@ -294,9 +294,11 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
             if not text or text.startswith(";"):
                 continue
             if not header and not number:
-                do = "begin every sequence with a line >NAME, or call the file .txt"
-                what = f"{path} is not a FASTA file: it has no header"
-                raise MaskwiseError(what, got=text[:40], do=do)
+                raise MaskwiseError(
+                    f"{path} is not a FASTA file: it has no header",
+                    got=text[:40],
+                    do="begin every sequence with a line >NAME, or call the file .txt",
+                )
             if number and (header or size >= LONGEST_TEXT):
                 sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()
                 if re.search("[^A-Za-z]", sequence):
@@ -351,8 +353,9 @@ def parquet_rows(
                 yield from batch.slice(min(first, len(batch))).to_pylist()
                 first = max(0, first - len(batch))
     except pa.ArrowException as error:
-        what = f"{path} is not a Parquet file, or damaged: {first_line(error)}"
-        raise MaskwiseError(what) from error
+        raise MaskwiseError(
+            f"{path} is not a Parquet file, or damaged: {first_line(error)}",
+        ) from error
 
 
 def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
@@ -393,8 +396,10 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
         raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
-            allowed = ", ".join(str(path / split) for split in loaded)
-            raise MaskwiseError(f"{path} holds several splits, none called train", allowed=allowed)
+            raise MaskwiseError(
+                f"{path} holds several splits, none called train",
+                allowed=", ".join(str(path / split) for split in loaded),
+            )
         loaded = loaded["train"]
     rows = loaded.select_columns(wanted(loaded.column_names, fields, str(path)))
     return lambda: numbered_rows(rows, path.name)
@@ -416,8 +421,11 @@ def hub_parts(source: str) -> tuple[str, str, str]:
     """Split "hf:NAME:CONFIG:SPLIT"; the split is "train" by default."""
     name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
     if not name or any(rest):
-        allowed = "hf:NAME, hf:NAME:CONFIG:SPLIT"
-        raise MaskwiseError("malformed data set name", got=source, allowed=allowed)
+        raise MaskwiseError(
+            "malformed data set name",
+            got=source,
+            allowed="hf:NAME, hf:NAME:CONFIG:SPLIT",
+        )
     return name, config, split or "train"
 
 

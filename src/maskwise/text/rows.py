@@ -284,9 +284,12 @@ class Rows:
 def require_in_vocabulary(largest: int, vocab_size: int) -> None:
     """Refuse a text whose largest token id is outside the vocabulary."""
     if largest >= vocab_size:
-        do = "use the tokenizer that made the tokens"
-        what = "token id outside the vocabulary"
-        raise MaskwiseError(what, got=largest, allowed=f"< {vocab_size}", do=do)
+        raise MaskwiseError(
+            "token id outside the vocabulary",
+            got=largest,
+            allowed=f"< {vocab_size}",
+            do="use the tokenizer that made the tokens",
+        )
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
@@ -301,8 +304,11 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         MaskwiseError: a share outside 0 … 1, or one that leaves a side empty.
     """
     if not 0 < held_out < 1:
-        what = "held_out must be a share of the documents"
-        raise MaskwiseError(what, got=held_out, allowed="0 < held_out < 1")
+        raise MaskwiseError(
+            "held_out must be a share of the documents",
+            got=held_out,
+            allowed="0 < held_out < 1",
+        )
     out = pieces.documents < held_out_below(held_out)
     sides = []
     for name, side in (("training", ~out), ("held-out", out)):

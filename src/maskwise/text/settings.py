@@ -81,12 +81,18 @@ class CorpusSettings(BaseModel):
         if not isinstance(source, dict | list | tuple):
             return source
         if not source:
-            allowed = "{FILE: 2, OTHER: 1}"
-            raise MaskwiseError("a mix that names no source", got=source, allowed=allowed)
+            raise MaskwiseError(
+                "a mix that names no source",
+                got=source,
+                allowed="{FILE: 2, OTHER: 1}",
+            )
         for name in source:
             if not isinstance(name, str) or not name:
-                what = "the name of a source must be text"
-                raise MaskwiseError(what, got=repr(name), allowed="a file, bundled:wikipedia, …")
+                raise MaskwiseError(
+                    "the name of a source must be text",
+                    got=repr(name),
+                    allowed="a file, bundled:wikipedia, …",
+                )
         # Normalised names are compared, so that ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
@@ -110,15 +116,21 @@ class CorpusSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> CorpusSettings:
         if self.temperature is not None and not isinstance(self.source, tuple):
-            do = "list the sources without weights: corpus.source: [FILE, OTHER]"
-            raise MaskwiseError("temperature is for a list of sources", got=self.source, do=do)
+            raise MaskwiseError(
+                "temperature is for a list of sources",
+                got=self.source,
+                do="list the sources without weights: corpus.source: [FILE, OTHER]",
+            )
         if self.stream:
             self._refuse("a stream has no {}", "limit", "temperature", "words")
         else:
             self._refuse("{} is for streams", "shuffle", "repeat")
         if self.stream and any(map(read_world, self.sources)):
-            do = "leave out corpus.stream: a world is small"
-            raise MaskwiseError("an invented world cannot be a stream", got=self.source, do=do)
+            raise MaskwiseError(
+                "an invented world cannot be a stream",
+                got=self.source,
+                do="leave out corpus.stream: a world is small",
+            )
         return self
 
     def _refuse(self, what: str, *names: str) -> None:
@@ -126,8 +138,11 @@ class CorpusSettings(BaseModel):
         for name in names:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
-                do = f"leave out corpus.{name}, or change corpus.stream"
-                raise MaskwiseError(what.format(name), got=value, do=do)
+                raise MaskwiseError(
+                    what.format(name),
+                    got=value,
+                    do=f"leave out corpus.{name}, or change corpus.stream",
+                )
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -276,9 +276,11 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
         rename_alike(shards)
         return shards
     if not hasattr(source, "load_state_dict"):
-        what = "a stream cannot be read from this"
-        allowed = "files, a folder, a pattern, a datasets.IterableDataset"
-        raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
+        raise MaskwiseError(
+            "a stream cannot be read from this",
+            got=type(source).__name__,
+            allowed="files, a folder, a pattern, a datasets.IterableDataset",
+        )
     return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
 
 
@@ -306,16 +308,20 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
         matches = [Path(name) for name in dict.fromkeys(glob.glob(str(path), recursive=True))]
         found = [file for file in matches if file.is_file()]
         if not found:
-            do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
-            raise MaskwiseError(f"corpus {source!r} does not exist, and no file matches it", do=do)
+            raise MaskwiseError(
+                f"corpus {source!r} does not exist, and no file matches it",
+                do="give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME",
+            )
         readable = [file for file in found if known_ending(file) in ENDINGS]
         shards = [FileShard(file, file.name, fields) for file in readable]
         rename_alike(shards)
         # Rows depend on the order of the shards.
         shards.sort(key=lambda shard: shard.name)
     if not shards:
-        allowed = ", ".join(ENDINGS)
-        raise MaskwiseError(f"no file of {source} can be read as a stream", allowed=allowed)
+        raise MaskwiseError(
+            f"no file of {source} can be read as a stream",
+            allowed=", ".join(ENDINGS),
+        )
     return shards
 
 

@@ -92,8 +92,10 @@ def load_tokenizer(
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        do = "give a folder that has a tokenizer too, or name a tokenizer"
-        raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", do=do)
+        raise MaskwiseError(
+            f"there is no tokenizer in {str(name_or_path)!r}",
+            do="give a folder that has a tokenizer too, or name a tokenizer",
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
@@ -108,18 +110,24 @@ def load_tokenizer(
     if is_esm(tokenizer):
         tokenizer = fast_esm(tokenizer)
     if largest >= MOST_TOKENS:
-        what = f"{name} has too large a token id"
-        raise MaskwiseError(what, got=largest, allowed=f"< {MOST_TOKENS:,}")
+        raise MaskwiseError(
+            f"{name} has too large a token id",
+            got=largest,
+            allowed=f"< {MOST_TOKENS:,}",
+        )
     if needs_words and not tokenizer.is_fast:
-        do = "convert it to a tokenizer.json; words are found by character offsets"
-        raise MaskwiseError(f"{name} is slow: it has no offsets", do=do)
+        raise MaskwiseError(
+            f"{name} is slow: it has no offsets",
+            do="convert it to a tokenizer.json; words are found by character offsets",
+        )
     if needs_mask:
         for kind in ("mask", "pad"):
             if getattr(tokenizer, f"{kind}_token_id") is None:
-                do = (
-                    f'add one: tokenizer.add_special_tokens({{"{kind}_token": "[{kind.upper()}]"}})'
+                raise MaskwiseError(
+                    f"{name} has no {kind} token",
+                    do="add one: tokenizer.add_special_tokens("
+                    f'{{"{kind}_token": "[{kind.upper()}]"}})',
                 )
-                raise MaskwiseError(f"{name} has no {kind} token", do=do)
     return tokenizer
 
 
@@ -165,13 +173,18 @@ def train_tokenizer(
     # Bytes are the alphabet of BPE.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
-        what = f"vocab_size is too small for {kind}"
-        raise MaskwiseError(what, got=vocab_size, allowed=f"≥ {least}")
+        raise MaskwiseError(
+            f"vocab_size is too small for {kind}",
+            got=vocab_size,
+            allowed=f"≥ {least}",
+        )
     whole_number("k", k, least=1)
     corpus = _sample(texts)
     if not any(map(str.strip, corpus)):
-        do = "check the corpus and its text field"
-        raise MaskwiseError("no text to train a tokenizer on", do=do)
+        raise MaskwiseError(
+            "no text to train a tokenizer on",
+            do="check the corpus and its text field",
+        )
     backend = train[kind](corpus, vocab_size, lowercase)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -209,9 +222,11 @@ def tokenise(
     """
     if not tokenizer.is_fast:
         if layers is not None or words not in ("auto", "token"):
-            what = "corpus.layers and corpus.words need a fast tokenizer, for its character offsets"
-            do = "convert it to a tokenizer.json"
-            raise MaskwiseError(what, got=type(tokenizer).__name__, do=do)
+            raise MaskwiseError(
+                "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
+                got=type(tokenizer).__name__,
+                do="convert it to a tokenizer.json",
+            )
         yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

@@ -216,9 +216,11 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
     """Yield where the words of a pattern begin and end; an empty word is an error."""
     for match in re.finditer(pattern, text):
         if not match[0]:
-            what = "corpus.words: the pattern matches an empty word"
-            do = "use + instead of *, and \\b or \\B only next to characters"
-            raise MaskwiseError(what, got=pattern, do=do)
+            raise MaskwiseError(
+                "corpus.words: the pattern matches an empty word",
+                got=pattern,
+                do="use + instead of *, and \\b or \\B only next to characters",
+            )
         yield match.span()
 
 
@@ -264,12 +266,16 @@ def word_ids(
         special = (start == 0) & (end == 0)
     flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
-        got = f"{len(flags)} for {len(spans)} tokens"
-        raise MaskwiseError("every token needs one special flag", got=got)
+        raise MaskwiseError(
+            "every token needs one special flag",
+            got=f"{len(flags)} for {len(spans)} tokens",
+        )
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
-        do = "pass the text exactly as it was tokenised"
-        raise MaskwiseError("offsets that do not fit the text", do=do)
+        raise MaskwiseError(
+            "offsets that do not fit the text",
+            do="pass the text exactly as it was tokenised",
+        )
     placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
     return number_words(placed)
 
@@ -391,9 +397,11 @@ def tokenizing() -> Iterator[None]:
         # A panic is not an `Exception`, and its class has no public name.
         if type(error).__name__ != "PanicException":
             raise
-        do = "simplify the pattern of its pre-tokenizer, or give shorter texts"
-        what = "the tokenizer failed on these texts"
-        raise MaskwiseError(what, got=first_line(error), do=do) from None
+        raise MaskwiseError(
+            "the tokenizer failed on these texts",
+            got=first_line(error),
+            do="simplify the pattern of its pre-tokenizer, or give shorter texts",
+        ) from None
 
 
 def text_id(text: str) -> int:

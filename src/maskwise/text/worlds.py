@@ -211,8 +211,12 @@ class FactWorld(World):
             templates += known[fact][0]
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
-            allowed = f"a list of {', '.join(known)}, with one about the {' and the '.join(asked)}"
-            raise MaskwiseError("facts of factworld", got=self.facts, allowed=allowed)
+            raise MaskwiseError(
+                "facts of factworld",
+                got=self.facts,
+                allowed=f"a list of {', '.join(known)}, "
+                f"with one about the {' and the '.join(asked)}",
+            )
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -324,8 +328,11 @@ class CausalWorld(World):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.influences % 2 == 0 or self.influences > self.causes:
-            allowed = f"an odd number, at most {self.causes}, the causes"
-            raise MaskwiseError("influences of causalworld", got=self.influences, allowed=allowed)
+            raise MaskwiseError(
+                "influences of causalworld",
+                got=self.influences,
+                allowed=f"an odd number, at most {self.causes}, the causes",
+            )
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -363,8 +370,11 @@ class CausalWorld(World):
                 more = not more
             answers[question] = "more" if more else "less"
         if len(answers) < self.asked:
-            what = "this causalworld has too few different questions"
-            raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
+            raise MaskwiseError(
+                "this causalworld has too few different questions",
+                got=self.asked,
+                do="give it more causes or influences",
+            )
         rows: list[Question] = []
         for question, answer in answers.items():
             rows.append({"question": question, "answers": [answer]})
