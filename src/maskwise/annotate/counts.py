@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,21 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
-from maskwise.segments import Array, changes
+from maskwise.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
-from maskwise.text.words import classify, codes_of, is_white, join_texts, words_in
+from maskwise.text.words import (
+    CodePoints,
+    Flags,
+    Ints,
+    classify,
+    codes_of,
+    is_white,
+    join_texts,
+    words_in,
+)
 
 Keys = NDArray[np.uint64]
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
@@ -61,7 +67,7 @@ class Words(NamedTuple):
     text: Ints
     start: Ints
     end: Ints
-    letter: NDArray[np.uint32]
+    letter: CodePoints
     key: Keys
     plain: Flags
     fresh: Flags
@@ -79,12 +85,9 @@ class Words(NamedTuple):
         """Build the spans of each text from word ``first`` to ``last`` (S,), with values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
-        edges = np.searchsorted(self.text[first], np.arange(len(self.base) + 1))
-        spans = []
-        for low, high in pairwise(edges):
-            columns = [column[low:high] for column in (start, end, *values)]
-            spans.append(CharSpans(*columns))
-        return spans
+        first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
+        columns = [np.split(column, first_of_text) for column in (start, end, *values)]
+        return list(map(CharSpans, *columns))
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -101,7 +104,7 @@ def words_of(texts: Sequence[str]) -> Words:
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
     # A block has thousands of words but few first letters, so Python looks at each letter once.
     distinct, which = np.unique(codes[start], return_inverse=True)
-    alphanumeric = np.array([chr(code).isalnum() for code in distinct], dtype=bool)
+    alphanumeric = np.fromiter(map(str.isalnum, map(chr, distinct)), dtype=bool)
     return Words(
         text=text,
         start=start - base[text],
@@ -129,13 +132,12 @@ def keys_of(words: Sequence[str]) -> Keys:
     return _hashes(codes_of(joined), start, end)
 
 
-def _hashes(codes: NDArray[np.uint32], start: Ints, end: Ints) -> Keys:
+def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
     """(W,) the sum of the hashes of a word's (letter, position) pairs, mixed once more."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
-    origin = np.repeat(np.append(0, start), lengths)
-    position = (np.arange(len(codes)) - origin).astype(np.uint64)
+    position = rank_within(lengths).astype(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
     letters = mixed(codes + (position << np.uint64(21)))
     # Every second sum belongs to the characters between two words.
@@ -243,7 +245,8 @@ class Vocabulary(Table):
         self.add(words.key[places])
         # Strings of pruned keys are dropped in turn, or memory would grow with the corpus.
         if len(self._names) > 2 * self.limit:
-            self._names = {key: self._names[key] for key in self.keys.tolist()}
+            kept = self.keys
+            self._names = dict(zip(kept.tolist(), self.names(kept)))
 
     def names(self, keys: Keys) -> list[str]:
         """Return the words with these hashes."""

@@ -174,7 +174,8 @@ class Phrases:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):
-            found += [{"phrase": spans} for spans in find_phrases(words, self._keys)]
+            for spans in find_phrases(words, self._keys):
+                found.append({"phrase": spans})
         return found
 
     @cached_property
@@ -199,7 +200,7 @@ def read_phrases(path: Path) -> list[str]:
             f"cannot read the phrases {path}: {error}",
             do="give the folder of a fit, or a UTF-8 text file with a phrase on each line",
         ) from None
-    return [line.strip() for line in lines if line.strip()]
+    return list(filter(None, map(str.strip, lines)))
 
 
 def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Table:

@@ -156,7 +156,9 @@ def spans(
                 raise MaskwiseError("spans", got=marked, allowed="a list of them")
             if not labels:
                 # A label is allowed but not used.
-                marked = [span[:2] if _has_label(span) else span for span in marked]
+                for span in marked:
+                    if isinstance(span, list) and len(span) == 3:
+                        del span[2]
             found = given_spans(marked, kind)
             if labels and not np.all(found.value):
                 raise MaskwiseError("a span without a label", got=marked, allowed=labels)
@@ -171,10 +173,6 @@ def spans(
         )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
-
-
-def _has_label(span: object) -> bool:
-    return isinstance(span, list) and len(span) == 3
 
 
 def _known(

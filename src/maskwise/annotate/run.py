@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -173,7 +174,7 @@ def annotate_corpus(
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
-        characters = sum(length for length, specs in zip(lengths, missing) if specs)
+        characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
         for task, files in _annotated(_tasks(documents, keys, missing), pool, workers):
@@ -313,17 +314,22 @@ def _require_nothing_lost(
         )
     lost = _kept(before, [each.part for each in wanted])
     if lost:
-        layers = ", ".join(name for part in lost for name in part.layers)
-        specs = ", ".join(part.spec for part in lost)
+        layers: list[str] = []
+        specs = []
+        for part in lost:
+            layers += part.layers
+            specs.append(part.spec)
         raise MaskwiseError(
-            f"the corpus has changed since the layers {layers} in {out} were made",
-            do=f"make them again ({specs}), or give a new folder",
+            f"the corpus has changed since the layers {', '.join(layers)} in {out} were made",
+            do=f"make them again ({', '.join(specs)}), or give a new folder",
         )
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
     """Return the annotators of an earlier run, without the layers that this run writes again."""
-    taken = {name for part in new for name in part.layers}
+    taken: set[str] = set()
+    for part in new:
+        taken.update(part.layers)
     kept = []
     for part in before.annotators:
         layers = {name: layer for name, layer in part.layers.items() if name not in taken}

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -204,14 +204,15 @@ def spans_of(
         )
     found = []
     for parts in parts_of:
-        found_in_parts = [next(annotated) for _ in parts]
+        found_in_parts = list(islice(annotated, len(parts)))
         begins = offsets(np.array(list(map(len, parts))))
         layers = {}
         for name, layer in maker.layers.items():
-            spans = [found_in_part[name] for found_in_part in found_in_parts]
-            for part, spans_of_part in zip(parts, spans, strict=True):
+            spans = []
+            for part, found_in_part in zip(parts, found_in_parts, strict=True):
                 what = f"{maker.name}: {name} of {part[:40]!r}…"
-                check_spans(spans_of_part, layer, len(part), name=what)
+                check_spans(found_in_part[name], layer, len(part), name=what)
+                spans.append(found_in_part[name])
             start, end, value = joined_spans(spans, begins)
             layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
         found.append(layers)
@@ -301,11 +302,12 @@ def _layer_facts(
     if codes is None:
         codes = np.zeros_like(start)
     if layer.kind == "weight":
-        weights = codes.astype(np.float64)
-        least = greatest = 0.0
-        if len(weights):
-            least, greatest = float(weights.min()), float(weights.max())
-        return {**facts, "weight": [float(weights.sum()), least, greatest]}
+        # A layer without spans has three zeros.
+        weight = [0.0, 0.0, 0.0]
+        if len(codes):
+            weights = codes.astype(np.float64)
+            weight = [float(weights.sum()), float(weights.min()), float(weights.max())]
+        return {**facts, "weight": weight}
     distinct, times = np.unique(codes, return_counts=True)
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
@@ -332,9 +334,10 @@ def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     """Merge the facts of all shards of an annotator."""
-    words = sum(facts["words"] for facts in shards)
+    words = 0
     failures = Counter[str]()
     for facts in shards:
+        words += facts["words"]
         failures.update(facts["failures"])
     layers = {}
     for name, layer in maker.layers.items():
@@ -376,5 +379,5 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
         # A label may have long spans only, which are not counted by their text.
         common = top.get(int(code), {})
         summary["labels"][label] = number
-        summary["top"][label] = [list(pair) for pair in common.items()]
+        summary["top"][label] = list(map(list, common.items()))
     return summary

@@ -25,6 +25,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -33,12 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from maskwise.annotate.counts import Ints, find
+from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.segments import Array, rank_within
+from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.words import text_id
+from maskwise.text.words import Ints, text_id
 
 MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
@@ -92,13 +93,13 @@ def to_parquet(
         "text": pa.array(list(map(text_id, texts)), pa.int64()),
     }
     for name, layer in layers.items():
+        starts, ends, values = zip(*[found[name] for found in spans])
         offsets = pa.list_(pa.int32())
-        found = [layers_of_document[name] for layers_of_document in spans]
-        columns[f"{name}.start"] = pa.array([each.start for each in found], offsets)
-        columns[f"{name}.end"] = pa.array([each.end for each in found], offsets)
+        columns[f"{name}.start"] = pa.array(starts, offsets)
+        columns[f"{name}.end"] = pa.array(ends, offsets)
         if layer.dtype is not None:
-            values = pa.list_(pa.from_numpy_dtype(layer.dtype))
-            columns[f"{name}.value"] = pa.array([each.value for each in found], values)
+            lists = pa.list_(pa.from_numpy_dtype(layer.dtype))
+            columns[f"{name}.value"] = pa.array(values, lists)
     # Facts are in the footer, so that they can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
@@ -157,7 +158,7 @@ class Manifest:
     @property
     def files(self) -> set[str]:
         """The names of all files."""
-        return {part.file(key) for part in self.annotators for key in self.shards}
+        return {part.file(key) for part, key in product(self.annotators, self.shards)}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -257,7 +258,7 @@ class Store:
         for key in self.manifest.shards:
             columns.append(self._read(part, key, ["text"])["text"].to_numpy())
         sizes = np.array(list(map(len, columns)))
-        shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        shard = owners(sizes).astype(np.int32)
         row = rank_within(sizes).astype(np.int32)
         keys = np.concatenate(columns)
         order = np.argsort(keys, kind="stable")

@@ -217,7 +217,8 @@ class SpacyPipeline:
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
         require_library("spacy", use=layers[0])
         self.name = layers[0]
-        self.layers = {name: {"pos": POS, "salient": SALIENT}[name] for name in layers}
+        known = {"pos": POS, "salient": SALIENT}
+        self.layers = {name: known[name] for name in layers}
         self.folder = _folder(model)
 
     @cached_property
@@ -231,17 +232,21 @@ class SpacyPipeline:
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """Return the layers of each text; see `Annotator`."""
-        cuts = [list(_pieces(text)) for text in texts]
-        pieces: list[str] = []
-        for text, cut in zip(texts, cuts, strict=True):
-            pieces += [_SURROGATE.sub("\ufffd", text[begin:end]) for begin, end in cut]
+        pieces = []
+        begins_of_texts = []
+        for text in texts:
+            begins = []
+            for begin, end in _pieces(text):
+                begins.append(begin)
+                pieces.append(_SURROGATE.sub("\ufffd", text[begin:end]))
+            begins_of_texts.append(begins)
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
             # A cached property: it is loaded again when it is next used.
             del self.nlp
-        tables = self._tables(pieces)
+        docs = self.nlp.pipe(pieces, batch_size=BATCH)
         found = []
-        for text, cut in zip(texts, cuts, strict=True):
-            tokens = self._tokens([(begin, *next(tables)) for begin, _ in cut])
+        for text, begins in zip(texts, begins_of_texts, strict=True):
+            tokens = self._tokens(begins, docs)
             layers = {}
             if "pos" in self.layers:
                 tagged = tokens.tag > 0
@@ -253,17 +258,21 @@ class SpacyPipeline:
             found.append(layers)
         return found
 
-    def _tables(self, pieces: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], Codes]]:
-        """Yield the T tokens of each piece of text: (T, `_COLUMNS`), and (T,) codes of tags."""
-        for doc in self.nlp.pipe(pieces, batch_size=BATCH):
-            yield doc.to_array(_COLUMNS), self._coded(doc.to_array(self._column), _CODES)
+    def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Tokens:
+        """Join the tokens of a text that begins its pieces at these characters.
 
-    def _tokens(self, tables: Sequence[tuple[int, NDArray[np.uint64], Codes]]) -> Tokens:
-        """Join the tokens of the pieces of a text: (first character, table, codes of tags)."""
-        for begin, table, _ in tables:
+        Args:
+            begins: the first character of each piece.
+            docs: spaCy's documents; the next ones are the pieces of this text.
+        """
+        tables = []
+        codes = []
+        for begin, doc in zip(begins, docs):
+            table = doc.to_array(_COLUMNS)
             table[:, 0] += np.uint64(begin)
-        _, columns, codes = zip(*tables)
-        joined = np.concatenate(columns)
+            tables.append(table)
+            codes.append(self._coded(doc.to_array(self._column), _CODES))
+        joined = np.concatenate(tables)
         tags = np.concatenate(codes)
         # spaCy has tokens of white space; they have no part of speech.
         visible = joined[:, 2] == 0

@@ -65,9 +65,9 @@ class WordWeights(ABC):
     """Whether punctuation and parts after an apostrophe have weights too."""
 
     def __post_init__(self) -> None:
-        numbers = [value for value in self.settings.values() if isinstance(value, int)]
-        if min(numbers, default=1) < 1:
-            raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
+        for value in self.settings.values():
+            if isinstance(value, int) and value < 1:
+                raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
         self._content: list[object] = []
         if not self.table:
             return
@@ -105,7 +105,7 @@ class WordWeights(ABC):
             for value in self.settings.values():
                 if isinstance(value, str):
                     path = Path(value)
-                    content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+                    content += sorted(filter(Path.is_file, (path, *path.rglob("*"))))
         return digest(self.name, RULES, VERSION, sorted(self.settings.items()), *content)
 
     @abstractmethod
@@ -123,7 +123,8 @@ class WordWeights(ABC):
         for words in blocks(texts):
             keep = np.flatnonzero(words.plain | self.punctuation)
             weights = self.weigh(words)[keep].astype(np.float32)
-            found += [{self.name: spans} for spans in words.spans(keep, keep, weights)]
+            for spans in words.spans(keep, keep, weights):
+                found.append({self.name: spans})
         return found
 
     def weigh(self, words: Words) -> Floats:
@@ -250,7 +251,8 @@ class Informativeness(WordWeights):
     def version(self) -> str:
         if not self.fitted:
             return super().version
-        return digest(super().version, *(column.tobytes() for column in self._pmi))
+        pairs, pmi = self._pmi
+        return digest(super().version, pairs.tobytes(), pmi.tobytes())
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
@@ -384,13 +386,15 @@ class Difference(WordWeights):
                 f"no word sets this corpus apart from {self.general}",
                 do="give another general corpus, or lower min_documents",
             )
-        anchors = [names[place] for place in chosen]
         weights = scores
         if self.vectors is not None:
             weights = nearest(vectors_of(names, Path(self.vectors)), chosen)
         mean = float((weights * counts).sum() / counts.sum())
         if not mean > 0:
-            raise MaskwiseError(f"no anchor has a vector in {self.vectors}", got=anchors)
+            raise MaskwiseError(
+                f"no anchor has a vector in {self.vectors}",
+                got=[names[place] for place in chosen],
+            )
         columns = {"word": names, "weight": weights / mean, "score": scores, "count": counts}
         return self._save(folder, columns)
 

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.segments import changes
+from maskwise.segments import changes, offsets
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -76,11 +76,13 @@ _UNSPACED = (
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
+CodePoints = NDArray[np.uint32]
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
 
 
-def codes_of(text: str) -> NDArray[np.uint32]:
+def codes_of(text: str) -> CodePoints:
     """(C,) code points of the characters."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
@@ -91,7 +93,7 @@ def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
     No word and no run of marks crosses a line break, so no word spans two texts.
     """
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
-    return "".join(text + "\n" for text in texts), np.cumsum(sizes) - sizes
+    return "\n".join([*texts, ""]), offsets(sizes)
 
 
 def classify(text: str) -> Classes:
@@ -242,9 +244,7 @@ def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tup
     return kinds, word_starts(kinds)
 
 
-def word_ids(
-    text: str, offsets: ArrayLike, *, special: ArrayLike | None = None
-) -> NDArray[np.int32]:
+def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None) -> Ints32:
     """(L,) int32: the number of each token's word in a text, from 0; −1 for tokens of no word.
 
     Args:
@@ -357,7 +357,7 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
     return lone
 
 
-def number_words(placed: Placed) -> NDArray[np.int32]:
+def number_words(placed: Placed) -> Ints32:
     """(T,) the number of each token's word, from 0 in each text; −1 for tokens of no word."""
     lengths = placed.lengths
     result = np.full(len(placed.first), -1, dtype=np.int32)
@@ -372,8 +372,7 @@ def number_words(placed: Placed) -> NDArray[np.int32]:
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = np.cumsum(opens) - 1
     # If the last texts have no inked tokens, their index would be out of range.
-    first_token = np.cumsum(lengths) - lengths
-    first_inked = np.searchsorted(inked, first_token).clip(max=len(inked) - 1)
+    first_inked = np.searchsorted(inked, offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
     return result
@@ -445,4 +444,4 @@ def commonest_characters(texts: Iterable[str], count: int) -> list[str]:
         total[codes] += times
     total[ord(" ")] = 0
     order = np.argsort(-total, kind="stable")[:count]
-    return [chr(code) for code in order if total[code]]
+    return list(map(chr, order[total[order] > 0]))
