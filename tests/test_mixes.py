@@ -237,8 +237,8 @@ def test_layers_of_a_mix(folder, tmp_path):
         ("{a.jsonl: 0, b.jsonl: 0}", "the weights of a mix are all 0"),
         ("{}", "a mix that names no source"),
         ("[]", "a mix that names no source"),
-        ("{'': 1, b.jsonl: 2}", "a source is named by text"),
-        ("[a.jsonl, 3]", "a source is named by text; got 3"),
+        ("{'': 1, b.jsonl: 2}", "the name of a source must be text"),
+        ("[a.jsonl, 3]", "the name of a source must be text; got 3"),
         ("[a.jsonl, ./a.jsonl]", "a mix names a source twice"),
         (
             "{no-such-file.jsonl: 1, 'bundled:wikipedia': 2}",

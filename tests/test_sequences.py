@@ -48,7 +48,7 @@ def test_fasta_is_read(tmp_path: Path) -> None:
     documents = read_documents(str(path))
     assert [document.text for document in documents] == ["MKVLAA", "ACDEF", "GG"]
     assert dict(documents.skipped) == {
-        "sequence with characters that are no letters": 1,
+        "sequence with characters that are not letters": 1,
         "empty": 1,
     }
     with gzip.open(tmp_path / "b.fa.gz", "wt") as file:

@@ -88,7 +88,7 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(
     [
         ("corpus.limit=5", "a stream has no limit"),
         ("corpus.temperature=2", "temperature"),
-        ("corpus.source=factworld", "an invented world is no stream"),
+        ("corpus.source=factworld", "an invented world cannot be a stream"),
         ("corpus.layers=[phrases]", "need the whole corpus"),
         ("corpus.layers=[frequency]", "need the whole corpus"),
         ("training.group_by_length=true", "not grouped by length"),

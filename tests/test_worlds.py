@@ -380,7 +380,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ("causalworld(influences=2)", "influences of causalworld; got 2; allowed: an odd number"),
         (
             "causalworld(causes=3, influences=1, asked=1000)",
-            "this causalworld has fewer different questions",
+            "this causalworld has too few different questions",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 """Words of texts as 64-bit hashes, tables of their counts, and the frequent n-grams of a corpus.
 
-Words follow words.py, in lower case. A hash sums the hashes of (letter, position) pairs; the
-probability that any two of a million words collide is 3 in 10⁸. Strings are kept for display only.
+Words are found by the rule of words.py and converted to lower case. The hash of a word sums the
+hashes of its (letter, position) pairs; the probability that any two of a million words collide is
+3 in 10⁸. Strings are kept for display only.
 Cost: 0.5 µs per word, because numpy handles thousands of words at once.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,18 +20,25 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
-from maskwise.segments import Array, changes
+from maskwise.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
-from maskwise.text.words import classify, codes_of, is_white, join_texts, words_in
+from maskwise.text.words import (
+    CodePoints,
+    Flags,
+    Ints,
+    classify,
+    codes_of,
+    is_white,
+    join_texts,
+    words_in,
+)
 
 Keys = NDArray[np.uint64]
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
-"""Characters of texts that are processed together; at 60 bytes per character about 130 MB."""
+"""Characters that are processed together, which takes about 130 MB, 60 bytes per character."""
 RULES = "counts-1"
 """Part of the version of every annotator that depends on hashes or word borders."""
 LAST = np.uint64(2**64 - 3)
@@ -60,7 +67,7 @@ class Words(NamedTuple):
     text: Ints
     start: Ints
     end: Ints
-    letter: NDArray[np.uint32]
+    letter: CodePoints
     key: Keys
     plain: Flags
     fresh: Flags
@@ -78,12 +85,9 @@ class Words(NamedTuple):
         """Build the spans of each text from word ``first`` to ``last`` (S,), with values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
-        edges = np.searchsorted(self.text[first], np.arange(len(self.base) + 1))
-        spans = []
-        for low, high in pairwise(edges):
-            columns = [column[low:high] for column in (start, end, *values)]
-            spans.append(CharSpans(*columns))
-        return spans
+        first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
+        columns = [np.split(column, first_of_text) for column in (start, end, *values)]
+        return list(map(CharSpans, *columns))
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -95,12 +99,12 @@ def words_of(texts: Sequence[str]) -> Words:
     codes = codes_of(folded)
     text = np.searchsorted(base, start, side="right") - 1
     lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
-    # The part after an apostrophe inside a word is not a word of a phrase: don't, women's.
+    # The part after an apostrophe inside a word cannot be a word of a phrase: don't, women's.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
     # A block has thousands of words but few first letters, so Python looks at each letter once.
     distinct, which = np.unique(codes[start], return_inverse=True)
-    alphanumeric = np.array([chr(code).isalnum() for code in distinct], dtype=bool)
+    alphanumeric = np.fromiter(map(str.isalnum, map(chr, distinct)), dtype=bool)
     return Words(
         text=text,
         start=start - base[text],
@@ -128,13 +132,12 @@ def keys_of(words: Sequence[str]) -> Keys:
     return _hashes(codes_of(joined), start, end)
 
 
-def _hashes(codes: NDArray[np.uint32], start: Ints, end: Ints) -> Keys:
+def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
     """(W,) the sum of the hashes of a word's (letter, position) pairs, mixed once more."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
-    origin = np.repeat(np.append(0, start), lengths)
-    position = (np.arange(len(codes)) - origin).astype(np.uint64)
+    position = rank_within(lengths).astype(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
     letters = mixed(codes + (position << np.uint64(21)))
     # Every second sum belongs to the characters between two words.
@@ -242,7 +245,8 @@ class Vocabulary(Table):
         self.add(words.key[places])
         # Strings of pruned keys are dropped in turn, or memory would grow with the corpus.
         if len(self._names) > 2 * self.limit:
-            self._names = {key: self._names[key] for key in self.keys.tolist()}
+            kept = self.keys
+            self._names = dict(zip(kept.tolist(), self.names(kept)))
 
     def names(self, keys: Keys) -> list[str]:
         """Return the words with these hashes."""
@@ -288,17 +292,17 @@ class Spill:
 # Counting n-grams
 # -------------------------------------------------------------------------------------------
 #
-# Counting goes up one length at a time: an n-gram is a pair of overlapping (n−1)-grams, and only
+# N-grams are counted by ascending length. An n-gram is a pair of overlapping (n−1)-grams, and only
 # pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So rare
 # n-grams are kept for one length only. The text is read once and kept as ids in a temporary file,
-# 16 bytes a word. N-grams never cross punctuation, the end of a line or of a document.
+# 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
 #
-# Counts are exact as long as the candidates of one length fit the table of 15 million (9 million
-# words of Wikipedia have 1.4 million). Beyond that ``Counted.lost`` says by how much any count may
-# be too low; with a table of 300,000 for these words it was 7, and 98 % of the phrases were the
-# same.
+# Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
+# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much too low any
+# count may be. With a table of only 300,000 entries for the same words the bound was 7, and 98 % of
+# the phrases were the same.
 
-# Marks in the spilled keys; no pair of ids is as large. Their ids are −1 and −2.
+# Markers among the keys in a spill file; no pair of ids is as large. Their ids are −1 and −2.
 _BORDER = np.uint64(2**64 - 1)
 _DOCUMENT = np.uint64(2**64 - 2)
 
@@ -389,7 +393,7 @@ def count_ngrams(
 
 
 def _bordered(words: Words) -> Keys:
-    """Return the keys of words, with a border for punctuation and before lines and documents."""
+    """Return the keys of words, with borders for punctuation and before each line and document."""
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
     marks = np.where(changes(words.text[at]), _DOCUMENT, _BORDER)
@@ -397,7 +401,7 @@ def _bordered(words: Words) -> Keys:
 
 
 def _pairs(ids: Ints) -> Keys:
-    """Return the keys of the n-grams that begin at each place, from the ids of (n − 1)-grams."""
+    """Return the key of the n-gram that begins at each place, from the ids of (n − 1)-grams."""
     following = np.append(ids[1:], -1)
     border = np.where(ids == -2, _DOCUMENT, _BORDER)
     both_frequent = (ids >= 0) & (following >= 0)
@@ -412,7 +416,7 @@ def _identify(
     keys = table.keys[frequent]
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
-        # A document lies in one block, so its n-grams can be made distinct block by block.
+        # A document is never split over blocks, so its n-grams can be deduplicated in each block.
         number = np.cumsum(block == _DOCUMENT)
         place = find(keys, block)
         here = place >= 0
@@ -441,5 +445,7 @@ def read_table(path: Path, *columns: str) -> pa.Table:
     try:
         return pq.read_table(path).select(columns)
     except (OSError, KeyError, pa.ArrowException) as error:
-        do = "give the folder that maskwise annotate has filled (OUT/fitted/NAME-…)"
-        raise MaskwiseError(f"cannot read {path}: {error}", do=do) from None
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
+        ) from None

@@ -1,7 +1,8 @@
 """Phrases: n-grams of 2 to 5 words that co-occur more often than chance, masked as one unit.
 
-A vocabulary is built once from a corpus, and found in any text by hashing. It is a Parquet file of
-plain phrases, best first, which you may edit; a text file with one phrase per line works too.
+A vocabulary of phrases is built once from a corpus; its phrases are then found in any text by their
+hashes. It is a Parquet file of plain phrases, best first, which you may edit; a text file with one
+phrase per line works too.
 
 - Phrases occur more than 10 times in at least 5 documents. The second threshold is not in the
   paper: without it the best scores go to names from single articles ("stavely makepeace").
@@ -9,18 +10,18 @@ plain phrases, best first, which you may edit; a text file with one phrase per l
 - Shares of lengths 2 to 5, as published: 50, 25, 12.5 and 12.5 %. If the corpus has too few
   phrases of one length, others do not fill the gap.
 - Size: 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. About half of all
-  words are then in phrases, the criterion of the published size (.495 on 9 million words of
-  Wikipedia, 47,000 phrases). The published score favours frequent n-grams: among the best is "of
-  the", among the last "via the". A third of the size covers a third of the words and has few of the
-  latter.
-- Fragments are dropped: n-grams with 9 in 10 occurrences inside one n-gram of a word more, which is
-  in the vocabulary or a fragment itself ("seri begawan"). The longer phrase wins there anyway, so
-  this only makes room (not in the paper). The rule chains: of "p q" (100), "p q r" (90) and "p q r
-  s" (81 times) only the longest is kept.
+  words are then in phrases, which is how the published size was chosen (.495 on 9 million words of
+  Wikipedia, 47,000 phrases). The published score favours frequent n-grams: "of the" is among the
+  best and "via the" among the last. A vocabulary of a third of this size covers a third of the
+  words and has few phrases like "via the".
+- Fragments are dropped: n-grams with 9 in 10 occurrences inside one n-gram that is a word longer
+  and in the vocabulary, or a fragment itself ("seri begawan"). The longer phrase wins there anyway,
+  so this only makes space for others (not in the paper). The rule chains: if "p q" occurs 100
+  times, "p q r" 90 times and "p q r s" 81 times, only the longest is kept.
 - If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one at random;
-  here a layer is a function of its text.
+  here a layer depends on its text alone.
 
-Cost: 9 million words are counted in 20 to 30 s and 310 MB; phrases are found at 0.6 µs a word.
+Cost: counting 9 million words takes 20 to 30 s and 310 MB; finding phrases takes 0.6 µs per word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
     github.com/AI21Labs/pmi-masking.
 """
@@ -62,8 +63,9 @@ from maskwise.text.words import VERSION
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
 FRAGMENT = 0.9
 FEW = 0.2
-"""A vocabulary below this share of the usual size gets a notice: thresholds, not scores, chose it.
-A corpus of 100,000 words reaches .09, with "is a" among the best; 300,000 words reach .26."""
+"""A vocabulary below this share of the usual size gets a notice, because so few n-grams passed the
+thresholds that their scores made no difference. A corpus of 100,000 words reaches .09, with "is a"
+among the best phrases; 300,000 words reach .26."""
 FILE = "phrases.parquet"
 FACTS = "facts.json"
 
@@ -74,11 +76,12 @@ class Phrases:
 
     Args:
         vocabulary: the folder written by a fit, or a text file with one phrase per line. Without it
-            the annotator has to be fitted, with the settings below.
+            the annotator must be fitted, with the settings below.
         size: maximum number of phrases; None: from the size of the corpus.
         min_count: phrases occur more often than this.
         min_documents: phrases occur in at least this number of documents (1: as published).
-        paper: score with one log p(w), as in the paper's equation, not two, as in its lists.
+        paper: score with log p(w), as in the paper's equation, instead of 2·log p(w), which gave
+            the published lists.
 
     Raises:
         MaskwiseError: settings out of range; a vocabulary that cannot be read.
@@ -96,11 +99,12 @@ class Phrases:
     def __post_init__(self) -> None:
         too_small = self.size is not None and self.size < 2
         if too_small or self.min_count < 0 or self.min_documents < 1:
-            got = (
-                f"size={self.size}, min_count={self.min_count}, min_documents={self.min_documents}"
+            raise MaskwiseError(
+                "phrases: settings out of range",
+                got=f"size={self.size}, min_count={self.min_count}, "
+                f"min_documents={self.min_documents}",
+                allowed="size ≥ 2, min_count ≥ 0, min_documents ≥ 1",
             )
-            allowed = "size ≥ 2, min_count ≥ 0, min_documents ≥ 1"
-            raise MaskwiseError("phrases: settings out of range", got=got, allowed=allowed)
         if self.vocabulary == "":
             raise MaskwiseError("phrases: vocabulary is empty", do="give a folder or a file")
         self._path = Path(self.vocabulary or "")
@@ -120,7 +124,7 @@ class Phrases:
 
     @property
     def notice(self) -> str | None:
-        """A line that says why the vocabulary is empty or small, and what to do; else None."""
+        """Why the vocabulary is empty or small and what to do, in one line; else None."""
         if not self.fitted:
             return None
         # A text file of the user has no facts.
@@ -139,14 +143,14 @@ class Phrases:
             effect = "which are often pairs such as 'of the'"
         count, documents = facts["min_count"], facts["min_documents"]
         floors = f"(min_count={count}, min_documents={documents})"
-        do = f"give more text, or take phrases(min_count={min(count, 2)}, min_documents=1)"
+        do = f"give more text, or use phrases(min_count={min(count, 2)}, min_documents=1)"
         return f"{number} phrases among these {facts['words']:,} words {floors}, {effect}; {do}"
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
 
-        A corpus without a frequent phrase gives an empty vocabulary and a `notice`, so that it does
-        not stop other annotators of the same run.
+        A corpus without a frequent phrase gives an empty vocabulary and a `notice` instead of an
+        error, so that other annotators of the same run can finish.
         """
         floors = {"min_count": self.min_count, "min_documents": self.min_documents}
         counted = count_ngrams(texts, folder, **floors)
@@ -170,7 +174,8 @@ class Phrases:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):
-            found += [{"phrase": spans} for spans in find_phrases(words, self._keys)]
+            for spans in find_phrases(words, self._keys):
+                found.append({"phrase": spans})
         return found
 
     @cached_property
@@ -191,9 +196,11 @@ def read_phrases(path: Path) -> list[str]:
     try:
         lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        do = "give the folder of a fit, or a UTF-8 text file with a phrase on each line"
-        raise MaskwiseError(f"cannot read the phrases {path}: {error}", do=do) from None
-    return [line.strip() for line in lines if line.strip()]
+        raise MaskwiseError(
+            f"cannot read the phrases {path}: {error}",
+            do="give the folder of a fit, or a UTF-8 text file with a phrase on each line",
+        ) from None
+    return list(filter(None, map(str.strip, lines)))
 
 
 def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Table:
@@ -244,8 +251,10 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
         return {}
     words = words_of(phrases)
     if not words.plain.all():
-        got = phrases[words.text[np.argmin(words.plain)]]
-        raise MaskwiseError("phrases must not have punctuation", got=got)
+        raise MaskwiseError(
+            "phrases must not have punctuation",
+            got=phrases[words.text[np.argmin(words.plain)]],
+        )
     lengths = np.bincount(words.text, minlength=len(phrases))
     first = offsets(lengths)
     keys = {}
@@ -292,7 +301,7 @@ def leftmost(at: Ints, width: int) -> Ints:
 
 
 def _gram_keys(keys: Keys, n: int) -> Keys:
-    """(W,) hashes of the n words from each place on; meaningless at the last n − 1."""
+    """(W,) hash of the n words that begin at each place; meaningless at the last n − 1 places."""
     total = keys
     for skip in range(1, n):
         total = mixed(total)
@@ -309,8 +318,8 @@ def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
-    where p = count / words of the corpus. Equation 3 of the paper has log p(w) only once
-    (``paper=True``). The factor 2 favours frequent n-grams, and made the published lists.
+    where p = count / words of the corpus. Equation 3 of the paper has no factor 2
+    (``paper=True``). The factor favours frequent n-grams, and was used for the published lists.
     """
     # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, the uncut one
     # included. A cut after k words adds log p of these k and the best value of the others.

@@ -91,13 +91,16 @@ def sentences() -> ByText:
 
 
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
-    """Annotate the prompt of a text: all up to the first (or ``last``) ``until``, included.
+    """Annotate the prompt of a text: everything up to the end of the first (or ``last``) ``until``.
 
-    ``masking.keep: prompt`` never masks it. A text without ``until`` has no prompt.
+    With ``masking.keep: prompt`` it is never masked. A text without ``until`` has no prompt.
     """
     if not until:
-        do = "say prompt(until='?')"
-        raise MaskwiseError("prompt: `until` must not be empty", got=repr(until), do=do)
+        raise MaskwiseError(
+            "prompt: `until` must not be empty",
+            got=repr(until),
+            do="write prompt(until='?')",
+        )
 
     def find(text: str) -> Found:
         end = text.rfind(until) if last else text.find(until)
@@ -131,8 +134,10 @@ def spans(
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
-        allowed = "JSON lines or Parquet, with fields"
-        raise MaskwiseError(f"spans are not read from {path}", allowed=allowed)
+        raise MaskwiseError(
+            f"spans are not read from {path}",
+            allowed="JSON lines or Parquet, with fields",
+        )
     kind = Layer("spans", tuple(labels))
     known = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
@@ -150,8 +155,10 @@ def spans(
             if not isinstance(marked, list):
                 raise MaskwiseError("spans", got=marked, allowed="a list of them")
             if not labels:
-                # A label is allowed, and not used.
-                marked = [span[:2] if _has_label(span) else span for span in marked]
+                # A label is allowed but not used.
+                for span in marked:
+                    if isinstance(span, list) and len(span) == 3:
+                        del span[2]
             found = given_spans(marked, kind)
             if labels and not np.all(found.value):
                 raise MaskwiseError("a span without a label", got=marked, allowed=labels)
@@ -160,14 +167,12 @@ def spans(
         except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
     if not known:
-        do = "name the field of the spans and that of the text"
-        raise MaskwiseError(f"no record of {path} has {text_field!r} and {field!r}", do=do)
+        raise MaskwiseError(
+            f"no record of {path} has {text_field!r} and {field!r}",
+            do="set field and text_field to its fields",
+        )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
-
-
-def _has_label(span: object) -> bool:
-    return isinstance(span, list) and len(span) == 3
 
 
 def _known(
@@ -200,10 +205,10 @@ class Function:
         place: "module:function"; the current folder is searched too.
         kind: "spans", "categorical" or "weight".
         labels: allowed values; "categorical" requires them, "weight" has none.
-        layer: name of the layer, by default that of the function.
+        layer: name of the layer; by default the name of the function.
 
     Raises:
-        MaskwiseError: no such function; a kind that does not exist, or lacks its labels.
+        MaskwiseError: no such function; an unknown kind, or a kind without the labels it requires.
     """
 
     name = "function"
@@ -218,9 +223,11 @@ class Function:
     ):
         known = kind in ("spans", "categorical", "weight")
         if not known or (kind == "categorical" and not labels):
-            got = f"{kind}, labels {labels}"
-            allowed = "spans, categorical (with labels) or weight"
-            raise MaskwiseError(f"function {place}: kind", got=got, allowed=allowed)
+            raise MaskwiseError(
+                f"function {place}: kind",
+                got=f"{kind}, labels {labels}",
+                allowed="spans, categorical (with labels) or weight",
+            )
         self._call, source = _load(place)
         self._place = place
         self._layer = Layer(kind, tuple(labels))
@@ -231,8 +238,10 @@ class Function:
     def annotate(self, texts: list[str]) -> list[Found]:
         results = list(self._call(texts))
         if len(results) != len(texts):
-            what = f"function {self._place}: one list of spans per text"
-            raise MaskwiseError(what, got=f"{len(results)} for {len(texts)} texts")
+            raise MaskwiseError(
+                f"function {self._place}: one list of spans per text",
+                got=f"{len(results)} for {len(texts)} texts",
+            )
         found = []
         for marked in results:
             spans_of_text = given_spans(marked, self._layer, name=f"function {self._place}")
@@ -255,9 +264,11 @@ def spec_of(function: str | Callable[..., object]) -> Call:
             name = function.__qualname__
         # Python's names of lambdas and of functions inside others contain "<".
         if "<" in name or function.__module__ == "__main__":
-            what = "worker processes cannot import this function"
-            do = "put it at the top of a module that can be imported"
-            raise MaskwiseError(what, got=repr(function), do=do)
+            raise MaskwiseError(
+                "worker processes cannot import this function",
+                got=repr(function),
+                do="define it at the top level of an importable module",
+            )
         return Call("function", (f"{function.__module__}:{name}",))
     place, bracket, rest = function.partition("(")
     settings = parse_call(f"function{bracket}{rest}")
@@ -267,7 +278,8 @@ def spec_of(function: str | Callable[..., object]) -> Call:
 def _load(place: str) -> tuple[Finder, str]:
     """Import a function; returns it with the source of its module, a part of the version."""
     module_name, _, name = place.partition(":")
-    # ``python script.py`` has the folder of the script on the path; a console script has not.
+    # ``python script.py`` searches the folder of the script; a console script searches neither
+    # that nor the current folder.
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -279,11 +291,13 @@ def _load(place: str) -> tuple[Finder, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    # The module of a user may raise anything while it is imported.
+    # A user's module may raise anything while it is imported.
     except (Exception, SystemExit) as error:
-        what = f"cannot load the function {place}"
-        got = f"{type(error).__name__}: {first_line(error)}"
-        raise MaskwiseError(what, got=got, allowed="module:function") from error
+        raise MaskwiseError(
+            f"cannot load the function {place}",
+            got=f"{type(error).__name__}: {first_line(error)}",
+            allowed="module:function",
+        ) from error
     return member, source
 
 
@@ -323,16 +337,16 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Find sentences by their final punctuation, a rough rule."""
+    """Find sentences by their final punctuation, which is only a rough rule."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
-# The table; a new annotator adds its line here
+# The table of annotators; add new ones here
 # -------------------------------------------------------------------------------------------
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate the layers of a learned policy; see ``maskwise.learning.annotator.Learned``."""
+    """Annotate with a learned policy; see ``maskwise.learning.annotator.Learned``."""
     module = importlib.import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
@@ -365,10 +379,10 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
 
     Args:
         spec: a name of `ANNOTATORS`, with arguments.
-        functions: allow ``function("module:name")`` too, which runs the user's code.
+        functions: also allow ``function("module:name")``, which runs the user's code.
 
     Raises:
-        MaskwiseError: an unknown name, or arguments that it does not take.
+        MaskwiseError: an unknown name, or arguments that the annotator does not have.
     """
     table = dict(ANNOTATORS)
     if functions:
@@ -383,7 +397,9 @@ def check_names(annotators: Sequence[Annotator]) -> None:
     for each in annotators:
         for name in each.layers:
             if name in owner:
-                got = f"{owner[name]} and {each.name}"
-                do = "ask for one of them"
-                raise MaskwiseError(f"two annotators make the layer {name!r}", got=got, do=do)
+                raise MaskwiseError(
+                    f"two annotators make the layer {name!r}",
+                    got=f"{owner[name]} and {each.name}",
+                    do="keep one of them",
+                )
             owner[name] = each.name

@@ -2,8 +2,8 @@
 
 The corpus is read twice: to find which shards are missing, then to annotate them. Annotators that
 count over the whole corpus read it once more in between. A pool of workers (jobs.py) annotates
-shards and returns their files to this process, the only one that writes; so a cluster needs a
-shared disk only for the files that annotators read. Every engine gives the same bytes.
+shards and returns their files to this process, the only one that writes, so a cluster needs a
+shared disk only for the files that annotators read. Every engine writes the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -52,7 +53,7 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""Characters per additional process: six seconds of tagging, twice the time to start it."""
+"""Characters per additional process: six seconds of tagging, twice as long as starting it takes."""
 
 
 class Summary(TypedDict):
@@ -74,7 +75,7 @@ class Summary(TypedDict):
 
 
 class _Wanted(NamedTuple):
-    """An annotator, its spec as the user wrote it, and the spec from which workers build it."""
+    """An annotator with its spec as the user wrote it, and the spec from which workers build it."""
 
     asked: str
     spec: str
@@ -124,8 +125,8 @@ def annotate_corpus(
 
     Raises:
         MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a
-            full disk. Finished shards are kept; a run that ends before its first one leaves
-            nothing.
+            full disk. Finished shards are kept; a run that fails before its first shard is finished
+            leaves nothing behind.
     """
     out = Path(out)
     require_engine(engine)
@@ -145,10 +146,10 @@ def annotate_corpus(
             pool.warm(jobs or 1)
 
         before = None
-        # A missing or damaged manifest is written anew.
+        # A missing or damaged manifest is written again at the end.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
-        # Only hashes of the texts are kept, so that a corpus may be larger than memory.
+        # Only hashes of the texts are kept, because a corpus may be larger than memory.
         keys = []
         lengths = []
         count = 0
@@ -173,7 +174,7 @@ def annotate_corpus(
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
-        characters = sum(length for length, specs in zip(lengths, missing) if specs)
+        characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
         for task, files in _annotated(_tasks(documents, keys, missing), pool, workers):
@@ -211,7 +212,7 @@ def annotate_corpus(
         write_whole(out / MANIFEST, manifest.to_json())
         named = manifest.files
         for path in (out / "shards").iterdir():
-            # A file of earlier texts, or of another version.
+            # A file for earlier texts, or of another version of an annotator.
             if path.name not in named:
                 path.unlink()
     return summary
@@ -230,7 +231,7 @@ def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None =
 
 
 def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int | None:
-    """Return the number of parallel shards; 1: in this process; None: whatever fits into Ray."""
+    """Return the number of shards annotated in parallel; 1: in this process; None: Ray decides."""
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
@@ -243,9 +244,9 @@ def _annotated(
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
         return
-    # This process may have annotated before, with another version of a file.
+    # This process may have annotated before, with an older version of a file.
     forget()
-    # As in workers: a job uses one core.
+    # A job uses one core, as in the workers.
     with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
@@ -258,8 +259,10 @@ def _tasks(
         return
     for number, contents in enumerate(cut_shards(documents)):
         if number >= len(keys) or shard_key(contents) != keys[number]:
-            do = "annotate it again"
-            raise MaskwiseError(f"{documents.name} changed while it was read", do=do)
+            raise MaskwiseError(
+                f"{documents.name} changed while it was read",
+                do="annotate it again",
+            )
         if missing[number]:
             yield ShardTask(number, contents, missing[number])
 
@@ -301,22 +304,32 @@ def _require_nothing_lost(
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
-    """Check that no layers of another corpus are replaced and none of a changed corpus are lost."""
+    """Refuse to replace the layers of another corpus, or to lose layers of a changed corpus."""
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not set(keys) & set(before.shards):
-        what = f"--out {out} holds the layers of another corpus"
-        got = f"{before.documents:,} documents of {before.source}"
-        raise MaskwiseError(what, got=got, do="give a new folder")
+        raise MaskwiseError(
+            f"--out {out} holds the layers of another corpus",
+            got=f"{before.documents:,} documents of {before.source}",
+            do="give a new folder",
+        )
     lost = _kept(before, [each.part for each in wanted])
     if lost:
-        layers = ", ".join(name for part in lost for name in part.layers)
-        do = f"ask for them too ({', '.join(part.spec for part in lost)}), or give a new folder"
-        raise MaskwiseError(f"the corpus has changed since {out} got the layers {layers}", do=do)
+        layers: list[str] = []
+        specs = []
+        for part in lost:
+            layers += part.layers
+            specs.append(part.spec)
+        raise MaskwiseError(
+            f"the corpus has changed since the layers {', '.join(layers)} in {out} were made",
+            do=f"make them again ({', '.join(specs)}), or give a new folder",
+        )
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
-    """Return the annotators of an earlier run without the layers that are written again."""
-    taken = {name for part in new for name in part.layers}
+    """Return the annotators of an earlier run, without the layers that this run writes again."""
+    taken: set[str] = set()
+    for part in new:
+        taken.update(part.layers)
     kept = []
     for part in before.annotators:
         layers = {name: layer for name, layer in part.layers.items() if name not in taken}
@@ -334,11 +347,11 @@ def _claimed(out: Path) -> Iterator[None]:
         sweep(out)
         try:
             yield
-        # Not after Ctrl-C, which is no ``Exception``: the same command resumes.
+        # Ctrl-C is not an ``Exception``, so the folder is kept and the same command resumes.
         except Exception:
             # Without a shard there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
-                # The folder may hold files of others.
+                # Other files in the folder are not ours to remove.
                 for part in ("shards", "fitted"):
                     shutil.rmtree(out / part, ignore_errors=True)
                 (out / LOCK).unlink(missing_ok=True)

@@ -1,15 +1,15 @@
-"""Annotate one shard: texts and the specs of annotators in, the bytes of files out.
+"""Annotate one shard: from texts and the specs of annotators to the bytes of files.
 
-Long documents go to annotators in parts of at most `PART_CHARACTERS`, cut at line breaks or blanks,
-which bounds memory; annotators with ``whole_texts`` get them whole. A text on which an annotator
-fails gets no spans and is counted. The run ends if all texts fail, or on an error of a file, the
-network or memory.
+To bound memory, long documents are passed to annotators in parts of at most `PART_CHARACTERS`, cut
+at line breaks or blanks; annotators with ``whole_texts`` get them whole. A text on which an
+annotator fails gets no spans and is counted. The run ends if all texts of a shard fail, or if a
+file, the network or memory fails.
 
-Spans are counted here too, while the text is in memory. Totals are exact; the most common words and
-spans are merged from the most common ones of each shard, so rare ones may be missed. Counting costs
-0.4 µs per span.
+Spans are counted here too, while the text is in memory. Totals are exact. The most common words and
+spans of the corpus are merged from those of each shard, so a text that is rare in every shard may
+be missed. Counting costs 0.4 µs per span.
 
-`Live` annotates texts of a stream, for which nothing is stored.
+`Live` annotates the texts of a stream, for which nothing is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -79,8 +79,8 @@ class AnnotatorSummary(TypedDict):
     layers: dict[str, LayerSummary]
 
 
-# The user's functions are allowed: run.py has checked the options of the run. Each process builds
-# an annotator once, since some load a model.
+# Functions of the user are allowed here, because run.py has checked that the run may use them. Each
+# process builds an annotator once, since some load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
@@ -169,7 +169,7 @@ def require_live(spec: str, maker: Annotator) -> None:
         option = "vocabulary"
     raise MaskwiseError(
         f"layers of {spec} need the whole corpus, and a stream is not read beforehand",
-        do=f"count in a part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
+        do=f"count in part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
         f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
         f"corpus.stream",
     )
@@ -188,7 +188,7 @@ def spans_of(
         MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
     """
     most = PART_CHARACTERS
-    # Annotators are any classes with ``name``, ``version`` and ``layers``; the flag is optional.
+    # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
     parts_of = []
@@ -197,19 +197,22 @@ def spans_of(
         parts_of.append([text[start:end] for start, end in cuts])
     annotated = iter(_annotate(maker, parts_of, failures))
     if failures.total() == len(texts) >= SURE_FAILURES:
-        what = f"{maker.name} failed on all {len(texts)} texts of a shard"
-        do = "fix it; finished shards are kept"
-        raise MaskwiseError(what, got=next(iter(failures)), do=do)
+        raise MaskwiseError(
+            f"{maker.name} failed on all {len(texts)} texts of a shard",
+            got=next(iter(failures)),
+            do="fix it; finished shards are kept",
+        )
     found = []
     for parts in parts_of:
-        found_in_parts = [next(annotated) for _ in parts]
+        found_in_parts = list(islice(annotated, len(parts)))
         begins = offsets(np.array(list(map(len, parts))))
         layers = {}
         for name, layer in maker.layers.items():
-            spans = [found_in_part[name] for found_in_part in found_in_parts]
-            for part, spans_of_part in zip(parts, spans, strict=True):
+            spans = []
+            for part, found_in_part in zip(parts, found_in_parts, strict=True):
                 what = f"{maker.name}: {name} of {part[:40]!r}…"
-                check_spans(spans_of_part, layer, len(part), name=what)
+                check_spans(found_in_part[name], layer, len(part), name=what)
+                spans.append(found_in_part[name])
             start, end, value = joined_spans(spans, begins)
             layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
         found.append(layers)
@@ -234,15 +237,20 @@ def _annotate(
             return spans
         message = f"{type(error).__name__}: {error}"
         line = " ".join(message.split())[:200]
-        # The text is not to blame, so the shard must not be stored as finished.
+        # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
-            do = "the same command resumes"
-            raise MaskwiseError(f"{maker.name} failed", got=line, do=do) from error
+            raise MaskwiseError(
+                f"{maker.name} failed",
+                got=line,
+                do="the same command resumes",
+            ) from error
         failures[line] += 1
         return [no_spans(maker.layers)] * len(parts)
     if len(found) != len(parts):
-        got = f"{len(found)} for {len(parts)} texts"
-        raise MaskwiseError(f"{maker.name} must return the layers of every text", got=got)
+        raise MaskwiseError(
+            f"{maker.name} must return the layers of every text",
+            got=f"{len(found)} for {len(parts)} texts",
+        )
     for layers in found:
         for name in maker.layers:
             if name not in layers:
@@ -286,19 +294,20 @@ def _layer_facts(
 ) -> Facts:
     """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
     start, end, codes = joined_spans(found, base)
-    # A word counts if the last span that opens at or before its first character covers it. A word
-    # before all spans finds index −1, the padding, which covers nothing.
+    # A word is covered if the last span that begins at or before its first character ends after it.
+    # A word before all spans gets index −1, the 0 that is appended, which covers nothing.
     last = np.searchsorted(start, words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
     if codes is None:
         codes = np.zeros_like(start)
     if layer.kind == "weight":
-        weights = codes.astype(np.float64)
-        least = greatest = 0.0
-        if len(weights):
-            least, greatest = float(weights.min()), float(weights.max())
-        return {**facts, "weight": [float(weights.sum()), least, greatest]}
+        # A layer without spans has three zeros.
+        weight = [0.0, 0.0, 0.0]
+        if len(codes):
+            weights = codes.astype(np.float64)
+            weight = [float(weights.sum()), float(weights.min()), float(weights.max())]
+        return {**facts, "weight": weight}
     distinct, times = np.unique(codes, return_counts=True)
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
@@ -315,7 +324,7 @@ def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[
     if layer.kind == "spans":
         most = TOP_SPANS
     top: dict[int, dict[str, int]] = {}
-    # Ties are broken by text: the order of the input must not matter.
+    # Ties are broken by text, because the order of the input must not matter.
     for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
         common = top.setdefault(code, {})
         if len(common) < most:
@@ -325,9 +334,10 @@ def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     """Merge the facts of all shards of an annotator."""
-    words = sum(facts["words"] for facts in shards)
+    words = 0
     failures = Counter[str]()
     for facts in shards:
+        words += facts["words"]
         failures.update(facts["failures"])
     layers = {}
     for name, layer in maker.layers.items():
@@ -343,7 +353,7 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
     share = sum(part["words"] for part in parts) / max(1, words)
     summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
     if layer.kind == "weight":
-        # A shard without spans has (0, 0, 0), which is not a least weight.
+        # A shard without spans has (0, 0, 0), and this 0 is not the least weight of any span.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
@@ -369,5 +379,5 @@ def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> Lay
         # A label may have long spans only, which are not counted by their text.
         common = top.get(int(code), {})
         summary["labels"][label] = number
-        summary["top"][label] = [list(pair) for pair in common.items()]
+        summary["top"][label] = list(map(list, common.items()))
     return summary

@@ -8,10 +8,10 @@
 
 The name of a shard's file hashes everything that it depends on: its documents and the annotator's
 version. Files are written atomically, so an existing file is complete: a second run is instant, a
-killed run resumes, and another tagger or a changed character writes only the files that it affects.
+killed run resumes, and a new tagger or a changed text rewrites only the files that it affects.
 
-A shard ends after a document whose hash decides so (about 1 in 128) or when it is full. A new or
-longer document therefore moves only the borders of its own shard.
+A shard ends after a document with a certain hash (about 1 in 128) or when it is full. A new or
+longer document therefore changes only the shard that contains it.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
 (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
@@ -25,6 +25,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -33,18 +34,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from maskwise.annotate.counts import Ints, find
+from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.segments import Array, rank_within
+from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.words import text_id
+from maskwise.text.words import Ints, text_id
 
 MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""A second or two of tagging: what a kill loses at most, or one process waits for another."""
+"""A second or two of tagging, which bounds what a killed run loses and how long one process waits
+for another."""
 Facts: TypeAlias = dict[str, Any]
 """Counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
 
@@ -91,14 +93,14 @@ def to_parquet(
         "text": pa.array(list(map(text_id, texts)), pa.int64()),
     }
     for name, layer in layers.items():
+        starts, ends, values = zip(*[found[name] for found in spans])
         offsets = pa.list_(pa.int32())
-        found = [layers_of_document[name] for layers_of_document in spans]
-        columns[f"{name}.start"] = pa.array([each.start for each in found], offsets)
-        columns[f"{name}.end"] = pa.array([each.end for each in found], offsets)
+        columns[f"{name}.start"] = pa.array(starts, offsets)
+        columns[f"{name}.end"] = pa.array(ends, offsets)
         if layer.dtype is not None:
-            values = pa.list_(pa.from_numpy_dtype(layer.dtype))
-            columns[f"{name}.value"] = pa.array([each.value for each in found], values)
-    # In the footer, so that facts are read without decoding a column.
+            lists = pa.list_(pa.from_numpy_dtype(layer.dtype))
+            columns[f"{name}.value"] = pa.array(values, lists)
+    # Facts are in the footer, so that they can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -108,7 +110,7 @@ def to_parquet(
 def stored_facts(path: Path) -> Facts:
     """Read the facts of a shard's file; {} if it is missing or damaged."""
     try:
-        # The whole table is read for its checksums: a damaged file must be written again.
+        # The whole table is read to verify its checksums, because a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
         facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
         return facts
@@ -126,7 +128,7 @@ class Part:
     layers: dict[str, Layer]
 
     def file(self, shard: str) -> str:
-        """Return the name of its file for the shard with that key."""
+        """Return the name of its file for the shard with the key ``shard``."""
         return f"{self.name}-{digest(self.version, shard)}.parquet"
 
 
@@ -156,7 +158,7 @@ class Manifest:
     @property
     def files(self) -> set[str]:
         """The names of all files."""
-        return {part.file(key) for part in self.annotators for key in self.shards}
+        return {part.file(key) for part, key in product(self.annotators, self.shards)}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -169,11 +171,15 @@ class Manifest:
             content = (folder / MANIFEST).read_bytes()
             return TypeAdapter(Manifest).validate_json(content)
         except FileNotFoundError:
-            do = "run maskwise annotate; the same command resumes an interrupted run"
-            raise MaskwiseError(f"{folder} holds no finished annotations", do=do) from None
+            raise MaskwiseError(
+                f"{folder} holds no finished annotations",
+                do="run maskwise annotate; the same command resumes an interrupted run",
+            ) from None
         except (OSError, ValueError) as error:
-            what = f"{folder / MANIFEST} is damaged: {first_line(error)}"
-            raise MaskwiseError(what, do="annotate again") from error
+            raise MaskwiseError(
+                f"{folder / MANIFEST} is damaged: {first_line(error)}",
+                do="annotate again",
+            ) from error
 
 
 class Store:
@@ -252,7 +258,7 @@ class Store:
         for key in self.manifest.shards:
             columns.append(self._read(part, key, ["text"])["text"].to_numpy())
         sizes = np.array(list(map(len, columns)))
-        shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        shard = owners(sizes).astype(np.int32)
         row = rank_within(sizes).astype(np.int32)
         keys = np.concatenate(columns)
         order = np.argsort(keys, kind="stable")
@@ -276,5 +282,7 @@ class Store:
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
-            do = "give the same maskwise annotate command again: it repairs the store"
-            raise MaskwiseError(f"{path} is missing or damaged", do=do) from error
+            raise MaskwiseError(
+                f"{path} is missing or damaged",
+                do="run the same maskwise annotate command again, which repairs the store",
+            ) from error

@@ -4,13 +4,13 @@ One pass over the text gives both layers. The shipped pipeline (data/tagger-en, 
 tagger and an entity recogniser on an encoder of two convolutions. ``pos`` alone skips the
 recogniser.
 
-No text is refused. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are cut
-at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest text
-(4.5 GB for 10 MB). Words of a thousand characters are cut too, since the tokenizer may take minutes
-over them. White space has no part of speech.
+Every text is accepted. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are
+cut at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest
+text (4.5 GB for 10 MB). Words of a thousand characters or more are cut too, since spaCy's tokenizer
+may need minutes for one. White space has no part of speech.
 
-Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``). Matrix products, half of it,
-use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
+Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``), half of it in matrix products.
+These use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Tokens(NamedTuple):
         return np.isin(self.tag, [_CODES[tag] for tag in tags])
 
     def within(self, match: re.Match[str]) -> slice:
-        """Return the tokens that a match covers or cuts."""
+        """Return the tokens that overlap a match."""
         first = int(self.end.searchsorted(match.start(), "right"))
         return slice(first, int(self.start.searchsorted(match.end())))
 
@@ -128,7 +128,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)
     breaks[1:] = lines[start[1:]] > lines[end[:-1] - 1]
-    # A token that may open a sentence has a capital whether it is a name or not.
+    # The first word of a sentence has a capital letter whether or not it is a name.
     opens = breaks.copy()
     opens[1:] |= np.isin(codes[end[:-1] - 1], _OPENERS)
 
@@ -158,7 +158,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     begin = np.flatnonzero(breaks | changes(kind, form))
     last = np.append(begin[1:], len(kind)) - 1
     is_salient = kind[begin] != NONE
-    # Taggers may tag emoji and stray marks as PROPN; they are no names.
+    # Taggers may tag emoji and stray punctuation as PROPN, but these are not names.
     first_class = classify(text)[start[begin]]
     for at in np.flatnonzero(is_salient & (first_class != LETTER)):
         span = text[start[begin[at]] : end[last[at]]]
@@ -170,7 +170,8 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Texts per batch; from 64 on the arrays outgrow the processor's cache, which costs a third."""
+"""Texts per batch. With 64 or more the arrays outgrow the processor's cache and annotating takes a
+third longer."""
 MAX_NEW_WORDS = 200_000
 """spaCy caches every word; after this many new words (about 100 MB) it is reloaded. Its memory
 zones would drop the cache, but made annotating a third slower.
@@ -205,7 +206,7 @@ class SpacyPipeline:
     """An annotator with the layers "pos" (17 universal tags), "salient", or both.
 
     Args:
-        layers: names of the layers. Both take one pass; "pos" alone is faster.
+        layers: names of the layers. Both are made in one pass; "pos" alone is faster.
         model: an installed spaCy pipeline or its folder; None: the shipped one.
 
     Raises:
@@ -216,12 +217,13 @@ class SpacyPipeline:
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
         require_library("spacy", use=layers[0])
         self.name = layers[0]
-        self.layers = {name: {"pos": POS, "salient": SALIENT}[name] for name in layers}
+        known = {"pos": POS, "salient": SALIENT}
+        self.layers = {name: known[name] for name in layers}
         self.folder = _folder(model)
 
     @cached_property
     def version(self) -> str:
-        """A digest of the pipeline without its card, of spaCy's version and of the rules here."""
+        """Hash of the pipeline without its card, spaCy's version and the rules of this module."""
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -230,17 +232,21 @@ class SpacyPipeline:
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
         """Return the layers of each text; see `Annotator`."""
-        cuts = [list(_pieces(text)) for text in texts]
-        pieces: list[str] = []
-        for text, cut in zip(texts, cuts, strict=True):
-            pieces += [_SURROGATE.sub("\ufffd", text[begin:end]) for begin, end in cut]
+        pieces = []
+        begins_of_texts = []
+        for text in texts:
+            begins = []
+            for begin, end in _pieces(text):
+                begins.append(begin)
+                pieces.append(_SURROGATE.sub("\ufffd", text[begin:end]))
+            begins_of_texts.append(begins)
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
             # A cached property: it is loaded again when it is next used.
             del self.nlp
-        tables = self._tables(pieces)
+        docs = self.nlp.pipe(pieces, batch_size=BATCH)
         found = []
-        for text, cut in zip(texts, cuts, strict=True):
-            tokens = self._tokens([(begin, *next(tables)) for begin, _ in cut])
+        for text, begins in zip(texts, begins_of_texts, strict=True):
+            tokens = self._tokens(begins, docs)
             layers = {}
             if "pos" in self.layers:
                 tagged = tokens.tag > 0
@@ -252,17 +258,21 @@ class SpacyPipeline:
             found.append(layers)
         return found
 
-    def _tables(self, pieces: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], Codes]]:
-        """Yield the T tokens of each piece of text: (T, `_COLUMNS`), and (T,) codes of tags."""
-        for doc in self.nlp.pipe(pieces, batch_size=BATCH):
-            yield doc.to_array(_COLUMNS), self._coded(doc.to_array(self._column), _CODES)
+    def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Tokens:
+        """Join the tokens of a text that begins its pieces at these characters.
 
-    def _tokens(self, tables: Sequence[tuple[int, NDArray[np.uint64], Codes]]) -> Tokens:
-        """Join the tokens of the pieces of a text: (first character, table, codes of tags)."""
-        for begin, table, _ in tables:
+        Args:
+            begins: the first character of each piece.
+            docs: spaCy's documents; the next ones are the pieces of this text.
+        """
+        tables = []
+        codes = []
+        for begin, doc in zip(begins, docs):
+            table = doc.to_array(_COLUMNS)
             table[:, 0] += np.uint64(begin)
-        _, columns, codes = zip(*tables)
-        joined = np.concatenate(columns)
+            tables.append(table)
+            codes.append(self._coded(doc.to_array(self._column), _CODES))
+        joined = np.concatenate(tables)
         tags = np.concatenate(codes)
         # spaCy has tokens of white space; they have no part of speech.
         visible = joined[:, 2] == 0
@@ -301,8 +311,9 @@ class SpacyPipeline:
             nlp = spacy.load(self.folder, exclude=unused)
         # Components of other packages may raise anything.
         except Exception as error:
-            what = f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}"
-            raise MaskwiseError(what) from error
+            raise MaskwiseError(
+                f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
+            ) from error
         self._words_at_load = len(nlp.vocab)
         _multiply_by_numpy(nlp)
         return nlp
@@ -316,9 +327,11 @@ class SpacyPipeline:
         tags = {token.tag_ for token in probe}
         if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
             return "TAG"
-        what = f"spaCy pipeline {self.folder.name} gives no universal parts of speech"
-        do = "take one with a tagger and an attribute ruler, such as en_core_web_sm"
-        raise MaskwiseError(what, got=f"tags {sorted(tags)[:5]}", do=do)
+        raise MaskwiseError(
+            f"spaCy pipeline {self.folder.name} gives no universal parts of speech",
+            got=f"tags {sorted(tags)[:5]}",
+            do="use one with a tagger and an attribute ruler, such as en_core_web_sm",
+        )
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
@@ -350,7 +363,7 @@ def one_pass(specs: Sequence[str]) -> list[str]:
 
 
 def _multiply_by_numpy(nlp: Any) -> None:
-    """Use numpy's matrix product in place of BLIS; a GPU and Apple's library keep their own."""
+    """Use numpy's matrix product in place of BLIS, but not on a GPU or with Apple's library."""
     from thinc.api import Model, NumpyOps
 
     ops = NumpyOps(use_blis=False)
@@ -381,8 +394,11 @@ def _folder(model: str | None) -> Path:
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
-        do = f"install it with: python -m spacy download {model}; or give the folder of a pipeline"
-        raise MaskwiseError(f"no spaCy pipeline {model!r} is installed", do=do)
+        raise MaskwiseError(
+            f"no spaCy pipeline {model!r} is installed",
+            do=f"install it with: python -m spacy download {model}; or give the folder of a "
+            "pipeline",
+        )
     return path
 
 

@@ -1,7 +1,7 @@
 """Annotators that look up word weights in a table: frequency, informativeness and difference.
 
-A fit writes the table, a Parquet file with the columns "word" and "weight" that users may edit;
-annotating looks words up in lower case. Cost: 0.5 µs per word.
+A fit writes the table, a Parquet file with the columns "word" and "weight" that users may edit.
+Words are looked up in lower case. Cost: 0.5 µs per word.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Matrix = NDArray[np.float32]
 
 @dataclass(kw_only=True)
 class WordWeights(ABC):
-    """An annotator with one layer of weights, which has its name.
+    """An annotator with one layer of weights, whose name is the annotator's.
 
     Args:
-        table: the folder written by a fit. Without it the annotator has to be fitted, with the
-            other settings.
+        table: the folder written by a fit. Without it the annotator must be fitted, with the other
+            settings.
 
     Raises:
         MaskwiseError: settings out of range; a table that cannot be read.
@@ -65,9 +65,9 @@ class WordWeights(ABC):
     """Whether punctuation and parts after an apostrophe have weights too."""
 
     def __post_init__(self) -> None:
-        numbers = [value for value in self.settings.values() if isinstance(value, int)]
-        if min(numbers, default=1) < 1:
-            raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
+        for value in self.settings.values():
+            if isinstance(value, int) and value < 1:
+                raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
         self._content: list[object] = []
         if not self.table:
             return
@@ -105,7 +105,7 @@ class WordWeights(ABC):
             for value in self.settings.values():
                 if isinstance(value, str):
                     path = Path(value)
-                    content += sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+                    content += sorted(filter(Path.is_file, (path, *path.rglob("*"))))
         return digest(self.name, RULES, VERSION, sorted(self.settings.items()), *content)
 
     @abstractmethod
@@ -123,7 +123,8 @@ class WordWeights(ABC):
         for words in blocks(texts):
             keep = np.flatnonzero(words.plain | self.punctuation)
             weights = self.weigh(words)[keep].astype(np.float32)
-            found += [{self.name: spans} for spans in words.spans(keep, keep, weights)]
+            for spans in words.spans(keep, keep, weights):
+                found.append({self.name: spans})
         return found
 
     def weigh(self, words: Words) -> Floats:
@@ -159,8 +160,8 @@ class Informativeness(WordWeights):
     """The layer ``informativeness``: a word's PMI with its neighbours, clipped at 0, with mean 1.
 
     Args:
-        per: "text": the weight depends on the neighbours of the word; "word": it is the same
-            everywhere.
+        per: "text": the weight of a word depends on its neighbours in the text; "word": it is the
+            same everywhere.
         window: maximum number of neighbours on each side.
         words: size of the table, which has the most frequent words.
         min_count: words that occur less often are left out.
@@ -198,8 +199,10 @@ class Informativeness(WordWeights):
         most_frequent = np.argsort(-seen.counts, kind="stable")[: self.words]
         frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
-            do = "give more text, or a lower min_count"
-            raise MaskwiseError(f"no word occurs {self.min_count} times", do=do)
+            raise MaskwiseError(
+                f"no word occurs {self.min_count} times",
+                do="give more text, or lower min_count",
+            )
         # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
@@ -225,7 +228,8 @@ class Informativeness(WordWeights):
             positive += float(sums[in_table].clip(min=0).sum())
             number += int(in_table.sum())
         rate = (total / counts).clip(min=0)
-        # Divided by its mean over the corpus, a weight averages 1. A mean of 0 divides nothing.
+        # Weights are divided by their mean over the corpus, so that they average 1; a mean of 0 is
+        # replaced by 1.
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
@@ -247,7 +251,8 @@ class Informativeness(WordWeights):
     def version(self) -> str:
         if not self.fitted:
             return super().version
-        return digest(super().version, *(column.tobytes() for column in self._pmi))
+        pairs, pmi = self._pmi
+        return digest(super().version, pairs.tobytes(), pmi.tobytes())
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
@@ -261,7 +266,7 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
     """(P,) the PMI of pairs of word ids, smaller id first, from their counts in either order."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
-    # The marginals count each pair from both sides, so a word beside itself counts twice too.
+    # The marginals count each pair from both sides, so a pair of equal words counts twice too.
     ordered = counts * np.where(first == second, 2, 1)
     return np.log(ordered * marginal.sum() / (marginal[first] * marginal[second]))
 
@@ -305,7 +310,7 @@ def sentences_of(words: Words) -> Ints:
     A sentence ends with its text, its line, or final punctuation before a space.
     """
     opens = words.fresh.copy()
-    # "3.5" and "U.S.A" go on after the stop; Chinese and Japanese have no spaces to ask for.
+    # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese use no space after one.
     blank_before = words.start[1:] > words.end[:-1]
     opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
     opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)
@@ -320,10 +325,11 @@ class Difference(WordWeights):
 
         score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
-    with c and p the count and share of w in the target corpus, and q its share in the general one,
-    with 1 added to each count. The best words are anchors, and a word weighs its cosine to the
-    nearest anchor. Without ``vectors`` it weighs its score, which is sharp; the policy's ``power``
-    tempers it. Weights average 1 over the target corpus; words outside it have weight 0.
+    where c and p are the count and share of w in the target corpus, and q is its share in the
+    general one, with 1 added to each count. The words with the highest scores are anchors, and the
+    weight of a word is its cosine to the nearest anchor. Without ``vectors`` it is the score, which
+    favours the best words much more; the policy's ``power`` can flatten it. Weights average 1 over
+    the target corpus; words outside it have weight 0.
 
     Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
         cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et
@@ -331,11 +337,11 @@ class Difference(WordWeights):
         "her". The log-ratio, the floor of the cosine and the scale are ours.
 
     Args:
-        general: the corpus to compare with, as for `read_documents`.
+        general: the general corpus, as for `read_documents`.
         anchors: number of anchors.
         min_documents: minimum number of target texts in which an anchor occurs, which excludes
             names from a single text.
-        vectors: a checkpoint folder, for the input embeddings of its model.
+        vectors: a checkpoint folder, whose input embeddings are used.
     """
 
     name = "difference"
@@ -356,7 +362,8 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort leaves the texts of each word in order: one entry per word and text.
+            # A stable sort keeps the texts of each word in order, so each word is counted once per
+            # text.
             order = np.argsort(words.key, kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
@@ -375,15 +382,19 @@ class Difference(WordWeights):
         spread = documents.of(keys) >= min(self.min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
         if not len(chosen):
-            do = "give another general corpus, or lower min_documents"
-            raise MaskwiseError(f"no word sets this corpus apart from {self.general}", do=do)
-        anchors = [names[place] for place in chosen]
+            raise MaskwiseError(
+                f"no word sets this corpus apart from {self.general}",
+                do="give another general corpus, or lower min_documents",
+            )
         weights = scores
         if self.vectors is not None:
             weights = nearest(vectors_of(names, Path(self.vectors)), chosen)
         mean = float((weights * counts).sum() / counts.sum())
         if not mean > 0:
-            raise MaskwiseError(f"no anchor has a vector in {self.vectors}", got=anchors)
+            raise MaskwiseError(
+                f"no anchor has a vector in {self.vectors}",
+                got=[names[place] for place in chosen],
+            )
         columns = {"word": names, "weight": weights / mean, "score": scores, "count": counts}
         return self._save(folder, columns)
 
@@ -410,11 +421,11 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 
 def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
-    """(W, d) the input embeddings of words in a checkpoint: means over the tokens of each."""
+    """(W, d) the input embeddings of words in a checkpoint: the mean over the tokens of each."""
     from maskwise.models import load_model
 
     tokenizer = load_tokenizer(str(folder), needs_mask=False)
-    # With a space, as inside a text: some tokenizers split the first word differently.
+    # With a space before it, as inside a text: some tokenizers split the first word differently.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
     # ``reduceat`` needs at least one token per word.
     tokens = [ids or [0] for ids in encoded["input_ids"]]

@@ -1,7 +1,9 @@
-"""Documents in, pieces out: readers, tokenizers, words, layers and their alignment, pieces on disk,
+"""From documents to rows: readers, tokenizers, words, layers and their alignment, pieces on disk,
 plans of rows.
 
-May import ``errors``, ``folders``, ``keys``, ``specs`` and ``starts``; nothing else of maskwise."""
+Of maskwise it imports only ``constants``, ``errors``, ``folders``, ``keys``, ``segments``,
+``specs`` and ``starts``.
+"""
 
 from maskwise.text.documents import (
     Document,

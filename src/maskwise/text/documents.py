@@ -1,11 +1,11 @@
 """Documents from files, folders, lists, `datasets` and the bundled samples, one at a time.
 
-A corpus is read again and again (to train a tokenizer, to annotate, to pack), so `Documents` is
-re-iterable and holds only a way to open its source. A bad line must not end an hour's work and must
-not vanish either: it is skipped and counted by reason.
+A corpus is read several times (to train a tokenizer, to annotate, to pack), so `Documents` is
+re-iterable and holds only a function that opens its source. A bad line should neither end an hour's
+work nor vanish silently, so it is skipped and counted by reason.
 
 Cost: decompressing and parsing, and eight bytes of memory per document to recognise repeated texts,
-which would otherwise stand on both sides of a held-out split.
+which could otherwise be on both sides of a held-out split.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ BUNDLED = (
 UNNAMED = "the list of documents"
 """The name of a corpus that is given as a list."""
 HEAD_RECORDS = 200
-"""Records in which the text field is looked for."""
+"""Number of records in which `longest_field` compares the fields."""
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -64,7 +64,7 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name, which should be unique and stable: held-out splits and masks use it."""
+    """A text and its name, which held-out splits and masks depend on: keep it unique and stable."""
 
     id: str
     text: str
@@ -122,7 +122,7 @@ class Documents:
                 yield document
 
     def _parts(self, record: Record) -> Iterator[Document]:
-        """Yield the document of a record, in parts if it is long; count what is not usable."""
+        """Yield the document of a record, in parts if it is long; count records without one."""
         found = self._document(record)
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
@@ -168,7 +168,7 @@ class Documents:
 class Joined(Documents):
     """Several corpora, one after the other; texts of an earlier one are left out of later ones.
 
-    A document keeps its name, so it stays on the same side of a held-out split as in its corpus
+    Documents keep their names, so each is on the same side of a held-out split as in its corpus
     alone.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
@@ -225,7 +225,7 @@ def paths(record: Mapping[str, object]) -> Iterator[str]:
 
 
 def longest_field(source: str) -> str:
-    """Return the field with the longest texts, but "text" if there is one, or without fields.
+    """Return the field with the longest texts, or "text" if it exists or records have no fields.
 
     Raises:
         MaskwiseError: a source that cannot be read, or a table whose first row is data.
@@ -253,7 +253,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 
 def lines_note(source: str) -> str | None:
-    """Return a note on a plain text file that is read line by line for want of blank lines."""
+    """Return a note on a plain text file that is read by line because it has no blank lines."""
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
@@ -267,7 +267,7 @@ class _Seen:
     """Numbers that were seen before."""
 
     def __init__(self) -> None:
-        # A set takes ten times the memory of an array, so it holds new numbers only.
+        # A set takes ten times the memory of an array, so it holds only the latest numbers.
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
@@ -277,7 +277,7 @@ class _Seen:
         if number in self.recent or number in self.sorted[place : place + 1]:
             return True
         self.recent.add(number)
-        # Merged rarely, because a merge copies the whole array.
+        # Merges are rare, because each copies the whole array.
         if len(self.recent) >= 1 << 16:
             self.sorted = np.union1d(self.sorted, list(self.recent))
             self.recent.clear()
@@ -319,11 +319,11 @@ def read_documents(
         text_per: the unit of plain text: "line", "block", or "auto", which looks at the beginning
             of the file.
         limit: maximum number of documents.
-        keep_repeated: also yield a text that was yielded before, word for word.
+        keep_repeated: also yield a text that is identical to an earlier one.
 
     Raises:
-        MaskwiseError: at once for a source that does not exist or has an unknown ending; when it is
-            read, for a file that is binary, mostly not UTF-8 or damaged, and for a table without
+        MaskwiseError: immediately, for a source that does not exist or has an unknown ending; while
+            reading, for a file that is binary, mostly not UTF-8 or damaged, and for a table without
             the text field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
@@ -365,7 +365,7 @@ def batches(
 
     Args:
         items: of any kind.
-        size: a list ends with the item that brings the sum of ``measure`` to it.
+        size: a list ends once the sum of ``measure`` over its items reaches this.
         measure: size of an item; its length by default.
         most: maximum number of items in a list.
 
@@ -411,21 +411,28 @@ def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Reco
         return _resolve_path(Path(source).expanduser(), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
-    allowed = "a path, a name such as bundled:wikipedia, a list of texts"
-    got = type(source).__name__
-    raise MaskwiseError("a corpus cannot be read from this", got=got, allowed=allowed)
+    raise MaskwiseError(
+        "a corpus cannot be read from this",
+        got=type(source).__name__,
+        allowed="a path, a name such as bundled:wikipedia, a list of texts",
+    )
 
 
 def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     if not path.exists():
-        do = "give a file, a folder, bundled:wikipedia or hf:NAME"
-        raise MaskwiseError(f"corpus {str(path)!r} does not exist", got=looked_in(path), do=do)
+        raise MaskwiseError(
+            f"corpus {str(path)!r} does not exist",
+            got=looked_in(path),
+            do="give a file, a folder, bundled:wikipedia or hf:NAME",
+        )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
     files = files_in(path, [*READERS])
     if not files:
-        what = f"{path}: no corpus file, or unknown ending"
-        raise MaskwiseError(what, allowed=", ".join(READERS))
+        raise MaskwiseError(
+            f"{path}: no corpus file, or unknown ending",
+            allowed=", ".join(READERS),
+        )
     return lambda: chain.from_iterable(
         read_file(file, name, fields) for name, file in files.items()
     )

@@ -1,9 +1,10 @@
-"""Rows with words and names for a ``Masker``: of texts (``encode``) or of rows of tokens.
+"""Rows with words and example ids for a ``Masker``, from texts or from rows of tokens.
 
-Words are found in the text. If only tokens are left, as in the blocks of run_mlm, ``annotate_rows``
-joins the characters of the tokens and applies the same rule.
+``encode`` finds words in the texts. If only tokens are left, as in the blocks of run_mlm,
+``annotate_rows`` joins the characters of the tokens and applies the same rule.
 
-Cost: nearly all of it is the tokenizer's; for rows of tokens, a look-up and some array work a row.
+Cost: for texts, almost only the tokenizer's; for a row of tokens, a look-up per token and a few
+array operations.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""Tokens of a word. If most tokens are in longer ones, the text has no words, as in proteins."""
+"""Tokens of a word. If most tokens are in longer words, the text has none, as with proteins."""
 MOST_UNKNOWN = 0.5
 """Share of the tokens above which the text is likely in another alphabet than the tokenizer's."""
 LEAST_ID = -(2**63)
@@ -61,15 +62,16 @@ def encode(
         ids: the example ids, from which masks are drawn; by default hashes of the texts
             (`text_id`).
         layers: annotators of further layers, such as ``salient`` and ``pos``, which use the bundled
-            tagger. Phrases are counted first: ``stored("FOLDER")`` of ``annotate_corpus``.
+            tagger. Those that count over a corpus, such as phrases, are read from a folder that
+            ``annotate_corpus`` wrote: ``stored("FOLDER")``.
 
     Returns:
         For each text lists under "input_ids", "attention_mask", "word_ids" and the names of the
         layers, and an int under "example_id".
 
     Raises:
-        MaskwiseError: a slow tokenizer, anything but texts, another number of ids, or a
-            `max_length` without room.
+        MaskwiseError: a slow tokenizer, anything but texts, another number of ids than of texts,
+            or a `max_length` that leaves no room for text.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -91,11 +93,13 @@ def encode(
     else:
         names = []
     if len(names) != len(texts):
-        got = f"{len(names)} ids for {len(texts)} texts"
-        raise MaskwiseError("every text needs one id", got=got)
+        raise MaskwiseError(
+            "every text needs one id",
+            got=f"{len(names)} ids for {len(texts)} texts",
+        )
     if not texts:
         return []
-    # Rows are truncated below, where it is known which word is cut.
+    # Rows are truncated below, because only there is it known which word is cut.
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
@@ -106,7 +110,7 @@ def encode(
         warnings.warn(f"{what} and were not cut; pass max_length={limit}", stacklevel=2)
     tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
     added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
-    # "[MASK]" in a text is a control token, too.
+    # "[MASK]" in a text is a control token here.
     all_tokens = np.concatenate(tokens)
     written = np.isin(all_tokens, special_ids(tokenizer))
     special = np.concatenate(added) | written
@@ -136,26 +140,26 @@ def encode(
 
 
 def _annotators(specs: Iterable[str]) -> list[Annotator]:
-    """Make the annotators of ``layers``.
+    """Build the annotators of ``layers``.
 
     Raises:
-        MaskwiseError: an unknown name, or an annotator that has not counted its corpus yet.
+        MaskwiseError: an unknown name, or an annotator that must count over a corpus first.
     """
     if isinstance(specs, str):
         specs = [specs]
     if not isinstance(specs, Iterable):
         raise MaskwiseError("layers", got=specs, allowed="names of annotators, such as ['salient']")
-    # Annotators import this package, so it cannot import them at the top.
+    # Annotators import this package, so importing them at the top would be circular.
     registry = import_module("maskwise.annotate.registry")
     annotators = []
     for spec in specs:
         maker = registry.annotator(spec)
         if isinstance(maker, Fitted) and not maker.fitted:
-            do = (
-                f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
-                """layers=['stored("FOLDER")']"""
+            raise MaskwiseError(
+                f"{spec} must count over a whole corpus first",
+                do=f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
+                """layers=['stored("FOLDER")']""",
             )
-            raise MaskwiseError(f"{spec} counts over a whole corpus first", do=do)
         annotators.append(maker)
     return annotators
 
@@ -163,11 +167,11 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Refuse anything but a fast tokenizer, because words are found by its character offsets.
 
-    ESM's is converted.
+    ESM's slow tokenizer is converted.
     """
     if is_esm(tokenizer):
         return fast_esm(tokenizer)
-    # The class of a fast tokenizer has ``is_fast``, too, but as a property.
+    # A tokenizer's class, passed by mistake, has ``is_fast`` too: the property, which is truthy.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
@@ -179,7 +183,7 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
-    """Warn of texts that policies would hide whole, or that the tokenizer does not know."""
+    """Warn of texts whose words are whole sequences, or that the tokenizer does not know."""
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
@@ -190,7 +194,7 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
         what = f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens"
-        do = "take policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
+        do = "use policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
         warnings.warn(f"{what}; {do}", stacklevel=3)
 
 
@@ -204,21 +208,26 @@ def _checked(texts: object) -> list[str]:
         if not isinstance(text, str):
             raise MaskwiseError(NO_TEXTS, got=f"{type(text).__name__} at place {place}")
         if not is_utf8(text):
-            do = "replace it: text.encode('utf-8', 'replace').decode()"
-            what = "a text holds half a character (a lone surrogate)"
-            raise MaskwiseError(what, got=f"place {place}", do=do)
+            raise MaskwiseError(
+                "a text holds half a character (a lone surrogate)",
+                got=f"place {place}",
+                do="replace it: text.encode('utf-8', 'replace').decode()",
+            )
     return found
 
 
 def _dropped(added: Array, limit: int | None) -> Array:
-    """Return the places beyond the limit; the tokens that the tokenizer added are kept."""
+    """Return the places to drop for a row of ``limit`` tokens; special tokens are kept."""
     if limit is None or len(added) <= limit:
         return np.zeros(0, np.int64)
     content = np.flatnonzero(~added)
     room = limit - (len(added) - len(content))
     if room < 1:
-        allowed = f"> {limit - room}"
-        raise MaskwiseError("max_length leaves no room for text", got=limit, allowed=allowed)
+        raise MaskwiseError(
+            "max_length leaves no room for text",
+            got=limit,
+            allowed=f"> {limit - room}",
+        )
     return content[room:]
 
 
@@ -244,8 +253,8 @@ def annotate_rows(
     """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
 
     Rows of tokens may be lines, or blocks of a fixed length that were cut out of joined texts, as
-    in run_mlm. Their words are found in the characters of their tokens, so each part of a word that
-    two blocks share is a word. A batch without "input_ids" is encoded first.
+    in run_mlm. Their words are found in the characters of their tokens, so a word that is cut
+    between two blocks is one word in each. A batch without "input_ids" is encoded first.
 
     Args:
         batch: columns by name. "input_ids" has a list of token ids for each row, or is one such
@@ -253,15 +262,17 @@ def annotate_rows(
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
         max_length: as in ``encode``; not used for rows of tokens.
-        layers: as in ``encode``. Rows of tokens are annotated as the text that their tokens spell,
-            which an uncased tokenizer has made lower case: names are found better in texts.
+        layers: as in ``encode``. For rows of tokens, annotators see the text that the tokens spell,
+            which is in lower case with an uncased tokenizer; they find names better in the
+            original texts.
 
     Returns:
-        All columns of the batch but its texts, with "word_ids" (as long as the row, −1 for no word)
-        and "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
+        All columns of the batch except its texts, with "word_ids" (as long as the row, −1 for no
+        word) and "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
 
     Raises:
-        MaskwiseError: a batch with neither column, rows that are no token ids, or a slow tokenizer.
+        MaskwiseError: a batch with neither column, rows that are not token ids, or a slow
+            tokenizer.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -270,8 +281,7 @@ def annotate_rows(
     [[-1, 0, 1, -1], [-1, 0, -1]]
     """
     if not isinstance(batch, Mapping):
-        got = type(batch).__name__
-        raise MaskwiseError("a batch must be a dict of columns", got=got)
+        raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
     if "input_ids" in batch:
         rows = batch["input_ids"]
         alone = _is_one_row(rows)
@@ -280,7 +290,7 @@ def annotate_rows(
             rows = [rows]
         annotators = _annotators(layers)
         made = [surfaces.annotate(_token_ids(row), annotators) for row in rows]
-        # An empty batch gets all columns, because datasets.map wants the same in every batch.
+        # An empty batch gets all columns, because datasets.map needs the same ones in every batch.
         names = ["word_ids", "example_id"]
         for maker in annotators:
             names += token_layers(maker.layers)
@@ -306,7 +316,7 @@ def annotate_rows(
 
 
 def _is_one_row(rows: Any) -> bool:
-    """Tell whether "input_ids" is one row of ids, and not a list of rows."""
+    """Tell whether "input_ids" is one row of ids rather than a list of rows."""
     if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
         raise _no_token_ids(rows)
     return len(rows) > 0 and not hasattr(rows[0], "__len__")
@@ -316,9 +326,9 @@ def _token_ids(row: object) -> Ints:
     try:
         ids = np.asarray(row)
     except (TypeError, ValueError):
-        # numpy refuses ragged lists, and tensors of some types.
+        # numpy rejects ragged lists and tensors of some types.
         raise _no_token_ids(row) from None
-    # numpy makes an empty list an array of floats.
+    # numpy turns an empty list into an array of floats.
     is_whole = not ids.size or ids.dtype.kind in "iu"
     if ids.ndim != 1 or not is_whole or ids.min(initial=0) < 0:
         raise _no_token_ids(row)
@@ -326,8 +336,11 @@ def _token_ids(row: object) -> Ints:
 
 
 def _no_token_ids(got: object) -> MaskwiseError:
-    what = "input_ids must hold rows of token ids"
-    return MaskwiseError(what, got=str(got)[:60], allowed="whole numbers ≥ 0")
+    return MaskwiseError(
+        "input_ids must hold rows of token ids",
+        got=str(got)[:60],
+        allowed="whole numbers ≥ 0",
+    )
 
 
 class _Surfaces:
@@ -350,7 +363,7 @@ class _Surfaces:
 
     def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
         """Return the words, the name and the layers of a row; special tokens have −1."""
-        # The same byte order on every machine, because masks depend on names.
+        # The byte order is fixed, because masks depend on names and must not vary by machine.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
         name = int.from_bytes(digest, "little") >> 1
         tokens: list[int] = ids.tolist()
@@ -360,7 +373,7 @@ class _Surfaces:
                 self.known[token] = self._bytes(token)
             parts.append(self.known[token])
         special = np.array([token in self.special for token in tokens], dtype=bool)
-        # A row may begin inside a character, whose bytes become surrogates.
+        # A row may begin inside a character; its remaining bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
@@ -387,20 +400,20 @@ class _Surfaces:
             if name.startswith(self.prefix):
                 return name.removeprefix(self.prefix).encode()
             return f" {name}".encode()
-        # Llama writes a byte that is no token as <0xE2>.
+        # Llama's tokens for single bytes are written <0xE2>.
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
         return name.replace("\u2581", " ").encode()
 
 
 def _offsets(codes: NDArray[np.uint32], sizes: Ints) -> Ints:
-    """(L, 2) characters of each token, from the code points of all and the bytes of each token."""
-    # The number of bytes of a character in UTF-8 grows at these code points.
+    """(L, 2) characters of each token, from all code points and the number of bytes per token."""
+    # A character has one more byte in UTF-8 from each of these code points on.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    # A byte that is not part of a whole character became a lone surrogate.
+    # A lone surrogate stands for one byte that is not part of a whole character.
     escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
-    # A token without bytes at the end of the row begins there.
+    # A token without bytes may be at the end of the row, after the last character.
     char_of_byte = np.append(char_of_byte, len(codes))
     end = np.cumsum(sizes)
     start = end - sizes

@@ -1,7 +1,7 @@
 """ESM's tokenizer with character offsets.
 
-Words, layers and texts on a page are found by the offsets of tokens, and transformers has the
-tokenizer of ESM-1b and ESM-2 in Python alone, without offsets.
+Words and layers are aligned with tokens by character offsets, which transformers' slow tokenizer
+for ESM-1b and ESM-2 does not have.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def is_esm(tokenizer: object) -> bool:
 def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """Convert ESM's tokenizer.
 
-    The ids of residues are the same. Each character that is no residue becomes an unknown token of
-    its own.
+    Residues keep their ids. Any other character becomes one unknown token.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
 """Labelled text in files: records of tasks, and gold annotations.
 
-In a corpus a bad line is skipped and counted. A damaged labelled file is refused with the place of
-the damage, because a score on half of a test set is a wrong score. So each file is read whole.
-Nothing is unpickled, and code that comes with a data set is never run.
+In a corpus, a bad line is skipped and counted. In a labelled file, a bad line is an error that
+names its place, because a score on part of a test set would be wrong. So each file is read whole
+before it is used. Nothing is unpickled, and code that comes with a data set is never run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from maskwise.text.readers import load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
-# Bytes, inflated: a file is held in memory, and an archive may inflate to any size.
+# Bytes after decompression, which has no limit of its own; a file is held in memory.
 _LARGEST_FILE = 1 << 30
-# A comment comes before a sentence and has no tab; "# O" is a sentence that begins with a hash.
+# A comment precedes a sentence and has no tab. "# O" is no comment but the token "#", tagged O.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
 Span = tuple[int, int, int]
@@ -31,16 +31,16 @@ Span = tuple[int, int, int]
 
 
 def read_records(path: Path, *, header: bool = True) -> list[Record]:
-    """Read the records of one file by its ending; ``.gz`` may follow all but Parquet's.
+    """Read the records of one file by its ending; ``.gz`` may follow any ending but Parquet's.
 
     Args:
         path: the file.
-        header: whether tables (.csv, .tsv) begin with the names of their columns; otherwise these
-            are "1", "2", ….
+        header: whether tables (.csv, .tsv) begin with the names of their columns; otherwise the
+            columns are named "1", "2", ….
 
     Raises:
-        MaskwiseError: an unknown ending, or a file that is not UTF-8, damaged, or of another format
-            than its ending.
+        MaskwiseError: an unknown ending, or a file that is not UTF-8, is damaged, or does not have
+            the format of its ending.
     """
     ending = ending_of(path)
     if ending is None:
@@ -57,13 +57,13 @@ def ending_of(path: Path) -> str | None:
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
-    """Read all splits of "hf:ID[:config]", with the names of classes instead of their numbers."""
+    """Read all splits of "hf:ID[:config]", with class names in place of class numbers."""
     name, _, config = spec.removeprefix("hf:").partition(":")
     splits = {}
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            # In a task of tagging, the feature is a list of classes.
+            # In tagging tasks, a feature is a list of classes.
             if hasattr(feature, "feature"):
                 feature = feature.feature
             if hasattr(feature, "int2str"):
@@ -77,7 +77,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
 
 
 def _named(value: object, names: list[str]) -> object:
-    """Replace the numbers of classes by their names; leave other values."""
+    """Replace class numbers by class names; other values stay."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if isinstance(value, int) and 0 <= value < len(names):
@@ -90,7 +90,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
 
     Args:
         path: the file.
-        or_latin1: whether a file that is not UTF-8 is Latin-1, as SentEval's are.
+        or_latin1: whether to read a file that is not UTF-8 as Latin-1, as SentEval's files are.
 
     Raises:
         MaskwiseError: a file that cannot be read, is not UTF-8, or holds more than a gigabyte.
@@ -105,8 +105,10 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
         # Every byte is a character of Latin-1, so this cannot fail.
         if or_latin1:
             return content.decode("latin-1")
-        do = "convert it, for example with iconv -f LATIN1 -t UTF-8"
-        raise MaskwiseError(f"{path} is not UTF-8 text (byte {error.start})", do=do) from None
+        raise MaskwiseError(
+            f"{path} is not UTF-8 text (byte {error.start})",
+            do="convert it, for example with iconv -f LATIN1 -t UTF-8",
+        ) from None
 
 
 def _parsed(text: str) -> object:
@@ -124,8 +126,11 @@ def _read_json_lines(path: Path) -> list[Record]:
             continue
         record = _parsed(line)
         if not isinstance(record, dict):
-            what = f"line {number} of {path} is not a JSON object"
-            raise MaskwiseError(what, got=line[:60], allowed="JSON lines")
+            raise MaskwiseError(
+                f"line {number} of {path} is not a JSON object",
+                got=line[:60],
+                allowed="JSON lines",
+            )
         records.append(record)
     return records
 
@@ -163,14 +168,16 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
                         record["article_title"] = article["title"]
                     records.append(record)
     except (KeyError, TypeError, AttributeError) as error:
-        allowed = "data > paragraphs > context, qas > question, answers"
-        what = f"{path} is not SQuAD's JSON"
-        raise MaskwiseError(what, got=f"no {error}", allowed=allowed) from None
+        raise MaskwiseError(
+            f"{path} is not SQuAD's JSON",
+            got=f"no {error}",
+            allowed="data > paragraphs > context, qas > question, answers",
+        ) from None
     return records
 
 
 def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
-    """Read a table; in one of tabs, quotes count only if nearly every row has quoted cells."""
+    """Read a table. In a tab-separated one, quotes count only if nearly every row has some."""
     return read_table(read_text(path), path, header=header, usual=usual)
 
 
@@ -183,7 +190,11 @@ def _read_parquet(path: Path) -> list[Record]:
 
 
 def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Yield comments and rows, of at least ``columns`` cells, of each sentence of a CoNLL file."""
+    """Yield the comments and rows of each sentence of a CoNLL file.
+
+    Raises:
+        MaskwiseError: a row with fewer than ``columns`` cells.
+    """
     comments: list[str] = []
     rows: list[list[str]] = []
     # An empty line at the end closes the last sentence.
@@ -200,17 +211,19 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
             separator = "\t" if "\t" in line else " "
             cells = line.split(separator)
             if len(cells) < columns:
-                allowed = "10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag"
-                what = f"line {number} of {path} has too few columns"
-                raise MaskwiseError(what, got=line[:60], allowed=allowed)
+                raise MaskwiseError(
+                    f"line {number} of {path} has too few columns",
+                    got=line[:60],
+                    allowed="10 columns of CoNLL-U" if columns == 10 else "token<TAB>tag",
+                )
             rows.append(cells)
 
 
 def _read_conll_records(path: Path) -> list[Record]:
     """Read the tokens and tags of sentences: the first column and the last.
 
-    In CoNLL-U the columns FORM and UPOS, or of three columns the last two; in Universal NER's files
-    the second and the third.
+    In CoNLL-U they are the columns FORM and UPOS, or the last two of three columns; in Universal
+    NER's files, the second and the third.
     """
     ending = ending_of(path)
     records = []
@@ -219,7 +232,7 @@ def _read_conll_records(path: Path) -> list[Record]:
         tags = []
         for row in rows:
             if ending == ".conllu":
-                # Ranges (3-4) and empty nodes (3.1) are no words.
+                # Ranges (3-4) and empty nodes (3.1) are not words.
                 if not row[0].isdigit():
                     continue
                 row = row[1:4]
@@ -244,10 +257,10 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """Yield the documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word of
-    several syntactic words ("don't" = do + n't) is cut by their forms; if these do not spell it
-    ("im" = I + am), all of it gets the tag of the first. Without ``# newdoc`` the file is one
-    document.
+    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that
+    consists of several syntactic words ("don't" = do + n't) is cut into their forms; if these do
+    not spell it ("im" = I + am), the whole word gets the tag of the first. Without ``# newdoc`` the
+    file is one document.
 
     Raises:
         MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
@@ -274,15 +287,19 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         try:
             words = _surface_words(rows)
         except (ValueError, KeyError, IndexError) as error:
-            what = f"{path} is not CoNLL-U: its words are not numbered one after the other"
-            got = f"a sentence that begins with {' '.join(rows[0][:2])!r}"
-            raise MaskwiseError(what, got=got) from error
+            raise MaskwiseError(
+                f"{path} is not CoNLL-U: its words are not numbered consecutively",
+                got=f"a sentence that begins with {' '.join(rows[0][:2])!r}",
+            ) from error
         for form, tag in words:
             if tag in UPOS:
                 spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
             elif tag != "_":
-                what = f"{path}: not a universal part of speech"
-                raise MaskwiseError(what, got=tag, allowed=UPOS)
+                raise MaskwiseError(
+                    f"{path}: not a universal part of speech",
+                    got=tag,
+                    allowed=UPOS,
+                )
             text += form
         text = text.rstrip()
     if text:

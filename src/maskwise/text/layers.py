@@ -1,32 +1,31 @@
 """Layers: annotations as spans of the characters of a text, and their alignment with tokens.
 
-Annotations (parts of speech, names, phrases, how informative a word is) are layers over
-*characters*. An annotator maps texts to spans, without a tokenizer, once for each corpus. Its
-output is stored under the hash of the text and the annotator's ``version``, which covers all that
-the output depends on. Workers rebuild an annotator from a string such as
-``pos(model="en_core_web_sm")``, so it is never pickled. An annotator that must read the whole
-corpus first (phrases, frequency, …) is `Fitted`.
+Annotations (parts of speech, names, phrases, informativeness) are layers over *characters*. An
+annotator maps texts to spans once for each corpus, without a tokenizer. Its output is stored under
+the hash of the text and the annotator's ``version``, which covers everything that the output
+depends on. Workers rebuild an annotator from a string such as ``pos(model="en_core_web_sm")``, so
+it is never pickled. An annotator that must read the whole corpus first (phrases, frequency, …) is
+`Fitted`.
 
 `align` maps spans to tokens by the tokenizer's offsets, without tokenising the text again, so the
 tags are the same with every tokenizer. The rule for each token of a text:
 
-- a **span** gets the tokens whose first visible character it covers (a lone blank or "▁" goes with
-  the word right after it, other white space with the span that covers it, so that no span has a
-  hole);
+- a **span** gets the tokens whose first visible character it covers (a lone blank or "▁" belongs to
+  the word right after it, other white space to the span that covers it, so that no span has gaps);
 - a **tag** or **weight** belongs to words: all tokens of a word (words.py) get the one that covers
-  its first visible character, even if the annotator saw two words in it ("gim|me").
+  the first visible character of the word, even if the annotator split it ("gim|me").
 
 So a span that begins inside a token loses that token, and a span that ends inside a token keeps it.
-Over tokens, missing values are negative, so the stored code of a label is one more than its number
-over tokens.
+Over tokens, −1 stands for no label, so the stored code of a label is one more than its number over
+tokens.
 
 - ``spans``: int32, the number of the span in its document; labels, if there are any, are in a
   second layer NAME_label, int16, as tags;
 - ``categorical``: int16, the index of the label in ``Layer.labels``;
 - ``weight``: float32, 0 if missing.
 
-A piece that ends inside a span cuts the span in two. That reveals nothing: the halves are in two
-pieces, and neither sees the other.
+A piece that ends inside a span cuts the span in two. Masking one half alone reveals nothing,
+because the other half is in another piece, which the model does not see.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -58,8 +57,8 @@ class Layer:
     """The kind of a layer and its labels.
 
     - ``categorical``: one of ``labels`` per word, such as a part of speech. Values are int16 codes.
-    - ``spans``: pieces of text that belong together, such as a name; with ``labels`` each has a
-      code, otherwise no value.
+    - ``spans``: stretches of text that belong together, such as a name; each has a code if the
+      layer has ``labels``, otherwise no value.
     - ``weight``: a float32 per word or span.
 
     Code 0 is "none" everywhere; code i + 1 is ``labels[i]``.
@@ -111,7 +110,7 @@ class Layered(Protocol):
         ...
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """Return the spans of each text by layer. Empty texts and noise are no error.
+        """Return the spans of each text by layer. Empty texts and noise must not raise.
 
         Long texts are passed in parts, except to a class with ``whole_texts = True``.
         """
@@ -128,7 +127,7 @@ class Annotator(Layered, Protocol):
 
     @property
     def version(self) -> str:
-        """Hash (`digest`) of all inputs besides texts: settings, rules, weights, vocabulary."""
+        """Hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
         ...
 
 
@@ -137,7 +136,7 @@ class Fitted(Annotator, Protocol):
     """An annotator that counts over the whole corpus before it can annotate.
 
     If it finds nothing in the corpus, it may set ``notice``, a line for the user, and return empty
-    layers; or raise in `fit`, which ends the run.
+    layers, or it may raise in `fit`, which ends the run.
     """
 
     @property
@@ -160,7 +159,7 @@ class Fitted(Annotator, Protocol):
 
 
 def digest(*parts: object) -> str:
-    """Hash parts to 16 hex digits: bytes, files by their contents, and the strings of others."""
+    """Hash parts to 16 hex digits: bytes, the contents of files, and other objects as strings."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
@@ -170,7 +169,7 @@ def digest(*parts: object) -> str:
             content = part
         else:
             content = str(part).encode("utf-8", "surrogatepass")
-        # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") differ.
+        # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") have different hashes.
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
 
@@ -179,8 +178,8 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     """Refuse spans that do not fit a text of ``size`` characters.
 
     Raises:
-        MaskwiseError: spans out of order, overlapping, empty or outside the text; another number or
-            type of values than the layer has, or codes without a label.
+        MaskwiseError: spans out of order, overlapping, empty or outside the text; a wrong number or
+            type of values, or codes without a label.
     """
     start, end, value = spans
     fits = len(start) == len(end) and (start < end).all()
@@ -190,8 +189,9 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         # Sorted spans lie between the first start and the last end.
         fits = start[0] >= 0 and end[-1] <= size
     if not fits:
-        what = f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters"
-        raise MaskwiseError(what)
+        raise MaskwiseError(
+            f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters",
+        )
     if layer.dtype is None:
         valid = value is None
     elif value is None or value.dtype != layer.dtype or len(value) != len(start):
@@ -199,27 +199,33 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     else:
         valid = bool(np.isfinite(value).all())
     if not valid:
-        what = f"{name}: a {layer.kind} layer needs a finite value of its type for each span"
-        raise MaskwiseError(what, got=value)
+        raise MaskwiseError(
+            f"{name}: a {layer.kind} layer needs a finite value of its type for each span",
+            got=value,
+        )
     if layer.kind == "weight" or value is None or not len(value):
         return
     low = int(value.min())
     high = int(value.max())
     most = len(layer.labels)
     if low < 0 or high > most:
-        what = f"{name}: a code without a label"
-        raise MaskwiseError(what, got=f"{low}…{high}", allowed=f"0…{most}")
+        raise MaskwiseError(
+            f"{name}: a code without a label",
+            got=f"{low}…{high}",
+            allowed=f"0…{most}",
+        )
 
 
 def given_spans(
     spans: Iterable[Sequence[object]], layer: Layer, *, name: str = "given spans"
 ) -> CharSpans:
-    """Check spans of a file or of a function of the user, and replace labels by their codes.
+    """Check spans from a file or a user's function, and replace labels by their codes.
 
     Args:
-        spans: (start, end) or (start, end, value) in characters, in any order.
-        layer: without labels and weights a span has no value.
-        name: their origin, for errors.
+        spans: (start, end) or (start, end, value) in characters, in any order. Spans have values
+            only if the layer has labels or weights.
+        layer: the layer of the spans.
+        name: origin of the spans, for errors.
 
     Raises:
         MaskwiseError: a span of another form, or an unknown label.
@@ -240,10 +246,13 @@ def given_spans(
             raise MaskwiseError(f"{name}: a span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
-            # A list would not even be looked for.
+            # A list is not hashable and could not be looked up.
             if not isinstance(value[0], str | None) or value[0] not in codes:
-                allowed = ", ".join(layer.labels)
-                raise MaskwiseError(f"{name}: a label", got=value[0], allowed=allowed)
+                raise MaskwiseError(
+                    f"{name}: a label",
+                    got=value[0],
+                    allowed=", ".join(layer.labels),
+                )
             value = [codes[value[0]]]
         rows.append((start, end, *value))
     return CharSpans.of(rows, layer)
@@ -285,7 +294,7 @@ def align(
         Name → (T,), for each of `token_layers`.
     """
     text = np.repeat(np.arange(len(found)), placed.lengths)
-    # All tokens of a word get the tag that is found for its first token.
+    # All tokens of a word get the tag of its first token.
     opens = changes(word_ids, text) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result = {}
@@ -315,7 +324,7 @@ def align(
         if layer.kind == "weight":
             result[name] = _scattered(values, covered, missing=0)
         else:
-            # Code 0 is "none", which is −1 over tokens.
+            # Code 0, "none", becomes −1 over tokens.
             result[label_layer] = _scattered(values - 1, covered, missing=-1)
     return result
 
@@ -343,14 +352,14 @@ def annotated(
 
 
 def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
-    """(T,) put the values at the covered tokens, and ``missing`` elsewhere."""
+    """(T,) the values at the covered tokens, and ``missing`` elsewhere."""
     full = np.full(len(covered), missing, dtype=values.dtype)
     full[covered] = values
     return full
 
 
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
-    """Concatenate the spans of N texts, shifted to where each text begins: start, end, value."""
+    """Concatenate start, end and value of the spans of N texts, shifted by ``base`` (N,)."""
     shift = np.repeat(base, [len(part.start) for part in parts])
     start = np.concatenate([part.start for part in parts]) + shift
     end = np.concatenate([part.end for part in parts]) + shift

@@ -13,7 +13,7 @@ import yaml
 from maskwise.folders import bundled_file
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
-"""Attributes of a person that can be asked for. A job is no named entity; the others are."""
+"""Attributes of a person that questions can ask for. All but the job are named entities."""
 SAME_WORDS = {
     "trade": "job",
     "place": "city",
@@ -21,7 +21,7 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""Kinds of words in facts about nobody, and the attributes with the same words."""
+"""Kinds of words in sentences about no person, with the attribute that has the same words."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
 """Kinds of words in a biography: facts about the person, about others, or the language."""
 
@@ -38,8 +38,8 @@ def language() -> dict[str, Any]:
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """Return the words of all worlds by kind. No invented name is used for two things."""
-    # The seed is constant, so that a model can continue in another world.
+    """Return the words of all worlds by kind. Each invented name is used for one thing only."""
+    # The seed is constant, so that a model can be trained further in another world.
     draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
@@ -62,7 +62,7 @@ def lexicon() -> dict[str, list[str]]:
 
 
 def filled(templates: Sequence[str], person: Mapping[str, str], draw: random.Random) -> list[Piece]:
-    """Fill templates with the attributes of a person, or with random words of the kind."""
+    """Fill templates with the attributes of a person, and with random words of other kinds."""
     pieces = []
     for word in " ".join(templates).split():
         kind = ""

@@ -1,7 +1,7 @@
-"""Open files: their bytes, inflated; text in UTF-8; tables.
+"""Open files: decompressed bytes, text in UTF-8, and tables.
 
 Tables are separated by commas, semicolons, tabs or bars, with any usual quoting. The separator is
-the one that cuts the first rows into equally many cells, more than one of them.
+the one that cuts the first rows into the same number of cells, at least two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from maskwise.errors import MaskwiseError
 
-# A few bad lines are skipped; a larger share in the head of a file means another encoding.
+# A few bad lines are skipped; with a larger share, the file is in another encoding.
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
 
@@ -29,13 +29,14 @@ HEAD_CHARACTERS = 1 << 16
 HEAD_ROWS = 50
 _QUOTED_CELL = re.compile(r'(^|\t)"[^\t]*"(\t|$)')
 QUOTED_SHARE = 0.9
-"""Share of rows with a quoted cell from which a table of tabs is quoted; GLUE's have lone marks."""
+"""Smallest share of rows with a quoted cell at which quotes count in a tab-separated table. GLUE's
+tables are not quoted, but contain lone quotation marks."""
 
 Record = dict[str, Any]
 
 
 def opened(path: Path) -> IO[bytes]:
-    """Open the bytes of a file, inflated if its name says ``.gz`` or ``.zst``."""
+    """Open the bytes of a file, decompressed if its name ends in ``.gz`` or ``.zst``."""
     name = path.name.lower()
     if name.endswith(".zst"):
         return io.BufferedReader(_Zstd(path))
@@ -45,7 +46,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """The inflated bytes of a zstd file, with places, which pyarrow's stream lacks."""
+    """The decompressed bytes of a zstd file; pyarrow's stream has no `seek` and `tell`."""
 
     def __init__(self, path: Path):
         import pyarrow as pa
@@ -65,7 +66,7 @@ class _Zstd(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Read up to a place further on; a file that has become shorter ends before it."""
+        """Read on to a later offset, or to the end of a file that has become shorter."""
         while self.place < offset and self.read(min(offset - self.place, HEAD_BYTES)):
             pass
         return self.place
@@ -80,16 +81,18 @@ class _Zstd(io.RawIOBase):
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of gzip while reading a file into one line."""
+    """Turn errors of the operating system and of gzip into one line that names the file."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        do = "is it complete and readable?"
-        raise MaskwiseError(f"cannot read {path}: {error}", do=do) from error
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="check that it is complete and readable",
+        ) from error
 
 
 def is_utf8(text: str) -> bool:
-    """Tell whether a string can be encoded: JSON may hold half a character."""
+    """Tell whether a string can be encoded as UTF-8: JSON may hold half of a surrogate pair."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeError:
@@ -97,13 +100,15 @@ def is_utf8(text: str) -> bool:
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Refuse a file whose first 64 KiB are binary or of another encoding than UTF-8."""
+    """Refuse a file whose first 64 KiB are binary or mostly not UTF-8."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
-        do = "give UTF-8 text (convert UTF-16 first)"
-        raise MaskwiseError(f"{path} is a binary file, or UTF-16: it has NUL bytes", do=do)
-    # A bad byte becomes a lone surrogate, which is not UTF-8.
+        raise MaskwiseError(
+            f"{path} is a binary file, or UTF-16: it has NUL bytes",
+            do="give UTF-8 text (convert UTF-16 first)",
+        )
+    # A bad byte becomes a lone surrogate, which `is_utf8` notices.
     text = head.decode("utf-8", "surrogateescape")
     lines = [line for line in text.split("\n") if line.strip()]
     if len(head) == HEAD_BYTES:
@@ -131,11 +136,12 @@ def read_table(
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
         path: its name, for errors and the usual separator.
         header: whether the first row has the names of the columns.
-        usual: the separator to use if it fits; None: commas for .csv, tabs for other files.
+        usual: the separator to use if it fits or none does; None: commas for .csv, tabs for other
+            files.
 
     Raises:
-        MaskwiseError: rows that do not have a cell for each column, or quotation marks that do not
-            close.
+        MaskwiseError: rows that do not have a cell for each column, or a quotation mark that is
+            never closed.
 
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
     [{'text': 'rain; wind', 'score': '3,5'}]
@@ -147,7 +153,7 @@ def read_table(
         rows = [line.split("\t") for line in _lines(text)]
         return list(_records(path, rows, separator, header=header))
     failures = []
-    # Quotation marks inside a cell are doubled, or else escaped.
+    # Quotation marks inside a cell are usually doubled; if that fails, they may be escaped.
     for escape in (None, "\\"):
         try:
             cells = _cells(text, separator, escape=escape)
@@ -158,11 +164,11 @@ def read_table(
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
-    """Refuse a table without a header, whose first row was read as the names of its columns.
+    """Refuse a table whose first row was read as names of columns but looks like data.
 
     Raises:
-        MaskwiseError: the text column has a name of several words, and another column's name is one
-            of its values.
+        MaskwiseError: the name of the text column has several words, and the name of another column
+            is also a value in it.
     """
     if len(text.split()) == 1:
         return
@@ -177,8 +183,8 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """Return the separator that cuts the first rows into equally many cells, or the usual one."""
-    # Whole lines only: the last row of the head would have fewer cells.
+    """Return the separator that gives the first rows equally many cells, or the usual one."""
+    # A row that is cut at the end of the head would have fewer cells.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -191,7 +197,7 @@ def separator_of(text: str, *, usual: str) -> str:
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
-    # The ending of the file decides where several separators fit.
+    # If several separators fit, the usual one is the likeliest.
     if usual in widths or not widths:
         return usual
     return max(widths, key=widths.__getitem__)
@@ -227,7 +233,7 @@ def _head(text: str) -> list[str]:
 
 
 def _is_quoted(text: str) -> bool:
-    """Tell whether nearly every row of a table of tabs has a cell in quotation marks."""
+    """Tell whether nearly every row of a tab-separated table has a cell in quotation marks."""
     lines = [line for line in _head(text)[1:] if line.strip()]
     quoted = sum(bool(_QUOTED_CELL.search(line)) for line in lines)
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
@@ -248,14 +254,14 @@ def _records(
             raise MaskwiseError(
                 f"row {number} of {path} has {len(cells)} columns",
                 allowed=f"{len(names)} columns, as in the header",
-                do=f"put cells that hold {SEPARATORS[separator]} into quotation marks",
+                do=f"put quotation marks around cells that contain {SEPARATORS[separator]}",
             )
         else:
             yield dict(zip(names, cells))
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Number columns of the same name: a, a.1, a.2."""
+    """Number columns that have the same name: a, a.1, a.2."""
     seen = Counter[str]()
     distinct = []
     for name in names:

@@ -2,7 +2,7 @@
 
 A *piece* is as much of a document as fits in one row, cut between words. Pieces do not depend on
 the layout of rows or on the held-out split, so their names and masks never change. They are not cut
-to fill rows, which costs a few per cent of padding in packed rows.
+to fill rows exactly, which costs a few per cent of padding in packed rows.
 
 Cost: numpy over tokens, and about 1 µs of Python for each piece. Documents are read in windows of
 about a million tokens, so memory does not grow with the corpus.
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
-# These columns have a value for each piece; others have one for each token.
+# These columns have one value per piece; the others have one per token.
 OF_PIECES = ("example_id", "document", "source")
-# Tokens that are processed together, in some 50 MB of memory.
+# Number of tokens that are processed together, in some 50 MB of memory.
 WINDOW_TOKENS = 1 << 20
-# Tokens of a piece, because word numbers are int16.
+# Maximum number of tokens of a piece, because word numbers are int16.
 MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
@@ -90,7 +90,7 @@ class Frame(NamedTuple):
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
         first = _known(tokenizer.cls_token_id)
         last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        # Padding is not attended to, so any id serves.
+        # Padding is not attended to, so any id will do.
         pad = max(0, _known(tokenizer.pad_token_id, last))
         return cls(first, last, pad)
 
@@ -163,7 +163,7 @@ class Pieces:
     @classmethod
     def _of(cls, columns: dict[str, Array], about: Mapping[str, Any]) -> Pieces:
         sources: Array | None = columns.pop("source")
-        # The sources ascend, so the last one is 0 if there is only one.
+        # Source numbers ascend, so the last one is 0 if there is only one source.
         if sources is not None and not sources[-1]:
             sources = None
         return cls(
@@ -193,14 +193,14 @@ def read_pieces(
 
     Args:
         tokens: the documents.
-        tokenizer: for its special tokens.
+        tokenizer: the tokenizer of the documents, for its special tokens.
         length: L, special tokens included.
         out: a folder that is written window by window; the pieces are then memory-mapped.
-            Otherwise they are held in memory, about 6 bytes a token.
+            Otherwise they are held in memory, about 6 bytes per token.
 
     Raises:
-        MaskwiseError: a length without room, layers that not all documents have, no tokens, a
-            folder that cannot be written.
+        MaskwiseError: a length that leaves no room for text, documents with different layers, no
+            tokens, a folder that cannot be written.
 
     >>> from maskwise.text import Document, Rows, tokenise, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -211,8 +211,11 @@ def read_pieces(
     """
     frame = Frame.of(tokenizer)
     if not 1 <= frame.room(length) <= MOST_TOKENS:
-        what = "length leaves no room for text, or is too long"
-        raise MaskwiseError(what, got=length, allowed="3 to 32,768")
+        raise MaskwiseError(
+            "length leaves no room for text, or is too long",
+            got=length,
+            allowed="3 to 32,768",
+        )
     counts = Counter[str]()
     key = tokenizer_key(tokenizer)
     about = {"frame": frame, "length": length, "counts": counts, "tokenizer": key}
@@ -223,7 +226,7 @@ def read_pieces(
     parts = list(windows)
     columns = {}
     for name in list(parts[0]):
-        # Popped, so that memory never holds the corpus twice.
+        # Each column is popped, so that memory never holds the corpus twice.
         columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
@@ -233,7 +236,7 @@ def _windows(
 ) -> Iterator[dict[str, Array]]:
     """Yield the columns of the pieces, some documents at a time."""
     names: list[str] = []
-    # An empty document counts, so that millions of them are not read at once.
+    # An empty document has size 1 here, so that millions of them do not end up in one window.
     for window in batches(
         tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
     ):
@@ -242,8 +245,11 @@ def _windows(
         for document, part in zip(window, parts):
             found = list(part)
             if found != names:
-                got = f"{found} in {document.document_id!r}"
-                raise MaskwiseError("every document needs the same layers", got=got, allowed=names)
+                raise MaskwiseError(
+                    "every document needs the same layers",
+                    got=f"{found} in {document.document_id!r}",
+                    allowed=names,
+                )
         columns = {}
         for name in names:
             columns[name] = np.concatenate([part[name] for part in parts])
@@ -252,7 +258,7 @@ def _windows(
         cut = _cut(window, columns, counts, room)
         cut["offsets"] += before
         if not is_first:
-            # The first offset of a window is the last one of the window before.
+            # The first offset of a window repeats the last one of the window before.
             cut["offsets"] = cut["offsets"][1:]
         unknown_tokens = int((columns["input_ids"] == unknown).sum())
         # Counted only if there are any, so that reports stay short.
@@ -260,9 +266,11 @@ def _windows(
             counts[UNKNOWN] += unknown_tokens
         yield columns | cut
     if not counts["pieces"]:
-        got = f"{counts['documents']} documents"
-        do = "check the corpus and its text field"
-        raise MaskwiseError("the corpus has no tokens", got=got, do=do)
+        raise MaskwiseError(
+            "the corpus has no tokens",
+            got=f"{counts['documents']} documents",
+            do="check the corpus and its text field",
+        )
 
 
 def _cut(
@@ -270,7 +278,7 @@ def _cut(
 ) -> dict[str, Array]:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
-    Changes ``columns``, whose words are numbered from 0 in each piece, and adds to ``counts``.
+    Renumbers the words in ``columns`` from 0 in each piece, and adds to ``counts``.
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
     total = int(lengths.sum())
@@ -278,7 +286,7 @@ def _cut(
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owner_T)
     word_T = np.cumsum(opens) - 1
-    # Half a word must not be masked, so words that are longer than a row are not eligible.
+    # Half a word must not be masked, so words that are longer than a row are never masked.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
     words = np.where(long, -1, words)
@@ -328,22 +336,22 @@ def _cut(
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Hash a tokenizer's vocabulary, which gives ids their meaning; "" if it has none."""
+    """Hash a tokenizer's vocabulary, which tells what ids mean; "" if it has none."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return ""
     return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def unknown_share(counts: Mapping[str, int]) -> float:
-    """Return the share of a text's tokens that its tokenizer does not know."""
+    """Return the share of unknown tokens in a text."""
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
 def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """Raise if most tokens of a text are unknown to its tokenizer.
+    """Refuse a text that its tokenizer does not know.
 
     Raises:
-        MaskwiseError: more than half are unknown.
+        MaskwiseError: more than half of the tokens are unknown.
     """
     share = unknown_share(counts)
     if share > 0.5:
@@ -351,20 +359,20 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
             got=f"{counts[UNKNOWN]:,} × [UNK]",
             allowed="at most half",
-            do="take a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
+            do="use a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
             "or bpe",
         )
 
 
-# Columns in a folder: a file of raw values for each, which can be written in parts and mapped into
-# memory whatever its size, and an index.
+# Columns in a folder: one file of raw values per column, which can be written in parts and
+# memory-mapped at any size, and an index.
 # -------------------------------------------------------------------------------------------
 
 
 def write_columns(
     folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
 ) -> None:
-    """Write columns that come in parts: a file of raw values for each, and last their index."""
+    """Write columns that come in parts: a file of raw values for each, then the index."""
     types: dict[str, str] = {}
     with ExitStack() as stack:
         files = []
@@ -374,7 +382,7 @@ def write_columns(
                     types[name] = values.dtype.str
                     # Files are numbered, because a layer may have any name.
                     files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
-                # Not by `tofile`, which reports no error if the disk is full.
+                # `tofile` would report no error if the disk is full.
                 files[place].write(np.ascontiguousarray(values).data)
     # The index is written last, because a folder without it counts as missing.
     index = {"format": FORMAT, "columns": types, **about}
@@ -389,24 +397,34 @@ def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """
     about = folders.read_json(folder / INDEX) or {}
     if about.get("format") != FORMAT:
-        what = f"{folder} does not hold pieces of this version"
-        do = "prepare the corpus again"
-        raise MaskwiseError(what, got=about.get("format"), allowed=FORMAT, do=do)
+        raise MaskwiseError(
+            f"{folder} does not hold pieces of this version",
+            got=about.get("format"),
+            allowed=FORMAT,
+            do="prepare the corpus again",
+        )
     columns = {}
     path = folder / INDEX
     try:
         for place, (name, dtype) in enumerate(about.pop("columns").items()):
             path = folder / f"{place}.bin"
-            # As a plain array, because a memmap is slower to index.
+            # A plain array, because indexing a memmap is slower.
             columns[name] = np.asarray(np.memmap(path, dtype, "r"))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        do = "prepare the corpus again"
-        raise MaskwiseError(f"{path} is damaged", got=str(error), do=do) from error
+        raise MaskwiseError(
+            f"{path} is damaged",
+            got=str(error),
+            do="prepare the corpus again",
+        ) from error
     return columns, about
 
 
 def require_length(folder: Path, column: Array, length: int) -> None:
-    """Raise if a column of a folder has another length than it was written with."""
+    """Refuse a column of a folder that does not have the expected length."""
     if len(column) != length:
-        what = f"{folder} is damaged: a column is not whole"
-        raise MaskwiseError(what, got=len(column), allowed=length, do="prepare the corpus again")
+        raise MaskwiseError(
+            f"{folder} is damaged: a column is incomplete",
+            got=len(column),
+            allowed=length,
+            do="prepare the corpus again",
+        )

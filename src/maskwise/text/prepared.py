@@ -1,7 +1,8 @@
-"""A folder of prepared text: everything that is made of a corpus before the first step.
+"""A folder of prepared text: everything that is computed from a corpus before the first step.
 
-For a corpus these are its pieces and the rows of both sides (rows.py). For a stream (stream.py)
-they are the tokenizer, the held-out rows and counts of tokens, all from its beginning.
+For a corpus it has the tokenizer, the pieces and the rows of both sides (rows.py). For a stream
+(stream.py) it has the tokenizer, the held-out rows and counts of tokens, all from the beginning of
+the stream.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ TOKENIZER = "tokenizer"
 STREAM = "stream.json"
 
 MOST_CHARACTERS = 1 << 26
-"""Limit of what is read of a stream before training; each source of a mix gets an equal share."""
+"""Most characters of a stream that are read before training, in equal shares for the sources."""
 HELD_OUT_CHARACTERS = 1 << 20
-"""Held-out text of a stream that is kept for evaluation; the rest is only never trained on."""
+"""Held-out characters of a stream that are kept for evaluation; the rest is just not trained on."""
 COUNTED_CHARACTERS = 1 << 22
-"""Text of a stream in which tokens are counted."""
+"""Characters of a stream in which tokens are counted."""
 
 LiveLayers = Callable[[Sequence[str]], Layered]
-"""Make an object that annotates any text, from the names of annotators."""
+"""A function that builds an annotator for any text from the names of annotators."""
 
 
 @dataclass(eq=False)
@@ -92,13 +93,13 @@ class Prepared:
         *,
         layers: Layered | None = None,
     ) -> dict[str, object]:
-        """Write the folder of a stream, of which only the beginning is read.
+        """Write the folder of a stream; only the beginning of the stream is read.
 
         Returns:
             ``read_characters`` (of the beginning), ``held_out_rows``, ``skipped``.
 
         Raises:
-            MaskwiseError: no training text, or no held-out text, in that beginning; a folder that
+            MaskwiseError: no training text or no held-out text in the beginning; a folder that
                 cannot be written.
         """
         training, held_out, facts = _read_beginning(corpus, _maker(corpus, tokenizer, layers))
@@ -109,7 +110,7 @@ class Prepared:
                 held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
-            # For the output bias, which starts at the frequencies of tokens.
+            # The output bias is initialised with the frequencies of tokens.
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(training, tokenizer):
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
@@ -122,25 +123,29 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
-        """Open the folder, memory-mapped. A process checks it against its manifest once.
+        """Open the folder, memory-mapped. Each process checks it against its manifest only once.
 
         Args:
             folder: what `make` or `begin` wrote.
-            live: makes the layers of a stream that has any.
+            live: builds the annotator of a stream with layers.
 
         Raises:
-            MaskwiseError: the folder is damaged, or the files of a stream are gone.
+            MaskwiseError: the folder is damaged, or the files of a stream are missing.
         """
-        # Cached by the time of writing, so that a folder that is prepared again is checked again.
+        # The check is cached with the time of writing, so a folder that is written again is checked
+        # again.
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
-            do = "run the same command again: it is prepared anew"
-            raise MaskwiseError(f"the prepared text in {folder} is damaged", got=wrong, do=do)
+            raise MaskwiseError(
+                f"the prepared text in {folder} is damaged",
+                got=wrong,
+                do="run the same command again, which prepares it again",
+            )
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
-        # A stream has settings to read it again in place of training rows.
+        # Instead of training rows, a stream has the settings with which it is read.
         stream = folders.read_json(folder / STREAM)
         if stream is None:
             return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
@@ -216,7 +221,7 @@ def _read_beginning(
                 f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
                 "beginning empty",
                 got=f"{read:,} characters",
-                do="give more text, or take another share",
+                do="give more text, or use another share",
             )
     return training, held_out, {"read_characters": read, "skipped": dict(skipped)}
 

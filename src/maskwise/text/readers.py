@@ -1,8 +1,8 @@
 """Readers: the records in files of any known format and in data sets of `datasets`.
 
-A reader yields the name and content of each record, or a `Skip` with the reason. A bad line is a
-`Skip`; a bad file (binary, mostly not UTF-8, damaged, without the text column) is a
-`MaskwiseError`. Nothing is unpickled, and code that comes with a data set is never run.
+A reader yields the name and content of each record. A bad line is a `Skip` with the reason; a bad
+file (binary, mostly not UTF-8, damaged, without the text column) is a `MaskwiseError`. Nothing is
+unpickled, and code that comes with a data set is never run.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from maskwise.text.opening import HEAD_BYTES, damaged, opened, read_table, refus
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
-NO_LETTERS = "sequence with characters that are no letters"
+NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
-# Bytes: a longer line (a file without line breaks, an inflated archive) is not held in memory.
+# Bytes. A longer line, as in a file without line breaks, is not held in memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-# Fewer lines do not show whether each is a text.
+# With fewer lines, it cannot be guessed whether each line is a text.
 LEAST_LINES = 8
-# Characters: about a million tokens, which take some 300 MB while they are read.
+# Characters: about a million tokens, which take some 300 MB while they are processed.
 LONGEST_TEXT = 1 << 22
 
 LineKind: TypeAlias = Literal["json", "line", "block"]
-"""JSON lines, or plain text with a document on each line or in each block between blank lines."""
+"""JSON lines, or plain text with one document per line or per block between blank lines."""
 
 
 class Skip(NamedTuple):
@@ -41,11 +41,12 @@ class Skip(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Names of the fields of a record, and the unit of text in files without records.
+    """Names of the fields of a record, and the unit of text in files of plain text.
 
     Attributes:
-        text: the text; may be a path into nested objects, such as "article.body". "": all fields.
-        id: the name of the document.
+        text: field of the text, or a path into nested objects, such as "article.body". "": all
+            fields.
+        id: field of the document's name.
         per: "line" or "block" (between blank lines), or "auto": see ``text_per``.
     """
 
@@ -76,7 +77,7 @@ class PartName(str):
 
 
 def whole_name(name: str) -> str:
-    """Return the name of the document to which a document, or a part of one, belongs.
+    """Return the name of a document, or of the document that a part belongs to.
 
     >>> whole_name(PartName.of("novel~2", "novel")), whole_name("novel")
     ('novel', 'novel')
@@ -85,7 +86,7 @@ def whole_name(name: str) -> str:
 
 
 def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the records of one file; those without a name are called "NAME#place"."""
+    """Yield the records of one file; those without a name are called "NAME#PLACE"."""
     with damaged(path):
         yield from READERS[known_ending(path) or ""](path, name, fields)
 
@@ -96,7 +97,7 @@ def known_ending(path: Path) -> str | None:
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a folder that are not hidden, by their sorted paths; or a single file."""
+    """Return the visible files of a folder, or a single file, by their sorted relative paths."""
     files = {}
     if folder.is_file():
         if known_ending(folder) in endings:
@@ -127,7 +128,7 @@ def text_per(path: Path) -> LineKind:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
     Lines are texts if there are at least ``LEAST_LINES`` and none is blank, unless they look like
-    one text that was wrapped: many of them begin with a small letter.
+    one text that was wrapped: many begin with a small letter and few end like a sentence.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -145,7 +146,7 @@ def text_per(path: Path) -> LineKind:
 
 
 def lines_of(text: str) -> list[str]:
-    """Split a text at line feeds, and not at form feeds or U+2028."""
+    """Split a text at line feeds, but not at form feeds or U+2028."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
@@ -174,9 +175,9 @@ class LineReader:
     Attributes:
         name: prefix of the names of the records.
         kind: format of the file.
-        number: number of the latest record; of JSON lines, of the latest line.
-        whole: name of the block that is only read in part.
-        inside: whether lines of a block have been read whose record is still to come.
+        number: number of the latest record; in JSON lines, of the latest line.
+        whole: name of the block that has been read only in part.
+        inside: whether lines of a block have been read that are in no record yet.
     """
 
     name: str
@@ -186,7 +187,7 @@ class LineReader:
     inside: bool = False
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Yield the records from the current place of the file on; JSON is not parsed yet."""
+        """Yield the records after the current offset of the file; JSON is not parsed yet."""
         lines = _lines(file)
         if self.kind == "block":
             return self._blocks(lines)
@@ -199,7 +200,7 @@ class LineReader:
                 yield line
                 continue
             text = line.strip()
-            # In JSON lines the number is that of the line, so blank ones count.
+            # JSON lines are numbered by line, so blank ones count.
             if text or self.kind == "json":
                 self.number += 1
             if text:
@@ -224,7 +225,7 @@ class LineReader:
             if block and (ends or size >= LONGEST_TEXT):
                 self.number += 1
                 name = f"{self.name}#{self.number}"
-                # A block that is too long is read in parts, which belong together.
+                # A block that is too long is read in parts of one document.
                 if not ends:
                     whole = whole or name
                     self.whole = whole
@@ -263,7 +264,7 @@ def parsed(record: Record) -> Record:
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        # Bad bytes stay in their cells, so that only their rows are skipped.
+        # Bad bytes remain in their cells as surrogates, so that only their rows are skipped.
         text = file.read().decode("utf-8-sig", "surrogateescape")
     rows = read_table(text, path)
     if rows:
@@ -273,10 +274,10 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """Yield the sequences of a FASTA file in capitals, long ones in parts, without gaps (- and .)
-    and final *.
+    and the final *.
 
-    Small letters are the same residues, marked as repeats or as not aligned. A sequence is named
-    by its header, so that its masks and its side of the held-out split do not depend on its file.
+    Small letters are the same residues, marked as repeats or as unaligned. A sequence is named by
+    its header, so that its masks and its side of the held-out split do not depend on its file.
     """
     refuse_unreadable(path)
     number = 0
@@ -285,17 +286,19 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        # A header ends the sequence before it.
+        # A header ends the sequence before it, so one more is added at the end.
         for line in chain(file, [b">"]):
-            # Bad bytes become characters that are no letters, so the sequence is skipped.
+            # Bad bytes become characters that are not letters, so the sequence is skipped.
             text = line.decode(errors="replace").strip()
             header = text.startswith(">")
             if not text or text.startswith(";"):
                 continue
             if not header and not number:
-                do = "begin every sequence with a line >NAME, or call the file .txt"
-                what = f"{path} is no FASTA file: it has no header"
-                raise MaskwiseError(what, got=text[:40], do=do)
+                raise MaskwiseError(
+                    f"{path} is not a FASTA file: it has no header",
+                    got=text[:40],
+                    do="begin every sequence with a line >NAME, or call the file .txt",
+                )
             if number and (header or size >= LONGEST_TEXT):
                 sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()
                 if re.search("[^A-Za-z]", sequence):
@@ -326,11 +329,11 @@ def parquet_rows(
 
     Args:
         path: the file.
-        fields: names of the text and name columns.
+        fields: columns of the text and of the name.
         first: the row to begin with; row groups before it are not read.
 
     Raises:
-        MaskwiseError: another file, or a damaged one.
+        MaskwiseError: a file that is not Parquet, or a damaged one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -350,17 +353,18 @@ def parquet_rows(
                 yield from batch.slice(min(first, len(batch))).to_pylist()
                 first = max(0, first - len(batch))
     except pa.ArrowException as error:
-        what = f"{path} is not a Parquet file, or damaged: {first_line(error)}"
-        raise MaskwiseError(what) from error
+        raise MaskwiseError(
+            f"{path} is not a Parquet file, or damaged: {first_line(error)}",
+        ) from error
 
 
 def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
-    """Return the columns to read; others may be images that are slow to decode.
+    """Return the columns to read; the others may be images, which are slow to decode.
 
     Raises:
-        MaskwiseError: the text is not among them.
+        MaskwiseError: there is no column of the text.
     """
-    # All columns are read to find out which one has the text.
+    # All columns are needed to find out which one has the text.
     if not fields.text:
         return columns
     text = fields.text
@@ -382,7 +386,7 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 
 
 def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
-    """Open a folder that `Dataset.save_to_disk` wrote (of several splits: train)."""
+    """Open a folder that `Dataset.save_to_disk` wrote; of several splits, the one named train."""
     import datasets
 
     try:
@@ -392,15 +396,17 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
         raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
-            allowed = ", ".join(str(path / split) for split in loaded)
-            raise MaskwiseError(f"{path} holds several splits, none called train", allowed=allowed)
+            raise MaskwiseError(
+                f"{path} holds several splits, none called train",
+                allowed=", ".join(str(path / split) for split in loaded),
+            )
         loaded = loaded["train"]
     rows = loaded.select_columns(wanted(loaded.column_names, fields, str(path)))
     return lambda: numbered_rows(rows, path.name)
 
 
 def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
-    """Return the records of "hf:NAME[:CONFIG[:SPLIT]]", which is loaded when it is first read."""
+    """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and returns its records."""
     name, config, split = hub_parts(source)
 
     def records() -> Iterator[Record]:
@@ -415,13 +421,16 @@ def hub_parts(source: str) -> tuple[str, str, str]:
     """Split "hf:NAME:CONFIG:SPLIT"; the split is "train" by default."""
     name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
     if not name or any(rest):
-        allowed = "hf:NAME, hf:NAME:CONFIG:SPLIT"
-        raise MaskwiseError("malformed data set name", got=source, allowed=allowed)
+        raise MaskwiseError(
+            "malformed data set name",
+            got=source,
+            allowed="hf:NAME, hf:NAME:CONFIG:SPLIT",
+        )
     return name, config, split or "train"
 
 
 def load_hub(source: str, name: str, config: str, **how: object) -> Any:
-    """Load a data set from the hub, or raise one line that says why not."""
+    """Load a data set from the hub, or raise an error of one line."""
     import datasets
 
     try:

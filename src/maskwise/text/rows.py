@@ -1,7 +1,7 @@
 """Rows: plans that assign pieces to rows.
 
-A plan holds numbers of pieces, which are stored once (pieces.py). Layouts and the sides of a
-held-out split are different plans over the same pieces, so none of them copies a token.
+A plan holds only the numbers of pieces; their tokens are stored once (pieces.py). Different layouts
+and the two sides of a held-out split are different plans over the same pieces.
 
 Cost: about 1 µs of Python for each piece when a plan is made.
 """
@@ -45,8 +45,8 @@ class PieceBatch(NamedTuple):
         rows: (P,) int64, ascending: the row of each piece in the batch.
         length: L, tokens of a row.
         frame: special tokens around the pieces.
-        apart: whether each piece is a text of its own, opened by ``frame.first``; otherwise a row
-            is one text.
+        apart: whether each piece is a separate text, opened by ``frame.first``; otherwise a row is
+            one text.
     """
 
     columns: dict[str, Array]
@@ -89,7 +89,7 @@ class PieceBatch(NamedTuple):
         """Return (T,) word numbers that continue from one piece of a row to the next."""
         words = self.columns["word_ids"].astype(np.int64)
         first_token_P = offsets(self.lengths)
-        # The word numbers of a piece begin at 0, so the largest one tells how many there are.
+        # The words of a piece are numbered from 0, so there is one more than the largest number.
         words_P = np.maximum.reduceat(words, first_token_P) + 1
         pieces_of_row = counts_within(self.rows, rows)
         before_P = sums_within(words_P, pieces_of_row) - words_P
@@ -107,7 +107,7 @@ class Rows:
     """N rows of `length` tokens: pieces, and the plan that assigns them to rows.
 
     Attributes:
-        pieces: pieces of the corpus; those of the other side of a split are not in the rows.
+        pieces: all pieces of the corpus, including those on the other side of a split.
         order: numbers of pieces, row by row.
         first: (N + 1,) int64; row r has the pieces ``order[first[r]:first[r + 1]]``.
         layout: "packed", "joined" or "document" (one piece in each row).
@@ -124,7 +124,7 @@ class Rows:
 
         Args:
             pieces: P pieces.
-            layout: "packed" puts several pieces in a row, each framed and attending to itself;
+            layout: "packed" puts several pieces in a row, each framed and attending only to itself;
                 "joined" puts several pieces in a row, as one text; "document" puts one piece in
                 each row.
             chosen: (P',) numbers of pieces, ascending.
@@ -146,11 +146,12 @@ class Rows:
         else:
             # A joined row is one text and is opened once.
             space -= opening >= 0
-        # Planned in windows, so that a row has neighbours of the corpus and time grows linearly.
+        # Rows are planned in windows, so that the pieces of a row are close to each other in the
+        # corpus and time grows linearly.
         window_of_piece = np.cumsum(cost) // WINDOW_TOKENS
         borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
-            # A row has one source, so that shares of sources are shares of rows.
+            # A row never mixes sources, so that the shares of sources are shares of rows.
             between_sources = np.flatnonzero(np.diff(pieces.sources[chosen])) + 1
             borders = np.union1d(borders, between_sources)
         order = []
@@ -194,7 +195,7 @@ class Rows:
         return np.unique(self.pieces.documents[self.order])
 
     def by_source(self, count: int) -> list[int]:
-        """Return the number of rows of each of ``count`` sources; rows are in their order."""
+        """Return the number of rows of each of ``count`` sources; rows are ordered by source."""
         sources = self.pieces.sources
         if sources is None:
             sources = np.zeros(len(self.pieces), np.int16)
@@ -209,7 +210,7 @@ class Rows:
             rows: (B,) numbers of rows.
 
         Raises:
-            MaskwiseError: a number of a row that does not exist.
+            MaskwiseError: a row that does not exist.
         """
         at = np.asarray(rows, dtype=np.int64).reshape(-1)
         outside = at[(at < 0) | (at >= len(self))]
@@ -236,13 +237,13 @@ class Rows:
         return self.batch(rows).tensors()
 
     def laid(self, layout: str) -> Rows:
-        """Plan the same pieces in another layout; they keep their names, and so their masks."""
+        """Plan the same pieces in another layout; they keep their names and so their masks."""
         if layout == self.layout:
             return self
         return Rows.of(self.pieces, layout, chosen=np.sort(self.order))
 
     def holding(self, example_ids: Ints) -> Ints:
-        """Return the numbers of the rows that have one of these pieces, ascending."""
+        """Return the numbers of the rows that have at least one of these pieces, ascending."""
         names = self.pieces.example_ids[self.order]
         places = np.flatnonzero(np.isin(names, example_ids))
         return np.unique(np.searchsorted(self.first, places, side="right") - 1)
@@ -281,17 +282,21 @@ class Rows:
 
 
 def require_in_vocabulary(largest: int, vocab_size: int) -> None:
-    """Raise if the largest token id of a text is outside a vocabulary."""
+    """Refuse a text whose largest token id is outside the vocabulary."""
     if largest >= vocab_size:
-        do = "use the tokenizer that made the tokens"
-        what = "token id outside the vocabulary"
-        raise MaskwiseError(what, got=largest, allowed=f"< {vocab_size}", do=do)
+        raise MaskwiseError(
+            "token id outside the vocabulary",
+            got=largest,
+            allowed=f"< {vocab_size}",
+            do="use the tokenizer that made the tokens",
+        )
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
-    """Return training and held-out rows; the hash of a document's name decides for all of it.
+    """Return training and held-out rows; each document is held out or not by its name's hash.
 
     Args:
+        pieces: the pieces of the corpus.
         held_out: share of the documents that is held out.
         layout: layout of the rows of both sides.
 
@@ -299,8 +304,11 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         MaskwiseError: a share outside 0 … 1, or one that leaves a side empty.
     """
     if not 0 < held_out < 1:
-        what = "held_out must be a share of the documents"
-        raise MaskwiseError(what, got=held_out, allowed="0 < held_out < 1")
+        raise MaskwiseError(
+            "held_out must be a share of the documents",
+            got=held_out,
+            allowed="0 < held_out < 1",
+        )
     out = pieces.documents < held_out_below(held_out)
     sides = []
     for name, side in (("training", ~out), ("held-out", out)):
@@ -308,7 +316,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
             raise MaskwiseError(
                 f"corpus.held_out={held_out} leaves the {name} side empty",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
-                do="give more documents (blank lines separate those of a .txt file), or take "
+                do="give more documents (blank lines separate those of a .txt file), or use "
                 "another share",
             )
         sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))
@@ -317,7 +325,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
 
 
 def held_out_below(share: float) -> int:
-    """Return the number below which the hash of a held-out document's name is (`text_id`)."""
+    """Return a threshold: documents whose names have hashes (`text_id`) below it are held out."""
     # The hashes are uniform below 2⁶³.
     return int(share * 2**63)
 
@@ -325,8 +333,9 @@ def held_out_below(share: float) -> int:
 def _best_fit(cost: Ints, space: int) -> Ints:
     """(P,) assign a row to every piece: longest first, into the fullest row with enough room.
 
-    Open rows are in stacks, by the room left. The bits of one integer tell which stacks are not
-    empty, so the tightest fit is its lowest bit at or above the cost of the piece.
+    Open rows are in stacks, one for each amount of room that is left. The bits of one integer tell
+    which stacks are not empty, so the tightest fit is its lowest bit at or above the cost of the
+    piece.
     """
     row_of_piece = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")
@@ -348,7 +357,7 @@ def _best_fit(cost: Ints, space: int) -> Ints:
         row_of_piece[piece] = row
         stacks[room - need].append(row)
         open_stacks |= 1 << (room - need)
-    # Rows are numbered by their first piece, so that they stay in the order of the corpus.
+    # Rows are renumbered by their first piece, so that they are in the order of the corpus.
     first = np.full(rows, len(cost))
     np.minimum.at(first, row_of_piece, np.arange(len(cost)))
     rank = np.empty(rows, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The corpus and tokenizer parts of a recipe, which open the documents and make the tokenizer."""
+"""The corpus and tokenizer parts of a recipe, which open documents and build tokenizers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CorpusSettings(BaseModel):
     sample, or an invented world such as ``factworld(people=300)``. Several are mixed: ``{FILE: 2,
     OTHER: 1}`` by weights, or ``[FILE, OTHER]`` in proportion to their sizes."""
     temperature: float | None = Field(None, gt=0)
-    """For a list of sources: shares in proportion to their sizes to the power 1/T. None: 1."""
+    """T, for a list of sources: shares are proportional to sizes to the power 1/T. None: 1."""
     text_field: str = "text"
     """Field of the text, in files with fields; ``article.body`` is a field in an object."""
     text_per: Literal["auto", "line", "block"] = "auto"
@@ -49,7 +49,7 @@ class CorpusSettings(BaseModel):
     beginning of the file.
     """
     limit: int | None = Field(None, ge=1)
-    """At most this many documents, of each source."""
+    """Maximum number of documents of each source."""
     length: int = Field(64, ge=4)
     """Positions in a row."""
     layout: Literal["packed", "document"] = "packed"
@@ -59,7 +59,7 @@ class CorpusSettings(BaseModel):
     held_out: float = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is never trained on."""
     stream: bool = False
-    """Read the text during training and prepare only its beginning: for text that is too large
+    """Read the text during training and prepare only its beginning. For text that is too large
     to be prepared, in files (a folder, or a pattern such as ``texts/*.parquet``) or ``hf:NAME``.
     """
     shuffle: float = Field(1.0, ge=0, le=1024)
@@ -70,24 +70,30 @@ class CorpusSettings(BaseModel):
     words: str = "auto"
     """Rule for words: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
-    """Annotators whose layers the rows carry, such as pos; stored("FOLDER") for existing ones."""
+    """Annotators whose layers the rows get, such as pos; stored("FOLDER") reads existing layers."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _normalised(cls, source: object) -> object:
-        """Spell each source in one way, so that it has one stage; unpack a mix of one source."""
+        """Normalise names, so that a source has one stage; a mix of one source is that source."""
         if isinstance(source, str):
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
             return source
         if not source:
-            allowed = "{FILE: 2, OTHER: 1}"
-            raise MaskwiseError("a mix that names no source", got=source, allowed=allowed)
+            raise MaskwiseError(
+                "a mix that names no source",
+                got=source,
+                allowed="{FILE: 2, OTHER: 1}",
+            )
         for name in source:
             if not isinstance(name, str) or not name:
-                allowed = "a file, bundled:wikipedia, …"
-                raise MaskwiseError("a source is named by text", got=repr(name), allowed=allowed)
-        # Compared in one spelling, so that ./a.txt and a.txt are the same source.
+                raise MaskwiseError(
+                    "the name of a source must be text",
+                    got=repr(name),
+                    allowed="a file, bundled:wikipedia, …",
+                )
+        # Normalised names are compared, so that ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -110,15 +116,21 @@ class CorpusSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> CorpusSettings:
         if self.temperature is not None and not isinstance(self.source, tuple):
-            do = "list the sources without weights: corpus.source: [FILE, OTHER]"
-            raise MaskwiseError("temperature is for a list of sources", got=self.source, do=do)
+            raise MaskwiseError(
+                "temperature is for a list of sources",
+                got=self.source,
+                do="list the sources without weights: corpus.source: [FILE, OTHER]",
+            )
         if self.stream:
             self._refuse("a stream has no {}", "limit", "temperature", "words")
         else:
             self._refuse("{} is for streams", "shuffle", "repeat")
         if self.stream and any(map(read_world, self.sources)):
-            do = "leave out corpus.stream: its texts are few"
-            raise MaskwiseError("an invented world is no stream", got=self.source, do=do)
+            raise MaskwiseError(
+                "an invented world cannot be a stream",
+                got=self.source,
+                do="leave out corpus.stream: a world is small",
+            )
         return self
 
     def _refuse(self, what: str, *names: str) -> None:
@@ -126,8 +138,11 @@ class CorpusSettings(BaseModel):
         for name in names:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
-                do = f"leave out corpus.{name}, or change corpus.stream"
-                raise MaskwiseError(what.format(name), got=value, do=do)
+                raise MaskwiseError(
+                    what.format(name),
+                    got=value,
+                    do=f"leave out corpus.{name}, or change corpus.stream",
+                )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -150,14 +165,14 @@ class CorpusSettings(BaseModel):
 
     @property
     def text(self) -> CorpusSettings:
-        """The settings without the weights of a mix, on which the rows do not depend."""
+        """The settings without the weights of a mix, because the rows do not depend on these."""
         if isinstance(self.source, str):
             return self
         return self.model_copy(update={"source": self.sources, "temperature": None})
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """The annotators of ``layers``, and a world, which annotates its own texts unless mixed."""
+        """The annotators of ``layers``, and a world that is the only source: it annotates texts."""
         world = read_world(self.source)
         if world is None:
             return self.layers
@@ -187,10 +202,10 @@ class CorpusSettings(BaseModel):
         """Return the shards of a stream, by source.
 
         Raises:
-            MaskwiseError: a source that does not exist, or cannot be read bit by bit.
+            MaskwiseError: a source that does not exist, or cannot be read as a stream.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        # Names are keys of masks, so they must differ over all sources.
+        # Masks depend on the names of shards, so these must differ across all sources.
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
@@ -224,7 +239,7 @@ class CorpusSettings(BaseModel):
 
 
 def _one_spelling(source: str) -> str:
-    """Spell a source as its stage does: ``./a.txt`` is ``a.txt``."""
+    """Return the normalised name of a source: ``./a.txt`` becomes ``a.txt``."""
     world = read_world(source)
     if world:
         return str(world)
@@ -234,24 +249,24 @@ def _one_spelling(source: str) -> str:
 
 
 class TokenizerSettings(BaseModel):
-    """A tokenizer by name, or one that is trained on the corpus."""
+    """A tokenizer by name, or a new one that is trained on the corpus."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the pre-trained model's own,
-    or a new one.
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the tokenizer of the
+    pre-trained model, or a new one.
     """
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
     """Tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
     k: int = Field(3, ge=1, le=12)
-    """Letters in a token of the kind ``k-mer``."""
+    """Letters per token, for the kind ``k-mer``."""
     vocab_size: int = Field(2048, ge=64)
-    """Tokens of a new tokenizer, at most."""
+    """Maximum number of tokens of a new tokenizer."""
     lowercase: bool = True
-    """Whether a new tokenizer makes letters small, and removes accents (``wordpiece``)."""
+    """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
     sentinels: int = Field(0, ge=0)
-    """Extra tokens ``<extra_id_0>``, … of a new tokenizer, for the corruption t5."""
+    """Number of extra tokens ``<extra_id_0>``, … of a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
@@ -272,11 +287,11 @@ def most_held_out(
 ) -> int:
     """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
 
-    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is still
-    to be trained (None) makes at most one token of each byte.
+    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is yet to
+    be trained (None) makes at most one token of each byte.
     """
     room = max(1, corpus.length - 2)
-    # No tokenizer puts this many letters into so few rows, so that no more of a text is read.
+    # A text with more characters fills enough rows with any tokenizer, so it is not tokenised.
     longest = 16 * enough * corpus.length
     most = 0
     for document in corpus.documents():

@@ -1,15 +1,17 @@
 """Streams: text that becomes rows while a model is trained on it.
 
 A *shard* is a file of the stream, or a shard of a `datasets.IterableDataset`. A *chunk* is a run of
-records of a shard, of about one size. Its end depends only on the shard, the size and its
-beginning. The documents of a chunk are tokenised, cut and packed without those of other chunks, and
-become a *block*. So any process can make it, and a resumed run needs only the place of a chunk and
-a number of rows. The price is one partly filled row among the thousands of a block.
+consecutive records of a shard; all chunks have about the same size, and the end of a chunk depends
+only on the shard, this size and the beginning of the chunk. Its documents are tokenised, cut and
+packed without those of other chunks, and become a *block*. So any process can make a block, and to
+resume, a run needs only the place of a chunk and a number of rows. The price is one partly filled
+row among the thousands of a block.
 
-The hash of its text, not of its name, decides whether a document is held out, so that repeated
-texts stay on one side. They are not dropped, since nothing remembers them.
+A document is held out by the hash of its text, not of its name, so that repeated texts are on one
+side. They are not dropped, since a stream keeps no record of the texts that came before.
 
-Cost: some 2 MB of text a second and process; 0.3 s to a place after 100 MB in a compressed file.
+Cost: each process reads some 2 MB of text per second; skipping 100 MB of a compressed file takes
+0.3 s.
 """
 
 from __future__ import annotations
@@ -60,17 +62,17 @@ ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
-"""The fingerprint of a large file covers this many stretches, of this many bytes each."""
+"""The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` each."""
 
 
 class Place(NamedTuple):
     """The beginning of a chunk.
 
     Attributes:
-        at: offset in bytes in a file of lines (inflated), in rows in a Parquet file, or the state
-            of an `IterableDataset`.
+        at: offset in bytes (decompressed) in a file of lines, or in rows in a Parquet file, or the
+            state of an `IterableDataset`.
         records: number of records before it in the shard.
-        whole: name of the document that it continues, if it begins inside one.
+        whole: name of the document in which it begins, if it does not begin at a document.
     """
 
     at: Any = 0
@@ -82,12 +84,12 @@ BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
-    """A run of records of a shard, as it is sent to the process that makes rows of it.
+    """A run of records of a shard, as it is sent to the process that makes rows from it.
 
     Attributes:
         name: name of the shard.
         content: the records.
-        is_json: whether their contents are still to be parsed, which that process does.
+        is_json: whether the records are JSON that has not been parsed yet.
     """
 
     name: str
@@ -120,8 +122,8 @@ class Shard(ABC):
 
         Args:
             place: `BEGINNING`, or the end of a chunk.
-            size: bytes of a file of lines, else characters; a chunk ends with the record that
-                reaches it.
+            size: bytes in a file of lines, else characters; a chunk ends with the record that
+                reaches this size.
 
         Raises:
             MaskwiseError: a shard that cannot be read.
@@ -129,7 +131,7 @@ class Shard(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash the shard, to notice changes; large files are probed, not read."""
+        """Hash the shard, to notice changes; of a large file only some stretches are read."""
 
 
 @dataclass(eq=False)
@@ -163,7 +165,7 @@ class FileShard(Shard):
         for record in reader.records(file):
             records.append(record)
             end = file.tell()
-            # The lines of an open block have been read, and would be lost at the next place.
+            # Lines of an unfinished block have been read, and resuming here would lose them.
             if end - begin >= size and not reader.inside:
                 place = Place(end, reader.number, reader.whole)
                 yield Chunk(self.name, records, is_json), place
@@ -179,7 +181,7 @@ class FileShard(Shard):
             if size <= PROBES * PROBE_BYTES:
                 total.update(file.read())
             else:
-                # The stretches are spread evenly, from the beginning to the end of the file.
+                # The stretches are spread evenly from the beginning to the end of the file.
                 for probe in range(PROBES):
                     file.seek(probe * (size - PROBE_BYTES) // (PROBES - 1))
                     total.update(file.read(PROBE_BYTES))
@@ -210,11 +212,11 @@ class DatasetShard(Shard):
         except MaskwiseError:
             raise
         except Exception as error:
-            # Errors of the network, the hub, builders and formats have no common base.
+            # Errors of the network, the hub, builders and formats have no common base class.
             raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def _needed(self, row: Mapping[str, object]) -> dict[str, object]:
-        """Drop other columns, which may be large: chunks are sent to other processes."""
+        """Drop other columns, which may be large, because chunks are sent to other processes."""
         names = {self.fields.id, self.fields.text, self.fields.text.split(".")[0]}
         return {name: row[name] for name in names & row.keys()}
 
@@ -231,7 +233,7 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Iterator[tuple[Chunk, Place]]:
-    """Collect rows in chunks; a place is a ``state``, or else the number of rows before it."""
+    """Collect rows in chunks; places are given by ``state``, or else by the number of rows."""
     records: list[Record] = []
     characters = 0
     number = place.records
@@ -258,7 +260,7 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
         fields: names of the fields with the text and the name of a record.
 
     Raises:
-        MaskwiseError: a source that does not exist, or cannot be read bit by bit.
+        MaskwiseError: a source that does not exist, or cannot be read as a stream.
 
     >>> from maskwise.text import bundled_path
     >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
@@ -274,14 +276,16 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
         rename_alike(shards)
         return shards
     if not hasattr(source, "load_state_dict"):
-        what = "a stream cannot be read from this"
-        allowed = "files, a folder, a pattern, a datasets.IterableDataset"
-        raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
+        raise MaskwiseError(
+            "a stream cannot be read from this",
+            got=type(source).__name__,
+            allowed="files, a folder, a pattern, a datasets.IterableDataset",
+        )
     return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their whole paths if two have the same name, because masks depend on names."""
+    """Name files by their full paths if two have the same name, because masks depend on names."""
     if len({shard.name for shard in shards}) < len(shards):
         for shard in shards:
             if isinstance(shard, FileShard):
@@ -304,16 +308,20 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
         matches = [Path(name) for name in dict.fromkeys(glob.glob(str(path), recursive=True))]
         found = [file for file in matches if file.is_file()]
         if not found:
-            do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
-            raise MaskwiseError(f"corpus {source!r} does not exist, and no file matches it", do=do)
+            raise MaskwiseError(
+                f"corpus {source!r} does not exist, and no file matches it",
+                do="give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME",
+            )
         readable = [file for file in found if known_ending(file) in ENDINGS]
         shards = [FileShard(file, file.name, fields) for file in readable]
         rename_alike(shards)
         # Rows depend on the order of the shards.
         shards.sort(key=lambda shard: shard.name)
     if not shards:
-        allowed = ", ".join(ENDINGS)
-        raise MaskwiseError(f"no file of {source} can be read as a stream", allowed=allowed)
+        raise MaskwiseError(
+            f"no file of {source} can be read as a stream",
+            allowed=", ".join(ENDINGS),
+        )
     return shards
 
 
@@ -323,7 +331,7 @@ def _shards_of_dataset(dataset: IterableDataset, name: str, fields: Fields) -> l
 
 @dataclass(frozen=True, eq=False)
 class BlockMaker:
-    """Make rows of chunks, in any process; it can be pickled.
+    """Makes rows from chunks, in any process; it can be pickled.
 
     Attributes:
         tokenizer: a fast tokenizer.
@@ -331,7 +339,7 @@ class BlockMaker:
         layout: as for ``Rows.of``.
         held_out: share of the documents that are left out.
         fields: names of the fields with the text and the name of a record.
-        layers: an annotator that makes layers besides words.
+        layers: an annotator, for layers in addition to words.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -343,7 +351,7 @@ class BlockMaker:
 
     def __call__(self, chunk: Chunk) -> Rows | None:
         """Make the rows of a chunk; None if it has no text to train on."""
-        # Held-out documents are dropped before tokenising, which takes most of the time.
+        # Held-out documents are dropped before tokenising, the slowest step.
         documents = chunk.documents(self.fields)
         kept = [document for document in documents if not self.holds_out(document)]
         tokens = []
@@ -357,7 +365,7 @@ class BlockMaker:
 
     def holds_out(self, document: Document) -> bool:
         """Tell whether a document is held out: by its text, or by its name if it has parts."""
-        # Repeated texts must be on one side, though nothing remembers them.
+        # The text decides, so that repeated texts are on one side without being remembered.
         if not self.held_out:
             return False
         key = document.text
@@ -368,11 +376,11 @@ class BlockMaker:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Text to train on that is read as it is needed.
+    """Text to train on that is read when it is needed.
 
     Attributes:
         sources: the shards of each source of a mix, by name; one source if there is no mix.
-        maker: makes blocks of their chunks.
+        maker: makes blocks from their chunks.
         shuffle: megabytes of text whose rows are shuffled together (the order of shards is random,
             too); 0: rows and shards stay in their order.
         repeat: whether the text is read again if it ends before the training does.
@@ -408,7 +416,7 @@ class Stream:
         return max(1, round((self.shuffle or 1) * MEGABYTE))
 
     def laid(self, layout: str) -> Stream:
-        """Return the same text in another layout; its pieces keep their names and masks."""
+        """Return the same text in another layout; pieces keep their names and so their masks."""
         return replace(self, maker=replace(self.maker, layout=layout))
 
     def unigram_counts(self, vocab_size: int) -> Ints:

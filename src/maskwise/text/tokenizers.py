@@ -1,10 +1,10 @@
 """Tokenizers, and documents → tokens with their words.
 
-Tokens go through the Rust tokenizer in batches, and each batch once through the word layer. Nothing
-in a corpus is a control token: "[MASK]" written in a text is text. Truncation and padding that a
-tokenizer file may carry (sentence encoders cut at 128 tokens) are switched off in a private copy.
+Texts are tokenised in batches by the Rust tokenizer, and the words of each batch are numbered at
+once. Nothing in a corpus is a control token: "[MASK]" written in a text is text. Truncation and
+padding in a tokenizer file (sentence encoders cut at 128 tokens) are switched off in a copy.
 
-Cost: nearly all of it is the Rust tokenizer's; the word layer adds about a sixth.
+Cost: almost only that of the Rust tokenizer; words add about a sixth.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ if TYPE_CHECKING:
     from maskwise.keys import Array
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# A vocabulary does not get better with more text, while memory and minutes grow.
+# A vocabulary does not get better with more text, but takes more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
-# Tables are as long as the largest id.
+# A limit of ids, because tables are as long as the largest id.
 MOST_TOKENS = 1 << 24
-# A batch of novels is cut shorter than a batch of tweets.
+# A limit in characters, so that a batch has fewer novels than tweets.
 _BATCH_CHARACTERS = 1 << 20
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
-"""What is taken where no tokenizer is named: that of the bundled encoder, or a token for each
-capital letter."""
+"""The tokenizers that are used if none is named: the bundled encoder's, or a token for each capital
+letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -92,8 +92,10 @@ def load_tokenizer(
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        do = "give a folder to which a tokenizer was saved too, or name one"
-        raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", do=do)
+        raise MaskwiseError(
+            f"there is no tokenizer in {str(name_or_path)!r}",
+            do="give a folder that has a tokenizer too, or name a tokenizer",
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
@@ -108,18 +110,24 @@ def load_tokenizer(
     if is_esm(tokenizer):
         tokenizer = fast_esm(tokenizer)
     if largest >= MOST_TOKENS:
-        what = f"{name} has too large a token id"
-        raise MaskwiseError(what, got=largest, allowed=f"< {MOST_TOKENS:,}")
+        raise MaskwiseError(
+            f"{name} has too large a token id",
+            got=largest,
+            allowed=f"< {MOST_TOKENS:,}",
+        )
     if needs_words and not tokenizer.is_fast:
-        do = "convert it to a tokenizer.json; words are found by character offsets"
-        raise MaskwiseError(f"{name} is slow: it has no offsets", do=do)
+        raise MaskwiseError(
+            f"{name} is slow: it has no offsets",
+            do="convert it to a tokenizer.json; words are found by character offsets",
+        )
     if needs_mask:
         for kind in ("mask", "pad"):
             if getattr(tokenizer, f"{kind}_token_id") is None:
-                do = (
-                    f'add one: tokenizer.add_special_tokens({{"{kind}_token": "[{kind.upper()}]"}})'
+                raise MaskwiseError(
+                    f"{name} has no {kind} token",
+                    do="add one: tokenizer.add_special_tokens("
+                    f'{{"{kind}_token": "[{kind.upper()}]"}})',
                 )
-                raise MaskwiseError(f"{name} has no {kind} token", do=do)
     return tokenizer
 
 
@@ -133,18 +141,18 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train BERT's (WordPiece) or GPT-2's (byte-level BPE) tokenizer, or one of letters.
 
-    Rows are framed as [CLS] … [SEP]. The same texts give the same tokenizer. Of more than
-    `SAMPLE_CHARACTERS` characters a sample is taken, by the hashes of texts. Words count in parts
-    of `LONGEST_WORD` characters, since the trainer's time grows with the square of a word.
+    Rows are framed as [CLS] … [SEP]. The same texts give the same tokenizer. A corpus of more than
+    `SAMPLE_CHARACTERS` characters is sampled, by the hashes of its texts. Words are cut into parts
+    of `LONGEST_WORD` characters, since the trainer's time is quadratic in the length of a word.
 
     Args:
         texts: the corpus.
         kind: "wordpiece" keeps only the commonest characters, a twelfth of the vocabulary or 100,
             since rare characters are [UNK] either way. "letter" makes a token of each letter,
             "k-mer" of each ``k`` letters.
-        vocab_size: number of tokens, special ones included.
+        vocab_size: maximum number of tokens, special ones included.
         lowercase: whether texts are lowercased.
-        k: letters of a token, for "k-mer".
+        k: letters per token, for "k-mer".
 
     Raises:
         MaskwiseError: unknown kind, vocabulary too small for its alphabet, bad ``k``, or no text.
@@ -165,13 +173,18 @@ def train_tokenizer(
     # Bytes are the alphabet of BPE.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
-        what = f"vocab_size is too small for {kind}"
-        raise MaskwiseError(what, got=vocab_size, allowed=f"≥ {least}")
+        raise MaskwiseError(
+            f"vocab_size is too small for {kind}",
+            got=vocab_size,
+            allowed=f"≥ {least}",
+        )
     whole_number("k", k, least=1)
     corpus = _sample(texts)
     if not any(map(str.strip, corpus)):
-        do = "check the corpus and its text field"
-        raise MaskwiseError("no text to train a tokenizer on", do=do)
+        raise MaskwiseError(
+            "no text to train a tokenizer on",
+            do="check the corpus and its text field",
+        )
     backend = train[kind](corpus, vocab_size, lowercase)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -191,11 +204,11 @@ def tokenise(
     places: bool = False,
     words: str = "auto",
 ) -> Iterator[Tokens]:
-    """Yield every document's tokens and words, in order, without special tokens and uncut.
+    """Yield the tokens and words of each document, in order, uncut and without special tokens.
 
     Args:
         documents: names and texts.
-        tokenizer: a fast tokenizer. A slow one has no character offsets, so its tokens come without
+        tokenizer: a fast tokenizer. A slow one has no character offsets, so its tokens have no
             words.
         batch_size: maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
@@ -209,15 +222,17 @@ def tokenise(
     """
     if not tokenizer.is_fast:
         if layers is not None or words not in ("auto", "token"):
-            what = "corpus.layers and corpus.words need a fast tokenizer, for its character offsets"
-            do = "convert it to a tokenizer.json"
-            raise MaskwiseError(what, got=type(tokenizer).__name__, do=do)
+            raise MaskwiseError(
+                "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
+                got=type(tokenizer).__name__,
+                do="convert it to a tokenizer.json",
+            )
         yield from _without_words(documents, tokenizer, numbered=words == "token")
         return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    # The name of a special token in a text is no control token.
+    # The name of a special token in a text is plain text.
     backend.encode_special_tokens = True
     for batch in batches(
         documents, _BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
@@ -278,7 +293,7 @@ def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
-    # Made twice, because it would take four bytes of memory a character.
+    # Generated twice, because keeping it would take four bytes of memory per character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, _BATCH_CHARACTERS):
             yield move_inside_letters(normalizer.normalize_str("\n".join(texts)))
@@ -331,7 +346,7 @@ def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
 
 
 def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
-    """Train a tokenizer that cuts what stands between spaces into parts of k letters.
+    """Train a tokenizer that cuts every run of characters between spaces into parts of k letters.
 
     Its vocabulary has the commonest parts of the corpus; others are [UNK].
     """
@@ -368,9 +383,9 @@ def _sample(texts: Iterable[str]) -> list[str]:
 
 
 class LightTokenizer:
-    """A tokenizer.json with the part of transformers' interface that masking reads.
+    """A tokenizer.json with the part of transformers' interface that masking needs.
 
-    The import of transformers takes two seconds.
+    It avoids the import of transformers, which takes two seconds.
     """
 
     is_fast = True
@@ -390,14 +405,14 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder of ``save_pretrained``; None if transformers must read or refuse it."""
+        """Read a folder of ``save_pretrained``; None if that needs transformers, or fails."""
         names = {}
         # The library tokenizers raises nothing narrower than Exception.
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             for role in ROLES:
                 name = config.get(f"{role}_token")
-                # Older versions of transformers write the settings of the token, too.
+                # Older versions of transformers write an object with the settings of the token.
                 if isinstance(name, dict):
                     name = name["content"]
                 if name:
@@ -429,7 +444,7 @@ class LightTokenizer:
 
 
 def usual_tokenizer(text: str) -> str:
-    """The tokenizer for a text, or for the file that it names: ``LETTERS`` for FASTA."""
+    """Return the tokenizer to use for a text or a file: ``LETTERS`` for FASTA, else ``WORDS``."""
     if known_ending(Path(text)) in FASTA_ENDINGS:
         return LETTERS
     return WORDS

@@ -16,15 +16,15 @@ The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
   character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
 
-The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, as "20$" is), in the
-scripts named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode
-tables are old. It is coarser only where BERT separates a combining mark from a punctuation mark.
+The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, like "20$"), in the scripts
+named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
+are outdated. It is coarser only where BERT separates a combining mark from a punctuation mark.
 
-The rule for tokens: a token that covers several words joins them, and the next token continues the
-word in which it ends. The pieces of one character (byte fallback) stay together, and a lone space
-or "▁" joins the word right after it; other white-space tokens belong to no word (−1).
+The rule for tokens: a token that covers several words joins them, together with the next token if
+that continues the last of them. The tokens of one character (byte fallback) stay together, and a
+lone space or "▁" joins the word right after it; other white-space tokens belong to no word (−1).
 
-Cost: about 50 ns a character and 0.2 µs a token (tokenising takes 1 µs).
+Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.segments import changes
+from maskwise.segments import changes, offsets
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
-"""Part of the key of stored annotations: another rule or another Unicode table is another layer."""
+"""Part of the key of stored annotations, which are out of date if the rule or Unicode changes."""
 
-# WordPiece makes [UNK] of a longer word
+# WordPiece replaces longer words by [UNK].
 LONGEST_WORD = 100
 # A private plane of Unicode, for letters inside a word.
 INSIDE = 0xF0000
@@ -72,26 +72,28 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# Filled lazily: a corpus has few distinct characters, and unicodedata is slow.
+# Filled lazily, because a corpus has few distinct characters and unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
+CodePoints = NDArray[np.uint32]
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
 
 
-def codes_of(text: str) -> NDArray[np.uint32]:
+def codes_of(text: str) -> CodePoints:
     """(C,) code points of the characters."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
-    """Join N texts, each followed by a line break; also return (N,) where each text begins.
+    """Join N texts, each followed by a line break; also return the offset (N,) of each text.
 
-    No word and no run of marks crosses a line break, so the texts stay apart.
+    No word and no run of marks crosses a line break, so no word spans two texts.
     """
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
-    return "".join(text + "\n" for text in texts), np.cumsum(sizes) - sizes
+    return "\n".join([*texts, ""]), offsets(sizes)
 
 
 def classify(text: str) -> Classes:
@@ -109,7 +111,7 @@ def classify(text: str) -> Classes:
 def _class_of(code: int) -> int:
     char = chr(code)
     category = unicodedata.category(char)
-    # Scripts without spaces mark the borders of words by the zero-width space.
+    # Scripts without spaces may mark the borders of words by zero-width spaces.
     if char == "\u200b" or char.isspace():
         if category == "Zs":
             return BLANK
@@ -130,7 +132,7 @@ def _class_of(code: int) -> int:
         return LETTER
     if category[0] == "P" or code < 128:
         return ALONE
-    # Unassigned code points are symbols, too: they are mostly newer emoji.
+    # Unassigned code points are treated as symbols: they are mostly newer emoji.
     return SYMBOL
 
 
@@ -150,10 +152,10 @@ def word_starts(kinds: Classes) -> Flags:
     tone = kinds == TONE
     extend = joiner | (kinds == EXTEND)
     before = _class_before(kinds, extend)
-    # Most texts have no such character and are spared the second pass.
+    # Most texts have no such character and skip the second pass.
     if extend.any() or tone.any():
         extend |= tone & (before == SYMBOL)
-        # A mark after white space, or at the beginning, extends nothing and is a letter.
+        # A mark after white space, or at the beginning, extends nothing and counts as a letter.
         orphan = extend & is_white(before)
         kinds[orphan] = LETTER
         extend &= ~orphan
@@ -161,12 +163,12 @@ def word_starts(kinds: Classes) -> Flags:
     inside_letters = (kinds == LETTER) & (before == LETTER)
     starts = ~is_white(kinds) & ~extend & ~inside_letters
     if joiner.any():
-        # Emoji that are joined by ZWJ are one word; a joiner may have become a letter above.
+        # Emoji that are joined by ZWJ are one word, unless the joiner became a letter above.
         symbols = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL)
         starts[1:] &= ~(symbols & (kinds[:-1] == JOINER))
     flag = kinds == FLAG
     if flag.any():
-        # The letters of flags form pairs from the left, so every second one begins no word.
+        # Flag letters form pairs from the left, so every second one continues a word.
         place = np.arange(len(kinds))
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
         second = (place - last_other) % 2 == 0
@@ -185,7 +187,7 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Return where words begin and end: at white space, or where the next word begins."""
+    """Return where words begin, and where they end: at white space or at the next word."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[np.searchsorted(white, start)]
@@ -216,9 +218,11 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
     """Yield where the words of a pattern begin and end; an empty word is an error."""
     for match in re.finditer(pattern, text):
         if not match[0]:
-            what = "corpus.words: the pattern matches an empty word"
-            do = "use + instead of *, and \\b or \\B only beside characters"
-            raise MaskwiseError(what, got=pattern, do=do)
+            raise MaskwiseError(
+                "corpus.words: the pattern matches an empty word",
+                got=pattern,
+                do="use + instead of *, and \\b or \\B only next to characters",
+            )
         yield match.span()
 
 
@@ -228,7 +232,7 @@ def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tup
     if rule.startswith("regex:"):
         found = np.full(len(kinds), SPACE, np.uint8)
         starts = np.zeros(len(kinds), bool)
-        # Text by text: a match must not depend on the texts beside it.
+        # One text at a time, because a match must not depend on neighbouring texts.
         for text, origin in zip(texts, base.tolist()):
             for start, end in _matches(rule.removeprefix("regex:"), text):
                 found[origin + start : origin + end] = LETTER
@@ -240,13 +244,11 @@ def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tup
     return kinds, word_starts(kinds)
 
 
-def word_ids(
-    text: str, offsets: ArrayLike, *, special: ArrayLike | None = None
-) -> NDArray[np.int32]:
-    """(L,) int32: number the word of every token of a text from 0; −1 for tokens of no word.
+def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None) -> Ints32:
+    """(L,) int32: the number of each token's word in a text, from 0; −1 for tokens of no word.
 
     Args:
-        text: the text as the tokenizer got it.
+        text: the text exactly as it was passed to the tokenizer.
         offsets: (L, 2) character offsets into the text, end exclusive, as from fast tokenizers.
         special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default
             these are the tokens at (0, 0), which is wrong only for a "▁" that the tokenizer put
@@ -264,25 +266,29 @@ def word_ids(
         special = (start == 0) & (end == 0)
     flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
-        got = f"{len(flags)} for {len(spans)} tokens"
-        raise MaskwiseError("every token needs one special flag", got=got)
+        raise MaskwiseError(
+            "every token needs one special flag",
+            got=f"{len(flags)} for {len(spans)} tokens",
+        )
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
-        do = "pass the text exactly as the tokenizer got it"
-        raise MaskwiseError("offsets that do not fit the text", do=do)
+        raise MaskwiseError(
+            "offsets that do not fit the text",
+            do="pass the text exactly as it was tokenised",
+        )
     placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
     return number_words(placed)
 
 
 class Placed(NamedTuple):
-    """Places of T tokens of N texts, as positions in all texts joined, a line break after each.
+    """Places of the T tokens of N texts, as positions in the joined text (`join_texts`).
 
     Attributes:
         lengths: (N,) tokens of each text.
         base: (N,) position of each text in the joined text.
-        first: (T,) position of the first visible character of a token. A lone blank has the first
-            character of the word after it, other white space its beginning, and a special or empty
-            token −1.
+        first: (T,) position of the first visible character of a token; for a lone blank, of the
+            first character of the word after it; for other white space, of its first character; −1
+            for a special or empty token.
         last: (T,) position of the last character.
         inked: (T,) whether a token has a visible character, or is a blank that joins the word
             after it.
@@ -325,7 +331,7 @@ def place_tokens(
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
-    # A token is visible, a lone blank before a word, other white space, or empty.
+    # A token is visible, or a lone blank before a word, or other white space, or empty.
     first = next_visible[start]
     visible = content & (first < end)
     at_word = visible & (first == start)
@@ -345,29 +351,28 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
     # A "▁" that the tokenizer added covers no character.
     lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
-    # Byte fallback cuts a wide space into several tokens, whose last one is not alone.
+    # Byte fallback cuts a wide space into several tokens; the last of these is not alone.
     lone[1:] &= changes(start, end)[1:]
     lone[-1:] = False
     return lone
 
 
-def number_words(placed: Placed) -> NDArray[np.int32]:
-    """(T,) number the word of every token, from 0 in every text; −1 for tokens of no word."""
+def number_words(placed: Placed) -> Ints32:
+    """(T,) the number of each token's word, from 0 in each text; −1 for tokens of no word."""
     lengths = placed.lengths
     result = np.full(len(placed.first), -1, dtype=np.int32)
     inked = np.flatnonzero(placed.inked)
     if not len(inked):
         return result
-    # A running maximum, because the pieces of one character have the same offsets.
+    # A running maximum, because the tokens of one character have the same offsets.
     ends_in = np.maximum.accumulate(placed.word_of[placed.last[inked]])
     begins_in = placed.word_of[placed.first[inked]]
     opens = np.ones(len(inked), dtype=bool)
     # A white token between two pieces of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = np.cumsum(opens) - 1
-    # The last texts may have no inked token, so their first one would be out of range.
-    first_token = np.cumsum(lengths) - lengths
-    first_inked = np.searchsorted(inked, first_token).clip(max=len(inked) - 1)
+    # If the last texts have no inked tokens, their index would be out of range.
+    first_inked = np.searchsorted(inked, offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
     return result
@@ -384,16 +389,18 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Turn a panic of the tokenizer's Rust code, as from an endless pattern, into one line."""
+    """Turn a panic of the tokenizer's Rust code into a `MaskwiseError`."""
     try:
         yield
     except BaseException as error:
-        # A panic is no Exception, and its class has no public name.
+        # A panic is not an `Exception`, and its class has no public name.
         if type(error).__name__ != "PanicException":
             raise
-        do = "simplify the pattern of its pre-tokenizer, or give shorter texts"
-        what = "the tokenizer failed on these texts"
-        raise MaskwiseError(what, got=first_line(error), do=do) from None
+        raise MaskwiseError(
+            "the tokenizer failed on these texts",
+            got=first_line(error),
+            do="simplify the pattern of its pre-tokenizer, or give shorter texts",
+        ) from None
 
 
 def text_id(text: str) -> int:
@@ -403,7 +410,7 @@ def text_id(text: str) -> int:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that are never content. [UNK] is content: it replaces a word of the text."""
+    """Return the ids that are never content. [UNK] is content, because it stands for a word."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
@@ -412,9 +419,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def move_inside_letters(text: str) -> str:
-    """Put a space before each word, and letters inside words at `INSIDE` + their code point.
+    """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
 
-    Words are cut after each `LONGEST_WORD` letters; such a part begins with a letter from inside.
+    Words are also cut after every `LONGEST_WORD` letters; these parts begin with a moved letter.
     """
     codes = codes_of(text)
     kinds = classify(text)
@@ -430,11 +437,11 @@ def move_inside_letters(text: str) -> str:
 
 
 def commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the commonest characters but the space; ties by code point."""
+    """Return the commonest characters except the space; ties are broken by code point."""
     total = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         codes, times = np.unique(codes_of(text), return_counts=True)
         total[codes] += times
     total[ord(" ")] = 0
     order = np.argsort(-total, kind="stable")[:count]
-    return [chr(code) for code in order if total[code]]
+    return list(map(chr, order[total[order] > 0]))

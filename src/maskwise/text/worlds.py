@@ -2,13 +2,13 @@
 
 The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
 and only the corpus has the answer: fine-tuning teaches the form of questions with *other* people.
-In ``causalworld`` the answer follows by a rule that no text states: pre-training cannot help.
+In ``causalworld`` the answer follows from a rule that no text states, so pre-training cannot help.
 
-A world can be named in place of a corpus or a task, ``factworld(people=300, asked="job", seed=0)``.
+A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
 the attribute in question. All worlds share one lexicon, so a model can be trained further in
-another. ``seed`` decides which people are in it; with ``seed="run"``, the seed of the run, each
-replicate of a study has its own world.
+another world. ``seed`` decides which people are in it; with ``seed="run"`` it is the seed of the
+run, so each replicate of a study has a different world.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from maskwise.text.words import text_id
 
 TRAIN_SHARE = 0.5
 DEV_SHARE = 0.1
-"""Shares of the people for training and for choosing settings; the others are for testing."""
+"""Shares of people or questions for training and for choosing settings; the rest is for testing."""
 RUN = "run"
 
 Row = TypeVar("Row")
@@ -49,17 +49,17 @@ class World(ABC):
     salient: ClassVar[frozenset[str]]
     """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
-    """Least and greatest values of options that are numbers."""
+    """Smallest and largest values of options that are numbers."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.ranges.items():
             check = finite_number if isinstance(low, float) else whole_number
             check(f"{name} of {self.name}", getattr(self, name), least=low, most=high)
         if self.seed != RUN:
-            whole_number(f"seed of {self.name}", self.seed, do=f"or take {RUN!r}")
+            whole_number(f"seed of {self.name}", self.seed, do=f"or use {RUN!r}")
 
     def __str__(self) -> str:
-        """Write the world with the options that differ from their defaults, the seed last."""
+        """Write the name with the options that differ from their defaults, the seed last."""
         changed = {}
         # The seed is the first field, because subclasses add theirs after it.
         seed, *others = fields(self)
@@ -133,20 +133,20 @@ class World(ABC):
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
-        """Return the spans of its own texts; none for any other text."""
+        """Return the spans of the world's texts; any other text has none."""
         none = no_spans(self.layers)
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
         """Return an independent random stream for each purpose."""
         seed = self.seed
-        # Outside of a run the world is that of the first run.
+        # Outside a run, ``seed="run"`` gives the world of the first run.
         if seed == RUN:
             seed = 0
         return random.Random(f"{self.name} {seed} {purpose}")
 
 
-# Cached, because a study asks for it for each of its hundreds of stages.
+# Cached, because a study needs it for each of its hundreds of stages.
 @cache
 def _version(world: World) -> str:
     parts = [world.name, " ".join(world.answers)]
@@ -168,9 +168,9 @@ class FactWorld(World):
         biographies: number of texts for each person, with the same facts in another order.
         paraphrases: number of wordings of a fact, up to three.
         friends: whether a biography also says whom the person met, and where.
-        fillers: number of sentences in it about nobody.
-        decoys: number of sentences in it with a misleading word of the asked kind.
-        others: whether the texts are about other people, with other names, than the questions.
+        fillers: number of sentences in a biography that are about nobody.
+        decoys: number of sentences in a biography with a misleading word of the asked kind.
+        others: whether the texts are about other people than the questions, with other names.
         tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
         seed: seed of the people and the texts.
 
@@ -211,8 +211,12 @@ class FactWorld(World):
             templates += known[fact][0]
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
-            allowed = f"a list of {', '.join(known)}, with one about the {' and the '.join(asked)}"
-            raise MaskwiseError("facts of factworld", got=self.facts, allowed=allowed)
+            raise MaskwiseError(
+                "facts of factworld",
+                got=self.facts,
+                allowed=f"a list of {', '.join(known)}, "
+                f"with one about the {' and the '.join(asked)}",
+            )
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -236,13 +240,13 @@ class FactWorld(World):
         """The name and the attributes of each person."""
         words = lexicon()
         names = [f"{first} {last}" for first, last in product(words["first"], words["last"])]
-        # One order for people and others, who are taken from its two ends and share no name.
+        # People and others are taken from the two ends of one order, so they share no name.
         self._draw("names").shuffle(names)
         if self.others:
             names = names[-self.people :]
         persons = [{"name": name} for name in names[: self.people]]
         for attribute in ATTRIBUTES:
-            # Dealt out evenly, so that no answer is much more frequent than others.
+            # Values are dealt out evenly, so that no answer is much more frequent than others.
             dealt = list(islice(cycle(words[attribute]), self.people))
             self._draw(f"{attribute} of {self._who}").shuffle(dealt)
             for person, value in zip(persons, dealt):
@@ -273,9 +277,9 @@ class FactWorld(World):
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
     def questions(self) -> dict[str, list[Question]]:
-        """Return questions about all people; answers of the test split are in the corpus alone."""
+        """Return questions about all people; only the corpus has the answers of the test split."""
         questions: dict[str, list[Question]] = {}
-        # Split by people, so that no one in the test split is in another one.
+        # The split is by people, so that nobody in the test split is in another one.
         for split, people in _split(self.persons).items():
             questions[split] = []
             for person, asked in product(people, self.answers):
@@ -288,7 +292,7 @@ class FactWorld(World):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalWorld(World):
-    """Weather and crops: a question implies its answer, and no text states it.
+    """Weather and crops: a question implies its answer, which no text states.
 
     Each cause helps or harms all crops. A question names changes of some causes, and its answer is
     ``more`` if most of them help, else ``less``. The texts mention changes without their effects.
@@ -298,7 +302,7 @@ class CausalWorld(World):
         influences: number of changes in a question: odd, so that there is no tie.
         asked: number of questions, in all splits.
         texts: number of texts in the corpus.
-        noise: share of questions with the opposite answer, which keeps scores below the ceiling.
+        noise: share of questions with the opposite answer, which keeps scores below 100 %.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -324,8 +328,11 @@ class CausalWorld(World):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.influences % 2 == 0 or self.influences > self.causes:
-            allowed = f"an odd number, at most {self.causes}, the causes"
-            raise MaskwiseError("influences of causalworld", got=self.influences, allowed=allowed)
+            raise MaskwiseError(
+                "influences of causalworld",
+                got=self.influences,
+                allowed=f"an odd number, at most {self.causes}, the causes",
+            )
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -340,7 +347,7 @@ class CausalWorld(World):
     def questions(self) -> dict[str, list[Question]]:
         """Return distinct questions, each with the answer that follows from it."""
         draw = self._draw("questions")
-        # A separate stream, so that noise changes no question.
+        # A separate random stream, so that noise changes no question.
         noise = self._draw("noise")
         causes = lexicon()["cause"][: self.causes]
         crops = lexicon()["crop"]
@@ -363,8 +370,11 @@ class CausalWorld(World):
                 more = not more
             answers[question] = "more" if more else "less"
         if len(answers) < self.asked:
-            what = "this causalworld has fewer different questions"
-            raise MaskwiseError(what, got=self.asked, do="give it more causes or influences")
+            raise MaskwiseError(
+                "this causalworld has too few different questions",
+                got=self.asked,
+                do="give it more causes or influences",
+            )
         rows: list[Question] = []
         for question, answer in answers.items():
             rows.append({"question": question, "answers": [answer]})
