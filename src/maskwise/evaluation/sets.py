@@ -125,9 +125,10 @@ def evenly(items: list[Record], count: int | None) -> list[Record]:
 
 
 def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
-    """
+    """Check that at least one item is scored.
+
     Raises:
-        MaskwiseError: nothing is left to be scored.
+        MaskwiseError: no item is.
     """
     if not kept:
         raise MaskwiseError(f"no item of {where} can be scored", got=counted(skipped))

@@ -60,19 +60,19 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
-    """The class of an objective such as ``cse(temperature=0.1)``, or an error."""
+    """The class of an objective such as ``cse(temperature=0.1)``; raises if there is none."""
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
     require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
-    """An objective over a model, from its name with arguments."""
+    """Build an objective over a model from its name with arguments."""
     return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
 
 
 class ObjectiveSettings(BaseModel):
-    """One arm of a training on several objectives.
+    """One arm of a training with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'

@@ -1,6 +1,6 @@
-"""The base of objectives: a masked batch in, a sum of losses and a count out.
+"""The base of objectives, which turn a masked batch into a sum of losses and a count of targets.
 
-The loop divides once.
+The training loop divides the sum by the count once, after all micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Work(NamedTuple):
 
     Attributes:
         body: of the encoder.
-        head: of heads, which are trained also where the encoder is frozen.
+        head: of heads, which are trained even if the encoder is frozen.
         tied: of a vocabulary matrix shared with the encoder's embeddings.
     """
 
@@ -52,7 +52,7 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 
     Args:
         frozen: whether gradients end at the encoder, which is not trained.
-        held: the share of the encoder's weights that gradients pass without changing them.
+        held: the share of the encoder's weights that gradients pass through but do not change.
     """
     if frozen:
         return int(2 * work.body + 6 * work.head + 4 * work.tied)
@@ -147,7 +147,7 @@ class Objective(nn.Module, ABC):
     """Whether a batch has every other row twice: an even number ≥ 4 on every rank."""
 
     batches: Callable[..., Maker] = Masker
-    """What makes its batches, called with a tokenizer, the masking and ``seed``."""
+    """The class that makes its batches, built from a tokenizer, the masking and ``seed``."""
 
     layout: str = "any"
     """The rows it needs: "any", or "document": one text a row, with [CLS] before it."""
@@ -197,7 +197,7 @@ class Objective(nn.Module, ABC):
         length: int | None = None,
         **masking: object,
     ) -> Maker:
-        """What makes its batches; ``length``: the positions of the model."""
+        """Build what makes its batches. ``length`` is the number of positions of the model."""
         return cls.batches(
             tokenizer,
             **cls.settings({}, masking),
@@ -241,7 +241,7 @@ class Objective(nn.Module, ABC):
 
 
 def check_all_asked(objective: str, masking: Masking) -> None:
-    """Raise if ``predict`` leaves out masked tokens, which the objective would take for text."""
+    """Raise if ``predict`` leaves out masked tokens, which the objective would treat as text."""
     if not schedule(masking.get("predict", 1.0)).always(1):
         raise MaskwiseError(
             f"objective {objective} needs a target at every masked token",

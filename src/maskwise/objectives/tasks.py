@@ -31,7 +31,7 @@ class Classification(Objective):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        # Tokenizers also make token types for models that take none.
+        # Tokenizers also return token types for models that take none.
         taken = inspect.signature(model.forward).parameters
         self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
