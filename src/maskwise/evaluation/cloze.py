@@ -117,7 +117,7 @@ class Cloze(TestSet):
         """
         # With two candidates, a part could have a single answer, which would always be right.
         if candidates < 3:
-            raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
+            raise MaskwiseError("candidates of a cloze set", got=candidates, allowed="≥ 3")
         records = read_set(path)
         known = _templates(path, templates)
         used = {id(record) for record in evenly(records, items)}
@@ -248,10 +248,10 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
         text = templates[relation].replace("[X]", subject).replace("[Y]", MASK)
     if not text:
         raise MaskwiseError(
-            f"{where} asks nothing",
+            f"{where} has no sentence",
             got=", ".join(map(str, record)),
             allowed="masked_sentences, evidences",
-            do="or a template of its relation in relations.jsonl next to the file",
+            do="give one, or a template of its relation in relations.jsonl next to the file",
         )
     return Fact(relation, subject, answer.strip(), text)
 

@@ -317,7 +317,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
         if name in files:
             if not value:
                 raise MaskwiseError(
-                    f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs"
+                    f"{name} needs a file", do=f"give {name}:FILE, or pairs:bundled:pairs"
                 )
             files[name].append(value)
         elif name == HELD_OUT:

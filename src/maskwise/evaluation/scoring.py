@@ -252,7 +252,7 @@ def predictions(
     log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
     # One logit that is NaN makes its whole row NaN, so one column of the result is enough.
     if log_p[:, :1].isnan().any():
-        raise MaskwiseError("the model's predictions are no numbers", got="nan", do=DAMAGED)
+        raise MaskwiseError("the model's predictions are not numbers", got="nan", do=DAMAGED)
     return log_p
 
 

@@ -130,12 +130,12 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
             f"corruption {shown} changes lengths",
-            do=f"for {who} take one that keeps lengths, such as bert",
+            do=f"for {who} choose one that keeps lengths, such as bert",
         )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
-        take = "one with target='detect'" if kind.detects else "another target, or bert"
-        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} take {take}")
+        other = "one with target='detect'" if kind.detects else "another target, or bert"
+        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} choose {other}")
 
 
 __all__ = [

@@ -317,9 +317,9 @@ class ContrastiveSentences(Objective):
             )
         if not self._dropouts():
             raise MaskwiseError(
-                "objective cse needs dropout: twins differ by nothing else",
+                "objective cse needs dropout, because twins differ in nothing else",
                 got=type(model).__name__,
-                do="take an encoder with dropout layers",
+                do="use an encoder with dropout layers",
             )
 
     def _dropouts(self) -> list[nn.Dropout]:

@@ -194,7 +194,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
             visits=masking.get("visits", "random"),
         )
         rates = schedule(masking["ratio"])
-        no_bound = "its loss is no bound on the likelihood"
+        no_bound = "its loss is not a bound on the likelihood"
         # A schedule may change during the run; its beginning, middle and end are enough to see it.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
             return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"

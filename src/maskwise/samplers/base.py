@@ -118,7 +118,7 @@ class Sampler:
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError(
-                "one loss for each arm",
+                "a sampler needs one loss for each arm",
                 got=len(losses),
                 allowed=len(self.arms),
             )

@@ -81,9 +81,9 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
         require_text(pair, "second text", where)
     if isinstance(label, list | dict):
         raise MaskwiseError(
-            f"{where}: a row has one label",
+            f"{where}: a row must have one label",
             got=label,
-            do="name kind='multi-label', or another column",
+            do="give kind='multi-label', or another column",
         )
     name = label_of(label)
     if name is None:
@@ -402,7 +402,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if not tokens:
         return NO_TEXT
     if any(isinstance(tag, list | dict) for tag in tags):
-        raise MaskwiseError(f"{where}: a word has one tag", got=tags)
+        raise MaskwiseError(f"{where}: a word must have one tag", got=tags)
     names = labels_in(tags)
     # Leaving out the untagged word alone would change the meaning of the words around it.
     if len(names) < len(tags):

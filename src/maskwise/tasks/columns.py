@@ -254,9 +254,9 @@ def require_number(label: object, where: str) -> float:
     if value is not None:
         return value
     what = f"{where}: the score is not a number"
-    do = f"check the label column; if it stands for no score, say so: missing={label!r}"
+    do = f"check the label column; if this label means a missing score, give missing={label!r}"
     if may_be_number(label):
-        what = f"{where}: the label is not written as a number"
+        what = f"{where}: the label is not a plain number"
         do = "write numbers alone, such as 1200.50, or choose kind='sequence-classification'"
     raise MaskwiseError(what, got=label, do=do)
 

@@ -247,7 +247,7 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
     """Return the records that have a value in a column: ``where`` is "column=value"."""
     column, sign, value = where.partition("=")
     if not sign:
-        raise MaskwiseError("where is 'column=value'", got=where)
+        raise MaskwiseError("where must be 'column=value'", got=where)
     if records and column not in merged(records):
         raise unknown_name(f"column of {place}", column, map(str, merged(records)))
     return [record for record in records if str(record.get(column)) == value]

@@ -95,7 +95,7 @@ def evaluate_tasks(
             raise MaskwiseError(
                 f"two tasks are called {task.name!r}",
                 got=str(spec),
-                do='give one another name: …(name="…")',
+                do='rename one of them: …(name="…")',
             )
         tasks[task.name] = task
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
@@ -240,8 +240,8 @@ def _search_rate(
     """
     if not task.splits["dev"]:
         raise MaskwiseError(
-            f"a learning rate is searched on dev, and task {task.name} has none",
-            do="give it dev rows, or leave finetune.search_rate out",
+            f"the learning rate is searched on dev, and task {task.name} has no dev rows",
+            do="give it some, or remove finetune.search_rate",
         )
     assert settings.learning_rate is not None
     # All rates get the same steps, although small rates have more steps by default.
@@ -380,9 +380,7 @@ def load_network(
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        raise MaskwiseError(
-            "finetune needs a checkpoint, or a config to start from at random: one of the two"
-        )
+        raise MaskwiseError("finetune needs either a checkpoint, or a config for random weights")
     config = task_config(start, task.config())
     if task.kind.check_model:
         task.kind.check_model(config)

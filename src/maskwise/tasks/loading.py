@@ -344,7 +344,7 @@ def _read_task(
         if not splits[split]:
             what = f"the {split} split of {place} is empty"
             if not skipped:
-                raise MaskwiseError(what, do="more rows are needed")
+                raise MaskwiseError(what, do="give more rows")
             error = HiddenLabels if hidden else MaskwiseError
             raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
     if pooling == "dev" and not splits["dev"]:
@@ -408,8 +408,8 @@ def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> lis
     # Two different labels, such as 0 and 1, are certainly classes.
     if len(labels) < 3:
         return []
-    read = f"the labels are {len(labels)} whole numbers, read for {chosen.name}"
-    return [f"{read}; kind={other.name!r} reads them otherwise"]
+    guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
+    return [f"{guess}; give kind={other.name!r} to change it"]
 
 
 def _short_name(spec: str) -> str:

@@ -135,7 +135,7 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
         raise MaskwiseError(
-            f"{where}: the answer is not in the context", got=text[:60], do="mend or remove the row"
+            f"{where}: the answer is not in the context", got=text[:60], do="fix or remove the row"
         )
     return min(places, key=lambda place: abs(place - (start or 0)))
 
@@ -321,8 +321,8 @@ def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str
         raise MaskwiseError(
             f"{where}: the answer is not among the {len(texts)} choices",
             got=answer,
-            allowed="a place from 0, a letter from A, or the text of a choice",
-            do=f"if it stands for no answer, say so: missing={label!r}",
+            allowed="an index from 0, a letter from A, or the text of a choice",
+            do=f"if this label means a missing answer, give missing={label!r}",
         )
     return ChoiceRow(context or None, question, texts, right)
 
