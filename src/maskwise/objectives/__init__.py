@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
-from maskwise.objectives.base import Objective, Outcome
+from maskwise.objectives.base import (
+    Classification,
+    MultiLabel,
+    MultipleChoice,
+    Objective,
+    Outcome,
+    Regression,
+    SpanQuestionAnswering,
+)
 from maskwise.objectives.denoising import (
     CausalLanguageModelling,
     Denoising,
@@ -31,13 +39,6 @@ from maskwise.objectives.mlm import (
     MaskedDiffusion,
     MaskedLanguageModelling,
     SpanBoundary,
-)
-from maskwise.objectives.tasks import (
-    Classification,
-    MultiLabel,
-    MultipleChoice,
-    Regression,
-    SpanQuestionAnswering,
 )
 from maskwise.specs import Call, build, parse_call
 

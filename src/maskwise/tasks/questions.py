@@ -236,9 +236,8 @@ class Windows(Data):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
             # Tokens outside the context have no text, so they must never win.
-            logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
-            start, end = logits.unbind(-1)
-            values, first, last = best_spans(start, end)
+            logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(1), -math.inf)
+            values, first, last = best_spans(*logits.unbind(1))
             offset = self.flat.starts[rows]
             begins = self.span[offset + first.cpu(), 0].tolist()
             ends = self.span[offset + last.cpu(), 1].tolist()
