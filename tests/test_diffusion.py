@@ -401,8 +401,9 @@ def test_what_is_no_likelihood_is_said() -> None:
 
     assert remark() is None and remark(ratio="bell") is None
     assert remark(policy="span(over='token')", budget="bernoulli") is None
-    assert "no bound" in str(remark(policy="whole-word", budget="bernoulli"))
-    assert "no bound" in str(remark(ratio="constant(0.3)")) and "no bound" in str(remark(ratio=0.3))
+    assert "not a bound" in str(remark(policy="whole-word", budget="bernoulli"))
+    assert "not a bound" in str(remark(ratio="constant(0.3)"))
+    assert "not a bound" in str(remark(ratio=0.3))
     assert all(policy(name).reads_text for name in ("salient", "frequency", "whole-word", "span"))
     with pytest.raises(MaskwiseError, match="weights"):
         Noising(vocabulary(), policy="weighted(units='token')")([row([1, 2, 1])], epoch=0)

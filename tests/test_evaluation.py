@@ -419,7 +419,7 @@ def write(path: Path, lines: list[Any]) -> Path:
 @pytest.mark.parametrize(
     ("read", "name", "lines", "message"),
     [
-        (Pairs.read, "a.jsonl", [], "evaluation file .*a.jsonl holds nothing"),
+        (Pairs.read, "a.jsonl", [], "evaluation file .*a.jsonl is empty"),
         (
             Pairs.read,
             "a.jsonl",
@@ -437,7 +437,7 @@ def write(path: Path, lines: list[Any]) -> Path:
         (Pairs.read, "a.txt", ["a"], "unknown ending of task file"),
         (Cloze.read, "a.jsonl", [{"masked_sentences": ["[MASK]"]}], "has no answer; got masked_"),
         (Cloze.read, "a.jsonl", [{"obj_label": " "}], "row 1 of .* has no answer; got ' '"),
-        (Cloze.read, "a.jsonl", [{"obj_label": "a"}], "row 1 of .* asks nothing; got obj_label"),
+        (Cloze.read, "a.jsonl", [{"obj_label": "a"}], "row 1 of .* has no sentence; got obj_label"),
         (
             Cloze.read,
             "a.jsonl",
@@ -474,7 +474,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
             r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did "
             r"you mean 'items'",
         ),
-        ("bundled:pairs(items=0)", "items must be a number of items; got 0"),
+        ("bundled:pairs(items=0)", "items of an evaluation set; got 0"),
         (
             "bundled:pairs(items=many)",
             "items of evaluation set 'bundled:pairs' is not valid; got 'many'; allowed: a whole",
@@ -606,7 +606,7 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
         evaluate(tmp_path, data, EvaluationSettings())
     broken = Frequencies(cat=math.nan)
     for measure in (Pairs("p", ("the cat",), ("cat the",), ("",), 1), SENTENCES):
-        with pytest.raises(MaskwiseError, match="predictions are no numbers; got nan"):
+        with pytest.raises(MaskwiseError, match="predictions are not numbers; got nan"):
             measure.score(broken, TOKENIZER)
     model = load_model(checkpoint)
     with torch.no_grad():
@@ -778,5 +778,5 @@ def test_a_null_asks_nothing(record: dict[str, Any], tmp_path: Path) -> None:
     file.write_text(json.dumps({"obj_label": "rome", **record}) + "\n")
     template = {"relation": "P1", "template": "[X] was born in [Y] ."}
     (tmp_path / "relations.jsonl").write_text(json.dumps(template) + "\n")
-    with pytest.raises(MaskwiseError, match="asks nothing"):
+    with pytest.raises(MaskwiseError, match="has no sentence"):
         Cloze.read(file)

@@ -22,8 +22,8 @@ from maskwise.objectives import (
     mlm,
     objective,
 )
+from maskwise.objectives.base import MultiLabel
 from maskwise.objectives.discriminative import AddedTokenDetection
-from maskwise.objectives.tasks import MultiLabel
 from training_tools import ARCHITECTURES, Language, bart, model, tokenizer
 
 

@@ -224,8 +224,8 @@ BAD = [
     ("a.jsonl", b'{"text": "a", "label": "b"}\nnot json\n', "line 2 of"),
     ("a.jsonl", b'{"text": "caf\xe9", "label": "b"}\n', "is not UTF-8 text (byte 13)"),
     ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["X"]}], "differ in number; got 2 and 1"),
-    ("a.jsonl", [{"tokens": ["a", "b"], "tags": [["X", "Y"], "Z"]}], "a word has one tag; got"),
-    ("a.jsonl", rows_of(2, classes=2), "split of .* is empty; more rows are needed"),
+    ("a.jsonl", [{"tokens": ["a", "b"], "tags": [["X", "Y"], "Z"]}], "must have one tag; got"),
+    ("a.jsonl", rows_of(2, classes=2), "split of .* is empty; give more rows"),
     ("a.jsonl", b"", "is empty"),
     ("a.csv", b"text,label\na,b,c\n", "row 2 of .* has 3 columns; allowed: 2 columns"),
     ("a.parquet", b"text", "is not a Parquet file"),
@@ -521,7 +521,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     tokenizer = TOKENIZERS["wordpiece"]()
     task = topics(30)
     same = {"tokenizer": tokenizer, "settings": TrainingSettings(steps=1, batch_size=2), "seed": 0}
-    with pytest.raises(MaskwiseError, match="one of the two"):
+    with pytest.raises(MaskwiseError, match="either a checkpoint, or a config"):
         finetune(None, task, **same)
     with pytest.raises(MaskwiseError, match="there is no model or tokenizer"):
         finetune(tmp_path / "absent", task, **same)
@@ -611,7 +611,7 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     assert list(tried) == ["3.3e-05", "0.0001", "0.0003"] and tried["0.0003"] == max(tried.values())
     plain = settings.model_copy(update={"search_rate": False, "learning_rate": 3e-4})
     assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
-    with pytest.raises(MaskwiseError, match="searched on dev, and task mine has none"):
+    with pytest.raises(MaskwiseError, match="searched on dev, and task mine has no dev rows"):
         task_record(
             None, replace(task, splits={**task.splits, "dev": []}), settings=settings, **how
         )

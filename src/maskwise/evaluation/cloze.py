@@ -8,10 +8,10 @@ this template with the subject filled in; otherwise it is ``masked_sentences``, 
 Each answer is ranked twice:
 
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
-  of k tokens takes the place of k [MASK]s. Its score is log p by the chain rule, from left to
-  right; the tokens to the right of the predicted one are masked;
+  of k tokens is scored at k [MASK]s: its score is log p by the chain rule, from left to right, with
+  the tokens to the right of the predicted one masked;
 - among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token.
-  Which facts these are depends on the tokenizer, so compare only models with the same one.
+  Which facts these are depends on the tokenizer, so compare only models with the same tokenizer.
 
 Other right answers to the same question are left out of the ranking. Ties share the middle rank.
 ``chance`` is the score of a ranking by the frequency of answers, which ignores the question.
@@ -86,7 +86,7 @@ class Cloze(TestSet):
         facts: the questions.
         total: facts in the file.
         skipped: how many facts were left out when the file was read, by reason.
-        candidates: the most answers among which a fact is ranked; larger relations are split.
+        candidates: the most answers among which a fact is ranked; relations with more are split.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Cloze(TestSet):
         """
         # With two candidates, a part could have a single answer, which would always be right.
         if candidates < 3:
-            raise MaskwiseError("a fact is ranked among candidates", got=candidates, allowed="≥ 3")
+            raise MaskwiseError("candidates of a cloze set", got=candidates, allowed="≥ 3")
         records = read_set(path)
         known = _templates(path, templates)
         used = {id(record) for record in evenly(records, items)}
@@ -248,10 +248,10 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
         text = templates[relation].replace("[X]", subject).replace("[Y]", MASK)
     if not text:
         raise MaskwiseError(
-            f"{where} asks nothing",
+            f"{where} has no sentence",
             got=", ".join(map(str, record)),
             allowed="masked_sentences, evidences",
-            do="or a template of its relation in relations.jsonl next to the file",
+            do="give one, or a template of its relation in relations.jsonl next to the file",
         )
     return Fact(relation, subject, answer.strip(), text)
 

@@ -123,7 +123,7 @@ class EvaluationSettings(BaseModel):
 
 
 class Data(Protocol):
-    """A text: what a study has prepared, or a ``Text``."""
+    """A tokenised text: the data that a study has prepared, or a ``Text``."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -155,7 +155,7 @@ Records = list[HeldOutRecord | Measurement]
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """Load the cloze sets and minimal pairs of the settings, by name.
 
-    Call it when a recipe is read, so that a bad file is found at once.
+    Call it when a recipe is read, so that a bad file is reported at once.
 
     Raises:
         MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
@@ -303,9 +303,9 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Read settings from words.
+    """Read settings from arguments of the command line.
 
-    These are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``, ``pseudo-perplexity:ROWS``,
+    They are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``, ``pseudo-perplexity:ROWS``,
     ``bound``, ``bound:DRAWS`` and ``heldout``.
     """
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
@@ -317,7 +317,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
         if name in files:
             if not value:
                 raise MaskwiseError(
-                    f"{name} needs a file", do=f"say {name}:FILE, or pairs:bundled:pairs"
+                    f"{name} needs a file", do=f"give {name}:FILE, or pairs:bundled:pairs"
                 )
             files[name].append(value)
         elif name == HELD_OUT:
@@ -346,7 +346,7 @@ def evaluate_checkpoint(
         MaskwiseError: nothing to measure, or an input that cannot be read.
     """
     settings = settings_of(measures)
-    # Bad files are found before a model is loaded.
+    # Bad files are reported before a model is loaded.
     load_sets(settings)
     if text is None:
         if not measures:

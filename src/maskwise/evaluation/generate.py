@@ -133,7 +133,7 @@ class Writer:
             order: one of ``ORDERS``.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             block: tokens of a block, for the order ``block``.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             MaskwiseError: an unknown order, a temperature below 0, or see ``read``.
@@ -150,8 +150,8 @@ class Writer:
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
-        # A random priority of each place. It is drawn in every order, so that the draws of tokens
-        # that follow do not depend on the order.
+        # A random priority for each place. It is drawn for every order, so that the later draws of
+        # tokens do not depend on the order.
         turn = torch.rand(len(ids), generator=draw)
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
@@ -161,7 +161,7 @@ class Writer:
             asked = left
             if order == "block":
                 block_of = torch.searchsorted(gaps, left) // block
-                # More than one block, where the leftmost has fewer gaps than a step fills.
+                # More than one block, if the leftmost one has fewer gaps than a step fills.
                 asked = left[block_of <= block_of[count - 1]]
             token, priority = self._drawn(ids, asked, temperature, draw)
             if order == "random":

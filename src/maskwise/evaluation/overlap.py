@@ -168,7 +168,7 @@ def _grams(
     for length, grams in _in_a_row(words, lengths):
         first_text = text[: len(grams)]
         last_text = text[length - 1 :]
-        # An n-gram that runs over the end of a text is none.
+        # An n-gram must not run over the end of a text.
         whole = first_text == last_text
         yield length, grams[whole], first_text[whole]
 
@@ -176,7 +176,7 @@ def _grams(
 def _in_a_row(
     values: NDArray[np.generic], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes]]:
-    """Yield each length, ascending, with hashes (T − length + 1,) of that many values in a row."""
+    """Yield each length, ascending, and the hashes (T − length + 1,) of runs of this length."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
@@ -193,8 +193,8 @@ class _Wanted:
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
-        # By the upper 22 bits of a hash: whether any item has such an n-gram. Nearly all n-grams of
-        # a corpus are rejected here, before the slower search.
+        # Whether any item has an n-gram with these upper 22 bits. Nearly all n-grams of a corpus
+        # are rejected by this table, before the slower search.
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 
@@ -208,7 +208,7 @@ class _Wanted:
 
 
 class CoverageRecord(TypedDict):
-    """The number of items of a task with a right answer that occurs (``standing``) in a corpus."""
+    """How many items of a task have a right answer that occurs in a corpus (``standing``)."""
 
     kind: Literal["coverage"]
     task: str
@@ -230,7 +230,7 @@ def answers_in(
 ) -> NDArray[np.bool_]:
     """Return which items (N,) have a right answer that occurs in a document.
 
-    13 words of a longer answer are enough.
+    A longer answer occurs if 13 consecutive words of it do.
 
     >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
     [True, False]

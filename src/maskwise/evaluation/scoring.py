@@ -3,9 +3,9 @@ the bound of masked diffusion.
 
 For log p, a row of n tokens is read n times, each time with another token masked; the vocabulary
 head runs only at the masks. A piece of a word is easy to guess from the later pieces ("##rates"
-gives "Soc" away), which makes long rare words look likely. ``within_word`` masks these too, so that
-the score of a word follows the chain rule from left to right (Kauf & Ivanova 2023, "PLL-word-l2r";
-without it: Salazar et al. 2020). Cost: one forward pass of a row for each token.
+gives "Soc" away), which makes long rare words look likely. ``within_word`` masks those too, so that
+the score of a word follows the chain rule from left to right (Kauf & Ivanova 2023, "PLL-word-l2r").
+Without it the scores are those of Salazar et al. 2020. Cost: a forward pass of a row per token.
 
 The held-out loss has fixed masks, which are a function of the rows alone, so all arms, seeds and
 steps have the same targets. The frequencies of tokens give its baseline.
@@ -122,7 +122,7 @@ class Bound:
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
             pieces = held_out.batch(part)
             for draw in range(draws):
-                # The draws of a row are neighbours, and so are spread over all rates.
+                # The draws of a row have consecutive places, which spreads their rates over (0, 1).
                 place = (np.arange(len(part)) + number * ROWS_AT_ONCE) * draws + draw
                 self.batches.append((number, noising(pieces, epoch=0, step=draw, place=place)))
             source = self.batches[-1][1].source
@@ -252,7 +252,7 @@ def predictions(
     log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
     # One logit that is NaN makes its whole row NaN, so one column of the result is enough.
     if log_p[:, :1].isnan().any():
-        raise MaskwiseError("the model's predictions are no numbers", got="nan", do=DAMAGED)
+        raise MaskwiseError("the model's predictions are not numbers", got="nan", do=DAMAGED)
     return log_p
 
 
@@ -309,10 +309,10 @@ def pseudo_perplexity(
 class HeldOutLoss(TypedDict):
     """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
 
-    ``masks`` is the policy, for an encoder–decoder with the output format. ``per_byte`` is in nats
-    for each byte of the text as its tokens spell it, which compares between tokenizers that drop
-    the same characters, and between output formats. The masks ``diffusion`` are those of ``bound``,
-    in nats for each token of the text, with the standard ``error``.
+    ``masks`` names the policy and, for an encoder–decoder, the output format. ``per_byte`` is in
+    nats for each byte of the text as its tokens spell it; it is comparable between tokenizers that
+    drop the same characters, and between output formats. The line of the masks ``diffusion`` has
+    the bound, in nats for each token of the text, and its standard ``error``.
     """
 
     masks: str

@@ -106,7 +106,7 @@ def read_set(path: Path) -> list[Record]:
     """Read the records of a file, at least one."""
     records = read_records(path)
     if not records:
-        raise MaskwiseError(f"evaluation file {path} holds nothing")
+        raise MaskwiseError(f"evaluation file {path} is empty")
     return records
 
 
@@ -120,14 +120,15 @@ def evenly(items: list[Record], count: int | None) -> list[Record]:
     if count is None or count >= len(items):
         return items
     if count < 1:
-        raise MaskwiseError("items must be a number of items", got=count, allowed="≥ 1")
+        raise MaskwiseError("items of an evaluation set", got=count, allowed="≥ 1")
     return [items[place] for place in spread(count, of=len(items)).tolist()]
 
 
 def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
-    """
+    """Check that at least one item is scored.
+
     Raises:
-        MaskwiseError: nothing is left to be scored.
+        MaskwiseError: no item is.
     """
     if not kept:
         raise MaskwiseError(f"no item of {where} can be scored", got=counted(skipped))

@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
-from maskwise.objectives.base import Objective, Outcome
+from maskwise.objectives.base import (
+    Classification,
+    MultiLabel,
+    MultipleChoice,
+    Objective,
+    Outcome,
+    Regression,
+    SpanQuestionAnswering,
+)
 from maskwise.objectives.denoising import (
     CausalLanguageModelling,
     Denoising,
@@ -31,13 +39,6 @@ from maskwise.objectives.mlm import (
     MaskedDiffusion,
     MaskedLanguageModelling,
     SpanBoundary,
-)
-from maskwise.objectives.tasks import (
-    Classification,
-    MultiLabel,
-    MultipleChoice,
-    Regression,
-    SpanQuestionAnswering,
 )
 from maskwise.specs import Call, build, parse_call
 
@@ -60,19 +61,19 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
-    """The class of an objective such as ``cse(temperature=0.1)``, or an error."""
+    """The class of an objective such as ``cse(temperature=0.1)``; raises if there is none."""
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
     require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
-    """An objective over a model, from its name with arguments."""
+    """Build an objective over a model from its name with arguments."""
     return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
 
 
 class ObjectiveSettings(BaseModel):
-    """One arm of a training on several objectives.
+    """One arm of a training with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'
@@ -130,12 +131,12 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
             f"corruption {shown} changes lengths",
-            do=f"for {who} take one that keeps lengths, such as bert",
+            do=f"for {who} choose one that keeps lengths, such as bert",
         )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
-        take = "one with target='detect'" if kind.detects else "another target, or bert"
-        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} take {take}")
+        other = "one with target='detect'" if kind.detects else "another target, or bert"
+        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} choose {other}")
 
 
 __all__ = [

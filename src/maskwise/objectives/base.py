@@ -1,10 +1,12 @@
-"""The base of objectives: a masked batch in, a sum of losses and a count out.
+"""The base of objectives, and the objectives of downstream tasks.
 
-The loop divides once.
+An objective turns a batch into a sum of losses and a count of targets. The training loop divides
+the sum by the count once, after all micro-batches and ranks.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Pieces, Rows
-from maskwise.masking.policies.base import Tensors
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.masking.schedules import schedule
 from maskwise.weights import encoder_weights, multiplied_weights
 
@@ -34,7 +37,7 @@ class Work(NamedTuple):
 
     Attributes:
         body: of the encoder.
-        head: of heads, which are trained also where the encoder is frozen.
+        head: of heads, which are trained even if the encoder is frozen.
         tied: of a vocabulary matrix shared with the encoder's embeddings.
     """
 
@@ -52,7 +55,7 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 
     Args:
         frozen: whether gradients end at the encoder, which is not trained.
-        held: the share of the encoder's weights that gradients pass without changing them.
+        held: the share of the encoder's weights that gradients pass through but do not change.
     """
     if frozen:
         return int(2 * work.body + 6 * work.head + 4 * work.tied)
@@ -147,7 +150,7 @@ class Objective(nn.Module, ABC):
     """Whether a batch has every other row twice: an even number ≥ 4 on every rank."""
 
     batches: Callable[..., Maker] = Masker
-    """What makes its batches, called with a tokenizer, the masking and ``seed``."""
+    """The class that makes its batches, built from a tokenizer, the masking and ``seed``."""
 
     layout: str = "any"
     """The rows it needs: "any", or "document": one text a row, with [CLS] before it."""
@@ -197,7 +200,7 @@ class Objective(nn.Module, ABC):
         length: int | None = None,
         **masking: object,
     ) -> Maker:
-        """What makes its batches; ``length``: the positions of the model."""
+        """Build what makes its batches. ``length`` is the number of positions of the model."""
         return cls.batches(
             tokenizer,
             **cls.settings({}, masking),
@@ -241,7 +244,7 @@ class Objective(nn.Module, ABC):
 
 
 def check_all_asked(objective: str, masking: Masking) -> None:
-    """Raise if ``predict`` leaves out masked tokens, which the objective would take for text."""
+    """Raise if ``predict`` leaves out masked tokens, which the objective would treat as text."""
     if not schedule(masking.get("predict", 1.0)).always(1):
         raise MaskwiseError(
             f"objective {objective} needs a target at every masked token",
@@ -293,3 +296,109 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
 def encoded(model: PreTrainedModel, batch: Batch) -> Tensor:
     """(B, L, H): the encoder's hidden states of a batch, without a head."""
     return encoder_of(model)(**model_inputs(model, batch)).last_hidden_state
+
+
+# Downstream tasks: classes of rows or tokens, numbers, choices, answer spans
+
+
+class Classification(Objective):
+    """Cross-entropy of the class of every row, or of every token with a label.
+
+    Formula: sum over labelled rows (tokens) of −log p(class | row).
+    Inputs: a mapping of model inputs with ``labels``, (B,) or (B, L), −100 where there is nothing
+        to predict.
+    Requirements: ``models.load_task_model`` with a head for sequences or tokens.
+    Source: Devlin et al. 2019, section 4.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        # Tokenizers also return token types for models that take none.
+        taken = inspect.signature(model.forward).parameters
+        self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
+
+    def forward(self, batch: Tensors) -> Outcome:
+        logits = unrounded(self.logits(batch)).flatten(0, -2)
+        labels = batch["labels"]
+        loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return Outcome(loss, torch.count_nonzero(labels != IGNORE))
+
+    def logits(self, batch: Tensors) -> Tensor:
+        """Scores of the classes in the last dimension, such as (B, classes) or (B, L, classes)."""
+        return self.model(**self.inputs(batch)).logits
+
+    def inputs(self, batch: Tensors) -> TensorDict:
+        """The model's inputs of a batch."""
+        return {name: value for name, value in batch.items() if name not in self._unused}
+
+
+class Regression(Classification):
+    """Squared error of a number for every row.
+
+    Formula: sum over rows of (answer − label)². Labels are standardised over train, so that a new
+        head begins at their mean and one learning rate serves all scales.
+    Inputs: a mapping of model inputs with ``labels``, (B,) float.
+    Requirements: ``models.load_task_model`` with a head for sequences and one label.
+    Source: Devlin et al. 2019, appendix B.1 (STS-B).
+    """
+
+    def forward(self, batch: Tensors) -> Outcome:
+        error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
+        return Outcome.of(error.square())
+
+
+class MultiLabel(Classification):
+    """Binary cross-entropy of each label of every row.
+
+    Formula: sum over rows and their K labels, all targets, of −log p(label | row).
+    Inputs: a mapping of model inputs with ``labels``, (B, K) ones and zeros.
+    Requirements: ``models.load_task_model`` with a head for sequences and K labels.
+    Source: Goodfellow et al. 2016, section 6.2.2.2.
+    """
+
+    def forward(self, batch: Tensors) -> Outcome:
+        logits = unrounded(self.logits(batch))
+        labels = batch["labels"].to(logits.dtype)
+        return Outcome.of(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
+
+
+class MultipleChoice(Classification):
+    """Cross-entropy of the right choice among any number of choices of a question.
+
+    Formula: sum over questions of −log softmax(scores of its choices)[right].
+    Inputs: a mapping of model inputs of S sequences, ``choices`` (B, C): the sequences of each
+        question, padded with −1, and ``labels`` (B,), the right column.
+    Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
+    Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
+    """
+
+    def logits(self, batch: Tensors) -> Tensor:
+        """(B, C), −∞ where a question has no such choice."""
+        choices = batch["choices"]
+        # The model sees all sequences as choices of one question, so that questions may have
+        # different numbers of choices.
+        inputs = {name: value.unsqueeze(0) for name, value in self.inputs(batch).items()}
+        scores = self.model(**inputs).logits.squeeze(0)
+        return scores[choices.clamp(min=0)].masked_fill(choices < 0, -math.inf)
+
+
+class SpanQuestionAnswering(Classification):
+    """Cross-entropy of the first and of the last token of the answer.
+
+    Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real
+        tokens.
+    Inputs: a mapping of model inputs with ``labels``, (B, 2): places; (0, 0), [CLS], for windows
+        without the answer.
+    Requirements: ``models.load_task_model`` with the head ``question-answering``.
+    Source: Devlin et al. 2019, section 4.2.
+    """
+
+    def logits(self, batch: Tensors) -> Tensor:
+        """(B, 2, L) of start and end: two classifications over the tokens of a window.
+
+        −∞ at padding, so that a row does not depend on its batch.
+        """
+        out = self.model(**self.inputs(batch))
+        both = torch.stack([out.start_logits, out.end_logits], dim=1)
+        return both.masked_fill(batch["attention_mask"].unsqueeze(1) == 0, -math.inf)

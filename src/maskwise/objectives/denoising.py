@@ -51,9 +51,9 @@ class Denoising(MaskedLanguageModelling):
 
     Formula: sum over targets of −log p(target | corrupted text, targets before it).
     Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``,
-        ``delete``, or any with
-    ``target='full'``); or a mapping of model inputs with ``labels`` (B, L'), such as the batches of
-    a task whose answers are written. The decoder begins with the model's own start token.
+        ``delete``, or any with ``target='full'``); or a mapping of model inputs with ``labels``
+        (B, L'), such as the batches of a task whose answers are written. The decoder begins with
+        the model's own start token.
     Requirements: an encoder–decoder.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
 
@@ -88,7 +88,7 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
-        # Packed rows: every document is written by itself, too.
+        # In packed rows, every document is also written by itself.
         written = None
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
@@ -106,7 +106,7 @@ class Denoising(MaskedLanguageModelling):
         decoder and head for each target."""
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
-        # The decoder is trained even where the encoder is frozen, so it counts as a head.
+        # The decoder is trained even if the encoder is frozen, so it counts as a head.
         head = (writes + own) * targets + crossed * tokens
         return Work(encoder_weights(self.model) * tokens, head, tied * targets)
 
@@ -122,9 +122,9 @@ def generated(
 ) -> list[list[int]]:
     """The tokens that an encoder–decoder generates by beam search, with special ones and padding.
 
-    The checkpoint's ``generation_config`` is not used. With early stopping a confident model would
-    generate nothing: its other beams, all unlikely, end first, and two that end stop a search with
-    two beams.
+    The checkpoint's ``generation_config`` is not used. There is no early stopping, because it ends
+    a search with two beams once two hypotheses are complete. With a confident model these are
+    unlikely ones that end at once, and nothing would be generated.
 
     Args:
         inputs: input_ids and attention_mask (B, L).
@@ -229,7 +229,7 @@ class DenoisingAutoencoder(Objective):
             sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
         length = labels.shape[1]
         before = self.embeddings[labels[:, :-1].clamp(min=0)]
-        # The decoder sees each token one place late, after a learned start.
+        # The decoder input is shifted right by one place, after a learned start.
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         shifted_BLH = torch.cat([first, self.widen(before)], dim=1) + places(length, first)
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=labels.device)
@@ -246,7 +246,7 @@ class DenoisingAutoencoder(Objective):
     def work(self, tokens: float, targets: float) -> Work:
         """The encoder for each token read, the decoder and the vocabulary for each token written.
 
-        Keys and values of cross-attention are computed once a text, and left out.
+        Keys and values of cross-attention are computed once per text, and left out.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
         once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
@@ -268,8 +268,8 @@ def places(length: int, like: Tensor) -> Tensor:
 # Causal
 # -------------------------------------------------------------------------------------------
 
-# Only in this objective's passes is the model's attention causal (``attention.Documents``), so it
-# can precede masked language modelling, alternate with it, or be one of several objectives.
+# The model's attention is causal only in this objective's passes (``attention.Documents``), so the
+# objective can precede masked language modelling, alternate with it, or be one of several.
 
 
 class NextTokens(Masker):

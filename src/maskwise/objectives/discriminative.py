@@ -1,7 +1,8 @@
-"""Objectives that tell apart: changed tokens from unchanged ones, a sentence from other sentences.
+"""Discriminative objectives: to detect changed tokens, and to tell sentences apart.
 
-``Detection`` and ``ReplacedTokenDetection`` ask which tokens were added, deleted before, or
-replaced. ``ContrastiveSentences`` reads each text twice with different dropout.
+``Detection`` and ``ReplacedTokenDetection`` predict which tokens were added or replaced, or before
+which tokens others were deleted. ``ContrastiveSentences`` reads each text twice with different
+dropout.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ class Detection(Objective):
 
 
 class AddedTokenDetection(Detection):
-    """Before each token a random one is inserted with probability 0.15: which are new?
+    """Detect random tokens, one of which is inserted before each token with probability 0.15.
 
-    At most one token is inserted before each: 12.9 % of the shown tokens are new, never two in
+    At most one token is inserted before each, so 12.9 % of the shown tokens are new, never two in
     a row. The published code iterates over the places of the output, so that runs are possible
     and 14.9 % are new; that is the corruption ``insert(target='detect', again=0.15)``.
     """
@@ -119,7 +120,7 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Each token is deleted with probability 0.15: before which remaining ones was a token?
+    """Detect the tokens before which others were deleted, each with probability 0.15.
 
     The [SEP] after the text is a target too, for deletions at the end.
     """
@@ -155,7 +156,7 @@ class ReplacedTokenDetection(Objective):
         self.model = model
         self.weight = weight
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
-        # After the head, because both draw from the same generator.
+        # Built after the head: both draw from torch's random state, so the order is fixed.
         self.generator = build_model(smaller(model.config, share))
 
     @classmethod
@@ -221,7 +222,7 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     config.num_attention_heads = heads
     groups = vars(config).get("num_key_value_heads")
     if groups is not None:
-        # Queries share keys evenly, and ESMC's do not share them.
+        # Equally many queries must share each key. Where none are shared (ESMC), none will be.
         config.num_key_value_heads = heads if groups == before else math.gcd(heads, groups)
     return config
 
@@ -233,7 +234,8 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
 class Twins:
     """Every other row twice, unmasked; the label of a row is the index of its twin.
 
-    Every other row and not the first half, so that the texts do not depend on the number of ranks.
+    It takes every other row rather than the first half, so that the texts do not depend on the
+    number of ranks.
     """
 
     def __init__(self, tokenizer: Tokenizer, **masking: object):
@@ -242,7 +244,8 @@ class Twins:
         self.vocabulary = Vocabulary.of(tokenizer)
 
     def __call__(self, rows: Rows | Pieces, **when: object) -> MaskedBatch:
-        """
+        """Make a batch of the twins in some rows.
+
         Raises:
             MaskwiseError: an odd number of rows, fewer than four, or packed ones.
         """
@@ -314,9 +317,9 @@ class ContrastiveSentences(Objective):
             )
         if not self._dropouts():
             raise MaskwiseError(
-                "objective cse needs dropout: twins differ by nothing else",
+                "objective cse needs dropout, because twins differ in nothing else",
                 got=type(model).__name__,
-                do="take an encoder with dropout layers",
+                do="use an encoder with dropout layers",
             )
 
     def _dropouts(self) -> list[nn.Dropout]:
@@ -340,7 +343,7 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        # bf16 cannot resolve the similarity of twins. Multiplied outside of autocast, therefore.
+        # Computed outside of autocast, because bf16 cannot resolve the similarity of twins.
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
@@ -352,21 +355,21 @@ class ContrastiveSentences(Objective):
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """The released code probes in evaluation mode, where twins are equal."""
+        """No dropout, so that twins are equal, as in the probes of the released code."""
         self.drops = False
         yield
         self.drops = True
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
-        """The encoder's own dropout, or ours if it has none; in evaluation too, for probes."""
+        """The encoder's dropout, or ours if it has none; also in evaluation mode, for probes."""
         if not self.drops:
             yield
             return
         encoder = encoder_of(self.model)
         training = encoder.training
         rates = {layer: layer.p for layer in self._dropouts()}
-        # Not only the dropout layers: attention drops by its own mode.
+        # The whole encoder and not its dropout layers alone, because attention modules also drop.
         encoder.train()
         if not any(rates.values()):
             for layer in rates:

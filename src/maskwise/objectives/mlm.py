@@ -62,7 +62,7 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Mapping[Part, Part] = MappingProxyType({})
-    """``head_losses`` and the work of chunks with their compiled versions, if there are any."""
+    """Compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``, if there are any."""
 
     tells_right = False
     """Whether outcomes have ``right``; the head is then not compiled."""
@@ -103,7 +103,7 @@ class MaskedLanguageModelling(Objective):
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
             parts: list[Part] = [head_losses, losses_of, slopes_of]
-            # The number of targets is another one at every step.
+            # The number of targets varies from step to step.
             self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -169,7 +169,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """The defaults of masked language modelling are replaced by this objective's."""
         chosen = {**common, **own}
-        # A recipe always has these settings, so its defaults count as not set.
+        # A recipe always has these settings, so a default value counts as not set.
         for name, value in cls.masking.items():
             default = MaskingSettings.model_fields[name].default
             if chosen.get(name, default) == default:
@@ -194,8 +194,8 @@ class MaskedDiffusion(MaskedLanguageModelling):
             visits=masking.get("visits", "random"),
         )
         rates = schedule(masking["ratio"])
-        no_bound = "its loss is no bound on the likelihood"
-        # A schedule may change in the run; its beginning, middle and end are enough to see that.
+        no_bound = "its loss is not a bound on the likelihood"
+        # A schedule may change during the run; its beginning, middle and end are enough to see it.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
             return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
         if units.reads_text:
@@ -291,22 +291,22 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 # With a large vocabulary, cross-entropy is computed in chunks of targets. Logits of M targets over
 # V tokens, with their copy in single precision and both gradients, take 12 bytes times M times V:
-# 12 GB for 20,000 targets of 50,000 tokens. Here the logits of a chunk are made, used and dropped,
-# and made again in the backward pass: a third more multiplications in the output layer. torch's
-# ``linear_cross_entropy`` (2.13) does the same without a reduction, but rounds the losses to
-# bfloat16; here losses, and sums over chunks, have single precision.
+# 12 GB for 20,000 targets and 50,000 tokens. Here the logits of a chunk are freed after use, and
+# computed again in the backward pass, which costs a third more multiplications in the output layer.
+# torch's ``linear_cross_entropy`` (2.13) does the same without a reduction, but rounds the losses
+# to bfloat16; here losses, and sums over chunks, have single precision.
 
 ENTRIES = 1 << 26
-"""Logits of a chunk, 256 MiB in single precision. With fewer in all there are no chunks."""
+"""Logits of a chunk, 256 MiB in single precision. Fewer logits are not split into chunks."""
 
 
 def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the output layer multiplies (M, H), its weight (V, H) and its bias (V,).
+    """The input (M, H) of the output layer, its weight (V, H) and its bias (V,).
 
     For families whose head ``ends_in_output``.
 
     Args:
-        states_MH: what the head is given.
+        states_MH: the input of the head.
     """
     layer: Any = model.get_output_embeddings()
     if hasattr(model, "final_logits_bias"):
@@ -315,7 +315,7 @@ def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor
         return states_MH, layer.weight, bias[0]
     head = prediction_head(model)
     assert head is not None
-    # The layer passes on what the steps before it have computed.
+    # The output layer returns its input for once, which the layers before it have computed.
     layer.forward = lambda states_MH: states_MH
     try:
         before_MH = head(model, states_MH)
@@ -366,15 +366,15 @@ def in_chunks(
     """(M,) losses in single precision (double for double states).
 
     Args:
-        states_MH: what the output layer multiplies.
+        states_MH: the input of the output layer.
         weight_VH, bias_V: of the output layer.
         truth_M: the right tokens.
-        compiled: compiled versions of the work of a chunk, which leave out most of its memory
-            traffic.
+        compiled: compiled versions of ``losses_of`` and ``slopes_of``, which save most of the
+            memory traffic of a chunk.
     """
     device = states_MH.device.type
     dtype = states_MH.dtype
-    # Inside of a function of its own, autocast does not see the products.
+    # Autocast has no effect inside a custom autograd function.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)

@@ -24,7 +24,7 @@ Losses = Numbers | Sequence[float] | Tensor
 ROLLOUTS = 60
 """Rollouts of a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
 PUBLISHED_EVERY = 100
-"""Steps between two probes, as published. By default no run has longer intervals."""
+"""Steps between two probes, as published. By default there are never more."""
 
 
 class Sampler:
@@ -87,7 +87,7 @@ class Sampler:
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Return the rows of an arm's probe: half as many again if it reads half of them twice."""
+        """Return the rows of an arm's probe: half as many more if half of them are read twice."""
         if twins:
             return self.rows * 3 // 2
         return self.rows
@@ -118,7 +118,7 @@ class Sampler:
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError(
-                "one loss for each arm",
+                "a sampler needs one loss for each arm",
                 got=len(losses),
                 allowed=len(self.arms),
             )
@@ -289,7 +289,7 @@ def probe_size(rows: int) -> int:
 
 
 def reliability(halves: Tensor) -> float | None:
-    """Estimate the share of a reward's variance that is no noise of the probe's rows.
+    """Estimate the share of a reward's variance that is not noise from the rows of the probe.
 
     The reward is measured on two halves A and B of the probe, and the estimate is
     1 − var(A − B) / var(A + B) (Rulon 1939). Noise alone gives 0 on average.

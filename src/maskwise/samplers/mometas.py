@@ -4,11 +4,11 @@ The steps between two probes are a rollout, and its reward is the sum of the rel
 arms on the probe data. A policy gradient on one logit per arm, with an entropy term, makes arms
 more likely that were drawn in good rollouts. The cost is the probes (``training.arms``).
 
-``Mometas`` has the published update (Wu et al. 2022). With the published constants it stays near
-uniform: its fixed point is softmax(q / entropy), where q is the total relative gain of a rollout of
-one arm alone, and the reward has no baseline, so it drifts at random while every loss falls.
-``MometasPlus`` is ours, and always reported by that name. It estimates *which arm* caused the gain
-(figures: ``benchmarks/sampler_regret.py``).
+``Mometas`` has the published update (Wu et al. 2022). With the published constants its
+probabilities stay near uniform: the fixed point is softmax(q / entropy), where q is the total
+relative gain of a rollout of one arm alone. The reward has no baseline, so they drift at random
+while every loss falls. ``MometasPlus`` is our variant, and always reported by that name. It
+estimates *which arm* caused the gain (figures: ``benchmarks/sampler_regret.py``).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ STILL = 1e-3
 """A loss that changes by no more than this counts as unchanged."""
 
 LEAST = 0.05
-"""Nats: the smallest divisor of MometasPlus's gains. Below it the noise of a loss is as large as
-the loss: from .02 to .04 and back again would count as −1 and +.5."""
+"""Nats: the smallest divisor of MometasPlus's gains. Below it, the noise of a loss is as large as
+the loss itself: a loss that goes from .02 to .04 and back would have the gains −1 and +.5."""
 
 BLOCK = 10
 """Steps in a row for which MometasPlus draws the same arm."""
@@ -75,7 +75,7 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """Base of samplers that learn a logit per arm, guarded against infinite losses."""
+    """Base of samplers that learn a logit per arm, guarded against losses that are not finite."""
 
     least = 0.0
     """See ``gains``."""
@@ -155,12 +155,11 @@ class Mometas(Learned):
     Arms that were drawn more often than their share get the credit for the gain of all arms
     together, whichever arm improved.
 
-    The published constants belong to rollouts of 100 steps. By default, a run of fewer than 6,000
+    The published constants are for rollouts of 100 steps. By default, a run of fewer than 6,000
     steps has shorter rollouts and scaled constants. The gain of a rollout shrinks with its length,
     and ``entropy`` shrinks with it, so that the same gain per step leads to the same probabilities.
     ``lr`` is divided by the square root of that scale (every / 100), so that the noise of a reward
-    moves the logits as far.
-    ``published=True`` keeps the published constants.
+    moves the logits equally far. ``published=True`` keeps the published constants.
 
     Args:
         arms: names of the arms.
@@ -168,10 +167,10 @@ class Mometas(Learned):
         entropy: γ, the weight of the entropy term; None: 2, scaled.
         every: k, steps between two probes; None: a sixtieth of the run, at most 100.
         published: use k = 100, lr = 0.1, γ = 2, for any length of the run.
-        faithful: as ``published``, and with the probes of the released code: 128 rows, other ones
-            with fresh masks each time (that noise is larger than the change of 100 steps), and no
-            dropout for ``cse``. Otherwise a probe reads the same 64 rows with the same masks. The
-            update is the same, but without our guard: a loss that is no number ends the run.
+        faithful: as ``published``, and with the probes of the released code: 128 rows, different
+            ones with fresh masks each time (this noise is larger than the change in 100 steps), and
+            no dropout for ``cse``. Otherwise a probe reads the same 64 rows with the same masks.
+            The update is the same but without our guard: a loss that is not finite ends the run.
         rows: rows of a probe; None: 64, or 128 if faithful.
         steps: steps of the run; None: as published.
         seed: any integer.
@@ -241,17 +240,17 @@ class Mometas(Learned):
 
 
 class MometasPlus(Learned):
-    """Ours: give each arm the credit for its own gain, and trust rewards no more than they deserve.
+    """Our variant: credits each arm with its own gain, as far as the evidence goes.
 
     The reward R of a rollout is regressed on the *shares* in which the arms were drawn, by least
     squares with forgetting. The slope of an arm is what a rollout of this arm alone would gain over
     the average. The recent mean is subtracted from rewards and shares, because losses fall fast at
     first whatever is drawn. The slopes, in standard errors, are shrunk by z · max(0, 1 − 1/F): the
-    sampler stays uniform while it knows nothing, and commits as evidence grows. Forgetting lets it
-    follow changes, and ``floor`` draws every arm now and then, because an arm that is never drawn
-    can never be credited. The regression needs shares that differ between rollouts: an arm is drawn
-    for up to ten steps at once, and rollouts follow a golden-ratio sequence, whose draws soon have
-    the frequencies of the probabilities.
+    sampler stays uniform without evidence, and commits as evidence grows. Forgetting lets it follow
+    changes, and ``floor`` draws every arm now and then, because an arm that is never drawn can
+    never be credited. The regression needs shares that differ between rollouts. An arm is therefore
+    drawn for up to ten steps at once, and rollouts follow a golden-ratio sequence, in which the
+    frequencies of the arms soon match their probabilities.
 
     Among five equal arms, the largest probability is .26 on average
     (``benchmarks/sampler_regret.py`` has it by noise and length).

@@ -81,9 +81,9 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
         require_text(pair, "second text", where)
     if isinstance(label, list | dict):
         raise MaskwiseError(
-            f"{where}: a row has one label",
+            f"{where}: a row must have one label",
             got=label,
-            do="name kind='multi-label', or another column",
+            do="give kind='multi-label', or another column",
         )
     name = label_of(label)
     if name is None:
@@ -117,13 +117,13 @@ def text_classes(rows: Rows, where: str) -> Names:
 
 
 def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
-    """Return the number of each class; −1 (``UNSEEN``) for a class that train lacks."""
+    """Return the index of each item's class; −1 (``UNSEEN``) for a class that train lacks."""
     classes = all_classes(task.splits[split])
     return np.array([task.numbers.get(name, UNSEEN) for name in classes], dtype=np.int64)
 
 
 def class_baseline(task: Task) -> float:
-    """Score the most frequent class of train, or random classes if that is better."""
+    """Return the test score of the most frequent class of train, or of random classes if higher."""
     counts = Counter(all_classes(task.splits["train"]))
     frequent, _ = counts.most_common(1)[0]
     answers = np.full(task.test_items, task.numbers[frequent])
@@ -157,7 +157,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# With more different parts between bars or semicolons, a column is taken for texts, not labels.
+# A column that splits into more distinct parts at bars or semicolons holds texts, not labels.
 MOST_LABELS = 200
 
 
@@ -192,7 +192,7 @@ def _has_several(records: Records, given: Columns) -> bool:
             return True
         if isinstance(value, str):
             whole.add(value)
-    # Splitting each different text once is fast, because most rows repeat a text.
+    # Splitting each distinct cell once is fast, because most rows repeat one.
     parts = {part for text in whole for part in _BETWEEN_LABELS.split(text)}
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
@@ -202,7 +202,7 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
     text, _, value = columns.cells(record)
     require_text(text, "text", where)
     if isinstance(value, str):
-        # In contrast to a missing value, an empty text says that no label applies.
+        # An empty text means that no label applies, while a missing value means "not labelled".
         value = _BETWEEN_LABELS.split(value)
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
@@ -223,7 +223,7 @@ def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _several_baseline(task: Task) -> float:
-    """Score the labels of more than half of the training rows, or else the most frequent one."""
+    """Return the test score of the labels of more than half of train, or of its most frequent."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
@@ -256,7 +256,8 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Few whole numbers are classes, and more of them if they have no gaps and enough rows each.
+# Up to 20 different whole numbers are classes; up to 1,000, if they are numbered without gaps and
+# have 7 rows each on average.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
@@ -295,7 +296,7 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
 
 
 def _has_scores(records: Records, given: Columns, names: Sequence[str], *, paired: bool) -> bool:
-    """Recognise one text or a pair of texts, with a score or labels that are quantities."""
+    """Recognise a text or a pair of texts that has a score, or labels that are quantities."""
     first = records[0]
     _, pair = pair_in(first, given, PAIRS)
     if paired != (pair in first):
@@ -310,7 +311,7 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     """Return whether all labels are numbers that are not classes: see ``MOST_CLASSES``.
 
     Raises:
-        MaskwiseError: numbers with currencies, percent signs or commas between thousands.
+        MaskwiseError: numbers with currencies, percent signs or thousands separators.
     """
     cells = [record.get(column or "") for record in records]
     # Sorted, so that an error always names the same label.
@@ -401,7 +402,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if not tokens:
         return NO_TEXT
     if any(isinstance(tag, list | dict) for tag in tags):
-        raise MaskwiseError(f"{where}: a word has one tag", got=tags)
+        raise MaskwiseError(f"{where}: a word must have one tag", got=tags)
     names = labels_in(tags)
     # Leaving out the untagged word alone would change the meaning of the words around it.
     if len(names) < len(tags):

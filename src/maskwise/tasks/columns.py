@@ -1,7 +1,7 @@
 """Choose the columns of a labelled file, and read its cells as texts, labels and numbers.
 
-Only an empty cell is a missing label, unless the user names others: many files have classes called
-−1 or "NA".
+Only an empty cell is a missing label, unless the user names other values: many files have classes
+called −1 or "NA".
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
         value: the cell.
         what: the role of the text, for the error.
         where: the row, for the error.
-        filled: refuse white space alone.
+        filled: also refuse a cell of white space.
 
     Raises:
         MaskwiseError: the cell holds no text.
@@ -125,7 +125,7 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # Labels
 
-# GLUE and others publish their test rows with this label, to keep the right ones secret.
+# GLUE and others publish their test rows with this label, to keep the correct labels secret.
 HIDDEN = "-1"
 # Lower-case labels that mean "missing" in some files. They are kept as classes, with a note.
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
@@ -153,7 +153,7 @@ def labels_in(value: object) -> list[str]:
 
 
 def without(value: Any, missing: Collection[str]) -> Any:
-    """Replace every label that means "missing" by None in a cell, or in a whole record."""
+    """Replace every label that means "missing" with None in a cell, or in a whole record."""
     if isinstance(value, Mapping):
         return {name: without(part, missing) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -209,7 +209,7 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
     elif value is None or isinstance(value, str | int | float):
         text = label_of(value)
         if text is not None:
-            # The start of a text counts its white space.
+            # A text is not stripped, because its start may be that of a leading space.
             yield value if isinstance(value, str) else text, None
     else:
         raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts")
@@ -239,7 +239,7 @@ def number_of(label: object) -> float | None:
 
 
 def may_be_number(label: object) -> bool:
-    """Return whether a label is a number, also with a currency, percent sign or thousands."""
+    """Return whether a label is a number, even with a currency, percent or thousands sign."""
     written = _WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip())
     return number_of(label) is not None or written is not None
 
@@ -248,15 +248,15 @@ def require_number(label: object, where: str) -> float:
     """Return a label as a number.
 
     Raises:
-        MaskwiseError: not a number, or one with a currency, a percent sign or thousands.
+        MaskwiseError: not a number, or one with a currency, percent or thousands sign.
     """
     value = number_of(label)
     if value is not None:
         return value
     what = f"{where}: the score is not a number"
-    do = f"check the label column; if it stands for no score, say so: missing={label!r}"
+    do = f"check the label column; if this label means a missing score, give missing={label!r}"
     if may_be_number(label):
-        what = f"{where}: the label is not written as a number"
+        what = f"{where}: the label is not a plain number"
         do = "write numbers alone, such as 1200.50, or choose kind='sequence-classification'"
     raise MaskwiseError(what, got=label, do=do)
 
@@ -296,7 +296,8 @@ def right_choice(
         answer: the cell that says which choice is right.
         names: the names of the choices, if they have any.
         texts: the choices.
-        may_be_text: whether the answer may be the text of a choice, which counts before an index.
+        may_be_text: whether the answer may be the text of a choice; a text is tried before an
+            index.
 
     Returns:
         None if the answer names no choice.
@@ -316,13 +317,15 @@ def right_choice(
 
 
 def flat(record: Record) -> Iterator[Record]:
-    """Yield the rows of a record: a question that is an object (AI2), or the queries of a meeting
-    (QMSum) with the turns that they are about.
+    """Yield the rows of a record.
+
+    A question may be an object (AI2). A meeting has several queries (QMSum), each of which becomes
+    a row with the turns that it is about.
     """
     question = record.get("question")
     if "meeting_transcripts" in record:
         turns = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
-        # Queries of one meeting share this text, which keeps them on the same side of a cut.
+        # Queries of one meeting share this text, which keeps them in the same split.
         meeting = "\n".join(turns[:9])
         for name in ("general_query_list", "specific_query_list"):
             for asked in record.get(name, []):
@@ -384,7 +387,7 @@ def with_text(record: Record, template: str, place: str) -> Record:
 
 # Guessing
 
-# A column of texts has at least this many words a row, or letters where it has no spaces, as in
+# The least mean number of words in a column of texts; of letters if there are no spaces, as in
 # proteins.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 
@@ -409,7 +412,7 @@ def guess_columns(
     notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
     text, pair = pair_in(names, given, usual.pairs)
-    # The second text of a pair would be taken for the label.
+    # Otherwise the second text of a pair would be guessed to be the label.
     if pair:
         return given, notes
     text = text or first_in(usual.text, names)
@@ -424,7 +427,7 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    # Titles repeat in files of paragraphs: they are no labels unless the user says so.
+    # Titles repeat in files of paragraphs, but are labels only if the user says so.
     rest = [name for name in names if name not in (text, "title")]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
@@ -433,7 +436,7 @@ def guess_columns(
 
 
 def _mean_words(records: Records, name: str) -> float:
-    """Return the mean words of a column; texts without spaces count by their letters."""
+    """Return the mean number of words in a column, estimated from the letters without spaces."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
     if all(map(str.isalpha, texts)):

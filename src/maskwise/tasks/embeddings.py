@@ -2,8 +2,7 @@
 
 They classify texts by logistic regression, measure the similarity of texts by their cosine, find
 the text for a title, or run evaluators of sentence-transformers, as in
-``FILE(kind='evaluator', evaluator='triplet')``. All texts are
-embedded once.
+``FILE(kind='evaluator', evaluator='triplet')``. All texts are embedded once.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, re
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
-# By split, (N, H) embeddings of all texts of its rows. The two texts of a pair are adjacent.
+# By split, (N, H) embeddings of the texts of all rows. The two texts of a pair are adjacent.
 ByText = Mapping[str, Tensor]
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
@@ -43,7 +42,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
     features = {split: _features(task, split, each) for split, each in vectors.items()}
     best_score = -np.inf
-    # Penalties become weaker, so a tie keeps the strongest one.
+    # The strongest penalty is tried first, so it wins ties.
     for penalty in PENALTIES:
         classifier = LogisticRegression(C=penalty, max_iter=300)
         with warnings.catch_warnings():
@@ -58,7 +57,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
 
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
-    """Return (N, H) of texts; of pairs u and v (N, 2 H) [|u − v|, u · v], as in SentEval."""
+    """Return embeddings of texts, (N, H), or [|u − v|, u · v] of pairs, (N, 2 H), as SentEval."""
     if any(row.pair is not None for row in task.splits[split]):
         u = vectors[::2]
         v = vectors[1::2]
@@ -73,7 +72,7 @@ FROZEN: dict[str, Any] = {
     "recognises": lambda records, given: False,
     "least_tokens": (False, 1),
 }
-# Conneau & Kiela 2018 (SentEval), section 3, with one cut by hash instead of ten folds.
+# Conneau & Kiela 2018 (SentEval), section 3, with one split by hash instead of ten folds.
 SENTENCE_EMBEDDING = replace(
     SEQUENCE_CLASSIFICATION,
     **FROZEN,
@@ -181,7 +180,7 @@ class EvaluatedRow(Row):
 
 
 def evaluator_kind(evaluator: str = "triplet") -> TaskKind:
-    """Build the kind ``evaluator``: the primary metric of an evaluator of sentence-transformers.
+    """Build the kind ``evaluator``, scored by the primary metric of a sentence-transformers one.
 
     Args:
         evaluator: a name in ``EVALUATORS``.
@@ -237,7 +236,7 @@ def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
 
 
 class _Embedded:
-    """Takes the place of a SentenceTransformer: returns known vectors."""
+    """Stands in for a SentenceTransformer: returns vectors that are already known."""
 
     similarity_fn_name = "cosine"
     model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_, **__: None)

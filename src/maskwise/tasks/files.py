@@ -1,12 +1,13 @@
 """Read the records of a task by split, from files, a folder, the hub, or an invented world.
 
-A word in the name of a file is its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+A word in the name of a file tells its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
 ``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. This module knows the columns of some published
 tables without a header, so that users need only give the folder.
 
-Rows are cut into train, dev and test by a hash of a text, so that equal texts stay together, and a
-row stays where it is when others are added. Questions about one text stay together. The labels of
-policies are cut in the same way, because a policy must not learn from the test rows of a task.
+Rows are split into train, dev and test by a hash of a text, so that equal texts stay together, and
+a row keeps its split when others are added. Questions about one text stay together. The labels that
+policies learn from are split in the same way, because a policy must not see the test rows of a
+task.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _SPLIT_OF = {
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
     "test": "test",
 }
-# In names of files; "trial" is SemEval's word.
+# In names of files. SemEval calls dev "trial".
 _WORDS = {**_SPLIT_OF, "trial": "dev"}
 # Published tables without a header: patterns of paths, and the names of their columns.
 _WITHOUT_HEADER = {
@@ -98,10 +99,11 @@ def read_splits(
     Args:
         spec: as for ``load_task``, without arguments.
         header: whether tables begin with the names of their columns.
-        files: by split, the pattern of its files in a folder whose names do not tell the split.
+        files: for each split, the pattern of its file names, in a folder where names do not tell
+            the split.
 
     Raises:
-        MaskwiseError: nothing there, no training split, or two files for one split.
+        MaskwiseError: no such source, no training split, or two files for one split.
     """
     world = read_world(spec)
     if world:
@@ -236,7 +238,7 @@ def merged(records: Sequence[Record]) -> Record:
     whole = dict(records[0])
     for record in records:
         if not record.keys() <= whole.keys():
-            # New columns come last, and columns that are known keep their value.
+            # New columns come last, and known columns keep their value.
             whole = {**whole, **record, **whole}
     return whole
 
@@ -245,7 +247,7 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
     """Return the records that have a value in a column: ``where`` is "column=value"."""
     column, sign, value = where.partition("=")
     if not sign:
-        raise MaskwiseError("where is 'column=value'", got=where)
+        raise MaskwiseError("where must be 'column=value'", got=where)
     if records and column not in merged(records):
         raise unknown_name(f"column of {place}", column, map(str, merged(records)))
     return [record for record in records if str(record.get(column)) == value]
@@ -255,7 +257,7 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
 
 
 def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
-    """Return the columns whose text keeps questions on one side of a cut.
+    """Return the columns that decide the split of a question.
 
     These are contexts, and titles of articles if there are many.
     """
@@ -266,7 +268,7 @@ def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
 
 
 def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
-    """Return the text that keeps a question on one side of a cut; "" for other records."""
+    """Return the text that decides the split of a question; "" for other records."""
     if any(name in record for name in ANSWERS):
         for name in names:
             value = record.get(name)
@@ -278,10 +280,10 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
 def splits_of(
     splits: Mapping[str, Sequence[tuple[str, T]]], place: str
 ) -> tuple[dict[str, list[T]], Names]:
-    """Cut rows with their keys into train, dev and test, by the rules of ``loading``.
+    """Split rows with their keys into train, dev and test, by the rules of ``loading``.
 
     Returns:
-        The rows of each split, and notes on the cut.
+        The rows of each split, and notes on how the splits were made.
     """
     train, dev, test = (splits.get(split, []) for split in SPLITS)
     if "all" in splits or (train and not dev and not test):
@@ -322,7 +324,7 @@ def splits_of(
 def only_test(
     splits: Mapping[str, Sequence[tuple[str, T]]],
 ) -> tuple[dict[str, list[T]], Names]:
-    """Choose test for kinds that learn nothing: the first of test, dev, all, train with rows.
+    """Choose test for kinds that learn nothing: the first non-empty one of test, dev, all, train.
 
     Returns:
         The rows of each split, and notes.

@@ -80,7 +80,7 @@ class FinetuneSettings(BaseModel):
         return self.model_copy(update={"learning_rate": fitting_rate(weights)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Return the settings of one fine-tuning; by default with the rate of a small model."""
+        """Return the settings of one fine-tuning, by default with a small model's learning rate."""
         rows = len(task.splits["train"])
         given = self.fitting(0)
         shared = given.model_dump(
@@ -105,8 +105,8 @@ class FinetuneSettings(BaseModel):
 # Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
 # MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-# Models with a lower rate count as large. Few steps make their fine-tuning unstable, so by default
-# they train for more (Mosbach et al. 2021).
+# Models with a lower rate count as large. Their fine-tuning is unstable with few steps, so by
+# default they get more (Mosbach et al. 2021).
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 
 

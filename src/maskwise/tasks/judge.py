@@ -1,9 +1,9 @@
 """Evaluate a checkpoint on tasks: fine-tuned on each with several seeds, or with a frozen encoder.
 
-Fine-tuning is the training loop with another objective. Its new head, order and dropout are
-functions of its seed. The number of steps is fixed beforehand and the last state is scored once,
-because picking the best of several test scores invents effects. With ``eval_every`` the best state
-on dev is scored instead. Dev scores are for choosing settings.
+Fine-tuning is the training loop with another objective. The new head, the order of rows and dropout
+are functions of the seed. The number of steps is fixed beforehand and the last state is scored once
+on test, because picking the best of several test scores would invent effects. With ``eval_every``
+the best state on dev is scored instead. Dev scores are for choosing settings.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def evaluate_tasks(
             trained.
         settings: the settings of fine-tuning.
         seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once.
-        out: folder of ``records.jsonl``, complete after every task, and of
-            ``TASK/seed-N/checkpoint``; None keeps nothing. A task with a record of the same
+        out: the folder for ``records.jsonl``, which is written after every task, and for
+            ``TASK/seed-N/checkpoint``; None keeps nothing. A task that has a record of the same
             checkpoint, rows, settings and seeds is not evaluated again.
 
     Returns:
-        One record for each task. ``score`` is the mean over seeds in the metric's own unit ([0, 1]
+        One record for each task. ``score`` is the mean over seeds in the unit of the metric ([0, 1]
         or [−1, 1]); ``fine_tuning`` and ``dev`` are by seed, ``others`` are means of further
         metrics on test.
 
@@ -95,7 +95,7 @@ def evaluate_tasks(
             raise MaskwiseError(
                 f"two tasks are called {task.name!r}",
                 got=str(spec),
-                do='give one another name: …(name="…")',
+                do='rename one of them: …(name="…")',
             )
         tasks[task.name] = task
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
@@ -162,7 +162,7 @@ def task_record(
     """Evaluate one checkpoint on one task; see ``finetune`` for further arguments.
 
     Args:
-        seeds: one run for each. Only the first is used where nothing is random.
+        seeds: one run for each. Only the first is used if nothing is random.
         folder: where ``seed-N`` folders are written; None keeps nothing.
         checkpoints: False keeps the predictions alone.
     """
@@ -240,8 +240,8 @@ def _search_rate(
     """
     if not task.splits["dev"]:
         raise MaskwiseError(
-            f"a learning rate is searched on dev, and task {task.name} has none",
-            do="give it dev rows, or leave finetune.search_rate out",
+            f"the learning rate is searched on dev, and task {task.name} has no dev rows",
+            do="give it some, or remove finetune.search_rate",
         )
     assert settings.learning_rate is not None
     # All rates get the same steps, although small rates have more steps by default.
@@ -312,7 +312,7 @@ def finetune(
         answers, notes = _frozen_answers(task, embedder)
     else:
         assert task.kind.objective is not None
-        # The best state is kept in memory alone, so a run that was stopped starts again.
+        # The best state is kept only in memory, so an interrupted run starts over.
         save_every = 0 if settings.eval_every else settings.save_every
         settings = settings.model_copy(update={"seed": seed, "save_every": save_every})
         data = encode(task, tokenizer, max_length=max_length)
@@ -380,9 +380,7 @@ def load_network(
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        raise MaskwiseError(
-            "finetune needs a checkpoint, or a config to start from at random: one of the two"
-        )
+        raise MaskwiseError("finetune needs either a checkpoint, or a config for random weights")
     config = task_config(start, task.config())
     if task.kind.check_model:
         task.kind.check_model(config)
@@ -394,7 +392,7 @@ def load_network(
 def _frozen_answers(
     task: Task, embedder: Callable[..., Tensor]
 ) -> tuple[Mapping[str, Answers], list[str]]:
-    """Answer by the task's pooling, or by the better one on dev with a note that names it."""
+    """Return the answers with the task's pooling, or with the better one on dev and a note."""
     assert task.kind.answers is not None
     texts = {}
     for split, rows in task.splits.items():

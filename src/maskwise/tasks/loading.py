@@ -1,15 +1,15 @@
 """Load tasks from bundled data, a file, a folder or the hub.
 
-Rows are left out or moved by fixed rules, and notes say so:
+Rows are left out or moved by fixed rules, and the notes of the task say which ones applied:
 
 - classes are those of *train*. A test row of another class stays, and counts as wrong;
-- a row without a label is left out and counted: one with an empty cell, or with a label that
-  ``missing`` names. "-1", "NA" and "null" are labels, with a note. A split whose only label is −1
-  hides its labels, and counts as unlabelled;
+- a row without a label is left out and counted. Its cell is empty, or has a label that ``missing``
+  names. "-1", "NA" and "null" are labels, with a note. A split whose only label is −1 counts as
+  unlabelled;
 - whole numbers are classes if they are few or numbered (``classes.MOST_CLASSES``), else quantities;
 - without a labelled test split, dev is the test; without dev, 15 % of train is dev; without train,
   dev is train;
-- a single file, or train alone, is cut 70/15/15 by a hash of the text, article or context;
+- a single file, or train alone, is split 70/15/15 by a hash of the text, article or context;
 - a kind that learns nothing from train (zero-shot similarity) takes test, else dev, else all rows.
 """
 
@@ -76,7 +76,7 @@ from maskwise.text.worlds import WORLDS, read_world
 KINDS: dict[str, TaskKind] = {
     kind.name: kind
     for kind in (
-        # Asked in this order whether they recognise the columns of a file.
+        # The first of these that recognises the columns of a file is chosen.
         TOKEN_CLASSIFICATION,
         MULTIPLE_CHOICE,
         QUESTION_ANSWERING,
@@ -85,7 +85,7 @@ KINDS: dict[str, TaskKind] = {
         REGRESSION,
         MULTI_LABEL,
         SEQUENCE_CLASSIFICATION,
-        # Only if the user names them.
+        # These are chosen only if the user names them.
         CLOZE_QA,
         ZERO_SHOT_SIMILARITY,
         SENTENCE_EMBEDDING,
@@ -121,7 +121,7 @@ def load_task(
     name: str | None = None,
     **settings: object,
 ) -> Task:
-    """A task from almost anything.
+    """Load a task from almost any source.
 
     Args:
         spec: one of
@@ -129,31 +129,32 @@ def load_task(
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
-            - a file, cut 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
+            - a file, split 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
               also .gz), .parquet. If every record has a ``split``, that decides;
-            - a folder with files for train, dev (or validation) and/or test, or SentEval's with a
-              file a class;
+            - a folder with files for train, dev (or validation) and/or test, or SentEval's with one
+              file for each class;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
         kind: a name in ``KINDS``; by default recognised from the columns, except for cloze-qa and
             frozen kinds.
-        text, pair, label: the columns (see ``Columns``), by name, or in tables without a header by
-            place from 1; looked for among the usual names if not given. ``text`` may be a template
+        text, pair, label: the columns (see ``Columns``), by name, or by position from 1 in tables
+            without a header; by default the usual names are looked for. ``text`` may be a template
             of columns, such as "{question} {context}"; ``a|b`` is column a, or b if there is no a.
-        where: "column=value": use only such rows, such as "year=2014".
-        missing: labels, one or several, that mean a missing one, such as -1 or ("NA", "null"):
-            such rows are left out and counted. Empty cells always are.
+        where: "column=value": use only the rows with this value, such as "year=2014".
+        missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Their
+            rows are left out and counted, like those with an empty cell.
         card: the published task whose files these are. Other arguments override those of the card.
         metric: one of the kind's metrics. By default the first one, entity-f1 for BIO tags,
             matthews for CoLA.
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows: see ``Task.with_train_rows``.
         name: the name in records; made from ``spec`` if not given.
-        settings: of the kind, such as ``beams``: see ``generation`` and ``evaluator_kind``.
+        settings: settings of the kind, such as ``beams``: see ``generation`` and
+            ``evaluator_kind``.
 
     Raises:
-        MaskwiseError: nothing there, unreadable, no labels or only one class, tokens and tags of
-            different number, an answer that is not in its context, or an empty split.
+        MaskwiseError: no such source, an unreadable one, no labels or only one class, different
+            numbers of tokens and tags, an answer that is not in its context, or an empty split.
 
     >>> task = load_task("banking77(train_rows=100)")
     >>> task.kind.name, task.metric, len(task.labels), len(task.splits["train"])
@@ -186,7 +187,7 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, Options]:
-    """Split a spec into a source and arguments of ``load_task``. A world keeps its own ones."""
+    """Separate arguments of ``load_task`` from the source, which keeps the arguments of a world."""
     of_kinds: set[str] = set()
     for kind in KINDS.values():
         if kind.make:
@@ -212,7 +213,7 @@ MOST_LOADED = 16
 
 
 def _load(spec: str, given: Options) -> Task:
-    """Call ``_read_task``, or return its last result if the files of the task did not change."""
+    """Call ``_read_task``, or return its cached result if the files of the task did not change."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
     key = repr((spec, sorted(given.items()), state_of(spec)))
@@ -224,7 +225,7 @@ def _load(spec: str, given: Options) -> Task:
 
 
 class HiddenLabels(MaskwiseError):
-    """All rows that a split needs have the label −1."""
+    """All rows of a split have the label −1."""
 
 
 def _read_task(
@@ -246,7 +247,7 @@ def _read_task(
     """Read a task from its files, with the arguments of ``load_task``.
 
     Args:
-        files: those of a card.
+        files: the patterns of file names of a card.
     """
     if kind is not None:
         require_known("kind of task", kind, KINDS)
@@ -272,7 +273,7 @@ def _read_task(
         single = chain.from_iterable(map(flat, part))
         whole = [with_inside(record, given) for record in single]
         # Articles are counted before ``where`` drops rows: the labels of a policy, which are read
-        # from the whole file, must be cut in the same way.
+        # from the whole file, must be split in the same way.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else records_where(whole, where, place)
     first = next((part for part in records.values() if part), [])
@@ -343,7 +344,7 @@ def _read_task(
         if not splits[split]:
             what = f"the {split} split of {place} is empty"
             if not skipped:
-                raise MaskwiseError(what, do="more rows are needed")
+                raise MaskwiseError(what, do="give more rows")
             error = HiddenLabels if hidden else MaskwiseError
             raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
     if pooling == "dev" and not splits["dev"]:
@@ -385,7 +386,7 @@ def _read_task(
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:
-    """Return the first kind that recognises records, or else classification."""
+    """Return the first kind that recognises records, by default classification."""
     for kind in KINDS.values():
         if records and kind.recognises(records, given):
             return kind
@@ -404,11 +405,11 @@ def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> lis
         number = number_of(label)
         if number is None or not number.is_integer():
             return []
-    # Two different labels, such as 0 and 1, are classes without any doubt.
+    # Two different labels, such as 0 and 1, are certainly classes.
     if len(labels) < 3:
         return []
-    read = f"the labels are {len(labels)} whole numbers, read for {chosen.name}"
-    return [f"{read}; kind={other.name!r} reads them otherwise"]
+    guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
+    return [f"{guess}; give kind={other.name!r} to change it"]
 
 
 def _short_name(spec: str) -> str:

@@ -1,7 +1,7 @@
 """Metrics of tasks: pure functions of right answers (``gold``) and given answers.
 
 Classes are integers, similarities are numbers, and answers to questions are texts. −1 in ``gold``
-(a class that train lacks) and −2 in ``answer`` (a word that was cut off) match nothing, so these
+(a class that train lacks) and −2 in ``answer`` (a word that was cut off) match nothing, so such
 items count as wrong.
 """
 
@@ -39,7 +39,7 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the mean F1 of the classes in gold or answer; a ``LOST`` answer misses its class."""
     classes, sides = _one_hot(gold, answer)
-    # LOST is no class: an F1 of 0 for it would count every lost word twice.
+    # LOST is not a class: an F1 of 0 for it would count every lost word twice.
     return label_macro_f1(*sides[..., classes != LOST])
 
 
@@ -225,9 +225,9 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """Return the F of ROUGE-1, -2, -L or -Lsum (where lines are sentences), with Porter's stemmer.
+    """Return a metric: F of ROUGE-1, -2, -L or -Lsum (lines are sentences), with Porter's stemmer.
 
-    Source: Lin 2004, by the package rouge-score, with the settings of the results of BART and T5.
+    Source: Lin 2004, computed by the package rouge-score with the settings used for BART and T5.
 
     >>> round(rouge("rouge1")(["the cat was found under the bed"], "the cat was under the bed"), 3)
     0.923
@@ -241,7 +241,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # One call computes all measures of a pair, and the caller asks for one at a time.
+    # One call computes all measures of a pair, but callers ask for one at a time.
     return _scorer().score(right, answer)
 
 
@@ -271,7 +271,7 @@ def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], 
 
 # Uncertainty over test items
 
-# Test sets that are drawn for the standard error of a score.
+# Resampled test sets for the standard error of a score.
 RESAMPLES = 1000
 
 
@@ -285,7 +285,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    # scipy refuses a single item, and rounds the means of equal ones.
+    # scipy refuses a single item, and means of equal items would differ by rounding.
     if len(scores) < 2 or not np.ptp(scores):
         mean = float(scores.mean())
         return mean, mean

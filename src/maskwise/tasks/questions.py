@@ -5,9 +5,10 @@ hub's columns: a start that is slightly wrong is moved to the nearest occurrence
 an answer that does not occur is an error. ``ChoiceRow`` has the right choice, which files give as a
 text, a letter, or an index from 0. A number that is also the text of a choice is read as that text.
 
-A long context is read in windows, which overlap by a quarter of their room, so that an answer of up
-to that length is whole in one of them. Training marks the answer where it is whole, and [CLS] in
-the other windows. The answer to a question is the best span of all its windows.
+A long context is read in windows. They overlap by a quarter of their tokens, special ones apart, so
+that an answer of up to that length is whole in one of them. The target is the answer in windows
+where it is whole, and [CLS] in the others. A question is answered by the best span of all its
+windows.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
-# Both limits are those of BERT's SQuAD code. In short windows a question gets half of the room.
+# The limits of BERT's SQuAD code. A question takes at most half of a short window.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
 
 
 def relation_of(record: Record) -> str:
-    """Return what a question asks for, if a column such as LAMA's names it."""
+    """Return what a question asks for, if a column names it, as in LAMA; otherwise ""."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
         if isinstance(value, str):
@@ -134,7 +135,7 @@ def _start(context: str, text: str, start: int | None, where: str) -> int:
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
         raise MaskwiseError(
-            f"{where}: the answer is not in the context", got=text[:60], do="mend or remove the row"
+            f"{where}: the answer is not in the context", got=text[:60], do="fix or remove the row"
         )
     return min(places, key=lambda place: abs(place - (start or 0)))
 
@@ -235,9 +236,8 @@ class Windows(Data):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
             # Tokens outside the context have no text, so they must never win.
-            logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(-1), -math.inf)
-            start, end = logits.unbind(-1)
-            values, first, last = best_spans(start, end)
+            logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(1), -math.inf)
+            values, first, last = best_spans(*logits.unbind(1))
             offset = self.flat.starts[rows]
             begins = self.span[offset + first.cpu(), 0].tolist()
             ends = self.span[offset + last.cpu(), 1].tolist()
@@ -280,7 +280,7 @@ QUESTION_ANSWERING = TaskKind(
     encode=_encode_windows,
     config={"num_labels": 2},
     windows=True,
-    # Windows overlap by a quarter of their room, which must be a token at least.
+    # Windows overlap by a quarter of their tokens, which must be at least one token.
     least_tokens=(True, 8),
 )
 
@@ -320,8 +320,8 @@ def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str
         raise MaskwiseError(
             f"{where}: the answer is not among the {len(texts)} choices",
             got=answer,
-            allowed="a place from 0, a letter from A, or the text of a choice",
-            do=f"if it stands for no answer, say so: missing={label!r}",
+            allowed="an index from 0, a letter from A, or the text of a choice",
+            do=f"if this label means a missing answer, give missing={label!r}",
         )
     return ChoiceRow(context or None, question, texts, right)
 

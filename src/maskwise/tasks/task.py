@@ -1,8 +1,8 @@
 """Tasks that evaluate a checkpoint: rows of labelled data, kinds of tasks, and tasks.
 
-A ``TaskKind`` says how records become rows, which answers are right, and how a model gives them. A
-new kind is one such value and an entry of ``loading.KINDS``: loading, fine-tuning and scoring ask
-the kind, and know no kind by name.
+A ``TaskKind`` defines how records become rows, which answers are right, and how a model gives them.
+To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and scoring read
+the fields of the kind, and never its name.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def stratum(self) -> str:
-        """The class of the row, if any: ``with_train_rows`` draws as many rows of each."""
+        """The class of the row, if any: ``with_train_rows`` takes equally many rows of each."""
         return ""
 
     @property
@@ -93,7 +93,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Rows with equal keys stay on the same side of a cut."""
+        """Rows with equal keys stay in the same split."""
         return self.texts[0]
 
 
@@ -111,16 +111,16 @@ class TaskKind:
     columns: UsualColumns
 
     row: Callable[[Record, Columns, str], Row | str]
-    """Turns a record into a row, or returns the reason to skip it. Errors quote the text."""
+    """Turns a record into a row, or returns the reason to skip it. Errors quote its location."""
     gold: Callable[[Task, str], Any]
     """The right answers of a split: an array, or all right texts of every row."""
     baseline: Callable[[Task], float | None]
     """The test score of the best guess that ignores the text; None if it needs the tokenizer."""
     recognises: Callable[[Records, Columns], bool] = lambda records, given: False
     """Whether records belong to this kind, given the columns that the user names. The first record
-    has every column. Kinds are asked in the order of ``KINDS``."""
+    has every column. Kinds are tried in the order of ``KINDS``."""
     labels: Callable[[Rows, str], Names] = lambda rows, where: ()
-    """The sorted classes of rows; raises an error for a single one."""
+    """The sorted classes of rows; raises an error if there is only one."""
 
     head: str = "embedding"
     """The head on the encoder: a key of ``models.TASK_MODELS``."""
@@ -137,13 +137,13 @@ class TaskKind:
     """Raises an error for the configuration of a model that cannot learn such tasks."""
 
     library: str | None = None
-    """A library that is not installed with maskwise itself: a key of ``errors.EXTRAS``."""
+    """A library that is not installed with maskwise: a key of ``errors.EXTRAS``."""
     suffix: str = ""
     """Appended to the task's name, for kinds that evaluate the same data differently."""
     needs_train: bool = True
     """Whether anything is learned from train."""
     every_label: bool = False
-    """Whether labels of dev and test alone are classes too, so that they count as missed."""
+    """Whether labels that train lacks are classes too, so that a model misses them."""
     words: bool = False
     """Whether texts are lists of words."""
     windows: bool = False
@@ -162,7 +162,7 @@ class TaskKind:
     settings: Settings = field(default_factory=dict)
     """Settings that change what a score means."""
     make: Callable[..., TaskKind] | None = None
-    """Builds this kind with other settings, which are further arguments of ``load_task``."""
+    """Builds this kind with other settings, which ``load_task`` accepts as arguments."""
 
     @property
     def frozen(self) -> bool:
@@ -226,7 +226,7 @@ class Task:
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        # A missing library is found here, before any training.
+        # Raised here, so that a missing library is reported before any training.
         if self.kind.library:
             require_library(self.kind.library, use=f"task {self.name}")
         if self.metric.startswith("rouge"):
@@ -243,7 +243,8 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
-        # Recorded tasks have such fingerprints, so fields appear only where they have an effect.
+        # Fingerprints of recorded tasks must not change, so further fields are added only where
+        # they have an effect.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
@@ -274,8 +275,8 @@ class Task:
     @cached_property
     def majority(self) -> float | None:
         """The test score of the best answers that ignore the text; None if it depends on the
-        tokenizer. The answers are always the most frequent class, or random classes, which score
-        higher if the classes are balanced.
+        tokenizer. For classes, such answers are always the most frequent class, or random ones if
+        they score higher, as they may with balanced classes.
         """
         return self.kind.baseline(self)
 
@@ -372,8 +373,8 @@ class Task:
         return names[self.gold(split)], names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:
-        """Return further metrics to record."""
-        # ROUGE takes milliseconds a row, so it is left out where it adds little.
+        """Return the further metrics to record."""
+        # ROUGE takes milliseconds per row, so it is left out where it adds little.
         rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
         of_rouge = self.metric.startswith("rouge")
         others = []
@@ -416,8 +417,8 @@ class Task:
     def with_train_rows(self, count: int | None) -> Task:
         """Return the same task with at most ``count`` training rows; dev and test stay.
 
-        Use it where pre-training makes no difference on all rows. Each class gets as many rows,
-        chosen by a hash of the text, so that smaller sets are part of larger ones.
+        Use it where pre-training makes no difference with all rows. Each class gets the same number
+        of rows, chosen by a hash of the text, so that smaller sets are subsets of larger ones.
 
         Raises:
             MaskwiseError: fewer rows than classes.
@@ -442,6 +443,6 @@ class Task:
 
 
 def place_of(key: str) -> float:
-    """Hash a text to [0, 1): the place of its row in a cut."""
+    """Hash a text to [0, 1), which decides the split of its row."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Batch: TypeAlias = dict[str, Tensor]
 # Steps whose rows are sorted by length together.
 WINDOW_STEPS = 16
-CHOICE = 0xC401CE  # draws of targets, apart from all others of a seed
+CHOICE = 0xC401CE  # keeps draws of targets apart from other draws with the same seed
 # Padded tokens in one batch of evaluation.
 EVAL_TOKENS = 8192
 MOST_CUT = 0.05  # share of rows that may be cut without a note
@@ -116,7 +116,7 @@ class Trainable(ABC):
         """Return model inputs and labels of rows."""
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return ``batch`` of rows with their epochs (B, 2), to choose among several targets."""
+        """Return ``batch`` of rows with their epochs (B, 2), by which targets may be drawn."""
         return self.batch(planned[:, 0])
 
 
@@ -125,7 +125,7 @@ class Data(Trainable):
 
     @property
     def lost(self) -> int:
-        """Items that no model can answer, as their tokens were cut off."""
+        """Items that no model can answer, because their tokens were cut off."""
         return 0
 
     def notes(self) -> list[str]:
@@ -136,7 +136,7 @@ class Data(Trainable):
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """Return the baseline of a task whose baseline depends on the tokens of train."""
+        """Return the baseline if it depends on the tokens of train; otherwise None."""
         return None
 
     @abstractmethod
@@ -197,13 +197,13 @@ class Encoded(Data):
 
 
 def draws_of(planned: Tensor, seed: int) -> Tensor:
-    """(B,) random integers ≥ 0 for rows with their epochs (B, 2), hashed in Python one by one."""
+    """Return random integers ≥ 0, (B,), for rows with their epochs (B, 2)."""
     rows, epochs = planned.T.tolist()
     return torch.tensor(list(map(fold, repeat(seed), epochs, rows, repeat(CHOICE))))
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return part ``part`` (length,) of the permutations of all epochs in a row, and its epochs."""
+    """Return a part of the concatenated permutations of all epochs: rows and epochs (length,)."""
     position = torch.arange(part * length, (part + 1) * length)
     epoch = position // size
     rows = []
@@ -297,7 +297,7 @@ def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
-        # Python shows equal warnings of one place once.
+        # Python shows equal warnings from one line once.
         warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
 
@@ -314,7 +314,7 @@ class Cutter:
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
         """Build a tokenizer without padding from its JSON."""
         backend = Tokenizer.from_str(state)
-        # "[MASK]" in a text of the user's is text.
+        # A "[MASK]" that a user wrote is ordinary text.
         backend.encode_special_tokens = True
         backend.enable_truncation(max_length)
         return cls(backend, pad, max_length)

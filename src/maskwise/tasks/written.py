@@ -1,12 +1,12 @@
 """Kinds of tasks whose answers are written by the model, without a context that contains them.
 
 ``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
-answers at the masks. There are as many masks as the longest answer of train has tokens, and
-separators fill up shorter answers, so that the number of masks tells nothing.
+answers at the masks. There are as many masks as the longest answer of train has tokens, and shorter
+answers are padded with separators, so that the number of masks reveals nothing.
 
 ``generation``: an encoder–decoder writes a text for a text, by beam search with the settings of the
-task, not of the checkpoint. It learns one of the right answers in each epoch; scores accept all of
-them. Models that are too small to write an answer are compared by the nats of the first one.
+task, not of the checkpoint. Each epoch trains on one of the right answers; scores accept any. The
+nats of the first right answer compare models that are too small to write one.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
     """Tokenise the first answer of each question."""
     backend.no_truncation()
-    # With a space, as after the prompt: many tokenizers write a word differently without it.
+    # With a space, as after the prompt: many tokenizers encode a word differently without it.
     texts = [f" {row.answers[0]}" for row in task.splits[split]]
     return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
@@ -226,12 +226,12 @@ class WrittenRow(Row):
     text: str
     answers: list[str]
     group: str | None = None
-    """Rows of one group, such as those about one context, stay on the same side of a cut."""
+    """Rows of one group, such as questions about one context, stay in the same split."""
     relation: str = ""
 
     @property
     def content(self) -> Mapping[str, object]:
-        # Rows once had patterns. Fingerprints of recorded tasks must not change.
+        # Rows used to have patterns, and fingerprints of recorded tasks must not change.
         return {**super().content, "patterns": []}
 
     @property
@@ -264,7 +264,7 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
     """Return all right answers of a column or of numbered columns, or the text of a choice."""
-    # "summary1" stands for summary1, summary2, …; "1" is the place of a column without a name.
+    # "summary1" stands for summary1, summary2, …; "1" is the position of a column without a name.
     stem = re.sub(r"(?<=\D)1$", "", column)
     pattern = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
@@ -334,7 +334,7 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     answers: list[str] = []
     counts = []
     for row in rows:
-        # Several answers are for training; the nats of dev and test are those of the first one.
+        # Training may use any answer; the nats of dev and test are those of the first one.
         learned = row.answers if split == "train" else row.answers[:1]
         answers += learned
         counts.append(len(learned))
@@ -439,7 +439,7 @@ class Written(Data):
         """Return the mean nats of first answers by the frequencies of tokens in train."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
-        # One is added to each count, as a token that train lacks would have infinite nats.
+        # Add-one smoothing, because a token that train lacks would have infinite nats.
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
         nats = counts.sum().log() - counts.log()
         return float(nats[self._first_answers()].mean())
