@@ -82,7 +82,7 @@ def study(
     The same command resumes an interrupted study and repeats nothing. The exit code is 1 if
     any run failed.
     """
-    # An option of a run would be ignored without a message.
+    # Options of a run would be ignored silently.
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, overrides or [])
@@ -234,7 +234,7 @@ def adapt(
     if dry_run:
         print_plan(plan)
     if not as_json:
-        # Of a dry run the plan is the result.
+        # The plan is the result of a dry run, and belongs on stdout.
         console = err_console
         if dry_run:
             console = out_console

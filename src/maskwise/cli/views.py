@@ -1,5 +1,5 @@
-"""The commands that look, and write at most a page: check, evaluate, generate, inspect, report,
-bench, list.
+"""The commands that only read, and write at most a page: check, evaluate, generate, inspect,
+report, bench, list.
 """
 
 from __future__ import annotations
@@ -349,7 +349,7 @@ REQUIRED = {
 """The values of required arguments in examples."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
-"""Arguments that a study passes, and no recipe."""
+"""Arguments that a study passes, and that recipes cannot set."""
 
 
 def list_names(

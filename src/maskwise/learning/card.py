@@ -1,8 +1,8 @@
 """Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
 
 ``judge``: for answers, exact match and F1 of the best span (Rajpurkar et al. 2016), and the recall
-of as many best spans as the text has salient spans; for all labels, the share of the policy's
-weight on labelled words, compared with their share of all words.
+of as many best spans as the text has salient spans; for labels of any kind, the share of the
+policy's weight that labelled words have, compared with their share of all words.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
     """Write the card of a policy in the hub's format: how it was learned, its measures, its words.
 
     Args:
-        measures: of the policy, by name; ``salient`` holds those of the salient spans, the
-            baseline.
+        measures: of the policy, by name; ``salient`` has the measures of the salient spans, which
+            are the baseline.
     """
     lines = "\n".join
     facts = [f"| {name} | `{choice}` |" for name, choice in choices.items()]

@@ -49,7 +49,7 @@ NO_SHARED_WORD = "targets without a content word of their source"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
 LEAST_LABELLED = 0.1
-"""Labels of targets are refused if a smaller share of the sources has one."""
+"""Labels of targets are refused if a smaller share of the sources has a label."""
 LEAST_ANSWERED = 0.01
 """Rows without contexts count as questions, not summaries, if texts answer this share of them."""
 
@@ -156,7 +156,7 @@ def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
         wanted -= FUNCTION_WORDS
         spans = []
         for word, place in placed_words(source):
-            # Signs are words of their own, and every text contains the same ones.
+            # Punctuation marks are words too, and every text contains the same ones.
             is_sign = not any(map(str.isalnum, word))
             if word.casefold() in wanted and not is_sign:
                 spans.append(place)
@@ -328,7 +328,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             contexts = [record.get(name) for name in CONTEXT]
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    # Cut as ``load_task`` cuts them, so that no policy learns from a task's test rows.
+    # Split as ``load_task`` splits them, so that no policy learns from a task's test rows.
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)

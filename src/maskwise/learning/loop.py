@@ -69,7 +69,7 @@ class FindSpans(Objective):
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
-        # Special tokens and padding compete for no probability: scores are read at words only.
+        # Special tokens and padding get no probability: scores are read at words only.
         outside = ~batch["inside"].unsqueeze(-1)
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
@@ -263,7 +263,7 @@ def new_learner(
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
-    # An accelerator sets up the processes of torchrun; here it only names the device.
+    # An accelerator connects the processes of torchrun; only its device is used here.
     device = new_accelerator(training, None).device
     return MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
 

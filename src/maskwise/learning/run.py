@@ -63,7 +63,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything needed to learn one policy. Settings have their names in a recipe.
+    """Everything needed to learn one policy. Settings have the names of the recipe's sections.
 
     Attributes:
         task: the task, as for ``load_task``.
@@ -99,10 +99,10 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The seed of learning, which differs from that of the training that the policy masks for.
+        """The seed of learning, which differs from the seed of the training that uses the policy.
 
-        With the same seed the policy would be tested on the initial weights, orders and draws that
-        it was fitted to.
+        With the same seed, the policy would be tested on the initial weights, orders and draws to
+        which it was fitted.
         """
         return fold(self.training.seed, LEARNING)
 

@@ -135,7 +135,7 @@ class PolicyModel(
         self.encoder = encoder
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
-        # A new policy masks all words alike, so that its first masks are random ones.
+        # A new policy gives all words the same weight, so its first masks are random.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -189,7 +189,7 @@ class PolicyModel(
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Return logits (B, L) of a head for tokens, or (B, L, 2) of a head for spans."""
         states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
-        # An encoder of transformers returns a record, the light one a tensor.
+        # An encoder of transformers returns a record, the light encoder a tensor.
         if not isinstance(states, Tensor):
             states = states.last_hidden_state
         logits: Tensor = self.head(states)
@@ -201,7 +201,7 @@ class PolicyModel(
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the files of ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls it."""
+        """Write the files of ``save_pretrained`` and ``push_to_hub``; called by the hub's mixin."""
         # safetensors refuses tensors that are not contiguous.
         weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS)
@@ -256,7 +256,7 @@ def read_config(folder: Path) -> PolicyConfig:
     """
     if not (folder / "config.json").exists():
         do = "maskwise learn writes one into OUT/policy"
-        # The folder of a run holds its policy in a folder of that name.
+        # The folder of a run contains its policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
             do = f"give {inner}"

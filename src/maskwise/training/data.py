@@ -94,8 +94,8 @@ def look_ahead(
     Args:
         source: makes the batches.
         steps: the numbers of the steps.
-        rank, ranks, device: those of this process.
-        summed: sums counts over ranks, early, so that no step waits for the other hosts.
+        rank, ranks, device: of this process.
+        summed: sums counts over ranks, as batches are made, so that no step waits for other hosts.
         asked: whether this rank was asked to stop.
 
     Raises:
@@ -246,7 +246,8 @@ def learners_of(masker: object) -> Learners:
     """The policy of a masker, if it learns from the losses.
 
     Raises:
-        MaskwiseError: a corruption that changes lengths, so that losses have no place in the text.
+        MaskwiseError: a corruption that changes lengths, so that losses belong to no token of the
+            text.
     """
     if not isinstance(masker, Masker):
         return {}
@@ -285,7 +286,7 @@ def log_frequencies(counts: Tensor) -> Tensor:
 # All orders are functions of (seed, step), so a resumed run need not read the rows before its step.
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together; this removes most padding."""
+"""How many batches are sorted by length together; this removes most padding."""
 
 
 def order_of(
