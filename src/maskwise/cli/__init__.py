@@ -37,8 +37,8 @@ app = typer.Typer(
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
     "training",
-    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, what "
-    "is doubtful",
+    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, and "
+    "what is doubtful",
     "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and "
     "labels",
     "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict "
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if error.filename is None:
             _let_go_of_stdout()
-        _fail(f"{error.filename or 'what was to be written could not be'}: {error.strerror}")
+        _fail(f"{error.filename or 'the output could not be written'}: {error.strerror}")
     except Exception as error:
         # Usage errors have this method; no version of typer exports their class.
         if not hasattr(error, "format_message"):

@@ -39,7 +39,7 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes at once; all cores by default, or all GPUs.")
+    int | None, typer.Option(min=1, help="Processes at once; by default one per core or GPU.")
 ]
 Engine = Annotated[str, typer.Option(help="Where work runs: local, or ray (a cluster).")]
 DryRun = Annotated[
@@ -226,8 +226,8 @@ def time_limit(text: str) -> float:
         seconds = 0.0
     # NaT is not ≥ 60 either.
     if not seconds >= 60:
-        allowed = "a minute or more, as 2h, 90m or 1h30m"
-        raise MaskwiseError("--time is no duration", got=repr(text), allowed=allowed)
+        allowed = "a minute or more, such as 2h, 90m or 1h30m"
+        raise MaskwiseError("--time is not a duration", got=repr(text), allowed=allowed)
     return seconds
 
 
@@ -291,14 +291,14 @@ def print_policy(result: Facts) -> None:
             if name in salient:
                 other = f"{salient[name]:.4g}"
             rows.append((name.replace("_", " "), f"{value:.4g}", other))
-    print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
+    print_table(("on held-out texts", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
     # A policy that hardly prefers answers to other words has learned nothing.
     weight = held_out.get("weight_on_labels", 1.0)
     even = held_out.get("labelled_words", 0.0)
     if result.get("gain", 1) <= 0 or weight <= HARDLY_MORE * even:
-        warn("these figures are hardly better than those of even weights: it may be useless")
+        warn("these figures are hardly better than with equal weights: the policy may be useless")
     if result.get("stopped"):
         kept = f"the policy of step {result['best_step']} is kept"
         warn(f"learning stopped early: {result['stopped']}; {kept}")

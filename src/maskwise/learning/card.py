@@ -140,15 +140,15 @@ tags: [maskwise, masking-policy]
 
 # A masking policy learned with maskwise {__version__}
 
-It weighs the words of a text: masking takes heavy ones more often. Name it in a recipe,
-`masking.policy: learned("FOLDER or hub id")`, or load it with
+It gives every word of a text a weight, and masking chooses heavy words more often. Name it in a
+recipe, `masking.policy: learned("FOLDER or hub id")`, or load it with
 `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
 |---|---|
 {lines(facts)}
 
-## On texts that it has not learned from
+## On held-out texts
 
 | measure | policy | salient spans |
 |---|---|---|
@@ -158,10 +158,10 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 Weights average 1 over a text.
 
-- Heaviest words, of those that occur {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Heaviest words that occur at least {LEAST_COUNT} times: {", ".join(words) or "none"}
 - Mean weight by part of speech: {", ".join(tags) or "none"}
 
-Words of three times the mean weight and more are in bold:
+Words with at least three times the mean weight are in bold:
 
 {lines(examples)}"""
 

@@ -245,16 +245,16 @@ def labels_of(
         share = (total - labels.counts[NO_SHARED_WORD]) / total
         if share < LEAST_LABELLED:
             raise MaskwiseError(
-                f"the targets of task {spec} share hardly a word with their sources: labels would "
+                f"hardly any target of task {spec} shares a word with its source: labels would "
                 "teach nothing",
                 got=f"{share:.0%} of the sources have a label",
-                do="take learning.method: meta, which learns from the effect of masking",
+                do="use learning.method: meta, which learns from the effect of masking",
             )
     if not labels.marked("train"):
         raise MaskwiseError(
             f"nothing in the training texts of task {spec} can be labelled",
             got=counted(+labels.counts) or "no label",
-            do="give contexts that hold their answers, set learning.supervised.labels, or take "
+            do="give contexts that contain their answers, set learning.supervised.labels, or use "
             "learning.method: meta",
         )
     return labels
@@ -272,9 +272,9 @@ def _of_task(
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _by_classifier(task, classifier, drop)
     if kind == "classifier" or not first.rights:
-        what = f"task {task.name} gives no labels of this kind"
+        what = f"task {task.name} has no labels of this kind"
         got = f"labels {kind}, kind of task {task.kind.name}"
-        raise MaskwiseError(what, got=got, do="take learning.method: meta, which needs none")
+        raise MaskwiseError(what, got=got, do="use learning.method: meta, which needs none")
     has_context = bool(given_context(first))
     if kind != "target-words" and (texts or has_context):
         labels = Labels("answers")
@@ -346,8 +346,8 @@ def _by_classifier(
         for row in task.splits[split]:
             assert isinstance(row, TextRow)
             if row.pair is not None:
-                what = f"labels of a classifier are for single texts, and {task.name} has pairs"
-                raise MaskwiseError(what, do="take learning.method: meta")
+                what = f"labels of a classifier need single texts, and {task.name} has pairs"
+                raise MaskwiseError(what, do="use learning.method: meta")
             # The classifier has no output for a class that is missing from train.
             if row.label in number:
                 rows[split].append((row.text, number[row.label]))

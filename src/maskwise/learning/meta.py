@@ -157,7 +157,7 @@ class MetaLearner:
             what = "learning.meta.batch_size must be a multiple of the processes"
             raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
         if self.ranks > 1 and settings.gradient != "finite-difference":
-            do = "take finite-difference, or one process"
+            do = "use finite-difference, or one process"
             raise MaskwiseError("the exact gradient runs on one process only", do=do)
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)

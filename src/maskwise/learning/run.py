@@ -111,7 +111,7 @@ class Lesson:
         """The texts of the corpus, which are searched for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
-            what = "a policy is learned from texts that are read whole"
+            what = "learning a policy needs the whole corpus in memory"
             raise MaskwiseError(what, do="set corpus.stream: false")
         return [document.text for document in self.corpus.documents()]
 
@@ -161,7 +161,7 @@ class Lesson:
             # The scores of the policy choose the masks of the model, token by token.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
-                    "by the meta-gradient a policy and the model read the same tokens, and their "
+                    "the meta-gradient needs the same tokens in policy and model, and their "
                     "tokenizers differ",
                     got=f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}",
                     do="leave learning.policy.pretrained out",

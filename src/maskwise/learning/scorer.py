@@ -170,7 +170,7 @@ class PolicyModel(
         encoder = None
         if pretrained:
             loaded = load_config(pretrained)
-            check_fit(loaded, len(tokenizer), do="give the encoder's own tokenizer")
+            check_fit(loaded, len(tokenizer), do="use the encoder's tokenizer")
             check_room(loaded, length, what="learning.policy.length")
             encoder = load_task_model(pretrained, loaded, head="embedding", seed=seed)
             described = _described(encoder.config)
@@ -273,7 +273,7 @@ def read_config(folder: Path) -> PolicyConfig:
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
-        do = "take another policy"
+        do = "use another policy"
         raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do=do)
     return config
 
@@ -299,5 +299,5 @@ def _described(config: PreTrainedConfig) -> Fields:
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    do = "take a whole copy, or learn it again"
+    do = "use an intact copy, or learn it again"
     return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)

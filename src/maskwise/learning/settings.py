@@ -111,7 +111,7 @@ class MetaSettings(BaseModel):
     def _no_reinforce(cls, gradient: object) -> object:
         # Older recipes name it, and pydantic's own error would not say that it was removed.
         if gradient == "reinforce":
-            raise ValueError("reinforce is gone; take exact, or finite-difference")
+            raise ValueError("reinforce was removed; use exact or finite-difference")
         return gradient
 
 

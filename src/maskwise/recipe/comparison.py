@@ -116,14 +116,14 @@ class GateSettings(Settings):
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise MaskwiseError("the seeds of a study are different", got=list(seeds))
+        raise MaskwiseError("the seeds of a study must differ", got=list(seeds))
     return seeds
 
 
 def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
     got = list(looks)
     if looks[0] < 2 or sorted(set(looks)) != got:
-        raise MaskwiseError("looks are numbers of runs that rise", got=got, allowed="[10, 20]")
+        raise MaskwiseError("looks must be increasing numbers of runs", got=got, allowed="[10, 20]")
     return looks
 
 
@@ -276,7 +276,7 @@ class StudySettings(Settings):
         for setting, (arm, baseline), known in pairs:
             if arm == baseline:
                 raise MaskwiseError(
-                    f"study.{setting} names two different arms", got=[arm, baseline]
+                    f"study.{setting} must name two different arms", got=[arm, baseline]
                 )
             require_known(f"arm in study.{setting}", arm, known)
             require_known(f"arm in study.{setting}", baseline, known)

@@ -154,7 +154,7 @@ class Recipe(Settings):
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             raise MaskwiseError(
-                "objectives are for models of one kind",
+                "all objectives must train models of one kind",
                 got=" and ".join(f"{name} ({kind})" for kind, name in kinds.items()),
             )
         with blamed("masking.corruption"):
@@ -164,7 +164,7 @@ class Recipe(Settings):
         # A control without a gate could pass without finding the difference that it must find.
         if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
             raise MaskwiseError(
-                f"{self.name} is a positive control by its name, and has no gate",
+                f"{self.name} has the name of a positive control, but no gate",
                 do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
             )
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
@@ -198,7 +198,7 @@ class Recipe(Settings):
                 )
             if self.has_new_positions and length > positions:
                 raise MaskwiseError(
-                    f"{setting} is more than the positions that a new model has",
+                    f"{setting} exceeds the positions of the new model",
                     got=length,
                     allowed=f"≤ corpus.length = {positions}",
                     do=f"or give it more: model.settings.max_position_embeddings={length}",

@@ -256,9 +256,9 @@ def learners_of(masker: object) -> Learners:
         return {}
     if not masker.corruption.keeps_length:
         raise MaskwiseError(
-            f"policy {masker.policy} learns from losses at the places of tokens",
+            f"policy {masker.policy} learns from the loss of each token of the text",
             got=f"corruption {masker.corruption}",
-            do="take bert or mask-only",
+            do="use bert or mask-only",
         )
     learner.start(masker.vocabulary)
     return {"policy": learner}
@@ -391,7 +391,7 @@ class Mix:
                     f"{name} has fewer rows than its share of a batch",
                     got=size,
                     allowed=f"≥ {least:.1f}",
-                    do="use more text of it, a lower weight, or a smaller batch_size",
+                    do="use more of its text, a lower weight, or a smaller batch_size",
                 )
         self.sizes = sizes
         self.ends = torch.tensor(sizes).cumsum(0)

@@ -109,7 +109,7 @@ class Engine:
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             raise MaskwiseError(
-                "training.shard takes one objective: probes of several need all weights at once",
+                "training.shard needs a single objective: probes of arms need all weights at once",
                 do="leave it out (every process keeps a copy)",
             )
         self.states: States | None = None
@@ -303,18 +303,18 @@ class Engine:
         changed = changes(before, self._settings())
         if changed:
             raise MaskwiseError(
-                f"{path} is of a run with other settings",
+                f"{path} belongs to a run with other settings",
                 got=changed,
                 do="give a new folder",
             )
         changed = changes(state.bits, self._bits())
         if changed:
-            same = "the same run but for rounding and dropout"
+            same = "the same run except for rounding and dropout"
             self.say(f"resuming from {path} with {changed}: {same}")
         weights = load_file(path / WEIGHTS)
         # Without this check, a model of other sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
-            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+            raise MaskwiseError(f"{path} belongs to another model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
@@ -404,7 +404,7 @@ def new_accelerator(
         )
     if accelerator.num_processes != ranks_here():
         raise MaskwiseError(
-            "the processes do not know each other",
+            "the processes are not connected to each other",
             got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
             do="start them with torchrun",
         )

@@ -252,7 +252,7 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     got: object = unsound[0] if unsound else norm
     if all(map(math.isfinite, values)):
         what = f"the loss or gradient of another process is not finite at step {step}"
-        got = "finite ones here"
+        got = "finite values here"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
     return NotFinite(what, got=got, do=do)
 

@@ -242,7 +242,7 @@ class ModelSettings(BaseModel):
         own = attention_dropout(self.architecture)
         if own is None:
             raise MaskwiseError(
-                f"{self.architecture} has no dropout of attention alone",
+                f"{self.architecture} has no separate dropout of attention",
                 got=f"attention_dropout {self.attention_dropout}",
                 do="leave it out",
             )
@@ -312,7 +312,7 @@ class ModelSettings(BaseModel):
             own = attention_dropout_of(config)
             if own is None:
                 raise MaskwiseError(
-                    f"{config.model_type} has no dropout of attention alone",
+                    f"{config.model_type} has no separate dropout of attention",
                     do="leave out model.attention_dropout",
                 )
             # T5Gemma's layers read the configurations of their parts. ESM's part may be None.
@@ -344,7 +344,9 @@ class ModelSettings(BaseModel):
             network = load_model(
                 self.pretrained, kind=kind, seed=seed, log_unigram=bias, config=config
             )
-            check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+            check_fit(
+                network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer"
+            )
         else:
             network = new_model(config, seed=seed, log_unigram=bias)
         if self.adapter:

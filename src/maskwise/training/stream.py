@@ -381,7 +381,7 @@ class StreamedRows(Learner):
             raise MaskwiseError(
                 "a shard of the stream changed since the state was saved",
                 got=", ".join(changed),
-                do="restore it, or begin a new run in a new folder",
+                do="restore it, or start a new run in a new folder",
             )
         self.done = saved["step"]
         self.marks = {
