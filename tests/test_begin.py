@@ -308,7 +308,7 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(
         (["check", "nowhere.txt"], "file 'nowhere.txt' does not exist"),
         (["check", "texts/my"], "file 'texts/my' does not exist"),
         (["check", "quick-strat"], "unknown recipe"),
-        (["study", "--new"], "--new wants a file of texts"),
+        (["study", "--new"], "--new needs a file of texts"),
         (["study", "--new", "missing.txt", "labels.csv"], "file 'missing.txt' does not exist"),
         (
             ["study", "--new", "bundled:wikipedia", "labels.csv(text='a.b')"],

@@ -77,7 +77,7 @@ def test_figures_that_cannot_be_printed_are_one_line(
         monkeypatch.setattr(sys, "stdout", full)
         assert maskwise(*arguments) == 2
     said = capfd.readouterr().err
-    assert said == "maskwise: what was to be written could not be: No space left on device\n"
+    assert said == "maskwise: the output could not be written: No space left on device\n"
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
         ("phases=[{}, {evaluation.rows: 3}]", "phases.1 cannot change evaluation.rows"),
         (
             "phases=[{}, {corpus.length: 64}]",
-            "phases.1.corpus.length is more than the positions that a new model has",
+            "phases.1.corpus.length exceeds the positions of the new model",
         ),
         ("phases=[{}, {objective: denoise, masking.corruption: t5}]", "trains an encoder-decoder"),
         (

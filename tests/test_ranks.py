@@ -319,5 +319,5 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
         assert said["rows"].startswith(
             "more processes than rows in a batch; got batch_size 1 for 2 processes"
         )
-        assert said["arms"].startswith("training.shard takes one objective")
+        assert said["arms"].startswith("training.shard needs a single objective")
         assert all("\n" not in line for line in said.values())

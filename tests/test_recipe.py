@@ -186,7 +186,7 @@ def test_values_of_overrides(text, value):
         ("corpus.layout=loose", "packed"),
         ("study.baseline=tokn-15", "did you mean 'token-15'"),
         ("study.seeds=0", "study.seeds"),
-        ("study.seeds=[1, 1]", "seeds of a study are different"),
+        ("study.seeds=[1, 1]", "seeds of a study must differ"),
         ("study.arms.no-pretraining.masking.ratio=0.2", "cannot be called no-pretraining"),
         ("study.arms.x.masking.rato=0.2", "arm 'x'"),
         ("study.arms.x.tasks=[banking77]", "cannot change tasks"),

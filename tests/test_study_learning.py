@@ -116,7 +116,10 @@ def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_othe
     plan = read_recipe(str(recipe), [*overrides, f"tokenizer.name={tokenizer}"]).arm(
         "learned", seed=0
     )
-    with pytest.raises(MaskwiseError, match="read the same tokens, and their tokenizers differ"):
+    with pytest.raises(
+        MaskwiseError,
+        match="needs the same tokens in policy and model, and their tokenizers differ",
+    ):
         lesson_of(plan, tmp_path / "out").learn()
 
 

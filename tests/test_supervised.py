@@ -279,7 +279,7 @@ def test_labels_that_cannot_be_learned_are_counted(tokenizer):
         policy,
     )
     assert len(data) == 1 and data.counts == {LONG: 1, CUT: 1}
-    with pytest.raises(MaskwiseError, match="not one label is left"):
+    with pytest.raises(MaskwiseError, match="no label is left"):
         LabelledWindows.of([Marked(text, ((0, int(ends[3])),))], policy)
 
 

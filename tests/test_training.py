@@ -220,7 +220,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
 
 def test_an_update_that_is_not_finite_on_another_rank_says_so() -> None:
     said = str(not_finite([1.0, 2.0], step=3, rate=1e-3))
-    assert "gradient of another process is not finite at step 3; got finite ones here" in said
+    assert "gradient of another process is not finite at step 3; got finite values here" in said
     assert "loss is not finite at step 3; got nan" in str(
         not_finite([math.nan, 2.0], step=3, rate=1.0)
     )
@@ -323,14 +323,14 @@ def test_states_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=5, save_every=2)
     wrong = (
-        r"resume/step-00000004 is of a run with other settings; got steps 14 \(was 12\); "
+        r"resume/step-00000004 belongs to a run with other settings; got steps 14 \(was 12\); "
         r"give a new folder"
     )
     with pytest.raises(MaskwiseError, match=wrong):
         run(tmp_path, save_every=2, steps=14)
     run(tmp_path, save_every=2, accumulate=2)
     assert (
-        "with accumulate 2 (was 1): the same run but for rounding and dropout"
+        "with accumulate 2 (was 1): the same run except for rounding and dropout"
         in capsys.readouterr().err
     )
 
@@ -339,7 +339,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=3, save_every=2)
     with pytest.raises(
-        MaskwiseError, match=r"step-00000002 is of another model; give a new folder"
+        MaskwiseError, match=r"step-00000002 belongs to another model; give a new folder"
     ):
         run(tmp_path, save_every=2, architecture="electra")
 

@@ -196,9 +196,9 @@ ARMS = {"oracle": {}, "random": {"masking.ratio": 0.3}}
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ({"arms": ARMS}, "sampler-control is a positive control by its name, and has no gate"),
+        ({"arms": ARMS}, "sampler-control has the name of a positive control, but no gate"),
         ({"arms": ARMS, "gate": ["oracel", "random"]}, "unknown arm in study.gate 'oracel'"),
-        ({"arms": ARMS, "gate": ["oracle", "oracle"]}, "study.gate names two different arms"),
+        ({"arms": ARMS, "gate": ["oracle", "oracle"]}, "study.gate must name two different arms"),
     ],
 )
 def test_a_control_without_its_gate_is_refused(study, message):

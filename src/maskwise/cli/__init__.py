@@ -1,9 +1,8 @@
 """The command line: each command is a function with typed arguments.
 
 This module registers all commands and turns bad input into one line and exit code 2. ``runs`` has
-the commands that write a folder, ``views`` those that only read, and ``terminal`` their common
-options and output. A command imports the library when it runs, so that
-``--help`` is quick.
+the commands that write a folder, ``views`` the commands that only read, and ``terminal`` their
+common options and output. A command imports the library when it runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ app = typer.Typer(
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
     "training",
-    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, what "
-    "is doubtful",
+    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, and "
+    "what is doubtful",
     "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and "
     "labels",
     "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict "
@@ -91,13 +90,13 @@ for command in (
 app.command("list")(views.list_names)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Errors of the operating system if nothing more can be written."""
+"""Errors of the operating system when nothing more can be written."""
 
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 """The commands that resume from their folder."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C, as in shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     138 after SIGUSR1.
     """
     leave_when_asked()
-    # A warning is one line, without the line of code that raised it.
+    # Print a warning as one line, without the line of code that raised it.
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The hub would print a line for each failed attempt.
@@ -128,9 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if error.filename is None:
             _let_go_of_stdout()
-        _fail(f"{error.filename or 'what was to be written could not be'}: {error.strerror}")
+        _fail(f"{error.filename or 'the output could not be written'}: {error.strerror}")
     except Exception as error:
-        # A usage error has this method; its class is public in no version of typer.
+        # Usage errors have this method; no version of typer exports their class.
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
@@ -142,21 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _kept(arguments: Sequence[str] | None) -> str:
-    """Say what an interrupted command leaves, and how to resume it."""
+    """Describe what an interrupted command leaves, and how to resume it."""
     if arguments is None:
         arguments = sys.argv[1:]
     again = shlex.join(["maskwise", *arguments])
     if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
         return f"nothing is left half-written; run the command again: {again}"
     kept = "finished stages and saved states are kept, and the same command resumes from them"
-    # torchrun is a part of the command, and is not seen here.
+    # Under torchrun the arguments are not the whole command.
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"
     return kept
 
 
 def _let_go_of_stdout() -> None:
-    """Redirect stdout to nowhere, or Python would flush it at exit and fail again."""
+    """Redirect stdout to the null device; otherwise Python flushes it at exit and fails again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""``python -m maskwise.cli``, as torchrun wants it."""
+"""``python -m maskwise.cli``, for torchrun."""
 
 from __future__ import annotations
 

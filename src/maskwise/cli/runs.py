@@ -67,7 +67,7 @@ def study(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Only these of study.seeds, such as 100-105 or 100,103; verdicts wait for all."
+            help="Run only these of study.seeds, such as 100-105 or 100,103; verdicts need all."
         ),
     ] = None,
     stages: Annotated[
@@ -82,7 +82,7 @@ def study(
     The same command resumes an interrupted study and repeats nothing. The exit code is 1 if
     any run failed.
     """
-    # An option of a run would be ignored without a message.
+    # Options of a run would be ignored silently.
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, overrides or [])
@@ -130,7 +130,7 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     """
     if texts in shipped() and not Path(texts).exists():
         do = "maskwise study --new my_texts.txt my_labels.csv"
-        raise MaskwiseError("--new wants a file of texts", got=f"the recipe {texts}", do=do)
+        raise MaskwiseError("--new needs a file of texts", got=f"the recipe {texts}", do=do)
     refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
@@ -157,11 +157,11 @@ def adapt(
         typer.Option("--task", help="A file of labels to fine-tune on. Repeatable."),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Some of words-30, token-15, token-30, tsdae, by commas.")
+        str, typer.Option(help="Some of words-30, token-15, token-30, tsdae, separated by commas.")
     ] = "words-30",
     policy: Annotated[
         str | None,
-        typer.Option(help="A folder of maskwise learn: one more arm masks by it."),
+        typer.Option(help="A policy of maskwise learn: adds an arm that masks by it."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the further training.")] = 600,
     head_steps: Annotated[
@@ -169,11 +169,11 @@ def adapt(
         typer.Option(min=1, help="Steps of a new head, once for all runs; at most 600 by default."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each arm; six pairs are the fewest that decide.")
+        int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six pairs.")
     ] = 6,
     limit: Annotated[
         str,
-        typer.Option("--time", help="2h, 90m, 1h30m; if more is needed, a smaller plan is named."),
+        typer.Option("--time", help="2h, 90m or 1h30m; if too short, a smaller plan is shown."),
     ] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
@@ -182,8 +182,8 @@ def adapt(
 ) -> None:
     """Train a real encoder further on your own text: does it help, by how much, at what cost?
 
-    The same command resumes an interrupted one. OUT/model is a folder for transformers, and
-    OUT/sentence-model one for sentence-transformers.
+    The same command resumes an interrupted run. OUT/model is a folder for transformers, and
+    OUT/sentence-model a folder for sentence-transformers.
     """
     from maskwise import study as room
     from maskwise.study import adapt as steps_of
@@ -234,7 +234,7 @@ def adapt(
     if dry_run:
         print_plan(plan)
     if not as_json:
-        # Of a dry run the plan is the result.
+        # The plan is the result of a dry run, and belongs on stdout.
         console = err_console
         if dry_run:
             console = out_console
@@ -265,8 +265,8 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model. Also under torchrun, one process per device. The checkpoint is a plain
-    folder.
+    """Pre-train one model, also under torchrun with one process per device. The checkpoint is a
+    folder for transformers.
     """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
@@ -329,14 +329,15 @@ def finetune(
 
 def learn(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe or a YAML file, with a part learning.")
+        str, typer.Argument(help="A shipped recipe or a YAML file, with a learning section.")
     ],
     overrides: Overrides = None,
     out: Out = Path("runs/learn"),
     as_json: Json = False,
 ) -> None:
-    """Learn what to mask from a task, also under torchrun. OUT/policy is the policy:
-    masking.policy: learned("OUT/policy")."""
+    """Learn what to mask from a task, also under torchrun. A recipe uses the policy by
+    masking.policy: learned("OUT/policy").
+    """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_learn
@@ -378,7 +379,7 @@ def annotate(
     html: Page = None,
     as_json: Json = False,
 ) -> None:
-    """Find words, parts of speech, names, phrases, … in a corpus, once: layers that policies read.
+    """Annotate a corpus once with words, parts of speech, names, phrases, … for policies to read.
 
     The same command resumes an interrupted run and repeats nothing.
     """

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from maskwise.files import Contrast
 
 Facts: TypeAlias = dict[str, Any]
-"""What a command reports, as JSON has it."""
+"""The result of a command as JSON values."""
 PIPE_WIDTH = 10_000
-# Texts of users are no markup, and figures have no colours.
+# Users' texts are not markup, and figures are printed without colours.
 PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
 out_console = Console(**PLAIN)
 err_console = Console(stderr=True, **PLAIN)
@@ -39,7 +39,7 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes at once; all cores by default, or all GPUs.")
+    int | None, typer.Option(min=1, help="Processes at once; by default one per core or GPU.")
 ]
 Engine = Annotated[str, typer.Option(help="Where work runs: local, or ray (a cluster).")]
 DryRun = Annotated[
@@ -196,7 +196,7 @@ def _cells(row: Contrast) -> list[str | Text]:
         verdict = f"worse ({verdict})"
     if row["verdict"] != "not comparable":
         verdict += f", {row['scope']}"
-    # The words begin with "on" or "in", which the head of the column makes superfluous.
+    # The words begin with "on" or "in", which is superfluous under the head of the column.
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
     if row.get("gate"):
         verdict += ", gate"
@@ -224,10 +224,10 @@ def time_limit(text: str) -> float:
         seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
     except ValueError:
         seconds = 0.0
-    # NaT is no number, and so no time either.
+    # NaT is not ≥ 60 either.
     if not seconds >= 60:
-        allowed = "a minute or more, as 2h, 90m or 1h30m"
-        raise MaskwiseError("--time is no duration", got=repr(text), allowed=allowed)
+        allowed = "a minute or more, such as 2h, 90m or 1h30m"
+        raise MaskwiseError("--time is not a duration", got=repr(text), allowed=allowed)
     return seconds
 
 
@@ -276,11 +276,11 @@ def print_outlook(facts: Facts) -> None:
 
 
 HARDLY_MORE = 1.1
-"""Times the share of labelled words: policies with less weight on them are doubtful."""
+"""A policy is doubtful if labelled words have less than this multiple of their share of words."""
 
 
 def print_policy(result: Facts) -> None:
-    """Print the figures of a learned policy, and what is doubtful about them."""
+    """Print the figures of a learned policy, and the doubts about them."""
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})
     figures = {**held_out, GAIN: result.get("gain")}
@@ -291,14 +291,14 @@ def print_policy(result: Facts) -> None:
             if name in salient:
                 other = f"{salient[name]:.4g}"
             rows.append((name.replace("_", " "), f"{value:.4g}", other))
-    print_table(("on texts that it has not learned from", "policy", "salient spans"), rows)
+    print_table(("on held-out texts", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
     # A policy that hardly prefers answers to other words has learned nothing.
     weight = held_out.get("weight_on_labels", 1.0)
     even = held_out.get("labelled_words", 0.0)
     if result.get("gain", 1) <= 0 or weight <= HARDLY_MORE * even:
-        warn("these figures are hardly better than those of even weights: it may be useless")
+        warn("these figures are hardly better than with equal weights: the policy may be useless")
     if result.get("stopped"):
         kept = f"the policy of step {result['best_step']} is kept"
         warn(f"learning stopped early: {result['stopped']}; {kept}")

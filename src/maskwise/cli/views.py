@@ -1,5 +1,5 @@
-"""The commands that look, and write at most a page: check, evaluate, generate, inspect, report,
-bench, list.
+"""The commands that only read, and write at most a page: check, evaluate, generate, inspect,
+report, bench, list.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def evaluate(
         str,
         typer.Option(
             "--with",
-            help="pairs:FILE, cloze:FILE (options behind: cloze:FILE(items=500)), "
+            help="pairs:FILE, cloze:FILE (with options: cloze:FILE(items=500)), "
             "pseudo-perplexity[:ROWS], "
             "bound[:DRAWS] (of masked diffusion), heldout; separated by commas. "
-            "pairs:bundled:pairs comes along.",
+            "pairs:bundled:pairs ships with the package.",
         ),
     ] = "",
     text: Annotated[
@@ -85,8 +85,8 @@ def evaluate(
     text_field: TextField = "text",
     as_json: Json = False,
 ) -> None:
-    """Judge a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze facts,
-    minimal pairs.
+    """Evaluate a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze
+    facts, minimal pairs.
     """
     from maskwise.evaluation import evaluate_checkpoint
     from maskwise.specs import split_calls
@@ -122,30 +122,28 @@ def generate(
     ],
     prompt: Annotated[
         str,
-        typer.Option(
-            help="What stays as it is. [MASK] and [MASK*5] are gaps of one and five tokens."
-        ),
+        typer.Option(help="Text to keep. [MASK] and [MASK*5] are gaps of one and five tokens."),
     ] = "",
     length: Annotated[
-        int, typer.Option(min=0, help="Tokens to write behind a prompt without gaps.")
+        int, typer.Option(min=0, help="Tokens to write after a prompt without gaps.")
     ] = 32,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps; as many as tokens to write if not said.")
+        int | None, typer.Option(min=1, help="Steps; by default as many as tokens to write.")
     ] = None,
     order: Annotated[
-        str, typer.Option(help="Which gaps go first: confidence, random or block.")
+        str, typer.Option(help="Order of filling gaps: confidence, random or block.")
     ] = "confidence",
     temperature: Annotated[
-        float, typer.Option(help="Above 1 bolder, below 1 surer, 0 always the likeliest token.")
+        float, typer.Option(help="Of sampling; 0 always takes the likeliest token.")
     ] = 1.0,
-    block: Annotated[int, typer.Option(min=1, help="Tokens of a block, for the order block.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the tokens that are drawn.")] = 0,
+    block: Annotated[int, typer.Option(min=1, help="Tokens of a block, for --order block.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the tokens that are drawn.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write text by masked diffusion: the model fills gaps step by step, and the terminal shows
     how.
 
-    It takes models that objective diffusion has trained, and any other encoder with a
+    The model is one that the diffusion objective has trained, or any other encoder with a
     masked-language-model head.
     """
     from rich.live import Live
@@ -185,7 +183,7 @@ def inspect(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="One or more policies, separated by commas; token,whole-word if not said, and "
+            help="One or more policies, separated by commas; by default token,whole-word, or "
             "token,span(over='token') for sequences."
         ),
     ] = None,
@@ -196,23 +194,23 @@ def inspect(
     corruption: Annotated[
         str | None,
         typer.Option(
-            help="How chosen tokens are shown; bert if not said, or what suits the model."
+            help="How chosen tokens are replaced; by default bert, or as the model needs."
         ),
     ] = None,
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="A folder or hub id; the model's, or a small one of our own, if not said."
+            help="A folder or hub id; by default the model's tokenizer, or a small bundled one."
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
-    step: Annotated[int, typer.Option(help="Where the schedule stands.")] = 0,
-    total_steps: Annotated[int, typer.Option(help="How long the schedule is.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    step: Annotated[int, typer.Option(help="Step of the schedule.")] = 0,
+    total_steps: Annotated[int, typer.Option(help="Length of the schedule in steps.")] = 1000,
     html: Page = None,
     as_json: Json = False,
 ) -> None:
@@ -249,14 +247,14 @@ def report(
         Path | None, typer.Argument(help="Another study: both are compared, side by side.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Where to write the page; FOLDER/report.html if not said.")
+        Path | None, typer.Option(help="Where to write the page; by default FOLDER/report.html.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the page of a study (or of one run) anew, from its files.
+    """Write the page of a study (or of one run) again, from its files.
 
-    --json prints its verdicts with all reasons instead; with --html there are both. Of two studies,
-    DIR DIR2, what differs between them and what came of their arms; the page is DIR2/compared.html.
+    --json prints the verdicts with all reasons instead; together with --html it does both. With two
+    studies, FOLDER OTHER, it shows how their recipes and results differ, in OTHER/compared.html.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
@@ -276,11 +274,11 @@ def report(
 def bench(
     name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
 ) -> None:
-    """Measure the speed of masking beside transformers' collator, in one run on this machine."""
+    """Compare the speed of masking with transformers' collator, in one run on this machine."""
     # Earlier versions had a second bench.
     if name == "train":
         do = "in a checkout of the project: python benchmarks/train.py"
-        raise MaskwiseError("bench train is not part of the package any more", do=do)
+        raise MaskwiseError("bench train is no longer part of the package", do=do)
     require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
 
@@ -349,13 +347,13 @@ REQUIRED = {
 """The values of required arguments in examples."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
-"""Arguments that a study passes, and no recipe."""
+"""Arguments that a study passes, and that recipes cannot set."""
 
 
 def list_names(
     what: Annotated[str, typer.Argument(help=", ".join(TABLES))], as_json: Json = False
 ) -> None:
-    """List what there is: names, a sentence on each, and an example."""
+    """List names, each with a description and an example."""
     require_known("list", what, TABLES)
     rows = describe_table(what)
     if as_json:

@@ -153,7 +153,7 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
 
     A word that is longer than a window is left out.
     """
-    # Documents are named by their places.
+    # Documents are named by their index.
     names = map(str, range(len(texts)))
     documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
@@ -313,7 +313,7 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     size = np.diff(pieces.offsets)[rows]
     special = (frame.first >= 0) + (frame.last >= 0)
     length = int(size.sum()) + len(size) * special
-    # ``Flat`` pads each batch by itself, so the pieces stand in one row without padding.
+    # ``Flat`` pads each batch by itself, so the pieces are laid out in one row without padding.
     line = framed(
         size,
         np.zeros_like(size),

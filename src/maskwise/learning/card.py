@@ -1,8 +1,8 @@
 """Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
 
 ``judge``: for answers, exact match and F1 of the best span (Rajpurkar et al. 2016), and the recall
-of as many best spans as the text has salient spans; for all labels, the share of the policy's
-weight on labelled words, compared with their share of all words.
+of as many best spans as the text has salient spans; for labels of any kind, the share of the
+policy's weight that labelled words have, compared with their share of all words.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
     """Write the card of a policy in the hub's format: how it was learned, its measures, its words.
 
     Args:
-        measures: of the policy, by name; ``salient`` holds those of the salient spans, the
-            baseline.
+        measures: of the policy, by name; ``salient`` has the measures of the salient spans, which
+            are the baseline.
     """
     lines = "\n".join
     facts = [f"| {name} | `{choice}` |" for name, choice in choices.items()]
@@ -140,15 +140,15 @@ tags: [maskwise, masking-policy]
 
 # A masking policy learned with maskwise {__version__}
 
-It weighs the words of a text: masking takes heavy ones more often. Name it in a recipe,
-`masking.policy: learned("FOLDER or hub id")`, or load it with
+It gives every word of a text a weight, and masking chooses heavy words more often. Name it in a
+recipe, `masking.policy: learned("FOLDER or hub id")`, or load it with
 `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
 |---|---|
 {lines(facts)}
 
-## On texts that it has not learned from
+## On held-out texts
 
 | measure | policy | salient spans |
 |---|---|---|
@@ -158,10 +158,10 @@ It weighs the words of a text: masking takes heavy ones more often. Name it in a
 
 Weights average 1 over a text.
 
-- Heaviest words, of those that occur {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Heaviest words that occur at least {LEAST_COUNT} times: {", ".join(words) or "none"}
 - Mean weight by part of speech: {", ".join(tags) or "none"}
 
-Words of three times the mean weight and more are in bold:
+Words with at least three times the mean weight are in bold:
 
 {lines(examples)}"""
 

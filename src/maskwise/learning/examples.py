@@ -1,4 +1,4 @@
-"""Examples for the meta-gradient: a context to mask, and the row of a task that profits from it.
+"""Examples for the meta-gradient: a context to mask, and the row of a task that it should help.
 
 The context is the row's paragraph, or the text that is classified. Closed-book questions have
 neither: their contexts are the texts of a corpus that contain an answer and share the rarest words
@@ -44,7 +44,7 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     answer = answer.strip()
     if not answer:
         return []
-    # ``\b`` would never match beside a sign: "$5" and "C++" have no border of a word there.
+    # ``\b`` would never match next to a symbol: "$5" and "C++" have no word boundary there.
     pattern = re.escape(answer)
     if answer[0].isalnum():
         pattern = r"(?<!\w)" + pattern
@@ -100,7 +100,7 @@ def find_contexts(
         best = max(scores.values(), default=0)
         least = NEARLY * best
         good = []
-        # A text that shares no word with the question is no context, whatever it answers.
+        # A text that shares no word with the question is no context, even if it has an answer.
         if best > 0:
             good = [place for place, score in scores.items() if score >= least]
         contexts.append(good[:most])
@@ -219,7 +219,7 @@ class Examples:
         chosen = first + draws % count
         rows = []
         for c, n in zip(chosen.tolist(), numbers, strict=True):
-            # Two examples may share a context: the id, which seeds the masks, depends on both.
+            # Examples may share a context, so the id, which seeds the masks, depends on both.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0

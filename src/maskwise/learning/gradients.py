@@ -9,11 +9,11 @@ the gradient of its parameters. Two back-ends compute the same numbers (``BACKEN
     Autograd through the gradients. It holds the graph of every step, and needs the plain attention
     kernel (``MATH``), because fused attention has no second derivative.
 ``finite-difference``
-    With v = ∇outer(θ_K), and backwards over the steps: ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
-    v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step: memory is
-    that of ordinary training, and each step costs two more passes. The update of v matters if any
-    step follows the masked one: without it the cosine to the exact gradient was .74 at a rate of 1
-    (tests/test_gradients.py).
+    Start from v = ∇outer(θ_K). Backwards over the steps, ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε
+    and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so it
+    needs as much memory as ordinary training; each step costs two more passes. The update of v
+    matters if any step follows the masked one: without it the cosine to the exact gradient was .74
+    at a rate of 1 (tests/test_gradients.py).
 
 Tests compare both with the gradient over all hard choices, by enumeration.
 """
@@ -99,7 +99,7 @@ class Losses(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], mask: Tensor | None, budget: Tensor | None
     ) -> Tensor:
-        """Return the mean loss of denoising if there is a mask, else that of the task."""
+        """Return the mean loss of denoising if there is a mask, else the mean loss of the task."""
         if mask is not None:
             loss: Tensor = self.denoising(batch, mask, budget)
             return loss
@@ -258,8 +258,8 @@ def slope_of(
 
     Returns:
         The loss and its gradient with respect to the parameters, summed over ranks (empty if not
-        ``of_theta``), and that with respect to the mask of this rank's rows (without a mask, a
-        tensor that means nothing).
+        ``of_theta``), and the gradient with respect to the mask of this rank's rows (without a
+        mask, a tensor without meaning).
     """
     leaves = {}
     for name, parameter in theta.items():

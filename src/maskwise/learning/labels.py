@@ -49,7 +49,7 @@ NO_SHARED_WORD = "targets without a content word of their source"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
 LEAST_LABELLED = 0.1
-"""Labels of targets are refused if a smaller share of the sources has one."""
+"""Labels of targets are refused if a smaller share of the sources has a label."""
 LEAST_ANSWERED = 0.01
 """Rows without contexts count as questions, not summaries, if texts answer this share of them."""
 
@@ -156,7 +156,7 @@ def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
         wanted -= FUNCTION_WORDS
         spans = []
         for word, place in placed_words(source):
-            # Signs are words of their own, and every text contains the same ones.
+            # Punctuation marks are words too, and every text contains the same ones.
             is_sign = not any(map(str.isalnum, word))
             if word.casefold() in wanted and not is_sign:
                 spans.append(place)
@@ -245,16 +245,16 @@ def labels_of(
         share = (total - labels.counts[NO_SHARED_WORD]) / total
         if share < LEAST_LABELLED:
             raise MaskwiseError(
-                f"the targets of task {spec} share hardly a word with their sources: labels would "
+                f"hardly any target of task {spec} shares a word with its source: labels would "
                 "teach nothing",
                 got=f"{share:.0%} of the sources have a label",
-                do="take learning.method: meta, which learns from the effect of masking",
+                do="use learning.method: meta, which learns from the effect of masking",
             )
     if not labels.marked("train"):
         raise MaskwiseError(
             f"nothing in the training texts of task {spec} can be labelled",
             got=counted(+labels.counts) or "no label",
-            do="give contexts that hold their answers, set learning.supervised.labels, or take "
+            do="give contexts that contain their answers, set learning.supervised.labels, or use "
             "learning.method: meta",
         )
     return labels
@@ -272,9 +272,9 @@ def _of_task(
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _by_classifier(task, classifier, drop)
     if kind == "classifier" or not first.rights:
-        what = f"task {task.name} gives no labels of this kind"
+        what = f"task {task.name} has no labels of this kind"
         got = f"labels {kind}, kind of task {task.kind.name}"
-        raise MaskwiseError(what, got=got, do="take learning.method: meta, which needs none")
+        raise MaskwiseError(what, got=got, do="use learning.method: meta, which needs none")
     has_context = bool(given_context(first))
     if kind != "target-words" and (texts or has_context):
         labels = Labels("answers")
@@ -328,7 +328,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             contexts = [record.get(name) for name in CONTEXT]
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    # Cut as ``load_task`` cuts them, so that no policy learns from a task's test rows.
+    # Split as ``load_task`` splits them, so that no policy learns from a task's test rows.
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)
@@ -346,8 +346,8 @@ def _by_classifier(
         for row in task.splits[split]:
             assert isinstance(row, TextRow)
             if row.pair is not None:
-                what = f"labels of a classifier are for single texts, and {task.name} has pairs"
-                raise MaskwiseError(what, do="take learning.method: meta")
+                what = f"labels of a classifier need single texts, and {task.name} has pairs"
+                raise MaskwiseError(what, do="use learning.method: meta")
             # The classifier has no output for a class that is missing from train.
             if row.label in number:
                 rows[split].append((row.text, number[row.label]))

@@ -69,7 +69,7 @@ class FindSpans(Objective):
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
-        # Special tokens and padding compete for no probability: scores are read at words only.
+        # Special tokens and padding get no probability: scores are read at words only.
         outside = ~batch["inside"].unsqueeze(-1)
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
@@ -133,7 +133,7 @@ class LabelledWindows(Trainable):
         totals_P = np.add.reduceat(totals_T, pieces.offsets[:-1])
         labelled = np.flatnonzero(totals_P > 0)
         if not len(labelled):
-            what = "not one label is left in the windows of the policy"
+            what = "no label is left in the windows of the policy"
             raise MaskwiseError(what, do="raise learning.policy.length")
         flat, place, token = flat_of(pieces, labelled)
         # Special tokens belong to no word, so they keep targets of 0.
@@ -257,13 +257,13 @@ def new_learner(
     """
     if policy.config.head != "tokens":
         what = "the meta-gradient needs a policy that scores tokens"
-        do = "learn it with method: supervised, or take head: tokens"
+        do = "learn it with method: supervised, or set head: tokens"
         raise MaskwiseError(what, got=policy.config.head, do=do)
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
-    # An accelerator sets up the processes of torchrun; here it only names the device.
+    # An accelerator connects the processes of torchrun; only its device is used here.
     device = new_accelerator(training, None).device
     return MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
 
@@ -281,10 +281,10 @@ def losses_of(
     family = adapter_of(model.config).kind
     if kind.objective is None:
         what = "a policy is learned from a loss, and this task has none"
-        raise MaskwiseError(what, got=kind.name, do="take the kind that is fine-tuned")
+        raise MaskwiseError(what, got=kind.name, do="use a kind of task that is fine-tuned")
     if kind.family != family:
         what = f"a task of kind {kind.name} is not for this model"
-        do = "take kind=generation for an encoder–decoder, and another one for an encoder"
+        do = "use kind=generation for an encoder–decoder, and another kind for an encoder"
         raise MaskwiseError(what, got=f"an {family}", do=do)
     task_model = model
     if not kind.pretrained_head:
@@ -297,7 +297,7 @@ def losses_of(
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
-        do = "set tokenizer.sentinels, or take a tokenizer with [MASK]"
+        do = "set tokenizer.sentinels, or use a tokenizer with [MASK]"
         raise MaskwiseError("the tokenizer has no mask token and no sentinel", do=do)
     return Losses(RelaxedDenoising(model, mask), kind.objective(task_model))
 

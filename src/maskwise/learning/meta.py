@@ -157,7 +157,7 @@ class MetaLearner:
             what = "learning.meta.batch_size must be a multiple of the processes"
             raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
         if self.ranks > 1 and settings.gradient != "finite-difference":
-            do = "take finite-difference, or one process"
+            do = "use finite-difference, or one process"
             raise MaskwiseError("the exact gradient runs on one process only", do=do)
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
@@ -223,7 +223,7 @@ class MetaLearner:
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
             what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             raise Diverged(what)
-        # Clipped, but not scaled by Adam, whose steps say nothing about whether gradients agree.
+        # Clipped, but not scaled by Adam: its steps do not show whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
         # At first, average over fewer steps, or the initial policy lingers.
@@ -352,8 +352,8 @@ class MetaLearner:
     def overshoot(self) -> str | None:
         """Report an inner step that raises its own loss, on the first examples with random masks.
 
-        The gradient at the start of so long a step does not predict its end: the policy would be
-        rewarded for masks that keep the model from diverging, whatever they teach.
+        The gradient at the start of such a step does not predict the loss at its end: the policy
+        would be rewarded for masks that keep the model from diverging, whatever they teach.
         """
         rows = self._rows(0, order=0)
         denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))

@@ -85,7 +85,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
             if not (larger > tau * (1 + 1e-15)).any():
                 break
             tau = torch.maximum(tau, larger)
-    # The first step with a graph has exact first derivatives, the second one second derivatives.
+    # The first step with a graph makes first derivatives exact, the second one second derivatives.
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
@@ -129,7 +129,7 @@ class Choice:
 
     @cached_property
     def budget(self) -> Tensor:
-        """The tokens of all budgets together, by which inner losses are divided."""
+        """The sum of all budgets in tokens, by which inner losses are divided."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Choice:
         return self.spread(self.chosen_U.float())
 
     def shares(self, logit_U: Tensor) -> Tensor:
-        """(U,) each unit's weight divided by that of its piece: they sum to 1."""
+        """(U,) each unit's share of the weight of its piece; the shares of a piece sum to 1."""
         weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
         total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
         return weight_U / total_P[self.piece_U]

@@ -63,7 +63,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything needed to learn one policy. Settings have their names in a recipe.
+    """Everything needed to learn one policy. Settings have the names of the recipe's sections.
 
     Attributes:
         task: the task, as for ``load_task``.
@@ -99,10 +99,10 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The seed of learning, which differs from that of the training that the policy masks for.
+        """The seed of learning, which differs from the seed of the training that uses the policy.
 
-        With the same seed the policy would be tested on the initial weights, orders and draws that
-        it was fitted to.
+        With the same seed, the policy would be tested on the initial weights, orders and draws to
+        which it was fitted.
         """
         return fold(self.training.seed, LEARNING)
 
@@ -111,7 +111,7 @@ class Lesson:
         """The texts of the corpus, which are searched for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
-            what = "a policy is learned from texts that are read whole"
+            what = "learning a policy needs the whole corpus in memory"
             raise MaskwiseError(what, do="set corpus.stream: false")
         return [document.text for document in self.corpus.documents()]
 
@@ -161,7 +161,7 @@ class Lesson:
             # The scores of the policy choose the masks of the model, token by token.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
-                    "by the meta-gradient a policy and the model read the same tokens, and their "
+                    "the meta-gradient needs the same tokens in policy and model, and their "
                     "tokenizers differ",
                     got=f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}",
                     do="leave learning.policy.pretrained out",

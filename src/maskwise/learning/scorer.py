@@ -135,7 +135,7 @@ class PolicyModel(
         self.encoder = encoder
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
-        # A new policy masks all words alike, so that its first masks are random ones.
+        # A new policy gives all words the same weight, so its first masks are random.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -170,7 +170,7 @@ class PolicyModel(
         encoder = None
         if pretrained:
             loaded = load_config(pretrained)
-            check_fit(loaded, len(tokenizer), do="give the encoder's own tokenizer")
+            check_fit(loaded, len(tokenizer), do="use the encoder's tokenizer")
             check_room(loaded, length, what="learning.policy.length")
             encoder = load_task_model(pretrained, loaded, head="embedding", seed=seed)
             described = _described(encoder.config)
@@ -189,7 +189,7 @@ class PolicyModel(
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """Return logits (B, L) of a head for tokens, or (B, L, 2) of a head for spans."""
         states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
-        # An encoder of transformers returns a record, the light one a tensor.
+        # An encoder of transformers returns a record, the light encoder a tensor.
         if not isinstance(states, Tensor):
             states = states.last_hidden_state
         logits: Tensor = self.head(states)
@@ -201,7 +201,7 @@ class PolicyModel(
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the files of ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls it."""
+        """Write the files of ``save_pretrained`` and ``push_to_hub``; called by the hub's mixin."""
         # safetensors refuses tensors that are not contiguous.
         weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS)
@@ -256,7 +256,7 @@ def read_config(folder: Path) -> PolicyConfig:
     """
     if not (folder / "config.json").exists():
         do = "maskwise learn writes one into OUT/policy"
-        # The folder of a run holds its policy in a folder of that name.
+        # The folder of a run contains its policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
             do = f"give {inner}"
@@ -273,7 +273,7 @@ def read_config(folder: Path) -> PolicyConfig:
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
-        do = "take another policy"
+        do = "use another policy"
         raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do=do)
     return config
 
@@ -299,5 +299,5 @@ def _described(config: PreTrainedConfig) -> Fields:
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    do = "take a whole copy, or learn it again"
+    do = "use an intact copy, or learn it again"
     return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)

@@ -23,16 +23,17 @@ class MetaSettings(BaseModel):
     """Outer steps: updates of the policy."""
 
     tries: int = Field(1, ge=1)
-    """Number of policies that are learned, with different weights and orders; the best on dev is
-    used. If one step reveals little about the task, a try may end at words that do not help.
+    """Number of policies that are learned, with different initial weights and orders; the best on
+    dev is used. If one step reveals little about the task, a try may converge to words that do not
+    help.
     """
 
     batch_size: int = Field(32, ge=1)
     """Examples per inner step."""
 
     warm: int = Field(5, ge=0)
-    """Ordinary steps on the task before the first outer step. The model then knows the format of
-    answers, so that no mask is rewarded for teaching it."""
+    """Ordinary steps on the task before the first outer step. They teach the model the format of
+    answers, so that no mask is rewarded for doing so."""
 
     inner_steps: int = Field(1, ge=1, le=16)
     """Pairs of inner steps before the outer loss: one step under a mask, then one of the task."""
@@ -49,7 +50,7 @@ class MetaSettings(BaseModel):
     """Whether to learn both step sizes, by the gradient of their logarithms."""
 
     outer: Literal["same", "other"] = "same"
-    """Examples of the outer loss: those of the inner steps, or as many others."""
+    """Examples of the outer loss: the same as in the inner steps, or as many others."""
 
     gradient: Literal["exact", "finite-difference"] = "finite-difference"
     """How the meta-gradient is computed."""
@@ -110,7 +111,7 @@ class MetaSettings(BaseModel):
     def _no_reinforce(cls, gradient: object) -> object:
         # Older recipes name it, and pydantic's own error would not say that it was removed.
         if gradient == "reinforce":
-            raise ValueError("reinforce is gone; take exact, or finite-difference")
+            raise ValueError("reinforce was removed; use exact or finite-difference")
         return gradient
 
 

@@ -1,10 +1,9 @@
-"""Recipes: YAML, checked by pydantic, with ``key=value`` overrides. Imports every room below the
-study.
+"""Recipes: YAML, validated by pydantic, with ``key=value`` overrides.
 
-A recipe is a record of the rooms' own settings. It says what a study varies (``study.arms``:
-overrides of settings) and what everything else is; it may ``extends`` another one. Unknown keys
-name the nearest one; every name is looked up when the recipe is read, so that nothing fails after
-an hour.
+A recipe combines the settings of all parts of the package below ``study``. It defines what a study
+varies (``study.arms``: overrides of settings) and what all arms share, and may extend another
+recipe (``extends``). The error for an unknown key names the nearest known one. Every name is looked
+up when the recipe is read, so that no run fails after an hour because of a typo.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def _arms(settings: Plain) -> Plain:
 
 
 def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
-    """Drop what names an arm that is gone; if arms are added, also what may not suit them."""
+    """Drop settings that name a missing arm; if arms were added, also those that may not fit."""
     arms = _arms({"study": study})
     gone = {*old} - {*arms}
     own = study.get("search")
@@ -112,7 +111,7 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
     for key in ("baseline", "gate", "share", "contrasts", "outcome", "transfer"):
         if f"study.{key}" in overridden:
             continue
-        # A loss, for example, may not suit arms of other units.
+        # A loss, for example, may not be comparable between arms with different units.
         if added and key in ("contrasts", "outcome", "transfer"):
             study.pop(key, None)
         else:
@@ -123,7 +122,7 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
 
 
 def _without(setting: object, gone: set[str]) -> object:
-    """Return a setting without pairs of arms that are gone; None if it is one of them itself."""
+    """Return a setting without pairs that contain a gone arm; None if it is itself one of these."""
     if isinstance(setting, dict):
         kept = {key: _without(value, gone) for key, value in setting.items()}
         if kept.get("contrast", "") is None:
@@ -202,9 +201,9 @@ def _read(path: Path) -> object:
         raise MaskwiseError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         got = str(error)
-        # Characters that YAML does not allow come without a place.
+        # Errors about characters that YAML does not allow have no position.
         if isinstance(error, yaml.MarkedYAMLError):
-            # Some errors name only the place where the surrounding block begins.
+            # Some errors have only the position where the surrounding block begins.
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"

@@ -1,4 +1,4 @@
-"""The study part of a recipe: its arms, runs and contrasts, and what keeps a comparison fair."""
+"""The study part of a recipe: arms, runs and contrasts, and the rules of a fair comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
 
 MOST_SEEDS = 1000
-"""Limit of the runs of an arm: a plan holds every stage of every run."""
+"""Limit of the runs of an arm, because a plan lists every stage of every run."""
 
 Pair = tuple[str, str]
 """An arm and its baseline."""
@@ -116,14 +116,14 @@ class GateSettings(Settings):
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise MaskwiseError("the seeds of a study are different", got=list(seeds))
+        raise MaskwiseError("the seeds of a study must differ", got=list(seeds))
     return seeds
 
 
 def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
     got = list(looks)
     if looks[0] < 2 or sorted(set(looks)) != got:
-        raise MaskwiseError("looks are numbers of runs that rise", got=got, allowed="[10, 20]")
+        raise MaskwiseError("looks must be increasing numbers of runs", got=got, allowed="[10, 20]")
     return looks
 
 
@@ -141,7 +141,7 @@ Fractions = Annotated[tuple[Fraction, ...], AfterValidator(_sorted)]
 
 
 class StudySettings(Settings):
-    """The arms, runs and contrasts of a study, and what keeps the comparison fair."""
+    """The arms, runs and contrasts of a study, and the rules of a fair comparison."""
 
     arms: dict[str, Plain] = {}
     """Overrides of any setting by the name of the arm, such as ``{masking.ratio: 0.30}``."""
@@ -156,8 +156,8 @@ class StudySettings(Settings):
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
     mean over ``evaluation.ratios``. None: the tasks if there are any, else the loss on the arm's
-    own kind of mask. A contrast with a side that lacks it (a new model without training) is
-    decided as by None.
+    own kind of mask. A contrast in which one side has no such loss (a new model without training)
+    is decided as with None.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
     """The quantity that is equal for all arms. For targets and FLOPs ``training.steps`` are derived
@@ -165,12 +165,12 @@ class StudySettings(Settings):
     """
     looks: Looks | None = None
     """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` is one of
-    them, and may be raised to the next. Without a plan, seeds that are added after a verdict
-    cap the next one at *open*.
+    them, and may be raised to the next. Without planned looks, if seeds are added after a verdict,
+    the next verdict is *open* at best.
     """
     margin: Fraction | None = None
-    """The smallest difference that matters, in scores (0.05: five points) or nats. Arms whose
-    interval lies within ± this have no difference that matters."""
+    """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
+    of a contrast lies within ± margin, there is no difference that matters."""
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
     """The standard deviation of paired differences, in the unit of ``margin``, or the folder of an
     earlier study with the same outcome. It predicts what the study can detect; None: taken from an
@@ -223,7 +223,7 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         self._check_names()
         if self.search:
-            # Runs that chose a setting are lucky, so they must not be the compared ones.
+            # Runs by which a setting was chosen are lucky, so they must not be compared.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 raise MaskwiseError(
@@ -267,7 +267,7 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        # The untouched start is a side of contrasts, but no arm that can be trained.
+        # The untouched start can be a side of contrasts, but is not an arm that is trained.
         pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
             pairs.append(("gate", self.gate.contrast, compared))
@@ -276,7 +276,7 @@ class StudySettings(Settings):
         for setting, (arm, baseline), known in pairs:
             if arm == baseline:
                 raise MaskwiseError(
-                    f"study.{setting} names two different arms", got=[arm, baseline]
+                    f"study.{setting} must name two different arms", got=[arm, baseline]
                 )
             require_known(f"arm in study.{setting}", arm, known)
             require_known(f"arm in study.{setting}", baseline, known)

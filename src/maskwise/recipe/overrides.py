@@ -1,8 +1,8 @@
-"""Settings by dotted name: how they are read, changed and refused.
+"""Settings by dotted name: how they are read, changed and validated.
 
 Overrides on the command line, arms of a study, points of a search, phases of a training and recipes
-that extend another are all changes of settings by dotted name. ``explain`` turns pydantic's errors
-into one line.
+that extend another one are all changes of settings by dotted name. ``explain`` turns pydantic's
+errors into one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Plain = dict[str, Any]
 """Nested settings as YAML or JSON has them."""
 
 MOST_VALUES = 100_000
-"""Limit of the values in one YAML text: with aliases, a line may contain itself."""
+"""Limit of the values in one YAML text: with aliases, a short text may expand without end."""
 
 NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
@@ -103,7 +103,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
 
 @contextmanager
 def blamed(place: str) -> Iterator[None]:
-    """Put the place of a mistake before the message of its error."""
+    """Prefix errors with the place of the mistake."""
     try:
         yield
     except MaskwiseError as error:
@@ -239,7 +239,7 @@ def read_yaml(text: str) -> object:
         MaskwiseError: it is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
     try:
-        # A loader of its own: safe, and without the booleans of YAML 1.1.
+        # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.
         return yaml.load(text, Loader=Yaml)
     except RecursionError:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
@@ -315,7 +315,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
 
 
 def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
-    """Return the message of a validator of ours, with the value unless the message quotes it."""
+    """Return the message of one of our validators, and the value unless the message quotes it."""
     what = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = None
@@ -350,7 +350,7 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     """Return the settings class at a path.
 
-    Names that users choose, of arms and objectives, are no fields and are skipped.
+    Names that users choose, of arms and objectives, are not fields and are skipped.
     """
     for part in path:
         if part in settings.model_fields:

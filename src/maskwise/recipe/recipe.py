@@ -1,7 +1,7 @@
 """A whole experiment as one record of settings, and the recipes of its arms, runs and phases.
 
-A recipe is frozen: each change makes another one, which is validated as a whole. ``links`` adds the
-settings that objectives and policies imply.
+A recipe is frozen: each change makes a new recipe, which is validated as a whole. ``links`` adds
+the settings that objectives and policies imply.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
-"""Objectives that may be a recipe's only one: each makes a language model."""
+"""Objectives that may be the only one of a recipe, since each trains a language model."""
 
 
 class Recipe(Settings):
@@ -65,7 +65,7 @@ class Recipe(Settings):
     name: str = "recipe"
     """Name of the study, in files and on its page. One that ends in -control needs a gate."""
     description: str = ""
-    """What the study asks, for its page."""
+    """The question of the study, for its page."""
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -78,15 +78,16 @@ class Recipe(Settings):
     """Which of the objectives trains at each step: a rule, or a learned one such as mometas."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings in order, each from the last checkpoint: ``[{}, {corpus.length: 256}]``."""
+    """Trainings in order, each from the checkpoint before it: ``[{}, {corpus.length: 256}]``."""
     intermediate: Plain | None = None
-    """Short for two phases, ``phases: [{}, …]``: how the second one differs. null: none."""
+    """Short for ``phases: [{}, …]``: the settings that the second phase changes. null: none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
-    """How a masking policy is learned from a task (``maskwise learn``); null: none is."""
+    """How a masking policy is learned from a task (``maskwise learn``); null: no policy is learned.
+    """
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")
@@ -153,7 +154,7 @@ class Recipe(Settings):
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             raise MaskwiseError(
-                "objectives are for models of one kind",
+                "all objectives must train models of one kind",
                 got=" and ".join(f"{name} ({kind})" for kind, name in kinds.items()),
             )
         with blamed("masking.corruption"):
@@ -163,7 +164,7 @@ class Recipe(Settings):
         # A control without a gate could pass without finding the difference that it must find.
         if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
             raise MaskwiseError(
-                f"{self.name} is a positive control by its name, and has no gate",
+                f"{self.name} has the name of a positive control, but no gate",
                 do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
             )
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
@@ -197,7 +198,7 @@ class Recipe(Settings):
                 )
             if self.has_new_positions and length > positions:
                 raise MaskwiseError(
-                    f"{setting} is more than the positions that a new model has",
+                    f"{setting} exceeds the positions of the new model",
                     got=length,
                     allowed=f"≤ corpus.length = {positions}",
                     do=f"or give it more: model.settings.max_position_embeddings={length}",
@@ -296,7 +297,7 @@ class Recipe(Settings):
             units |= dict.fromkeys(policy(name).judged_on())
         if self.kind == "encoder":
             return tuple(units)
-        # The losses of formats of a decoder's text cannot be compared.
+        # Losses cannot be compared if decoders write different formats.
         writes = corruption(self.masking.corruption).writes
         return tuple(f"{unit} {writes}" for unit in units)
 
@@ -312,7 +313,7 @@ class Recipe(Settings):
 
     @property
     def _masking(self) -> MaskingSettings:
-        """Masked diffusion replaces the defaults of masking by its own."""
+        """The settings of masking, in which masked diffusion replaces the defaults by its own."""
         if not self._diffuses:
             return self.masking
         return MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
@@ -358,7 +359,7 @@ class Recipe(Settings):
 
     @property
     def _changes(self) -> dict[str, Plain]:
-        """How each phase differs from the recipe, by the prefix of the phase's settings."""
+        """The settings that each phase changes, by the prefix of their names."""
         if self.phases is not None:
             return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
         if self.intermediate is not None:
@@ -374,7 +375,7 @@ class Recipe(Settings):
         return tuple(f"{prefix}{name}" for prefix in self._changes)
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
-        """Return the recipe of one run: the arm's overrides, those of ``more``, and the seed.
+        """The recipe of one run, with the overrides of the arm and of ``more``, and the seed.
 
         Raises:
             MaskwiseError: an override of a setting that is the same for all arms, or a bad one.
@@ -407,7 +408,7 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """Write the recipe with all defaults, as a file that ``read_recipe`` reads."""
         plain = self.model_dump(mode="json")
-        # An arm's objective could not replace a default of masking that is written.
+        # An arm's objective could not replace a default of masking that is written out.
         changes = chain(self.study.arms.values(), self._changes.values())
         if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
@@ -420,7 +421,7 @@ def _phase(changes: object, name: str, phases: int = 1) -> object:
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        # Runs may share their first phase; if they shared the last one, they were no replicates.
+        # Runs may share their first phase; if they shared the last, they would not be replicates.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
             require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)

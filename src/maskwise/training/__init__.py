@@ -1,7 +1,8 @@
-"""The loop, data order and checkpoints. ``loop`` is the story; one function pre-trains and
-fine-tunes.
+"""The training loop, the order of the data, and checkpoints. Start reading at ``loop``: the same
+function pre-trains and fine-tunes.
 
-Imports ``objectives``, ``masking`` and below; knows corpora only by the protocol ``Rows``.
+Imports ``objectives``, ``masking`` and below; depends on corpora only through the protocol
+``Rows``.
 """
 
 from maskwise.keys import permutation

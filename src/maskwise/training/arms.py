@@ -1,16 +1,16 @@
-"""Training on several arms: a sampler draws whose batch comes next, and learns from probes.
+"""Training on several arms: a sampler draws the arm of each batch, and learns from probes.
 
-An arm is an objective with its masking; all arms share one model. Each arm has a source of its own,
-with its layout (packed blocks, or one text a row) and its order. Schedules follow the step of the
-run, not of the arm.
+An arm is an objective with its masking; all arms share one model. Each arm has its own source, with
+its own layout (packed blocks, or one text per row) and order. Schedules follow the step of the run,
+not of the arm.
 
-A probe is a set of held-out rows, masked once, so that the losses before and after some updates are
-those of the same examples and masks; each run has other rows. (The released code of MOMETAS draws
-new examples and masks each time, and that noise is larger than the change.) A probe is measured in
-two halves, whose agreement estimates the noise of the reward (``samplers.base.reliability``). Its
-cost is logged: a forward pass of 64 rows for each arm (96 for ``cse``) every ``sampler.every``
-steps. Rules are probed too if there are enough rows, to show their effect on every objective; this
-counts as evaluation, not as a cost of training.
+A probe is a set of held-out rows that are masked once, so that the losses before and after some
+updates are measured on the same examples and masks; each run selects different rows. (The released
+code of MOMETAS draws new examples and masks each time; the noise of this exceeds the change of the
+loss.) A probe is measured in two halves, whose agreement estimates the noise of the reward
+(``samplers.base.reliability``). Its cost is logged: a forward pass of 64 rows for each arm (96 for
+``cse``) every ``sampler.every`` steps. Rules are probed too if there are enough rows, to show their
+effect on every objective; this counts as evaluation, not as a cost of training.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ PROBE_SEED = 0x9208
 
 
 class Arms(Objective):
-    """Several objectives over one model; a batch is scored by the objective that it is for.
+    """Several objectives over one model; each batch is scored by the objective of its arm.
 
     Args:
-        arms: by name; all have the same ``model``, but separate heads.
+        arms: the objectives by name; all share one ``model`` and have separate heads.
     """
 
     def __init__(self, arms: Mapping[str, Objective]):
@@ -58,14 +58,14 @@ class Arms(Objective):
         self.members = nn.ModuleList(arms.values())
 
     def arm(self, name: str) -> Objective:
-        """The objective of that name."""
+        """The objective of an arm."""
         return self.members[self.names.index(name)]  # type: ignore[return-value]
 
     def forward(self, batch: MaskedBatch) -> Outcome:
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> TensorDict:
-        """The parameters of the heads, by arm; the checkpoint of the model does not have them."""
+        """The parameters of the heads, by arm; the model's checkpoint does not include them."""
         of_model = set(self.model.parameters())
         heads = {}
         for name in self.names:
@@ -88,13 +88,13 @@ class ArmsSource:
     """Batches of the arm that the sampler draws at each step.
 
     Args:
-        sources: by arm.
-        sampler: over the same arms.
-        settings: the source of the number of steps.
+        sources: the source of each arm.
+        sampler: draws from the same arms.
+        settings: for the number of steps.
 
     Attributes:
-        untaught: copies of the maskers before any policy learns. Probes use them, because a resumed
-            run makes its probe again and needs the same masks.
+        untaught: copies of the maskers from before any policy learned. Probes use them, because a
+            resumed run builds its probe again and needs the same masks.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class ArmsSource:
 
 
 def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """The rows of an arm's probe over all ranks: ``wanted``, rounded up to equal halves on each.
+    """The number of rows of an arm's probe over all ranks: ``wanted``, rounded up to equal halves.
 
     With ``twins`` (an objective that reads half of the rows twice) each half has an even number of
     rows on every rank, at least four.
@@ -163,15 +163,16 @@ class Probe:
         sources: the training data, by arm.
         held_out: by arm, rows that are never trained on.
         sizes: by arm, rows over all ranks (``probe_rows``).
-        skip: by arm, indices of held-out rows that are kept for the evaluation of the model.
-        total_steps: the steps of the run. Masks have the ratio of its middle.
+        skip: by arm, indices of held-out rows that are reserved for the evaluation of the model.
+        total_steps: the steps of the run. Masks have the ratio of the middle step.
         seed: the seed of the run, which selects the rows.
-        fresh: use other rows and masks each time, and no dropout for ``cse``, as the released code.
+        fresh: use new rows and masks each time, and no dropout for ``cse``, as the released code
+            does.
         rank, ranks: each rank measures its share of the rows.
         maskers: by arm (``ArmsSource.untaught``); None: the maskers of ``sources``.
 
     Raises:
-        MaskwiseError: too few rows for an arm, or documents that are in the training data too.
+        MaskwiseError: too few rows for an arm, or documents that are also in the training data.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class Probe:
             for arm in self.rows:
                 if self.fresh:
                     self.batches[arm] = self._batches(arm, turn)
-                # The dropout of ``cse`` and the replacements of ``rtd`` must not change in between.
+                # Dropout of ``cse`` and replacements of ``rtd`` must be the same in all probes.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
@@ -283,7 +284,7 @@ class SamplerLearner(Learner):
         self._make = probe
         self._probe: Probe | None = None
         count = len(sampler.arms)
-        # ``_counted`` and steps, by arm: since the last line, of the run, and of its probes.
+        # ``_counted`` and steps, by arm: since the last line, over the run, and over its probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
         # The arm and sums of micro-batches since the last ``_take_in``, on the device.
         self.seen: list[tuple[int, Tensor]] = []
@@ -294,9 +295,9 @@ class SamplerLearner(Learner):
             torch.nan,
             dtype=torch.float64,
         )
-        # (T, 2): the reward of each rollout on either half.
+        # (T, 2): the reward of each rollout on each half.
         self.rewards = torch.zeros(0, 2).double()
-        # The step of the last probe; seconds spent on probes, and on the run with them.
+        # The step of the last probe; seconds spent on probes, and on the run including probes.
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
@@ -318,7 +319,7 @@ class SamplerLearner(Learner):
         self._since = tick
 
     def _take_in(self) -> None:
-        """Add up what all ranks have seen; waits for the device, and every rank calls this."""
+        """Add the counts of all ranks to the sums; waits for the device. Every rank calls this."""
         if not self.seen:
             return
         arms, sums = zip(*self.seen)
@@ -334,7 +335,7 @@ class SamplerLearner(Learner):
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
-        # Only now is the model on its device.
+        # Built here, because the model is not on its device before.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)

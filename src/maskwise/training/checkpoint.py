@@ -1,4 +1,4 @@
-"""What a training writes: states to resume from, metrics, its best model, transformers folders.
+"""The files of a training: states to resume from, metrics, the best model, transformers folders.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
 optimiser states as safetensors, everything else as JSON, and no pickle. Training waits until the
@@ -47,11 +47,11 @@ class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: how many the model was trained on.
+        tokens, targets: the number on which the model was trained.
         loss: the loss in the last line of metrics that had targets; None if there is none.
         seconds: the duration, including the time before a stop.
         skipped: updates that were skipped because they were not finite.
-        losses, sums: those since the last line of metrics.
+        losses, sums: accumulated since the last line of metrics.
     """
 
     tokens: int = 0
@@ -233,11 +233,11 @@ def changes(before: Facts, now: Facts) -> str:
 class Best:
     """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``.
 
-    The loss is the mean over the kinds of masks that are evaluated (in nats a target, with fixed
-    masks); of two equal ones the earlier is kept.
+    The loss is the mean over the kinds of masks that are evaluated (in nats per target, with fixed
+    masks); the earlier of two equal checkpoints is kept.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         save: writes a checkpoint into a folder, atomically; every rank calls it.
     """
 
@@ -254,7 +254,7 @@ class Best:
         """Save the model if it is the best so far.
 
         Args:
-            lines: of its evaluation; those with a ``loss`` count.
+            lines: the lines of its evaluation; only those with a ``loss`` count.
         """
         losses = []
         for line in lines:
@@ -295,12 +295,12 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():
             model.save_pretrained(target, state_dict=weights)
-        # These say whether the tokenizer was loaded offline, which must not change the file.
+        # These record whether the tokenizer was loaded offline; the file must not depend on that.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
         room = most_tokens(model.config)
-        # With this, truncation=True cuts at the last position of the model.
+        # With this limit, truncation=True cuts at the last position of the model.
         if room < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)

@@ -94,8 +94,8 @@ def look_ahead(
     Args:
         source: makes the batches.
         steps: the numbers of the steps.
-        rank, ranks, device: those of this process.
-        summed: sums counts over ranks, early, so that no step waits for the other hosts.
+        rank, ranks, device: of this process.
+        summed: sums counts over ranks, as batches are made, so that no step waits for other hosts.
         asked: whether this rank was asked to stop.
 
     Raises:
@@ -246,7 +246,8 @@ def learners_of(masker: object) -> Learners:
     """The policy of a masker, if it learns from the losses.
 
     Raises:
-        MaskwiseError: a corruption that changes lengths, so that losses have no place in the text.
+        MaskwiseError: a corruption that changes lengths, so that losses belong to no token of the
+            text.
     """
     if not isinstance(masker, Masker):
         return {}
@@ -255,9 +256,9 @@ def learners_of(masker: object) -> Learners:
         return {}
     if not masker.corruption.keeps_length:
         raise MaskwiseError(
-            f"policy {masker.policy} learns from losses at the places of tokens",
+            f"policy {masker.policy} learns from the loss of each token of the text",
             got=f"corruption {masker.corruption}",
-            do="take bert or mask-only",
+            do="use bert or mask-only",
         )
     learner.start(masker.vocabulary)
     return {"policy": learner}
@@ -285,7 +286,7 @@ def log_frequencies(counts: Tensor) -> Tensor:
 # All orders are functions of (seed, step), so a resumed run need not read the rows before its step.
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together; this removes most padding."""
+"""How many batches are sorted by length together; this removes most padding."""
 
 
 def order_of(
@@ -390,7 +391,7 @@ class Mix:
                     f"{name} has fewer rows than its share of a batch",
                     got=size,
                     allowed=f"≥ {least:.1f}",
-                    do="use more text of it, a lower weight, or a smaller batch_size",
+                    do="use more of its text, a lower weight, or a smaller batch_size",
                 )
         self.sizes = sizes
         self.ends = torch.tensor(sizes).cumsum(0)

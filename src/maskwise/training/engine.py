@@ -1,8 +1,8 @@
 """The engine of a training: device, processes, precision, wrapping, updates and resuming.
 
-Distribution, precision and trackers are Accelerate's. The order in ``Engine`` matters: weights are
-loaded into the plain module, then it is wrapped, and only then are optimisers made, because FSDP2
-replaces the parameters.
+Accelerate provides distribution, precision and trackers. The order in ``Engine`` matters: weights
+are loaded into the plain module, then it is wrapped, and only then are optimisers made, because
+FSDP2 replaces the parameters.
 
 No random state is saved: masks, order and dropout are functions of (seed, step, rank).
 """
@@ -59,7 +59,7 @@ class Update(NamedTuple):
         losses: the sum of losses of each micro-batch, on the device.
         targets: the number of targets, over all micro-batches of this rank.
         counted: divisor of the losses (``Step.counted``).
-        norm: of the gradient before clipping, on the device.
+        norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
         asked: whether any rank was asked to stop.
     """
@@ -109,7 +109,7 @@ class Engine:
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             raise MaskwiseError(
-                "training.shard takes one objective: probes of several need all weights at once",
+                "training.shard needs a single objective: probes of arms need all weights at once",
                 do="leave it out (every process keeps a copy)",
             )
         self.states: States | None = None
@@ -130,12 +130,12 @@ class Engine:
         # Counts are exchanged over gloo, so that the host does not wait for the GPU.
         if self.ranks > 1 and self.device.type != "cpu":
             self.hosts = dist.new_group(backend="gloo")
-        # Of the thread that makes batches, whose messages must not mix with the others.
+        # Another group for the thread that makes batches, so that messages do not mix.
         if self.ranks > 1:
             self.ahead = dist.new_group(backend="gloo")
         objective.to(self.device)
         if self.device.type != "cpu":
-            # What autocast leaves in single precision is ten times as fast with TF32.
+            # Products that autocast leaves in single precision are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
         if settings.freeze == "encoder":
             wrapping.freeze_encoder(objective)
@@ -196,14 +196,14 @@ class Engine:
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
         norm = wrapping.whole(norm)
-        if sums["targets"] > 0:  # a step without any target counts and changes nothing
+        if sums["targets"] > 0:  # a step without targets is counted, but changes nothing
             sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are reduced over ranks with the last micro-batch of a step."""
+        """Reduce gradients over ranks only with the last micro-batch of a step."""
         if self.sharded:
             self.wrapped.set_requires_gradient_sync(last)
         elif not last:
@@ -218,7 +218,7 @@ class Engine:
         return self.accelerator.reduce(sound.float()) == self.ranks
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
-        """The result of a function in evaluation (``Objective.judging``); every rank calls this."""
+        """Call a function in evaluation mode (``Objective.judging``); every rank calls this."""
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
         if self.sharded:  # weights outside of blocks stay gathered until now
@@ -295,26 +295,26 @@ class Engine:
                 dist.destroy_process_group(group)
 
     def _load_weights(self, state: State) -> None:
-        """Load weights, or raise for a state of other settings or of another model."""
+        """Load weights; raise if the state belongs to other settings or to another model."""
         assert self.states
         path = self.states.path(state.step)
-        # A setting that an older state does not know had its default.
+        # A setting that is missing in an older state had its default.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
         if changed:
             raise MaskwiseError(
-                f"{path} is of a run with other settings",
+                f"{path} belongs to a run with other settings",
                 got=changed,
                 do="give a new folder",
             )
         changed = changes(state.bits, self._bits())
         if changed:
-            same = "the same run but for rounding and dropout"
+            same = "the same run except for rounding and dropout"
             self.say(f"resuming from {path} with {changed}: {same}")
         weights = load_file(path / WEIGHTS)
-        # A model of other sizes would fail later and less clearly.
+        # Without this check, a model of other sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
-            raise MaskwiseError(f"{path} is of another model", do="give a new folder")
+            raise MaskwiseError(f"{path} belongs to another model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
@@ -404,12 +404,12 @@ def new_accelerator(
         )
     if accelerator.num_processes != ranks_here():
         raise MaskwiseError(
-            "the processes do not know each other",
+            "the processes are not connected to each other",
             got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
             do="start them with torchrun",
         )
     if trackers:
-        # Trackers take no lists.
+        # Trackers do not accept lists.
         config = settings.model_dump()
         accelerator.init_trackers("maskwise", config=dict(zip(config, map(str, config.values()))))
     return accelerator
@@ -426,7 +426,7 @@ class Agreement:
 
     def start(self, own: Tensor) -> Callable[[], Tensor]:
         """Start to add up; the function that it returns waits for the sums."""
-        if self.accelerator.num_processes > 1:  # on devices with float64, as Apple's are single
+        if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
             own = self.accelerator.reduce(own.to(self.accelerator.device).double())
         arrived = coming_back(own)
         return lambda: torch.round(arrived().double() * ROUND) / ROUND
@@ -435,11 +435,11 @@ class Agreement:
 def leave() -> None:
     """Close the process group, if there is one; otherwise gloo can abort at exit.
 
-    A model that is still wrapped in DDP keeps the group's threads, which race with the
-    interpreter's end: delete it first (``del trainer``).
+    A model that is still wrapped in DDP keeps the threads of the group alive, which then race with
+    the exit of the interpreter: delete it first (``del trainer``).
     """
     if dist.is_initialized():
         wrapping.forget_meshes()
         gc.collect()
-        dist.barrier()  # the last messages arrive
+        dist.barrier()  # wait for the last messages
         dist.destroy_process_group()

@@ -40,7 +40,7 @@ MOST_SKIPPED = 20
 EMPTY_STEPS = 50
 """A run without any target after this many steps is stopped, if targets were expected."""
 SURE_TARGETS = 10
-"""If this many targets were expected, having none is not chance."""
+"""If this many targets were expected, it is no coincidence that there is none."""
 
 
 class NotFinite(MaskwiseError):
@@ -200,14 +200,14 @@ class Log:
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
-        # Each rank has losses of its own; only their sum is logged.
+        # Each rank has its own losses; only their sum is logged.
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates, write the lines, and return if one has ``enough``."""
-        # The time of an evaluation must not count for the speed of training.
+        """Evaluate after ``done`` updates and write the lines; return if one has ``enough``."""
+        # The speed of training does not include the time of an evaluation.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
@@ -221,7 +221,7 @@ class Log:
         self.engine.accelerator.log(numbers, step=done)
 
     def so_far(self) -> Totals:
-        """The current totals, with what ``read`` has collected since the last line."""
+        """The current totals, including what ``read`` has collected since the last line."""
         return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
     def read(self, done: int) -> None:
@@ -252,7 +252,7 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     got: object = unsound[0] if unsound else norm
     if all(map(math.isfinite, values)):
         what = f"the loss or gradient of another process is not finite at step {step}"
-        got = "finite ones here"
+        got = "finite values here"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
     return NotFinite(what, got=got, do=do)
 
@@ -308,10 +308,10 @@ class Progress:
 
 # MFU = FLOPs of the model per second / FLOPs per second of a large matrix product
 #
-# The FLOPs are those of useful work: weights outside the embeddings for every token of the text,
-# heads for every target (``Objective.work``), and attention within documents (Σ length²). Padding
-# and recomputation count as waste. The denominator is measured on the device, once a process for
-# each precision; on a busy machine it comes out low.
+# Only useful work is counted: weights outside the embeddings for every token of the text, heads for
+# every target (``Objective.work``), and attention within documents (Σ length²). Padding and
+# recomputation are not. The denominator is measured on the device, once per process and precision;
+# on a busy machine it is too low.
 
 
 class Meter:
@@ -323,7 +323,7 @@ class Meter:
         precision: "bf16" or "no".
         ranks: processes in all.
         frozen: whether the encoder is not trained.
-        known: whether to measure the rate of matrix products, which takes a moment.
+        known: whether to measure the rate of matrix products, which takes a second or less.
     """
 
     def __init__(

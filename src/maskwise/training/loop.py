@@ -3,7 +3,7 @@
     for step in look_ahead(source):         # its batches were masked during the last step
         engine.update(step)                 # every target of every rank has the same weight
         learners learn                      # the weights of policies and samplers, on all ranks
-        log; now and then evaluate, and save a state to resume from
+        log; at intervals evaluate, and save a state to resume from
 
 Everything random is a function of (seed, step, rank), so a resumed run continues bit for bit.
 """
@@ -40,7 +40,7 @@ LATE = "late sums"
 
 
 class Training(TypedDict):
-    """The summary of a training; ``loss`` is that of the last line with targets, in nats."""
+    """The summary of a training; ``loss`` is from the last line with targets, in nats."""
 
     steps: int
     seconds: float
@@ -169,8 +169,8 @@ class Exchange(Learner):
 
     Args:
         agree: sums over ranks.
-        late: whether sums are used at the next update, so that they arrive while it is computed and
-            nothing waits for the update that has just been started.
+        late: whether sums are used one update later, so that they arrive while that update is
+            computed, and the host does not wait for the device.
     """
 
     def __init__(self, agree: Agreement, *, late: bool = False):
@@ -235,7 +235,7 @@ def stop(
         SystemExit: 128 + the signal's number.
         MaskwiseError: a loss or gradient since the last line is not finite.
     """
-    number = asked.number or SIGTERM  # of another rank
+    number = asked.number or SIGTERM  # another rank may have received it
     asked.served = True
     name = CODES[128 + number]
     if engine.states:

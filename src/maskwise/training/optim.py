@@ -203,8 +203,8 @@ def model_of(module: nn.Module) -> nn.Module:
 class BatchedMuon(torch.optim.Muon):
     """A faster torch.optim.Muon: matrices of one shape together, in single precision on a CPU.
 
-    The state is the same, so that each of the two loads what the other saved. Source: Jordan et al.
-    2024, https://kellerjordan.github.io/posts/muon/.
+    The state has the same format, so each class loads the states of the other. Source: Jordan et
+    al. 2024, https://kellerjordan.github.io/posts/muon/.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
@@ -218,7 +218,7 @@ class BatchedMuon(torch.optim.Muon):
     """A scalar, 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
 
     turn: Callable[..., Tensor]
-    """``orthogonal``, compiled if asked for."""
+    """``orthogonal``, compiled if ``compiled`` is set."""
 
     def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
         super().__init__(matrices, **options)
@@ -283,7 +283,7 @@ def orthogonal(
 
     Args:
         matrices: (N, n, m), n ≤ m.
-        coefficients: those of x, x³ and x⁵ in the polynomial that is iterated.
+        coefficients: of x, x³ and x⁵ in the polynomial that is iterated.
         steps: iterations.
         eps: the least norm to divide by.
     """

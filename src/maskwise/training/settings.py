@@ -183,7 +183,7 @@ def attention_dropout(architecture: str) -> tuple[str, float] | None:
     try:
         plain = config_of({"model_type": architecture})
     except ValueError:
-        # Building the model says what is wrong with the name.
+        # Building the model raises an error that explains what is wrong with the name.
         return None
     return attention_dropout_of(plain)
 
@@ -214,8 +214,8 @@ class ModelSettings(BaseModel):
     unigram_bias: bool = True
     """Start the output bias of a new head at the log-frequencies of the training text."""
     adapter: str | None = None
-    """``lora(rank=16)``: train low-rank updates of the encoder's linear layers, and the heads, in
-    place of all weights (needs peft; see ``lora.Lora``). Checkpoints have them merged."""
+    """``lora(rank=16)``: train low-rank updates of the encoder's linear layers and the heads, in
+    place of all weights (needs peft; see ``lora.Lora``). Checkpoints contain the merged weights."""
 
     @field_validator("adapter")
     @classmethod
@@ -225,13 +225,13 @@ class ModelSettings(BaseModel):
         return value
 
     attention_dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of attention weights. None: 0 for a new model, and for a pre-trained one what its
-    checkpoint says. Fast kernels for documents of variable length, on GPUs, have none."""
+    """Dropout of attention weights. None: 0 for a new model, and the rate of its checkpoint for a
+    pre-trained one. The fast GPU kernels for documents of variable length do not support it."""
 
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: Fields) -> Fields:
-        """Read ``yes`` and ``no`` as booleans, because no setting is such a word."""
+        """Read ``yes`` and ``no`` as booleans, because no setting has such a word as its value."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
@@ -242,7 +242,7 @@ class ModelSettings(BaseModel):
         own = attention_dropout(self.architecture)
         if own is None:
             raise MaskwiseError(
-                f"{self.architecture} has no dropout of attention alone",
+                f"{self.architecture} has no separate dropout of attention",
                 got=f"attention_dropout {self.attention_dropout}",
                 do="leave it out",
             )
@@ -255,7 +255,7 @@ class ModelSettings(BaseModel):
 
     @property
     def changed_dropout(self) -> float | None:
-        """Dropout of attention where it is not what the architecture or the checkpoint has."""
+        """Dropout of attention weights, if it differs from the architecture or the checkpoint."""
         if self.pretrained:
             return self.attention_dropout
         own = attention_dropout(self.architecture)
@@ -267,7 +267,8 @@ class ModelSettings(BaseModel):
     def named(self) -> dict[str, JsonValue]:
         """The settings in the name of a stage, without ``adapter``, which only trainings have.
 
-        The rate of attention dropout is in a name only where recorded studies had another one.
+        Attention dropout is included only if it is not the architecture's default, because studies
+        were recorded with the default before this setting existed.
         """
         plain: dict[str, JsonValue] = self.model_dump(
             mode="json", exclude={"attention_dropout", "adapter"}
@@ -278,14 +279,14 @@ class ModelSettings(BaseModel):
 
     @classmethod
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
-        """The inverse of ``named``: what a name leaves out is the architecture's own."""
+        """The inverse of ``named``: a rate that a name omits is the architecture's default."""
         plain = dict(plain)
         if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
         own = attention_dropout(plain["architecture"])
         if own is not None and own[0] not in plain["settings"]:
             rate = plain.pop("attention_dropout", own[1])
-            # None, as most recipes have it, means 0.
+            # None, the usual value in recipes, means 0.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
 
@@ -311,7 +312,7 @@ class ModelSettings(BaseModel):
             own = attention_dropout_of(config)
             if own is None:
                 raise MaskwiseError(
-                    f"{config.model_type} has no dropout of attention alone",
+                    f"{config.model_type} has no separate dropout of attention",
                     do="leave out model.attention_dropout",
                 )
             # T5Gemma's layers read the configurations of their parts. ESM's part may be None.
@@ -321,7 +322,7 @@ class ModelSettings(BaseModel):
         return config
 
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """The model to train without memory for its weights, for counting them."""
+        """The model to train, without memory for its weights, to count them."""
         network = empty_model(config)
         if self.adapter:
             lora(self.adapter).add(network, seed=0)
@@ -343,7 +344,9 @@ class ModelSettings(BaseModel):
             network = load_model(
                 self.pretrained, kind=kind, seed=seed, log_unigram=bias, config=config
             )
-            check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's own")
+            check_fit(
+                network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer"
+            )
         else:
             network = new_model(config, seed=seed, log_unigram=bias)
         if self.adapter:

@@ -4,10 +4,10 @@
 
 Both orders are functions of (seed, epoch), so the rows of a step do not depend on the number of
 workers or ranks. To find the position of a step in the text, the text before it has to be read. So
-the positions of recent steps are kept and saved with the run, and a resumed run makes only one
-block again. Without a saved position, the stream is read from its beginning: slowly, but with the
-same result. Every rank reads and tokenises the whole stream, and uses its rows of each batch. If
-this is too slow, prepare the corpus.
+the positions of recent steps are kept and saved with the run, and a resumed run has to make only
+one block again. Without a saved position, the stream is read from its beginning: slowly, but with
+the same result. Every rank reads and tokenises the whole stream, and uses its rows of each batch.
+If this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Flow:
 
     Args:
         shards: the shards of the source.
-        stream: says how they are shuffled, and whether they repeat.
+        stream: its settings ``shuffle``, ``repeat`` and ``chunk_size`` are used.
         seed: the seed of both orders.
         ahead: makes the blocks.
     """
@@ -237,11 +237,11 @@ class StreamedRows(Learner):
 
     Attributes:
         names: the sources of a mix.
-        length, layout: those of the rows.
+        length, layout: of the rows.
     """
 
     documents = np.zeros(0, np.int64)
-    """Held-out documents are left out when the stream is read, so none can be in both."""
+    """Empty: held-out documents are left out when the stream is read, so no document is in both."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the run, since starts of epochs are not known."""
+        """The index of the step's first row in the run, because epochs have no known length."""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
@@ -381,7 +381,7 @@ class StreamedRows(Learner):
             raise MaskwiseError(
                 "a shard of the stream changed since the state was saved",
                 got=", ".join(changed),
-                do="restore it, or begin a new run in a new folder",
+                do="restore it, or start a new run in a new folder",
             )
         self.done = saved["step"]
         self.marks = {
@@ -428,7 +428,7 @@ def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
-    """The number of rows from each source among the first ``rows`` rows; none ever falls.
+    """The number of rows from each source among the first ``rows`` rows, never decreasing.
 
     Sources are split recursively into two parts of similar weight, and each split rounds once.
 

@@ -1,8 +1,8 @@
 """Wrappers of a model in training: activation checkpointing, compilation and sharding.
 
-All work on the *blocks* of a model, which have most of its weights and activations. They change at
-most rounding, and are removed after the training, but sharded weights stay sharded: ``gathered``
-makes whole tensors of them.
+All work on the *blocks* of a model, which have most of its weights and activations. They change
+results by rounding at most, and are removed after the training. Sharded weights stay sharded;
+``gathered`` returns whole tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # seconds to import: the functions below import them where th
 
 _meshes: list[DeviceMesh] = []
 _duck_shapes: list[bool] = []
-"""Torch's own setting, while a training has changed it."""
+"""The value of torch's setting before a training changed it."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
@@ -61,8 +61,8 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Compile blocks and head, or checkpoint activations, as set, and install fast paths of the
-    device; evaluation has the ``precision`` of training. ``unwrap`` undoes it.
+    """Compile blocks and head or checkpoint activations, as set, and install the fast paths of the
+    device. Evaluation gets the ``precision`` of training. ``unwrap`` undoes everything.
 
     Raises:
         MaskwiseError: there is no compiler; a model without blocks.
@@ -88,7 +88,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
-        # Otherwise a length that happens to equal the width is taken for it, and is not dynamic.
+        # Otherwise torch treats a length that happens to equal the width as the width, so that it
+        # is not dynamic.
         if not _duck_shapes:
             _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
@@ -105,7 +106,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 
 
 def freeze_encoder(objective: Objective) -> None:
-    """Exclude the encoder from training, with an output matrix that is tied to its embeddings."""
+    """Exclude the encoder from training, including an output matrix tied to its embeddings."""
     encoder_of(objective.model).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise MaskwiseError(
@@ -132,10 +133,10 @@ def unwrap(objective: nn.Module) -> None:
 def _compiled(block: nn.Module, forward: Forward) -> Forward:
     """A forward pass that is compiled for training.
 
-    All blocks of one class share one compiled code, of which torch keeps at most eight versions;
-    past that it silently computes without. So whatever makes versions stays outside: lengths are
-    dynamic, evaluation is not compiled, and each block gets the masks that it needs, ready made.
-    Left are versions for kinds of layers, such as ModernBERT's three.
+    All blocks of one class share one compiled code. Torch keeps at most eight versions of it, and
+    then silently runs uncompiled. So everything that would cause new versions is avoided: lengths
+    are dynamic, evaluation is not compiled, and each block gets ready-made masks. The remaining
+    versions are for different kinds of layers, such as ModernBERT's three.
     """
     fast = torch.compile(forward, dynamic=True, fullgraph=True)
     masked_by: list[tuple[MaskKey, ...]] = []
@@ -194,8 +195,8 @@ class Sharded(nn.Module):
 
     Args:
         objective: on its device, without optimisers, because its parameters are replaced.
-        bf16: whether training computes in it; weights are then gathered in it, which halves the
-            traffic, and gradients are still reduced in single precision.
+        bf16: whether training computes in bfloat16. Weights are then gathered in bfloat16, which
+            halves the traffic; gradients are still reduced in single precision.
 
     Raises:
         MaskwiseError: the weights are still whole on every rank.
@@ -215,7 +216,7 @@ class Sharded(nn.Module):
         _meshes.append(mesh)
         policy = MixedPrecisionPolicy()
         if bf16:
-            # What goes into a block is cast too, because norms refuse weights of another precision.
+            # The inputs of a block are cast too, because norms refuse weights of another precision.
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks_of(objective):
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -250,7 +251,7 @@ def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Hide the request from Accelerate, which on CPUs copies silently; ``Sharded`` does it."""
+    """Hide the request from Accelerate, which silently does not shard on CPUs; ``Sharded`` does."""
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
@@ -291,7 +292,7 @@ def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
 
 
 def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
-    """A tensor that every rank has, sharded like another of its shape."""
+    """Shard a tensor that every rank has, like ``other``, which has the same shape."""
     if not is_sharded(other) or is_sharded(value) or value.shape != other.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -310,7 +311,7 @@ def distinct(module: nn.Module) -> TensorDict:
 
 
 def load_weights(module: nn.Module, weights: Tensors) -> None:
-    """Copy whole tensors into a module, sharded or not; tied weights need one of their names."""
+    """Copy whole tensors into a module, sharded or not; of tied weights one name is enough."""
     # ``keep_vars`` gives the parameters themselves, also where they are sharded.
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
