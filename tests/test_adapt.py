@@ -72,7 +72,7 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     )
     assert learned.tasks == ("banking77",) and learned.training.batch_size == 4
     (tmp_path / "short.txt").write_text("\n".join(f"word {n}" for n in range(30)))
-    with pytest.raises(MaskwiseError, match="nothing to judge by"):
+    with pytest.raises(MaskwiseError, match="nothing to evaluate on"):
         adapt_recipe("bundled:encoder", str(tmp_path / "short.txt"), pairs=tmp_path / "p.jsonl")
 
 
@@ -96,8 +96,8 @@ def test_adapt_answers_and_saves_both_folders(
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
-    assert "steps a run" in said["answer"] and said["next"].startswith(
-        "Next: 6 runs are the fewest"
+    assert "steps per run" in said["answer"] and said["next"].startswith(
+        "Next: a decision needs at least 6 runs"
     )
     again = shlex.split(said["next"].split(": ")[-1])
     assert (
@@ -350,8 +350,8 @@ def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path)
         "arm": "words-30",
     }
     for verdict, better, begins in (
-        ("decided", "arm", "Yes, further training helps. One is better. It costs"),
-        ("decided", "baseline", "No, further training harms"),
+        ("decided", "arm", "Yes, further training helps. One is better. Training takes"),
+        ("decided", "baseline", "No, further training hurts"),
         ("no difference that matters", None, "No, it makes"),
         ("open", None, "These runs cannot tell"),
         ("not comparable", None, "One is better."),

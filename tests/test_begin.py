@@ -73,7 +73,9 @@ def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixtur
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
     assert "2 runs of each arm cannot decide" in doubts and "evaluated on 10 items" in doubts
-    assert ("and are cut" in doubts) == any(task["cut"] > 0.05 for task in facts["tasks"].values())
+    assert ("and are truncated" in doubts) == any(
+        task["cut"] > 0.05 for task in facts["tasks"].values()
+    )
     assert read_recipe_text(facts["recipe"]) == read_recipe(recipe)
     # What was timed is known from now on, to a dry run too.
     planned = dry_run(read_recipe(recipe), recipe.parent / "none", jobs=1)
@@ -107,7 +109,7 @@ def test_check_says_what_is_wrong_before_anything_is_trained(
     facts = json.loads(capfd.readouterr().out)
     assert maskwise("check", recipe, "finetune.max_length=3", "--no-timing", "--json") == 0
     doubts = [doubt["what"] for doubt in json.loads(capfd.readouterr().out)["doubts"]]
-    assert any("longer than 3 tokens, and are cut" in doubt for doubt in doubts)
+    assert any("longer than 3 tokens and are truncated" in doubt for doubt in doubts)
     assert facts["corpus"]["unknown"] > 0.5
     assert any("unknown to the tokenizer" in doubt["what"] for doubt in facts["doubts"])
 

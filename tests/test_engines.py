@@ -149,7 +149,7 @@ def test_a_text_that_all_need_ends_the_study_in_one_line(plan, tmp_path, scripte
 def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted, monkeypatch):
     monkeypatch.setattr(folders, "LATE_SECONDS", 0.0)
     monkeypatch.setattr("test_engines.finish", lambda folder: None)
-    with pytest.raises(MaskwiseError, match="its folder is not seen here"):
+    with pytest.raises(MaskwiseError, match="its folder is not visible here"):
         do(plan, tmp_path, retries=0)
 
 
@@ -173,7 +173,7 @@ def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatc
     stage = plan.stages()[0]
     task = stage.name, stage.as_dict()
     monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
-    with pytest.raises(MaskwiseError, match="use like machines"):
+    with pytest.raises(MaskwiseError, match="use machines with the same versions"):
         scheduler.do_stage(task, stages=str(tmp_path))
 
 

@@ -577,7 +577,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
             "tasks=[]",
             "study.search={grid: {corpus.limit: [20, 40]}}",
         ),
-        ("study.search goes by dev rows", frozen, f"study.search={{{rates}}}"),
+        ("study.search chooses by dev rows", frozen, f"study.search={{{rates}}}"),
         # An arm without masks of its own would tie at every point.
         ("cannot compare settings", "objective=clm", f"study.search={{{rates}, by: held-out}}"),
     ):

@@ -156,10 +156,13 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
 @pytest.mark.parametrize(
     ("over", "text"),
     [
-        (["objectives.emlm="], "policy guided needs the layer 'salient', and this corpus has none"),
+        (
+            ["objectives.emlm="],
+            "policy guided needs the layer 'salient', which this corpus does not have",
+        ),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
-            "so training.batch_size is too small, or odd; got 7 rows at once; ",
+            "and training.batch_size is too small or odd; got 7 rows per micro-batch; ",
         ),
         (
             ["training.batch_size=2"],
@@ -167,7 +170,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         ),
         (
             ["training.accumulate=4", "training.batch_size=8"],
-            "got 2 rows at once; allowed: even parts of 4",
+            "got 2 rows per micro-batch; allowed: an even number of 4",
         ),
     ],
 )
@@ -219,11 +222,13 @@ def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch
     for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         check_inputs(read_recipe(path, [f"training.batch_size={rows}"]))
-    with pytest.raises(MaskwiseError, match="got 2 rows at once; allowed: even parts of 4"):
+    with pytest.raises(
+        MaskwiseError, match="got 2 rows per micro-batch; allowed: an even number of 4"
+    ):
         check_inputs(read_recipe(path))
 
 
-TOO_FEW = "text that is held out is too little for the sampler's probes; got at most"
+TOO_FEW = "too little text is held out for the sampler's probes; got at most"
 
 
 @pytest.mark.parametrize(("rows", "where"), [(1000, "before any work"), (100, "before training")])

@@ -129,7 +129,7 @@ def test_a_contrast_with_the_start_needs_a_measure_of_it_behind_a_gate_too():
     study["contrasts"] = [("method", "no-pretraining")]
     study["gate"] = {"contrast": ("oracle", "random"), "closes": []}
     study["reference"] = None
-    with pytest.raises(MaskwiseError, match="nothing is measured of it"):
+    with pytest.raises(MaskwiseError, match="for which nothing is measured"):
         primary_pairs(study)
 
 

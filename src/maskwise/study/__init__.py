@@ -1,9 +1,9 @@
-"""Arms, seeds and tasks → statistics. Stages are addressed by content, run by workers, and their
-results are compared by fixed rules.
+"""Studies: pre-train every arm with every seed, evaluate on tasks, and compare by fixed rules.
 
-Read in this order: ``plan`` (runs and their stages), ``design`` (their order, and what is decided
-between them), ``work`` and ``pretraining`` (what stages do), ``run`` (run them all), ``verdict``
-(what follows). ``single`` runs one training without a study.
+Stages are addressed by content and run by workers. Read in this order: ``plan`` (runs and their
+stages), ``design`` (the order of plans, and the decisions between them), ``work`` and
+``pretraining`` (what stages do), ``run`` (run them all), ``verdict`` (compare the results).
+``single`` runs one training without a study.
 """
 
 from maskwise.study.forecast import dry_run

@@ -58,22 +58,22 @@ ARMS: dict[str, Plain] = {
 ROW_TOKENS = 128
 USUAL_TOKENS = 512
 FITTING_SHARE = 0.99
-"""Texts are packed into rows of 128 tokens. Labelled rows are not cut up to 512, nor 99 % of them:
-a few longer rows would need much memory."""
+"""Texts are packed into rows of 128 tokens. Labelled rows of up to 512 tokens are not truncated.
+If more than 1 % are longer, the limit fits 99 %: the few longest would need much memory."""
 # Fewer steps of further training are not advised.
 LEAST_STEPS = 100
 SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
-"""Overrides that make a study shorter if fewer steps are not enough."""
+"""Overrides that shorten a study if fewer steps alone are not enough."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""Learning rates of AdamW by the number of weights: of the bundled encoder, MiniLM, and the usual
-rates of larger encoders."""
+"""Learning rates of AdamW by number of weights: those of the bundled encoder and MiniLM, and the
+usual ones of larger encoders."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 tags: [sentence-transformers, maskwise]
 ---
 
-Vectors of sentences: the encoder below with the mean over its tokens.
+Sentence embeddings: the encoder below with mean pooling over its tokens.
 `SentenceTransformer(FOLDER)` loads it.
 
 """
@@ -97,12 +97,13 @@ def adapt_recipe(
 
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
-        texts: a corpus, as ``read_documents`` takes it.
+        texts: a corpus, as ``read_documents`` accepts it.
         tasks: files of labels; without any, titles and texts are written to ``pairs``.
         arms: names in ``ARMS``; the first is compared with the unchanged model.
         policy: the folder of a learned policy, which adds an arm.
         steps: steps of the further training.
-        head_steps: steps of a new head before it; None: as ``steps``, at most ``HEAD_STEPS``.
+        head_steps: steps of training a new head beforehand; None: the same as ``steps``, but at
+            most ``HEAD_STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
         overrides: ``key=value`` settings, which replace those of the recipe.
 
@@ -110,14 +111,14 @@ def adapt_recipe(
         MaskwiseError: bad input, or neither tasks nor titles.
     """
     config = load_config(model, kind=None)
-    do = "take the recipe intermediate, whose first lines say how (maskwise list recipes)"
+    do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
     facts = look_at(texts)
     weights = weights_of(config)
     warm = not has_head(model)
     if not tasks:
         if pairs is None:
-            raise MaskwiseError("there is nothing to judge by", do="give --task FILE")
+            raise MaskwiseError("there is nothing to evaluate on", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
     # Small models learn faster with Muon; large ones keep the optimiser they were trained with.
@@ -135,7 +136,7 @@ def adapt_recipe(
     for name in arms:
         require_known("arm", name, ARMS)
         changes[name] = ARMS[name]
-    # Whole words are found by blanks, so other scripts get spans of tokens.
+    # Whole words are found by white space, so other scripts get spans of tokens.
     if BEST in changes and not facts.spaced:
         changes[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
@@ -190,7 +191,7 @@ def _longest(model: str, tasks: Sequence[str]) -> int:
 
 
 def cut_rows(recipe: Recipe) -> dict[str, float]:
-    """Return by task the share of labelled rows that are cut."""
+    """Return the share of truncated labelled rows of each task."""
     tokenizer = load_tokenizer(recipe.tokenizer_name or "")
     shares = {}
     for spec in recipe.tasks:
@@ -205,10 +206,10 @@ def smaller_plan(
     """Find ``overrides`` and ``steps`` with which a study takes no longer than a limit.
 
     Args:
-        seconds_of: forecasts the study with some overrides and steps.
+        seconds_of: forecasts the seconds of the study from overrides and steps.
 
     Returns:
-        Both, and the ``seconds``; None if nothing smaller fits.
+        Both, and the ``seconds`` that they take; None if even the smallest study takes longer.
     """
     least = min(LEAST_STEPS, recipe.training.steps)
     changes = []
@@ -223,7 +224,7 @@ def smaller_plan(
         steps = recipe.training.steps
         seconds = seconds_of(changes, steps)
         while seconds > limit_seconds and steps > least:
-            # In between, the time grows with the steps.
+            # Between the two, the time is about linear in the steps.
             share = (limit_seconds - shortest) / (seconds - shortest)
             steps = least + 10 * int(share * (steps - least) / 10)
             seconds = seconds_of(changes, steps)
@@ -237,7 +238,7 @@ def smaller_plan(
 
 ANSWERS = {
     ("decided", "arm"): "Yes, further training helps.",
-    ("decided", "baseline"): "No, further training harms.",
+    ("decided", "baseline"): "No, further training hurts.",
     ("no difference that matters", None): "No, it makes no difference that matters.",
 }
 
@@ -249,12 +250,14 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         return "Nothing was compared."
     if row["verdict"] == "not comparable":
         return row["sentence"]
-    answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell.")
+    answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
     *head, last = recipe.arm(row["arm"], seed=0).links()
-    cost = f"It costs {last.training.steps:,} steps a run"
+    cost = f"Training takes {last.training.steps:,} steps per run"
     if head:
-        cost += f" and {head[0].training.steps:,} of a new head once"
-    return f"{answer} {row['sentence']} {cost}; the study took {duration(result['seconds'])}."
+        cost += f", and {head[0].training.steps:,} once for a new head"
+    # The answer already says that the question is open.
+    sentence = row["sentence"].removeprefix("Open: ")
+    return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
 
 
 def next_of(
@@ -269,11 +272,11 @@ def next_of(
     row = _primary(result)
     model = str(recipe.model.pretrained)
     if result["failures"] or row is None:
-        return f"Next: repair what failed; this repeats only that: {command()}"
+        return f"Next: fix what failed; this command repeats only that: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
-        return f"Next: {P_FROM_RUNS} runs are the fewest that decide; this adds runs: {enough}"
+        return f"Next: a decision needs at least {P_FROM_RUNS} runs; this adds runs: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
         if arm_that_helps(result):
@@ -285,16 +288,16 @@ def next_of(
         for task in tasks:
             words += ["--task", task]
         return f"Next: {keep}: {shlex.join(words)}"
-    why = "more runs would not decide, more steps may"
+    why = "more runs would not decide this, but more steps may"
     change = f"training.steps={2 * recipe.training.steps}"
     if verdict == "not comparable" and tasks:
-        why = "fine-tuning learned nothing, at another rate it may"
+        why = "fine-tuning learned nothing, but may at another learning rate"
         change = "finetune.search_rate=true"
     elif row["runs_to_decide"]:
         # Testing again after more runs inflates the error rate, so other seeds are taken.
         first = max(recipe.study.seed_list) + 1
         seeds = range(first, first + row["runs_to_decide"])
-        why = "this decides if the difference is as large as it looks"
+        why = "this decides it if the difference is as large as it looks"
         change = f"study.seeds=[{','.join(map(str, seeds))}]"
     # A second study keeps the first one.
     second = out.with_name(f"{out.name}-2")
@@ -302,7 +305,7 @@ def next_of(
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """Return the arm that the study decided to be better than the model; None if it did not."""
+    """Return the arm that was decided to be better than the model; None without one."""
     row = _primary(result)
     if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
         return None
@@ -310,7 +313,7 @@ def arm_that_helps(result: Plain) -> str | None:
 
 
 def _primary(result: Plain) -> Plain | None:
-    """Find the primary contrast on the tasks, or without tasks the first one."""
+    """Find the primary contrast on the tasks, or else the first one."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     on_tasks = [row for row in rows if row["outcome"] == "tasks"]
     return next(iter(on_tasks + rows), None)
@@ -325,17 +328,15 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
         helps: the arm that was decided to be better, if any.
     """
     if best is None:
-        return "No arm has a better mean than the model as it is: nothing is saved."
+        return "No arm has a better mean than the model as it is, so nothing is saved."
     where = " and ".join(map(str, folders))
     if helps is None:
-        doubt = "which may be chance; it is saved in"
+        doubt = "which may be due to chance; it is saved in"
         return f"{best} has the best mean, {doubt} {where}. For now, keep the model as it is."
     saved = f"{best} has the best mean, and is saved in {where}."
     if helps == best:
         return saved
-    return (
-        f"{saved} It is {helps} that is shown to help; that {best} is better still may be chance."
-    )
+    return f"{saved} {helps} is shown to help; the lead of {best} over it may be due to chance."
 
 
 def best_arm(out: Path) -> str | None:

@@ -46,13 +46,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 LOCK = ".lock"
-"""In ``stages/``: held while a study runs, and the mark of a study's folder."""
+"""The lock file in ``stages/``, held while a study runs. It also marks the folder of a study."""
 FEW_STEPS = 8
-"""Steps, evenly over a run, that are masked before training to check that there are targets."""
+"""Steps, spread evenly over a run, whose batches are masked before training to find out whether
+there are targets."""
 MOST_UNKNOWN = 0.01
 """A larger share of unknown tokens gives a warning, because they are never masked."""
 UNKNOWN_ADVICE = (
-    "take a tokenizer that knows its characters: tokenizer.kind=bpe, or a larger "
+    "use a tokenizer that covers its characters: tokenizer.kind=bpe, or a larger "
     "tokenizer.vocab_size"
 )
 
@@ -89,7 +90,7 @@ def check_study(
 
 
 def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Find the folder of shared stages: the option, the recipe's, or the environment's."""
+    """Find the folder of shared stages from the option, the recipe or the environment."""
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
@@ -102,10 +103,10 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
-    """Check everything about every arm that is known without doing the work.
+    """Check everything about every arm that can be checked without doing the work.
 
     Returns:
-        Warnings, in lines.
+        Warnings, one line each.
 
     Raises:
         MaskwiseError: a text, tokenizer, model or task that cannot be read, or does not fit.
@@ -120,11 +121,11 @@ def check_inputs(recipe: Recipe) -> list[str]:
         notes += _check_arm(arm, tasks.values())
         if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
-                "compute per step is unknown for streamed corpora, so arms are matched by steps",
+                "the compute of a step on a stream is unknown, so arms are matched by steps only",
                 got=f"study.match {study.match}",
                 do="leave out study.match",
             )
-    # Damaged files of an evaluation raise here.
+    # Damaged evaluation files raise here.
     load_sets(recipe.evaluation)
     search = study.search
     if search and (search.by or ("dev" if tasks else "held-out")) == "dev":
@@ -137,14 +138,14 @@ def check_inputs(recipe: Recipe) -> list[str]:
             raise MaskwiseError(
                 f"two tasks are called {task.name!r}",
                 got=f"{specs[task.name]} and {spec}",
-                do=f'give one another name: {spec.partition("(")[0]}(…, name="…")',
+                do=f'rename one of them: {spec.partition("(")[0]}(…, name="…")',
             )
         specs[task.name] = spec
     return list(dict.fromkeys(notes))
 
 
 def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
-    """Load an arm's tokenizer (a substitute before it is trained) and model configuration."""
+    """Load an arm's tokenizer (a stand-in until it is trained) and model configuration."""
     given = arm.tokenizer_name
     # A configuration needs only the size and the special tokens of a tokenizer.
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
@@ -181,25 +182,25 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         for kind in kinds or [objective_class(link.objective)]:
             kind.check_model(config)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
-            note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document a row"
+            note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
                 note += "; with corpus.attention=row it reads packed rows as one text"
             yield note
 
 
 def _check_dev_rows(tasks: Mapping[str, Task]) -> None:
-    """Check that a search can go by the dev rows of every task."""
+    """Check that every task has dev rows, by which a search chooses."""
     for spec, task in tasks.items():
         if not task.splits["dev"]:
             raise MaskwiseError(
-                f"study.search goes by dev rows, and task {spec} has none",
-                do="give it a dev split; or study.search.by=held-out",
+                f"study.search chooses by dev rows, and task {spec} has none",
+                do="give it a dev split, or set study.search.by=held-out",
             )
 
 
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
     """Check that the held-out losses of all points of a search can be compared."""
-    do = "name tasks, and let study.search.by be dev"
+    do = "name tasks and set study.search.by=dev"
     for name, points in by_arm.items():
         chains = [point.links() for point in points]
         if not all(links[-1].judged_on() for links in chains):
@@ -211,9 +212,9 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
         if len({tokenizer_of(prepare_stage(links[0])) for links in chains}) > 1:
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
-                "token of different vocabularies do not compare",
+                "token of different vocabularies are not comparable",
                 got=f"grid {', '.join(search.points[0])}",
-                do=f"{do}; or make each tokenizer an arm",
+                do=f"{do}, or make each tokenizer an arm",
             )
 
 
@@ -230,9 +231,9 @@ def _check_text(link: Recipe) -> Iterator[str]:
             require_live(spec, annotator(spec))
         if link.learns:
             raise MaskwiseError(
-                "a policy is learned from texts that are read whole, and this one is a stream",
+                "a policy is learned from texts that are read in full, and this one is a stream",
                 do=(
-                    "learn it from a part first (maskwise learn), and name its folder: "
+                    "learn it from a part of the text first (maskwise learn), and name its folder: "
                     "learned('OUT/policy')"
                 ),
             )
@@ -246,7 +247,7 @@ def _check_text(link: Recipe) -> Iterator[str]:
         for layer in names:
             if layer not in layers:
                 raise MaskwiseError(
-                    f"{who} the layer {layer!r}, and this corpus has none",
+                    f"{who} the layer {layer!r}, which this corpus does not have",
                     got=f"layers {', '.join(layers)}",
                     do="name its annotator in corpus.layers (maskwise list annotators)",
                 )
@@ -259,29 +260,30 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     named = [("masking.policy", name) for name in link.policies]
     named += [("evaluation.masks", name) for name in link.evaluation.masks]
     for setting, name in named:
-        # Diffusion draws its own masks, so it is no policy.
+        # Diffusion draws its masks itself, so it is no policy.
         if name != DIFFUSION and "word_ids" in policy(name).layers():
             raise MaskwiseError(
                 f"{setting} {name} needs words, and a slow tokenizer has no character offsets "
                 "to find them",
                 got=type(tokenizer).__name__,
-                do="take token, say corpus.words: token, or convert it to a tokenizer.json",
+                do="use token, set corpus.words: token, or convert it to a tokenizer.json",
             )
 
 
 def _check_rows(link: Recipe) -> None:
-    """Check that each part of a batch has enough rows for the pairs of ``cse``."""
+    """Check that each micro-batch has enough rows for the pairs of ``cse``."""
     rows = link.training.micro_rows(ranks_here())
     for name, arm in link.objectives.items():
         if arm.kind.twins and (rows % 2 or rows < 4):
-            why = "cse reads half of the rows twice, so training.batch_size is too small, or odd"
-            got = f"{rows} rows at once"
-            raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed="even parts of 4 or more")
+            why = "cse reads half of the rows twice, and training.batch_size is too small or odd"
+            got = f"{rows} rows per micro-batch"
+            allowed = "an even number of 4 or more"
+            raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed=allowed)
 
 
 def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Refuse a text whose held-out side is too small for the probes of a sampler that learns."""
-    # Training counts the rows exactly, but a later phase only begins after hours of work.
+    # Training checks the exact number of rows, but a later phase starts only after hours of work.
     if link.corpus.stream or not link.objectives:
         return
     chooser = sampler(link.sampler, list(link.objectives))
@@ -296,7 +298,7 @@ def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> No
     most = most_held_out(link.corpus, tokenizer, enough=least)
     if most < least:
         raise MaskwiseError(
-            "the text that is held out is too little for the sampler's probes",
+            "too little text is held out for the sampler's probes",
             got=f"at most {most} rows",
             allowed=f"≥ {least}: {judging} for evaluation, {max(sizes)} for probes",
             do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows "
@@ -305,10 +307,10 @@ def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> No
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
-    """Refuse text in which a policy finds nothing to mask, or only one unit a text.
+    """Refuse text in which a policy finds nothing to mask, or only one unit per text.
 
     Raises:
-        MaskwiseError: a few batches of the run have no targets, or a policy of words finds none.
+        MaskwiseError: a few batches of the run have no targets, or a word policy finds no words.
     """
     # Reading a stream would move its position, so its held-out text is checked.
     if isinstance(source.rows, StreamedRows):
@@ -326,28 +328,28 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         raise MaskwiseError(
             f"the layer {masker.keep!r} keeps every token visible",
             got=f"nothing to mask in {counts.steps} batches",
-            do="mark the prompts alone",
+            do="mark only the prompts",
         )
-    # In text without blanks each piece is a single word, which is longer than any budget.
+    # In text without spaces each piece is a single word, which is longer than any budget.
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
             f"policy {name} finds no words in this text: {counts.units} units in "
             f"{counts.pieces} texts",
-            got=f"{counts.eligible / max(1, counts.units):.0f} tokens a unit",
-            do="take the policy token, or span(over='token'); or corpus.words: token, or regex:…",
+            got=f"{counts.eligible / max(1, counts.units):.0f} tokens per unit",
+            do="use the policy token or span(over='token'), or set corpus.words: token or regex:…",
         )
     if not counts.targets:
         raise MaskwiseError(
             f"policy {name} masks nothing in this text: it has no units, or they are longer "
             "than the budget",
             got=f"no target in {counts.steps} batches",
-            do="take the policy token, or text with spaces; maskwise inspect shows the masks",
+            do="use the policy token, or text with spaces; maskwise inspect shows the masks",
         )
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """Warn of prepared texts in which many tokens are unknown to the tokenizer."""
+    """Warn about prepared texts in which many tokens are unknown to the tokenizer."""
     for stage in texts:
         share = unknown_share((stage.result(stages) or {}).get("counts", {}))
         if share > MOST_UNKNOWN:
@@ -359,14 +361,14 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
 
 
 def say(notes: Iterable[str]) -> None:
-    """Print lines on stderr."""
+    """Print lines to stderr."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for note in notes:
         console.print(note, markup=False)
 
 
 class _Untrained:
-    """Substitute for a tokenizer that is still to be trained; configurations need no more of it."""
+    """Stands in for a tokenizer that is not trained yet, with all that configurations need."""
 
     pad_token_id = 0
     cls_token_id = 2

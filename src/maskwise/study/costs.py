@@ -3,16 +3,17 @@ objectives can be compared.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
-Each weight takes 2 FLOPs a token forward and 4 backward: 2 for the gradient of its input and 2 for
-its own gradient. A frozen encoder runs forward only, and a vocabulary matrix tied to it costs 4 a
-target. So do the weights that LoRA leaves as they are. ``body`` counts the weights of the encoder
-without its embeddings, which are looked up. ``head`` counts the prediction head with its vocabulary
-matrix, even if that is tied to the embeddings; it runs on gathered targets only, so a higher ratio
-costs more. ``Objective.work`` defines which weights work for which tokens (sentence contrast reads
-a text twice, replaced-token detection also runs a generator), and every step counts for the
-objective that was drawn. Probes of a sampler cost 2 instead of 6. Not counted: attention scores
-(2·L·H a token and layer, a few per cent at the lengths used here), padding, the optimiser,
-evaluation.
+Each weight takes 2 FLOPs per token in the forward pass and 4 in the backward pass: 2 for the
+gradient of its input and 2 for the gradient of the weight. A frozen encoder runs forward only.
+Weights that are not updated but pass gradients on cost 4 instead of 6: a vocabulary matrix tied to
+a frozen encoder, and the weights that LoRA leaves unchanged. ``body`` counts the weights of the
+encoder without its embeddings, which are looked up. ``head`` counts the prediction head with its
+vocabulary matrix, even if it is tied to the embeddings; the head runs on gathered targets only, so
+a higher ratio costs more. ``Objective.work`` defines which weights are applied to which tokens
+(sentence contrast reads a text twice, replaced-token detection also runs a generator), and each
+step is counted for the objective that was drawn. Probes of a sampler cost 2 instead of 6. Not
+counted: attention scores (2·L·H per token and layer, a few per cent at the lengths used here),
+padding, the optimiser, evaluation.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
-"""Steps, evenly over a run, whose batches are masked to estimate the costs of the run."""
+"""Steps, spread evenly over a run, whose batches are masked to estimate the costs of the run."""
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
@@ -58,7 +59,7 @@ def without_weights(spec: str, network: PreTrainedModel) -> Objective:
 def flops_of_arms(
     arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
 ) -> tuple[int, int]:
-    """(FLOPs of the steps, FLOPs of the probes), summed over arms.
+    """Return (FLOPs of the steps, FLOPs of the probes), summed over arms.
 
     Args:
         spent: the counts of ``SamplerLearner.spent``.
@@ -75,7 +76,7 @@ def flops_of_arms(
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
-    """Choose at most ``most`` steps, evenly over a run."""
+    """Choose at most ``most`` steps, spread evenly over a run."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
 
@@ -133,7 +134,7 @@ def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
 
 
 def counts_over(source: MaskedSource, most: int) -> Counts:
-    """Count in at most ``most`` steps, evenly over a run: ratios and lengths of rows change."""
+    """Count over at most ``most`` steps, spread evenly because ratios and row lengths change."""
     steps = over_a_run(source.settings.steps, most)
     return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 

@@ -5,18 +5,18 @@
 A study without search or matching has one plan, or two with companions. Every decision follows from
 the results in the folders of stages, so a resumed study decides the same again.
 
-**Searching.** Every seed chooses a setting for every arm by its own dev rows. The runs of the
-search are never compared: the best run of a grid was also the luckiest, and more so for an arm with
-a flat curve. The compared run is a new one at the chosen setting, with the seed + ``FRESH_RUN``. So
-the pairs of runs stay independent and both arms are treated alike, and errors in the choice are
-part of the differences between pairs.
+**Searching.** Every seed chooses a setting for every arm by its dev rows. The runs of the search
+are never compared: the best run of a grid was also lucky, the more so the flatter the curve of the
+arm. The compared run is a new one at the chosen setting, with the seed + ``FRESH_RUN``. This keeps
+the pairs of runs independent and treats both arms alike. Errors in the choice are part of the
+differences between pairs.
 
 **Matching.** If arms are matched by steps (the usual way), a higher ratio gets more targets for
-free; if matched by targets, it trains for fewer steps; FLOPs are between. The cost of a run is its
-number of steps times the mean cost of a step, which is measured on batches from the whole run,
+free; if matched by targets, it trains for fewer steps; FLOPs lie in between. The cost of a run is
+its number of steps times the mean cost of a step, which is measured on batches from the whole run,
 masked with the ratio, policy and budget of the arm. A scheduled ratio spans the length of the run,
-so its mean does not depend on that length. Of several phases of training only the length of the
-first is changed.
+so its mean does not depend on that length. If a run has several phases of training, only the length
+of the first is changed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Design:
         others: the runs of a search.
         chosen: the setting that a search chose, by arm and seed.
         choices: records of kind "selection".
-        failed: the runs of a search that all failed, by arm and seed; there is no compared run.
+        failed: the runs of a search by arm and seed where all of them failed, so that there is no
+            compared run.
         budget: what the baseline spends, if arms are matched by targets or FLOPs.
     """
 
@@ -89,13 +90,13 @@ class Design:
     def plans(self) -> Iterator[Plan]:
         """Yield the plans; each must be done before the next one is asked for."""
         study = self.recipe.study
-        # Matched lengths depend on the texts, so those of all points are prepared first.
+        # Matched lengths depend on the texts, so the texts of all points are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
                 points = study.points_of(arm)
-                # The baseline's budget is that of its settings as written.
+                # The budget is what the baseline spends with its settings as written.
                 if study.search:
                     points = [{}, *points]
                 for point in points:
@@ -112,7 +113,7 @@ class Design:
             self.runs += self._compared(self.arms, seed)
         yield Plan(tuple(self.runs))
         shorter = []
-        # Companions come last because verdicts need the whole runs only.
+        # Companions come last because verdicts need only the full runs.
         for seed in self.seeds:
             for share in sorted(study.companions, reverse=True):
                 shorter += self._compared(list(study.arms), seed, share)
@@ -178,20 +179,20 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
-        """Overrides that set the steps of each training of an arm.
+        """Return overrides that set the steps of each training of an arm.
 
-        They are a share of the steps as written, or of the steps that spend the budget.
+        These are a fraction of the steps as written, or of the steps that spend the budget.
         """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
         if self.budget is not None:
             spent = self._spent(arm, setting)
-            # A dry run may find the texts of the baseline only.
+            # A dry run may find only the texts of the baseline.
             if spent is not None:
                 first = matched_steps(steps[0], spent, self.budget)
                 if first is None:
                     raise MaskwiseError(
-                        f"arm {arm!r} cannot spend as much as the baseline by "
+                        f"arm {arm!r} cannot be matched to the baseline by "
                         f"{self.recipe.study.match}",
                         got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
                     )
@@ -320,7 +321,7 @@ class Choice(NamedTuple):
 def choose(points: Sequence[Scores | None]) -> Choice:
     """Choose the point with the highest mean over outcomes, each standardised over the points.
 
-    Of equal points the first is chosen.
+    Among equal points the first is chosen.
 
     >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
@@ -332,8 +333,8 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     known = [point for point in points if point is not None]
     if not known:
         return Choice([None] * len(points), None, tied=False)
-    # With one run of each point the noise is unknown. Outcomes are divided by their spread between
-    # the points instead, so that tasks count equally whatever their unit.
+    # With one run per point the noise is unknown. Outcomes are divided by their spread between the
+    # points instead, so that tasks count equally whatever their unit.
     values = np.array([list(point.values()) for point in known], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)

@@ -141,7 +141,7 @@ class Forecast:
             write_json(self.file, entries)
 
     def memory_gib(self) -> float | None:
-        """The peak memory of a process among the timed stages; None if none was timed."""
+        """Return the peak memory of a process over the timed stages; None if none was timed."""
         entries = [self.timed.get(self.key(name), {}) for name in self.named]
         peaks = [entry["memory_gib"] for entry in entries if "memory_gib" in entry]
         return max(peaks, default=None)
@@ -149,7 +149,7 @@ class Forecast:
     def _key(self, name: str) -> str:
         """Hash everything that the time of a stage, or of a step of a training, depends on.
 
-        "" if a stage that it needs is not known.
+        Return "" if a stage that it needs is not known.
         """
         stage = self.named[name]
         try:
@@ -163,7 +163,8 @@ class Forecast:
         what = stage.what
         if stage.kind not in DEPENDS:
             return [what]
-        # Only the first training of a chain names the model, and only its first text the tokenizer.
+        # Only the first training of a chain names the model, and only its first text names the
+        # tokenizer.
         start = stage
         while "model" not in start.what and len(start.needs) > 1:
             start = self.named[start.needs[1]]
@@ -194,7 +195,7 @@ class Forecast:
 
 
 def _size(stage: Stage) -> Size:
-    """(steps, evaluations) of a training; any other stage counts as one step."""
+    """Return (steps, evaluations) of a training; any other stage counts as one step."""
     if stage.kind != "pretrain":
         return 1, 0
     steps = stage.what["training"]["steps"]
@@ -303,7 +304,7 @@ def dry_run(
         ``done``, ``to_do`` and ``seconds`` of work (None if no similar stage was timed).
         ``seconds``: until the end with ``jobs`` at once, None if unknown. ``memory_gib``: of a
         process, None if unknown. ``unknown``: kinds without a time. ``contrasts``: what each can
-        decide (``prospects``). ``doubts``: what the recipe or its files leave doubtful. ``notes``:
+        decide (``prospects``). ``doubts``: warnings about the recipe and its files. ``notes``:
         these, and what is not known yet.
 
     Raises:
@@ -413,13 +414,15 @@ def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     if undone:
         yield (
             f"{undone} of {len(design.choices)} searches (one for each arm and seed) "
-            "are not done: the settings of the runs that follow are not known yet"
+            "are not done, so the settings of the runs after them are not known yet"
         )
     if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
         yield (
-            "the text is a stream: nothing of it is counted beforehand, "
-            "and no more than its beginning is prepared"
+            "the text is a stream: it is not counted in advance, and only its beginning is prepared"
         )
     by = recipe.study.match
     if by != "steps" and design.budget is None:
-        yield f"steps will be matched by {by} when the texts are prepared; counted as written"
+        yield (
+            f"steps will be matched by {by} once the texts are prepared; "
+            "until then they are counted as written"
+        )

@@ -110,7 +110,7 @@ class Outcomes:
         self.heldout = self._read_heldout()
         self.evaluations = self._read_evaluations()
         self._read_costs()
-        # Before averaging, so that a mean never covers only some of the outcomes of a run.
+        # Done before averaging, so that a mean never covers only some of the outcomes of a run.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
@@ -167,7 +167,7 @@ class Outcomes:
                 self._put(f"dev:{task}", line, np.mean(dev))
             facts = self.study["tasks"].get(task, {})
             metric = facts.get("metric")
-            # Where the commonest answer depends on the tokenizer, only the records have its score.
+            # If the most frequent answer depends on the tokenizer, only the records have its score.
             chance = facts.get("majority")
             if chance is None:
                 chance = line.get("majority")
@@ -219,7 +219,7 @@ class Outcomes:
                     self._put(f"cost:{key}", line, value)
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Clear what a failed run measured of these outcomes before it failed.
+        """Clear the values of these outcomes that a failed run measured before it failed.
 
         Raises:
             MaskwiseError: a run that did not fail lacks some of the outcomes.
@@ -241,7 +241,7 @@ class Outcomes:
             self.values[outcome][-1, partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Fill in the two sides of transfer: means over arms that learned from the task, or not."""
+        """Average, for each task, the arms that learned from it, and the arms that did not."""
         for task in self.tasks:
             sides: dict[str, list[int]] = {OWN_TASK: [], OTHER_TASKS: []}
             for arm, source in learned.items():
@@ -288,7 +288,7 @@ class Outcomes:
         """Return the share of seeds in which the mean of all arms on dev beats the untrained model.
 
         The mean of all arms does not change if two of them are exchanged, so this rule for leaving
-        out tasks favours no arm. None where dev rows or the untrained model were not measured.
+        out tasks favours no arm. None if dev rows or the untrained model were not measured.
         """
         start = self.runs(f"dev:{task}", REFERENCE)
         arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
@@ -354,14 +354,14 @@ class Outcomes:
         return [] if name == REFERENCE else [name]
 
     def units(self, arm: str) -> str:
-        """Return what the arm masks together: the value of a ``maskwise.masking.UnitKind``."""
+        """Return the kind of unit that the arm masks: the value of a ``UnitKind``."""
         facts = self.study["arms"].get(arm)
         if facts is None:
             return "token"
         return facts.get("units", facts["policy"])
 
     def seen_seeds(self, look: Look) -> list[int]:
-        """Return the seeds of an earlier verdict; old studies know their number alone."""
+        """Return the seeds of an earlier verdict; older files have only their number."""
         return look.get("seeds", self.study["seeds"][: look["runs"]])
 
     def own_heldout(self, arm: str) -> list[str]:
@@ -384,9 +384,9 @@ class Outcomes:
         return formats - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
-        """Return the code of the flag on losses that differ in meaning between arms, or None.
+        """Return the code of the flag on an outcome that cannot compare two arms, or None.
 
-        The bound of masked diffusion uncovers tokens in random order whatever arms mask together,
+        The bound of masked diffusion uncovers tokens in random order whatever units the arms mask,
         so units do not matter to it.
         """
         names = (self.trained(arm) or [arm]) + (self.trained(other) or [other])

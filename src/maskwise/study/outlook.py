@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COUNTED_STEPS = 4
-"""Steps, evenly over a run, whose batches are masked to count targets."""
+"""Steps, spread evenly over a run, whose batches are masked to count targets."""
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
@@ -48,7 +48,7 @@ MOST_PASSES = 8
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
 """Targets until a small new model with the settings of the quick start beats the unigram loss by
-0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the power by which they grow with the
+0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the exponent of their growth with the
 vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
 plateau); accurate within a factor of 2. Not valid for letters: some protein families took 1,000
 steps, others more than twice the prediction."""
@@ -79,13 +79,13 @@ CORPUS_DOUBTS = (
     Doubt(
         lambda corpus: corpus["skipped"],
         "left out of the text: {left_out}",
-        "look at these places if they are many",
+        "inspect these places if there are many",
     ),
 )
 ARM_DOUBTS = (
     Doubt(
         lambda arm: arm["targets_per_step"] < FEW_TARGETS,
-        "arm {arm} has {targets_per_step:.0f} targets a step",
+        "arm {arm} has {targets_per_step:.0f} targets per step",
         "raise training.batch_size, corpus.length or the ratio",
     ),
 )
@@ -93,36 +93,36 @@ TRAINING_DOUBTS = (
     Doubt(
         lambda training: (training["passes"] or 0) > MOST_PASSES,
         "training makes {passes:.0f} passes over the text, and may overfit",
-        "give more text, or lower training.steps",
+        "use more text, or lower training.steps",
     ),
     Doubt(
         lambda training: training["steps"] < SAFE_TIMES * (training["plateau_steps"] or 0),
-        "{steps} steps may not leave the plateau of word frequencies: it takes about "
+        "{steps} steps may be too few to leave the plateau of word frequencies, which takes about "
         "{plateau_steps}",
-        "training.steps={safe}, to be safe, or a pretrained model: model.pretrained",
+        "set training.steps={safe} to be safe, or use a pretrained model (model.pretrained)",
     ),
 )
 TASK_DOUBTS = (
     Doubt(
         lambda task: accuracy_misleads(task["metric"], task["most"]),
-        "{most:.0%} of the rows of {task} have one label: accuracy says little",
-        "macro F1 is also on the page; to decide by it, metric='macro-f1'",
+        "{most:.0%} of the rows of {task} have the same label, so accuracy says little",
+        "the page also shows macro F1; to decide by it, set metric='macro-f1'",
     ),
     Doubt(
         lambda task: task["test_items"] < FEW_TEST_ITEMS,
-        "{task} is evaluated on {test_items} items: a score is ± {error:.0f} points from them "
-        "alone",
+        "{task} is evaluated on {test_items} items, which alone makes a score uncertain by "
+        "±{error:.0f} points",
         "use a larger test set, or ignore small differences",
     ),
     Doubt(
         lambda task: task["cut"] > MOST_CUT,
-        "{cut:.0%} of the rows of {task} are longer than {max_length} tokens, and are cut",
-        "raise finetune.max_length: the longest has {longest:,}",
+        "{cut:.0%} of the rows of {task} are longer than {max_length} tokens and are truncated",
+        "raise finetune.max_length: the longest row has {longest:,} tokens",
     ),
     Doubt(
         lambda task: task["skipped"],
         "left out of {task}: {left_out}",
-        "look at these rows if they are many",
+        "inspect these rows if there are many",
     ),
 )
 
@@ -194,10 +194,10 @@ class Outlook:
         self.check(CORPUS_DOUBTS, facts | {"left_out": left_out})
 
     def model(self, sample: Sample) -> PreTrainedConfig:
-        """Describe the model; returns its configuration."""
+        """Describe the model, and return its configuration."""
         start = self.first.model.pretrained
         _, config = start_of(self.first)
-        # A trained tokenizer may have fewer tokens than asked for, such as one of letters.
+        # A trained tokenizer may have fewer tokens than requested, such as one of letters.
         if start is None:
             config.vocab_size = len(sample.data.tokenizer)
         weights = weights_of(config)
@@ -262,9 +262,9 @@ class Outlook:
             if facts["classes"]:
                 line += ", {classes} labels"
             if facts["most"]:
-                line += ", the commonest {most:.0%}"
+                line += ", the most frequent {most:.0%}"
             if task.majority is not None:
-                line += "; knowing nothing gives {majority:.3f} {metric}"
+                line += "; guessing gives {majority:.3f} {metric}"
             self.say(f"task {task.name}", "{kind}: " + line, facts)
             # The standard error of a share near one half, in points.
             error = 50 / facts["test_items"] ** 0.5
@@ -288,7 +288,7 @@ class Outlook:
             contrasts = plural(len(short), "contrast")
             fewest = max(prospect["fewest_runs"] for prospect in short)
             what = f"{short[0]['runs']} runs of each arm cannot decide {contrasts}"
-            self.doubt(what, f"study.seeds={fewest}, or fewer study.contrasts")
+            self.doubt(what, f"set study.seeds={fewest}, or ask fewer study.contrasts")
         for counts in plan["stages"].values():
             # Shared stages of other studies may be done.
             counts["stages"] = counts.pop("to_do") + counts.pop("done")
@@ -299,11 +299,11 @@ class Outlook:
             if self.arms:
                 parts.append("{runs} runs ({purpose})".format(**line))
         if plan["seconds"] is None:
-            parts.append(f"unknown: nothing like {', '.join(plan['unknown'])} was timed here yet")
+            parts.append(f"unknown: no similar {', '.join(plan['unknown'])} was timed here yet")
         else:
             parts.append(f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once")
             if plan["memory_gib"] is not None:
-                parts.append(f"{plan['memory_gib']:.1f} GiB for each of them")
+                parts.append(f"{plan['memory_gib']:.1f} GiB for each")
         self.lines.append(("time", ", ".join(parts)))
         kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")
         self.facts["time"] = {"runs": runs, **{key: plan[key] for key in kept}}
@@ -362,7 +362,7 @@ def plateau_targets(vocabulary: int) -> float:
 def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
     """Count the mean targets and tokens of a training step.
 
-    None for several objectives, which take turns, and for a policy that is still to be learned.
+    None for several objectives, which take turns, and for a policy that is not learned yet.
     """
     if link.objectives or link.learns:
         return None
@@ -397,13 +397,13 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Count the tokens of rows of a task; none if long rows are read in windows."""
+    """Count the tokens of a sample of a task's rows; empty if long rows are read in windows."""
     if task.kind.windows:
         return []
     texts = []
     for split in ("train", "test"):
         rows = task.splits.get(split, ())
-        # Files may be sorted, so the rows are taken evenly.
+        # Files may be sorted, so rows are sampled evenly.
         every = -(-len(rows) // MEASURED_ROWS) or 1
         texts += [row.texts for row in rows[::every]]
     # Tasks without fine-tuning embed every text alone.
@@ -412,11 +412,11 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     sizes = []
     for parts in texts:
         if 1 <= len(parts) <= 2:
-            # Otherwise the tokenizer prints that a row is too long for the model.
+            # By default the tokenizer warns of rows that are too long for the model.
             sizes.append(len(tokenizer(*parts, verbose=False)["input_ids"]))
     return sizes
 
 
 def cut_share(sizes: Sequence[int], most_tokens: int) -> float:
-    """Return the share of rows that are longer than what a model reads."""
+    """Return the share of rows with more tokens than a model reads."""
     return sum(size > most_tokens for size in sizes) / max(1, len(sizes))

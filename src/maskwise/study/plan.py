@@ -42,7 +42,7 @@ class Run:
         evaluated: the evaluation without fine-tuning; None for a reference that cannot fill masks.
         tasks: the stage that fine-tunes on each task.
         overlaps: searches for the test items of its tasks in its texts.
-        fraction: share of the steps of a whole run.
+        fraction: share of the steps of a full run.
         setting: the point of a search that is tried or was chosen, by dotted name.
         role: "search" for a run that tries a point, "gate" for a run that only a gate compares,
             "" for all others.
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def compared(self) -> bool:
-        """Whether it is a whole run that the study's contrasts compare."""
+        """Whether it is a full run that the study's contrasts compare."""
         return self.fraction == 1 and not self.role
 
 
@@ -146,7 +146,7 @@ def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan the whole runs of a recipe as it is written, without searching and matching.
+    """Plan the full runs of a recipe as it is written, without searching and matching.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -175,7 +175,7 @@ def require_arms(recipe: Recipe) -> None:
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
     ratios = [""]
-    # One ratio is its own mean.
+    # With a single ratio, the mean is that loss itself.
     if len(last.evaluation.ratios) > 1:
         ratios += [f"@{ratio:g}" for ratio in last.evaluation.ratios]
     parts = product(last.evaluation.masks, formats, ratios)
@@ -303,8 +303,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     found = sorted({*learned.values()})
     if len(found) < max(2, len(tasks)):
         raise MaskwiseError(
-            "study.transfer compares policies that were learned from each of the study's tasks, "
-            "two or more",
+            "study.transfer compares policies learned from each of the study's tasks, of which it "
+            "needs two or more",
             got=f"policies learned from {', '.join(found) or 'none of them'}",
             do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
         )

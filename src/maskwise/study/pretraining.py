@@ -58,7 +58,7 @@ def pretrain(
         data: the text.
         recipe: the recipe of one run; its model, masking, objectives, sampler, training and
             evaluation are used.
-        folder: for metrics, states to resume from, and at the end the checkpoint.
+        folder: for metrics, states to resume from, and finally the checkpoint.
         facts: further facts for the model card.
 
     Returns:
@@ -233,7 +233,7 @@ class Learning(NamedTuple):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """The heads of several objectives, which are saved beside the encoder."""
+        """The heads of several objectives, which are saved next to the encoder."""
         if isinstance(self.objective, Arms):
             return self.objective.heads()
         return {}
@@ -313,7 +313,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     """Build an arm for each objective on one encoder, with the recipe's sampler over them."""
     training = recipe.training
     arms = recipe.objectives
-    # A pretrained model uses no randomness, so the new heads are seeded here.
+    # Loading a pretrained model seeds nothing, so the new heads are seeded here.
     torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
@@ -398,7 +398,7 @@ def judging_rows(
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
     """Find the rows that share a piece with the ``count`` evaluated rows of ``judged``.
 
-    Both are the same pieces, perhaps in different layouts.
+    Both hold the same pieces, perhaps in different layouts.
     """
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 

@@ -1,4 +1,4 @@
-"""Compute before a study runs which differences it can decide.
+"""Compute, before a study runs, which differences it can decide.
 
 A study that is too small to decide is not refused, because it may be a pilot. The noise of paired
 differences comes from ``study.noise``: a number, or the folder of an earlier study.
@@ -112,7 +112,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
 
 
 def _known_noise(recipe: Recipe) -> Noise:
-    """Find the noise of paired differences, as ``study.noise`` gives it or its folder measured."""
+    """Find the noise of paired differences: ``study.noise``, or that measured in its folder."""
     given = recipe.study.noise
     if given is None:
         return UNKNOWN
@@ -123,7 +123,7 @@ def _known_noise(recipe: Recipe) -> Noise:
 
 
 def _noise(sd: float, source: str, *, points: bool) -> Noise:
-    """The noise in points of 100, as scores are printed, or in nats."""
+    """Return the noise in points of 100, as scores are printed, or in nats."""
     if points:
         return {"noise": 100 * sd, "noise_from": source, "unit": "points"}
     return {"noise": sd, "noise_from": source, "unit": NATS}
@@ -150,7 +150,7 @@ def _measured(folder: Path) -> Noise:
     for pair in primary_pairs(study):
         for one in compare(table, *pair):
             plain = finite_runs(one.plain)
-            # Two differences estimate a spread too badly, and equal ones give none.
+            # Two differences estimate a spread too poorly, and equal ones give none.
             if one.row["primary"] and len(plain) > 2 and plain.std():
                 points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
                 variances[points].append(float(plain.var(ddof=1)))

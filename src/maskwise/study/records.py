@@ -180,7 +180,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
 
 
 def _same_question(before: Plain, study: Study) -> bool:
-    """Whether an earlier study shares an arm, and differs in nothing but its study settings."""
+    """Return whether an earlier study shares an arm and differs only in its study settings."""
     old = before.get("recipe") or {}
     new = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
@@ -204,7 +204,7 @@ def _look(study: Study | Plain) -> Look:
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
-    """Whether settings changed that may lead to another verdict on the same runs."""
+    """Return whether settings changed that may change the verdict on the same runs."""
     keys = ("outcome", "margin", "gate", "search", "match")
     old, new = _settings(before["recipe"]), _settings(study["recipe"])
     if any(old.get(key) != new.get(key) for key in keys):
@@ -217,8 +217,8 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
 def _asked(study: Study | Plain) -> list[list[str]]:
     """List the pairs whose tests share the error rate; the direction of a pair does not matter."""
     gate = study.get("gate")
-    # In files of older versions the gate is the pair itself. A gate without runs for it alone is
-    # not one of the tests that share the error.
+    # In files of older versions the gate is the pair itself. Without a search, a gate has no runs
+    # of its own, and is not one of the tests that share the error rate.
     if isinstance(gate, dict) and not study.get("search"):
         gate = gate["contrast"]
     return [sorted(pair) for pair in study.get("contrasts", ()) if pair != gate]
@@ -282,7 +282,7 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
 
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
-    # A failed run has a record, too: verdicts lack it, but it is not pending.
+    # A failed run has a record, too: it is missing from verdicts, but not pending.
     compared = (record for record in records if not {"role", "fraction"} & record.keys())
     done = {record.get("seed") for record in compared}
     return [seed for seed in study["seeds"] if seed not in done]
@@ -308,7 +308,7 @@ def collect(
         results = {stage: stage.result(stages) for stage in run.stages}
         # A failed search for test items makes no comparison invalid, so it is not a failure.
         lost = [stage for stage in run.stages if not results[stage] and stage.kind != "overlap"]
-        # A stage has the error of the stage before it that failed, which is reported alone.
+        # Stages after a failed one have its error, which is reported for the first of them only.
         first = {errors.get(stage.name): stage for stage in reversed(lost)}
         records += [failure_of(run, stage, errors) for stage in first.values()]
         trained = [results[stage] for stage in run.trainings]
@@ -349,7 +349,7 @@ def _learned(result: Plain) -> list[Plain]:
 
 
 def _score(result: Plain) -> list[Plain]:
-    # The order of the keys is that of recorded studies.
+    # Keys have the order of recorded studies.
     kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
     if "item_sd" in result:
         kept += ["majority", "interval", "item_sd"]
@@ -382,7 +382,7 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
 
 
 def _finite(line: Plain) -> bool:
-    """Whether all measurements are finite numbers."""
+    """Return whether all measurements are finite numbers."""
     # A dev score is None if the task has no dev rows.
     measured = [line[key] for key in ("score", "loss", "value") if key in line]
     measured += line.get("fine_tuning", [])
@@ -391,7 +391,7 @@ def _finite(line: Plain) -> bool:
 
 
 def _place(record: Record) -> tuple[str | float, ...]:
-    """The sort key of a record."""
+    """Return the sort key of a record."""
     what = record.get("task") or record.get("masks") or record.get("name") or ""
     detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
     who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
@@ -415,7 +415,7 @@ def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Recor
 def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
     """Collect the written answers to every test row of generation tasks, by arm and seed.
 
-    Only the first of several fine-tunings is read, since the answers are for people.
+    Only the first of several fine-tunings is read, because answers are shown and not scored.
 
     Args:
         before: the rows of other seeds.

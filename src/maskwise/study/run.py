@@ -72,7 +72,7 @@ def run_study(
         jobs: stages at once; None: as many as there are GPUs here, or else cores.
         quiet: show no live table.
         engine: where stages run: local or ray.
-        retries: how often a stage is retried if its failure may pass.
+        retries: how often a stage is retried if its failure may be temporary.
         cache: a folder of stages that is shared with other studies.
         seeds: run only this block of ``study.seeds``, and keep the records of other seeds that are
             in ``out``. There are no verdicts before all seeds of the study have run.

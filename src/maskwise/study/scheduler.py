@@ -1,8 +1,8 @@
 """Run the stages of a plan in a pool of workers, each as soon as the stages it needs are done.
 
-If a stage fails, only the stages that need it fail, too. A failure that may pass (``jobs.Failure``)
-is retried after a pause from the last saved state, so a retry changes no number. All state is in
-the folders of the stages, so the same command resumes after any interruption.
+If a stage fails, only the stages that need it fail, too. A stage whose failure may be temporary
+(``jobs.Failure``) is retried after a pause from its last saved state, so a retry changes no number.
+All state is in the folders of the stages, so the same command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from maskwise.study.work import run_stage
 RETRIES = 2
 """How often a stage is retried by default."""
 PAUSE_SECONDS = 2.0
-"""Before the first retry; doubled for each further retry."""
+"""The pause before the first retry, doubled for each further retry."""
 
 
 Task = tuple[str, Plain]
-"""The message to a worker: the name that a stage must have there, too, and its plain values."""
+"""The message to a worker: the name that a stage must have there, too, and its values."""
 
 
 def execute(
@@ -57,7 +57,7 @@ def execute(
         plan: the plan that they belong to.
         jobs: stages at once; None: as many as there are cores (or GPUs).
         engine: a name in ``jobs.ENGINES``.
-        retries: how often a stage is retried if its failure may pass.
+        retries: how often a stage is retried if its failure may be temporary.
 
     Returns:
         The error of each stage that failed, or that needs a stage that failed, by name.
@@ -118,7 +118,7 @@ def execute(
                 else:
                     progress.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            # The time limit of ``wait`` redraws twice a second, also if no stage ends.
+            # Because of the timeout of ``wait``, this redraws twice a second even if no stage ends.
             progress.update(named(running.values()), errors)
     return errors
 
@@ -132,7 +132,7 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     if appears(folder / DONE):
         return None
     return Failure(
-        "it is done, and its folder is not seen here; give --out a folder that all machines share",
+        "it is done, but its folder is not visible here; use an --out that all machines share",
         passing=True,
     )
 
@@ -152,13 +152,13 @@ def do_stage(task: Task, *, stages: str) -> Plain:
     folder = Path(stages)
     if stage.name != name:
         raise MaskwiseError(
-            "this machine has other versions of maskwise or its libraries, or another bf16",
-            do="use like machines",
+            "this machine has other versions of maskwise or its libraries, or differs in bf16",
+            do="use machines with the same versions and hardware",
         )
     # A shared file system may show the files of another machine with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
-            raise FileNotFoundError(f"{folder / need / DONE} is not seen here")
+            raise FileNotFoundError(f"{folder / need / DONE} is not visible here")
     with only_copy(stage.folder(folder)):
         return run_stage(stage, folder)
 
@@ -166,7 +166,7 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 @contextmanager
 def only_copy(folder: Path) -> Iterator[None]:
     """Wait until no other process works in a stage's folder."""
-    # A lost node may still be alive and train. The second copy of its stage waits for it, then
+    # A lost node may still be alive and training. The second copy of its stage waits for it, then
     # finds it done or resumes from its last state. The lock ends with its process.
     folder.mkdir(parents=True, exist_ok=True)
     held = locked(folder / ".lock", wait=-1)
@@ -233,7 +233,7 @@ class Progress:
         self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a line above the live ones that is not overwritten."""
+        """Print a permanent line above the live ones."""
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:
@@ -278,7 +278,7 @@ class Progress:
         return {}
 
     def line_of(self, name: str) -> Text:
-        """A running stage with the run that needs it, and the share of its steps that is done."""
+        """Return a running stage with its run and the share of its steps that is done."""
         run = self.runs[name]
         line = f"  {run.row}, seed {run.seed}: {self.named[name].kind}"
         if self.lines[name]:
@@ -286,7 +286,7 @@ class Progress:
         return Text(line, "cyan", no_wrap=True)
 
     def summary(self) -> Text:
-        """The stages that are done and failed, the time so far, and the time left."""
+        """Return the stages that are done and failed, the time so far, and the time left."""
         left, complete = self.left()
         parts = [f"{len(self.finished)} of {len(self.named)} stages"]
         if self.errors:
@@ -323,7 +323,7 @@ class Progress:
         return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
-        """The share of its steps that a training has done."""
+        """Return the share of its steps that a training has done."""
         training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)

@@ -45,7 +45,7 @@ ANOTHER_FOLDER = "give a new folder"
 
 
 def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
-    """Claim a run's folder on rank 0, in which the other processes of torchrun work, too."""
+    """Claim a run's folder on rank 0 for all processes of torchrun."""
     if not _is_first():
         return nullcontext()
     return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
@@ -63,7 +63,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """Pre-train one model into a folder.
 
     A finished run returns its result, an interrupted run is resumed, and a run that failed before
-    its first state starts again with this recipe. Of a study's recipe the arms are ignored. Under
+    its first state starts again with this recipe. The arms of a study's recipe are ignored. Under
     torchrun every process calls this; rank 0 prepares and writes.
 
     Args:
@@ -85,8 +85,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
-            "a single training learns no policy",
-            do="run maskwise learn first, and name its folder: learned('OUT/policy')",
+            "a single training cannot learn a policy",
+            do="run maskwise learn first and name its folder: learned('OUT/policy')",
         )
     first = prepare_stage(links[0])
     texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
@@ -181,7 +181,7 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
 
 
 def _begun(out: Path) -> bool:
-    """Whether the folder has a result, or a state to resume from, that must not be replaced."""
+    """Return whether the folder has a result or state to resume from, which must be kept."""
     marks = product((out, *_earlier(out)), (DONE, "checkpoint", "resume/step-*"))
     return any(any(folder.glob(mark)) for folder, mark in marks)
 

@@ -44,7 +44,7 @@ DONE = "done.json"
 STAGE = "stage.json"
 
 COMPUTED = ("0.1.0", "4")
-"""Version of the results, which a release alone does not change. The last part is raised if a
+"""Version of the results, which does not change with every release. The last part is raised if a
 change of the code makes the same settings compute something else. 2: held-out loss, several labels;
 3: macro F1 of truncated words, the steps of tried learning rates; 4: labels that are missing in
 train, rows of probes (CHANGELOG)."""
@@ -170,7 +170,7 @@ def tokenizer_of(first: Stage) -> str:
 
 
 def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
-    """Train the model of a recipe, which is that of one arm and seed.
+    """Train the model of the recipe of one arm and seed.
 
     Args:
         prepared: the text.
@@ -187,14 +187,14 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         # The weights of a mix change the batches, but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     _drop_new_defaults(what["training"])
-    # These are no part of the name, but the training needs them.
+    # These are not part of the name, but the training needs them.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
 
 
 def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | None = None) -> Stage:
-    """Learn a policy by a recipe, which is that of one arm and seed.
+    """Learn a policy by the recipe of one arm and seed.
 
     Args:
         task: the task to learn from.
@@ -297,7 +297,7 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage on the checkpoint of a training, or on the recipe's model without one."""
-    # Newer than recorded studies; what evaluates a model does not depend on it.
+    # Adapters are newer than recorded studies, and only trainings depend on them.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
         adapter = {"adapter": recipe.model.adapter}

@@ -1,7 +1,7 @@
 """Write a first recipe for the user's text and labels: short, commented, and ready to run.
 
 The choices follow from the files. English text continues from the bundled encoder, any other text
-trains a small model from scratch; text without blanks gets a byte-level tokenizer and masks of
+trains a small model from scratch; text without spaces gets a byte-level tokenizer and masks of
 tokens and spans. There is one primary contrast and six runs of each arm, because six pairs are the
 fewest that can decide anything (``statistics.fewest_runs``).
 """
@@ -46,7 +46,7 @@ ENGLISH_SHARE = 0.15
 """Least share of these words: English prose has .2 to .35, other languages below .05."""
 
 BLANK_SHARE = 0.05
-"""A text with a smaller share of white space has no blanks between words."""
+"""A text with a smaller share of white space has no spaces between words."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
 """Labelled rows for fine-tuning in a first study, fewer if they are long. More rows take longer and
@@ -62,8 +62,8 @@ MOST_PAIRS, LEAST_PAIRS = 500, 20
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 MOST_LETTERS, LONGEST = 40, 256
-"""A text without blanks and with at most this many different characters is a sequence of letters,
-such as a protein; and the most letters in a row."""
+"""A text without spaces and with at most this many different characters is a sequence of letters,
+such as a protein; and the longest row of such a text."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TextFacts:
         whole: whether the whole corpus was read.
         characters: the characters of these documents.
         blanks: share of white space.
-        english: share of the commonest English words.
+        english: share of the most frequent English words.
         sample: the beginning of the text.
         text_field: the field with the text, see ``longest_field``.
         skipped: skipped documents by reason.
@@ -149,7 +149,7 @@ def is_task(spec: str) -> bool:
     try:
         load_task(spec)
     except HiddenLabels:
-        # A file of labels nonetheless: loading it as a task says that they are hidden.
+        # A file of labels nonetheless: loading it as a task reports that they are hidden.
         return True
     except MaskwiseError:
         return False
@@ -169,9 +169,9 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """Write the text of a recipe for a corpus and tasks.
 
     Args:
-        source: a corpus, as ``read_documents`` takes it; or a file of labels, for which the recipe
-            trains the bundled encoder on the bundled corpus.
-        tasks: the tasks that evaluate checkpoints, as ``load_task`` takes them.
+        source: a corpus, as ``read_documents`` accepts it; or a file of labels, for which the
+            recipe trains the bundled encoder on the bundled corpus.
+        tasks: the tasks that evaluate checkpoints, as ``load_task`` accepts them.
 
     Raises:
         MaskwiseError: a corpus or a task that cannot be read.
@@ -181,13 +181,13 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
-        comment = "the bundled text, for only labels were given"
+        comment = "the bundled text, because only labels were given"
     # Tasks are loaded first, because reading a large text takes longer than finding a bad table.
     loaded = {spec: load_task(spec) for spec in tasks}
     for spec, task in loaded.items():
         if task.kind.name == "generation":
             # Recipes of the starter train encoders.
-            what = "a task whose answers are written needs an encoder–decoder"
+            what = "a task with written answers needs an encoder–decoder"
             do = f"maskwise study intermediate corpus.source={source} tasks='[\"{spec}\"]'"
             raise MaskwiseError(what, got=spec, do=f"{do} (docs/seq2seq.md)")
     facts = look_at(source)
@@ -299,8 +299,8 @@ def write_pairs(
     lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
         raise MaskwiseError(
-            "there is nothing to judge by: no task, and hardly a text with a title or two "
-            "sentences",
+            "there is nothing to evaluate on: no task, and too few texts with a title or a second "
+            "sentence",
             got=f"{len(lines)} texts",
             allowed=f"≥ {LEAST_PAIRS}",
             do="give --task FILE",

@@ -9,8 +9,8 @@ between mean(S) and mean(rest). So the p value of "the true mean is r" is the sh
 between their two means (the split that flips nothing always counts), and the ends of an interval
 are order statistics of those means.
 
-The p values of n runs are multiples of 2^(1 - n). Power is therefore that of the paired t test at
-the largest attainable level; it is exact where only equal signs in all runs reach that level.
+The p values of n runs are multiples of 2^(1 - n). Power is therefore computed as that of the paired
+t test at the largest attainable level. It is exact if that level takes equal signs in all runs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def sign_flip_interval(
 ) -> tuple[float, float] | None:
     """Return the range of means that the sign-flip test does not reject at 1 − ``confidence``.
 
-    None where there are too few differences to reject anything: below 6 for 95 %. With 6 the ends
+    None if there are too few differences to reject anything: below 6 for 95 %. With 6 the ends
     are the smallest and the largest difference, which cover 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
@@ -144,7 +144,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """Return a mean difference with its 95 % interval; None where there are too few runs."""
+    """Return a mean difference with its 95 % interval; None if there are too few runs."""
     if not len(differences):
         return {"mean": None, "low": None, "high": None}
     low, high = sign_flip_interval(differences) or (None, None)
@@ -158,7 +158,7 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[floa
     """Return Fieller's 95 % interval for mean(numerators) / mean(denominators) of pairs.
 
     The interval contains every r for which Student's t test does not reject a mean of 0 for
-    numerators − r · denominators. None where it is unbounded: by the same test the mean of the
+    numerators − r · denominators. None if it is unbounded: by the same test the mean of the
     denominators does not differ from 0. Source: Fieller (1954), section 2.
 
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
@@ -194,7 +194,7 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
     """Return the largest p below alpha that the sign-flip test can give; 0 if there is none."""
-    # The p values of drawn splits are fine enough to attain any level.
+    # The p values of drawn splits are fine-grained enough to attain any level.
     if runs > EXACT_RUNS:
         return alpha
     splits = 2 ** (runs - 1)
@@ -310,7 +310,7 @@ def best_guess(chance: float, items: int | None, *, share: bool) -> float:
     # A correlation of n independent pairs has a variance of about 1 / n.
     variance = 1.0
     if share:
-        # A chance level outside of 0 to 1 is that of another metric.
+        # A chance level outside of 0 to 1 belongs to a metric that is no share.
         variance = max(chance * (1 - chance), 0.0)
     return chance + 2 * math.sqrt(variance / items)
 
@@ -318,8 +318,8 @@ def best_guess(chance: float, items: int | None, *, share: bool) -> float:
 def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int | None:
     """Return the fewest runs that would decide ``difference`` with power .8; None above 300.
 
-    ``sd`` and ``difference`` are taken as the true ones; estimated from three runs, they make the
-    answer a guess as well.
+    ``sd`` and ``difference`` are treated as the true values: if they are estimated from three runs,
+    the answer is only a guess, too.
 
     Args:
         alpha: the level that remains after Holm's correction.

@@ -57,7 +57,7 @@ STEPS, STEP_SECONDS = 12, 6.0
 ITEMS = 48
 """Rows of a task that are answered, or of held-out text that are evaluated."""
 MOST_TOKENS_A_WORD = 30
-"""A text with more has no blanks, so its words cannot be counted."""
+"""A text with more has no spaces between words, so its words cannot be counted."""
 TRIED_RATES = 3
 """Extra fine-tunings of ``finetune.search_rate``."""
 
@@ -90,12 +90,12 @@ class Sample(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        """The training rows of the sample, also of a stream's."""
+        """The training rows of the sample, even if its text is a stream."""
         assert isinstance(self.data.training, Rows)
         return self.data.training
 
     def words(self, tokens: int) -> int | None:
-        """Count the words of the sample, which has ``tokens``; None if the text has no blanks."""
+        """Count the words of the sample, which has ``tokens``; None if the text has no spaces."""
         column = self.rows.pieces.columns.get("word_ids")
         if column is None:
             return None
@@ -182,7 +182,7 @@ class Samples:
         return sample
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample in the rows of a training; the first sample has been taken."""
+        """Return a sample in the rows of a training; ``first`` must have been taken before."""
         link = link.unlearned()
         key = _rows_of(link)
         if key not in self.prepared:
@@ -194,7 +194,7 @@ class Samples:
 
 
 def _rows_of(link: Recipe) -> tuple[object, ...]:
-    """What the rows of a sample depend on."""
+    """Return the settings that the rows of a sample depend on."""
     corpus = link.corpus
     tokenizer = link.tokenizer_name or link.tokenizer
     return corpus.length, corpus.row_layout, corpus.layers, tokenizer
@@ -205,7 +205,7 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 
 
 def probe_of(recipe: Recipe, folder: Path) -> Callable[[list[Plan], Forecast], None]:
-    """The probe of a dry run; its samples of the text are written to a folder."""
+    """Return the probe of a dry run, which writes its samples of the text to a folder."""
     first = recipe
     # A recipe without arms is refused by the dry run itself.
     if recipe.baseline:
@@ -266,7 +266,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _now() -> float:
-    """A clock in seconds."""
+    """Return the time of a clock in seconds."""
     # Processor time excludes other work on the machine, but also the time spent on a GPU.
     if best_device().type == "cpu":
         return time.process_time()
@@ -319,7 +319,7 @@ def _require_memory(link: Recipe, objective: Objective) -> None:
         raise MaskwiseError(
             "a step does not fit into memory",
             got=f"about {size / 1e9:,.0f} GB",
-            do="raise accumulate",
+            do="raise training.accumulate",
         )
 
 
@@ -361,7 +361,7 @@ def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     network = _network(link, data)
     torch.nn.Module.to(network, best_device())
     ratio_seconds = _time_heldout(link, data, network)
-    # About a second passes until the checkpoint is loaded.
+    # Loading the checkpoint takes about a second.
     return {"seconds": 1.0 + len(link.evaluation.ratios) * ratio_seconds}
 
 
@@ -401,7 +401,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     answer(objective, tensors["test"])
     row_seconds = (_now() - began) / len(few["test"])
     # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
-    # because too long a forecast is better than too short a one.
+    # because a forecast had better be too long than too short.
     evaluations = 1
     if how.eval_every:
         evaluations += how.steps // how.eval_every

@@ -67,12 +67,12 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
-    """The folder of the tokenizer of the text that a stage needs."""
+    """Return the folder of the tokenizer of the text that a stage needs."""
     return str(stages / stage.needs[0] / "data" / "tokenizer")
 
 
 def checkpoint_of(stage: Stage, stages: Path) -> Path | None:
-    """The checkpoint of the training that a stage needs, if it needs one."""
+    """Return the checkpoint of the training that a stage needs, if it needs one."""
     return stages / stage.needs[1] / "checkpoint" if len(stage.needs) > 1 else None
 
 
@@ -80,7 +80,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
     """Replace the model of a recipe by a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
-    # A checkpoint has the updates of the training before merged, and each begins its own.
+    # Checkpoints have the updates of their adapter merged, so each training starts a new one.
     model = ModelSettings(pretrained=str(checkpoint), adapter=recipe.model.adapter)
     return recipe.model_copy(update={"model": model})
 
@@ -169,7 +169,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         jobs=1,
     )
     for spec, entry in report["annotators"].items():
-        # A notice says that the layer is empty, and then the policy would mask other tokens.
+        # A notice says that the layer is empty: the policy would mask other tokens without it.
         if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)

@@ -92,7 +92,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     pairs = [] if pending else primary_pairs(study)
     rows = _rows(lines, table, pairs)
     primary = [row for row in rows if row["primary"]]
-    # The headline is about the contrasts, and about the gate only where there are no others.
+    # The headline is about the contrasts, and about the gate only if there are no others.
     asked = [row for row in primary if "gate" not in row] or primary
     top = headline_row(asked, study["baseline"])
     # A gate that did not pass has advice as well.
@@ -249,10 +249,12 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
     base = table.names.get(baseline, baseline)
     reason = _why_none(table, arm, best, baseline, outcome)
     if reason is not None:
-        row["sentence"] = f"No share of {arm} {where}: {reason}."
+        row["sentence"] = f"No share is given for {arm} {where}: {reason}."
         return row
     if not len(gains) or best_gains.mean() <= 0:
-        row["sentence"] = f"{best} does not improve on {base} {where}: there is no gain to share."
+        row["sentence"] = (
+            f"{best} does not improve on {base} {where}, so there is no gain to share."
+        )
         return row
     learned = learned_something(gains, best_gains)
     count = int(learned.sum())
@@ -269,7 +271,7 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
     if ends:
         row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
-    gained = f"{_percent(share)} of what {best} adds to {base} {where}"
+    gained = f"{_percent(share)} of the gain of {best} over {base} {where}"
     sentence = f"{arm} has {gained} in the {count} runs that learned something ({interval})"
     if row["failed"]:
         runs = f"{row['failed']} of {row['n']} runs failed"

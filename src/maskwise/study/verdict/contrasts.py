@@ -90,7 +90,7 @@ def primary_pairs(study: Study) -> list[Pair]:
     measured = study["tasks"] or study.get("reference")
     if not measured and any(REFERENCE in pair for pair in pairs):
         raise MaskwiseError(
-            f"a contrast names {REFERENCE}, and nothing is measured of it",
+            f"a contrast names {REFERENCE}, for which nothing is measured",
             allowed=", ".join(study["arms"]),
             do="name tasks, or leave that contrast out",
         )
@@ -183,7 +183,7 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
     for place in np.flatnonzero(np.isnan(differences)):
         seed = table.study["seeds"][place]
         lacking = [side for side in runs if np.isnan(runs[side][place])]
-        # Where both sides lack a seed, nothing was left without its partner.
+        # If both sides lack a seed, no run lacks its partner.
         if len(lacking) == 2 or lacking == [REFERENCE]:
             continue
         (side,) = lacking
@@ -199,8 +199,8 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
 def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
     """Return the interval over test items, in natural units; it is never mixed with that over runs.
 
-    Both arms answer the same items, and records do not have single answers: these are assumed to
-    correlate .5, so that a difference is as uncertain as one score. Tasks on the same texts are
+    Both arms answer the same items, and records do not hold single answers: these are assumed to
+    correlate by .5, so that a difference is as uncertain as one score. Tasks on the same texts are
     assumed to err together, others independently.
     """
     mean = row["mean"]
@@ -269,9 +269,9 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outc
 def _passes(row: Contrast) -> bool:
     """Return whether a gate's arm beats its baseline.
 
-    In older studies one search served all seeds, and the two sides may have other settings. This
-    leaves the row open, and the gate passes all the same: it asks whether the study can see a
-    difference, whatever its cause.
+    In older studies one search served all seeds, and the two sides may have different settings.
+    This leaves the row open, but the gate passes all the same: it asks whether the study can detect
+    a difference, whatever its cause.
     """
     doubts = {flag["code"] for flag in row["flags"] if flag["effect"] != "notes"}
     p = row["p_adjusted"]
@@ -288,7 +288,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         if invalid or not row["n"]:
             row["verdict"] = "not comparable"
     primaries = [comparison for comparison in comparisons if comparison.row["primary"]]
-    # Contrasts without a p keep their place in the family, as p = 1, because it was planned.
+    # Contrasts without a p count in the family with p = 1, because they were planned.
     p_values = [1.0] * len(primaries)
     for place, comparison in enumerate(primaries):
         row = comparison.row
@@ -362,7 +362,7 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
 
 
 def _plan(comparison: Comparison, *, alpha: float) -> None:
-    """Write how many runs would decide, and which difference these or more runs would detect."""
+    """Write how many runs would decide, and which difference the runs would detect."""
     row = comparison.row
     differences = finite_runs(comparison.differences)
     sd = float(differences.std(ddof=1))

@@ -254,7 +254,9 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     # Against the start all tasks count.
     if not left or REFERENCE in _pair(row):
         return None
-    effect = "left out of the primary outcome" if table.counted else "counted, as no task is left"
+    effect = "counted, because no task is left"
+    if table.counted:
+        effect = "left out of the primary outcome"
     return {"tasks": left, "names": ", ".join(left), "effect": effect}
 
 
@@ -320,8 +322,8 @@ FLAGS = (
         "gate-closed",
         "invalid",
         _gate_closed,
-        "the positive control failed: {oracle} is not shown to beat {beaten}, so this study "
-        "could not have seen a smaller difference either",
+        "the positive control failed: {oracle} was not shown to beat {beaten}, so this study "
+        "could not have detected a smaller difference either",
         "Fix the positive control first (more runs, longer training, or easier tasks): until it "
         "passes, the contrasts that it gates have no answer.",
     ),
@@ -330,7 +332,7 @@ FLAGS = (
         "invalid",
         _no_pairs,
         "too few runs finished",
-        "Repair what failed and give the same command again: finished stages are not repeated.",
+        "Fix what failed and run the same command again: finished stages are not repeated.",
     ),
     Flag(
         "different-tokenizers",
@@ -343,22 +345,23 @@ FLAGS = (
         "invalid",
         _differs("different-formats"),
         "the arms learned to write different output formats, and each has the lower loss in its "
-        "own",
+        "own format",
     ),
     Flag(
         "different-units",
         "invalid",
         _differs("different-units"),
-        "the arms mask different units, so the loss depends on the masks of the evaluation",
+        "the arms mask different units, so which loss is lower depends on the masks of the "
+        "evaluation",
     ),
     Flag(
         "floor",
         "invalid",
         _at_floor(answer=False),
-        "{arms} predicted held-out text hardly better than word frequencies ({words} nats; "
-        "{floor} is the least that shows learning)",
-        "Train longer or mask more; where the loss is worse than that of word frequencies, use "
-        "more text or fewer steps.",
+        "{arms} predicted held-out text hardly better than word frequencies do ({words} nats; "
+        "less than {floor} shows no learning)",
+        "Train longer or mask more; if the loss is worse than that of word frequencies, use more "
+        "text or fewer steps.",
     ),
     Flag(
         "chance",
@@ -380,14 +383,15 @@ FLAGS = (
         "caps",
         _settings_differ,
         "one search served all seeds and chose different settings for {arms}, so the difference "
-        "may be one of settings",
+        "may be due to the settings",
         "Run the study again: every seed now chooses its own settings (study.search).",
     ),
     Flag(
         "near-floor",
         "notes",
         _at_floor(answer=True),
-        "{when}, {arms} had hardly left word frequencies; this says nothing of longer training",
+        "{when}, {arms} had hardly improved on word frequencies; this says nothing about longer "
+        "training",
         "Train longer (training.steps) to see whether the difference remains.",
     ),
     Flag(
@@ -396,14 +400,14 @@ FLAGS = (
         _missing_runs,
         "{missing} of {planned} pairs of runs are missing, and runs that fail may not be a "
         "random sample",
-        "Repair what failed and give the same command again: finished stages are not repeated.",
+        "Fix what failed and run the same command again: finished stages are not repeated.",
     ),
     Flag(
         "compute",
         "notes",
         _unmatched_compute,
         "{told}",
-        "Compare quality by targets and FLOPs, too (study.match).",
+        "Compare the arms at equal targets or FLOPs, too (study.match).",
     ),
     Flag(
         "untuned",
@@ -425,7 +429,7 @@ FLAGS = (
         "no-help",
         "notes",
         _without_help,
-        "pre-training helps too seldom on {names} (study.helps): {effect}",
+        "pre-training helps too rarely on {names} (study.helps): {effect}",
     ),
     Flag(
         "items",
@@ -440,6 +444,7 @@ FLAGS = (
         "notes",
         _overlap,
         "{overlaps}",
-        "Remove the test items from the corpus, or leave that task out: its score rewards memory.",
+        "Remove the test items from the corpus, or leave that task out: its score rewards "
+        "memorisation.",
     ),
 )

@@ -195,10 +195,10 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, study: Study) -> s
     """Sum up the study in one short sentence, from the primary rows."""
     row = headline_row(rows, study["baseline"])
     if row is None and len(study["arms"]) > 1:
-        missing = "no outcome was measured that suits both; add tasks, or held-out masks"
+        missing = "no measured outcome suits both; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
-        return f"There is only one arm ({study['baseline']}), and nothing to compare it with."
+        return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
     judged = [other for other in rows if other["verdict"] != "not comparable"]
     templates = HEADLINES
     all_worse = bool(judged) and all(other["better"] == "baseline" for other in judged)
@@ -271,7 +271,7 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
             advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}.{_reach(best)}"
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
-            advice[f"keep {base}"] = f"Keep {base}: {worse} decided to be worse, and none better."
+            advice[f"keep {base}"] = f"Keep {base}: {worse} decided to be worse, none to be better."
     return advice
 
 
