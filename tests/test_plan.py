@@ -818,6 +818,12 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
 # ----------------------------------------------------------------------------
 
 
+def test_an_outcome_may_name_its_ratio_also_where_there_is_only_one():
+    for ratios in ("[0.15]", "[0.15, 0.4]"):
+        settings = [f"evaluation.ratios={ratios}", "study.outcome=heldout:token@0.15"]
+        assert make_plan(read_recipe("quick-start", settings)).runs
+
+
 @pytest.mark.parametrize("outcome", ["heldout:token@0.2", "' '", "heldout:token sentinels"])
 def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
     recipe = read_recipe("quick-start", [f"study.outcome={outcome}"])

@@ -711,6 +711,9 @@ def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
         torch.testing.assert_close(vector, states.mean(0), rtol=1e-4, atol=1e-5)
         first = embed(model, [text], tokenizer, max_length=40, pooling="cls")[0]
         torch.testing.assert_close(first, states[0], rtol=1e-4, atol=1e-5)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(MaskwiseError, match="embeddings are not finite numbers"):
+        embed(model, texts, tokenizer, max_length=40)
 
 
 @pytest.mark.parametrize("knows", ["mean", "cls"])

@@ -129,6 +129,12 @@ def test_a_named_outcome_decides_and_says_how_far_a_side_at_the_floor_carries():
     assert facts_of(primary_rows(summary)[0], "near-floor")["when"] == "at this length"
 
 
+def test_a_single_ratio_decides_by_its_mean_or_by_its_name():
+    for outcome in ("heldout:token", "heldout:token@0.15"):
+        lines = [heldout_record(arm, s, "token", 4.0) for arm in CLEAR for s in range(8)]
+        assert judged(more=lines, outcome=outcome)["outcome"] == "heldout:token"
+
+
 def test_a_loss_above_the_floor_or_void_has_no_note_on_its_reach():
     for levels in ({"token-15": 4.1, "token-30": 4.0}, {"token-15": 6.2, "token-30": 6.1}):
         assert "near-floor" not in codes(at_levels(levels)["heldout:token"])

@@ -174,10 +174,7 @@ def require_arms(recipe: Recipe) -> None:
     formats = [""]
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
-    ratios = [""]
-    # With a single ratio, the mean is that loss itself.
-    if len(last.evaluation.ratios) > 1:
-        ratios += [f"@{ratio:g}" for ratio in last.evaluation.ratios]
+    ratios = ["", *(f"@{ratio:g}" for ratio in last.evaluation.ratios)]
     parts = product(last.evaluation.masks, formats, ratios)
     outcome = recipe.study.outcome
     if outcome is not None:

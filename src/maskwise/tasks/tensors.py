@@ -424,7 +424,7 @@ def embed(
             or "cls", the first token.
 
     Raises:
-        MaskwiseError: a text without any token.
+        MaskwiseError: a text without any token, or an embedding that is not finite.
     """
     flat = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length).flat(texts)
     if not int(flat.lengths.min()):
@@ -441,4 +441,8 @@ def embed(
             real = attention.unsqueeze(-1)
             pooled = (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
+    # A ranking or a classifier would score NaN as wrong answers.
+    if not vectors.isfinite().all():
+        what = "the model's embeddings are not finite numbers"
+        raise MaskwiseError(what, do="is the checkpoint damaged?")
     return vectors

@@ -115,6 +115,9 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = [*tasks, *scores, *own]
     primary = table.study.get("outcome")
+    # A single ratio is its own mean, which has no ratio in its name.
+    if primary and primary not in table.measures:
+        primary = primary.partition("@")[0]
     if primary not in tasks + both:
         primary = next(iter(candidates), None)
     compute = _compute(table, arm, baseline)
