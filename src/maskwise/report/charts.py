@@ -28,7 +28,7 @@ from maskwise.report.drawing import (
 from maskwise.report.reading import NO_RUNS, Folder, Line, mean
 
 MOST_POINTS = 200
-"""The most points of a line; more could not be seen."""
+"""The most points of a line; more could not be told apart."""
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
@@ -103,7 +103,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def _points(runs: DataFrame, colours: Colours) -> list[Line]:
-    """Return the runs of the arms that have a colour: the reference is drawn as a line."""
+    """Return the runs of the arms that have a colour; the reference, drawn as a line, has none."""
     drawn = runs[runs.arm.isin([*colours])]
     points: list[Line] = drawn.to_dict("records")
     return points
@@ -265,7 +265,7 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
         return None
     crossings = []
     for row in folder.summary["efficiency"]["crossings"]:
-        # A seed that never crosses is later than all others: a median of infinity is no crossing.
+        # A seed that never crosses counts as infinite, so an infinite median means no crossing.
         shares = [math.inf if share is None else share for share in row["shares"].values()]
         middle = median(shares)
         crossings.append({**row, "median": middle if math.isfinite(middle) else None})
@@ -389,8 +389,8 @@ def _notes(lines: list[Line]) -> list[str]:
     counts: Counter[str] = Counter()
     for line in lines:
         for note in line.get("notes", ()):
-            # A starved objective in a single rollout may be chance; the table has the shares of
-            # the full run.
+            # In one rollout, an objective may be starved by chance; the table has its share of the
+            # full run.
             if " is starved" not in note:
                 counts[note] += 1
     common = counts.most_common(MOST_NOTES)

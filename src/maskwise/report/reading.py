@@ -1,8 +1,8 @@
 """Reads the folder of a study, or of one pre-training run, for the page.
 
-Every file but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
-study that is still running has a smaller page. Numbers that are not finite are dropped, and so are
-records without their number, so the rest of the report needs no checks.
+Every file except study.json (of a study) or metrics.jsonl (of a run) may be missing or incomplete:
+the page of a running study is smaller. Numbers that are not finite are dropped, and so are records
+without their number, so the rest of the report needs no checks.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def summary_of(folder: Path) -> Summary:
         raise MaskwiseError(
             "this study has no summary yet",
             got=str(folder),
-            do="give the same maskwise study command again: it resumes where it stopped",
+            do="repeat the maskwise study command: it resumes where it stopped",
         )
     return cast(Summary, _needed(folder / "summary.json"))
 
