@@ -1,4 +1,4 @@
-"""A hook of mkdocs: writes the reference of recipe keys, commands and names from the source.
+"""A mkdocs hook that writes the reference of recipe keys, commands and names from the source.
 
 ``recipe.md`` has every key of a recipe, ``commands.md`` every option, ``names.md`` every policy,
 schedule, corruption, objective, sampler and annotator.
@@ -26,7 +26,7 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 class Key(NamedTuple):
-    """A key of a recipe. One that holds others has no default."""
+    """A key of a recipe. A key that contains other keys has no default."""
 
     name: str
     default: str

@@ -1,11 +1,11 @@
-"""Questions whose answers stand in a corpus: `python scripts/trivia_contexts.py QUESTIONS.jsonl
-CORPUS --out FOLDER`.
+"""Find questions whose answers occur in a corpus: `python scripts/trivia_contexts.py
+QUESTIONS.jsonl CORPUS --out FOLDER`.
 
-QUESTIONS (also .gz) has `question` and `answer`, as OpenTriviaQA; CORPUS is a file or folder of
-texts. Of each question the paragraphs are kept in which its answer stands and which share its
-rarest words: two rare ones at least, for a short answer stands anywhere. FOLDER/contexts.jsonl has
-each such paragraph as a document once, and none of the questions; FOLDER/questions.jsonl has the
-questions, so cut into train, dev and test that questions about one article are in one split.
+QUESTIONS (also .gz) has `question` and `answer`, as in OpenTriviaQA; CORPUS is a file or folder of
+texts. For each question, paragraphs are kept that contain its answer and share its rarest words: at
+least two rare ones, because a short answer may occur anywhere. FOLDER/contexts.jsonl has each such
+paragraph once, as a document without questions; FOLDER/questions.jsonl has the questions in train,
+dev and test splits, with all questions about an article in the same split.
 """
 
 from __future__ import annotations
