@@ -24,7 +24,7 @@ from conll import read_columns
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
-# What the quick start needs stands in the wheel of maskwise.
+# The wheel of maskwise has what the quick start needs.
 QUICK_START = {"wikipedia": ROOT / "src/maskwise/data", "ud_ewt_pos": ROOT / "src/maskwise/data"}
 WIKIPEDIA_STRIDE = 8
 

@@ -21,7 +21,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--articles", type=int, help="only so many of the articles, from the first")
+    parser.add_argument("--articles", type=int, help="use only the first articles, this many")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     articles = json.loads(read_text(given.file))["data"][: given.articles]

@@ -35,7 +35,7 @@ NO_ANSWERS = FUNCTION_WORDS | {
     "none of these",
 }
 RARE = 0.002
-"""A word is rare that stands in no more of the paragraphs."""
+"""The largest share of paragraphs that contain a rare word."""
 SHORTEST, LONGEST = 20, 120
 """Words of a paragraph. Headings are shorter."""
 
@@ -50,7 +50,7 @@ def main() -> None:
         "--rare", type=int, default=2, help="words that a question and its context share"
     )
     parser.add_argument(
-        "--limit", type=int, help="only so many texts of the corpus, from the first"
+        "--limit", type=int, help="use only the first texts of the corpus, this many"
     )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

@@ -13,7 +13,7 @@ from statistics import median
 
 from pandas import DataFrame
 
-from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
+from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
 from maskwise.errors import plural
 from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
@@ -39,7 +39,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         task, _ = measure
         facts = folder.task(task)
         metric = facts.get("metric", "score")
-        lower = metric in LOWER_IS_BETTER
+        lower = folder.lower_is_better(task)
         # Correlations are drawn times 100, and the axis of shares is in per cent.
         is_correlation = metric in CORRELATIONS
         are_shares = runs.value.between(0, 1).all()
@@ -126,7 +126,7 @@ def coverage_table(folder: Folder) -> list[View]:
     scores = {}
     for (task, _), runs in folder.numbers("score").items():
         sign = 1
-        if folder.task(task).get("metric") in LOWER_IS_BETTER:
+        if folder.lower_is_better(task):
             sign = -1
         for arm, score in runs.groupby("arm").value.mean().items():
             scores[task, arm] = sign * score
@@ -163,7 +163,7 @@ def transfer_view(folder: Folder) -> View | None:
         gain = cell["mean"] or 0.0
         colour = BLUE if gain > 0 else ORANGE
         view: View = {"own": cell["task"] == cell["learned_from"], "scale": 100, "digits": 1}
-        if folder.task(cell["task"]).get("metric") in LOWER_IS_BETTER:
+        if folder.lower_is_better(cell["task"]):
             view |= {"scale": 1, "digits": 2}
         view["shade"] = shade(abs(gain) / reach, colour)
         by_arm[cell["arm"]].append({**cell, **view})

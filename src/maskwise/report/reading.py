@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, cast
 
 from pandas import DataFrame
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Study, Summary
 from maskwise.folders import read_json, read_lines
@@ -143,6 +143,10 @@ class Folder:
     def task(self, name: str) -> Line:
         """Return the facts of a task: its metric, its classes, …"""
         return cast(Line, self.study["tasks"].get(name, {}))
+
+    def lower_is_better(self, task: str) -> bool:
+        """Return whether a lower score is better in the metric of a task."""
+        return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
 def read_folder(folder: Path) -> Folder:
