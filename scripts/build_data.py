@@ -1,11 +1,11 @@
-"""Cuts the data of maskwise and maskwise-data out of public data sets:
+"""Make the data of maskwise and maskwise-data from public data sets:
 `python scripts/build_data.py SOURCE`.
 
-SOURCE holds wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (their
-origin and licences: README.md beside the data). Nothing is drawn at random: rows are taken at
-even distances, and gzip gets no time stamp, so a second run writes the same bytes (another zlib may
-compress the same rows differently). Only licences that allow it (CC BY, CC BY-SA) are shipped, and
-a few megabytes in all.
+SOURCE has wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (origins
+and licences are in the README.md next to the data). Nothing is random: rows are taken at even
+intervals, and gzip files have no time stamp, so a second run writes the same bytes (another zlib
+may compress the same rows differently). Only data under licences that allow redistribution (CC BY,
+CC BY-SA) is included, a few megabytes in all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from conll import read_columns
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
-# What the quick start needs stands in the wheel of maskwise.
+# The wheel of maskwise has what the quick start needs.
 QUICK_START = {"wikipedia": ROOT / "src/maskwise/data", "ud_ewt_pos": ROOT / "src/maskwise/data"}
 WIKIPEDIA_STRIDE = 8
 
@@ -115,7 +115,7 @@ def wikipedia(folder: Path) -> list[Row]:
 
 
 def banking77(folder: Path) -> Iterator[Row]:
-    """Train and dev out of the official training rows, test the official one: {"split", "text",
+    """Train and dev from the official training rows, and the official test: {"split", "text",
     "label"}.
     """
     with gzip.open(folder / "train.csv.gz", "rt", encoding="utf-8", newline="") as file:
@@ -144,7 +144,7 @@ def clinc150(folder: Path) -> Iterator[Row]:
 
 
 def ud_ewt_pos(folder: Path) -> Iterator[Row]:
-    """Sentences of 4 to 40 words in their own splits: {"split", "tokens", "tags", "relations"}."""
+    """Sentences of 4 to 40 words, as published: {"split", "tokens", "tags", "relations"}."""
     for split, count in SENTENCES.items():
         with gzip.open(folder / f"en_ewt-ud-{split}.conllu.gz", "rt", encoding="utf-8") as file:
             chosen = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
@@ -153,13 +153,13 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
 
 
 def wikigold(folder: Path) -> Iterator[Row]:
-    """Sentences of Wikipedia with the names in them, as published, uncut: {"tokens", "tags"}."""
+    """Sentences from Wikipedia with their names, as published, unsplit: {"tokens", "tags"}."""
     for tokens, tags in read_columns(folder / "wikigold.conll.txt.gz"):
         yield {"tokens": tokens, "tags": tags}
 
 
 def wnut17(folder: Path) -> Iterator[Row]:
-    """Posts and comments with the names in them, in their own splits: {"split", "tokens",
+    """Posts and comments with their names, in the published splits: {"split", "tokens",
     "tags"}.
     """
     files = {"train": "train.conll.gz", "dev": "dev.conll", "test": "test.conll"}
@@ -169,7 +169,7 @@ def wnut17(folder: Path) -> Iterator[Row]:
 
 
 def trivia(folder: Path) -> Iterator[Row]:
-    """Questions of a quiz, and what they are about: {"split", "text", "label"}; no question
+    """Quiz questions and their topics: {"split", "text", "label"}; no question
     twice.
     """
     with gzip.open(folder / "open_trivia_qa.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -196,7 +196,7 @@ def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str], li
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
-    """`count` items at even distances."""
+    """`count` items at even intervals."""
     assert count <= len(items), f"{count} of {len(items)}"
     return [items[place * len(items) // count] for place in range(count)]
 
@@ -204,13 +204,13 @@ def spread(items: list[Any], count: int) -> list[Any]:
 def spread_intents(
     pairs: list[tuple[str, str]], intents: list[str], count: int
 ) -> list[tuple[str, str]]:
-    """`count` rows of each intent, in turn, so that any beginning of the list is balanced."""
+    """`count` rows of each intent, in turn, so that every prefix of the list is balanced."""
     columns = [spread([pair for pair in pairs if pair[1] == intent], count) for intent in intents]
     return list(chain.from_iterable(zip(*columns)))
 
 
 def without(pairs: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs whose text, but for case and spacing, is new; each once."""
+    """The pairs whose text, apart from case and spacing, is new; each once."""
     seen = {plain(text) for text, _ in others}
     return [pair for pair in pairs if not (plain(pair[0]) in seen or seen.add(plain(pair[0])))]
 

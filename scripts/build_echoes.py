@@ -1,8 +1,9 @@
-"""Make the bundled data set ``echoes``: texts that say everything twice, so that it is known what
-can be learned.
+"""Make the bundled data set ``echoes``: texts that say everything twice, so it is known what can be
+learned.
 
-A text is a sequence of invented words, drawn evenly, and then the same sequence again. Whoever has
-learned to look at the other copy knows every word that is whole there; nothing else can be known.
+A text is a sequence of invented words, drawn uniformly, followed by the same sequence again. A
+model that has learned to look at the other copy knows every word that is unmasked there; nothing
+else can be predicted.
 
     python scripts/build_echoes.py   # writes echoes.jsonl.gz of maskwise-data, always the same
 """

@@ -1,13 +1,12 @@
-"""Writes pairs.jsonl.gz of maskwise-data: minimal pairs of English, made here from a few
-templates.
+"""Write pairs.jsonl.gz of maskwise-data: English minimal pairs, made from a few templates.
 
     python scripts/build_evaluation.py
 
-Phenomena as in BLiMP (Warstadt et al. 2020), sentences of our own: common words, so that small
-vocabularies know them, and no drawing: every template meets its words in turn, so a second run
-writes the same bytes. In each pair the sentences have the same words but for one, or the same words
-in another order; where one word differs, both forms stand in other pairs on the right side too, so
-no word is right by itself.
+The phenomena are those of BLiMP (Warstadt et al. 2020), the sentences are new. They have common
+words, so that small vocabularies contain them. Nothing is random: every template uses its words in
+turn, so a second run writes the same bytes. The sentences of a pair differ in one word, or in word
+order; if one word differs, each of the two forms is also in the correct sentence of other pairs, so
+no word is correct by itself.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def agreement() -> Iterator[Pair]:
 
 
 def distant_agreement() -> Iterator[Pair]:
-    """A noun of the other number stands between subject and verb."""
+    """A noun of the other number is between subject and verb."""
     for number, (one, many) in enumerate(NOUNS):
         place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
         for singular, plural in (("was", "were"), ("is", "are")):
@@ -111,7 +110,7 @@ def anaphor() -> Iterator[Pair]:
 
 
 def word_order() -> Iterator[Pair]:
-    """The same words, in an order that English does not have."""
+    """The same words, in an order that is not English."""
     for number, (one, many) in enumerate(NOUNS):
         place = PLACES[number % 3]
         yield "word-order", f"The {one} {place} was old.", f"The {place} {one} was old."

@@ -1,10 +1,9 @@
-"""Make the bundled data set ``families``: invented protein families, whose structure is known.
+"""Make the bundled data set ``families``: invented protein families with a known structure.
 
 Each family has a consensus. A column is conserved (the consensus letter in 9 of 10 sequences), free
 (drawn by the frequencies of amino acids in nature), or one half of a pair: its letter follows from
-that of a column far away, by a rule of the family. Sequences lose or gain a few letters, so that
-columns shift. What can be learned beyond letter frequencies is thus the family, and within it the
-pairs.
+the letter in a distant column, by a rule of the family. Sequences lose or gain a few letters, so
+columns shift. Beyond letter frequencies, a model can learn the family, and within it the pairs.
 
     python scripts/build_families.py   # writes families.jsonl.gz of maskwise-data, always the same
 """

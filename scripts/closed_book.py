@@ -1,11 +1,11 @@
-"""A closed-book test from a file of SQuAD's format, for the study D1 of PLAN.md.
+"""Make a closed-book test from a file in SQuAD's format, for the study D1 of PLAN.md.
 
     python scripts/closed_book.py new_wiki_v1.0.json.gz --out trivia
 
-Every paragraph is a text of the corpus (``OUT/contexts.jsonl``), with the answers of the test
-questions as its ``spans``. The questions are split by article, so that no policy and no model
-learns from an article that is asked in the test: ``OUT/closed`` has questions and answers,
-``OUT/open`` has the paragraphs of training and dev questions too, for a policy to learn from.
+Every paragraph is a text of the corpus (``OUT/contexts.jsonl``), with the answers to test questions
+as its ``spans``. Questions are split by article, so that no policy and no model learns from an
+article of the test: ``OUT/closed`` has questions and answers, ``OUT/open`` also has the paragraphs
+of training and dev questions, from which a policy can learn.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def split_of(share: float) -> str:
-    """The split of an article, by its place in the shuffled list."""
+    """The split of an article, by its position in the shuffled list."""
     edge = 0.0
     for split, size in SPLITS.items():
         edge += size
@@ -73,7 +73,7 @@ def split_of(share: float) -> str:
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans that overlap an earlier one are left out."""
+    """The spans without those that overlap an earlier one."""
     kept: list[tuple[int, int]] = []
     for start, end in spans:
         if not kept or start >= kept[-1][1]:

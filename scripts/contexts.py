@@ -1,9 +1,9 @@
-"""Questions about contexts as a corpus and a task: `python scripts/contexts.py FILE.json[.gz] --out
-FOLDER`.
+"""Turn questions about contexts into a corpus and a task:
+`python scripts/contexts.py FILE.json[.gz] --out FOLDER`.
 
-FILE is in SQuAD's format (SQuADShifts, XQuAD). FOLDER/contexts.jsonl has each context as a document
-once, whatever asks about it, and no question; FOLDER/questions.json has the same articles with
-their questions, in SQuAD's format.
+FILE is in SQuAD's format (SQuADShifts, XQuAD). FOLDER/contexts.jsonl has each context once, as a
+document without questions; FOLDER/questions.json has the same articles with their questions, in
+SQuAD's format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--articles", type=int, help="only so many of the articles, from the first")
+    parser.add_argument("--articles", type=int, help="use only the first articles, this many")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     articles = json.loads(read_text(given.file))["data"][: given.articles]

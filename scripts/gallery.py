@@ -1,8 +1,7 @@
-"""A hook of mkdocs: draws the pages of docs/gallery.md from benchmarks/results, with the rules of
-today.
+"""A mkdocs hook that makes the pages of docs/gallery.md from benchmarks/results, by today's rules.
 
-The folders hold study.json and records.jsonl; verdicts are made anew, so that all pages speak one
-language.
+The folders have study.json and records.jsonl; verdicts are recomputed, so that all pages follow the
+same rules.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LINK = re.compile(r"\(gallery/([\w-]+)\.html\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds every page that the gallery links to."""
+    """Add every page that the gallery links to."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(LINK.findall(text)):
         files.append(

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How heavy the source is, in figures that formatting can hardly change.
+"""Measure the complexity of the source, in figures that formatting can hardly change.
 
-    house.py [FOLDER] [--rooms]        default: src/maskwise; status 1 where a goal is missed
+    house.py [FOLDER] [--rooms]        default: src/maskwise; exit code 1 if a goal is missed
 
-Nodes are those of the syntax tree without docstrings: what there is to understand. Nodes a code
-line: how much stands on one line. Counts are absolute, so that spreading code over more lines
-    improves none but the density.
+Nodes of the syntax tree, without docstrings, count what there is to understand. Nodes per code line
+count how much is on a line. Counts are absolute, so spreading code over more lines improves only
+the density.
 """
 
 import ast

@@ -1,12 +1,11 @@
-"""Changes of the source that tests must notice: ``python scripts/mutants.py [PART OF A FILE'S NAME
-…]``.
+"""Run mutation tests: ``python scripts/mutants.py [PART OF A FILE'S NAME …]``.
 
-``tests/mutants.json`` lists them: in ``file`` (of ``src/maskwise``) the text ``old``, which stands
-there once, becomes ``new``, and ``test`` must fail. Each is tried in a copy of the package. Prints
-a line for each: ``killed``, ``SURVIVED``, or ``stale`` where ``old`` is not in the file any more:
-mend the entry, so that it changes the same thing. Exits with 1 if any survived or is stale. Cost:
-two or three seconds of one core for each, as the libraries are imported once and every mutant has a
-process that is forked from there. Not for Windows.
+``tests/mutants.json`` lists the mutants: in ``file`` (of ``src/maskwise``) the text ``old``, which
+occurs there once, becomes ``new``, and ``test`` must fail. Each is tried in a copy of the package.
+The result is a line for each: ``killed``, ``SURVIVED``, or ``stale`` if ``old`` is no longer in the
+file; update a stale entry, so that it changes the same thing. The exit code is 1 if any mutant
+survived or is stale. Each takes two or three seconds on one core, because the libraries are
+imported once and every mutant runs in a process forked from there. Not for Windows.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def main(wanted: list[str]) -> int:
 
 
 def tried(mutant: dict[str, str], source: Path) -> str:
-    """What became of a mutant: killed, SURVIVED or stale."""
+    """The result of a mutant: killed, SURVIVED or stale."""
     file = source / "maskwise" / mutant["file"]
     if not file.is_file():
         return "stale"
@@ -61,9 +60,7 @@ def tried(mutant: dict[str, str], source: Path) -> str:
 
 
 def outcome_of(test: str, source: Path) -> int:
-    """The exit code of pytest for one test, run on the package in ``source`` by a process of its
-    own.
-    """
+    """The exit code of pytest for one test, run in a separate process on the package ``source``."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

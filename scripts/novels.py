@@ -1,11 +1,11 @@
-"""Novels as unlabelled text, and passages labelled by their novel (PLAN.md, D9).
+"""Make unlabelled text from novels, and passages labelled by their novel (PLAN.md, D9).
 
     python scripts/novels.py eltec_eng-00.jsonl.gz --out OUT
 
 The file has a JSON object for each novel, with ``title`` and ``text`` (a paragraph on each line).
 ``OUT/novels`` is the task: passages of 30 to 60 words and the title of their novel, 10 of each
-novel to train on and 20 to test. ``OUT/novels.jsonl`` has the text between these passages; no two
-of them are neighbours.
+novel for training and 20 for the test. ``OUT/novels.jsonl`` has the text between these passages; no
+two passages are neighbours.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def passages_of(text: str) -> list[str]:
 
 
 def draw(passages: list[str], rng: random.Random) -> list[int]:
-    """The places of passages to label, of which no two are neighbours."""
+    """The positions of passages to label, no two of them neighbours."""
     short = [n for n, passage in enumerate(passages) if len(passage.split()) <= LONGEST]
     drawn: set[int] = set()
     for place in rng.sample(short, len(short)):
@@ -76,7 +76,7 @@ def draw(passages: list[str], rng: random.Random) -> list[int]:
 
 
 def between(passages: list[str], drawn: set[int]) -> list[str]:
-    """The texts between the passages that are drawn."""
+    """The texts between the drawn passages."""
     texts: list[str] = []
     part: list[str] = []
     for place, passage in enumerate(passages):

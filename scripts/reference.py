@@ -1,4 +1,4 @@
-"""A hook of mkdocs: writes the reference of recipe keys, commands and names from the source.
+"""A mkdocs hook that writes the reference of recipe keys, commands and names from the source.
 
 ``recipe.md`` has every key of a recipe, ``commands.md`` every option, ``names.md`` every policy,
 schedule, corruption, objective, sampler and annotator.
@@ -26,7 +26,7 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 class Key(NamedTuple):
-    """A key of a recipe. One that holds others has no default."""
+    """A key of a recipe. A key that contains other keys has no default."""
 
     name: str
     default: str
@@ -78,7 +78,7 @@ def recipe_page() -> str:
     for key in keys_of(Recipe):
         section, dot, _ = key.name.partition(".")
         sections.setdefault(section if dot else "", []).append(key)
-    lines = ["# Recipe keys", "", "Every key may be left out. `null` is a value too: no value."]
+    lines = ["# Recipe keys", "", "All keys are optional. `null` means no value."]
     for section, keys in sections.items():
         lines += ["", f"## {section or 'Recipe'}", ""]
         lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
@@ -118,7 +118,7 @@ def names_page() -> str:
     lines = [
         "# Names",
         "",
-        "Recipes, options and Python take these names, with arguments as in `span(p=0.2)`.",
+        "Recipes, options and Python accept these names, with arguments as in `span(p=0.2)`.",
     ]
     for table in TABLES:
         lines += ["", f"## {table.capitalize()}"]

@@ -1,11 +1,11 @@
-"""Trains a model to be shipped: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`, about an
-hour of one core.
+"""Train a bundled model: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`.
 
-SOURCE holds wikipedia_en/ and wikinews_en/ (their origin and licences:
-README.md beside the model). The recipes are `general-encoder` and `general-seq2seq`, as
-anybody would run them; what is shipped is the checkpoint in half precision, which is loaded as
-single precision again. A second run on the same machine, with the same thread count, writes the
-same bytes.
+It takes about an hour on one core.
+
+SOURCE has wikipedia_en/ and wikinews_en/ (origins and licences are in the README.md next to the
+model). The recipes are the shipped `general-encoder` and `general-seq2seq`; the result is the
+checkpoint in half precision, which is loaded in single precision. A second run on the same machine,
+with the same number of threads, writes the same bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(name: str, source: Path) -> None:
 
 
 def ship(checkpoint: Path, target: Path) -> None:
-    """The checkpoint in half precision; the card in `target` stays."""
+    """Write the checkpoint in half precision; the card in `target` is kept."""
     load_model(checkpoint, kind=None).half().save_pretrained(target)
     # transformers loads what config.json names, and training in half precision diverges.
     config = target / "config.json"

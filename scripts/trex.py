@@ -4,9 +4,9 @@
 
 Each folder OUT/SEED has
 
-- corpus.jsonl: ``text``, and ``spans``, the places of the answers to the questions;
+- corpus.jsonl: ``text``, and ``spans``, the positions of the answers to the questions;
 - questions.jsonl: ``question``, ``answers``, ``relation``, ``split``. A subject is in one split, so
-  the sentences about the subjects of test are in the corpus alone;
+  the sentences about test subjects are only in the corpus;
 - RELATION.jsonl: the same for a relation of the corpus that is not among ``--asked``.
 
 Facts are drawn anew for each seed, equally many of each relation. Answers are one token of the
@@ -28,7 +28,7 @@ SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
 
 
 def read_facts(path, relations):
-    """Return the facts whose answer is one word and stands in a sentence as it is asked for."""
+    """Return the facts whose answer is one word and occurs verbatim in a sentence."""
     facts = defaultdict(list)
     known = set()
     # Sentences hold line separators other than the end of a line.
@@ -52,7 +52,7 @@ def read_facts(path, relations):
 
 
 def draw(facts, number, most, rng):
-    """Draw equally many facts of each relation, from pools with at most ``most`` of an answer."""
+    """Draw equally many facts per relation, from pools with at most ``most`` facts per answer."""
     drawn = []
     for relation in sorted(facts):
         pool = []
@@ -66,7 +66,7 @@ def draw(facts, number, most, rng):
 
 
 def corpus_of(drawn, asked):
-    """Return the sentences with the places of the answers of the asked relations."""
+    """Return the sentences with the positions of the answers of the asked relations."""
     spans = {}
     for relation, _, _, sentences in drawn:
         for text, place in sentences:

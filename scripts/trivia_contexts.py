@@ -1,11 +1,11 @@
-"""Questions whose answers stand in a corpus: `python scripts/trivia_contexts.py QUESTIONS.jsonl
-CORPUS --out FOLDER`.
+"""Find questions whose answers occur in a corpus: `python scripts/trivia_contexts.py
+QUESTIONS.jsonl CORPUS --out FOLDER`.
 
-QUESTIONS (also .gz) has `question` and `answer`, as OpenTriviaQA; CORPUS is a file or folder of
-texts. Of each question the paragraphs are kept in which its answer stands and which share its
-rarest words: two rare ones at least, for a short answer stands anywhere. FOLDER/contexts.jsonl has
-each such paragraph as a document once, and none of the questions; FOLDER/questions.jsonl has the
-questions, so cut into train, dev and test that questions about one article are in one split.
+QUESTIONS (also .gz) has `question` and `answer`, as in OpenTriviaQA; CORPUS is a file or folder of
+texts. For each question, paragraphs are kept that contain its answer and share its rarest words: at
+least two rare ones, because a short answer may occur anywhere. FOLDER/contexts.jsonl has each such
+paragraph once, as a document without questions; FOLDER/questions.jsonl has the questions in train,
+dev and test splits, with all questions about an article in the same split.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_ANSWERS = FUNCTION_WORDS | {
     "none of these",
 }
 RARE = 0.002
-"""A word is rare that stands in no more of the paragraphs."""
+"""The largest share of paragraphs that contain a rare word."""
 SHORTEST, LONGEST = 20, 120
 """Words of a paragraph. Headings are shorter."""
 
@@ -50,7 +50,7 @@ def main() -> None:
         "--rare", type=int, default=2, help="words that a question and its context share"
     )
     parser.add_argument(
-        "--limit", type=int, help="only so many texts of the corpus, from the first"
+        "--limit", type=int, help="use only the first texts of the corpus, this many"
     )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

@@ -71,13 +71,13 @@ def test_the_page_draws_coverage_against_the_gain(tmp_path):
         records.append({**record, "occurrences": occurrences, "whole": whole, "part": part})
     write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
     html = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Do the answers stand in the corpus" in html and "Masked whole" in html
+    assert "Are the answers in the corpus" in html and "Fully masked" in html
     assert re.search(r'<td>wiki</td><td class="number">40\W*%</td>', html)  # 20 of 50
     novels = r'<td>novels</td><td class="number">0\W*%</td><td class="number">–</td>'
     assert re.search(novels, html)
     without = [record for record in records if record["kind"] != "coverage"]
     write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
-    assert "Do the answers stand" not in write_report(tmp_path / "without").read_text(
+    assert "Are the answers in the corpus" not in write_report(tmp_path / "without").read_text(
         encoding="utf-8"
     )
 
@@ -173,7 +173,7 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     (row,) = [row for row in summary["contrasts"] if row["outcome"] == "write"]
     assert row["higher_is_better"] is False
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "nats (left is better)" in page and "Do the answers stand in the corpus" in page
+    assert "nats (left is better)" in page and "Are the answers in the corpus" in page
     assert (
         maskwise(
             "study", recipe, "--out", tmp_path / "other", f"tasks=[{tmp_path / 'write.jsonl'}]"

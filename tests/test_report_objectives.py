@@ -135,7 +135,7 @@ def test_the_page_of_a_study_over_objectives(
             write_lines(folder / stage / "metrics.jsonl", lines)
     page = write_report(folder).read_text()
     assert "&lt;b&gt;cse&lt;/b&gt;" in page and EVIL not in page
-    assert ("was rewarded for is chance (reliability 0.20, 0.5 is wanted)" in page) == said
+    assert ("sampler is noise (reliability 0.20; at least 0.5 is needed)" in page) == said
 
 
 def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) -> None:

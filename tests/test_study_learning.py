@@ -157,7 +157,7 @@ def test_the_page_says_what_the_policies_found(finished: Path, tmp_path: Path) -
     page = write_report(tmp_path).read_text()
     assert (
         "What the learned policies found" in page
-        and page.count("inner steps too long in 2 of 2") == 1
+        and page.count("inner steps too large in 2 of 2") == 1
     )
     assert "stopped early" not in page and page.count("each the best of 3 tries") == 1
 

@@ -65,4 +65,4 @@ def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_pa
     # the weights of types are not kept
     assert set(samples) == {"words", "ptw"} and samples["words"]
     assert all(row["learnt"] for row in samples["ptw"]) and "learnt" not in samples["words"][0]
-    assert "weights as learnt" in (out / "report.html").read_text()
+    assert "learned weights" in (out / "report.html").read_text()

@@ -170,10 +170,7 @@ def test_a_whole_study_in_miniature_draws_the_table(tmp_path: Path) -> None:
     }
     assert "own-task" not in arms, "records hold what was measured, and nothing that is made of it"
     page = write_report(out).read_text(encoding="utf-8")
-    assert (
-        page.count('class="number own"') == 2
-        and "Does a policy that was learned for one task" in page
-    )
+    assert page.count('class="number own"') == 2 and "Does a policy learned for one task" in page
 
 
 def test_a_cell_of_a_task_in_nats_is_above_0_where_the_policy_helps(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
-"""Trains the tagger that maskwise ships: `python scripts/train_tagger/train_tagger.py DATA OUT
-[key=value …]`.
+"""Train the bundled tagger: `python scripts/train_tagger/train_tagger.py DATA OUT [key=value …]`.
 
-DATA holds ud_english_ewt/, ner_uner_ewt/ and ner_wnut17/ (origin and licences: the card, README.md
-beside this script). Parts of speech are learnt from the training part of EWT alone; names from
-WNUT-17 train and four fifths of UNER's *dev* part, whose texts are EWT's dev part: no sentence of a
-test part is ever read here.
+DATA has ud_english_ewt/, ner_uner_ewt/ and ner_wnut17/ (origins and licences are in the card,
+README.md next to this script). Parts of speech are learned from EWT's training split only; names
+from WNUT-17's training split and four fifths of UNER's *dev* split, whose texts are EWT's dev
+split. No test sentence is ever read.
 
-A document that has only parts of speech, or only names, teaches only those: spaCy takes the rest as
-missing. Texts are cut by spaCy's own tokenizer, as they will be in use, and gold words are aligned
-to its tokens.
+A document with only parts of speech, or only names, trains only those; spaCy treats the rest as
+missing. Texts are tokenised by spaCy, as at inference, and gold words are aligned to its tokens.
 """
 
 from __future__ import annotations
@@ -87,7 +85,7 @@ def main(data: Path, out: Path, *overrides: str) -> None:
 
 
 def write(nlp: spacy.Language, folder: Path) -> None:
-    """What is needed to use the pipeline: no list of the words seen, no paths of this machine."""
+    """Write what is needed to use the pipeline, without word lists and paths of this machine."""
     nlp.config["paths"] |= {"train": None, "dev": None}
     nlp.meta |= {
         "name": "tagger",
@@ -105,10 +103,10 @@ def write(nlp: spacy.Language, folder: Path) -> None:
 
 @spacy.registry.augmenters("maskwise.small_corpus.v1")
 def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Iterator[Example]]:
-    """What makes 200,000 words go further: some texts in lower case, and rare words made unknown.
+    """Augment 200,000 words: some texts in lower case, and some rare words as unknown.
 
     A word seen n times loses its form with probability unknown / (unknown + n), each time it is
-    read; the model then has to look at its ending, its shape and its neighbours, as for the unknown
+    read; the model then must use its ending, its shape and its neighbours, as for the unknown
     words of other texts.
     """
     counts: Counter[str] = Counter(
@@ -128,7 +126,7 @@ def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Itera
 
 
 def _in_lower_case(doc: Doc) -> Doc:
-    """spaCy's own variant would turn missing parts of speech into empty ones, and teach those."""
+    """spaCy's variant would turn missing parts of speech into empty ones, and train on those."""
     tags = [t.pos_ for t in doc] if doc.has_annotation("POS") else None
     named = doc.has_annotation("ENT_IOB")
     ents = [f"{t.ent_iob_}-{t.ent_type_}".rstrip("-") for t in doc] if named else None
@@ -137,7 +135,7 @@ def _in_lower_case(doc: Doc) -> Doc:
 
 
 def ewt_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
-    """Documents with parts of speech, cut where a paragraph or a sentence ends."""
+    """Documents with parts of speech, split at ends of paragraphs or sentences."""
     for document in read_conllu(path):
         spans = document.layers["pos"]
         begin = first = 0

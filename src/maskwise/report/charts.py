@@ -13,7 +13,7 @@ from statistics import median
 
 from pandas import DataFrame
 
-from maskwise.constants import BLUE, CORRELATIONS, LOWER_IS_BETTER, ORANGE, REFERENCE, shade
+from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
 from maskwise.errors import plural
 from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
@@ -28,7 +28,7 @@ from maskwise.report.drawing import (
 from maskwise.report.reading import NO_RUNS, Folder, Line, mean
 
 MOST_POINTS = 200
-"""The most points of a line; more could not be seen."""
+"""The most points of a line; more could not be told apart."""
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
@@ -39,7 +39,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         task, _ = measure
         facts = folder.task(task)
         metric = facts.get("metric", "score")
-        lower = metric in LOWER_IS_BETTER
+        lower = folder.lower_is_better(task)
         # Correlations are drawn times 100, and the axis of shares is in per cent.
         is_correlation = metric in CORRELATIONS
         are_shares = runs.value.between(0, 1).all()
@@ -103,7 +103,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def _points(runs: DataFrame, colours: Colours) -> list[Line]:
-    """Return the runs of the arms that have a colour: the reference is drawn as a line."""
+    """Return the runs of the arms that have a colour; the reference, drawn as a line, has none."""
     drawn = runs[runs.arm.isin([*colours])]
     points: list[Line] = drawn.to_dict("records")
     return points
@@ -126,7 +126,7 @@ def coverage_table(folder: Folder) -> list[View]:
     scores = {}
     for (task, _), runs in folder.numbers("score").items():
         sign = 1
-        if folder.task(task).get("metric") in LOWER_IS_BETTER:
+        if folder.lower_is_better(task):
             sign = -1
         for arm, score in runs.groupby("arm").value.mean().items():
             scores[task, arm] = sign * score
@@ -163,7 +163,7 @@ def transfer_view(folder: Folder) -> View | None:
         gain = cell["mean"] or 0.0
         colour = BLUE if gain > 0 else ORANGE
         view: View = {"own": cell["task"] == cell["learned_from"], "scale": 100, "digits": 1}
-        if folder.task(cell["task"]).get("metric") in LOWER_IS_BETTER:
+        if folder.lower_is_better(cell["task"]):
             view |= {"scale": 1, "digits": 2}
         view["shade"] = shade(abs(gain) / reach, colour)
         by_arm[cell["arm"]].append({**cell, **view})
@@ -265,7 +265,7 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
         return None
     crossings = []
     for row in folder.summary["efficiency"]["crossings"]:
-        # A seed that never crosses is later than all others: a median of infinity is no crossing.
+        # A seed that never crosses counts as infinite, so an infinite median means no crossing.
         shares = [math.inf if share is None else share for share in row["shares"].values()]
         middle = median(shares)
         crossings.append({**row, "median": middle if math.isfinite(middle) else None})
@@ -389,8 +389,8 @@ def _notes(lines: list[Line]) -> list[str]:
     counts: Counter[str] = Counter()
     for line in lines:
         for note in line.get("notes", ()):
-            # A starved objective in a single rollout may be chance; the table has the shares of
-            # the full run.
+            # In one rollout, an objective may be starved by chance; the table has its share of the
+            # full run.
             if " is starved" not in note:
                 counts[note] += 1
     common = counts.most_common(MOST_NOTES)

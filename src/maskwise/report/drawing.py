@@ -1,11 +1,11 @@
-"""The look of charts and numbers: turns plain rows into Vega-Lite dictionaries, drawn in the
-browser, and has the filters of the templates.
+"""The style of charts and numbers: turns plain rows into Vega-Lite dictionaries, which the browser
+draws, and has the filters of the templates.
 
-Where altair or the code of Vega is missing, the rows become tables.
+Without altair or the code of Vega, the rows become tables.
 
-All charts have no frame, a faint grid, and one colour per arm (Okabe–Ito, which colour-blind
-readers can tell apart; the baseline is slate). Every run has its dot, because a bar of means would
-hide how few runs there are; many runs become faint lines under the mean of their arm.
+Charts have no frame, a faint grid, and one colour per arm (Okabe–Ito, which colour-blind readers
+can tell apart; the baseline is slate). Every run has a dot, because bars of means would hide how
+few runs there are; many runs become faint lines under the mean of their arm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maskwise.errors import install_command
 from maskwise.estimates import outcome_label, with_minus
 from maskwise.report.reading import Line
 
-# The extra "report" installs it. Without it no function below that needs it is called.
+# The extra "report" installs it. Without it, no function below that uses it is called.
 with suppress(ModuleNotFoundError):
     import altair as alt
 
@@ -47,7 +47,7 @@ View: TypeAlias = Line
 """Plain data for the template, by the names used there."""
 Colours: TypeAlias = Mapping[str, str]
 Points: TypeAlias = Sequence[Line]
-"""Marks of a chart: "arm" (or objective, or group), "seed", "value", and their place."""
+"""Marks of a chart: "arm" (or objective, or group), "seed", "value", and their position."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 LABELLED: Spec = {"color": LABEL, "fontSize": 12}
@@ -59,14 +59,14 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @cache
 def made_vega() -> tuple[str, str]:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and why it is empty if so."""
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and why it is "", if it is."""
     command = install_command("altair") or install_command("vl_convert")
     if command:
         return "", command
     # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
     if made.returncode:
-        return "", f"their code could not be made: exit code {made.returncode}"
+        return "", f"the code of Vega could not be made: exit code {made.returncode}"
     # In HTML the first "</script" would end the element, even within a string.
     return made.stdout.decode().replace("</script", "<\\/script"), ""
 
@@ -81,7 +81,7 @@ def table_of(points: Points, *names: str, across: str) -> Spec:
 
     Args:
         names: the keys of the points that name a row.
-        across: the key whose values are the columns: at most `MOST_COLUMNS`, evenly taken.
+        across: the key whose values are the columns, thinned evenly to at most `MOST_COLUMNS`.
     """
     table = DataFrame(points).pivot_table("value", list(names), across)
     stride = math.ceil(table.shape[1] / MOST_COLUMNS)
@@ -142,7 +142,7 @@ def dot_chart(
         _dots(base, colours, x, y, seed="seed:O"),
     ]
     if plateau is not None:
-        # Vega draws what lies outside of the domain too, and then shrinks the chart.
+        # Vega also draws marks outside the domain, and then shrinks the chart.
         band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
         shaded = band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
         line = _dashed(_data([{"at": plateau}])).encode(x="at:Q")

@@ -1,10 +1,9 @@
-"""Writes the page of a study or run: one self-contained HTML file of about a megabyte that needs no
-network; and the page of a learned policy.
+"""Writes the page of a study or run, and the page of a learned policy.
 
-One file can be mailed, archived and printed. The Vega code is embedded once, and each chart is a
-small JSON text. The template escapes everything that comes from the user's files (names of arms,
-samples, errors, recipes), and the page's security policy forbids loading anything and running other
-code.
+A page is one self-contained HTML file of about a megabyte, so it can be mailed, archived and
+printed, and needs no network. The Vega code is embedded once, and each chart is a small JSON text.
+The template escapes everything that comes from the user's files (names of arms, samples, errors,
+recipes), and the page's security policy forbids loading anything and running other code.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ from maskwise.report.tables import (
     task_table,
 )
 
-NO_CHARTS = "Tables of means stand in place of charts"
-ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too long"}
-"""What a key in the record of a learned policy means."""
+NO_CHARTS = "Tables of means replace the charts"
+ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too large"}
+"""The meaning of keys in the record of a learned policy."""
 SCOPES = {
-    TUNED: "Every seed chose the settings of each arm, and a fresh run at them is compared.",
-    FIXED: "The verdicts hold at these settings: with others, such as other learning rates, the "
+    TUNED: "Every seed chose the settings of each arm, and new runs at them are compared.",
+    FIXED: "The verdicts hold at these settings; with others, such as another learning rate, the "
     "order may change.",
 }
 
@@ -65,8 +64,8 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     """Make the page of a study or pre-training run.
 
     Args:
-        folder: the ``--out`` folder of either. Files that are missing make a smaller page.
-        html: where to write; ``folder``/report.html if not given.
+        folder: the ``--out`` folder of either. If files are missing, the page is smaller.
+        html: the path of the page; by default ``folder``/report.html.
 
     Returns:
         The path of the page.
@@ -81,7 +80,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
 
 
 def page_content(folder: Folder) -> View:
-    """Return the content of the template as plain data."""
+    """Return the values for the template as plain data."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
     facts = _facts(folder)
     failures = [record for record in folder.records if record["kind"] == "failure"]
@@ -134,16 +133,16 @@ def _story(folder: Folder) -> View | None:
         return None
     ways = plural(len(folder.arms), "way")
     runs = plural(len(study["seeds"]), "run")
-    by = "by held-out loss and what needs no fine-tuning"
+    by = "by held-out loss and other measures without fine-tuning"
     if study["tasks"]:
         by = f"on {', '.join(study['tasks'])}"
     outcome = study.get("outcome")
     if outcome:
         by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
-    compared = [f"{ways} to pre-train, {runs} of each with the same seeds, judged {by}."]
+    compared = [f"{ways} to pre-train, {runs} of each with the same seeds, evaluated {by}."]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"All arms spent equal {summary['matched_by']}.")
-    # A gate is passed before the question is asked, but the answer is read first.
+    # A gate is tested before the other contrasts, but the answer is read first.
     rows.sort(key=lambda row: "gate" in row)
     # Rows of earlier rules have no scope.
     scopes = {row.get("scope") for row in rows}
@@ -166,11 +165,11 @@ def _power(folder: Folder) -> str:
     contrasts = plural(planned["contrasts"], "comparison")
     power = planned["power"]
     if not any(power.values()):
-        return f"So few runs cannot decide {contrasts}."
-    chances = [f"{chance:.2f} where it is {effect} spreads" for effect, chance in power.items()]
+        return f"This number of runs cannot decide {contrasts}."
+    chances = [f"{chance:.2f} for {effect} SD" for effect, chance in power.items()]
     return (
-        f"With {contrasts}, a true difference is decided with probability "
-        f"{' and '.join(chances)} between paired runs."
+        f"With {contrasts}, the probability of deciding a true difference is "
+        f"{' and '.join(chances)} of paired differences."
     )
 
 
@@ -240,18 +239,18 @@ def _missing(folder: Folder) -> list[str]:
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
-        why = "the study is still running, or was stopped; the same command resumes it"
+        why = "the study is still running, or was interrupted; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
     if not folder.curves:
-        lines.append("No run has a curve (stages/…/metrics.jsonl).")
+        lines.append("No run has a learning curve (stages/…/metrics.jsonl).")
     if not folder.samples:
-        lines.append("There are no masked sentences to look at (samples.json).")
+        lines.append("There are no masked sentences (samples.json).")
     if folder.unread:
-        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be used.")
-    # Another version may read or judge the same files differently.
+        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be read.")
+    # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:
-        lines.append(f"The study was made by maskwise {made}, and this page by {__version__}.")
+        lines.append(f"maskwise {made} ran the study, and {__version__} made this page.")
     return lines
 
 
@@ -302,9 +301,9 @@ def _piece(piece: Line) -> dict[str, str]:
     shown = piece.get("shown", "").strip()
     word = text.lstrip()
     tip = {
-        "masked": f"masked: the model saw [MASK], and had to find “{word}”",
-        "random": f"replaced: the model saw “{shown}”, and had to find “{word}”",
-        "kept": f"kept: the model saw “{word}”, and had to confirm it",
+        "masked": f"masked: the model saw [MASK] and had to predict “{word}”",
+        "random": f"replaced: the model saw “{shown}” and had to predict “{word}”",
+        "kept": f"kept: the model saw “{word}” and had to predict it",
     }.get(state, "")
     return {
         "space": text[: len(text) - len(word)],
@@ -346,11 +345,11 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
     # Medians, because the first lines of a run include compilation.
     parts = [f"{speeds.tokens_per_second.median():,.0f} tokens a second in each run"]
     if "mfu" in speeds:
-        products = "of the hardware's measured matrix products (MFU)"
+        products = "of the measured speed of matrix products (MFU)"
         parts.append(f"{100 * speeds.mfu.median():.0f} % {products}")
     padding = mean([line["padding"] for line in lines if "padding" in line])
     if padding is not None:
-        parts.append(f"{100 * padding:.0f} % of the positions padding")
+        parts.append(f"{100 * padding:.0f} % padding")
     parts.append(f"at most {speeds.memory_gib.max():.1f} GiB of memory")
     return [("Training", ", ".join(parts))]
 
@@ -360,27 +359,27 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
 NAMES = {
     "exact_match": "its best span is an answer",
     "f1": "F1 of its best span",
-    "recall": "an answer is among its spans",
-    "covered": "an answer lies wholly in its spans",
-    "covered_in_as_many_words": "the same in as many words as the salient spans hold",
+    "recall": "an answer is one of its spans",
+    "covered": "an answer lies entirely in its spans",
+    "covered_in_as_many_words": "the same, with as many words as the salient spans have",
     "weight_on_labels": "share of its weight on labelled words",
     "labelled_words": "share of the words that are labelled",
-    "spans": "spans a text",
-    "words": "words in them, a text",
+    "spans": "spans per text",
+    "words": "words in these spans, per text",
 }
 CURVES = (
     ("meta", "outer", "the task's loss after the inner steps, nats"),
-    ("dev", "gain", "better for dev than random masks, nats"),
+    ("dev", "gain", "gain over random masks on dev, nats"),
     ("meta", "answers", "share of the weight on right answers"),
     ("meta", "entropy", "entropy of the weights, nats"),
     ("meta", "grad_norm", "norm of the policy's gradient"),
     (
         "dev",
         "agreement",
-        "agreement of the gradients (1: all point one way; 1 / their number: noise)",
+        "agreement of the gradients (1: all point the same way; 1 / their number: noise)",
     ),
-    ("train", "loss", "loss on the labels of train, nats"),
-    ("eval", "loss", "loss on the labels of dev, nats"),
+    ("train", "loss", "loss on the train labels, nats"),
+    ("eval", "loss", "loss on the dev labels, nats"),
     ("train", "grad_norm", "norm of the policy's gradient"),
 )
 """The curves of metrics.jsonl: kind of line, key, and title."""
@@ -389,7 +388,7 @@ FULL = 6.0
 
 
 def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
-    """Draw ``report.html`` of a folder of ``maskwise learn``: sentences before and after, scores.
+    """Write ``report.html`` of a ``maskwise learn`` folder: scores, sentences before and after.
 
     Args:
         measures: the content of ``done.json``.

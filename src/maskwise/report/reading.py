@@ -1,8 +1,8 @@
 """Reads the folder of a study, or of one pre-training run, for the page.
 
-Every file but study.json (of a study) or metrics.jsonl (of a run) may be missing or half written: a
-study that is still running has a smaller page. Numbers that are not finite are dropped, and so are
-records without their number, so the rest of the report needs no checks.
+Every file except study.json (of a study) or metrics.jsonl (of a run) may be missing or incomplete:
+the page of a running study is smaller. Numbers that are not finite are dropped, and so are records
+without their number, so the rest of the report needs no checks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, cast
 
 from pandas import DataFrame
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Study, Summary
 from maskwise.folders import read_json, read_lines
@@ -144,6 +144,10 @@ class Folder:
         """Return the facts of a task: its metric, its classes, …"""
         return cast(Line, self.study["tasks"].get(name, {}))
 
+    def lower_is_better(self, task: str) -> bool:
+        """Return whether a lower score is better in the metric of a task."""
+        return self.task(task).get("metric") in LOWER_IS_BETTER
+
 
 def read_folder(folder: Path) -> Folder:
     """Read every file that exists.
@@ -187,7 +191,7 @@ def summary_of(folder: Path) -> Summary:
         raise MaskwiseError(
             "this study has no summary yet",
             got=str(folder),
-            do="give the same maskwise study command again: it resumes where it stopped",
+            do="repeat the maskwise study command: it resumes where it stopped",
         )
     return cast(Summary, _needed(folder / "summary.json"))
 

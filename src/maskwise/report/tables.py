@@ -1,8 +1,8 @@
 """The tables and forest plots of the page, and the page that compares two studies.
 
-The template draws forest plots as SVG, so they print and need no script. Runs of different studies
-are not paired, so nothing is tested across them: their page (``maskwise report DIR DIR2``) lists
-means and spreads, and the settings that differ.
+The template draws forest plots as SVG, which prints and needs no script. Runs of different studies
+are not paired, so nothing is tested across them: the page of two studies (``maskwise report DIR
+DIR2``) lists means, spreads and the settings that differ.
 """
 
 from __future__ import annotations
@@ -164,30 +164,30 @@ FORESTS = {
         "In points of the task's measure. These rows explain a verdict and are not tested.",
     ),
     "left-out": (
-        "Tasks that cannot tell",
+        "Tasks that do not count",
         "Pre-training does not help on them often enough. The primary outcome leaves them "
         "out, unless no task is left.",
     ),
     "task-nats": (
         "Task by task, in nats",
-        "For each token of the right answers, reversed so that right is better.",
+        "Per token of the right answers, reversed so that right is better.",
     ),
     "evaluation": (
         "Without fine-tuning",
-        "Cloze facts and minimal pairs, in points of their measure. No fine-tuning seed adds "
-        "its noise here.",
+        "Cloze facts and minimal pairs, in points of their measure, without the noise of "
+        "fine-tuning seeds.",
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "Reversed so that right is better; only between arms with equal units.",
+        "Reversed so that right is better; only between arms with the same units.",
     ),
     "bound": (
         "The bound of masked diffusion",
-        "Reversed so that right is better; only between arms with equal tokens.",
+        "Reversed so that right is better; only between arms with the same tokens.",
     ),
     "heldout": (
         "Held-out loss",
-        "In nats, reversed so that right is better; only between arms with equal units.",
+        "In nats, reversed so that right is better; only between arms with the same units.",
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")
@@ -205,7 +205,7 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         for (kind, unit), rows in groups.items():
             if kind == wanted:
                 views.append({**_forest(kind, rows, colours), "unit": unit})
-    # The question comes first, its gate second, and what explains them last.
+    # The question comes first, its gate second, and secondary rows last.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
@@ -247,7 +247,7 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in contrasts)
     if primary:
-        note += " The verdict rests here."
+        note += " The verdict rests on these rows."
     is_known = any(amount.mean is not None for amount in amounts)
     return {
         "kind": kind,
@@ -261,7 +261,7 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
 
 
 def _places(amount: Shown, reach: float) -> View:
-    """Return where the mean and the ends lie, in per cent of a plot from -reach to reach."""
+    """Return the positions of the mean and the ends, in per cent of a plot from -reach to reach."""
     places = {"drawn": amount.mean is not None, "figure": amount.figure()}
     ends = {"at": amount.mean, "from": amount.low, "to": amount.high}
     for name, value in ends.items():
@@ -278,7 +278,7 @@ def _notes(row: Contrast) -> list[str]:
     """Return the notes on a primary row as sentences."""
     notes = []
     for flag in row["flags"]:
-        # Invalid rows say why in their sentence, and the page warns of overlap at its top.
+        # The sentence of an invalid row has its reason; the top of the page warns of overlap.
         is_note = flag["effect"] == "notes" and flag["code"] != "overlap"
         if row["primary"] and is_note:
             text = flag["sentence"]
@@ -303,7 +303,7 @@ def compare_studies(first: Path, second: Path) -> View:
     one, other = folders = [read_folder(path) for path in paths]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
-            raise MaskwiseError("two studies are compared, and this is one run", got=str(path))
+            raise MaskwiseError("only studies can be compared, and this is a run", got=str(path))
     settings = _pairs(_settings(one), _settings(other))
     differences = [
         {"setting": key, "values": values}
