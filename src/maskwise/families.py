@@ -442,9 +442,10 @@ def check_counts(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, Mapping):
             check_counts(value)
-        values = value if isinstance(value, list) else [value]
-        largest = max((number for number in values if isinstance(number, int)), default=0)
+        if not name.endswith(PARTS):
+            continue
         most = MOST_LABELS if name.endswith("labels") else MOST_PARTS
-        if name.endswith(PARTS) and largest > most:
-            what = f"a model cannot have this {name}"
-            raise MaskwiseError(what, got=value, allowed=f"≤ {most:,}")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most:
+                what = f"a model cannot have this {name}"
+                raise MaskwiseError(what, got=value, allowed=f"≤ {most:,}")

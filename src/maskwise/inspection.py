@@ -346,12 +346,16 @@ def _needed_layers(
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
         users.setdefault(mover.layer, f"corruption {shown_as}")
+    needed = []
+    annotators = {}
     for layer, user in users.items():
-        if not marked and layer not in TEXT_LAYERS and layer not in annotator_of:
+        if layer in annotator_of:
+            annotators[annotator_of[layer]] = layer
+        elif marked or layer in TEXT_LAYERS:
+            needed.append(layer)
+        else:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
             raise MaskwiseError(f"{user} needs the layer {layer!r}, but this text has none", do=do)
-    needed = [layer for layer in users if layer not in annotator_of]
-    annotators = dict.fromkeys(annotator_of[layer] for layer in users if layer in annotator_of)
     return needed, list(annotators)
 
 
@@ -379,8 +383,8 @@ def text_layers(
             numbers = _annotated_layers(maker, tokenizer, text)[name]
             if name in WEIGHT_LAYERS:
                 # An unmarked token has the number −1, which indexes the last weight.
-                weights = [*(span.weight for span in spans), 1.0]
-                layers[name] = [weights[number] for number in numbers]
+                weights = np.array([*(span.weight for span in spans), 1.0])
+                layers[name] = weights[numbers].tolist()
             else:
                 layers[name] = numbers
     return layers

@@ -19,7 +19,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
-from maskwise.masking import MaskedBatch, Masker, MaskingCollator, Rows
+from maskwise.masking import Masker, MaskingCollator, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -93,9 +93,13 @@ class PackedCollator:
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
-        document_BL = documents_of(batch)
+        segment_BL = batch.segment_ids
+        height, width = segment_BL.shape
+        # No row has more documents than tokens, so documents of different rows differ.
+        first_B = torch.arange(height) * width
+        document_BL = segment_BL + first_B[:, None]
         # The rows are concatenated without their padding.
-        present_BL = document_BL >= 0
+        present_BL = segment_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         line: dict[str, Any] = {
             name: column[present_BL].unsqueeze(0) for name, column in columns.items()
@@ -127,15 +131,6 @@ class PackedCollator:
         # ModernBERT takes a mask for each kind of layer; with a single one, sliding layers would
         # attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
-
-
-def documents_of(batch: MaskedBatch) -> Tensor:
-    """(B, L') int64: a number for each document of a batch, ascending; −1 for padding."""
-    segment_BL = batch.segment_ids
-    height, width = segment_BL.shape
-    # No row has more documents than tokens.
-    first_B = torch.arange(height) * width
-    return torch.where(segment_BL < 0, -1, segment_BL + first_B[:, None])
 
 
 def needs_blocks(config: PreTrainedConfig) -> bool:

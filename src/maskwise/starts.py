@@ -50,7 +50,8 @@ def resolve_start(name: str | Path) -> str:
         raise MaskwiseError(what, got=repr(name), allowed=allowed)
     kind, _, rest = str(name).partition(":")
     if kind == "bundled":
-        return str(_bundled(rest))
+        require_known("bundled model", rest, BUNDLED)
+        return str(bundled_file(BUNDLED[rest]))
     if kind == "package":
         return str(_packaged(rest))
     folder = Path(name).expanduser()
@@ -141,10 +142,10 @@ def find_weights(name: str | Path) -> str:
     where = find_start(name)
     folder = Path(where)
     refuse_damaged(folder)
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    pickled = sorted(folder.glob("*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         do = "save it again with save_pretrained, which writes model.safetensors"
-        raise MaskwiseError(f"the weights of {str(name)!r} are pickled", got=pickled[0], do=do)
+        raise MaskwiseError(f"the weights of {str(name)!r} are pickled", got=pickled[0].name, do=do)
     return where
 
 
@@ -214,11 +215,6 @@ def _missing(name: str | Path, got: str) -> MaskwiseError:
         do="give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id "
         "on the hub",
     )
-
-
-def _bundled(name: str) -> Path:
-    require_known("bundled model", name, BUNDLED)
-    return bundled_file(BUNDLED[name])
 
 
 def _packaged(name: str) -> Path:

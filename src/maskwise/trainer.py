@@ -307,12 +307,10 @@ class MaskingTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
         assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
-        missing = set(load_result.missing_keys)
+        missing = own.keys() & load_result.missing_keys
         # A file contains tied weights only once.
-        loaded = {weight.data_ptr() for name, weight in own.items() if name not in missing}
-        self._missing = {
-            name for name in missing if name in own and own[name].data_ptr() not in loaded
-        }
+        loaded = {own[name].data_ptr() for name in own.keys() - missing}
+        self._missing = {name for name in missing if own[name].data_ptr() not in loaded}
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
@@ -326,8 +324,8 @@ class MaskingTrainer(Trainer):
             read: Any = type(self.model).from_pretrained(folder, output_loading_info=True, **how)
             network, found = read
             saved = network.state_dict()
-            renamed = self._missing - set(found["missing_keys"])
-            weights = {name: saved[name] for name in renamed if name in saved}
+            renamed = (self._missing & saved.keys()) - set(found["missing_keys"])
+            weights = {name: saved[name] for name in renamed}
             self.model.load_state_dict(weights, strict=False)
         self._missing = set()
 

@@ -82,10 +82,10 @@ def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
     Args:
         held: count only weights that are not trained.
     """
-    tables = {id(part.weight) for part in parts(module, nn.Embedding)}
+    tables = {part.weight for part in parts(module, nn.Embedding)}
     count = 0
     for weight in module.parameters():
-        left_out = id(weight) in tables or (held and weight.requires_grad)
+        left_out = weight in tables or (held and weight.requires_grad)
         if not left_out:
             count += weight.numel()
     return count
@@ -104,16 +104,18 @@ def held_share(model: PreTrainedModel) -> float:
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     """The numbers of weights that multiply each target: of the head, and tied to embeddings."""
-    body = list(encoder_of(model).parameters())
+    # A tensor's hash is its identity.
+    inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
-        body += model.get_decoder().parameters()
-    inside = {id(weight) for weight in body}
-    outside = [weight for weight in model.parameters() if id(weight) not in inside]
-    own = sum(weight.numel() for weight in outside)
+        inside.update(model.get_decoder().parameters())
+    head = 0
+    for weight in model.parameters():
+        if weight not in inside:
+            head += weight.numel()
     output = model.get_output_embeddings()
-    if output is None or id(output.weight) not in inside:
-        return own, 0
-    return own, output.weight.numel()
+    if output is None or output.weight not in inside:
+        return head, 0
+    return head, output.weight.numel()
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:

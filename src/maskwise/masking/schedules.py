@@ -306,7 +306,7 @@ def piecewise(f: float, *points: float) -> float:
     at = points[::2]
     ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
-    if not paired or list(at) != sorted(at) or not all(0 <= value <= 1 for value in points):
+    if not paired or list(at) != sorted(at) or not 0 <= min(points) <= max(points) <= 1:
         raise MaskwiseError(
             "piecewise takes (share, ratio) pairs",
             got=points,
@@ -378,7 +378,7 @@ def mixture(draw_P: Array, *parts: float) -> Array:
     """Draw one of several ratios: ``mixture(0.15, 0.5, 0.5, 0.5)`` alternates ratio and share."""
     ratios = parts[::2]
     shares = parts[1::2]
-    if len(parts) % 2 or not parts or not all(0 <= ratio <= 1 for ratio in ratios):
+    if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
         raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
     if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
         raise MaskwiseError("shares of mixture", got=shares, allowed="≥ 0, one above 0")
