@@ -59,8 +59,7 @@ MAX_CHARACTERS = 600
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """Layers that any text has."""
 ANNOTATED = ("pos", "salient")
-"""Layers with an annotator of the same name, used for texts without marks. All others need marks.
-"""
+"""Layers with an annotator of that name, used for texts without marks. All others need marks."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
 
@@ -380,13 +379,11 @@ def text_layers(
         else:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
-            numbers = _annotated_layers(maker, tokenizer, text)[name]
+            layers |= _annotated_layers(maker, tokenizer, text)
             if name in WEIGHT_LAYERS:
                 # An unmarked token has the number −1, which indexes the last weight.
                 weights = np.array([*(span.weight for span in spans), 1.0])
-                layers[name] = weights[numbers].tolist()
-            else:
-                layers[name] = numbers
+                layers[name] = weights[layers[name]].tolist()
     return layers
 
 

@@ -38,7 +38,6 @@ from maskwise.families import (
     EncoderDecoder,
     Kind,
     adapter_of,
-    check_counts,
     check_fit,
     encoder_of,
     require_kind,
@@ -47,7 +46,7 @@ from maskwise.families import (
 from maskwise.folders import FilesState, files_state
 from maskwise.keys import fold
 from maskwise.starts import find_start, find_weights, resolve_start
-from maskwise.weights import check_finite, check_size, quieten
+from maskwise.weights import check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,8 +81,7 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, by head. ``masked-lm`` is the head of pre-training; ``embedding`` has no
-head."""
+"""The classes for tasks, by head: ``masked-lm`` is the head of pre-training, ``embedding`` none."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
@@ -183,8 +181,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Check that a model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: transformers or torch cannot build it; too many tokens; no start token for a
-            decoder; more weights than fit into this machine's memory.
+        MaskwiseError: transformers cannot build it; too many tokens or weights; no start token.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -202,13 +199,14 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings raise anything, such as a division by zero
-        what = f"these settings build no {config.model_type} model: {first_line(error)}"
-        raise MaskwiseError(what) from None
+        raise MaskwiseError(
+            f"these settings build no {config.model_type} model: {first_line(error)}"
+        ) from None
 
 
 def weights_of(config: PreTrainedConfig) -> int:
     """The number of weights of a language model, without allocating them."""
-    return sum(parameter.numel() for parameter in empty_model(config).parameters())
+    return empty_model(config).num_parameters()
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
@@ -284,8 +282,7 @@ def load_model(
     Args:
         name: as for ``starts.find_start``.
         kind: the kind of model; None: any.
-        seed: the seed of a new head, if the checkpoint has none. None: such a checkpoint is
-            refused.
+        seed: the seed of a new head, if the checkpoint has none; None: refuse such checkpoints.
         log_unigram: (V,) the initial output bias of a new head.
         config: replaces the checkpoint's configuration.
 
@@ -301,9 +298,10 @@ def load_model(
         how = {} if config is None else {"config": config}
         model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
-        what = f"{str(name)!r} has no MLM head, and a random head cannot predict"
-        do = "train one first: maskwise pretrain with training.freeze=encoder"
-        raise MaskwiseError(what, do=do)
+        raise MaskwiseError(
+            f"{str(name)!r} has no MLM head, and a random head cannot predict",
+            do="train one first: maskwise pretrain with training.freeze=encoder",
+        )
     if lacking:
         _start_bias(model, log_unigram)
         quieten(model, lacking)
@@ -409,13 +407,18 @@ def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[
     # A pooler is in the encoder, but belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
-        got = f"no {holes[0]}, {len(holes)} in all"
-        raise MaskwiseError(f"{str(name)!r} lacks weights of its {kind}", got=got, do=do)
+        raise MaskwiseError(
+            f"{str(name)!r} lacks weights of its {kind}",
+            got=f"no {holes[0]}, {len(holes)} in all",
+            do=do,
+        )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
-            what = f"the weights of {str(name)!r} do not fit its config.json"
-            got = f"{key} of {tuple(stored)} for {tuple(wanted)}"
-            raise MaskwiseError(what, got=got, do=do)
+            raise MaskwiseError(
+                f"the weights of {str(name)!r} do not fit its config.json",
+                got=f"{key} of {tuple(stored)} for {tuple(wanted)}",
+                do=do,
+            )
     check_size(model)
     return sorted(missing)
 
@@ -441,5 +444,6 @@ def _loading(name: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files raise errors of json, safetensors, transformers
-        what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
-        raise MaskwiseError(what) from None
+        raise MaskwiseError(
+            f"cannot load a model from {str(name)!r}: {first_line(error)}"
+        ) from None

@@ -71,9 +71,11 @@ class PackedCollator:
     ):
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
-            what = "labels must be aligned with the tokens, but a decoder's are not"
-            do = "use bert or mask-only, for example, or MaskingCollator"
-            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+            raise MaskwiseError(
+                "labels must be aligned with the tokens, but a decoder's are not",
+                got=f"corruption {masker.corruption}",
+                do="use bert or mask-only, for example, or MaskingCollator",
+            )
         # The model itself is not kept: a loader would copy it into its workers.
         self.blocks = False
         self.first_position = 0
@@ -151,11 +153,17 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
-        what = "ESM would scale its embeddings by the masks of the whole line"
-        got = f"{attention}, token_dropout {config.token_dropout}"
-        allowed = "flash_attention_2, token_dropout False"
-        raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
+        raise MaskwiseError(
+            "ESM would scale its embeddings by the masks of the whole line",
+            got=f"{attention}, token_dropout {config.token_dropout}",
+            allowed="flash_attention_2, token_dropout False",
+            do=pads,
+        )
     if not ragged and attention not in MASKED:
-        what = "this attention reads neither the boundaries of documents nor a boolean mask"
-        raise MaskwiseError(what, got=attention, allowed="sdpa, flash_attention_2", do=pads)
+        raise MaskwiseError(
+            "this attention reads neither the boundaries of documents nor a boolean mask",
+            got=attention,
+            allowed="sdpa, flash_attention_2",
+            do=pads,
+        )
     return not ragged

@@ -45,9 +45,11 @@ def resolve_start(name: str | Path) -> str:
             installed or has no model.
     """
     if not isinstance(name, str | Path):
-        allowed = "a folder, an id on the hub, bundled:NAME or package:NAME"
-        what = "a model or tokenizer is loaded by its name"
-        raise MaskwiseError(what, got=repr(name), allowed=allowed)
+        raise MaskwiseError(
+            "a model or tokenizer is loaded by its name",
+            got=repr(name),
+            allowed="a folder, an id on the hub, bundled:NAME or package:NAME",
+        )
     kind, _, rest = str(name).partition(":")
     if kind == "bundled":
         require_known("bundled model", rest, BUNDLED)
@@ -144,8 +146,11 @@ def find_weights(name: str | Path) -> str:
     refuse_damaged(folder)
     pickled = sorted(folder.glob("*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
-        do = "save it again with save_pretrained, which writes model.safetensors"
-        raise MaskwiseError(f"the weights of {str(name)!r} are pickled", got=pickled[0].name, do=do)
+        raise MaskwiseError(
+            f"the weights of {str(name)!r} are pickled",
+            got=pickled[0].name,
+            do="save it again with save_pretrained, which writes model.safetensors",
+        )
     return where
 
 
@@ -163,8 +168,9 @@ def find_policy(name: str | Path) -> Path:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:
             # Errors of the network, of the hub, and of unknown ids have no common base class.
-            what = f"cannot download the policy {str(name)!r} from the hub"
-            raise MaskwiseError(what, got=first_line(error)) from None
+            raise MaskwiseError(
+                f"cannot download the policy {str(name)!r} from the hub", got=first_line(error)
+            ) from None
         where = find_weights(where)
     return Path(where)
 
@@ -233,8 +239,7 @@ def _packaged(name: str) -> Path:
         # The package's code may raise anything.
         raise MaskwiseError(what, got=first_line(error)) from None
     if not (folder / "config.json").is_file():
-        do = "its get_model_path() must give a folder with a config.json"
-        raise MaskwiseError(what, do=do)
+        raise MaskwiseError(what, do="its get_model_path() must give a folder with a config.json")
     return folder
 
 
