@@ -131,8 +131,8 @@ def release(module: nn.Module) -> None:
 def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
     """Make the positions of an encoder or decoder restart in every document.
 
-    BART's table of positions counts by itself, or takes the positions of a single row, so all rows
-    are passed as one. T5 has no such table, because its attention uses distances.
+    BART's table counts positions itself, or takes those of a single row, so all rows are passed as
+    one. T5 has no such table, because its attention uses distances.
     """
     table = getattr(part, "embed_positions", None)
     if documents is None or table is None:

@@ -124,7 +124,7 @@ def show_masks(
         step, total_steps: position in the schedule.
         epoch: the pass over the text; each draws other masks.
         max_length: maximum number of tokens; the rest of the text is dropped.
-        model: an encoder–decoder whose output for the masked text is reported, too.
+        model: an encoder–decoder; its output for the masked text is reported as well.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
     # A LightTokenizer never truncates; both it and transformers accept these settings.

@@ -53,7 +53,7 @@ class Purpose(IntEnum):
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
     ACCEPT = 13  # acceptance draws (PTW)
-    BERNOULLI = 14  # each unit by itself (budget "bernoulli")
+    BERNOULLI = 14  # independent selection of units (budget "bernoulli")
 
 
 def mix(x: Array) -> Array:

@@ -131,7 +131,7 @@ def new_config(
         # Targets of masked spans have a separator per span, so they may be longer than the text.
         positions *= 2
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
-        if hasattr(plain, "forced_eos_token_id"):  # BART's default is the id of its own </s>
+        if hasattr(plain, "forced_eos_token_id"):  # BART's default is </s> in BART's vocabulary
             given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
@@ -218,7 +218,7 @@ def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     """A model with weights from torch's current generator.
 
     Args:
-        auto: its class; None: that of a language model.
+        auto: the class of the model; None: the class for language models.
     """
     check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)

@@ -108,16 +108,18 @@ class PackedCollator:
         }
         document_T = document_BL[present_BL]
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        ends = pad(lengths.cumsum(0), (1, 0))
+        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
+        ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
         positions = torch.arange(len(document_T)) - starts_T + self.first_position
         longest = max(lengths.tolist(), default=0)
-        line["position_ids"] = positions.unsqueeze(0)
-        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
-        line["cu_seq_lens_q"] = ends.int()
-        line["cu_seq_lens_k"] = ends.int()
-        line["max_length_q"] = longest
-        line["max_length_k"] = longest
+        line |= {
+            "position_ids": positions.unsqueeze(0),
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
         if self.blocks:
             line["attention_mask"] = self.mask(document_T)
         return line

@@ -155,7 +155,7 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             # Colours alternate, so that adjacent spans can be distinguished.
             style = _on(PALETTE[number % 2])
         elif value:
-            # Label 0 is no label.
+            # The value 0 means that there is no label.
             style = _on(PALETTE[(value - 1) % len(PALETTE)])
             label = layer.labels[value - 1]
         stretches.append(Stretch(text[end:start]))

@@ -1,7 +1,7 @@
 """Masking ratios: a number, a published curve over training, a distribution over rows, a function.
 
 A published curve is a function of the progress f = step / total steps. A distribution is a function
-of a uniform draw per piece (P,), so each piece has a ratio of its own. Both take their parameters
+of a uniform draw per piece (P,), so each piece has its own ratio. Both take their parameters
 after that first argument; ``published`` turns them into makers of ``Schedule``. To add one, write
 such a function. Recipes write ``linear(0.30, 0.15)``; Python ``schedules.linear(0.30, 0.15)``.
 
@@ -338,7 +338,7 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip another schedule, whose ratios are in 0 to 1 by themselves, to ``low`` … ``high``."""
+    """Clip another schedule, whose ratios are already in 0 to 1, to ``low`` … ``high``."""
     finite_number("low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 

@@ -283,8 +283,8 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 class Learned(Policy):
     """A policy made by ``maskwise learn``: weighted words, or spans of its choice.
 
-    Without a folder it is the policy that a run of a study learns before it trains, as the recipe's
-    ``learning`` says.
+    Without a folder it is the policy that a run of a study learns before it trains, as described by
+    the recipe's ``learning``.
 
     Selects: ``weights``: words, by weighted sampling without replacement up to any budget,
         sharpened by ``power``. With ``explore``, the policy draws only ⌈(1 − explore) × ratio ×

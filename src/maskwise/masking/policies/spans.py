@@ -253,7 +253,7 @@ class Ul2(Policy):
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
-        # A mixture already uses the piece's draw at its own index, so take another one: −1.
+        # A mixture already uses the draw of ``per_piece``, so this draw has the index −1.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         table = np.array(self.denoisers, np.float64)
         mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
@@ -286,7 +286,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
     noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
-    # The draws of the gaps follow those of the noise, which has noise − 1 inner positions.
+    # The draws for the gaps have the indices after the noise − 1 draws for the noise.
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; row s of ``ends`` has the ends of gap s
     # and noise s, counted from the start of the ring.
