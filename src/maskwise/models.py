@@ -45,7 +45,7 @@ from maskwise.families import (
 )
 from maskwise.folders import FilesState, files_state
 from maskwise.keys import fold
-from maskwise.starts import find_start, find_weights, resolve_start
+from maskwise.starts import Start, find_start, find_weights, resolve_start
 from maskwise.weights import check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
             bias[: len(log_unigram)] = log_unigram
 
 
-def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
+def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model of ``kind`` (None: any); see ``find_start``."""
     if kind is not None:
         require_known("kind of model", kind, _USES)
@@ -270,7 +270,7 @@ def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTraine
 
 
 def load_model(
-    name: str | Path,
+    name: Start,
     *,
     kind: Kind | None = "encoder",
     seed: int | None = None,
@@ -321,7 +321,7 @@ def _has_head(name: str, state: FilesState) -> bool:
         return not _lacking(auto, name, find_weights(name))
 
 
-def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
+def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
     """The configuration of a checkpoint, or a given configuration, with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
@@ -333,7 +333,7 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrai
 
 
 def load_task_model(
-    name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
+    name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
     """A checkpoint in float32 with a head for a task; new if the checkpoint has none of that size.
 
@@ -371,7 +371,7 @@ def without_advice() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
+def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a complete encoder, and the names of other weights that are missing."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
@@ -384,7 +384,7 @@ def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrain
     return model, lacking
 
 
-def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[str]:
+def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
     """The names of the weights outside of the encoder that a checkpoint lacks.
 
     Reads only names and shapes, because the configuration may describe a model of any size.
@@ -425,14 +425,14 @@ def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[
 
 @torch.inference_mode(False)  # in inference mode, models on the meta device cannot tie weights
 def _weights(
-    auto: AutoClass, name: str | Path, where: str, **how: Any
+    auto: AutoClass, name: Start, where: str, **how: Any
 ) -> tuple[PreTrainedModel, Fields]:
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with _loading(name):
         return auto.from_pretrained(where, trust_remote_code=False, **how)
 
 
-def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
+def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
     where = find_start(name)
     with _loading(name):
         check_counts(PreTrainedConfig.get_config_dict(where)[0])
@@ -440,7 +440,7 @@ def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
 
 
 @contextlib.contextmanager
-def _loading(name: str | Path) -> Iterator[None]:
+def _loading(name: Start) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files raise errors of json, safetensors, transformers

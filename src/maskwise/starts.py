@@ -17,9 +17,13 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
+
+Start: TypeAlias = str | Path
+"""A name of a model or tokenizer, see above."""
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
 """Folders of bundled models, and of the tokenizer."""
@@ -37,14 +41,14 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_
 """Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
 
 
-def resolve_start(name: str | Path) -> str:
+def resolve_start(name: Start) -> str:
     """Return the folder (or hub id) of a model or tokenizer.
 
     Raises:
         MaskwiseError: a path or a bundled model that does not exist; a package that is not
             installed or has no model.
     """
-    if not isinstance(name, str | Path):
+    if not isinstance(name, Start):
         raise MaskwiseError(
             "a model or tokenizer is loaded by its name",
             got=repr(name),
@@ -72,7 +76,7 @@ def resolve_start(name: str | Path) -> str:
     return str(name)
 
 
-def find_start(name: str | Path) -> str:
+def find_start(name: Start) -> str:
     """Return what transformers can load: a folder, a hub id, or a folder of the hub's cache.
 
     The cache is used when the hub does not answer. One request per process finds that out, because
@@ -101,7 +105,7 @@ def find_start(name: str | Path) -> str:
     return where
 
 
-def _on_hub(where: str, name: str | Path) -> str:
+def _on_hub(where: str, name: Start) -> str:
     """Return a hub id if the hub answers, else the folder in its cache."""
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -135,7 +139,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def find_weights(name: str | Path) -> str:
+def find_weights(name: Start) -> str:
     """Check the weights too, and return the same as ``find_start``.
 
     Raises:
@@ -154,7 +158,7 @@ def find_weights(name: str | Path) -> str:
     return where
 
 
-def find_policy(name: str | Path) -> Path:
+def find_policy(name: Start) -> Path:
     """Return the folder of a learned policy, downloaded without code or pickle if it is on the hub.
 
     Raises:
@@ -176,7 +180,7 @@ def find_policy(name: str | Path) -> Path:
 
 
 def push_to_hub(
-    folder: str | Path, name: str, *, private: bool = False, token: str | None = None
+    folder: Start, name: str, *, private: bool = False, token: str | None = None
 ) -> str:
     """Upload a checkpoint with its card: a folder that pretrain, study, finetune or adapt wrote.
 
@@ -214,7 +218,7 @@ def push_to_hub(
     return str(made)
 
 
-def _missing(name: str | Path, got: str) -> MaskwiseError:
+def _missing(name: Start, got: str) -> MaskwiseError:
     return MaskwiseError(
         f"there is no model or tokenizer in {str(name)!r}",
         got=got,

@@ -138,13 +138,14 @@ class MaskingTrainer(Trainer):
     def _check_fit(self, masker: Masker) -> None:
         """Refuse labels that the model cannot predict: it would train on them without an error."""
         name = type(self.model).__name__
-        writes = masker.corruption.writes is not None
-        if self._decodes and not writes:
+        if self._decodes == (masker.corruption.writes is not None):
+            return
+        if self._decodes:
             what = f"{name} has a decoder, but these labels are not a text"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
-        elif isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
+        elif isinstance(self.model, PreTrainedModel):
             what = f"{name} has no decoder to write these labels, which are a text"
             fitting = "bert"
         else:
