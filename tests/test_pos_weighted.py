@@ -351,7 +351,7 @@ def test_two_ranks_learn_the_same_and_as_one(tmp_path: Path) -> None:
     [
         ("group-weighted(pos, 1)", "groups to weigh; got 1"),
         ("pos-weighted(half_life_steps=0)", "half_life_steps is not valid; got 0"),
-        ("pos-weighted(half_life_steps=9, faithful=True)", "half_life_steps: faithful"),
+        ("pos-weighted(half_life_steps=9, faithful=True)", "half_life_steps needs faithful=False"),
     ],
 )
 def test_bad_settings(spec: str, text: str) -> None:

@@ -457,7 +457,7 @@ def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
     prepared = prepare_stage(fits)
     run_stage(prepared, tmp_path)
     assert len(Prepared.open(prepared.folder(tmp_path) / "data").tokenizer) == len(small)
-    with pytest.raises(MaskwiseError, match=r"tokenizer and model do not fit.*≤ 100"):
+    with pytest.raises(MaskwiseError, match=r"tokenizer and model do not match.*≤ 100"):
         check_inputs(start(inputs, "whole", f"tokenizer.name={tmp_path / 'large'}"))
 
 

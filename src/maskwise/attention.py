@@ -43,6 +43,8 @@ DROP_STEPS = 1 << 16
 """Dropout rates on a CPU are multiples of 1 / DROP_STEPS."""
 
 
+Options: TypeAlias = dict[str, Any]
+"""Keyword arguments of transformers' attention functions."""
 MaskKey: TypeAlias = tuple[bool, bool, int | None]
 """The arguments of ``Documents.mask``: cross, causal and window."""
 
@@ -81,9 +83,7 @@ class Documents:
         start_of_document = (place * starts).cummax(1).values
         return place - start_of_document
 
-    def mask(
-        self, *, cross: bool = False, causal: bool = False, window: int | None = None
-    ) -> Tensor:
+    def mask(self, cross: bool = False, causal: bool = False, window: int | None = None) -> Tensor:
         """(B, 1, L, K) bool: which of K tokens each of L tokens attends to; shared by all layers.
 
         Args:
@@ -114,9 +114,8 @@ class Documents:
     def with_masks(self, asked: Iterable[MaskKey]) -> Documents:
         """Copy the documents with only these masks; missing masks are made."""
         masks = {}
-        for cross, causal, window in asked:
-            mask = self.mask(cross=cross, causal=causal, window=window)
-            masks[cross, causal, window] = mask
+        for key in asked:
+            masks[key] = self.mask(*key)
         return replace(self, _masks=masks)
 
     def boundaries(self) -> Tensor:
@@ -179,7 +178,7 @@ def attend(
         if not cross and _can_be_ragged(query, options):
             lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
-        attention_mask = documents.mask(cross=cross, causal=causal, window=sliding_window)
+        attention_mask = documents.mask(cross, causal, sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
         # Transformers omits causal masks that its kernels can apply; ``_product`` needs the mask.
         read, wanted = query.shape[2], key.shape[2]
@@ -198,7 +197,7 @@ def attend(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
-def _can_be_ragged(query: Tensor, options: dict[str, Any]) -> bool:
+def _can_be_ragged(query: Tensor, options: Options) -> bool:
     """Whether torch's kernel for documents of variable length can be used."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.device.type != "cuda" or not half:
@@ -213,7 +212,7 @@ def _ragged(
     documents: Documents,
     causal: bool,
     window: int | None,
-    options: dict[str, Any],
+    options: Options,
 ) -> Tensor:
     """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents.
 
@@ -232,7 +231,7 @@ def _ragged(
     after = before
     if causal:
         after = 0
-    more: dict[str, Any] = {}
+    more: Options = {}
     if query.shape[1] != key.shape[1]:
         more["enable_gqa"] = True
     out: Any = varlen_attn(
@@ -255,16 +254,14 @@ def _by_hand(
     query: Tensor,
     mask: Tensor | None,
     documents: Documents | None,
-    options: dict[str, Any],
+    options: Options,
 ) -> bool:
     """Whether to use ``_product``: torch has no kernel for soft caps, and slow dropout on CPUs."""
     if options.get("softcap"):
         return True
     if query.device.type != "cpu" or not options.get("dropout"):
         return False
-    if torch.compiler.is_compiling():
-        return False
-    if options.get("position_bias") is not None:
+    if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
     if mask is not None:
         # A mask of transformers may let a token attend to nothing; a mask of documents does not.
@@ -277,7 +274,7 @@ def _by_hand(
 
 
 def _product(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
 ) -> Tensor:
     """(B, L, H, D): softmax(query · key) with a soft cap and dropout, times value."""
     queries = query.flatten(0, 1)
@@ -319,9 +316,8 @@ def dropped(values: Tensor, rate: float) -> Tensor:
     (1.3333, 0.75)
     """
     below = round(rate * DROP_STEPS)
-    if values.device.type != "cpu" or not values.is_floating_point():
-        return dropout(values, rate)
-    if below == DROP_STEPS:
+    fast = values.device.type == "cpu" and values.is_floating_point() and below < DROP_STEPS
+    if not fast:
         return dropout(values, rate)
     if below == 0:
         return values
@@ -352,9 +348,7 @@ class _Dropped(torch.autograd.Function):
 
 def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
     """The forward pass of a dropout layer."""
-    if not layer.training:
-        return values
-    return dropped(values, layer.p)
+    return _dropout(values, layer.p, layer.training)
 
 
 def _dropout(values: Tensor, p: float, training: bool) -> Tensor:

@@ -187,7 +187,7 @@ class Sample:
             batch = {name: torch.from_numpy(values[number]) for name, values in layers.items()}
             example = np.arange(number * rows, (number + 1) * rows)
             if layout != "documents":
-                # Each piece of a packed row is an example and rounds its budget by itself.
+                # Each piece of a packed row is an example, whose budget is rounded separately.
                 example = example[:, None] * length + pieces
             batch["example_id"] = torch.from_numpy(example)
             batches.append(batch)

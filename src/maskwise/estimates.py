@@ -54,7 +54,7 @@ def shown(row: Contrast) -> Shown:
     Spreads are shown only if tasks have no common unit, or if the plain mean and the standardised
     mean have opposite signs.
     """
-    estimate: Estimate = {"mean": row["mean"], "low": row["low"], "high": row["high"]}
+    estimate: Estimate = row
     scale = 1.0
     digits = 3
     unit = row["unit"]

@@ -329,9 +329,11 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     """
     if folder.is_file():
         raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
+    for mark in marks:
+        if any(folder.glob(mark)):
+            return
     names = sorted(path.name for path in folder.glob("*"))
-    found = [mark for mark in marks if any(folder.glob(mark))]
-    if names and not found:
+    if names:
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"--out {folder} contains something else", got=got, do=do)

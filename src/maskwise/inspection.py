@@ -59,8 +59,7 @@ MAX_CHARACTERS = 600
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """Layers that any text has."""
 ANNOTATED = ("pos", "salient")
-"""Layers with an annotator of the same name, used for texts without marks. All others need marks.
-"""
+"""Layers with an annotator of that name, used for texts without marks. All others need marks."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
 """Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
 
@@ -125,7 +124,7 @@ def show_masks(
         step, total_steps: position in the schedule.
         epoch: the pass over the text; each draws other masks.
         max_length: maximum number of tokens; the rest of the text is dropped.
-        model: an encoder–decoder whose output for the masked text is reported, too.
+        model: an encoder–decoder; its output for the masked text is reported as well.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
     # A LightTokenizer never truncates; both it and transformers accept these settings.
@@ -346,12 +345,16 @@ def _needed_layers(
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
         users.setdefault(mover.layer, f"corruption {shown_as}")
+    needed = []
+    annotators = {}
     for layer, user in users.items():
-        if not marked and layer not in TEXT_LAYERS and layer not in annotator_of:
+        if layer in annotator_of:
+            annotators[annotator_of[layer]] = layer
+        elif marked or layer in TEXT_LAYERS:
+            needed.append(layer)
+        else:
             do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
             raise MaskwiseError(f"{user} needs the layer {layer!r}, but this text has none", do=do)
-    needed = [layer for layer in users if layer not in annotator_of]
-    annotators = dict.fromkeys(annotator_of[layer] for layer in users if layer in annotator_of)
     return needed, list(annotators)
 
 
@@ -376,13 +379,11 @@ def text_layers(
         else:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
-            numbers = _annotated_layers(maker, tokenizer, text)[name]
+            layers |= _annotated_layers(maker, tokenizer, text)
             if name in WEIGHT_LAYERS:
                 # An unmarked token has the number −1, which indexes the last weight.
-                weights = [*(span.weight for span in spans), 1.0]
-                layers[name] = [weights[number] for number in numbers]
-            else:
-                layers[name] = numbers
+                weights = np.array([*(span.weight for span in spans), 1.0])
+                layers[name] = weights[layers[name]].tolist()
     return layers
 
 

@@ -229,7 +229,7 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
-        # Other threads take idle workers, too, so the list may become empty before the pop.
+        # Other threads also take idle workers, so the list may become empty before the pop.
         with suppress(IndexError):
             while True:
                 worker = self.idle.pop()
@@ -285,7 +285,7 @@ class _Worker:
             # -P keeps files of the working folder from shadowing modules of the library.
             [sys.executable, "-P", "-c", serve],
             pass_fds=[theirs.fileno()],
-            # Otherwise a worker would read what is typed into the study's terminal.
+            # Otherwise a worker would read input that is meant for the study.
             stdin=subprocess.DEVNULL,
             env=environment | {"PYTHONPATH": modules},
         )

@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _WORD = 1 << 32
-_A = 0x7FEB352D
-_B = 0x846CA68B
 # Rounds of (shift, factor). The last round only shifts.
-_MIX_32 = ((16, _A), (15, _B), (16, 1))
+_MIX_32 = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
 _MIX_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
@@ -55,7 +53,7 @@ class Purpose(IntEnum):
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
     ACCEPT = 13  # acceptance draws (PTW)
-    BERNOULLI = 14  # each unit by itself (budget "bernoulli")
+    BERNOULLI = 14  # independent selection of units (budget "bernoulli")
 
 
 def mix(x: Array) -> Array:
@@ -77,11 +75,10 @@ def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
 def mix_int(x: int) -> int:
     """``mix`` for one Python integer, unsigned; only the low 32 bits count."""
     x %= _WORD
-    x ^= x >> 16
-    x = (x * _A) % _WORD
-    x ^= x >> 15
-    x = (x * _B) % _WORD
-    return x ^ (x >> 16)
+    for shift, factor in _MIX_32:
+        x ^= x >> shift
+        x = x * factor % _WORD
+    return x
 
 
 def fold(*numbers: int, word: int = 0x9E3779B9) -> int:

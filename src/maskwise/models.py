@@ -38,7 +38,6 @@ from maskwise.families import (
     EncoderDecoder,
     Kind,
     adapter_of,
-    check_counts,
     check_fit,
     encoder_of,
     require_kind,
@@ -46,8 +45,8 @@ from maskwise.families import (
 )
 from maskwise.folders import FilesState, files_state
 from maskwise.keys import fold
-from maskwise.starts import find_start, find_weights, resolve_start
-from maskwise.weights import check_finite, check_size, quieten
+from maskwise.starts import Start, find_start, find_weights, resolve_start
+from maskwise.weights import check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,8 +81,7 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, by head. ``masked-lm`` is the head of pre-training; ``embedding`` has no
-head."""
+"""The classes for tasks, by head: ``masked-lm`` is the head of pre-training, ``embedding`` none."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
@@ -133,7 +131,7 @@ def new_config(
         # Targets of masked spans have a separator per span, so they may be longer than the text.
         positions *= 2
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
-        if hasattr(plain, "forced_eos_token_id"):  # BART's default is the id of its own </s>
+        if hasattr(plain, "forced_eos_token_id"):  # BART's default is </s> in BART's vocabulary
             given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
@@ -183,8 +181,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Check that a model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: transformers or torch cannot build it; too many tokens; no start token for a
-            decoder; more weights than fit into this machine's memory.
+        MaskwiseError: transformers cannot build it; too many tokens or weights; no start token.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -202,13 +199,14 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings raise anything, such as a division by zero
-        what = f"these settings build no {config.model_type} model: {first_line(error)}"
-        raise MaskwiseError(what) from None
+        raise MaskwiseError(
+            f"these settings build no {config.model_type} model: {first_line(error)}"
+        ) from None
 
 
 def weights_of(config: PreTrainedConfig) -> int:
     """The number of weights of a language model, without allocating them."""
-    return sum(parameter.numel() for parameter in empty_model(config).parameters())
+    return empty_model(config).num_parameters()
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
@@ -220,7 +218,7 @@ def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     """A model with weights from torch's current generator.
 
     Args:
-        auto: its class; None: that of a language model.
+        auto: the class of the model; None: the class for language models.
     """
     check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
@@ -261,7 +259,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
             bias[: len(log_unigram)] = log_unigram
 
 
-def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
+def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model of ``kind`` (None: any); see ``find_start``."""
     if kind is not None:
         require_known("kind of model", kind, _USES)
@@ -272,7 +270,7 @@ def load_config(name: str | Path, *, kind: Kind | None = "encoder") -> PreTraine
 
 
 def load_model(
-    name: str | Path,
+    name: Start,
     *,
     kind: Kind | None = "encoder",
     seed: int | None = None,
@@ -284,8 +282,7 @@ def load_model(
     Args:
         name: as for ``starts.find_start``.
         kind: the kind of model; None: any.
-        seed: the seed of a new head, if the checkpoint has none. None: such a checkpoint is
-            refused.
+        seed: the seed of a new head, if the checkpoint has none; None: refuse such checkpoints.
         log_unigram: (V,) the initial output bias of a new head.
         config: replaces the checkpoint's configuration.
 
@@ -301,9 +298,10 @@ def load_model(
         how = {} if config is None else {"config": config}
         model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
-        what = f"{str(name)!r} has no MLM head, and a random head cannot predict"
-        do = "train one first: maskwise pretrain with training.freeze=encoder"
-        raise MaskwiseError(what, do=do)
+        raise MaskwiseError(
+            f"{str(name)!r} has no MLM head, and a random head cannot predict",
+            do="train one first: maskwise pretrain with training.freeze=encoder",
+        )
     if lacking:
         _start_bias(model, log_unigram)
         quieten(model, lacking)
@@ -323,7 +321,7 @@ def _has_head(name: str, state: FilesState) -> bool:
         return not _lacking(auto, name, find_weights(name))
 
 
-def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
+def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
     """The configuration of a checkpoint, or a given configuration, with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
@@ -335,7 +333,7 @@ def task_config(start: str | Path | PreTrainedConfig, labels: Fields) -> PreTrai
 
 
 def load_task_model(
-    name: str | Path | None, config: PreTrainedConfig, *, head: str, seed: int
+    name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
     """A checkpoint in float32 with a head for a task; new if the checkpoint has none of that size.
 
@@ -373,7 +371,7 @@ def without_advice() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrainedModel, list[str]]:
+def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a complete encoder, and the names of other weights that are missing."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
@@ -386,7 +384,7 @@ def _load_whole(auto: AutoClass, name: str | Path, **how: Any) -> tuple[PreTrain
     return model, lacking
 
 
-def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[str]:
+def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
     """The names of the weights outside of the encoder that a checkpoint lacks.
 
     Reads only names and shapes, because the configuration may describe a model of any size.
@@ -409,27 +407,32 @@ def _lacking(auto: AutoClass, name: str | Path, where: str, **how: Any) -> list[
     # A pooler is in the encoder, but belongs to the head: masked language models have none.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
-        got = f"no {holes[0]}, {len(holes)} in all"
-        raise MaskwiseError(f"{str(name)!r} lacks weights of its {kind}", got=got, do=do)
+        raise MaskwiseError(
+            f"{str(name)!r} lacks weights of its {kind}",
+            got=f"no {holes[0]}, {len(holes)} in all",
+            do=do,
+        )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
-            what = f"the weights of {str(name)!r} do not fit its config.json"
-            got = f"{key} of {tuple(stored)} for {tuple(wanted)}"
-            raise MaskwiseError(what, got=got, do=do)
+            raise MaskwiseError(
+                f"the weights of {str(name)!r} do not fit its config.json",
+                got=f"{key} of {tuple(stored)} for {tuple(wanted)}",
+                do=do,
+            )
     check_size(model)
     return sorted(missing)
 
 
 @torch.inference_mode(False)  # in inference mode, models on the meta device cannot tie weights
 def _weights(
-    auto: AutoClass, name: str | Path, where: str, **how: Any
+    auto: AutoClass, name: Start, where: str, **how: Any
 ) -> tuple[PreTrainedModel, Fields]:
     how |= {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with _loading(name):
         return auto.from_pretrained(where, trust_remote_code=False, **how)
 
 
-def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
+def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
     where = find_start(name)
     with _loading(name):
         check_counts(PreTrainedConfig.get_config_dict(where)[0])
@@ -437,9 +440,10 @@ def _read_config(name: str | Path, **fields: Any) -> PreTrainedConfig:
 
 
 @contextlib.contextmanager
-def _loading(name: str | Path) -> Iterator[None]:
+def _loading(name: Start) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files raise errors of json, safetensors, transformers
-        what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
-        raise MaskwiseError(what) from None
+        raise MaskwiseError(
+            f"cannot load a model from {str(name)!r}: {first_line(error)}"
+        ) from None

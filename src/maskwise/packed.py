@@ -19,7 +19,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
-from maskwise.masking import MaskedBatch, Masker, MaskingCollator, Rows
+from maskwise.masking import Masker, MaskingCollator, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -71,9 +71,11 @@ class PackedCollator:
     ):
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
-            what = "labels must be aligned with the tokens, but a decoder's are not"
-            do = "use bert or mask-only, for example, or MaskingCollator"
-            raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+            raise MaskwiseError(
+                "labels must be aligned with the tokens, but a decoder's are not",
+                got=f"corruption {masker.corruption}",
+                do="use bert or mask-only, for example, or MaskingCollator",
+            )
         # The model itself is not kept: a loader would copy it into its workers.
         self.blocks = False
         self.first_position = 0
@@ -93,25 +95,31 @@ class PackedCollator:
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
-        document_BL = documents_of(batch)
+        segment_BL = batch.segment_ids
+        height, width = segment_BL.shape
+        # No row has more documents than tokens, so documents of different rows differ.
+        first_B = torch.arange(height) * width
+        document_BL = segment_BL + first_B[:, None]
         # The rows are concatenated without their padding.
-        present_BL = document_BL >= 0
+        present_BL = segment_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         line: dict[str, Any] = {
             name: column[present_BL].unsqueeze(0) for name, column in columns.items()
         }
         document_T = document_BL[present_BL]
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        ends = pad(lengths.cumsum(0), (1, 0))
+        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
+        ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
         positions = torch.arange(len(document_T)) - starts_T + self.first_position
         longest = max(lengths.tolist(), default=0)
-        line["position_ids"] = positions.unsqueeze(0)
-        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
-        line["cu_seq_lens_q"] = ends.int()
-        line["cu_seq_lens_k"] = ends.int()
-        line["max_length_q"] = longest
-        line["max_length_k"] = longest
+        line |= {
+            "position_ids": positions.unsqueeze(0),
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
         if self.blocks:
             line["attention_mask"] = self.mask(document_T)
         return line
@@ -127,15 +135,6 @@ class PackedCollator:
         # ModernBERT takes a mask for each kind of layer; with a single one, sliding layers would
         # attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
-
-
-def documents_of(batch: MaskedBatch) -> Tensor:
-    """(B, L') int64: a number for each document of a batch, ascending; −1 for padding."""
-    segment_BL = batch.segment_ids
-    height, width = segment_BL.shape
-    # No row has more documents than tokens.
-    first_B = torch.arange(height) * width
-    return torch.where(segment_BL < 0, -1, segment_BL + first_B[:, None])
 
 
 def needs_blocks(config: PreTrainedConfig) -> bool:
@@ -156,11 +155,17 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
-        what = "ESM would scale its embeddings by the masks of the whole line"
-        got = f"{attention}, token_dropout {config.token_dropout}"
-        allowed = "flash_attention_2, token_dropout False"
-        raise MaskwiseError(what, got=got, allowed=allowed, do=pads)
+        raise MaskwiseError(
+            "ESM would scale its embeddings by the masks of the whole line",
+            got=f"{attention}, token_dropout {config.token_dropout}",
+            allowed="flash_attention_2, token_dropout False",
+            do=pads,
+        )
     if not ragged and attention not in MASKED:
-        what = "this attention reads neither the boundaries of documents nor a boolean mask"
-        raise MaskwiseError(what, got=attention, allowed="sdpa, flash_attention_2", do=pads)
+        raise MaskwiseError(
+            "this attention reads neither the boundaries of documents nor a boolean mask",
+            got=attention,
+            allowed="sdpa, flash_attention_2",
+            do=pads,
+        )
     return not ragged

@@ -124,12 +124,12 @@ def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
     """Return the beginnings of the first documents under every layer worth drawing."""
     first = list(islice(documents, EXAMPLES))
     annotated = store.annotate([document.text for document in first])
-    drawn = {name: layer for name, layer in store.layers.items() if name not in COVERING}
     shown = []
     for document, spans in zip(first, annotated):
-        for name, layer in drawn.items():
-            stretches = _stretches(document.text, spans[name], layer)
-            shown.append(Example(document.id, name, layer.kind, stretches))
+        for name, layer in store.layers.items():
+            if name not in COVERING:
+                stretches = _stretches(document.text, spans[name], layer)
+                shown.append(Example(document.id, name, layer.kind, stretches))
     return shown
 
 
@@ -155,13 +155,11 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             # Colours alternate, so that adjacent spans can be distinguished.
             style = _on(PALETTE[number % 2])
         elif value:
-            # Label 0 is no label.
+            # The value 0 means that there is no label.
             style = _on(PALETTE[(value - 1) % len(PALETTE)])
             label = layer.labels[value - 1]
         stretches.append(Stretch(text[end:start]))
-        note = ""
-        if label:
-            note = f"/{label}"
+        note = label and f"/{label}"
         stretches.append(Stretch(text[start:stop], style, note, plain))
         end = stop
     tail = text[end:size]

@@ -14,8 +14,9 @@ import threading
 import time
 from types import FrameType
 
-# Windows has no SIGUSR1.
-ASKED = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGUSR1"))
+ASKED = [signal.SIGTERM]
+if hasattr(signal, "SIGUSR1"):  # Windows has none
+    ASKED.append(signal.SIGUSR1)
 WATCH_SECONDS = 0.2
 CODES = {128 + number: number.name for number in ASKED}
 """The name of the signal for each exit code."""

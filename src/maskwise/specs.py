@@ -64,8 +64,11 @@ def parse_call(text: str) -> Call:
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
-        allowed = f"a name, or a name with arguments such as {examples}"
-        raise MaskwiseError("cannot read this setting", got=repr(text), allowed=allowed) from None
+        raise MaskwiseError(
+            "cannot read this setting",
+            got=repr(text),
+            allowed=f"a name, or a name with arguments such as {examples}",
+        ) from None
 
 
 def _call(node: ast.expr, text: str) -> Call:
@@ -108,8 +111,11 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
             does not accept, by name, number or type.
     """
     if not isinstance(spec, str | Call):
-        allowed = f"a name such as {next(iter(table))!r}, or an object"
-        raise MaskwiseError(f"not a {kind}", got=repr(spec), allowed=allowed)
+        raise MaskwiseError(
+            f"not a {kind}",
+            got=repr(spec),
+            allowed=f"a name such as {next(iter(table))!r}, or an object",
+        )
     call = parse_call(spec) if isinstance(spec, str) else spec
     written = call.written or str(call)
     if call.name not in table:
@@ -120,8 +126,9 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
     try:
         bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
-        allowed = f"{call.name}({arguments_of(maker)})"
-        raise MaskwiseError(f"{what}: {error}", allowed=allowed) from None
+        raise MaskwiseError(
+            f"{what}: {error}", allowed=f"{call.name}({arguments_of(maker)})"
+        ) from None
     for name, value in bound.arguments.items():
         parameter = signature.parameters[name]
         which = f"{what}: {name}"
@@ -254,9 +261,11 @@ def read_options(
     except MaskwiseError:
         call = Call("options", (written,))
     if call.args:
-        takes = f"name=value, of {', '.join(annotations)}"
-        what = f"cannot read the arguments of {kind} {spec!r}"
-        raise MaskwiseError(what, allowed=takes, do=f"for example ({example})")
+        raise MaskwiseError(
+            f"cannot read the arguments of {kind} {spec!r}",
+            allowed=f"name=value, of {', '.join(annotations)}",
+            do=f"for example ({example})",
+        )
     options = {}
     for option, value in call.kwargs.items():
         if option not in annotations:

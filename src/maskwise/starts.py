@@ -17,9 +17,13 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
+
+Start: TypeAlias = str | Path
+"""A name of a model or tokenizer, see above."""
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
 """Folders of bundled models, and of the tokenizer."""
@@ -37,20 +41,23 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_
 """Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
 
 
-def resolve_start(name: str | Path) -> str:
+def resolve_start(name: Start) -> str:
     """Return the folder (or hub id) of a model or tokenizer.
 
     Raises:
         MaskwiseError: a path or a bundled model that does not exist; a package that is not
             installed or has no model.
     """
-    if not isinstance(name, str | Path):
-        allowed = "a folder, an id on the hub, bundled:NAME or package:NAME"
-        what = "a model or tokenizer is loaded by its name"
-        raise MaskwiseError(what, got=repr(name), allowed=allowed)
+    if not isinstance(name, Start):
+        raise MaskwiseError(
+            "a model or tokenizer is loaded by its name",
+            got=repr(name),
+            allowed="a folder, an id on the hub, bundled:NAME or package:NAME",
+        )
     kind, _, rest = str(name).partition(":")
     if kind == "bundled":
-        return str(_bundled(rest))
+        require_known("bundled model", rest, BUNDLED)
+        return str(bundled_file(BUNDLED[rest]))
     if kind == "package":
         return str(_packaged(rest))
     folder = Path(name).expanduser()
@@ -69,7 +76,7 @@ def resolve_start(name: str | Path) -> str:
     return str(name)
 
 
-def find_start(name: str | Path) -> str:
+def find_start(name: Start) -> str:
     """Return what transformers can load: a folder, a hub id, or a folder of the hub's cache.
 
     The cache is used when the hub does not answer. One request per process finds that out, because
@@ -98,7 +105,7 @@ def find_start(name: str | Path) -> str:
     return where
 
 
-def _on_hub(where: str, name: str | Path) -> str:
+def _on_hub(where: str, name: Start) -> str:
     """Return a hub id if the hub answers, else the folder in its cache."""
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -132,7 +139,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def find_weights(name: str | Path) -> str:
+def find_weights(name: Start) -> str:
     """Check the weights too, and return the same as ``find_start``.
 
     Raises:
@@ -141,14 +148,17 @@ def find_weights(name: str | Path) -> str:
     where = find_start(name)
     folder = Path(where)
     refuse_damaged(folder)
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    pickled = sorted(folder.glob("*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
-        do = "save it again with save_pretrained, which writes model.safetensors"
-        raise MaskwiseError(f"the weights of {str(name)!r} are pickled", got=pickled[0], do=do)
+        raise MaskwiseError(
+            f"the weights of {str(name)!r} are pickled",
+            got=pickled[0].name,
+            do="save it again with save_pretrained, which writes model.safetensors",
+        )
     return where
 
 
-def find_policy(name: str | Path) -> Path:
+def find_policy(name: Start) -> Path:
     """Return the folder of a learned policy, downloaded without code or pickle if it is on the hub.
 
     Raises:
@@ -162,14 +172,15 @@ def find_policy(name: str | Path) -> Path:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:
             # Errors of the network, of the hub, and of unknown ids have no common base class.
-            what = f"cannot download the policy {str(name)!r} from the hub"
-            raise MaskwiseError(what, got=first_line(error)) from None
+            raise MaskwiseError(
+                f"cannot download the policy {str(name)!r} from the hub", got=first_line(error)
+            ) from None
         where = find_weights(where)
     return Path(where)
 
 
 def push_to_hub(
-    folder: str | Path, name: str, *, private: bool = False, token: str | None = None
+    folder: Start, name: str, *, private: bool = False, token: str | None = None
 ) -> str:
     """Upload a checkpoint with its card: a folder that pretrain, study, finetune or adapt wrote.
 
@@ -207,18 +218,13 @@ def push_to_hub(
     return str(made)
 
 
-def _missing(name: str | Path, got: str) -> MaskwiseError:
+def _missing(name: Start, got: str) -> MaskwiseError:
     return MaskwiseError(
         f"there is no model or tokenizer in {str(name)!r}",
         got=got,
         do="give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id "
         "on the hub",
     )
-
-
-def _bundled(name: str) -> Path:
-    require_known("bundled model", name, BUNDLED)
-    return bundled_file(BUNDLED[name])
 
 
 def _packaged(name: str) -> Path:
@@ -237,8 +243,7 @@ def _packaged(name: str) -> Path:
         # The package's code may raise anything.
         raise MaskwiseError(what, got=first_line(error)) from None
     if not (folder / "config.json").is_file():
-        do = "its get_model_path() must give a folder with a config.json"
-        raise MaskwiseError(what, do=do)
+        raise MaskwiseError(what, do="its get_model_path() must give a folder with a config.json")
     return folder
 
 

@@ -7,8 +7,8 @@
 Moreover, the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
 ``num_items_in_batch``. Most masked language models ignore it: with 4 accumulation steps their loss
 and gradient are 4 times too large, and on 2 ranks twice too large. Here the loss is the sum over
-targets, divided by the targets of all micro-batches and ranks. It is the same for a batch of 16
-rows, 4 micro-batches of 4 rows, and 2 ranks with 8 rows each.
+targets, divided by the targets of all micro-batches and ranks: it is the same for 16 rows, for 4
+micro-batches of 4, and for 2 ranks with 8.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
 logits. Attention stays within the documents of packed rows (``example_id`` (B, L)), if the model's
@@ -102,12 +102,17 @@ class MaskingTrainer(Trainer):
         ours = isinstance(data_collator, MaskingCollator | PackedCollator)
         # Transformers' collators for language modelling have this field.
         if ours or hasattr(data_collator, "mlm"):
-            do = "leave data_collator out, or use it with transformers.Trainer"
-            got = f"a {type(data_collator).__name__}"
-            raise MaskwiseError("MaskingTrainer masks the rows itself", got=got, do=do)
+            raise MaskwiseError(
+                "MaskingTrainer masks the rows itself",
+                got=f"a {type(data_collator).__name__}",
+                do="leave data_collator out, or use it with transformers.Trainer",
+            )
         if more.get("compute_loss_func") is not None:
-            what = "MaskingTrainer computes the loss itself"
-            raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
+            raise MaskwiseError(
+                "MaskingTrainer computes the loss itself",
+                got="compute_loss_func",
+                do="leave it out",
+            )
         self._learners = learners_of(masker)
         # The step of the last ``_learn``.
         self._learned = -1
@@ -133,19 +138,23 @@ class MaskingTrainer(Trainer):
     def _check_fit(self, masker: Masker) -> None:
         """Refuse labels that the model cannot predict: it would train on them without an error."""
         name = type(self.model).__name__
-        writes = masker.corruption.writes is not None
-        if self._decodes and not writes:
+        if self._decodes == (masker.corruption.writes is not None):
+            return
+        if self._decodes:
             what = f"{name} has a decoder, but these labels are not a text"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
-        elif isinstance(self.model, PreTrainedModel) and writes and not self._decodes:
+        elif isinstance(self.model, PreTrainedModel):
             what = f"{name} has no decoder to write these labels, which are a text"
             fitting = "bert"
         else:
             return
-        do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
-        raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+        raise MaskwiseError(
+            what,
+            got=f"corruption {masker.corruption}",
+            do=f'give masker=Masker(tokenizer, corruption="{fitting}")',
+        )
 
     def train(self, *args: Any, **more: Any) -> Any:
         """As in ``Trainer``."""
@@ -227,8 +236,7 @@ class MaskingTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         zeros = torch.zeros(len(labels), device=losses.device)
-        row = where[:, 0]
-        loss_B = zeros.index_add(0, row, losses)
+        loss_B = zeros.index_add(0, where[:, 0], losses)
         # Gathered by row, so that rows repeated to fill the last batch count once.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
@@ -307,12 +315,10 @@ class MaskingTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
         assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
-        missing = set(load_result.missing_keys)
+        missing = own.keys() & load_result.missing_keys
         # A file contains tied weights only once.
-        loaded = {weight.data_ptr() for name, weight in own.items() if name not in missing}
-        self._missing = {
-            name for name in missing if name in own and own[name].data_ptr() not in loaded
-        }
+        loaded = {own[name].data_ptr() for name in own.keys() - missing}
+        self._missing = {name for name in missing if own[name].data_ptr() not in loaded}
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
@@ -322,12 +328,13 @@ class MaskingTrainer(Trainer):
         model's names, so these weights would keep their old values, with only a warning.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
-            how: dict[str, Any] = {"config": self.model.config, "dtype": self.model.dtype}
-            read: Any = type(self.model).from_pretrained(folder, output_loading_info=True, **how)
-            network, found = read
+            load: Any = type(self.model).from_pretrained
+            network, found = load(
+                folder, config=self.model.config, dtype=self.model.dtype, output_loading_info=True
+            )
             saved = network.state_dict()
-            renamed = self._missing - set(found["missing_keys"])
-            weights = {name: saved[name] for name in renamed if name in saved}
+            renamed = (self._missing & saved.keys()) - set(found["missing_keys"])
+            weights = {name: saved[name] for name in renamed}
             self.model.load_state_dict(weights, strict=False)
         self._missing = set()
 
@@ -424,11 +431,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 
 class RowCollator:
-    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers.
-
-    Args:
-        vocabulary: the vocabulary of the masker.
-    """
+    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary

@@ -1,4 +1,4 @@
-"""The weights of a model: checks, the numbers from which FLOPs are computed, and LoRA."""
+"""The weights of a model: whether they fit and are finite, their numbers for FLOPs, and LoRA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,13 @@ a sentence encoder 0.4 nats worse than word frequencies (benchmarks/recipes/cont
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
 """Parameters for keys and values of cross-attention, by the names of BART, T5 and T5Gemma."""
 
+PARTS = (
+    *("labels", "layers", "experts", "groups", "group_num"),
+    *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
+)
+"""The endings of configuration fields that count parts of a model. Their upper limits follow."""
+MOST_PARTS = 10_000
+MOST_LABELS = 1_000_000
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -38,16 +45,37 @@ def memory() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def check_counts(fields: Mapping[str, Any]) -> None:
+    """Raise if a configuration, or one nested in it, has more parts than ``MOST_PARTS``.
+
+    Transformers would build them before any other check, and building a billion layers never ends.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            check_counts(value)
+        if not name.endswith(PARTS):
+            continue
+        most = MOST_LABELS if name.endswith("labels") else MOST_PARTS
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most:
+                raise MaskwiseError(
+                    f"a model cannot have this {name}", got=value, allowed=f"≤ {most:,}"
+                )
+
+
 def check_size(model: PreTrainedModel) -> None:
     """Raise if a model's float32 weights exceed this machine's memory."""
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = model.num_parameters()
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     size = 4 * weights + buffers
     here = memory()
     if here is not None and size > here:
-        what = "the model does not fit into memory"
-        got = f"{weights:,} weights, {size / 1e9:,.0f} GB"
-        raise MaskwiseError(what, got=got, allowed=f"{here / 1e9:,.0f} GB", do="make it smaller")
+        raise MaskwiseError(
+            "the model does not fit into memory",
+            got=f"{weights:,} weights, {size / 1e9:,.0f} GB",
+            allowed=f"{here / 1e9:,.0f} GB",
+            do="make it smaller",
+        )
 
 
 def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
@@ -58,9 +86,11 @@ def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
         # The extremes suffice. A sum may overflow, and a mask of all weights would need memory.
         extremes = torch.stack(tensor.aminmax())
         if not extremes.isfinite().all():
-            what = f"the weights of {str(name)!r} are not finite"
-            do = "use another checkpoint: the training of this one diverged"
-            raise MaskwiseError(what, got=key, do=do)
+            raise MaskwiseError(
+                f"the weights of {str(name)!r} are not finite",
+                got=key,
+                do="use another checkpoint: the training of this one diverged",
+            )
 
 
 def quieten(model: PreTrainedModel, new: list[str]) -> None:
@@ -82,10 +112,10 @@ def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
     Args:
         held: count only weights that are not trained.
     """
-    tables = {id(part.weight) for part in parts(module, nn.Embedding)}
+    tables = {part.weight for part in parts(module, nn.Embedding)}
     count = 0
     for weight in module.parameters():
-        left_out = id(weight) in tables or (held and weight.requires_grad)
+        left_out = weight in tables or (held and weight.requires_grad)
         if not left_out:
             count += weight.numel()
     return count
@@ -104,16 +134,18 @@ def held_share(model: PreTrainedModel) -> float:
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     """The numbers of weights that multiply each target: of the head, and tied to embeddings."""
-    body = list(encoder_of(model).parameters())
+    # A tensor's hash is its identity.
+    inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
-        body += model.get_decoder().parameters()
-    inside = {id(weight) for weight in body}
-    outside = [weight for weight in model.parameters() if id(weight) not in inside]
-    own = sum(weight.numel() for weight in outside)
+        inside.update(model.get_decoder().parameters())
+    head = 0
+    for weight in model.parameters():
+        if weight not in inside:
+            head += weight.numel()
     output = model.get_output_embeddings()
-    if output is None or id(output.weight) not in inside:
-        return own, 0
-    return own, output.weight.numel()
+    if output is None or output.weight not in inside:
+        return head, 0
+    return head, output.weight.numel()
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:

@@ -251,7 +251,7 @@ class Noising(Masker):
         rates = self._rates.get(when)
         if rates is None:
             rates = Rates(self.ratio, *when, twice=self.visits == "complement")
-            # A table of quantiles costs more than a batch, and is no use after its step.
+            # A table of quantiles takes longer than a batch, so it is kept for its step only.
             self._rates = {when: rates}
         return rates
 

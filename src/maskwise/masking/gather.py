@@ -123,7 +123,7 @@ def require_rows(rows: object) -> None:
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a torch tensor."""
-    # Before torch is imported there are no tensors, so this need not import it.
+    # There are tensors only if torch is already imported, so it is not imported here.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

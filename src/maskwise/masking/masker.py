@@ -224,19 +224,16 @@ class Masker:
                 fill=self.fill,
                 min_targets=self.min_targets,
             )
+        low_P = np.zeros_like(ratio_P)
+        high_P = ratio_P
         if second:
-            return stretch(
-                units,
-                keys,
-                ratio_P,
-                np.ones_like(ratio_P),
-                may_fill=may_fill,
-            )
+            low_P = ratio_P
+            high_P = np.ones_like(ratio_P)
         return stretch(
             units,
             keys,
-            np.zeros_like(ratio_P),
-            ratio_P,
+            low_P,
+            high_P,
             may_fill=may_fill,
         )
 

@@ -1,7 +1,7 @@
 """Masking ratios: a number, a published curve over training, a distribution over rows, a function.
 
 A published curve is a function of the progress f = step / total steps. A distribution is a function
-of a uniform draw per piece (P,), so each piece has a ratio of its own. Both take their parameters
+of a uniform draw per piece (P,), so each piece has its own ratio. Both take their parameters
 after that first argument; ``published`` turns them into makers of ``Schedule``. To add one, write
 such a function. Recipes write ``linear(0.30, 0.15)``; Python ``schedules.linear(0.30, 0.15)``.
 
@@ -306,7 +306,7 @@ def piecewise(f: float, *points: float) -> float:
     at = points[::2]
     ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
-    if not paired or list(at) != sorted(at) or not all(0 <= value <= 1 for value in points):
+    if not paired or list(at) != sorted(at) or not 0 <= min(points) <= max(points) <= 1:
         raise MaskwiseError(
             "piecewise takes (share, ratio) pairs",
             got=points,
@@ -338,7 +338,7 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip another schedule, whose ratios are in 0 to 1 by themselves, to ``low`` … ``high``."""
+    """Clip another schedule, whose ratios are already in 0 to 1, to ``low`` … ``high``."""
     finite_number("low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
@@ -378,7 +378,7 @@ def mixture(draw_P: Array, *parts: float) -> Array:
     """Draw one of several ratios: ``mixture(0.15, 0.5, 0.5, 0.5)`` alternates ratio and share."""
     ratios = parts[::2]
     shares = parts[1::2]
-    if len(parts) % 2 or not parts or not all(0 <= ratio <= 1 for ratio in ratios):
+    if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
         raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
     if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
         raise MaskwiseError("shares of mixture", got=shares, allowed="≥ 0, one above 0")

@@ -32,7 +32,7 @@ from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, budgets
 from maskwise.segments import (
     counts_within,
     first_of,
@@ -103,17 +103,11 @@ def select(
             probabilities.
 
     """
-    tokens_P = units.tokens_P
-    wanted_P = ratio_P * tokens_P
-    # A piece with an expectation below half a target may have no target.
-    floor_P = np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
+    floor_P, budget_P = budgets(units.tokens_P, ratio_P, keys, min_targets)
     may_fill = fill == "random"
     if budget == "bernoulli":
         chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
         return Selection(units, chosen, ratio_P)
-    # Rounding by a draw keeps the expectation exact; nearest would bias short pieces.
-    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
-    budget_P = np.minimum(np.maximum(rounded_P, floor_P), tokens_P)
     if fill == "skip-row" and units.weight is not None:
         usable = units.length * (units.weight > 0)
         usable_P = np.bincount(units.piece, usable, len(budget_P))

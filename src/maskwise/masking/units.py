@@ -199,6 +199,19 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     return start, length, np.unique(start.searchsorted(barred, side="right") - 1)
 
 
+def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> tuple[Array, Array]:
+    """(P,) int64: the least budgets and the budgets, in tokens, of pieces with ``tokens_P`` tokens.
+
+    ``min_targets`` is the least budget while tokens × ratio ≥ 0.5; below, a piece may have no
+    target.
+    """
+    wanted_P = ratio_P * tokens_P
+    floor_P = np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
+    # Rounding by a draw keeps the expectation exact; nearest would bias short pieces.
+    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
+    return floor_P, np.minimum(np.maximum(rounded_P, floor_P), tokens_P)
+
+
 def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
     """(U,) the probability that a unit is masked at the rate of its piece, and its derivative.
 

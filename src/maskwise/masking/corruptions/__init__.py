@@ -122,8 +122,8 @@ class Infill(Moving):
     many empty spans and short others can grow; ``cut`` is their largest length: empty spans beyond
     it are left out.
 
-    Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order a [MASK] and what it
-        replaced, then [eos].
+    Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order, a [MASK] and the tokens
+        that it replaced, then [eos].
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 

@@ -128,7 +128,7 @@ class Line:
     def shown(
         self, input_ids: Array, labels: Array, label_lengths: Array | None = None
     ) -> Corrupted:
-        """Add the model inputs; an inserted token has those of the token after it."""
+        """Add the model inputs; an inserted token gets the inputs of the token after it."""
         extras = moved_extras(self.batch, self)
         text = self(self.batch.content, True)
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)

@@ -149,8 +149,10 @@ class Mixture(Policy):
 
     def _union(self, method: str) -> Names:
         """All names of the members without repetitions, in their order."""
-        names = [name for member in self.members for name in getattr(member, method)()]
-        return tuple(dict.fromkeys(names))
+        names: dict[str, None] = {}
+        for member in self.members:
+            names |= dict.fromkeys(getattr(member, method)())
+        return tuple(names)
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         ratios = [member.ratios(ratio_P, keys, moment) for member in self.members]
@@ -165,13 +167,13 @@ class Mixture(Policy):
             side="right",
         )
 
-    def current(self, moment: Moment) -> list[float]:
-        """The members' shares at this step; they sum to 1."""
+    def current(self, moment: Moment) -> Array:
+        """(members,) float64: the members' shares at this step; they sum to 1."""
         shares = [share(moment.step, moment.total_steps) for share in self.shares]
         total = sum(shares)
         if not total:
             raise MaskwiseError("policy mixture: all shares are 0", got=f"step {moment.step}")
-        return [share / total for share in shares]
+        return np.array(shares) / total
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         drawn_P = self.drawn(keys, moment)

@@ -283,8 +283,8 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 class Learned(Policy):
     """A policy made by ``maskwise learn``: weighted words, or spans of its choice.
 
-    Without a folder it is the policy that a run of a study learns before it trains, as the recipe's
-    ``learning`` says.
+    Without a folder it is the policy that a run of a study learns before it trains, as described by
+    the recipe's ``learning``.
 
     Selects: ``weights``: words, by weighted sampling without replacement up to any budget,
         sharpened by ``power``. With ``explore``, the policy draws only ⌈(1 − explore) × ratio ×
@@ -341,10 +341,12 @@ class Learned(Policy):
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         missing = [name for name in self.layers() if name not in batch.layers]
         if missing and missing != ["word_ids"]:
-            what = f"the layer {missing[0]!r} of policy learned is missing"
-            got = f"layers {sorted(batch.layers)}"
             call = f"maskwise.encode(tokenizer, texts, layers={[*self.annotators()]})"
-            raise MaskwiseError(what, got=got, do=f"make the rows with {call}")
+            raise MaskwiseError(
+                f"the layer {missing[0]!r} of policy learned is missing",
+                got=f"layers {sorted(batch.layers)}",
+                do=f"make the rows with {call}",
+            )
         if self.take == "weights":
             units = Weighted(self.layer, "word", self.power).cut(batch, keys, moment)
             return self._split_budget(units, keys, moment) if self.explore else units

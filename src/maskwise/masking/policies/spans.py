@@ -13,7 +13,7 @@ from maskwise.errors import MaskwiseError, finite_number, require_known, whole_n
 from maskwise.keys import Array, Keys, Purpose, below
 from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
-from maskwise.masking.units import Units, find_runs
+from maskwise.masking.units import Units, budgets, find_runs
 from maskwise.segments import (
     changes,
     first_within,
@@ -253,7 +253,7 @@ class Ul2(Policy):
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Mean spans and ratios of the pieces, both (P,) float64."""
-        # A mixture already uses the piece's draw at its own index, so take another one: −1.
+        # A mixture already uses the draw of ``per_piece``, so this draw has the index −1.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         table = np.array(self.denoisers, np.float64)
         mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
@@ -267,15 +267,6 @@ class Ul2(Policy):
         return noise_units(batch, keys, moment, mean_P)
 
 
-def noise_tokens(batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Array:
-    """(P,) int64: the budget, rounded as ``select`` rounds it, so that the noise uses all of it."""
-    assert moment.ratio is not None, "the masker gives ratios"
-    wanted_P = batch.eligible_P * moment.ratio
-    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
-    least_P = np.minimum(batch.eligible_P, moment.min_targets) * (wanted_P >= 0.5)
-    return np.maximum(np.minimum(rounded_P, batch.eligible_P), least_P)
-
-
 def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array | float) -> Units:
     """Cut pieces into spans of noise, as long as the budget, and gaps, which are units of weight 0.
 
@@ -285,15 +276,17 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
         moment: has the ratios.
         mean_P: the mean length of the spans of each piece; 0: one span at its end.
     """
-    noise_P = noise_tokens(batch, keys, moment)
+    assert moment.ratio is not None, "the masker gives ratios"
+    total_P = batch.eligible_P
+    # The same budget as in ``select``, so that the noise uses all of it.
+    _, noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
     # A span for every ``mean`` tokens, at least one, and at most what noise and gaps allow.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
-    total_P = batch.eligible_P
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
     noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
-    # The draws of the gaps follow those of the noise, which has noise − 1 inner positions.
+    # The draws for the gaps have the indices after the noise − 1 draws for the noise.
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
     # Around the ring: gap 0, noise 0, gap 1, noise 1, …; row s of ``ends`` has the ends of gap s
     # and noise s, counted from the start of the ring.
