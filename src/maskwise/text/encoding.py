@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.segments import Array
+from maskwise.segments import Array, owners
 from maskwise.text.esm import fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
+    CodePoints,
     Ints,
     codes_of,
     flat_offsets,
@@ -116,24 +116,24 @@ def encode(
     special = np.concatenate(added) | written
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     # Words are numbered within each text.
-    text_of_token = np.repeat(np.arange(len(texts)), lengths)
     numbers = columns["word_ids"]
-    words = np.where(numbers < 0, -1, numbers + (text_of_token << 32))
+    words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
     _warn_of_letters(all_tokens[~special], words[~special], tokenizer.unk_token_id)
     ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):
         dropped = _dropped(added[n], max_length)
         part = slice(ends[n] - lengths[n], ends[n])
-        layers_of_row = {layer: values[part] for layer, values in columns.items()}
-        layers_of_row["word_ids"] = _without_cut_word(layers_of_row["word_ids"], dropped)
         row_ids = np.delete(tokens[n], dropped)
         row = {
             "input_ids": row_ids.tolist(),
             "attention_mask": [1] * len(row_ids),
             "example_id": name,
         }
-        for layer, values in layers_of_row.items():
+        for layer, column in columns.items():
+            values = column[part]
+            if layer == "word_ids":
+                values = _without_cut_word(values, dropped)
             row[layer] = np.delete(values, dropped).tolist()
         rows.append(row)
     return rows
@@ -311,7 +311,8 @@ def annotate_rows(
         )
     columns = {name: values for name, values in batch.items() if name != text_field}
     for name in names:
-        columns[name] = made[0][name] if alone else [row[name] for row in made]
+        values = [row[name] for row in made]
+        columns[name] = values[0] if alone else values
     return columns
 
 
@@ -366,19 +367,17 @@ class _Surfaces:
         # The byte order is fixed, because masks depend on names and must not vary by machine.
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
         name = int.from_bytes(digest, "little") >> 1
-        tokens: list[int] = ids.tolist()
         parts = []
-        for token in tokens:
+        for token in ids.tolist():
             if token not in self.known:
                 self.known[token] = self._bytes(token)
             parts.append(self.known[token])
-        special = np.array([token in self.special for token in tokens], dtype=bool)
+        special = np.isin(ids, [*self.special])
         # A row may begin inside a character; its remaining bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
-        lengths = np.array([len(tokens)])
-        columns = annotated(annotators, [text], offsets, lengths, special=special)
+        columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
         row: dict[str, object] = {"example_id": name}
         for layer, values in columns.items():
             row[layer] = values.tolist()
@@ -394,7 +393,7 @@ class _Surfaces:
         if self.bytes_by_char:
             # Added tokens of a byte-level tokenizer are plain text.
             if self.bytes_by_char.keys() >= set(name):
-                return bytes(self.bytes_by_char[char] for char in name)
+                return bytes(map(self.bytes_by_char.__getitem__, name))
             return name.encode()
         if self.prefix is not None:
             if name.startswith(self.prefix):
@@ -406,7 +405,7 @@ class _Surfaces:
         return name.replace("\u2581", " ").encode()
 
 
-def _offsets(codes: NDArray[np.uint32], sizes: Ints) -> Ints:
+def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
     """(L, 2) characters of each token, from all code points and the number of bytes per token."""
     # A character has one more byte in UTF-8 from each of these code points on.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)

@@ -37,17 +37,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.segments import changes, rank_within
-from maskwise.text.words import Flags, Ints, Placed, number_words, place_tokens
-
-if TYPE_CHECKING:
-    from maskwise.keys import Array
+from maskwise.segments import Array, changes, owners, rank_within
+from maskwise.text.words import Flags, Ints, Ints32, Placed, number_words, place_tokens
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -85,8 +81,8 @@ class CharSpans(NamedTuple):
         value: (S,) int16 codes or float32 weights; None if the layer has no values.
     """
 
-    start: NDArray[np.int32]
-    end: NDArray[np.int32]
+    start: Ints32
+    end: Ints32
     value: Array | None = None
 
     @classmethod
@@ -281,7 +277,7 @@ def align(
     found: Sequence[Mapping[str, CharSpans]],
     layers: Mapping[str, Layer],
     placed: Placed,
-    word_ids: NDArray[np.int32],
+    word_ids: Ints32,
 ) -> dict[str, Array]:
     """Map the spans of N texts to layers over their T tokens.
 
@@ -293,9 +289,8 @@ def align(
     Returns:
         Name → (T,), for each of `token_layers`.
     """
-    text = np.repeat(np.arange(len(found)), placed.lengths)
     # All tokens of a word get the tag of its first token.
-    opens = changes(word_ids, text) | (word_ids < 0)
+    opens = changes(word_ids, owners(placed.lengths)) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result = {}
     for name, layer in layers.items():
@@ -360,8 +355,12 @@ def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
 
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
     """Concatenate start, end and value of the spans of N texts, shifted by ``base`` (N,)."""
-    shift = np.repeat(base, [len(part.start) for part in parts])
-    start = np.concatenate([part.start for part in parts]) + shift
-    end = np.concatenate([part.end for part in parts]) + shift
-    values = [part.value for part in parts if part.value is not None]
-    return start, end, np.concatenate(values) if values else None
+    starts, ends, values = zip(*parts)
+    shift = np.repeat(base, list(map(len, starts)))
+    start = np.concatenate(starts) + shift
+    end = np.concatenate(ends) + shift
+    # Either all spans of a layer have values or none.
+    value = None
+    if values[0] is not None:
+        value = np.concatenate(values)
+    return start, end, value

@@ -110,7 +110,7 @@ def refuse_unreadable(path: Path) -> None:
         )
     # A bad byte becomes a lone surrogate, which `is_utf8` notices.
     text = head.decode("utf-8", "surrogateescape")
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = list(filter(str.strip, text.split("\n")))
     if len(head) == HEAD_BYTES:
         # The last line is cut, perhaps inside a character.
         lines = lines[:-1]
@@ -208,7 +208,7 @@ def _cells(
 ) -> Iterator[list[str]]:
     # A cell may hold a long document.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    lines = [line for line in _head(text) if line.strip()]
+    lines = list(filter(str.strip, _head(text)))
     single = sum(line.startswith("'") for line in lines)
     quote = '"'
     if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
@@ -234,8 +234,8 @@ def _head(text: str) -> list[str]:
 
 def _is_quoted(text: str) -> bool:
     """Tell whether nearly every row of a tab-separated table has a cell in quotation marks."""
-    lines = [line for line in _head(text)[1:] if line.strip()]
-    quoted = sum(bool(_QUOTED_CELL.search(line)) for line in lines)
+    lines = list(filter(str.strip, _head(text)[1:]))
+    quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
 
@@ -244,12 +244,12 @@ def _records(
 ) -> Iterator[Record]:
     names: list[str] = []
     for number, cells in enumerate(rows, start=1):
-        if not any(cell.strip() for cell in cells):
+        if not any(map(str.strip, cells)):
             continue
         if not header:
             yield {str(place): cell for place, cell in enumerate(cells, start=1)}
         elif not names:
-            names = _distinct([name.strip() for name in cells])
+            names = _distinct(map(str.strip, cells))
         elif len(cells) != len(names):
             raise MaskwiseError(
                 f"row {number} of {path} has {len(cells)} columns",
@@ -260,7 +260,7 @@ def _records(
             yield dict(zip(names, cells))
 
 
-def _distinct(names: list[str]) -> list[str]:
+def _distinct(names: Iterable[str]) -> list[str]:
     """Number columns that have the same name: a, a.1, a.2."""
     seen = Counter[str]()
     distinct = []

@@ -20,15 +20,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import Array, changes, sums_within
+from maskwise.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import digest
 from maskwise.text.readers import whole_name
-from maskwise.text.words import Ints, text_id
+from maskwise.text.words import Ints, Ints32, text_id
 
 # transformers takes two seconds to import, and reading documents does not need it.
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ class Tokens(NamedTuple):
     """
 
     document_id: str
-    input_ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32] | None
+    input_ids: Ints32
+    word_ids: Ints32 | None
     layers: Mapping[str, Array] = MappingProxyType({})
     source: int = 0
 
@@ -282,9 +281,8 @@ def _cut(
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
     total = int(lengths.sum())
-    owner_T = np.repeat(np.arange(len(window)), lengths)
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
-    opens = changes(words, owner_T)
+    opens = changes(words, owners(lengths))
     word_T = np.cumsum(opens) - 1
     # Half a word must not be masked, so words that are longer than a row are never masked.
     size_T = np.bincount(word_T)[word_T]
@@ -295,16 +293,20 @@ def _cut(
     # For each token, the last position at or before it where a piece may begin.
     border_T = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
     begins = []
-    owners = []
     example_ids = []
+    documents = []
+    sources = []
     start = 0
-    for owner, size in enumerate(lengths.tolist()):
+    for document, size in zip(window, lengths.tolist()):
         begin = start
         end = start + size
+        # Parts of a long document have its name, so that they stay on one side of a split.
+        whole = text_id(whole_name(document.document_id))
         while begin < end:
             begins.append(begin)
-            owners.append(owner)
-            example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
+            example_ids.append(text_id(f"{document.document_id}\0{begin - start}"))
+            documents.append(whole)
+            sources.append(document.source)
             if end - begin <= room:
                 break
             begin = int(border_T[begin + room])
@@ -312,8 +314,7 @@ def _cut(
     offsets = np.array([*begins, total], dtype=np.int64)
     if "word_ids" in columns:
         sizes = np.diff(offsets)
-        piece_T = np.repeat(np.arange(len(sizes)), sizes)
-        first_token_of_word = changes(words, piece_T) & (words >= 0)
+        first_token_of_word = changes(words, owners(sizes)) & (words >= 0)
         number_T = sums_within(first_token_of_word, sizes) - 1
         columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
 
@@ -324,14 +325,11 @@ def _cut(
     for reason, number in ((NO_TOKENS, without_tokens), (LONG_WORDS, long_words)):
         if number:
             counts[reason] += number
-    # Parts of a long document have its name, so that they stay on one side of a split.
-    names = [text_id(whole_name(document.document_id)) for document in window]
-    sources = [document.source for document in window]
     return {
         "offsets": offsets,
         "example_id": np.array(example_ids, dtype=np.int64),
-        "document": np.array(names, dtype=np.int64)[owners],
-        "source": np.array(sources, dtype=np.int16)[owners],
+        "document": np.array(documents, dtype=np.int64),
+        "source": np.array(sources, dtype=np.int16),
     }
 
 

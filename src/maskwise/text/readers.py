@@ -93,7 +93,10 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 def known_ending(path: Path) -> str | None:
     """Return the ending by which a file is read, if it has one."""
-    return next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
+    for ending in READERS:
+        if path.name.lower().endswith(ending):
+            return ending
+    return None
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
@@ -136,7 +139,7 @@ def text_per(path: Path) -> LineKind:
     if len(head) == HEAD_BYTES:
         lines = lines[:-1]
     # Blank lines separate blocks.
-    if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
+    if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
         return "block"
     small = sum(line.lstrip()[0].islower() for line in lines)
     ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.segments import Array, counts_within, framed, listed, offsets, sums_within
+from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
 from maskwise.text.pieces import (
     WINDOW_TOKENS,
     Frame,
@@ -226,7 +226,7 @@ class Rows:
             {name: column[tokens] for name, column in pieces.columns.items()},
             lengths,
             pieces.example_ids[piece],
-            np.repeat(np.arange(len(at)), count),
+            owners(count),
             pieces.length,
             pieces.frame,
             apart=self.layout != "joined",
@@ -369,8 +369,11 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
     """Concatenate the rows of several batches."""
     if len(batches) == 1:
         return batches[0]
-    counts = [int(batch.rows[-1]) + 1 for batch in batches]
-    before = np.cumsum([0, *counts[:-1]])
+    rows = []
+    before = 0
+    for batch in batches:
+        rows.append(batch.rows + before)
+        before = rows[-1][-1] + 1
     columns = {}
     for name in batches[0].columns:
         columns[name] = np.concatenate([batch.columns[name] for batch in batches])
@@ -378,5 +381,5 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
         columns=columns,
         lengths=np.concatenate([batch.lengths for batch in batches]),
         example_ids=np.concatenate([batch.example_ids for batch in batches]),
-        rows=np.concatenate([batch.rows + shift for batch, shift in zip(batches, before)]),
+        rows=np.concatenate(rows),
     )

@@ -277,8 +277,10 @@ class TokenizerSettings(BaseModel):
         tokenizer = train_tokenizer(
             texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k
         )
-        names = [f"<extra_id_{number}>" for number in range(self.sentinels)]
-        tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+        sentinels = []
+        for number in range(self.sentinels):
+            sentinels.append(AddedToken(f"<extra_id_{number}>", special=True))
+        tokenizer.add_tokens(sentinels)
         return tokenizer
 
 

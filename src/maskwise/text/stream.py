@@ -21,7 +21,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -300,20 +300,22 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-    shards: list[Shard]
+    shards: list[Shard] = []
     if path.exists():
-        shards = [FileShard(file, name, fields) for name, file in files_in(path, ENDINGS).items()]
+        for name, file in files_in(path, ENDINGS).items():
+            shards.append(FileShard(file, name, fields))
     else:
         # A pattern with several ** matches a file more than once.
-        matches = [Path(name) for name in dict.fromkeys(glob.glob(str(path), recursive=True))]
-        found = [file for file in matches if file.is_file()]
+        matches = dict.fromkeys(glob.glob(str(path), recursive=True))
+        found = list(filter(Path.is_file, map(Path, matches)))
         if not found:
             raise MaskwiseError(
                 f"corpus {source!r} does not exist, and no file matches it",
                 do="give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME",
             )
-        readable = [file for file in found if known_ending(file) in ENDINGS]
-        shards = [FileShard(file, file.name, fields) for file in readable]
+        for file in found:
+            if known_ending(file) in ENDINGS:
+                shards.append(FileShard(file, file.name, fields))
         rename_alike(shards)
         # Rows depend on the order of the shards.
         shards.sort(key=lambda shard: shard.name)
@@ -352,8 +354,7 @@ class BlockMaker:
     def __call__(self, chunk: Chunk) -> Rows | None:
         """Make the rows of a chunk; None if it has no text to train on."""
         # Held-out documents are dropped before tokenising, the slowest step.
-        documents = chunk.documents(self.fields)
-        kept = [document for document in documents if not self.holds_out(document)]
+        kept = filterfalse(self.holds_out, chunk.documents(self.fields))
         tokens = []
         for tokenised in tokenise(kept, self.tokenizer, layers=self.layers):
             if len(tokenised.input_ids):

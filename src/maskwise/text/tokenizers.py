@@ -32,7 +32,7 @@ from tokenizers import (
 )
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
-from maskwise.segments import rank_within
+from maskwise.segments import Array, rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.esm import fast_esm, is_esm
@@ -54,8 +54,6 @@ from maskwise.text.words import (
 if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-    from maskwise.keys import Array
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A vocabulary does not get better with more text, but takes more memory and time.
@@ -91,7 +89,7 @@ def load_tokenizer(
     where = find_start(name_or_path)
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+    if folder.is_dir() and not any(map(any, map(folder.glob, TOKENIZER_FILES))):
         raise MaskwiseError(
             f"there is no tokenizer in {str(name_or_path)!r}",
             do="give a folder that has a tokenizer too, or name a tokenizer",

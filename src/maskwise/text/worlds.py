@@ -239,7 +239,7 @@ class FactWorld(World):
     def persons(self) -> list[dict[str, str]]:
         """The name and the attributes of each person."""
         words = lexicon()
-        names = [f"{first} {last}" for first, last in product(words["first"], words["last"])]
+        names = list(map(" ".join, product(words["first"], words["last"])))
         # People and others are taken from the two ends of one order, so they share no name.
         self._draw("names").shuffle(names)
         if self.others:
@@ -271,7 +271,8 @@ class FactWorld(World):
                 for _ in range(self.fillers):
                     templates.append(draw.choice(sentences["fillers"]))
                 for _ in range(self.decoys):
-                    templates += [sentences["decoys"][attribute] for attribute in self.answers]
+                    for attribute in self.answers:
+                        templates.append(sentences["decoys"][attribute])
                 # The position of a sentence must not show which fact it is.
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
